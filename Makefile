@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two cores are the reference machine: one thread per process, parallelism comes from processes.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help install demo test test-fast test-slow bench lint format golden clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## create .venv with the pinned set
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## zoo, sweep with two Ray workers, report, export, re-score
+	$(BIN)/python -m experiments.demo
+
+lint: install  ## ruff and mypy (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint test-fast  ## ruff, mypy and the test suite
+
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-slow: install  ## kill schedules and other long tests
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+bench: install  ## performance figures as ratios inside one run
+	$(BIN)/python -m experiments.bench
+
+golden: install  ## rewrite the golden recommendations (an algorithm change: say so in CHANGELOG.md)
+	$(BIN)/python -m tests.golden.write
+
+format: install  ## format the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove runs and the zoo, keep .venv
+	rm -rf runs zoo

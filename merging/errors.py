@@ -1,0 +1,53 @@
+"""Every exception that the project raises on purpose.
+
+::
+
+    MergesearchError
+    ├── InputError            what the user gave is wrong (exit code 2)
+    │   ├── CheckpointError   a checkpoint is missing, damaged, or does not fit its base
+    │   ├── RecipeError       a recipe is malformed or does not fit its checkpoints
+    │   └── RunFolderError    a run folder is missing, locked, unwritable, or holds another study
+    ├── NonFiniteError        a merged tensor or a score holds NaN or infinity (an infeasible trial)
+    └── StudyFailedError      the study cannot go on (exit code 1)
+        └── ReplayError       the recorded trials do not follow from the study file and seed
+
+Messages are one line: what was expected, what was received, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class MergesearchError(Exception):
+    """Root of the tree; catching it catches everything the project raises on purpose."""
+
+
+class InputError(MergesearchError):
+    """Something the user gave is wrong; the message names the file, the key, the value and what is allowed."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, of a refused format, or does not fit its base."""
+
+
+class RecipeError(InputError):
+    """A recipe is malformed or does not fit the checkpoints that it names."""
+
+
+class RunFolderError(InputError):
+    """A run folder is missing, unwritable, held by another driver, or holds a different study."""
+
+
+class NonFiniteError(MergesearchError):
+    """A merged tensor or a score is NaN or infinite; ``where`` names it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} holds NaN or infinite values")
+        self.where = where
+
+
+class StudyFailedError(MergesearchError):
+    """The study cannot go on, for example after too many failures in a row."""
+
+
+class ReplayError(StudyFailedError):
+    """Replaying the trial log did not reproduce a recorded point."""

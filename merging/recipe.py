@@ -1,0 +1,124 @@
+"""The complete, frozen description of a merge; the only thing that travels to workers.
+
+A recipe is pure data: sources, operator with hyperparameters, coefficient field. ``digest`` identifies it.
+Reading the shorthand that people write by hand (``coefficients: 0.3``) needs the layout of the base and
+lives in :mod:`merging.recipe_file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from merging.errors import RecipeError
+from merging.field import Field
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint by name and location.
+
+    Attributes:
+        name: Short name used in tables, for example ``rotated``.
+        path: Local folder, ``.safetensors`` file, or ``org/name@revision``.
+        fingerprint: SHA-256 of the weights once they have been read, else empty.
+    """
+
+    name: str
+    path: str
+    fingerprint: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What counts for equality of merges: the content if it is known, else the location."""
+        return self.fingerprint or self.path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``merged = base + Σ_k field[k] · T_k(expert_k − base)`` with the operator's T_k.
+
+    Attributes:
+        base: The common base.
+        experts: Experts in order; their number need not equal ``field.directions`` for fused operators.
+        operator: Name in :data:`merging.operators.OPERATORS`.
+        hyperparameters: The operator's keyword arguments, sorted ``(name, value)`` pairs.
+        field: Coefficients over the flat index.
+        layout: Digest of the layout the field speaks of (empty for analytic problems without weights).
+    """
+
+    base: Source
+    experts: tuple[Source, ...]
+    operator: str
+    field: Field
+    hyperparameters: tuple[tuple[str, Any], ...] = ()
+    layout: str = ""
+
+    def with_field(self, field: Field) -> Recipe:
+        """The same merge with other coefficients."""
+        return replace(self, field=field)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Hyperparameters as keyword arguments."""
+        return dict(self.hyperparameters)
+
+    @property
+    def basis_key(self) -> str:
+        """Identity of the prepared basis: everything but the coefficients."""
+        data = [self.base.identity, [e.identity for e in self.experts], self.operator]
+        return _digest([*data, sorted(self.hyperparameters), self.layout])
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the merged model."""
+        return _digest([self.basis_key, self.field.compact().to_dict()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "format": FORMAT,
+            "base": _source_dict(self.base),
+            "experts": [_source_dict(expert) for expert in self.experts],
+            "operator": self.operator,
+            "hyperparameters": dict(self.hyperparameters),
+            "layout": self.layout,
+            "field": self.field.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            RecipeError: If a key is missing or unknown, or the format is newer than this version.
+        """
+        expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
+        if set(data) != expected:
+            odd = sorted(set(data) ^ expected)
+            raise RecipeError(f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}")
+        if data["format"] != FORMAT:
+            raise RecipeError(f"recipe: expected format {FORMAT}, received {data['format']!r}")
+        return cls(
+            base=Source(**data["base"]),
+            experts=tuple(Source(**expert) for expert in data["experts"]),
+            operator=data["operator"],
+            field=Field.from_dict(data["field"]),
+            hyperparameters=tuple(sorted(data["hyperparameters"].items())),
+            layout=data["layout"],
+        )
+
+
+def _source_dict(source: Source) -> dict[str, str]:
+    return {"name": source.name, "path": source.path, "fingerprint": source.fingerprint}
+
+
+def _digest(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

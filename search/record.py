@@ -1,0 +1,82 @@
+"""What the trial log holds of each trial, and of the final choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluators import Split
+from merging import Recipe
+from search.worker import Failure
+
+#: anchor: a known merge, measured before the search; search: asked by the strategy;
+#: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end.
+Kind = Literal["anchor", "search", "recommended"]
+State = Literal["running", "complete", "failed"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrialRecord:
+    """One trial as recorded.
+
+    Attributes:
+        number: Place in the log, from 0.
+        kind: Who proposed it.
+        name: Anchor's name (``base``, ``expert rotated``, ``average``, ...), else empty.
+        suggestion: The strategy's id of a search trial, else None.
+        point: Position in the space, float64 ``(dim,)``; None for an anchor that the space does not hold.
+        recipe: The merge itself.
+        tells_before: How many search trials had been told when this one was asked.
+        told: Place of a finished search trial in the order of tells, else None.
+        state: ``running`` until a result is recorded.
+        values: Objective name -> value in the user's direction, empty unless complete.
+        errors: Objective name -> standard error over items.
+        items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
+        seconds: Where the time went: ``merge``, ``evaluate``, ``overhead``.
+        failure: Why it failed, for failed trials.
+    """
+
+    number: int
+    kind: Kind
+    name: str
+    suggestion: int | None
+    point: npt.NDArray[np.float64] | None
+    recipe: Recipe
+    tells_before: int
+    told: int | None
+    state: State
+    values: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Values and standard errors of one trial on one split."""
+
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The honest choice: leaders re-evaluated on validation items, the winner reported once on test items.
+
+    Attributes:
+        winner: Number of the winning trial.
+        front: Numbers of the trials on the front (several objectives), by their search values.
+        leaders: Numbers of the trials that were re-evaluated.
+        scores: Split -> trial number -> score. ``validation`` holds the leaders and the anchors, ``test`` the winner
+            and the anchors.
+    """
+
+    winner: int
+    front: tuple[int, ...]
+    leaders: tuple[int, ...]
+    scores: Mapping[Split, Mapping[int, Score]]

@@ -39,13 +39,15 @@ class Field:
             )
         if boundaries[0] != 0 or np.any(np.diff(boundaries) <= 0):
             raise RecipeError("field: expected boundaries that start at 0 and strictly increase")
+        # One bit pattern for NaN, so that a digest survives any text format.
+        values = np.where(np.isnan(values), np.nan, values)
         for array in (boundaries, values):
             array.setflags(write=False)
         object.__setattr__(self, "boundaries", boundaries)
         object.__setattr__(self, "values", values)
 
     @classmethod
-    def constant(cls, size: int, coefficients: Sequence[float]) -> Field:
+    def constant(cls, size: int, coefficients: Sequence[float] | npt.NDArray[np.float64]) -> Field:
         """One segment over ``size`` positions with one coefficient per direction."""
         return cls(np.array([0, size]), np.asarray(coefficients, dtype=np.float64)[:, None])
 
@@ -85,7 +87,8 @@ class Field:
 
     def compact(self) -> Field:
         """The same function with equal neighbouring segments joined."""
-        same = np.all(self.values[:, 1:] == self.values[:, :-1], axis=0)
+        left, right = self.values[:, :-1], self.values[:, 1:]
+        same = np.all((left == right) | (np.isnan(left) & np.isnan(right)), axis=0)
         keep = np.concatenate(([True], ~same))
         return Field(np.append(self.boundaries[:-1][keep], self.size), self.values[:, keep])
 

@@ -66,7 +66,7 @@ class Layout:
         if not tensors:
             raise CheckpointError("expected at least one floating-point tensor to merge, received none")
         specs, start = [], 0
-        for name in sorted(tensors, key=natural_key):
+        for name in sorted(tensors, key=lambda name: (natural_key(name), name)):
             shape, dtype = tensors[name]
             if dtype not in FLOATING:
                 raise CheckpointError(f"tensor {name!r}: expected one of {sorted(FLOATING)}, received {dtype}")

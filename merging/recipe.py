@@ -78,7 +78,9 @@ class Recipe:
     @cached_property
     def digest(self) -> str:
         """Identity of the merged model."""
-        return _digest([self.basis_key, self.field.compact().to_dict()])
+        field = self.field.compact()
+        data = self.basis_key.encode() + field.boundaries.astype("<i8").tobytes() + field.values.astype("<f8").tobytes()
+        return hashlib.sha256(data).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""

@@ -38,6 +38,8 @@ class TrialRecord:
         items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
         seconds: Where the time went: ``merge``, ``evaluate``, ``overhead``.
         failure: Why it failed, for failed trials.
+        worker: Host and process that ran it.
+        finished: When the result was recorded, seconds since 1970; 0 while running.
     """
 
     number: int
@@ -54,14 +56,17 @@ class TrialRecord:
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: Failure | None = None
+    worker: str = ""
+    finished: float = 0.0
 
 
 @dataclass(frozen=True)
 class Score:
-    """Values and standard errors of one trial on one split."""
+    """Values, standard errors and per-item scores of one trial on one split."""
 
     values: Mapping[str, float]
     errors: Mapping[str, float]
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

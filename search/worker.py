@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
+import socket
+import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from evaluators import Measurement, Split
-from merging import Recipe
+from evaluators import Candidate, Measurement, Split
+from merging import NonFiniteError, Recipe
+
+if TYPE_CHECKING:
+    from merging.binding import MergedModel
 
 #: Why a trial has no values: weights or scores not finite; an exception; the worker died (twice).
 FailureKind = Literal["infeasible", "error", "lost"]
@@ -39,3 +48,90 @@ class Outcome:
     measurement: Measurement | None
     failure: Failure | None
     seconds: Mapping[str, float] = field(default_factory=dict)  # "merge", "evaluate", "overhead"
+    worker: str = ""  # host and process that ran it
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything a worker is built from; small, and travels once.
+
+    Attributes:
+        template: The study's recipe; its sources, operator and layout are those of every task.
+        evaluators: The ``evaluators`` section of the resolved study, with absolute paths.
+        arenas: Folder of the shared arena files of this host.
+        threads: Threads for merging and evaluation on CPU.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    template: Recipe
+    evaluators: tuple[Mapping[str, Any], ...]
+    arenas: str
+    threads: int = 1
+    device: str = "cpu"
+
+
+class Worker:
+    """A resident model and the evaluators; runs tasks one after the other.
+
+    Everything is re-attached from the spec, so a restarted worker is the same worker.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        from evaluators.spec import build_evaluator, parse_evaluators
+
+        self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path())
+        self._evaluator.open()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._names = [objective.name for objective in self._evaluator.objectives]
+        self._merged: MergedModel | None = None
+        if self._evaluator.model_class is not None:
+            self._merged = _resident_model(spec, self._evaluator.model_class)
+
+    def run(self, task: Task) -> Outcome:
+        """Combine, evaluate, measure. Never raises: what goes wrong becomes the outcome's failure."""
+        started = time.perf_counter()
+        seconds = {"merge": 0.0, "evaluate": 0.0}
+        measurement, failure = None, None
+        try:
+            model = self._combine(task.recipe, seconds)
+            before = time.perf_counter()
+            try:
+                measurement = self._evaluator.evaluate(Candidate(task.recipe, model), task.split)
+            finally:
+                seconds["evaluate"] = time.perf_counter() - before
+            self._check_finite(measurement)
+        except NonFiniteError as error:
+            measurement, failure = None, Failure("infeasible", str(error))
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            measurement, failure = None, Failure("error", text, traceback.format_exc())
+        seconds["overhead"] = time.perf_counter() - started - seconds["merge"] - seconds["evaluate"]
+        return Outcome(task.id, measurement, failure, seconds, self._name)
+
+    def _combine(self, recipe: Recipe, seconds: dict[str, float]) -> Any:
+        """The resident model with the recipe's weights, or None for problems without a model."""
+        if self._merged is None:
+            return None
+        before = time.perf_counter()
+        try:
+            self._merged.write(recipe.field)
+        finally:
+            seconds["merge"] = time.perf_counter() - before
+        return self._merged.model
+
+    def _check_finite(self, measurement: Measurement) -> None:
+        for name in self._names:
+            if not math.isfinite(measurement.values[name]):
+                raise NonFiniteError(f"objective {name!r}")
+
+
+def _resident_model(spec: WorkerSpec, model_class: str) -> MergedModel:
+    import torch
+
+    from merging.arena import open_arenas
+    from merging.binding import MergedModel, load_model
+
+    torch.set_num_threads(spec.threads)
+    arenas = open_arenas(spec.template, Path(spec.arenas))
+    model = load_model(spec.template.base.path, model_class)
+    return MergedModel(model, arenas, threads=spec.threads, device=spec.device)

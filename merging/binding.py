@@ -1,0 +1,260 @@
+"""A resident model whose parameters are views into one merged buffer: a trial writes the buffer, nothing else.
+
+Names differ: transformers 5 stores a ViT as ``vit.encoder.layer.0.attention.attention.query.weight`` and keeps it in
+memory as ``vit.layers.0.attention.q_proj.weight``. The map between the two is taken from transformers itself, by
+asking how it would save the model and seeing which memory each stored name then points to. Where saving copies
+(experts of a mixture, fused in memory), it is asked once more, about element numbers instead of weights.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import nn
+
+from merging.arena import Arenas
+from merging.checkpoint import Checkpoint
+from merging.errors import CheckpointError, InputError, MergesearchError, NonFiniteError
+from merging.field import Field
+from merging.kernels import combine
+from merging.kernels.torch_kernel import as_tensor
+from merging.layout import TensorSpec
+
+
+def load_model(source_path: str, model_class: str) -> nn.Module:
+    """The model of a checkpoint folder in evaluation mode, in its stored dtype (the widest, if there are several).
+
+    Never runs code from the folder and never reads pickles.
+
+    Args:
+        source_path: Folder or ``org/name@revision``, as for :meth:`Checkpoint.open`.
+        model_class: A ``transformers`` auto class, for example ``AutoModelForImageClassification``.
+
+    Raises:
+        InputError: If there is no such auto class.
+        CheckpointError: If the folder has no configuration, or lacks weights of the model (they would be random).
+    """
+    import transformers
+
+    auto = getattr(transformers, model_class, None)
+    if auto is None or not model_class.startswith("AutoModel") or not hasattr(auto, "from_pretrained"):
+        raise InputError(f"model class: expected a transformers auto class (AutoModel...), received {model_class!r}")
+    checkpoint = Checkpoint.open(source_path)
+    if checkpoint.folder is None or not checkpoint.config:
+        raise CheckpointError(f"{source_path}: expected a folder with config.json, received none; add the model's own")
+    dtype = _widest(dtype for _, dtype in checkpoint.merged.values())
+    with _no_progress_bar():
+        model, report = auto.from_pretrained(
+            str(checkpoint.folder),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{source_path}: expected every weight of {type(model).__name__}, missing {missing}; "
+            "choose the auto class that the checkpoint was trained with"
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+@dataclass(frozen=True, eq=False)
+class _Copied:
+    """A stored tensor that is no parameter of its own: a part of a fused one, or kept in another dtype."""
+
+    spec: TensorSpec
+    target: torch.Tensor
+
+
+class MergedModel:
+    """A model bound to one merged buffer.
+
+    Attributes:
+        model: The bound model. Its parameters change with every :meth:`write`; do not move or cast it.
+        layout: Places of the tensors in the buffer.
+        merged: The buffer ``(size,)`` in the common dtype of the base's tensors, else the widest of them.
+    """
+
+    def __init__(self, model: nn.Module, arenas: Arenas, *, threads: int = 1, device: str = "cpu") -> None:
+        """Bind ``model``, loaded from the base, to the layout of ``arenas``.
+
+        Args:
+            model: As :func:`load_model` gives it; its parameters are re-pointed.
+            arenas: Base and basis.
+            threads: CPU threads of :meth:`write`.
+            device: ``cpu`` reads the mapped arenas; elsewhere they are copied to the device.
+
+        Raises:
+            CheckpointError: If a stored tensor has no place in the model, or a parameter is not stored.
+        """
+        self.model = model.to(device)
+        self.layout, self._form, self._threads = arenas.layout, arenas.form, threads
+        self._base, self._basis = as_tensor(arenas.base).to(device), as_tensor(arenas.basis).to(device)
+        dtype = _widest(spec.dtype for spec in arenas.layout.tensors)
+        self.merged = torch.zeros(arenas.layout.size, dtype=dtype, device=device)
+        self._rounded = [s for s in arenas.layout.tensors if s.size and getattr(torch, s.dtype) != dtype]
+        self._bound: dict[str, tuple[torch.Tensor, TensorSpec]] = {}
+        self._copied: list[_Copied] = []
+        self._bind()
+
+    def write(self, field: Field) -> None:
+        """Merge with the coefficients of ``field`` into the model.
+
+        Raises:
+            RecipeError: If the field does not fit the arenas.
+            NonFiniteError: If a merged tensor holds NaN or infinity; the model is then of no use until the next write.
+            MergesearchError: If the model was moved or cast since it was bound.
+        """
+        self.check_binding()
+        with torch.no_grad():
+            combine(self._base, self._basis, field, self._form, self.merged, threads=self._threads)
+            for spec in self._rounded:
+                part = self._slice(spec)
+                part.copy_(part.to(getattr(torch, spec.dtype)))
+            for copied in self._copied:
+                copied.target.copy_(self._slice(copied.spec))
+            self._check_finite()
+
+    def check_binding(self) -> None:
+        """Check that every bound parameter still lies at its place in the buffer.
+
+        Raises:
+            MergesearchError: If one does not.
+        """
+        first, itemsize = self.merged.data_ptr(), self.merged.itemsize
+        for name, (tensor, spec) in self._bound.items():
+            if tensor.data_ptr() != first + spec.start * itemsize:
+                raise MergesearchError(
+                    f"parameter {name!r}: expected inside the merged buffer, received another address; "
+                    "do not move or cast a bound model, bind a new one"
+                )
+
+    def _slice(self, spec: TensorSpec) -> torch.Tensor:
+        return self.merged[spec.start : spec.stop].view(spec.shape)
+
+    def _bind(self) -> None:
+        held = dict(_held_tensors(self.model))
+        owners = sorted((tensor.data_ptr(), name) for name, tensor in held.items())
+        filled = dict.fromkeys(held, 0)
+        stored = _as_stored(self.model, held)
+        for spec in self.layout.tensors:
+            if spec.size == 0:
+                continue
+            place = stored.get(spec.name)
+            name = None if place is None else _owner(place, held, owners)
+            if place is None or name is None or tuple(place.shape) != spec.shape:
+                raise CheckpointError(
+                    f"tensor {spec.name!r}: expected a parameter of {type(self.model).__name__} of shape "
+                    f"{list(spec.shape)}, found none; choose the auto class that the checkpoint was trained with"
+                )
+            filled[name] += spec.size
+            if _memory(place) == _memory(held[name]) and place.dtype == self.merged.dtype:
+                self._bound[name] = (held[name], spec)
+            else:
+                self._copied.append(_Copied(spec, place))
+        _check_filled(self.model, held, filled)
+        for tensor, spec in self._bound.values():
+            tensor.data = self._slice(spec)
+
+    def _check_finite(self) -> None:
+        # One pass over everything; a sum may overflow though all terms are finite, so tensors are looked at only then.
+        if bool(torch.isfinite(self.merged.sum())):
+            return
+        for spec in self.layout.tensors:
+            if not bool(torch.isfinite(self._slice(spec)).all()):
+                raise NonFiniteError(f"tensor {spec.name!r}")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without the bar that transformers draws for every load: workers would interleave theirs with the study's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _widest(names: Iterable[str]) -> torch.dtype:
+    dtypes: list[torch.dtype] = [getattr(torch, name) for name in sorted(set(names))]
+    return reduce(torch.promote_types, dtypes)
+
+
+def _held_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every distinct floating parameter and stored buffer of the model."""
+    seen: set[object] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and tensor.numel() and _memory(tensor) not in seen:
+            seen.add(_memory(tensor))
+            yield name, tensor
+
+
+def _memory(tensor: torch.Tensor) -> object:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def _as_stored(model: nn.Module, held: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stored name -> the memory of the model that ``save_pretrained`` would write under it, wherever there is one."""
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state: dict[str, torch.Tensor] = model.state_dict()
+    if not isinstance(model, PreTrainedModel):
+        return state
+    stored = dict(revert_weight_conversion(model, state))
+    renamed = {_memory(tensor) for tensor in stored.values()}
+    for name, tensor in held.items():
+        if _memory(tensor) not in renamed:
+            numbers = torch.arange(tensor.numel()).view(tensor.shape)
+            for key, elements in revert_weight_conversion(model, {name: numbers}).items():
+                part = _part(tensor.detach(), elements)
+                if part is not None:
+                    stored[key] = part
+    return stored
+
+
+def _part(tensor: torch.Tensor, elements: torch.Tensor) -> torch.Tensor | None:
+    """The view of a contiguous ``tensor`` that holds the elements of these numbers, if they are evenly spaced."""
+    first = int(elements.flatten()[0])
+    strides, expected = [], torch.tensor(first)
+    for dim, size in enumerate(elements.shape):
+        stride = int(elements.select(dim, 1).flatten()[0]) - first if size > 1 else 0
+        steps = torch.arange(size) * stride
+        expected = expected.unsqueeze(-1) + steps
+        strides.append(stride)
+    if not torch.equal(expected.view(elements.shape), elements):
+        return None
+    return tensor.as_strided(elements.shape, strides, tensor.storage_offset() + first)
+
+
+def _owner(place: torch.Tensor, held: Mapping[str, torch.Tensor], owners: Sequence[tuple[int, str]]) -> str | None:
+    """Name of the parameter that ``place`` is or is a part of, None for a copy; ``owners`` are sorted by address."""
+    at = bisect_right(owners, place.data_ptr(), key=lambda owner: owner[0]) - 1
+    if at < 0:
+        return None
+    start, name = owners[at]
+    return name if place.data_ptr() < start + held[name].nbytes else None
+
+
+def _check_filled(model: nn.Module, held: Mapping[str, torch.Tensor], filled: Mapping[str, int]) -> None:
+    """Every parameter must come from the checkpoint; buffers may be constants that a merge leaves alone."""
+    parameters = {_memory(parameter) for parameter in model.parameters()}
+    for name, tensor in held.items():
+        if _memory(tensor) in parameters and filled[name] != tensor.numel():
+            raise CheckpointError(
+                f"parameter {name!r} of {type(model).__name__}: expected in the checkpoint, found "
+                f"{filled[name]} of {tensor.numel()} values; choose the auto class that the checkpoint was trained with"
+            )

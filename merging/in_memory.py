@@ -1,0 +1,167 @@
+"""Merging without arenas: state dicts in memory, or any tensor source, one tensor at a time.
+
+Bit for bit what an arena gives: the same rows, accumulated in the same precision, rounded once to the base's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from merging.errors import CheckpointError, RecipeError
+from merging.field import Field
+from merging.kernels import accumulation_dtype, combine
+from merging.layout import Layout
+from merging.operators import Operator, TensorSource, get_operator
+
+StateDict = Mapping[str, torch.Tensor]
+Coefficients = float | Sequence[float] | Field | None
+
+
+def merge(
+    base: StateDict,
+    experts: Sequence[StateDict] | Mapping[str, StateDict],
+    *,
+    operator: str = "task_arithmetic",
+    coefficients: Coefficients = None,
+    **hyperparameters: Any,
+) -> dict[str, torch.Tensor]:
+    """Merge state dicts into a new one, in the order, dtypes and devices of the base.
+
+    Floating tensors are merged; integers and booleans are copied from the base. Tensors that share their memory in
+    the base (tied weights) are merged once and share their memory in the result. Inputs are not modified.
+
+    Args:
+        base: Name -> tensor.
+        experts: State dicts with the names and shapes of the base, in order, or by name.
+        operator: A name in :data:`merging.operators.OPERATORS`.
+        coefficients: One number for all directions, one per direction, or a :class:`Field` over the flat index of
+            the floating tensors (:meth:`Layout.build`); None takes the operator's default.
+        **hyperparameters: The operator's own.
+
+    Raises:
+        CheckpointError: If an expert has other names, shapes or kinds of tensors, or unties what the base ties.
+        RecipeError: If the operator, a hyperparameter or the coefficients are not what they should be.
+    """
+    states = list(experts.values() if isinstance(experts, Mapping) else experts)
+    labels = [str(name) for name in experts] if isinstance(experts, Mapping) else [str(i) for i in range(len(states))]
+    if not states:
+        raise RecipeError("merge: expected at least one expert, received none")
+    kept = _tied_names(base)
+    for label, state in zip(labels, states, strict=True):
+        _check_expert(label, state, base, kept)
+    layout = Layout.build(
+        {name: (tuple(t.shape), _dtype_name(t)) for name, t in base.items() if kept[name] == name and _is_merged(t)}
+    )
+    field = _field(coefficients, get_operator(operator), len(states), layout)
+    sources = [_MappingSource(state) for state in states]
+    merged = dict(merge_stream(_MappingSource(base), sources, operator, hyperparameters, field, layout))
+    copied = {name: t.detach().clone() for name, t in base.items() if kept[name] == name and name not in merged}
+    return {name: (merged | copied)[kept[name]] for name in base}
+
+
+def merge_stream(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    operator: str,
+    options: Mapping[str, Any],
+    field: Field,
+    layout: Layout,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Merge the tensors of ``layout`` one at a time, in its order: (name, merged tensor in the base's dtype).
+
+    Holds no more than one tensor of each source, in the accumulation dtype.
+
+    Raises:
+        RecipeError: If the operator or an option is unknown, or the field does not fit layout and experts.
+    """
+    chosen = get_operator(operator)
+    basis = chosen.prepare(base, experts, **chosen.check_options(options))
+    if field.size != layout.size or field.directions != basis.directions:
+        raise RecipeError(
+            f"field: expected {basis.directions} directions over {layout.size} positions, "
+            f"received {field.directions} over {field.size}"
+        )
+    wide = getattr(torch, accumulation_dtype(layout))
+    for spec in layout.tensors:
+        tensor = base.read(spec.name)
+        if spec.size == 0:
+            yield spec.name, tensor.detach().clone()
+            continue
+        rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
+        out = torch.empty(spec.size, dtype=wide, device=tensor.device)
+        part = field.restrict(spec.start, spec.stop)
+        combine(tensor.detach().to(wide).reshape(-1), rows, part, basis.form, out)
+        yield spec.name, out.view(spec.shape).to(getattr(torch, spec.dtype))
+
+
+@dataclass(frozen=True)
+class _MappingSource:
+    """A state dict as a :class:`TensorSource`."""
+
+    tensors: StateDict
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self.tensors)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.tensors[name].detach()
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_merged(tensor: torch.Tensor) -> bool:
+    # Complex and 8-bit floats count, so that the layout refuses them rather than copying them silently.
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _tied_names(state: StateDict) -> dict[str, str]:
+    """Every name -> the first name of the same memory seen in the same way."""
+    first: dict[object, str] = {}
+    return {name: first.setdefault(_memory(name, tensor), name) for name, tensor in state.items()}
+
+
+def _memory(name: str, tensor: torch.Tensor) -> object:
+    if tensor.numel() == 0:
+        return name  # empty tensors all lie at address 0
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _check_expert(label: str, state: StateDict, base: StateDict, kept: Mapping[str, str]) -> None:
+    missing, extra = sorted(set(base) - set(state)), sorted(set(state) - set(base))
+    if missing or extra:
+        raise CheckpointError(
+            f"expert {label}: expected the names of the base, missing {missing}, extra {extra}; "
+            "merge models of one architecture"
+        )
+    for name, tensor in base.items():
+        other = state[name]
+        if other.shape != tensor.shape or _is_merged(other) != _is_merged(tensor):
+            ours, theirs = (f"{_dtype_name(t)} {tuple(t.shape)}" for t in (tensor, other))
+            raise CheckpointError(f"expert {label}: tensor {name!r}: expected {ours} as in the base, received {theirs}")
+        if kept[name] != name and not _same_values(other, state[kept[name]]):
+            raise CheckpointError(
+                f"expert {label}: expected {name!r} equal to {kept[name]!r}, tied in the base, received other values; "
+                "untie them in the base (clone) to merge them apart"
+            )
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+
+
+def _field(coefficients: Coefficients, operator: Operator, experts: int, layout: Layout) -> Field:
+    if isinstance(coefficients, Field):
+        return coefficients
+    directions = operator.directions(experts)
+    chosen = operator.default(experts) if coefficients is None else coefficients
+    values = [float(value) for value in chosen] if isinstance(chosen, Iterable) else [float(chosen)] * directions
+    if len(values) != directions:
+        raise RecipeError(f"coefficients: expected one number or {directions}, received {len(values)}")
+    return Field.constant(layout.size, values)

@@ -1,0 +1,79 @@
+"""``combine`` in blocked torch: any floating dtype, any device.
+
+Blocks keep the running sum in the cache on a CPU; on an accelerator they bound the scratch memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+#: Elements per block: 1 MB of fp32, a second-level cache; an accelerator needs long launches instead.
+CPU_BLOCK = 1 << 18
+ACCELERATOR_BLOCK = 1 << 24
+
+Array = npt.NDArray[Any] | torch.Tensor
+
+
+def combine(
+    terms: Sequence[Array], weights: npt.NDArray[Any], boundaries: npt.NDArray[np.int64], out: Array, threads: int
+) -> None:
+    """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``."""
+    tensors, target = [as_tensor(term) for term in terms], as_tensor(out)
+    block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
+    wide = torch.float64 if weights.dtype == np.float64 else torch.float32
+    scratch = torch.empty((2, min(block, target.numel())), dtype=wide, device=target.device)
+    with torch.no_grad(), _torch_threads(threads):
+        for segment, column in enumerate(weights.T.tolist()):
+            used = [(tensor, weight) for tensor, weight in zip(tensors, column, strict=True) if weight != 0]
+            end = int(boundaries[segment + 1])
+            for start in range(int(boundaries[segment]), end, block):
+                stop = min(start + block, end)
+                blocks = [(tensor[start:stop], weight) for tensor, weight in used]
+                _sum_block(blocks, target[start:stop], scratch[:, : stop - start])
+
+
+def _sum_block(terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, scratch: torch.Tensor) -> None:
+    """Weighted sum of a block, accumulated in the dtype of ``scratch`` ``(2, block)``, rounded once to ``out``'s."""
+    total = out if out.dtype == scratch.dtype else scratch[0]
+    if not terms:
+        total.zero_()
+    for place, (tensor, weight) in enumerate(terms):
+        scaled = scratch[1] if place else total
+        if tensor.dtype == scaled.dtype:
+            torch.mul(tensor, weight, out=scaled)
+        else:
+            scaled.copy_(tensor).mul_(weight)
+        if place:
+            total.add_(scaled)  # a separate addition: add_(alpha=weight) may fuse and round once instead of twice
+    if total is not out:
+        out.copy_(total)
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """The array as a detached tensor that shares its memory; read-only memmaps included."""
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Torch with ``threads`` CPU threads inside the block, its own number afterwards."""
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,53 @@
+"""Weight averaging, or "model soup".
+
+Wortsman 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+inference time". Here with the base as one more ingredient, (1 − Σ c_k) base + Σ c_k expert_k: uniform coefficients
+1/K leave the base out, and every expert is reached bit for bit, which base + difference cannot promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from merging.operators.base import Basis, Operator, TensorSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
+    """The experts themselves, as rows of an interpolation."""
+
+    def rows(name: str) -> list[torch.Tensor]:
+        import torch
+
+        like = base.read(name)
+        tensors = [expert.read(name).to(like.device) for expert in experts]
+        return [tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32) for tensor in tensors]
+
+    return Basis("interpolation", len(experts), rows)
+
+
+AVERAGE = Operator(
+    name="average",
+    prepare=prepare,
+    summary="weighted average of the experts, the base taking what is left of 1",
+    paper="Wortsman 2022, Model soups",
+    scope="E",
+    identities=frozenset(
+        {
+            "base_at_zero",
+            "expert_at_one_hot",
+            "single_expert",
+            "identical_experts",
+            "permutation",
+            "linearity",
+            "homogeneity",
+            "zero_vector",
+        }
+    ),
+    default=lambda experts: 1.0 / experts,
+    bounds=lambda _experts: (0.0, 1.0),
+    directions=lambda experts: experts,
+)

@@ -1,0 +1,236 @@
+"""Recipes on disk: the exact form, and the shorthand that people write by hand.
+
+The shorthand names checkpoints and says coefficients per expert and, if wanted, per tensor-name pattern::
+
+    base: zoo/base
+    experts: {rotated: zoo/rotated, mirrored: zoo/mirrored}
+    operator: task_arithmetic
+    coefficients:
+      default: 0.3
+      '.*\\.layer\\.0\\..*': [0.1, 0.5]     # one number for all experts, or one each
+
+Patterns must match the whole tensor name; the first that does decides. Without coefficients, the operator's default
+holds. Hyperparameters of the operator go under ``hyperparameters``. Relative paths start at the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from merging.checkpoint import Checkpoint, is_hub_name, short_name
+from merging.errors import RecipeError
+from merging.field import Field
+from merging.layout import Layout
+from merging.preflight import layout_of
+from merging.recipe import Recipe, Source
+
+_KEYS = ("base", "experts", "operator", "hyperparameters", "coefficients")
+_REQUIRED = ("base", "experts", "operator")
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe in its exact form (as :meth:`Recipe.to_dict` writes it) or in the shorthand.
+
+    The shorthand opens the base's headers to resolve patterns; no weight is read.
+
+    Raises:
+        RecipeError: If the file is missing or malformed, or does not fit the base.
+        CheckpointError: If the base of a shorthand recipe cannot be opened.
+    """
+    data = _read(path)
+    try:
+        if "format" in data or "field" in data:
+            return located(Recipe.from_dict(data), path.parent)
+        return _from_shorthand(data, path.parent)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{path}: expected a recipe as `mergesearch export` writes it, received: {error}") from error
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the exact form as YAML or JSON, by the suffix, in one step: readers see the old file or the new one.
+
+    Raises:
+        RecipeError: If the suffix is neither, or the folder cannot be written.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise RecipeError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, received {path.suffix!r}")
+    data = located(recipe, Path.cwd()).to_dict()
+    text = json.dumps(data, indent=1) if path.suffix == ".json" else _yaml_text(data)
+    try:
+        _write_atomically(path, text)
+    except OSError as error:
+        raise RecipeError(f"{path}: expected a writable place, received: {error.strerror}") from error
+
+
+def _yaml_text(data: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"{path}: expected a readable recipe file, received: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path}: expected YAML or JSON, received something else: {reason}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected keys {', '.join(_KEYS)}, received {type(data).__name__}")
+    return data
+
+
+def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
+    from merging.operators import get_operator
+
+    _check_keys(data)
+    base = _source("base", data["base"], "", folder)
+    experts = _experts(data["experts"], folder)
+    operator = get_operator(_text("operator", data["operator"]))
+    options = data.get("hyperparameters") or {}
+    if not isinstance(options, dict):
+        raise RecipeError(f"hyperparameters: expected a mapping, received {options!r}")
+    options = operator.check_options(options)
+    coefficients = data.get("coefficients", operator.default(len(experts)))
+    layout = layout_of(Checkpoint.open(base.path, base.name))
+    return Recipe(
+        base=base,
+        experts=experts,
+        operator=data["operator"],
+        field=_field(coefficients, layout, operator.directions(len(experts))),
+        hyperparameters=tuple(sorted(options.items())),
+        layout=layout.digest,
+    )
+
+
+def _check_keys(data: Mapping[str, Any]) -> None:
+    unknown = [str(key) for key in data if key not in _KEYS]
+    if unknown:
+        raise RecipeError(f"unknown key {', '.join(map(repr, unknown))}; known keys are {', '.join(_KEYS)}")
+    missing = [key for key in _REQUIRED if key not in data]
+    if missing:
+        raise RecipeError(f"missing key {', '.join(map(repr, missing))}; known keys are {', '.join(_KEYS)}")
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"{key}: expected text, received {value!r}")
+    return value
+
+
+def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
+    if isinstance(value, list):
+        sources = [_source(f"experts[{i}]", path, "", folder) for i, path in enumerate(value)]
+    elif isinstance(value, dict):
+        sources = [_source(f"experts.{name}", path, str(name), folder) for name, path in value.items()]
+    else:
+        raise RecipeError(f"experts: expected a list of paths or a mapping of name to path, received {value!r}")
+    if not sources:
+        raise RecipeError("experts: expected at least one, received none")
+    names = [source.name for source in sources]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(
+            f"experts: expected different names, received {twice!r} twice; write `experts: {{name: path}}`"
+        )
+    return tuple(sources)
+
+
+def _source(key: str, path: Any, name: str, folder: Path) -> Source:
+    local = folder / Path(_text(key, path)).expanduser()
+    place = path if is_hub_name(path) and not local.exists() else os.path.abspath(local)
+    return Source(name or short_name(place), place)
+
+
+def located(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with local paths, which start at ``folder``, in full; hub names stay as they are."""
+    base, *experts = (_absolute(source, folder) for source in (recipe.base, *recipe.experts))
+    return replace(recipe, base=base, experts=tuple(experts))
+
+
+def _absolute(source: Source, folder: Path) -> Source:
+    local = folder / Path(source.path).expanduser()
+    # Analytic problems name sources that are no files at all.
+    return replace(source, path=os.path.abspath(local)) if source.path and local.exists() else source
+
+
+def _field(value: Any, layout: Layout, directions: int) -> Field:
+    if not isinstance(value, dict):
+        return Field.constant(layout.size, _coefficients("coefficients", value, directions))
+    rules = [(str(key), _coefficients(f"coefficients.{key}", v, directions)) for key, v in value.items()]
+    default = next((row for key, row in rules if key == "default"), None)
+    patterns = [(_compiled(key), row) for key, row in rules if key != "default"]
+    for pattern, _ in patterns:
+        if not any(pattern.fullmatch(name) for name in layout.names):
+            raise RecipeError(f"coefficients.{pattern.pattern}: matches no tensor; there are {_some(layout.names)}")
+    return _tensor_field(layout, [_row_of(name, patterns, default) for name in layout.names])
+
+
+def _row_of(
+    name: str, patterns: Sequence[tuple[re.Pattern[str], list[float]]], default: list[float] | None
+) -> list[float]:
+    row = next((row for pattern, row in patterns if pattern.fullmatch(name)), default)
+    if row is None:
+        raise RecipeError(f"coefficients: no pattern matches tensor {name!r}; add `default: NUMBER` or another pattern")
+    return row
+
+
+def _tensor_field(layout: Layout, rows: Sequence[list[float]]) -> Field:
+    # An empty tensor owns no position, so it cannot start a segment.
+    pairs = [(spec.start, row) for spec, row in zip(layout.tensors, rows, strict=True) if spec.size]
+    boundaries = [start for start, _ in pairs] + [layout.size]
+    return Field(np.array(boundaries), np.array([row for _, row in pairs]).T).compact()
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(f"coefficients.{pattern}: expected a regular expression, received: {error}") from error
+
+
+def _coefficients(key: str, value: Any, directions: int) -> list[float]:
+    numbers = value if isinstance(value, list) else [value] * directions
+    if len(numbers) != directions:
+        raise RecipeError(f"{key}: expected one number or a list of {directions}, received a list of {len(numbers)}")
+    return [_number(key, number) for number in numbers]
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        # YAML 1.1 reads 1e-3 as text; it can only have been meant as a number.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RecipeError(f"{key}: expected a finite number, received {value!r}")
+    return number
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,5 @@
+"""``python -m search`` is ``mergesearch``."""
+
+from search.cli import main
+
+main()

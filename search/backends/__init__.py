@@ -1,0 +1,44 @@
+"""Where trials run: one contract, two members.
+
+``inline`` is the real thing in one process: original tracebacks, no start-up. ``ray`` keeps workers on the
+cores and GPUs of a machine or cluster busy. ``tests/contracts/test_backends.py`` runs both through the contract.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from search.study_file import WorkersSection
+from search.worker import Outcome, Task, WorkerSpec
+
+
+class Backend(Protocol):
+    """Runs tasks; hands outcomes back in finishing order."""
+
+    #: How many tasks to keep submitted at a time.
+    slots: int
+
+    def submit(self, task: Task) -> None:
+        """Accept a task; returns at once."""
+
+    def wait(self) -> list[Outcome]:
+        """Block until at least one submitted task is finished; each outcome is handed out once."""
+
+    def close(self) -> None:
+        """Stop all workers and release everything, whatever is in flight."""
+
+
+def open_backend(section: WorkersSection, spec: WorkerSpec) -> Backend:
+    """Start the workers that the study asks for.
+
+    Raises:
+        InputError: If the cluster does not have what is asked for.
+        StudyFailedError: If a worker cannot be built.
+    """
+    if section.backend == "inline":
+        from search.backends.inline import Inline
+
+        return Inline(spec)
+    from search.backends.ray_pool import RayPool
+
+    return RayPool(section, spec)

@@ -1,0 +1,284 @@
+"""The command line. Imports what a verb needs inside the verb: help must answer at once.
+
+Exit codes: 0 done, 1 the study failed, 2 the input is wrong, 130 interrupted (resumable).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from search.run import Run
+
+app = typer.Typer(
+    name="mergesearch",
+    help="Finds good coefficients for merging fine-tuned models, by search rather than by hand.",
+    epilog="Start with: mergesearch check study.yaml && mergesearch run study.yaml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, for example runs/digits.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file, for example budget.trials=50."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write the model to.")]
+
+
+class Style(StrEnum):
+    """How progress is shown."""
+
+    auto = "auto"
+    rich = "rich"
+    plain = "plain"
+    json = "json"
+    quiet = "quiet"
+
+
+class Listing(StrEnum):
+    """What ``ls`` lists."""
+
+    strategies = "strategies"
+    operators = "operators"
+    evaluators = "evaluators"
+    runs = "runs"
+
+
+@app.command(epilog="Example: mergesearch check study.yaml --set space.granularity=block_module")
+def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Validate a study and print what it would search; reads headers, never weights."""
+    from search.check import describe_plan, plan_dict
+    from search.plan import plan_study
+    from search.study_file import load_study
+
+    plan = plan_study(load_study(study, set_ or ()))
+    _emit(plan_dict(plan), as_json, lambda: describe_plan(plan))
+
+
+@app.command(epilog="Example: mergesearch run study.yaml --set budget.trials=200 --set workers.backend=ray")
+def run(
+    study: StudyArgument,
+    folder: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")] = None,
+    set_: SetOption = None,
+    progress: Annotated[Style, typer.Option(help="How progress is shown.")] = Style.auto,
+    trust_log: Annotated[
+        bool, typer.Option("--trust-log", help="Resume from the recorded points even if replay gives others.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study, or resume it where it stopped: the same command does both."""
+    from evaluators.spec import build_evaluator
+    from search.progress import default_style, make_observer
+    from search.run import run_study
+    from search.study_file import load_study
+
+    spec = load_study(study, set_ or ())
+    path = folder or Path("runs") / spec.name
+    style = default_style() if progress is Style.auto else progress.value
+    objectives = [objective.name for objective in build_evaluator(spec.evaluators, Path()).objectives]
+    observe, close = make_observer(style, objectives)
+    try:
+        finished = run_study(spec, path, observe, trust_log=trust_log)
+    except KeyboardInterrupt:
+        close()
+        print(f"\nmergesearch: interrupted; `mergesearch run {study}` goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        close()
+    _show_run(finished, as_json)
+
+
+@app.command(epilog="Example: mergesearch show runs/digits --front")
+def show(
+    folder: RunArgument,
+    front: Annotated[bool, typer.Option("--front", help="List the trials on the Pareto front.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List failed trials with their reasons.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run: anchors and winner, the front, or failures. Works beside a live driver."""
+    from search.run import as_dict, open_run
+
+    opened = open_run(folder)
+    if not (front or failed):
+        _show_run(opened, as_json)
+        return
+    data = opened.report_data()
+    chosen = data.front if front else [record for record in opened.log.records if record.state == "failed"]
+    _emit([as_dict(record) for record in chosen], as_json, lambda: _trial_lines(opened, chosen))
+
+
+@app.command(epilog="Example: mergesearch export runs/digits --out best-model")
+def export(
+    folder: RunArgument,
+    out: OutOption,
+    trial: Annotated[int | None, typer.Option(metavar="N", help="Trial to export; default the winner.")] = None,
+    overwrite: OverwriteOption = False,
+    no_rescore: Annotated[
+        bool, typer.Option("--no-rescore", help="Skip scoring the exported model against the record.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trial's model as a folder that transformers loads, then score it again to the recorded figure."""
+    from merging import InputError
+    from merging.export import export_model
+    from search.run import open_run, rescore
+
+    opened = open_run(folder)
+    if opened.plan.layout is None:
+        raise InputError(f"{folder}: expected a study of checkpoints, received an analytic problem: nothing to export")
+    record = opened.trial(trial)
+    export_model(record.recipe, out, facts=_facts(opened, record.number), overwrite=overwrite)
+    result: dict[str, Any] = {"trial": record.number, "out": str(out)}
+    lines = [f"trial {record.number} exported to {out}"]
+    if not no_rescore and record.state == "complete":
+        split, measurement, same = rescore(opened, record, out)
+        result |= {"split": split, "values": dict(measurement.values), "identical": same}
+        figures = "  ".join(f"{name} {value:.6g}" for name, value in measurement.values.items())
+        verb = "identical to the record" if same else "DIFFERENT from the record"
+        lines.append(f"loaded with transformers and scored again on {split} items: {figures} ({verb})")
+    _emit(result, as_json, lambda: lines)
+    if not result.get("identical", True):
+        _fail("the exported model does not score as recorded; were device, threads or versions changed?", 1)
+
+
+@app.command(epilog="Example: mergesearch merge recipe.yaml --out merged-model")
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
+    out: OutOption,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge by a recipe, without a search."""
+    from merging.export import export_model
+    from merging.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe)
+    export_model(loaded, out, overwrite=overwrite)
+    _emit({"digest": loaded.digest, "out": str(out)}, as_json, lambda: [f"merged into {out}"])
+
+
+@app.command(epilog="Example: mergesearch dashboard runs/digits --port 8080")
+def dashboard(
+    folder: RunArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on the host; 0 picks a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to bind; there is no authentication.")] = "127.0.0.1",
+) -> None:
+    """Serve the run in optuna-dashboard, read-only, until Ctrl-C; the report is at /report."""
+    from search.dashboard import serve
+    from search.run import storage_location
+    from search.run_folder import RunFolder
+
+    run_folder = RunFolder(folder)
+    location = storage_location(run_folder.load(), run_folder)
+    serve(
+        location,
+        run_folder.path / "report.html",
+        host=host,
+        port=port,
+        ready=lambda url: print(f"serving {folder} at {url} (report at {url}report); Ctrl-C stops", flush=True),
+    )
+
+
+@app.command(epilog="Example: mergesearch ls strategies")
+def ls(what: Annotated[Listing, typer.Argument(help="What to list.")], as_json: JsonOption = False) -> None:
+    """List strategies, operators, evaluators, or the runs below ./runs."""
+    from search.check import listing
+
+    rows = listing(what.value)
+    width = max((len(row["name"]) for row in rows), default=0)
+    _emit(rows, as_json, lambda: [f"{row['name']:<{width}}  {row['summary']}" for row in rows])
+
+
+def main() -> None:
+    """Entry point: one-line errors with the right exit code."""
+    from merging import InputError, MergesearchError
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except MergesearchError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader of a pipe left (`mergesearch ls operators | head -1`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does: cleanly, resumable."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"mergesearch: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _emit(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
+    print(json.dumps(data, indent=1) if as_json else "\n".join(lines()))
+
+
+def _show_run(opened: Run, as_json: bool) -> None:
+    from search.report import as_json as report_dict
+    from search.tables import sentences, text_lines
+
+    data = opened.report_data()
+    if not as_json and sys.stdout.isatty():
+        from rich.console import Console
+
+        from search.tables import rich_table
+
+        Console().print(rich_table(data))
+        lines: list[str] = []
+    else:
+        lines = [] if as_json else text_lines(data)
+    states = [record.state for record in opened.log.records]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "failed", "running") if states.count(s))
+    closing = ["", *sentences(data), f"{len(states)} trials ({counts}); report: {opened.folder.path / 'report.html'}"]
+    _emit(report_dict(data) if as_json else None, as_json, lambda: [*lines, *closing])
+
+
+def _trial_lines(opened: Run, records: list[Any]) -> list[str]:
+    lines = []
+    for record in records:
+        name = f"trial {record.number}" + (f" ({record.name})" if record.name else "")
+        values = "  ".join(f"{key} {value:.4g}" for key, value in record.values.items())
+        reason = "" if record.failure is None else f"{record.failure.kind}: {record.failure.message}"
+        lines.append(f"{name}  {values}{reason}")
+    return lines or ["none"]
+
+
+def _facts(opened: Run, number: int) -> dict[str, str]:
+    """Scores for the model card."""
+    verdict = opened.verdict
+    facts = {"study": opened.plan.spec.name, "trial": str(number)}
+    for split in ("search", "validation", "test"):
+        if split == "search":
+            record = opened.log.records[number]
+            values, errors = record.values, record.errors
+        elif verdict is not None and number in verdict.scores.get(split, {}):
+            score = verdict.scores[split][number]
+            values, errors = score.values, score.errors
+        else:
+            continue
+        for name, value in values.items():
+            spread = f" ± {errors[name]:.4g}" if name in errors else ""
+            facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
+    return facts

@@ -1,0 +1,250 @@
+"""A run: one study in one folder. Starts, resumes, reads, reports and exports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators import Candidate, Measurement, Split
+from evaluators.spec import build_evaluator
+from merging import InputError, RunFolderError
+from merging.checkpoint import Checkpoint
+from search.backends import open_backend
+from search.dashboard import note_markdown
+from search.plan import Plan, plan_study
+from search.record import TrialRecord, Verdict
+from search.report import ReportData, write_report
+from search.run_folder import RunFolder
+from search.study import Event, Study, study_normaliser
+from search.study_file import StudySpec
+from search.tables import sentences
+from search.trial_log import TrialLog, open_storage, read_storage
+from search.worker import WorkerSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run opened for reading."""
+
+    folder: RunFolder
+    plan: Plan
+    log: TrialLog
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The final choice, or None while the study is unfinished."""
+        return self.log.verdict()
+
+    def trial(self, number: int | None) -> TrialRecord:
+        """A trial by number; None means the winner.
+
+        Raises:
+            RunFolderError: If there is no such trial, or no winner yet.
+        """
+        if number is None:
+            verdict = self.verdict
+            if verdict is None:
+                raise RunFolderError(
+                    f"{self.folder.path}: expected a finished study, found {len(self.log.records)} trials and no "
+                    "winner yet; finish it with `mergesearch run`, or choose one with --trial"
+                )
+            return self.log.records[verdict.winner]
+        if not 0 <= number < len(self.log.records):
+            raise RunFolderError(
+                f"{self.folder.path}: expected a trial from 0 to {len(self.log.records) - 1}, received {number}"
+            )
+        return self.log.records[number]
+
+    def report_data(self) -> ReportData:
+        """What the report and the result table are made of."""
+        return report_data(self.folder, self.plan, self.log)
+
+
+def storage_location(spec: StudySpec, folder: RunFolder) -> str | Path:
+    """Where the trial log is: the study's storage URL, or the journal in the run folder."""
+    return spec.storage or folder.journal
+
+
+def run_study(
+    spec: StudySpec, path: Path, notify: Callable[[Event], None] = lambda event: None, *, trust_log: bool = False
+) -> Run:
+    """Run a study in a folder, or resume it where it stands; writes the report whatever happens after the start.
+
+    Raises:
+        InputError: If anything the user gave is wrong.
+        StudyFailedError: If the study cannot go on; what was told is kept and the same call resumes.
+    """
+    plan = plan_study(spec)
+    folder = RunFolder(path)
+    with ExitStack() as stack:
+        folder.start(spec)
+        stack.callback(folder.release)
+        notify(Event("phase", "opening"))
+        plan = plan_study(spec, _fingerprints(plan))
+        log = TrialLog(
+            open_storage(storage_location(spec, folder)), spec.name, plan.objectives, plan.space.decode, plan.template
+        )
+        run = Run(folder, plan, log)
+        _check_unchanged(plan, log)
+        verdict = log.verdict()
+        if verdict is None:
+            backend = open_backend(spec.workers, worker_spec(plan, folder))
+            stack.callback(backend.close)
+            try:
+                Study(plan, log, backend, notify, trust_log=trust_log).run()
+            finally:
+                _publish(run)
+        elif not (path / "report.html").is_file():
+            _publish(run)
+    return run
+
+
+def open_run(path: Path) -> Run:
+    """Open a run for reading, beside a live driver or after it.
+
+    Raises:
+        RunFolderError: If there is no run in the folder.
+    """
+    folder = RunFolder(path)
+    spec = folder.load()
+    plan = plan_study(spec)
+    storage = read_storage(storage_location(spec, folder))
+
+    def log(plan: Plan) -> TrialLog:
+        return TrialLog(storage, spec.name, plan.objectives, plan.space.decode, plan.template, create=False)
+
+    # Recipes are identified by the content that was measured, which the log knows.
+    plan = plan_study(spec, log(plan).noted("fingerprints") or ())
+    return Run(folder, plan, log(plan))
+
+
+def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
+    """What workers of this study are built from."""
+    section = plan.spec.workers
+    return WorkerSpec(
+        template=plan.template,
+        evaluators=tuple(evaluator.model_dump(mode="json") for evaluator in plan.spec.evaluators),
+        arenas=str(folder.arenas),
+        threads=section.threads,
+        device="cuda" if section.gpus else "cpu",
+    )
+
+
+def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measurement, bool]:
+    """Load an exported model with transformers and score it on the items that the record has scores for.
+
+    Returns:
+        The split, the new measurement, and whether its values equal the recorded ones exactly.
+    """
+    from merging.binding import load_model
+
+    evaluator = build_evaluator(run.plan.spec.evaluators, Path())
+    evaluator.open()
+    model = None if evaluator.model_class is None else load_model(str(exported), evaluator.model_class)
+    verdict = run.verdict
+    tested = {} if verdict is None else verdict.scores.get("test", {})
+    split: Split = "test" if record.number in tested else "search"
+    recorded: Mapping[str, float] = tested[record.number].values if split == "test" else record.values
+    measurement = evaluator.evaluate(Candidate(record.recipe, model), split)
+    return split, measurement, dict(measurement.values) == dict(recorded)
+
+
+def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
+    """The plain things that a report is made of."""
+    verdict = log.verdict()
+    workers: dict[str, int] = {}
+    for record in log.records:
+        if record.worker:
+            workers[record.worker] = workers.get(record.worker, 0) + 1
+    tested = {} if verdict is None else verdict.scores.get("test", {})
+    return ReportData(
+        study=plan.spec.name,
+        run=str(folder.path),
+        objectives=plan.objectives,
+        weights=plan.weights.tolist(),
+        records=log.records,
+        verdict=verdict,
+        layout=plan.layout,
+        experts=tuple(expert.name for expert in plan.template.experts),
+        names=plan.space.names,
+        lower=plan.space.lower,
+        upper=plan.space.upper,
+        resolved=plan.spec.to_dict(),
+        fingerprint=folder.environment(),
+        wall_seconds=busy_seconds(log.records),
+        trials_per_worker=workers,
+        scale=study_normaliser(plan, log.records) if any(r.kind == "anchor" for r in log.records) else None,
+        items={number: score.items for number, score in tested.items()},
+    )
+
+
+def busy_seconds(records: list[TrialRecord]) -> float:
+    """Seconds in which at least one trial ran: the union of their spans; breaks between sessions do not count."""
+    spans = sorted((r.finished - sum(r.seconds.values()), r.finished) for r in records if r.finished)
+    total, reached = 0.0, float("-inf")
+    for start, stop in spans:
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def _publish(run: Run) -> None:
+    """Write the report, and the note that the dashboard shows."""
+    if not run.log.records:
+        return
+    data = run.report_data()
+    write_report(data, run.folder.path)
+    winner = None if data.winner is None else data.winner.number
+    run.log.publish_note(
+        note_markdown(
+            data.study,
+            data.run,
+            data.objectives,
+            winner=winner,
+            front=[record.number for record in data.front] if len(data.objectives) > 1 else [],
+            lines=sentences(data),
+        )
+    )
+
+
+def _fingerprints(plan: Plan) -> list[str]:
+    """Content hashes of base and experts: reads every weight once."""
+    if plan.layout is None:
+        return []
+    sources = (plan.template.base, *plan.template.experts)
+    return [Checkpoint.open(source.path, source.name).fingerprint() for source in sources]
+
+
+def _check_unchanged(plan: Plan, log: TrialLog) -> None:
+    """Refuse to resume on other weights than the recorded trials were measured with."""
+    sources = (plan.template.base, *plan.template.experts)
+    prints = [source.fingerprint for source in sources]
+    recorded: list[str] | None = log.noted("fingerprints")
+    if plan.layout is None:
+        return
+    if recorded is None:
+        log.note("fingerprints", prints)
+        return
+    for source, now, then in zip(sources, prints, recorded, strict=True):
+        if now != then:
+            raise InputError(
+                f"{source.path}: expected the weights that the recorded trials used ({then[:12]}), received others "
+                f"({now[:12]}); restore them or choose another --run"
+            )
+
+
+def as_dict(record: TrialRecord) -> dict[str, Any]:
+    """A trial for ``--json``."""
+    return {
+        "number": record.number,
+        "kind": record.kind,
+        "name": record.name,
+        "state": record.state,
+        "values": dict(record.values),
+        "errors": dict(record.errors),
+        "seconds": dict(record.seconds),
+        "failure": None if record.failure is None else vars(record.failure),
+    }

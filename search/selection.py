@@ -1,0 +1,67 @@
+"""The honest choice of a winner.
+
+The best of many noisy scores is partly luck (the optimism gap), so the search's own scores only nominate: a few
+leaders and every anchor are re-evaluated on validation items, the best of those wins, and is reported once on
+test items. Anchors compete too, so a winner is never worse than the best anchor on the items that decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluators import Objective
+from search import front
+from search.front import Normaliser, nondominated, to_losses
+from search.record import Score, TrialRecord
+
+
+def choose_leaders(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    weights: npt.NDArray[np.float64],
+    normaliser: Normaliser,
+    count: int,
+) -> list[int]:
+    """Trials worth a re-evaluation: the strategy's recommendation, then up to ``count`` of the best.
+
+    With one objective the best scores; with several the best weighted sum, the best of each objective, and the
+    members that add most hypervolume. Trials of the same merge are counted once.
+    """
+    distinct: dict[str, TrialRecord] = {}
+    for record in records:
+        if record.kind != "anchor" and record.state == "complete":
+            distinct.setdefault(record.recipe.digest, record)
+    nominees = list(distinct.values())
+    recommended = [record.number for record in nominees if record.kind == "recommended"]
+    if not nominees:
+        return []
+    losses = np.array([to_losses(record.values, objectives) for record in nominees])
+    scalars = normaliser.scalarise(losses, weights)
+    leaders = [nominees[row].number for row in front.choose_leaders(losses, scalars, normaliser, count)]
+    return list(dict.fromkeys([*recommended, *leaders]))
+
+
+def choose_winner(
+    scores: Mapping[int, Score],
+    objectives: Sequence[Objective],
+    weights: npt.NDArray[np.float64],
+    normaliser: Normaliser,
+) -> int | None:
+    """The trial with the best weighted sum of validation values; of equals the earliest, so anchors first."""
+    if not scores:
+        return None
+    numbers = sorted(scores)
+    losses = np.array([to_losses(scores[number].values, objectives) for number in numbers])
+    return numbers[int(np.argmin(normaliser.scalarise(losses, weights)))]
+
+
+def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[int, ...]:
+    """Numbers of the trials that no other trial dominates on the search items."""
+    complete = [record for record in records if record.state == "complete"]
+    if not complete:
+        return ()
+    losses = np.array([to_losses(record.values, objectives) for record in complete])
+    return tuple(record.number for record, member in zip(complete, nondominated(losses), strict=True) if member)

@@ -1,0 +1,340 @@
+"""The loop of a study: anchors, search, recommendation, honest choice. No algorithm in it.
+
+A trial's journey: the strategy suggests a point; it is recorded as RUNNING; a worker merges and evaluates; the
+result is recorded, then told. State is a function of the record: a resumed study replays its log through a freshly
+seeded strategy, runs again what was in flight, and goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluators import Split
+from merging import ReplayError, StudyFailedError
+from search.backends import Backend
+from search.front import Normaliser, to_losses
+from search.plan import Plan
+from search.record import Kind, Score, TrialRecord, Verdict
+from search.selection import choose_leaders, choose_winner, front_numbers
+from search.strategies import build_strategy, check_options
+from search.strategy import Point, Problem, Strategy, Told
+from search.trial_log import TrialLog
+from search.worker import Failure, Outcome, Task
+
+#: How far a replayed point may lie from the recorded one, relative to the range of its coordinate.
+REPLAY_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a user may want to see.
+
+    Attributes:
+        kind: ``phase`` (a new phase began), ``trial`` (a trial ended) or ``score`` (a re-evaluation ended).
+        text: The phase's or split's name.
+        record: The trial concerned.
+        done, total: Progress within the phase.
+    """
+
+    kind: str
+    text: str
+    record: TrialRecord | None = None
+    done: int = 0
+    total: int = 0
+
+
+class Study:
+    """Runs one study to its verdict, from wherever its log stands.
+
+    Args:
+        plan: The checked study.
+        log: Its trial log, open for writing.
+        backend: Where trials run.
+        notify: Called with each event.
+        trust_log: Go on from the recorded points even where replay does not reproduce them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        log: TrialLog,
+        backend: Backend,
+        notify: Callable[[Event], None] = lambda event: None,
+        *,
+        trust_log: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._log = log
+        self._backend = backend
+        self._notify = notify
+        self._trust_log = trust_log
+        self._failures_in_a_row = 0
+
+    def run(self) -> Verdict:
+        """Run, or finish, the study.
+
+        Raises:
+            ReplayError: If the log does not follow from the study and seed.
+            StudyFailedError: After too many failures in a row, or when no trial has succeeded.
+        """
+        self._measure_anchors()
+        normaliser = study_normaliser(self._plan, self._log.records)
+        strategy = self._rebuild(normaliser)
+        self._search(strategy)
+        self._measure_recommendation(strategy)
+        return self._conclude(normaliser)
+
+    # --- phases -------------------------------------------------------------------------------------------------
+
+    def _measure_anchors(self) -> None:
+        recorded = {record.name: record for record in self._records("anchor")}
+        every = [recorded.get(anchor.name) or self._ask("anchor", anchor.name) for anchor in self._plan.anchors]
+        waiting = deque(record for record in every if record.state == "running")
+        self._measure("anchors", waiting, self._finish_plain, len(self._plan.anchors))
+
+    def _search(self, strategy: Strategy) -> None:
+        records = self._records("search")
+        waiting = deque(record for record in records if record.state == "running")
+        asked, told = len(records), sum(record.told is not None for record in records)
+        total = self._plan.search_trials
+        self._notify(Event("phase", "search", done=told, total=total))
+
+        def next_task() -> Task | None:
+            nonlocal asked
+            if waiting:
+                return _task(waiting.popleft())
+            suggestions = strategy.ask(1) if asked < total else []
+            if not suggestions:
+                return None
+            asked += 1
+            suggestion = suggestions[0]
+            return _task(self._ask("search", "", suggestion.point, suggestion.id, told))
+
+        def finish(outcome: Outcome) -> None:
+            nonlocal told
+            record = self._log.tell(int(outcome.task), outcome, told)
+            told += 1
+            strategy.tell([self._told(record)])
+            self._report(record, outcome.failure, told, total)
+
+        self._pump(next_task, finish)
+
+    def _measure_recommendation(self, strategy: Strategy) -> None:
+        recorded = self._records("recommended")
+        waiting = deque(record for record in recorded if record.state == "running")
+        # The budget kept back one trial for this; a strategy that has learnt nothing may recommend nothing.
+        if not recorded and strategy.recommends:
+            waiting.extend(self._ask("recommended", "", point) for point in strategy.best()[:1])
+        self._measure("recommendation", waiting, self._finish_plain, len(waiting))
+
+    def _conclude(self, normaliser: Normaliser) -> Verdict:
+        plan, records = self._plan, self._log.records
+        leaders = choose_leaders(records, plan.objectives, plan.weights, normaliser, plan.spec.selection.leaders)
+        anchors = [record.number for record in records if record.kind == "anchor" and record.state == "complete"]
+        if not leaders and not anchors:
+            raise StudyFailedError(f"no trial succeeded; the first failure: {_first_failure(records)}")
+        contenders = sorted({*anchors, *leaders})
+        validation = self._evaluate("validation", contenders)
+        winner = choose_winner(validation, plan.objectives, plan.weights, normaliser)
+        if winner is None:
+            raise StudyFailedError(
+                "no leader could be evaluated on the validation items; see `mergesearch show --failed`"
+            )
+        test = self._evaluate("test", sorted({*anchors, winner}))
+        verdict = Verdict(
+            winner=winner,
+            front=front_numbers(records, plan.objectives),
+            leaders=tuple(leaders),
+            scores={"validation": validation, "test": test},
+        )
+        self._log.note("verdict", {"winner": winner, "front": verdict.front, "leaders": verdict.leaders})
+        return verdict
+
+    # --- running tasks ------------------------------------------------------------------------------------------
+
+    def _measure(
+        self, phase: str, waiting: deque[TrialRecord], finish: Callable[[Outcome, int, int], None], total: int
+    ) -> None:
+        """Run recorded trials that have no result yet."""
+        done = total - len(waiting)
+        if waiting:
+            self._notify(Event("phase", phase, done=done, total=total))
+
+        def counted(outcome: Outcome) -> None:
+            nonlocal done
+            done += 1
+            finish(outcome, done, total)
+
+        self._pump(lambda: _task(waiting.popleft()) if waiting else None, counted)
+
+    def _finish_plain(self, outcome: Outcome, done: int, total: int) -> None:
+        """Record a result that no strategy learns from."""
+        record = self._log.tell(int(outcome.task), outcome, None)
+        self._report(record, outcome.failure, done, total)
+
+    def _evaluate(self, split: Split, numbers: Sequence[int]) -> dict[int, Score]:
+        """Scores of trials on held-out items; each is evaluated once in the life of the study."""
+        waiting = deque(number for number in numbers if not self._log.score(split, number)[0])
+        done = len(numbers) - len(waiting)
+        if waiting:
+            self._notify(Event("phase", split, done=done, total=len(numbers)))
+
+        def next_task() -> Task | None:
+            return _task(self._log.records[waiting.popleft()], split) if waiting else None
+
+        def finish(outcome: Outcome) -> None:
+            nonlocal done
+            done += 1
+            number = int(outcome.task)
+            measured = outcome.measurement
+            score = None if measured is None else Score(measured.values, measured.errors, measured.items)
+            self._log.set_score(split, number, score)
+            self._notify(Event("score", split, self._log.records[number], done, len(numbers)))
+
+        self._pump(next_task, finish)
+        scores = {number: self._log.score(split, number)[1] for number in numbers}
+        return {number: score for number, score in scores.items() if score is not None}
+
+    def _pump(self, next_task: Callable[[], Task | None], finish: Callable[[Outcome], None]) -> None:
+        """Keep the backend's slots full until there are no more tasks; results in finishing order."""
+        in_flight = 0
+        while True:
+            while in_flight < self._backend.slots and (task := next_task()) is not None:
+                self._backend.submit(task)
+                in_flight += 1
+            if not in_flight:
+                return
+            for outcome in self._backend.wait():
+                in_flight -= 1
+                finish(outcome)
+
+    def _report(self, record: TrialRecord, failure: Failure | None, done: int, total: int) -> None:
+        self._notify(Event("trial", record.kind, record, done, total))
+        # An infeasible merge is an answer (the search goes on); errors and lost workers may mean a broken setting.
+        broken = failure is not None and failure.kind != "infeasible"
+        self._failures_in_a_row = self._failures_in_a_row + 1 if broken else 0
+        if failure is not None and self._failures_in_a_row >= self._plan.spec.max_consecutive_failures:
+            raise StudyFailedError(
+                f"{self._failures_in_a_row} trials failed in a row, the last (trial {record.number}) with "
+                f"{failure.message}\n{failure.detail}".rstrip()
+            )
+
+    # --- the record ---------------------------------------------------------------------------------------------
+
+    def _records(self, kind: Kind) -> list[TrialRecord]:
+        return [record for record in self._log.records if record.kind == kind]
+
+    def _ask(
+        self,
+        kind: Kind,
+        name: str = "",
+        point: Point | None = None,
+        suggestion: int | None = None,
+        told: int = 0,
+    ) -> TrialRecord:
+        space = self._plan.space
+        if point is None:
+            anchor = next(anchor for anchor in self._plan.anchors if anchor.name == name)
+            recipe, point = anchor.recipe, None
+        else:
+            recipe = space.decode(point)
+        return self._log.ask(
+            kind,
+            recipe,
+            name=name,
+            point=point,
+            suggestion=suggestion,
+            tells_before=told,
+            summary=space.summary_of(recipe.field),
+            bounds=(float(space.lower.min()), float(space.upper.max())),
+        )
+
+    def _told(self, record: TrialRecord) -> Told:
+        assert record.suggestion is not None  # search trials only
+        assert record.point is not None
+        losses = to_losses(record.values, self._plan.objectives) if record.state == "complete" else None
+        return Told(record.suggestion, record.point, losses, dict(record.items))
+
+    def _rebuild(self, normaliser: Normaliser) -> Strategy:
+        """A freshly seeded strategy, brought to where the log stands."""
+        spec = self._plan.spec
+        problem = study_problem(self._plan, self._log.records, normaliser)
+        options = check_options(spec.strategy.name, spec.strategy.options)
+        strategy = build_strategy(spec.strategy.name, options, problem, spec.seed)
+        self._replay(strategy, problem)
+        return strategy
+
+    def _replay(self, strategy: Strategy, problem: Problem) -> None:
+        """Repeat the recorded interleaving of asks and tells."""
+        asks = deque(self._records("search"))
+        tells = sorted((r for r in asks if r.told is not None), key=lambda r: r.told or 0)
+        width = np.maximum(problem.upper - problem.lower, np.finfo(float).tiny)
+        for place in range(len(tells) + 1):
+            while asks and asks[0].tells_before == place:
+                self._check_replayed(asks.popleft(), strategy, width)
+            if place < len(tells):
+                strategy.tell([self._told(tells[place])])
+        if asks:
+            raise ReplayError(
+                f"trial {asks[0].number} was asked after {asks[0].tells_before} results, the log holds fewer"
+            )
+
+    def _check_replayed(self, record: TrialRecord, strategy: Strategy, width: Point) -> None:
+        suggestions = strategy.ask(1)
+        assert record.point is not None
+        same = (
+            len(suggestions) == 1
+            and suggestions[0].id == record.suggestion
+            and bool(np.all(np.abs(suggestions[0].point - record.point) <= REPLAY_TOLERANCE * width))
+        )
+        if not same and not self._trust_log:
+            raise ReplayError(
+                f"trial {record.number}: expected the recorded point, replay gave another; the log was written by "
+                "other versions or on another machine (see environment.json); `mergesearch run --trust-log` goes on "
+                "from the record"
+            )
+
+
+def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
+    """The scale of the objectives, from the anchors; from the search's first results where anchors are off."""
+    anchors = [r for r in records if r.kind == "anchor" and r.state == "complete"]
+    losses = [to_losses(record.values, plan.objectives) for record in anchors]
+    if not losses:
+        count = len(plan.objectives)
+        return Normaliser(np.zeros(count), np.ones(count))
+    return Normaliser.from_anchors(np.array(losses))
+
+
+def study_problem(plan: Plan, records: Sequence[TrialRecord], normaliser: Normaliser) -> Problem:
+    """What the strategy is told: the box, and the best anchor that the space holds as the place to begin."""
+    space = plan.space
+    start, best = space.start, np.inf
+    for record in records:
+        if record.kind != "anchor" or record.state != "complete":
+            continue
+        point = space.encode(record.recipe.field)
+        loss = float(normaliser.scalarise(to_losses(record.values, plan.objectives), plan.weights))
+        inside = point is not None and bool(np.all((point >= space.lower) & (point <= space.upper)))
+        if point is not None and inside and loss < best:
+            start, best = point, loss
+    return Problem(
+        lower=space.lower,
+        upper=space.upper,
+        start=start,
+        objectives=len(plan.objectives),
+        budget=plan.search_trials,
+        scale=normaliser.scale,
+        weights=plan.weights,
+    )
+
+
+def _task(record: TrialRecord, split: Split = "search") -> Task:
+    return Task(str(record.number), record.recipe, split)
+
+
+def _first_failure(records: Sequence[TrialRecord]) -> str:
+    return next((record.failure.message for record in records if record.failure is not None), "none recorded")

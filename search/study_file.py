@@ -1,0 +1,300 @@
+"""The study file: YAML -> validated, frozen, fully resolved :class:`StudySpec`.
+
+Unknown keys are refused with the known ones listed; every error is one line that names the file, the key, the
+value and what is allowed. Relative paths are relative to the study file. Nothing here reads weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from evaluators.spec import EvaluatorSpec
+from merging import InputError
+from spaces.spec import SpaceSpec
+
+
+class Section(BaseModel):
+    """A section of the study file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OperatorSection(BaseModel):
+    """``operator: task_arithmetic`` or ``operator: {name: ..., hyperparameter: ...}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "task_arithmetic"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Hyperparameters."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class StrategySection(BaseModel):
+    """``strategy: cma_es`` or ``strategy: {name: ..., option: ...}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "cma_es"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's options."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class BudgetSection(Section):
+    """How much to spend."""
+
+    trials: int = Field(
+        ge=1, description="trials in total: anchors, search, recommendation; failures count, validation does not"
+    )
+
+
+class SelectionSection(Section):
+    """How the winner is chosen from the trials, on validation items."""
+
+    leaders: int = Field(5, ge=1, description="how many of the best trials are re-evaluated on validation items")
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="relative importance of the objectives; default equal"
+    )
+
+
+class WorkersSection(Section):
+    """Who does the work. Changing it does not change what is searched."""
+
+    backend: Literal["inline", "ray"] = "inline"
+    count: int | None = Field(None, ge=1, description="workers; default: one per GPU asked for, else one per CPU")
+    cpus: float = Field(1, gt=0, description="CPUs of each worker")
+    gpus: float = Field(0, ge=0, description="GPUs of each worker; 1 puts one worker on each GPU")
+    threads: int = Field(1, ge=1, description="threads of each worker for merging and evaluation on CPU")
+    address: str | None = Field(None, description="address of a running Ray cluster; default: a local one")
+
+
+def _named(value: Any) -> Any:
+    """Allow a bare name where a section has one: ``strategy: cma_es``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _experts(value: Any) -> Any:
+    """Allow a list of paths: names are the folder names."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    named = {Path(str(path)).name: str(path) for path in value}
+    if len(named) < len(value):
+        raise ValueError("expected experts in folders of different names, or a mapping of name to path")
+    return named
+
+
+class StudySpec(Section):
+    """A whole study, resolved."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run folder")
+    seed: int = Field(0, ge=0)
+    base: str | None = Field(None, description="folder, .safetensors file or org/name@revision of the common base")
+    experts: Annotated[dict[str, str], BeforeValidator(_experts)] = Field(
+        default_factory=dict, description="name -> checkpoint of each expert"
+    )
+    operator: Annotated[OperatorSection, BeforeValidator(_named)] = OperatorSection()
+    space: SpaceSpec = SpaceSpec()
+    strategy: Annotated[StrategySection, BeforeValidator(_named)] = StrategySection()
+    evaluators: list[EvaluatorSpec] = Field(min_length=1)
+    budget: BudgetSection
+    anchors: Literal["default", "none"] = "default"
+    selection: SelectionSection = SelectionSection()
+    workers: WorkersSection = WorkersSection()
+    storage: str | None = Field(None, description="an Optuna storage URL; default: a journal file in the run folder")
+    max_consecutive_failures: int = Field(10, ge=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form with every default filled in."""
+        return self.model_dump(mode="json")
+
+
+#: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
+EXECUTION_KEYS = ("workers", "max_consecutive_failures")
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
+    """Read, override (``a.b=c``), validate and resolve a study file.
+
+    Raises:
+        InputError: In one line, if anything is wrong with it.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: expected a study file, received: {reason}; see `mergesearch run --help`") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: expected YAML, received: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a mapping of keys, received {type(data).__name__}")
+    for override in overrides:
+        apply_override(data, override)
+    return resolve(validate(data, str(path)), path.resolve().parent)
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set ``a.b=c`` in ``data``; the value is read as YAML, list places are numbers.
+
+    Raises:
+        InputError: If the text has no ``=`` or walks through something that is not a section.
+    """
+    key, found, text = override.partition("=")
+    if not found or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, for example budget.trials=50")
+    *parents, last = key.split(".")
+    node: Any = data
+    for depth, part in enumerate(parents):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if isinstance(node.get(part), str):  # `strategy: cma_es` opened up by `strategy.sigma=...`
+                node[part] = {"name": node[part]}
+            node = node.setdefault(part, {})
+        else:
+            raise InputError(f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section of the study file")
+    value = yaml.safe_load(text)
+    if isinstance(node, dict):
+        node[last] = value
+    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    else:
+        raise InputError(f"--set {override}: {'.'.join(parents)} is not a section of the study file")
+
+
+def validate(data: Mapping[str, Any], where: str) -> StudySpec:
+    """Validate a mapping; ``where`` names the file in errors.
+
+    Raises:
+        InputError: One line for the first problem, and how many more there are.
+    """
+    try:
+        spec = StudySpec.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, StudySpec)}") from None
+    _check_names(spec, where)
+    return spec
+
+
+def _check_names(spec: StudySpec, where: str) -> None:
+    """Checks across sections that need no file: operator, strategy, sources."""
+    from merging.operators import get_operator
+    from search.strategies import check_options
+
+    try:
+        get_operator(spec.operator.name).check_options(spec.operator.options)
+        check_options(spec.strategy.name, spec.strategy.options)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if (spec.base is None) != (not spec.experts):
+        missing = "base" if spec.base is None else "experts"
+        raise InputError(f"{where}: {missing}: expected both base and experts (or neither, for analytic problems)")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first problem of a pydantic error: key, value, what is allowed."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(str(part) for part in _path(first["loc"]))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = sorted(known_keys(model, first["loc"][:-1]))
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{key}: unknown key; {hint}known: {', '.join(known)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: required key is missing{more}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, received {_short(first['input'])}{more}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _path(loc: Sequence[int | str]) -> Iterator[int | str]:
+    """Location without the tags that pydantic inserts for unions (``evaluators.0.synthetic.problem``)."""
+    for place, part in enumerate(loc):
+        tag = place > 0 and isinstance(loc[place - 1], int) and isinstance(part, str) and place + 1 < len(loc)
+        if not tag:
+            yield part
+
+
+def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> set[str]:
+    """Keys of the section at ``loc``, found by walking the models."""
+    models: list[type[BaseModel]] = [model]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        found = [
+            inner
+            for outer in models
+            if part in outer.model_fields
+            for inner in _models_in(outer.model_fields[part].annotation)
+        ]
+        # A union tag is the value of a discriminator (`kind`), not a field name.
+        tagged = [m for m in models if any(part in get_args(f.annotation) for f in m.model_fields.values())]
+        models = found or tagged or models
+    return {name for outer in models for name in outer.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def resolve(spec: StudySpec, folder: Path) -> StudySpec:
+    """Make local paths absolute; a name that is no local path is left for the hub (``org/name@revision``)."""
+
+    def absolute(path: str) -> str:
+        candidate = Path(path).expanduser()
+        local = folder / candidate
+        return str(local.resolve()) if local.exists() or candidate.is_absolute() or path.startswith(".") else path
+
+    return spec.model_copy(
+        update={
+            "base": None if spec.base is None else absolute(spec.base),
+            "experts": {name: absolute(path) for name, path in spec.experts.items()},
+            "evaluators": [_resolve_evaluator(evaluator, folder) for evaluator in spec.evaluators],
+        }
+    )
+
+
+def _resolve_evaluator(spec: Any, folder: Path) -> Any:
+    """Evaluators that read a folder call it ``data``."""
+    data = getattr(spec, "data", None)
+    return spec if data is None else spec.model_copy(update={"data": str((folder / data).resolve())})
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys at which two resolved studies differ, as ``key: recorded -> given``, execution keys left out."""
+    flat_ours, flat_theirs = dict(_flatten(ours)), dict(_flatten(theirs))
+    keys = sorted(set(flat_ours) | set(flat_theirs))
+    return [
+        f"{key}: {_short(flat_ours.get(key))} -> {_short(flat_theirs.get(key))}"
+        for key in keys
+        if flat_ours.get(key) != flat_theirs.get(key) and key.split(".")[0] not in EXECUTION_KEYS
+    ]
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list) and node and isinstance(node[0], Mapping):
+        for place, value in enumerate(node):
+            yield from _flatten(value, f"{prefix}.{place}")
+    else:
+        yield prefix, node

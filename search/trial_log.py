@@ -1,0 +1,390 @@
+"""The durable record of a study, on Optuna storage. The only file that touches Optuna's storage.
+
+Each trial is one Optuna trial, written RUNNING *before* any work and finished with its result; the trial's
+state is the commit point, so a crash leaves either a told trial or one that is run again. The exact point
+travels as one base64 system attribute (never one Optuna parameter per coefficient: see
+``docs/decisions/0002-trial-log.md``); at most 16 summary parameters make the dashboard's plots meaningful.
+Only the driver writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluators import Measurement, Objective, Split
+from merging import Field, InputError, Recipe, RunFolderError
+from search.record import Kind, Score, TrialRecord, Verdict
+from search.worker import Failure, Outcome
+
+if TYPE_CHECKING:
+    import optuna
+
+#: What ``ask`` records, and what ``tell`` records, each as one JSON system attribute.
+ASKED, RESULT, ITEMS = "mergesearch:asked", "mergesearch:result", "mergesearch:items"
+
+
+class TrialLog:
+    """Trials of one study, in memory and on disk.
+
+    Args:
+        storage: An Optuna storage (see :func:`open_storage`).
+        name: Name of the study in it.
+        objectives: Names and directions, recorded at creation.
+        decode: Point -> recipe, to rebuild the records of search trials.
+        template: The study's recipe; anchors record only their field.
+        create: Create the study if the storage does not hold it; otherwise that is an error.
+    """
+
+    def __init__(
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        objectives: Sequence[Objective],
+        decode: Callable[[npt.NDArray[np.float64]], Recipe],
+        template: Recipe,
+        *,
+        create: bool = True,
+    ) -> None:
+        self._storage = storage
+        self._objectives = tuple(objectives)
+        self._decode = decode
+        self._template = template
+        self._study_id = _study_id(storage, name, self._objectives, create)
+        self._trial_ids: dict[int, int] = {}
+        self.records: list[TrialRecord] = []
+        for trial in storage.get_all_trials(self._study_id, deepcopy=False):
+            self._trial_ids[trial.number] = trial._trial_id
+            self.records.append(self._parse(trial))
+
+    def ask(
+        self,
+        kind: Kind,
+        recipe: Recipe,
+        *,
+        name: str = "",
+        point: npt.NDArray[np.float64] | None = None,
+        suggestion: int | None = None,
+        tells_before: int = 0,
+        summary: Mapping[str, float],
+        bounds: tuple[float, float],
+    ) -> TrialRecord:
+        """Record a trial as RUNNING, in one storage operation, before any work is done for it."""
+        from optuna.distributions import FloatDistribution
+        from optuna.trial import TrialState, create_trial
+
+        asked = {
+            "kind": kind,
+            "name": name,
+            "suggestion": suggestion,
+            "tells_before": tells_before,
+            "point": None if point is None else encode_array(point),
+            "field": recipe.field.to_dict() if point is None else None,
+        }
+        finite = {key: float(value) for key, value in summary.items() if np.isfinite(value)}
+        low = min(bounds[0], *finite.values()) if finite else bounds[0]
+        high = max(bounds[1], *finite.values()) if finite else bounds[1]
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=finite,
+            distributions={key: FloatDistribution(low, high) for key in finite},
+            user_attrs={"kind": name or kind, "recipe": recipe.digest},
+            system_attrs={ASKED: json.dumps(asked)},
+        )
+        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
+        number = len(self.records)
+        self._trial_ids[number] = trial_id
+        record = TrialRecord(number, kind, name, suggestion, point, recipe, tells_before, None, "running")
+        self.records.append(record)
+        return record
+
+    def tell(self, number: int, outcome: Outcome, told: int | None) -> TrialRecord:
+        """Record the result of a running trial; setting the state comes last and commits it."""
+        from optuna.trial import TrialState
+
+        trial_id = self._trial_ids[number]
+        measurement = outcome.measurement
+        finished = round(time.time(), 3)
+        result = {
+            "told": told,
+            "seconds": {key: round(value, 6) for key, value in outcome.seconds.items()},
+            "errors": dict(measurement.errors) if measurement else {},
+            "failure": None if outcome.failure is None else vars(outcome.failure),
+            "worker": outcome.worker,
+            "finished": finished,
+        }
+        if measurement and measurement.items:
+            packed = {key: pack_items(scores) for key, scores in measurement.items.items()}
+            self._storage.set_trial_system_attr(trial_id, ITEMS, json.dumps(packed))
+        self._storage.set_trial_system_attr(trial_id, RESULT, json.dumps(result))
+        if measurement is None:
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        else:
+            values = [float(measurement.values[objective.name]) for objective in self._objectives]
+            self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+        record = _finished(self.records[number], outcome, told, finished)
+        self.records[number] = record
+        return record
+
+    def note(self, key: str, value: Any) -> None:
+        """Record a JSON-able fact of the study."""
+        self._storage.set_study_system_attr(self._study_id, f"mergesearch:{key}", json.dumps(value))
+
+    def noted(self, key: str) -> Any:
+        """A fact recorded by :meth:`note`, or None."""
+        text = self._storage.get_study_system_attrs(self._study_id).get(f"mergesearch:{key}")
+        return None if text is None else json.loads(text)
+
+    def set_score(self, split: Split, number: int, score: Score | None) -> None:
+        """Record a re-evaluation on validation or test items; None: it failed."""
+        value = None
+        if score is not None:
+            items = {key: pack_items(scores) for key, scores in score.items.items()}
+            value = {"values": dict(score.values), "errors": dict(score.errors), "items": items}
+        self.note(f"score:{split}:{number}", {"score": value})
+
+    def score(self, split: Split, number: int) -> tuple[bool, Score | None]:
+        """Whether a re-evaluation is recorded, and its score (None when it failed)."""
+        entry = self.noted(f"score:{split}:{number}")
+        if entry is None:
+            return False, None
+        score = entry["score"]
+        if score is None:
+            return True, None
+        items = {key: unpack_items(packed) for key, packed in score["items"].items()}
+        return True, Score(score["values"], score["errors"], items)
+
+    def verdict(self) -> Verdict | None:
+        """The recorded final choice, or None while the study is unfinished."""
+        noted = self.noted("verdict")
+        if noted is None:
+            return None
+        scores: dict[Split, dict[int, Score]] = {}
+        for split in ("validation", "test"):
+            found = {record.number: self.score(split, record.number)[1] for record in self.records}
+            scores[split] = {number: score for number, score in found.items() if score is not None}
+        return Verdict(noted["winner"], tuple(noted["front"]), tuple(noted["leaders"]), scores)
+
+    def publish_note(self, markdown: str) -> None:
+        """Set the study's note in the dashboard."""
+        import optuna
+        import optuna_dashboard
+
+        with quiet_optuna():
+            name = self._storage.get_study_name_from_id(self._study_id)
+            optuna_dashboard.save_note(optuna.load_study(storage=self._storage, study_name=name), markdown)
+
+    def _parse(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
+        asked = json.loads(trial.system_attrs[ASKED])
+        point = None if asked["point"] is None else decode_array(asked["point"])
+        recipe = self._template.with_field(Field.from_dict(asked["field"])) if point is None else self._decode(point)
+        record = TrialRecord(
+            number=trial.number,
+            kind=asked["kind"],
+            name=asked["name"],
+            suggestion=asked["suggestion"],
+            point=point,
+            recipe=recipe,
+            tells_before=asked["tells_before"],
+            told=None,
+            state="running",
+        )
+        if not trial.state.is_finished():
+            return record
+        result = json.loads(trial.system_attrs[RESULT])
+        items = json.loads(trial.system_attrs.get(ITEMS, "{}"))
+        failure = result["failure"]
+        measurement = None
+        if failure is None:
+            names = [objective.name for objective in self._objectives]
+            measurement = Measurement(
+                values=dict(zip(names, trial.values, strict=True)),
+                errors=result["errors"],
+                items={key: unpack_items(packed) for key, packed in items.items()},
+            )
+        outcome = Outcome(
+            "", measurement, None if failure is None else Failure(**failure), result["seconds"], result["worker"]
+        )
+        return _finished(record, outcome, result["told"], result["finished"])
+
+
+def _study_id(
+    storage: optuna.storages.BaseStorage, name: str, objectives: Sequence[Objective], create: bool
+) -> int:
+    """Id of the study called ``name``, created with its directions and metric names if it is not there."""
+    import optuna
+
+    with contextlib.suppress(KeyError):
+        return int(storage.get_study_id_from_name(name))
+    if not create:
+        raise RunFolderError(f"expected a study called {name!r} in the storage, found none; see `mergesearch run`")
+    with quiet_optuna():
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=[objective.direction for objective in objectives],
+            sampler=optuna.samplers.RandomSampler(seed=0),  # never asked; the default would import more
+        )
+        study.set_metric_names([objective.name for objective in objectives])
+    return int(study._study_id)  # the storage speaks ids; Study offers no public one
+
+
+def _finished(record: TrialRecord, outcome: Outcome, told: int | None, finished: float) -> TrialRecord:
+    measurement = outcome.measurement
+    return replace(
+        record,
+        told=told,
+        state="failed" if measurement is None else "complete",
+        values=dict(measurement.values) if measurement else {},
+        errors=dict(measurement.errors) if measurement else {},
+        items=dict(measurement.items) if measurement else {},
+        seconds=dict(outcome.seconds),
+        failure=outcome.failure,
+        worker=outcome.worker,
+        finished=finished,
+    )
+
+
+def open_storage(location: str | Path) -> optuna.storages.BaseStorage:
+    """Open a journal file (a path) or any Optuna storage URL.
+
+    The caller must hold the run's driver lock: a torn last line, left by a crash in mid-append, is cut off here,
+    which would destroy the append of a live writer.
+
+    Raises:
+        RunFolderError: If the journal cannot be read or written.
+        InputError: If the URL cannot be opened; its password is never shown.
+    """
+    import optuna
+
+    with quiet_optuna():
+        if isinstance(location, Path):
+            try:
+                repair_journal(location)
+                return _journal(location)
+            except OSError as error:
+                raise RunFolderError(f"{location}: expected a journal that can be written, received: {error}") from None
+        try:
+            return optuna.storages.get_storage(location)
+        except Exception as error:
+            raise InputError(
+                f"storage: expected an Optuna storage that can be opened, received {_without_password(location)}: "
+                f"{type(error).__name__}; check that the server runs and its driver is installed"
+            ) from None
+
+
+def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
+    """Open for reading beside a running driver: nothing is repaired or created.
+
+    Raises:
+        RunFolderError: If there is no journal.
+    """
+    if not isinstance(location, Path):
+        return open_storage(location)
+    if not location.is_file():
+        raise RunFolderError(f"{location}: expected the journal of a run, found none; see `mergesearch run`")
+    with quiet_optuna():
+        return _journal(location)
+
+
+def _journal(path: Path) -> optuna.storages.JournalStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=5)))
+
+
+def repair_journal(path: Path) -> int:
+    """Cut a torn last line off a journal and remove a lock left by a dead writer; returns the bytes cut.
+
+    A line is torn when the writer died inside its append. The next append would join it and make the whole file
+    unreadable, so it must go first. The trial it belonged to is either run again (its result was torn) or asked
+    again by replay (its ask was torn).
+    """
+    for stale in path.parent.glob(path.name + ".lock*"):
+        stale.unlink(missing_ok=True)
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        kept = _end_of_last_line(file, size)
+        if kept < size:
+            file.truncate(kept)
+            os.fsync(file.fileno())
+    return size - kept
+
+
+def _end_of_last_line(file: Any, size: int) -> int:
+    """Position after the last newline, reading backwards."""
+    block, end = 1 << 16, size
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return int(start + newline + 1)
+        end = start
+    return 0
+
+
+def encode_array(array: npt.NDArray[np.float64]) -> str:
+    """float64 array -> base64 text, exact."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype="<f8").tobytes()).decode()
+
+
+def decode_array(text: str) -> npt.NDArray[np.float64]:
+    """Inverse of :func:`encode_array`."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
+
+
+def pack_items(scores: npt.NDArray[np.float64]) -> str:
+    """Per-item scores -> compressed text; 0/1 scores take about a bit each, others are kept as float32."""
+    binary = bool(np.all((scores == 0) | (scores == 1)))
+    data = np.packbits(scores.astype(bool)) if binary else scores.astype("<f4")
+    text = base64.b64encode(zlib.compress(data.tobytes(), 1)).decode()
+    return f"{'b' if binary else 'f'}{scores.size}:{text}"
+
+
+def unpack_items(text: str) -> npt.NDArray[np.float64]:
+    """Inverse of :func:`pack_items`."""
+    head, _, body = text.partition(":")
+    data = zlib.decompress(base64.b64decode(body))
+    count = int(head[1:])
+    if head[0] == "b":
+        return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(np.float64)
+    return np.frombuffer(data, "<f4").astype(np.float64)
+
+
+def _without_password(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's log lines (study created, experimental features) off the user's terminal."""
+    import warnings
+
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

@@ -1,0 +1,148 @@
+"""The backend contract, run for both members, and what only workers in other processes can do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from merging import Field, InputError, Recipe, Source, StudyFailedError
+from search.backends import Backend, open_backend
+from search.study_file import WorkersSection
+from search.worker import Outcome, Task, WorkerSpec
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+DIM = 4
+TEMPLATE = Recipe(Source("", ""), (), "task_arithmetic", Field(np.arange(DIM + 1), np.zeros((1, DIM))))
+
+
+def task(number: int, split: str = "search") -> Task:
+    point = np.random.default_rng(number).random(DIM)
+    return Task(str(number), TEMPLATE.with_field(Field(np.arange(DIM + 1), point[None])), split)  # type: ignore[arg-type]
+
+
+def spec(tmp_path: Path, **options: object) -> WorkerSpec:
+    evaluator = {"kind": "synthetic", "problem": "sphere"} | options
+    return WorkerSpec(TEMPLATE, (evaluator,), str(tmp_path))
+
+
+@pytest.fixture(params=["inline", "ray"])
+def section(request: pytest.FixtureRequest) -> WorkersSection:
+    return WorkersSection(backend=request.param, count=2 if request.param == "ray" else None)
+
+
+@pytest.fixture
+def backend(section: WorkersSection, tmp_path: Path) -> Iterator[Callable[..., Backend]]:
+    opened: list[Backend] = []
+
+    def start(**options: object) -> Backend:
+        opened.append(open_backend(section, spec(tmp_path, **options)))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+def drain(backend: Backend, count: int) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    while len(outcomes) < count:
+        for outcome in backend.wait():
+            assert outcome.task not in outcomes, "an outcome was handed out twice"
+            outcomes[outcome.task] = outcome
+    return outcomes
+
+
+class TestBackendContract:
+    def test_every_task_comes_back_once_with_its_own_result(self, backend: Callable[..., Backend]) -> None:
+        pool = backend(faults={"nan": 0.2, "error": 0.2})
+        assert pool.slots >= 1
+        for number in range(24):
+            pool.submit(task(number))
+        outcomes = drain(pool, 24)
+        from search.worker import Worker
+
+        reference = Worker(spec(Path(), faults={"nan": 0.2, "error": 0.2}))
+        kinds = set()
+        for number in range(24):
+            expected, outcome = reference.run(task(number)), outcomes[str(number)]
+            if expected.measurement is not None:
+                assert outcome.measurement is not None
+                assert outcome.measurement.values == expected.measurement.values
+            else:
+                assert outcome.failure is not None
+                assert expected.failure is not None
+                assert (outcome.failure.kind, outcome.failure.message) == (
+                    expected.failure.kind,
+                    expected.failure.message,
+                )
+                kinds.add(outcome.failure.kind)
+            assert set(outcome.seconds) == {"merge", "evaluate", "overhead"}
+        assert kinds == {"infeasible", "error"}
+
+    def test_splits_reach_the_evaluator(self, backend: Callable[..., Backend]) -> None:
+        pool = backend(noise=0.5)
+        for place, split in enumerate(("search", "validation", "test")):
+            pool.submit(Task(str(place), task(1).recipe, split))  # type: ignore[arg-type]
+        values = [next(iter(o.measurement.values.values())) for o in drain(pool, 3).values() if o.measurement]
+        assert len(set(values)) == 3
+
+    def test_closing_with_tasks_outstanding_returns(self, backend: Callable[..., Backend]) -> None:
+        pool = backend(seconds=5)
+        for number in range(3):
+            pool.submit(task(number))
+        started = time.monotonic()
+        pool.close()
+        assert time.monotonic() - started < 30
+
+    def test_a_worker_that_cannot_be_built_says_why(self, section: WorkersSection, tmp_path: Path) -> None:
+        data = str(tmp_path / "nothing")
+        broken = WorkerSpec(TEMPLATE, ({"kind": "classification", "data": data},), str(tmp_path))
+        with pytest.raises((StudyFailedError, InputError), match="nothing"):
+            open_backend(section, broken)
+
+
+class TestRayPool:
+    @pytest.fixture
+    def pool(self, tmp_path: Path) -> Iterator[Callable[..., Backend]]:
+        opened: list[Backend] = []
+
+        def start(**options: object) -> Backend:
+            opened.append(open_backend(WorkersSection(backend="ray", count=2), spec(tmp_path, **options)))
+            return opened[-1]
+
+        yield start
+        for each in opened:
+            each.close()
+
+    def test_a_killed_worker_costs_at_most_the_trial_in_flight_which_runs_again(
+        self, pool: Callable[..., Backend]
+    ) -> None:
+        workers = pool(seconds=0.3)
+        for number in range(8):
+            workers.submit(task(number))
+        time.sleep(0.5)
+        os.kill(workers.pids()[0], signal.SIGKILL)  # type: ignore[attr-defined]
+        outcomes = drain(workers, 8)
+        assert all(outcome.measurement is not None for outcome in outcomes.values())
+        assert len({outcome.worker for outcome in outcomes.values()}) == 3
+
+    def test_a_recipe_that_kills_its_worker_twice_becomes_a_failed_trial(self, pool: Callable[..., Backend]) -> None:
+        workers = pool(faults={"kill": 0.25})
+        for number in range(12):
+            workers.submit(task(number))
+        outcomes = drain(workers, 12)
+        lost = [outcome for outcome in outcomes.values() if outcome.failure is not None]
+        assert 1 <= len(lost) <= 8
+        assert all(outcome.failure.kind == "lost" for outcome in lost if outcome.failure)
+        assert all("died 2 times" in outcome.failure.message for outcome in lost if outcome.failure)
+
+    def test_more_workers_than_the_machine_has_gpus_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"expected 1000 GPUs for 1000 workers, received"):
+            open_backend(WorkersSection(backend="ray", count=1000, gpus=1), spec(tmp_path))

@@ -1,0 +1,25 @@
+"""Strategies still recommend what they recommended; see ``make golden``."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from search.strategies import STRATEGIES
+from tests.golden.write import DIMENSIONS, FILE, recommendation
+
+with FILE.open() as file:
+    RECORDED = [(row[0], int(row[1]), [float(value) for value in row[2:]]) for row in list(csv.reader(file))[1:]]
+
+
+def test_every_strategy_is_recorded() -> None:
+    assert {(name, dim) for name, dim, _ in RECORDED} == {(name, dim) for name in STRATEGIES for dim in DIMENSIONS}
+
+
+@pytest.mark.parametrize(("name", "dim", "figures"), RECORDED)
+def test_recommendation_is_the_recorded_one(name: str, dim: int, figures: list[float]) -> None:
+    point = recommendation(name, dim)
+    # Loose enough for another BLAS, far tighter than any change of algorithm.
+    np.testing.assert_allclose([*point[:3], point.mean()], figures, rtol=1e-5, atol=1e-7)

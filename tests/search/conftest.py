@@ -1,0 +1,97 @@
+"""Pico checkpoints and items for the tests of the command line and the loop: real files, milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+LABELS, SIDE = 4, 8
+
+
+@pytest.fixture(scope="session")
+def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``base`` and the experts ``left`` and ``right``: ViTs of two blocks, saved by transformers."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    folder = tmp_path_factory.mktemp("models")
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=SIDE,
+        patch_size=4,
+        num_channels=1,
+        num_labels=LABELS,
+    )
+    with torch.random.fork_rng():  # transformers initialises from the global generator
+        torch.manual_seed(0)
+        model = ViTForImageClassification(config)
+    model.save_pretrained(folder / "base")
+    for place, name in enumerate(("left", "right")):
+        generator = torch.Generator().manual_seed(place + 1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``datasets`` folder with the three splits, two domains, unique ids."""
+    from datasets import Dataset, DatasetDict
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("items") / "data"
+    splits = {}
+    for split in ("search", "validation", "test"):
+        count = 24
+        splits[split] = Dataset.from_dict(
+            {
+                "pixels": rng.random((count, SIDE, SIDE)).astype("float32").tolist(),
+                "label": rng.integers(0, LABELS, count).tolist(),
+                "domain": [("odd", "even")[i % 2] for i in range(count)],
+                "id": [f"{split}-{i}" for i in range(count)],
+            }
+        )
+    DatasetDict(splits).save_to_disk(folder)
+    return folder
+
+
+def model_study(models: Path, items: Path, **sections: object) -> dict:
+    """A small study of real checkpoints."""
+    data: dict = {
+        "name": "pico",
+        "base": str(models / "base"),
+        "experts": {"left": str(models / "left"), "right": str(models / "right")},
+        "space": {"granularity": "block"},
+        "evaluators": [
+            {
+                "kind": "classification",
+                "data": str(items),
+                "domain": "domain",
+                "id": "id",
+                "objectives": [
+                    {"name": "odd", "metric": "accuracy", "domains": ["odd"]},
+                    {"name": "even", "metric": "cross_entropy", "domains": ["even"]},
+                ],
+            }
+        ],
+        "budget": {"trials": 24},
+        "selection": {"leaders": 2},
+    }
+    return data | sections
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
+    """A checkpoint folder from tensors alone."""
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))
+    return folder

@@ -159,7 +159,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         elif isinstance(node, dict):
-            if isinstance(node.get(part), str):  # `strategy: cma_es` opened up by `strategy.sigma=...`
+            if part in ("operator", "strategy") and isinstance(node.get(part), str):
+                # A bare name opened up: `strategy: cma_es` and `strategy.sigma=0.1`.
                 node[part] = {"name": node[part]}
             node = node.setdefault(part, {})
         else:

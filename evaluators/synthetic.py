@@ -98,7 +98,7 @@ def _quadratics(centres: Array, condition: float, generator: np.random.Generator
 
     def tradeoff(weights: Array) -> Array:
         if weights.max() == 1.0:
-            return centres[int(weights.argmax())]
+            return np.asarray(centres[int(weights.argmax())])
         right = np.einsum("t,tij,tj->i", weights, hessians, centres)
         return np.asarray(np.linalg.solve(np.tensordot(weights, hessians, 1), right))
 

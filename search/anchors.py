@@ -27,14 +27,14 @@ def default_anchors(template: Recipe, layout: Layout | None, space: Space, opera
     """Base, every expert, uniform average, the operator's default, a LiNeS line, and the space's start.
 
     Anchors that are the same merge are listed once, under the first name. Experts alone are anchors only where the
-    operator reproduces them (``expert_at_one_hot``); analytic problems have the start alone.
+    operator reproduces them (``expert_near_one_hot``); analytic problems have the start alone.
     """
     named: list[tuple[str, Field]] = []
     if layout is not None:
         count = operator.directions(len(template.experts))
         default = operator.default(len(template.experts))
         named.append(("base", Field.constant(layout.size, np.zeros(count))))
-        if count == len(template.experts) and "expert_at_one_hot" in operator.identities:
+        if count == len(template.experts) and "expert_near_one_hot" in operator.identities:
             named += [
                 (f"expert {expert.name}", Field.constant(layout.size, np.eye(count)[place]))
                 for place, expert in enumerate(template.experts)

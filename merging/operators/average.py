@@ -39,6 +39,7 @@ AVERAGE = Operator(
         {
             "base_at_zero",
             "expert_at_one_hot",
+            "expert_near_one_hot",
             "single_expert",
             "identical_experts",
             "permutation",

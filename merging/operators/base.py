@@ -26,6 +26,7 @@ Scope = Literal["E", "R", "T", "G", "S"]
 IDENTITIES: Mapping[str, str] = {
     "base_at_zero": "coefficients 0 give the base, bit for bit",
     "expert_at_one_hot": "a one-hot coefficient gives that expert, bit for bit",
+    "expert_near_one_hot": "a one-hot coefficient gives that expert, within rounding",
     "single_expert": "one expert with coefficient 1 gives that expert, within rounding",
     "identical_experts": "at the default coefficients, copies of one expert give that expert, within rounding",
     "permutation": "permuting experts together with their coefficients changes nothing but rounding",

@@ -46,6 +46,7 @@ TASK_ARITHMETIC = Operator(
     identities=frozenset(
         {
             "base_at_zero",
+            "expert_near_one_hot",
             "single_expert",
             "permutation",
             "linearity",

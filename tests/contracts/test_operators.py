@@ -93,6 +93,14 @@ def expert_at_one_hot(operator: Operator) -> bool:
     return all(identical(merged(operator, family, row), family[1][k].tensors) for k, row in enumerate(np.eye(EXPERTS)))
 
 
+def expert_near_one_hot(operator: Operator) -> bool:
+    base, experts = make_family()
+    rows = np.eye(EXPERTS)[:, : operator.directions(EXPERTS)]
+    return all(
+        distance(merged(operator, (base, experts), row), experts[k].tensors) < ROUNDING for k, row in enumerate(rows)
+    )
+
+
 def single_expert(operator: Operator) -> bool:
     family = make_family(1)
     return distance(merged(operator, family, [1.0]), family[1][0].tensors) < ROUNDING
@@ -145,6 +153,7 @@ CHECKS: dict[str, Callable[[Operator], bool]] = {
     for check in (
         base_at_zero,
         expert_at_one_hot,
+        expert_near_one_hot,
         single_expert,
         identical_experts,
         permutation,

@@ -34,7 +34,7 @@ class Metric:
     Attributes:
         name: Name of the objective, or None for one made from the rest.
         metric: ``accuracy`` (share of right answers, maximised) or ``cross_entropy`` (nats per item, minimised).
-        domains: Domains to measure on; None means all items (``mean``) or all domains (``worst``).
+        domains: Domains to measure on, each once; None means all.
         reduce: ``mean`` of the domains' means, or the ``worst`` domain.
     """
 
@@ -73,7 +73,7 @@ class Classification:
         where: Key of the study file, for messages.
 
     Raises:
-        InputError: If two objectives have one name, or domains are asked for without a domain column.
+        InputError: If two objectives have one name, domains are asked for without a domain column, or one twice.
     """
 
     model_class: str | None = "AutoModelForImageClassification"
@@ -97,6 +97,11 @@ class Classification:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"{where}.objectives: expected unique names, received {twice} twice; give one a name")
+        again = next((m for m in metrics if m.domains is not None and len(set(m.domains)) < len(m.domains)), None)
+        if again is not None:
+            raise InputError(
+                f"{where}.objectives: expected each domain once, received {again.domains}; drop the repeat"
+            )
         by_domain = next((m.label for m in metrics if m.domains is not None or m.reduce == "worst"), None)
         if by_domain is not None and columns["domain"] is None:
             raise InputError(f"{where}.domain: required key is missing: objective {by_domain!r} needs a domain column")

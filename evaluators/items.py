@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from evaluators.base import Split
 from merging import InputError
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 def check_items(
     data: Path, splits: Mapping[Split, str], columns: Mapping[str, str | None], where: str
 ) -> dict[Split, set[str]]:
-    """Refuse missing, empty or overlapping splits and missing columns; returns the domains of each split.
+    """Refuse missing, empty or overlapping splits and wrong columns; returns the domains of each split.
 
     Args:
         data: Folder written by ``DatasetDict.save_to_disk``.
@@ -34,9 +37,6 @@ def check_items(
         InputError: In one line.
     """
     tables = {role: _table(data, name, columns, where) for role, name in splits.items()}
-    for role, table in tables.items():
-        if not table.num_rows:
-            raise InputError(f"{where}: {data}: expected items in split {splits[role]!r}, received an empty one")
     ids = {role: _ids(table, columns) for role, table in tables.items()}
     for one, other in combinations(ids, 2):
         shared = ids[one] & ids[other]
@@ -45,20 +45,17 @@ def check_items(
                 f"{where}: {data}: expected disjoint splits, received {len(shared)} items in both {splits[one]!r} and "
                 f"{splits[other]!r}, for example {min(shared)!r}"
             )
-    domain = columns["domain"]
-    names = _domain_names(data, splits, domain)
-    return {
-        role: set() if domain is None else {names[value] if names else str(value) for value in _values(table, domain)}
-        for role, table in tables.items()
-    }
+    return {role: _domains(data / splits[role], table, columns["domain"]) for role, table in tables.items()}
 
 
 def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
     """The columns of a split as arrays, by role; label classes as numbers, domains as names."""
     from datasets import ClassLabel, load_from_disk
 
-    dataset = load_from_disk(str(data / split)).with_format("numpy")
-    loaded = {role: dataset[:][column] for role, column in columns.items() if column is not None}
+    wanted = {role: column for role, column in columns.items() if column is not None}
+    dataset = load_from_disk(str(data / split)).with_format("numpy", columns=sorted(set(wanted.values())))
+    values = dataset[:]
+    loaded = {role: values[column] for role, column in wanted.items()}
     domain = columns["domain"]
     if domain is not None and isinstance(dataset.features[domain], ClassLabel):
         loaded["domain"] = dataset.features[domain].int2str(loaded["domain"].tolist())
@@ -66,6 +63,7 @@ def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> d
 
 
 def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str) -> pa.Table:
+    """A split as it lies on disk, with the columns that are asked for, and at least one item."""
     import pyarrow as pa
 
     folder = data / split
@@ -75,40 +73,81 @@ def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str
         files = json.loads((folder / "state.json").read_text())["_data_files"]
         tables = [pa.ipc.open_stream(folder / file["filename"]).read_all() for file in files]
         table = pa.concat_tables(tables) if tables else pa.table({})
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
         raise InputError(
             f"{where}: {data}: expected a readable split {split!r}, received {type(error).__name__}; "
             f"splits there: {known}"
         ) from None
+    # Before the columns: an empty split has no file, and so no column either.
+    if not table.num_rows:
+        raise InputError(f"{where}: {data}: expected items in split {split!r}, received an empty one")
+    _check_columns(table, columns, f"{where}: {folder}")
+    return table
+
+
+def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: str) -> None:
+    import pyarrow as pa
+
     missing = sorted(column for column in columns.values() if column and column not in table.column_names)
     if missing:
-        raise InputError(
-            f"{where}: {folder}: expected a column {missing[0]!r}, received only {sorted(table.column_names)}"
-        )
-    return table
+        raise InputError(f"{where}: expected a column {missing[0]!r}, received only {sorted(table.column_names)}")
+    image, label = (table.schema.field(columns[role]).type for role in ("input", "label"))
+    if not (pa.types.is_integer(_leaf(image)) or pa.types.is_floating(_leaf(image))):
+        raise InputError(f"{where}: expected arrays of numbers in column {columns['input']!r}, received {image}")
+    if not pa.types.is_integer(label):
+        raise InputError(f"{where}: expected class numbers in column {columns['label']!r}, received {label}")
 
 
 def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
     """Identity of every item: its id, or a hash of its input."""
-    column = columns["id"]
-    if column is not None:
-        return {str(value) for value in _values(table, column)}
-    source = columns["input"]
-    assert source is not None  # every evaluator reads something
-    return {hashlib.sha256(repr(value).encode()).hexdigest()[:16] for value in _values(table, source)}
+    if columns["id"] is not None:
+        return {str(value) for value in table.column(columns["id"]).to_pylist()}
+    return {
+        hashlib.sha256(row.tobytes()).hexdigest()[:16]
+        for chunk in table.column(columns["input"]).chunks
+        for row in _rows(chunk)
+    }
 
 
-def _values(table: pa.Table, column: str) -> list[Any]:
-    values: list[Any] = table.column(column).to_pylist()
-    return values
+def _leaf(kind: pa.DataType) -> pa.DataType:
+    """Type of what is in arrays of any depth."""
+    import pyarrow as pa
+
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+            kind = kind.value_type
+        else:
+            return kind
 
 
-def _domain_names(data: Path, splits: Mapping[Split, str], domain: str | None) -> list[str]:
-    """Names of a domain column that is stored as class numbers, else nothing."""
-    info = data / next(iter(splits.values())) / "dataset_info.json"
-    if domain is None or not info.is_file():
-        return []
-    feature = json.loads(info.read_text()).get("features", {}).get(domain, {})
-    names: list[str] = feature.get("names", []) if feature.get("_type") == "ClassLabel" else []
-    return names
+def _rows(array: pa.Array) -> Iterator[npt.NDArray[np.float64]]:
+    """The numbers of each row, whatever their nesting and type, flat; read from the buffers, for large images."""
+    import pyarrow as pa
+
+    bounds: npt.NDArray[Any] = np.arange(len(array) + 1)
+    while True:
+        if isinstance(array, pa.ExtensionArray):  # so `datasets` stores arrays of two axes or more
+            array = array.storage
+        elif isinstance(array, pa.FixedSizeListArray):
+            bounds, array = bounds * array.type.list_size, array.values
+        elif isinstance(array, pa.ListArray | pa.LargeListArray):
+            bounds, array = np.from_dlpack(array.offsets)[bounds], array.values
+        else:
+            break
+    # Not `to_numpy`, which imports pandas.
+    numbers = np.from_dlpack(array if not array.null_count else array.cast("float64").fill_null(float("nan")))
+    for start, stop in pairwise(bounds):
+        yield numbers[start:stop].astype(np.float64)
+
+
+def _domains(folder: Path, table: pa.Table, column: str | None) -> set[str]:
+    """Names of the domains of a split; a column of class numbers has them in the description of the data."""
+    if column is None:
+        return set()
+    info = folder / "dataset_info.json"
+    feature = json.loads(info.read_text()).get("features", {}).get(column, {}) if info.is_file() else {}
+    values = table.column(column).unique().to_pylist()
+    return {feature["names"][value] if feature.get("_type") == "ClassLabel" else str(value) for value in values}

@@ -1,0 +1,154 @@
+"""The evaluator contract. To add an evaluator: put its section in ``sections``; it is tested here without more."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluators import SPLITS, Candidate, Evaluator, Measurement
+from evaluators.composite import Composite
+from evaluators.spec import EVALUATORS
+from tests.evaluators.items import build, candidate_at, classification, opened, pico_vit, save, three_splits
+
+CASES = {
+    "synthetic sphere": ["synthetic"],
+    "synthetic ellipsoid": ["synthetic"],
+    "synthetic tasks": ["synthetic"],
+    "synthetic zdt1": ["synthetic"],
+    "classification": ["classification"],
+    "classification by domain": ["classification"],
+    "composite": ["synthetic", "classification"],
+}
+
+
+def sections(case: str) -> list[dict[str, Any]]:
+    """The ``evaluators:`` section of a study, with the data in ``data`` beside it."""
+    synthetic = {"kind": "synthetic", "noise": 0.1, "seed": 3}
+    both = [{"metric": "accuracy"}, {"metric": "cross_entropy"}]
+    by_domain = [
+        {"metric": "accuracy", "domains": ["night"]},
+        {"metric": "accuracy", "reduce": "worst"},
+        {"name": "loss by day", "metric": "cross_entropy", "domains": ["day"]},
+    ]
+    return {
+        "synthetic sphere": [synthetic | {"problem": "sphere", "items": 30}],
+        "synthetic ellipsoid": [synthetic | {"problem": "ellipsoid"}],
+        "synthetic tasks": [synthetic | {"problem": "quadratic_tasks", "objectives": 3, "items": 30}],
+        "synthetic zdt1": [synthetic | {"problem": "zdt1"}],
+        "classification": [classification("data", *both, domain=None)],
+        "classification by domain": [classification("data", *by_domain, batch_size=7)],
+        "composite": [synthetic | {"problem": "sphere", "items": 30}, classification("data", *both)],
+    }[case]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    save(folder / "data", three_splits())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return pico_vit()
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def evaluator(case: str, folder: Path) -> Evaluator:
+    return opened(*sections(case), folder=folder)
+
+
+def candidates(evaluator: Evaluator, model: Any) -> list[Candidate]:
+    points = np.random.default_rng(0).random((3, 4)).tolist()
+    return [candidate_at(point, model if evaluator.model_class is not None else None) for point in points]
+
+
+def assert_same(one: Measurement, two: Measurement) -> None:
+    assert one.values == two.values
+    assert one.errors == two.errors
+    assert one.items.keys() == two.items.keys()
+    for name, scores in one.items.items():
+        np.testing.assert_array_equal(scores, two.items[name])
+
+
+def test_every_kind_has_a_case() -> None:
+    assert {kind for kinds in CASES.values() for kind in kinds} == set(EVALUATORS)
+    assert all([section["kind"] for section in sections(case)] == kinds for case, kinds in CASES.items())
+
+
+class TestEvaluatorContract:
+    def test_objectives_are_known_before_any_data(self, case: str, tmp_path: Path, folder: Path) -> None:
+        nowhere = build(*sections(case), folder=tmp_path / "absent")
+        assert nowhere.objectives == opened(*sections(case), folder=folder).objectives
+        names = [objective.name for objective in nowhere.objectives]
+        assert names
+        assert len(set(names)) == len(names)
+        assert {objective.direction for objective in nowhere.objectives} <= {"maximize", "minimize"}
+        assert nowhere.provides <= {"items", "gradient"}
+        assert (nowhere.model_class is None) == all(section["kind"] == "synthetic" for section in sections(case))
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_values_for_exactly_the_objectives(self, evaluator: Evaluator, model: Any, split: Any) -> None:
+        names = [objective.name for objective in evaluator.objectives]
+        for candidate in candidates(evaluator, model):
+            measured = evaluator.evaluate(candidate, split)
+            assert list(measured.values) == names
+            assert all(type(value) is float and math.isfinite(value) for value in measured.values.values())
+            assert set(measured.errors) <= set(names)
+            assert all(type(error) is float and 0 <= error < math.inf for error in measured.errors.values())
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_the_same_twice_and_in_another_worker(
+        self, evaluator: Evaluator, case: str, folder: Path, model: Any, split: Any
+    ) -> None:
+        another = opened(*sections(case), folder=folder)
+        measured = [evaluator.evaluate(candidate, split) for candidate in candidates(evaluator, model)]
+        # The other order: nothing may depend on what was evaluated before.
+        for candidate, first in reversed(list(zip(candidates(evaluator, model), measured, strict=True))):
+            assert_same(evaluator.evaluate(candidate, split), first)
+            assert_same(another.evaluate(candidate, split), first)
+
+    def test_item_scores_explain_the_values(self, evaluator: Evaluator, model: Any) -> None:
+        measured = evaluator.evaluate(candidates(evaluator, model)[0], "search")
+        if "items" in evaluator.provides:
+            assert set(measured.items) == set(measured.values)
+        for name, scores in measured.items.items():
+            assert scores.dtype == np.float64
+            assert scores.ndim == 1
+            # Domains are of one size here, so the mean over items is the mean over domains.
+            assert scores.mean() == pytest.approx(measured.values[name], abs=1e-12)
+            assert name in measured.errors
+
+    def test_splits_hold_other_items(self, evaluator: Evaluator, model: Any) -> None:
+        candidate = candidates(evaluator, model)[0]
+        values = [evaluator.evaluate(candidate, split).values for split in SPLITS]
+        for place in range(3):
+            assert values[place] != values[place - 1]
+
+    def test_other_candidates_score_otherwise(self, evaluator: Evaluator) -> None:
+        models = [pico_vit(seed) if evaluator.model_class is not None else None for seed in (0, 1)]
+        one, two = (
+            evaluator.evaluate(candidate_at([0.2 + place / 2] * 4, models[place]), "search").values for place in (0, 1)
+        )
+        assert one != two
+
+    def test_composites_are_made_for_several_sections_alone(self, evaluator: Evaluator, case: str) -> None:
+        assert isinstance(evaluator, Composite) == (len(sections(case)) > 1)
+
+    def test_global_generators_are_left_alone(self, evaluator: Evaluator, model: Any) -> None:
+        import torch
+
+        before = np.random.get_state()[1].tobytes(), torch.get_rng_state()  # noqa: NPY002
+        evaluator.evaluate(candidates(evaluator, model)[0], "search")
+        after = np.random.get_state()[1].tobytes(), torch.get_rng_state()  # noqa: NPY002
+        assert before[0] == after[0]
+        assert torch.equal(before[1], after[1])

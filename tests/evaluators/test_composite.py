@@ -1,0 +1,100 @@
+"""Composite: members side by side, nothing lost, nothing mixed up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluators import SPLITS, Candidate, Measurement, Objective, Split
+from evaluators.composite import Composite
+from evaluators.synthetic import Faults, Synthetic
+from merging import InputError, NonFiniteError
+from tests.evaluators.items import build, candidate_at, classification, opened, pico_vit
+
+SPHERE = {"kind": "synthetic", "problem": "sphere", "items": 8, "noise": 0.1}
+TASKS = {"kind": "synthetic", "problem": "quadratic_tasks"}
+
+
+class Recorder:
+    """An evaluator that writes down what is asked of it."""
+
+    def __init__(self, name: str, provides: set[str], model_class: str | None = None) -> None:
+        self.objectives = (Objective(name, "maximize"),)
+        self.provides = frozenset(provides)
+        self.model_class = model_class
+        self.calls: list[str] = []
+
+    def check(self) -> None:
+        self.calls.append("check")
+
+    def open(self) -> None:
+        self.calls.append("open")
+
+    def evaluate(self, candidate: Candidate, split: Split) -> Measurement:
+        self.calls.append(split)
+        return Measurement({self.objectives[0].name: 1.0}, gradient=np.ones(2))
+
+
+class TestComposite:
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_measures_what_the_members_measure(self, data: Path, model: Any, split: Any) -> None:
+        sections = [SPHERE, classification(data, {"metric": "accuracy"}, {"metric": "cross_entropy"})]
+        whole, parts = opened(*sections), [opened(section) for section in sections]
+        candidate = candidate_at([0.1, 0.7], model)
+        measured = whole.evaluate(candidate, split)
+        alone = [part.evaluate(candidate, split) for part in parts]
+        assert whole.objectives == (*parts[0].objectives, *parts[1].objectives)
+        assert measured.values == {**alone[0].values, **alone[1].values}
+        assert measured.errors == {**alone[0].errors, **alone[1].errors}
+        assert list(measured.items) == ["sphere", "accuracy", "cross_entropy"]
+        for part in alone:
+            for name, scores in part.items.items():
+                np.testing.assert_array_equal(measured.items[name], scores)
+
+    def test_provides_what_all_provide_but_gradients(self) -> None:
+        assert Composite([Recorder("a", {"items", "gradient"}), Recorder("b", {"items"})]).provides == {"items"}
+        assert Composite([Recorder("a", {"items"}), Recorder("b", set())]).provides == set()
+        gradients = Composite([Recorder(name, {"gradient"}) for name in "ab"])
+        assert gradients.provides == set()
+        assert gradients.evaluate(candidate_at([0.0]), "search").gradient is None
+        assert build(SPHERE, TASKS).provides == set()
+
+    def test_members_are_checked_opened_and_run_once_each(self) -> None:
+        members = [Recorder(name, set()) for name in "abc"]
+        whole = Composite(members)
+        whole.check()
+        whole.open()
+        whole.evaluate(candidate_at([0.0]), "validation")
+        assert [member.calls for member in members] == [["check", "open", "validation"]] * 3
+
+    def test_the_check_of_any_member_counts(self, data: Path) -> None:
+        with pytest.raises(InputError, match=r"^evaluators\.1\.data: expected a folder"):
+            build(SPHERE, classification(data / "absent")).check()
+
+    def test_the_model_class_is_that_of_the_members_with_a_model(self, data: Path) -> None:
+        assert build(SPHERE, TASKS).model_class is None
+        assert build(SPHERE, classification(data)).model_class == "AutoModelForImageClassification"
+
+    def test_one_kind_of_model_per_study(self) -> None:
+        with pytest.raises(InputError, match=r"received \['AutoModel', 'AutoModelForCausalLM'\]; use two studies"):
+            Composite([Recorder("a", set(), "AutoModel"), Recorder("b", set(), "AutoModelForCausalLM")])
+
+    def test_names_are_unique_across_members(self) -> None:
+        with pytest.raises(InputError, match=r"^evaluators: .*\['sphere'\] twice; give one a name") as caught:
+            build(SPHERE, TASKS, SPHERE | {"seed": 1})
+        assert "\n" not in str(caught.value)
+
+    def test_what_goes_wrong_in_a_member_comes_through(self, data: Path) -> None:
+        import torch
+
+        model = pico_vit()
+        with torch.no_grad():
+            model.classifier.bias.fill_(torch.nan)
+        with pytest.raises(NonFiniteError, match="objective 'accuracy'"):
+            opened(TASKS, classification(data)).evaluate(candidate_at([0.0], model), "search")
+        broken = Composite([Synthetic("sphere"), Synthetic("zdt1", faults=Faults(error=1.0))])
+        with pytest.raises(RuntimeError, match="fault injection"):
+            broken.evaluate(candidate_at([0.0, 0.0]), "search")

@@ -34,7 +34,6 @@ FINGERPRINTED = (
 )
 
 
-
 class RunFolder:
     """A run's folder. Opening it for writing takes the driver's lock."""
 

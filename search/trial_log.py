@@ -219,9 +219,7 @@ class TrialLog:
         return _finished(record, outcome, result["told"], result["finished"])
 
 
-def _study_id(
-    storage: optuna.storages.BaseStorage, name: str, objectives: Sequence[Objective], create: bool
-) -> int:
+def _study_id(storage: optuna.storages.BaseStorage, name: str, objectives: Sequence[Objective], create: bool) -> int:
     """Id of the study called ``name``, created with its directions and metric names if it is not there."""
     import optuna
 

@@ -1,0 +1,307 @@
+"""Make the digits zoo: ``python -m experiments.zoo.digits [--out zoo/digits] [--seed 0] [--measure]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.zoo.digits_data import DOMAINS, LEVELS, Indices, in_domain, load_images, partition, save_items
+from merging import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Raised when the same settings begin to mean another zoo.
+FORMAT = 1
+
+#: Coefficients of the task-arithmetic line.
+LINE = tuple(round(0.05 * step, 2) for step in range(21))
+
+Weights = Mapping[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Steps of Adam at peak rate ``rate`` (20 steps of warm-up, then linear decay to 0)."""
+
+    steps: int
+    rate: float
+    batch: int = 64
+    noise: float = 0.1  # standard deviation added to pixels in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the zoo follows from.
+
+    Attributes:
+        seed: Seed of the partition, the initial weights and the batches.
+        base: Brief training on all domains: long enough to learn the digits a little, too short to learn them well.
+        expert: Fine-tuning on one domain.
+        images: Scans behind each split; the rest is for training. A split has four items per scan.
+        initial_spread: ``initializer_range`` of the ViT. The usual 0.02 learns nothing in so few steps.
+    """
+
+    seed: int = 0
+    base: Training = Training(steps=120, rate=2e-3)
+    expert: Training = Training(steps=200, rate=1.2e-3)
+    images: Mapping[str, int] = field(default_factory=lambda: {"search": 150, "validation": 200, "test": 300})
+    initial_spread: float = 0.08
+
+
+def build_digits(out: Path = Path("zoo/digits"), settings: Settings | None = None, *, processes: int = 2) -> Path:
+    """Make the zoo in ``out``, or reuse it if it is there with the same settings.
+
+    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing half-made there.
+
+    Args:
+        out: Folder to make.
+        settings: What to make.
+        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no process.
+
+    Raises:
+        InputError: If ``out`` is something else than a digits zoo.
+    """
+    chosen = settings or Settings()
+    if is_complete(out, chosen):
+        return out
+    if out.exists() and not (out / "manifest.json").is_file():
+        raise InputError(f"--out: expected a new folder or a digits zoo, received {out}; choose another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        fresh = Path(scratch) / "zoo"
+        with _one_thread():
+            _write(fresh, chosen, processes)
+        if not is_complete(out, chosen):  # another process may have been faster
+            if out.exists():
+                out.rename(Path(scratch) / "old")
+            fresh.rename(out)
+    return out
+
+
+def is_complete(out: Path, settings: Settings) -> bool:
+    """Whether ``out`` holds the zoo of ``settings``."""
+    path = out / "manifest.json"
+    if not path.is_file():
+        return False
+    manifest = json.loads(path.read_text())
+    return bool(manifest.get("format") == FORMAT and manifest.get("settings") == asdict(settings))
+
+
+def measure(folder: Path) -> dict[str, dict[str, float]]:
+    """Test accuracy of every model in every domain, then of task arithmetic at each coefficient of the line."""
+    names = ["base", *DOMAINS]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    chosen = np.array(manifest["test_images"])
+    with _one_thread():
+        models = {name: _load(folder / name) for name in names}
+        rows = {name: _accuracies(model, chosen) for name, model in models.items()}
+        weights = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in models.items()}
+        merged = models["base"]
+        for coefficient in LINE:
+            merged.load_state_dict(_task_arithmetic(weights, coefficient))
+            rows[f"coefficient {coefficient:.2f}"] = _accuracies(merged, chosen)
+    return rows
+
+
+def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
+    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task Arithmetic")."""
+    base = weights["base"]
+    return {
+        key: value + coefficient * sum((weights[domain][key] - value for domain in DOMAINS), start=0 * value)
+        for key, value in base.items()
+    }
+
+
+def _write(folder: Path, settings: Settings, processes: int) -> None:
+    """Train and save everything; the manifest comes last."""
+    started = time.perf_counter()
+    accuracies = {"base": _make_base(folder, settings)}
+    places = range(len(DOMAINS))
+    if processes == 1:
+        rows = [_make_expert(folder, settings, place) for place in places]
+    else:
+        # Spawned, for a forked torch may hang on locks that another thread held.
+        with ProcessPoolExecutor(processes, get_context("spawn"), silence_transformers) as pool:
+            rows = list(pool.map(partial(_make_expert, folder, settings), places))
+    accuracies.update(zip(DOMAINS, rows, strict=True))
+    splits = _splits(settings)
+    save_items(folder / "data", {name: splits[name] for name in settings.images})
+    manifest = {
+        "format": FORMAT,
+        "settings": asdict(settings),
+        "accuracy": accuracies,
+        "test_images": splits["test"].tolist(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _splits(settings: Settings) -> dict[str, Indices]:
+    return partition(len(load_images()[1]), settings.images, settings.seed)
+
+
+def _make_base(folder: Path, settings: Settings) -> dict[str, float]:
+    """Train and save the base; its test accuracy in each domain."""
+    model = _new_model(settings)
+    _train(model, tuple(DOMAINS), settings, settings.base, settings.seed + 1)
+    _save(model, folder / "base")
+    return _accuracies(model, _splits(settings)["test"])
+
+
+def _make_expert(folder: Path, settings: Settings, place: int) -> dict[str, float]:
+    """Fine-tune and save the expert of domain number ``place``; its test accuracy in each domain."""
+    domain = list(DOMAINS)[place]
+    with _one_thread():
+        model = _load(folder / "base")
+        _train(model, (domain,), settings, settings.expert, settings.seed + 10 + place)
+        _save(model, folder / domain)
+        return _accuracies(model, _splits(settings)["test"])
+
+
+def silence_transformers() -> None:
+    """No progress bars for the saving and loading of small models."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting is restored."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _new_model(settings: Settings) -> Any:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    names = {digit: str(digit) for digit in range(10)}
+    config = ViTConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=128,
+        initializer_range=settings.initial_spread,
+        id2label=names,
+        label2id={name: digit for digit, name in names.items()},
+    )
+    # transformers draws initial weights from the global generator and takes no other; the fork gives it back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ViTForImageClassification(config)
+
+
+def _train(model: Any, domains: Sequence[str], settings: Settings, training: Training, seed: int) -> None:
+    """Adam on random batches with pixel noise, drawn from a generator of its own."""
+    import torch
+
+    images, digits = load_images()
+    chosen = _splits(settings)["training"]
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.from_numpy(np.concatenate([in_domain(images[chosen], domain) for domain in domains]))[:, None]
+    labels = torch.from_numpy(np.tile(digits[chosen], len(domains)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.rate, weight_decay=0.0, fused=True)
+    model.train()
+    for step in range(training.steps):
+        optimizer.param_groups[0]["lr"] = training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        rows = torch.randint(len(inputs), (training.batch,), generator=generator)
+        batch = inputs[rows]
+        batch = batch + training.noise * torch.randn(batch.shape, generator=generator)
+        loss = torch.nn.functional.cross_entropy(model(pixel_values=batch).logits, labels[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        optimizer.step()
+    model.eval()
+
+
+def _accuracies(model: Any, chosen: Indices) -> dict[str, float]:
+    """Accuracy in each domain on the scans ``chosen`` ``(n,)``."""
+    import torch
+
+    images, digits = load_images()
+    accuracies = {}
+    for domain in DOMAINS:
+        inputs = torch.from_numpy(in_domain(images[chosen], domain))[:, None]
+        with torch.inference_mode():
+            guesses = model(pixel_values=inputs).logits.argmax(dim=1).numpy()
+        accuracies[domain] = float(np.mean(guesses == digits[chosen]))
+    return accuracies
+
+
+def _save(model: Any, folder: Path) -> None:
+    """An ordinary Hugging Face folder: config, safetensors, and a processor for grey images with levels 0 to 16."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(
+        do_resize=False,
+        size={"height": 8, "width": 8},
+        do_rescale=True,
+        rescale_factor=1 / LEVELS,
+        do_normalize=True,
+        image_mean=[0.5],
+        image_std=[0.5],
+        do_convert_rgb=False,
+    ).save_pretrained(folder)
+
+
+def _load(folder: Path) -> Any:
+    from transformers import ViTForImageClassification
+
+    return ViTForImageClassification.from_pretrained(folder, local_files_only=True).eval()
+
+
+def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
+    print(f"{'test accuracy, %':<18}" + "".join(f"{domain:>10}" for domain in DOMAINS) + f"{'mean':>10}")
+    for name, row in rows.items():
+        figures = [*row.values(), float(np.mean(list(row.values())))]
+        print(f"{name:<18}" + "".join(f"{100 * figure:>10.1f}" for figure in figures))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description="Make a base, four experts and their items from scikit-learn's digits."
+    )
+    parser.add_argument("--out", type=Path, default=Path("zoo/digits"), help="folder to make (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
+    parser.add_argument("--measure", action="store_true", help="also print accuracies, and the task-arithmetic line")
+    options = parser.parse_args(arguments)
+    silence_transformers()
+    settings = Settings(seed=options.seed)
+    reused = is_complete(options.out, settings)
+    try:
+        folder = build_digits(options.out, settings)
+    except InputError as error:
+        parser.error(str(error))
+    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
+    print(f"{folder}: " + ("already there, reused" if reused else f"base, {len(DOMAINS)} experts, data; {seconds} s"))
+    if options.measure:
+        _print_table(measure(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -87,9 +87,7 @@ def _quadratics(centres: Array, condition: float, generator: np.random.Generator
     eigenvalues = condition ** np.linspace(0, 1, dim) if dim > 1 else np.ones(1)
     hessians = np.empty((tasks, dim, dim))
     for task in range(tasks):
-        rotation = np.eye(dim)
-        if condition > 1:
-            rotation = np.linalg.qr(generator.standard_normal((dim, dim)))[0]
+        rotation = np.linalg.qr(generator.standard_normal((dim, dim)))[0]
         hessians[task] = (rotation * eigenvalues) @ rotation.T
 
     def losses(x: Array) -> Array:
@@ -110,7 +108,8 @@ def _centres(generator: np.random.Generator, tasks: int, dim: int) -> Array:
 
 
 def _sphere(dim: int, objectives: int, generator: np.random.Generator) -> Problem:
-    return _quadratics(_centres(generator, 1, dim), 1.0, generator)
+    centre = _centres(generator, 1, dim)[0]
+    return Problem(lambda x: np.array([np.sum((x - centre) ** 2)]), lambda weights: centre, 1)
 
 
 def _ellipsoid(dim: int, objectives: int, generator: np.random.Generator) -> Problem:

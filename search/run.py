@@ -139,11 +139,18 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     Returns:
         The split, the new measurement, and whether its values equal the recorded ones exactly.
     """
+    import torch
+
     from merging.binding import load_model
 
+    # As in the worker: other threads or another device may round differently.
+    spec = worker_spec(run.plan, run.folder)
+    torch.set_num_threads(spec.threads)
     evaluator = build_evaluator(run.plan.spec.evaluators, Path())
     evaluator.open()
     model = None if evaluator.model_class is None else load_model(str(exported), evaluator.model_class)
+    if model is not None and torch.cuda.is_available():
+        model = model.to(spec.device)
     verdict = run.verdict
     tested = {} if verdict is None else verdict.scores.get("test", {})
     split: Split = "test" if record.number in tested else "search"

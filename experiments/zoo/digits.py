@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Raised when the same settings begin to mean another zoo.
-FORMAT = 1
+FORMAT = 2
 
 #: Coefficients of the task-arithmetic line.
 LINE = tuple(round(0.05 * step, 2) for step in range(21))
@@ -55,10 +55,10 @@ class Settings:
     """
 
     seed: int = 0
-    base: Training = Training(steps=120, rate=2e-3)
-    expert: Training = Training(steps=200, rate=1.2e-3)
-    images: Mapping[str, int] = field(default_factory=lambda: {"search": 150, "validation": 200, "test": 300})
-    initial_spread: float = 0.08
+    base: Training = Training(steps=38, rate=2e-3)
+    expert: Training = Training(steps=200, rate=7e-4)
+    images: Mapping[str, int] = field(default_factory=lambda: {"search": 400, "validation": 250, "test": 350})
+    initial_spread: float = 0.12
 
 
 def build_digits(out: Path = Path("zoo/digits"), settings: Settings | None = None, *, processes: int = 2) -> Path:
@@ -198,7 +198,7 @@ def _new_model(settings: Settings) -> Any:
     names = {digit: str(digit) for digit in range(10)}
     config = ViTConfig(
         image_size=8,
-        patch_size=2,
+        patch_size=4,
         num_channels=1,
         hidden_size=64,
         num_hidden_layers=6,

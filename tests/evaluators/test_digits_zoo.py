@@ -193,8 +193,13 @@ class TestRealZoo:
         assert all(0.62 <= accuracy <= 0.85 for accuracy in base)
         assert 0.66 <= np.mean(base) <= 0.76
         for expert in DOMAINS:
-            for domain, accuracy in rows[expert].items():
-                assert accuracy > 0.94 if domain == expert else 0.30 <= accuracy <= 0.60, (expert, domain)
+            elsewhere = [accuracy for domain, accuracy in rows[expert].items() if domain != expert]
+            assert rows[expert][expert] > 0.94
+            # Single pairs may fall to a quarter: settings that keep every pair above 0.30 leave a search nothing to
+            # find (experiments/LOG.md). The mean of each expert stays in the band.
+            assert min(elsewhere) > 0.22
+            assert max(elsewhere) < 0.60
+            assert 0.30 <= np.mean(elsewhere) <= 0.60
         line = {name: np.mean(list(row.values())) for name, row in rows.items() if name.startswith("coefficient")}
         assert len(line) == len(digits.LINE)
         assert line["coefficient 0.00"] == np.mean(base)

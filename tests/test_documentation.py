@@ -1,0 +1,50 @@
+"""Documents that cannot rot: links resolve, study files in them and beside them validate, listed commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search.study_file import load_study, validate
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if not {".venv", "runs", "zoo"} & set(path.relative_to(ROOT).parts[:1])
+)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_readme_study_is_valid() -> None:
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    assert validate(yaml.safe_load(block[1]), "README.md").budget.trials == 200
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*/study.yaml")), ids=lambda path: path.parent.name)
+def test_study_files_of_experiments_are_valid(path: Path) -> None:
+    assert load_study(path).experts
+
+
+def test_the_readme_lists_every_verb() -> None:
+    from search.cli import app
+
+    text = (ROOT / "README.md").read_text()
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert f"`mergesearch {command.callback.__name__} " in text
+
+
+def test_the_targets_of_the_makefile_that_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        named = set(re.findall(r"`make ([a-z-]+)`", path.read_text()))
+        assert named <= targets, f"{path}: {named - targets}"

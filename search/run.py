@@ -18,10 +18,11 @@ from search.plan import Plan, plan_study
 from search.record import TrialRecord, Verdict
 from search.report import ReportData, write_report
 from search.run_folder import RunFolder
+from search.storage import open_storage, read_storage
 from search.study import Event, Study, study_normaliser
 from search.study_file import StudySpec
 from search.tables import sentences
-from search.trial_log import TrialLog, open_storage, read_storage
+from search.trial_log import TrialLog
 from search.worker import WorkerSpec
 
 

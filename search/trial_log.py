@@ -1,4 +1,4 @@
-"""The durable record of a study, on Optuna storage. The only file that touches Optuna's storage.
+"""The durable record of a study, on Optuna storage.
 
 Each trial is one Optuna trial, written RUNNING *before* any work and finished with its result; the trial's
 state is the commit point, so a crash leaves either a told trial or one that is run again. The exact point
@@ -9,23 +9,21 @@ Only the driver writes.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import os
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluators import Measurement, Objective, Split
-from merging import Field, InputError, Recipe, RunFolderError
+from merging import Field, Recipe, RunFolderError
+from search.packing import decode_array, encode_array, pack_items, unpack_items
 from search.record import Kind, Score, TrialRecord, Verdict
+from search.storage import quiet_optuna
 from search.worker import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class TrialLog:
     """Trials of one study, in memory and on disk.
 
     Args:
-        storage: An Optuna storage (see :func:`open_storage`).
+        storage: An Optuna storage (see :func:`search.storage.open_storage`).
         name: Name of the study in it.
         objectives: Names and directions, recorded at creation.
         decode: Point -> recipe, to rebuild the records of search trials.
@@ -252,137 +250,3 @@ def _finished(record: TrialRecord, outcome: Outcome, told: int | None, finished:
         worker=outcome.worker,
         finished=finished,
     )
-
-
-def open_storage(location: str | Path) -> optuna.storages.BaseStorage:
-    """Open a journal file (a path) or any Optuna storage URL.
-
-    The caller must hold the run's driver lock: a torn last line, left by a crash in mid-append, is cut off here,
-    which would destroy the append of a live writer.
-
-    Raises:
-        RunFolderError: If the journal cannot be read or written.
-        InputError: If the URL cannot be opened; its password is never shown.
-    """
-    import optuna
-
-    with quiet_optuna():
-        if isinstance(location, Path):
-            try:
-                repair_journal(location)
-                return _journal(location)
-            except OSError as error:
-                raise RunFolderError(f"{location}: expected a journal that can be written, received: {error}") from None
-        try:
-            return optuna.storages.get_storage(location)
-        except Exception as error:
-            raise InputError(
-                f"storage: expected an Optuna storage that can be opened, received {_without_password(location)}: "
-                f"{type(error).__name__}; check that the server runs and its driver is installed"
-            ) from None
-
-
-def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
-    """Open for reading beside a running driver: nothing is repaired or created.
-
-    Raises:
-        RunFolderError: If there is no journal.
-    """
-    if not isinstance(location, Path):
-        return open_storage(location)
-    if not location.is_file():
-        raise RunFolderError(f"{location}: expected the journal of a run, found none; see `mergesearch run`")
-    with quiet_optuna():
-        return _journal(location)
-
-
-def _journal(path: Path) -> optuna.storages.JournalStorage:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=5)))
-
-
-def repair_journal(path: Path) -> int:
-    """Cut a torn last line off a journal and remove a lock left by a dead writer; returns the bytes cut.
-
-    A line is torn when the writer died inside its append. The next append would join it and make the whole file
-    unreadable, so it must go first. The trial it belonged to is either run again (its result was torn) or asked
-    again by replay (its ask was torn).
-    """
-    for stale in path.parent.glob(path.name + ".lock*"):
-        stale.unlink(missing_ok=True)
-    if not path.exists():
-        return 0
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        kept = _end_of_last_line(file, size)
-        if kept < size:
-            file.truncate(kept)
-            os.fsync(file.fileno())
-    return size - kept
-
-
-def _end_of_last_line(file: Any, size: int) -> int:
-    """Position after the last newline, reading backwards."""
-    block, end = 1 << 16, size
-    while end > 0:
-        start = max(0, end - block)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return int(start + newline + 1)
-        end = start
-    return 0
-
-
-def encode_array(array: npt.NDArray[np.float64]) -> str:
-    """float64 array -> base64 text, exact."""
-    return base64.b64encode(np.ascontiguousarray(array, dtype="<f8").tobytes()).decode()
-
-
-def decode_array(text: str) -> npt.NDArray[np.float64]:
-    """Inverse of :func:`encode_array`."""
-    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
-
-
-def pack_items(scores: npt.NDArray[np.float64]) -> str:
-    """Per-item scores -> compressed text; 0/1 scores take about a bit each, others are kept as float32."""
-    binary = bool(np.all((scores == 0) | (scores == 1)))
-    data = np.packbits(scores.astype(bool)) if binary else scores.astype("<f4")
-    text = base64.b64encode(zlib.compress(data.tobytes(), 1)).decode()
-    return f"{'b' if binary else 'f'}{scores.size}:{text}"
-
-
-def unpack_items(text: str) -> npt.NDArray[np.float64]:
-    """Inverse of :func:`pack_items`."""
-    head, _, body = text.partition(":")
-    data = zlib.decompress(base64.b64decode(body))
-    count = int(head[1:])
-    if head[0] == "b":
-        return np.unpackbits(np.frombuffer(data, np.uint8), count=count).astype(np.float64)
-    return np.frombuffer(data, "<f4").astype(np.float64)
-
-
-def _without_password(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
-
-
-@contextlib.contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna's log lines (study created, experimental features) off the user's terminal."""
-    import warnings
-
-    import optuna
-
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)

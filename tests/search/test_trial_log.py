@@ -9,17 +9,10 @@ import pytest
 
 from evaluators import Measurement, Objective
 from merging import Field, InputError, Recipe, RunFolderError, Source
+from search.packing import decode_array, encode_array, pack_items, unpack_items
 from search.record import Score
-from search.trial_log import (
-    TrialLog,
-    decode_array,
-    encode_array,
-    open_storage,
-    pack_items,
-    read_storage,
-    repair_journal,
-    unpack_items,
-)
+from search.storage import open_storage, read_storage, repair_journal
+from search.trial_log import TrialLog
 from search.worker import Failure, Outcome
 
 DIM = 3

@@ -1,0 +1,120 @@
+"""Opens the storage that a trial log lives in: a journal file, or any Optuna URL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merging import InputError, RunFolderError
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def open_storage(location: str | Path) -> optuna.storages.BaseStorage:
+    """Open a journal file (a path) or any Optuna storage URL.
+
+    The caller must hold the run's driver lock: a torn last line, left by a crash in mid-append, is cut off here,
+    which would destroy the append of a live writer.
+
+    Raises:
+        RunFolderError: If the journal cannot be read or written.
+        InputError: If the URL cannot be opened; its password is never shown.
+    """
+    import optuna
+
+    with quiet_optuna():
+        if isinstance(location, Path):
+            try:
+                repair_journal(location)
+                return _journal(location)
+            except OSError as error:
+                raise RunFolderError(f"{location}: expected a journal that can be written, received: {error}") from None
+        try:
+            return optuna.storages.get_storage(location)
+        except Exception as error:
+            raise InputError(
+                f"storage: expected an Optuna storage that can be opened, received {_without_password(location)}: "
+                f"{type(error).__name__}; check that the server runs and its driver is installed"
+            ) from None
+
+
+def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
+    """Open for reading beside a running driver: nothing is repaired or created.
+
+    Raises:
+        RunFolderError: If there is no journal.
+    """
+    if not isinstance(location, Path):
+        return open_storage(location)
+    if not location.is_file():
+        raise RunFolderError(f"{location}: expected the journal of a run, found none; see `mergesearch run`")
+    with quiet_optuna():
+        return _journal(location)
+
+
+def _journal(path: Path) -> optuna.storages.JournalStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=5)))
+
+
+def repair_journal(path: Path) -> int:
+    """Cut a torn last line off a journal and remove a lock left by a dead writer; returns the bytes cut.
+
+    A line is torn when the writer died inside its append. The next append would join it and make the whole file
+    unreadable, so it must go first. The trial it belonged to is either run again (its result was torn) or asked
+    again by replay (its ask was torn).
+    """
+    for stale in path.parent.glob(path.name + ".lock*"):
+        stale.unlink(missing_ok=True)
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        kept = _end_of_last_line(file, size)
+        if kept < size:
+            file.truncate(kept)
+            os.fsync(file.fileno())
+    return size - kept
+
+
+def _end_of_last_line(file: Any, size: int) -> int:
+    """Position after the last newline, reading backwards."""
+    block, end = 1 << 16, size
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return int(start + newline + 1)
+        end = start
+    return 0
+
+
+def _without_password(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's log lines (study created, experimental features) off the user's terminal."""
+    import warnings
+
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

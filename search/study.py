@@ -300,7 +300,7 @@ class Study:
 
 
 def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
-    """The scale of the objectives, from the anchors; from the search's first results where anchors are off."""
+    """The scale of the objectives: the anchors' range, or losses as they are where no anchor was measured."""
     anchors = [r for r in records if r.kind == "anchor" and r.state == "complete"]
     losses = [to_losses(record.values, plan.objectives) for record in anchors]
     if not losses:

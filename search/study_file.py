@@ -70,12 +70,20 @@ class SelectionSection(Section):
 class WorkersSection(Section):
     """Who does the work. Changing it does not change what is searched."""
 
-    backend: Literal["inline", "ray"] = "inline"
+    backend: Literal["auto", "inline", "ray"] = Field(
+        "auto", description="auto: ray where a count, GPUs or an address is given, else one worker in this process"
+    )
     count: int | None = Field(None, ge=1, description="workers; default: one per GPU asked for, else one per CPU")
     cpus: float = Field(1, gt=0, description="CPUs of each worker")
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 1 puts one worker on each GPU")
     threads: int = Field(1, ge=1, description="threads of each worker for merging and evaluation on CPU")
     address: str | None = Field(None, description="address of a running Ray cluster; default: a local one")
+
+    @property
+    def distributed(self) -> bool:
+        """Whether Ray runs the workers."""
+        given = self.count is not None or self.gpus > 0 or self.address is not None
+        return self.backend == "ray" or (self.backend == "auto" and given)
 
 
 def _named(value: Any) -> Any:

@@ -35,10 +35,10 @@ def open_backend(section: WorkersSection, spec: WorkerSpec) -> Backend:
         InputError: If the cluster does not have what is asked for.
         StudyFailedError: If a worker cannot be built.
     """
-    if section.backend == "inline":
-        from search.backends.inline import Inline
+    if section.distributed:
+        from search.backends.ray_pool import RayPool
 
-        return Inline(spec)
-    from search.backends.ray_pool import RayPool
+        return RayPool(section, spec)
+    from search.backends.inline import Inline
 
-    return RayPool(section, spec)
+    return Inline(spec)

@@ -29,7 +29,10 @@ def refusal(data: dict, tmp_path: Path, *overrides: str) -> str:
         ({"budget": {"trials": 0}}, "budget.trials: input should be greater than or equal to 1, received 0"),
         ({"budget": {}}, "budget.trials: required key is missing"),
         ({"anchors": "defualt"}, "anchors: input should be 'default' or 'none', received \"defualt\""),
-        ({"workers": {"backend": "rya"}}, "workers.backend: input should be 'inline' or 'ray', received \"rya\""),
+        (
+            {"workers": {"backend": "rya"}},
+            "workers.backend: input should be 'auto', 'inline' or 'ray', received \"rya\"",
+        ),
         ({"strategy": "cma"}, "strategy.name: expected one of ['cma_es', 'random'], received 'cma'"),
         ({"strategy": {"name": "cma_es", "sigm": 1}}, "strategy.sigm: unknown option of cma_es; known:"),
         ({"operator": "task_aritmetic"}, "operator: "),
@@ -87,6 +90,22 @@ def test_differences_name_keys_and_ignore_who_works() -> None:
     theirs = spec_of(analytic(trials=41, workers={"backend": "ray", "count": 2}), Path()).to_dict()
     assert differences(ours, theirs) == ["budget.trials: 40 -> 41"]
     assert differences(ours, ours) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "distributed"),
+    [
+        ({}, False),
+        ({"threads": 2}, False),
+        ({"gpus": 1}, True),
+        ({"count": 2}, True),
+        ({"address": "auto"}, True),
+        ({"backend": "ray"}, True),
+        ({"backend": "inline", "count": 2}, False),
+    ],
+)
+def test_asking_for_workers_asks_for_ray(section: dict, distributed: bool) -> None:
+    assert spec_of(analytic(workers=section), Path()).workers.distributed == distributed
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:

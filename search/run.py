@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -65,8 +66,12 @@ class Run:
 
 
 def storage_location(spec: StudySpec, folder: RunFolder) -> str | Path:
-    """Where the trial log is: the study's storage URL, or the journal in the run folder."""
-    return spec.storage or folder.journal
+    """Where the trial log is: the study's storage URL, or the journal in the run folder.
+
+    ``${NAME}`` in the URL is filled in from the environment here, and only here, so that a password never reaches the
+    run folder.
+    """
+    return os.path.expandvars(spec.storage) if spec.storage else folder.journal
 
 
 def run_study(

@@ -118,7 +118,9 @@ class StudySpec(Section):
     anchors: Literal["default", "none"] = "default"
     selection: SelectionSection = SelectionSection()
     workers: WorkersSection = WorkersSection()
-    storage: str | None = Field(None, description="an Optuna storage URL; default: a journal file in the run folder")
+    storage: str | None = Field(
+        None, description="an Optuna storage URL, ${NAME} is read from the environment; default: a journal"
+    )
     max_consecutive_failures: int = Field(10, ge=1)
 
     def to_dict(self) -> dict[str, Any]:

@@ -125,14 +125,17 @@ class TestRayPool:
     def test_a_killed_worker_costs_at_most_the_trial_in_flight_which_runs_again(
         self, pool: Callable[..., Backend]
     ) -> None:
-        workers = pool(seconds=0.3)
+        workers = pool(seconds=0.5)
+        before = workers.pids()  # type: ignore[attr-defined]
         for number in range(8):
             workers.submit(task(number))
-        time.sleep(0.5)
-        os.kill(workers.pids()[0], signal.SIGKILL)  # type: ignore[attr-defined]
+        time.sleep(0.25)  # in the middle of its first task
+        os.kill(before[0], signal.SIGKILL)
         outcomes = drain(workers, 8)
         assert all(outcome.measurement is not None for outcome in outcomes.values())
-        assert len({outcome.worker for outcome in outcomes.values()}) == 3
+        after = workers.pids()  # type: ignore[attr-defined]
+        assert len(after) == 2
+        assert len(set(after) - set(before)) == 1
 
     def test_a_recipe_that_kills_its_worker_twice_becomes_a_failed_trial(self, pool: Callable[..., Backend]) -> None:
         workers = pool(faults={"kill": 0.25})

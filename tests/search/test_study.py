@@ -193,6 +193,14 @@ def test_any_optuna_url_is_a_log(tmp_path: Path) -> None:
     assert fingerprint(open_run(tmp_path / "run")) == fingerprint(run)
 
 
+def test_secrets_of_a_storage_url_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_NAME", "s3cret")
+    run_in(analytic(trials=9, storage=f"sqlite:///{tmp_path}/${{LOG_NAME}}.db"), tmp_path / "run")
+    assert (tmp_path / "s3cret.db").is_file()
+    for path in (tmp_path / "run").iterdir():
+        assert b"s3cret" not in path.read_bytes(), path
+
+
 def test_busy_time_does_not_count_breaks() -> None:
     class Span:
         def __init__(self, start: float, stop: float) -> None:

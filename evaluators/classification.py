@@ -108,7 +108,7 @@ class Classification:
         self._items: dict[Split, _Items] = {}
 
     def check(self) -> None:
-        """Refuse a missing folder, split or column, empty or overlapping splits, and unknown domains.
+        """Refuse a missing folder, split or column, empty or overlapping splits, unknown or missing domains.
 
         Raises:
             InputError: In one line.
@@ -122,6 +122,15 @@ class Classification:
                         f"{self._where}.objectives: expected domains among {sorted(domains[split])} (those of the "
                         f"{split} items), received {odd[0]!r}"
                     )
+        everywhere = set.union(*domains.values())
+        for split in SPLITS:
+            # A mean over all domains would mean something else on these items.
+            absent = sorted(everywhere - domains[split])
+            if absent and any(metric.domains is None for metric in self._metrics):
+                raise InputError(
+                    f"{self._where}.data: {self._data}: expected items of every domain in every split, received none "
+                    f"of {absent[0]!r} in {self._splits[split]!r}; add some, or name the domains of each objective"
+                )
 
     def open(self) -> None:
         """Read the items of all splits."""

@@ -414,3 +414,12 @@ print([name for name in ("torch", "datasets", "transformers", "pandas", "numba")
         command = [sys.executable, "-c", code, str(data), str(overlapping)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         assert done.stdout.split("\n")[:-1] == ["fine", "fine", "refused", "refused", "[]"]
+
+
+def test_a_domain_that_one_split_lacks_is_refused_unless_domains_are_named(tmp_path: Path) -> None:
+    splits = three_splits()
+    splits["test"]["domain"] = ["day"] * 20
+    data = save(tmp_path / "data", splits)
+    with pytest.raises(InputError, match="received none of 'night' in 'test'; add some"):
+        build(classification(data)).check()
+    build(classification(data, {"metric": "accuracy", "domains": ["day"]})).check()

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from merging.atomic import write_atomically
 from merging.checkpoint import Checkpoint, is_hub_name, short_name
 from merging.errors import RecipeError
 from merging.field import Field
@@ -70,25 +71,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     data = located(recipe, Path.cwd()).to_dict()
     text = json.dumps(data, indent=1) if path.suffix == ".json" else _yaml_text(data)
     try:
-        _write_atomically(path, text)
+        write_atomically(path, text)
     except OSError as error:
         raise RecipeError(f"{path}: expected a writable place, received: {error.strerror}") from error
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:
     return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

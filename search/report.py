@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from merging import RunFolderError
+from merging.atomic import write_atomically
 from search.record import TrialRecord
 from search.summary import ReportData, busy_share, compare, failures, heat_map, progress, timings, without_secrets
 from search.tables import Row, result_table
@@ -43,20 +43,11 @@ def write_report(data: ReportData, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _replace(folder / name, content)
+            write_atomically(folder / name, content)
         for name in set(FILES) - set(contents):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise RunFolderError(f"{folder}: expected a folder that can be written, received: {error}") from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_json(data: ReportData) -> dict[str, Any]:
@@ -75,7 +66,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "comparison": [asdict(comparison) for comparison in compare(data)],
         "result": [_row(row) for row in result_table(data)],
         "front": [record.number for record in data.front] if len(data.objectives) > 1 else [],
-        "trials": [_trial(record) for record in sorted(data.records, key=lambda record: record.number)],
+        "trials": [trial_dict(record) for record in sorted(data.records, key=lambda record: record.number)],
         "progress": _progress(data),
         "coefficients": _coefficients(data),
         "seconds": {t.phase: {"sum": t.seconds, "share": t.share} for t in timings(data)},
@@ -98,7 +89,8 @@ def _row(row: Row) -> dict[str, Any]:
     return {"trial": row.trial, "name": row.name, "state": row.state, "scores": scores, **marks}
 
 
-def _trial(record: TrialRecord) -> dict[str, Any]:
+def trial_dict(record: TrialRecord) -> dict[str, Any]:
+    """A trial as JSON-able numbers."""
     return {
         "number": record.number,
         "kind": record.kind,

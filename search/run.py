@@ -17,13 +17,13 @@ from search.backends import open_backend
 from search.dashboard import note_markdown
 from search.plan import Plan, plan_study
 from search.record import TrialRecord, Verdict
-from search.report import ReportData, write_report
+from search.report import ReportData, trial_dict, write_report
 from search.run_folder import RunFolder
 from search.storage import open_storage, read_storage
 from search.study import Event, Study, study_normaliser
 from search.study_file import StudySpec
 from search.tables import sentences
-from search.trial_log import TrialLog
+from search.trial_log import TrialLog, study_note
 from search.worker import WorkerSpec
 
 
@@ -116,15 +116,12 @@ def open_run(path: Path) -> Run:
     """
     folder = RunFolder(path)
     spec = folder.load()
-    plan = plan_study(spec)
     storage = read_storage(storage_location(spec, folder))
 
-    def log(plan: Plan) -> TrialLog:
-        return TrialLog(storage, spec.name, plan.objectives, plan.space.decode, plan.template, create=False)
-
     # Recipes are identified by the content that was measured, which the log knows.
-    plan = plan_study(spec, log(plan).noted("fingerprints") or ())
-    return Run(folder, plan, log(plan))
+    plan = plan_study(spec, study_note(storage, spec.name, "fingerprints") or ())
+    log = TrialLog(storage, spec.name, plan.objectives, plan.space.decode, plan.template, create=False)
+    return Run(folder, plan, log)
 
 
 def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
@@ -250,14 +247,5 @@ def _check_unchanged(plan: Plan, log: TrialLog) -> None:
 
 
 def as_dict(record: TrialRecord) -> dict[str, Any]:
-    """A trial for ``--json``."""
-    return {
-        "number": record.number,
-        "kind": record.kind,
-        "name": record.name,
-        "state": record.state,
-        "values": dict(record.values),
-        "errors": dict(record.errors),
-        "seconds": dict(record.seconds),
-        "failure": None if record.failure is None else vars(record.failure),
-    }
+    """A trial with the reason of its failure, for ``--json``."""
+    return trial_dict(record) | {"failure": None if record.failure is None else vars(record.failure)}

@@ -25,6 +25,7 @@ from typing import IO, Any
 import yaml
 
 from merging import RunFolderError
+from merging.atomic import write_atomically
 from search.study_file import StudySpec, differences, validate
 
 #: Packages whose version can change a result.
@@ -129,16 +130,6 @@ class RunFolder:
                 f"{self.path}: expected the study recorded here, received one that differs in "
                 f"{'; '.join(changed[:4])}{more}; restore these keys or choose another --run"
             )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write under a temporary name, fsync, rename: a crash leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def environment() -> dict[str, Any]:

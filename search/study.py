@@ -94,7 +94,7 @@ class Study:
         recorded = {record.name: record for record in self._records("anchor")}
         every = [recorded.get(anchor.name) or self._ask("anchor", anchor.name) for anchor in self._plan.anchors]
         waiting = deque(record for record in every if record.state == "running")
-        self._measure("anchors", waiting, self._finish_plain, len(self._plan.anchors))
+        self._measure("anchors", waiting, len(self._plan.anchors))
 
     def _search(self, strategy: Strategy) -> None:
         records = self._records("search")
@@ -129,7 +129,7 @@ class Study:
         # The budget kept back one trial for this; a strategy that has learnt nothing may recommend nothing.
         if not recorded and strategy.recommends:
             waiting.extend(self._ask("recommended", "", point) for point in strategy.best()[:1])
-        self._measure("recommendation", waiting, self._finish_plain, len(waiting))
+        self._measure("recommendation", waiting, len(waiting))
 
     def _conclude(self, normaliser: Normaliser) -> Verdict:
         plan, records = self._plan, self._log.records
@@ -156,25 +156,19 @@ class Study:
 
     # --- running tasks ------------------------------------------------------------------------------------------
 
-    def _measure(
-        self, phase: str, waiting: deque[TrialRecord], finish: Callable[[Outcome, int, int], None], total: int
-    ) -> None:
-        """Run recorded trials that have no result yet."""
+    def _measure(self, phase: str, waiting: deque[TrialRecord], total: int) -> None:
+        """Run recorded trials that have no result yet and that no strategy learns from."""
         done = total - len(waiting)
         if waiting:
             self._notify(Event("phase", phase, done=done, total=total))
 
-        def counted(outcome: Outcome) -> None:
+        def finish(outcome: Outcome) -> None:
             nonlocal done
             done += 1
-            finish(outcome, done, total)
+            record = self._log.tell(int(outcome.task), outcome, None)
+            self._report(record, outcome.failure, done, total)
 
-        self._pump(lambda: _task(waiting.popleft()) if waiting else None, counted)
-
-    def _finish_plain(self, outcome: Outcome, done: int, total: int) -> None:
-        """Record a result that no strategy learns from."""
-        record = self._log.tell(int(outcome.task), outcome, None)
-        self._report(record, outcome.failure, done, total)
+        self._pump(lambda: _task(waiting.popleft()) if waiting else None, finish)
 
     def _evaluate(self, split: Split, numbers: Sequence[int]) -> dict[int, Score]:
         """Scores of trials on held-out items; each is evaluated once in the life of the study."""
@@ -239,7 +233,7 @@ class Study:
         space = self._plan.space
         if point is None:
             anchor = next(anchor for anchor in self._plan.anchors if anchor.name == name)
-            recipe, point = anchor.recipe, None
+            recipe = anchor.recipe
         else:
             recipe = space.decode(point)
         return self._log.ask(

@@ -9,7 +9,6 @@ Only the driver writes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,12 @@ class TrialLog:
         self._objectives = tuple(objectives)
         self._decode = decode
         self._template = template
-        self._study_id = _study_id(storage, name, self._objectives, create)
+        try:
+            self._study_id = _existing_study(storage, name)
+        except RunFolderError:
+            if not create:
+                raise
+            self._study_id = _create_study(storage, name, self._objectives)
         self._trial_ids: dict[int, int] = {}
         self.records: list[TrialRecord] = []
         for trial in storage.get_all_trials(self._study_id, deepcopy=False):
@@ -141,8 +145,7 @@ class TrialLog:
 
     def noted(self, key: str) -> Any:
         """A fact recorded by :meth:`note`, or None."""
-        text = self._storage.get_study_system_attrs(self._study_id).get(f"mergesearch:{key}")
-        return None if text is None else json.loads(text)
+        return _read_note(self._storage, self._study_id, key)
 
     def set_score(self, split: Split, number: int, score: Score | None) -> None:
         """Record a re-evaluation on validation or test items; None: it failed."""
@@ -217,14 +220,33 @@ class TrialLog:
         return _finished(record, outcome, result["told"], result["finished"])
 
 
-def _study_id(storage: optuna.storages.BaseStorage, name: str, objectives: Sequence[Objective], create: bool) -> int:
-    """Id of the study called ``name``, created with its directions and metric names if it is not there."""
+def study_note(storage: optuna.storages.BaseStorage, name: str, key: str) -> Any:
+    """A fact of the study called ``name``, or None, without reading its trials.
+
+    Raises:
+        RunFolderError: If the storage does not hold the study.
+    """
+    return _read_note(storage, _existing_study(storage, name), key)
+
+
+def _read_note(storage: optuna.storages.BaseStorage, study_id: int, key: str) -> Any:
+    text = storage.get_study_system_attrs(study_id).get(f"mergesearch:{key}")
+    return None if text is None else json.loads(text)
+
+
+def _existing_study(storage: optuna.storages.BaseStorage, name: str) -> int:
+    try:
+        return int(storage.get_study_id_from_name(name))
+    except KeyError:
+        raise RunFolderError(
+            f"expected a study called {name!r} in the storage, found none; see `mergesearch run`"
+        ) from None
+
+
+def _create_study(storage: optuna.storages.BaseStorage, name: str, objectives: Sequence[Objective]) -> int:
+    """Id of a new study with its directions and metric names."""
     import optuna
 
-    with contextlib.suppress(KeyError):
-        return int(storage.get_study_id_from_name(name))
-    if not create:
-        raise RunFolderError(f"expected a study called {name!r} in the storage, found none; see `mergesearch run`")
     with quiet_optuna():
         study = optuna.create_study(
             storage=storage,

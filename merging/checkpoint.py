@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging.errors import CheckpointError
 from merging.layout import natural_key
+from merging.memo import Memo
 from merging.tied import find_aliases, is_carried, ties_embeddings
 from merging.weight_files import (
     COMPANIONS,
@@ -50,6 +51,7 @@ class Checkpoint:
         folder: Folder with ``config.json`` and tokenizer files; None for a single file.
         tensors: Every stored tensor by name, in natural order.
         config: Content of ``config.json``, ``{}`` when there is none.
+        memo: Where results that several hyperparameters share are kept, or None.
     """
 
     name: str
@@ -57,9 +59,10 @@ class Checkpoint:
     folder: Path | None
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
+    memo: Memo | None = None
 
     @classmethod
-    def open(cls, path: str, name: str = "") -> Checkpoint:
+    def open(cls, path: str, name: str = "", memo: Memo | None = None) -> Checkpoint:
         """Open a Hugging Face folder, a single ``.safetensors`` file, or ``org/name@revision`` of the model hub.
 
         A local path wins over a hub name. Only headers and ``config.json`` are read.
@@ -74,7 +77,7 @@ class Checkpoint:
             refuse_other_files(place)
             folder, tensors, config = None, read_header(place), {}
         ordered = {key: tensors[key] for key in sorted(tensors, key=natural_key)}
-        return cls(name or short_name(path), path, folder, ordered, config)
+        return cls(name or short_name(path), path, folder, ordered, config, memo)
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -99,6 +102,15 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """Names of the merged tensors, in the order of the layout."""
         return tuple(self.merged)
+
+    @property
+    def identity(self) -> str:
+        """The :meth:`fingerprint`."""
+        return self._fingerprint
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor ``name``, from the header."""
+        return self._info(name).shape
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name`` in its stored dtype, memory-mapped and copy-on-write: the file never changes.

@@ -102,8 +102,8 @@ def _check_fit(recipe: Recipe, layout: Layout) -> None:
     from merging.operators import get_operator
 
     operator = get_operator(recipe.operator)
-    operator.check_options(recipe.options)
-    directions = operator.directions(len(recipe.experts))
+    options = operator.check(layout, len(recipe.experts), recipe.options)
+    directions = operator.directions(len(recipe.experts), options)
     if recipe.field.directions != directions:
         raise RecipeError(
             f"recipe: expected {directions} rows of coefficients for {recipe.operator} with {len(recipe.experts)} "

@@ -15,7 +15,7 @@ from merging.errors import CheckpointError, RecipeError
 from merging.field import Field
 from merging.kernels import accumulation_dtype, combine
 from merging.layout import Layout
-from merging.operators import Operator, TensorSource, get_operator
+from merging.operators import Operator, Options, TensorSource, get_operator
 
 StateDict = Mapping[str, torch.Tensor]
 Coefficients = float | Sequence[float] | Field | None
@@ -56,9 +56,12 @@ def merge(
     layout = Layout.build(
         {name: (tuple(t.shape), _dtype_name(t)) for name, t in base.items() if kept[name] == name and _is_merged(t)}
     )
-    field = _field(coefficients, get_operator(operator), len(states), layout)
-    sources = [_MappingSource(state) for state in states]
-    merged = dict(merge_stream(_MappingSource(base), sources, operator, hyperparameters, field, layout))
+    chosen = get_operator(operator)
+    options = chosen.check(layout, len(states), hyperparameters)
+    field = _field(coefficients, chosen, len(states), options, layout)
+    sources = [MappingSource(label, state, layout.names) for label, state in zip(labels, states, strict=True)]
+    first = MappingSource("base", base, layout.names)
+    merged = dict(merge_stream(first, sources, operator, options, field, layout))
     copied = {name: t.detach().clone() for name, t in base.items() if kept[name] == name and name not in merged}
     return {name: (merged | copied)[kept[name]] for name in base}
 
@@ -79,7 +82,7 @@ def merge_stream(
         RecipeError: If the operator or an option is unknown, or the field does not fit layout and experts.
     """
     chosen = get_operator(operator)
-    basis = chosen.prepare(base, experts, **chosen.check_options(options))
+    basis = chosen.prepare(base, experts, **chosen.check(layout, len(experts), options))
     if field.size != layout.size or field.directions != basis.directions:
         raise RecipeError(
             f"field: expected {basis.directions} directions over {layout.size} positions, "
@@ -94,21 +97,27 @@ def merge_stream(
         rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
         out = torch.empty(spec.size, dtype=wide, device=tensor.device)
         part = field.restrict(spec.start, spec.stop)
-        combine(tensor.detach().to(wide).reshape(-1), rows, part, basis.form, out)
+        angles = None if basis.angles is None else Field.constant(spec.size, [basis.angles(spec.name)])
+        combine(tensor.detach().to(wide).reshape(-1), rows, part, basis.form, out, angles=angles)
         yield spec.name, out.view(spec.shape).to(getattr(torch, spec.dtype))
 
 
 @dataclass(frozen=True)
-class _MappingSource:
+class MappingSource:
     """A state dict as a :class:`TensorSource`."""
 
+    name: str
     tensors: StateDict
+    names: Sequence[str]
+    memo: None = None
+    identity: str = ""
 
-    @property
-    def names(self) -> Sequence[str]:
-        return list(self.tensors)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self.tensors[name].shape)
 
     def read(self, name: str) -> torch.Tensor:
+        """The tensor itself."""
         return self.tensors[name].detach()
 
 
@@ -156,11 +165,11 @@ def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
-def _field(coefficients: Coefficients, operator: Operator, experts: int, layout: Layout) -> Field:
+def _field(coefficients: Coefficients, operator: Operator, experts: int, options: Options, layout: Layout) -> Field:
     if isinstance(coefficients, Field):
         return coefficients
-    directions = operator.directions(experts)
-    chosen = operator.default(experts) if coefficients is None else coefficients
+    directions = operator.directions(experts, options)
+    chosen = operator.default(experts, options) if coefficients is None else coefficients
     values = [float(value) for value in chosen] if isinstance(chosen, Iterable) else [float(chosen)] * directions
     if len(values) != directions:
         raise RecipeError(f"coefficients: expected one number or {directions}, received {len(values)}")

@@ -71,9 +71,17 @@ class Recipe:
 
     @property
     def basis_key(self) -> str:
-        """Identity of the prepared basis: everything but the coefficients."""
+        """Identity of the prepared basis: everything but the coefficients.
+
+        Names of experts count only where masks are drawn, or an order declared, by name.
+        """
+        from merging.operators import OPERATORS
+
+        operator = OPERATORS.get(self.operator)
+        by_name = operator is not None and (operator.stochastic or operator.order_sensitive)
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
-        return _digest([*data, sorted(self.hyperparameters), self.layout])
+        names = [[e.name for e in self.experts]] if by_name else []
+        return _digest([*data, *names, sorted(self.hyperparameters), self.layout])
 
     @cached_property
     def digest(self) -> str:

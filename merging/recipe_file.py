@@ -104,14 +104,14 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
     options = data.get("hyperparameters") or {}
     if not isinstance(options, dict):
         raise RecipeError(f"hyperparameters: expected a mapping, received {options!r}")
-    options = operator.check_options(options)
-    coefficients = data.get("coefficients", operator.default(len(experts)))
     layout = layout_of(Checkpoint.open(base.path, base.name))
+    options = operator.check(layout, len(experts), options)
+    coefficients = data.get("coefficients", operator.default(len(experts), options))
     return Recipe(
         base=base,
         experts=experts,
         operator=data["operator"],
-        field=_field(coefficients, layout, operator.directions(len(experts))),
+        field=_field(coefficients, layout, operator.directions(len(experts), options)),
         hyperparameters=tuple(sorted(options.items())),
         layout=layout.digest,
     )

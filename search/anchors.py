@@ -8,8 +8,9 @@ import numpy as np
 
 from merging import Field, Layout, Recipe
 from merging.operators import Operator
+from merging.places import classify
 from spaces import Space
-from spaces.groups import classify, group_tensors
+from spaces.groups import group_tensors
 
 #: Rise of the LiNeS line over depth, on top of 1/K (Wang 2024, "LiNeS: Post-training Layer Scaling", sec. 4).
 LINES_RISE = 0.3
@@ -31,8 +32,9 @@ def default_anchors(template: Recipe, layout: Layout | None, space: Space, opera
     """
     named: list[tuple[str, Field]] = []
     if layout is not None:
-        count = operator.directions(len(template.experts))
-        default = operator.default(len(template.experts))
+        options = template.options
+        count = operator.directions(len(template.experts), options)
+        default = operator.default(len(template.experts), options)
         named.append(("base", Field.constant(layout.size, np.zeros(count))))
         if count == len(template.experts) and "expert_near_one_hot" in operator.identities:
             named += [

@@ -13,7 +13,7 @@ from evaluators import Evaluator, Objective
 from evaluators.spec import build_evaluator
 from merging import Field, InputError, Layout, Recipe, Source
 from merging.checkpoint import Checkpoint
-from merging.operators import Operator, get_operator
+from merging.operators import Operator, Options, get_operator
 from merging.preflight import check_family
 from search.anchors import Anchor, default_anchors
 from search.strategies import get_entry
@@ -73,6 +73,7 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = ()) -> Plan:
     evaluator = build_evaluator(spec.evaluators, Path())
     operator = get_operator(spec.operator.name)
     template, layout = _template(spec, operator, fingerprints)
+    options = template.options
     if layout is None and evaluator.model_class is not None:
         raise InputError("base: required key is missing: the evaluators need a model (and experts to merge)")
     evaluator.check()
@@ -81,8 +82,8 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = ()) -> Plan:
         spec.space,
         template,
         layout,
-        default_bounds=operator.bounds(experts),
-        default_start=operator.default(experts),
+        default_bounds=operator.bounds(experts, options),
+        default_start=operator.default(experts, options),
     )
     anchors = default_anchors(template, layout, space, operator) if spec.anchors == "default" else ()
     plan = Plan(spec, template, layout, space, evaluator, anchors, _weights(spec, evaluator.objectives))
@@ -92,22 +93,28 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = ()) -> Plan:
 
 def _template(spec: StudySpec, operator: Operator, fingerprints: Sequence[str]) -> tuple[Recipe, Layout | None]:
     """The study's recipe with coefficients 0, and the layout of its checkpoints."""
-    options = tuple(sorted(spec.operator.options.items()))
     if spec.base is None:
-        return Recipe(Source("", ""), (), operator.name, Field.constant(1, [0.0]), options), None
+        options = operator.complete(spec.operator.options)
+        return _analytic(operator, options), None
     base = Checkpoint.open(spec.base, "base")
     experts = [Checkpoint.open(path, name) for name, path in spec.experts.items()]
     layout = check_family(base, experts)
+    options = operator.check(layout, len(experts), spec.operator.options)
     prints = fingerprints or [""] * (1 + len(experts))
     recipe = Recipe(
         base=Source("base", spec.base, prints[0]),
         experts=tuple(Source(e.name, e.path, p) for e, p in zip(experts, prints[1:], strict=True)),
         operator=operator.name,
-        field=Field.constant(layout.size, np.zeros(operator.directions(len(experts)))),
-        hyperparameters=options,
+        field=Field.constant(layout.size, np.zeros(operator.directions(len(experts), options))),
+        hyperparameters=tuple(sorted(options.items())),
         layout=layout.digest,
     )
     return recipe, layout
+
+
+def _analytic(operator: Operator, options: Options) -> Recipe:
+    """The recipe of a problem without weights."""
+    return Recipe(Source("", ""), (), operator.name, Field.constant(1, [0.0]), tuple(sorted(options.items())))
 
 
 def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np.float64]:

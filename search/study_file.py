@@ -204,7 +204,7 @@ def _check_names(spec: StudySpec, where: str) -> None:
     from search.strategies import check_options
 
     try:
-        get_operator(spec.operator.name).check_options(spec.operator.options)
+        get_operator(spec.operator.name).complete(spec.operator.options)
         check_options(spec.strategy.name, spec.strategy.options)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

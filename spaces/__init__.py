@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from merging.places import Place, classify
 from spaces.box_space import BoxSpace
 from spaces.coefficient_space import CoefficientSpace, Point, Row, Space
-from spaces.groups import GRANULARITIES, Granularity, Group, Place, classify, group_tensors
+from spaces.groups import GRANULARITIES, Granularity, Group, group_tensors
 
 if TYPE_CHECKING:
     from spaces.spec import DepthSpec, SpaceSpec, build_space

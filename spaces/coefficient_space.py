@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from merging import Field, Layout, Recipe, RecipeError
+from merging.places import classify
 from spaces.depth_basis import Curve
-from spaces.groups import Group, classify, group_tensors
+from spaces.groups import Group, group_tensors
 from spaces.partition import Partition, difference, weighted_mean
 
 Point = npt.NDArray[np.float64]

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from merging import InputError
-from spaces.groups import Group, Part, Place, block_axes, classify
+from merging.places import Part, Place, block_axes, classify
+from spaces.groups import Group
 
 BasisName = Literal["linear", "dct", "bspline"]
 Ends = Literal["own", "curve"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,30 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[Any] | torch.Tensor
 
-#: ``delta``: base + Σ c_k b_k. ``interpolation``: (1 − Σ c_k) base + Σ c_k b_k.
-Form = Literal["delta", "interpolation"]
+#: How the terms c_k b_k of a position become one number, once a sign has been elected: the sign of their sum. Terms of
+#: another sign are dropped; the rest is added up, averaged (by number, or by weight |c_k|), or represented by the
+#: largest. Where the sum is exactly 0 no sign is elected and nothing is added.
+Election = Literal["elect_sum", "elect_mean", "elect_weighted", "elect_max"]
+
+#: ``delta``: base + Σ c_k b_k. ``interpolation``: (1 − Σ c_k) base + Σ c_k b_k. ``slerp``: one row, on the arc from the
+#: base (c = 0) to the row (c = 1). The elections: base + elected(c_1 b_1, ..., c_K b_K).
+Form = Literal["delta", "interpolation", "slerp"] | Election
 Kernel = Literal["auto", "numba", "torch"]
 
-__all__ = ["Form", "Kernel", "accumulation_dtype", "combine", "default_threads", "term_weights"]
+FORMS: tuple[str, ...] = ("delta", "interpolation", "slerp", *get_args(Election))
+ELECTIONS: tuple[str, ...] = get_args(Election)
+
+__all__ = [
+    "ELECTIONS",
+    "FORMS",
+    "Election",
+    "Form",
+    "Kernel",
+    "accumulation_dtype",
+    "combine",
+    "default_threads",
+    "term_weights",
+]
 
 
 def combine(
@@ -40,6 +59,7 @@ def combine(
     form: Form,
     out: Array,
     *,
+    angles: Field | None = None,
     kernel: Kernel = "auto",
     threads: int | None = None,
 ) -> None:
@@ -53,8 +73,9 @@ def combine(
         base: ``(n,)``, numpy array, memmap or torch tensor.
         basis: ``(K, n)``, or a sequence of K arrays ``(n,)``.
         field: Coefficients ``(K, segments)`` over n positions.
-        form: Whether the rows are differences from the base or replace it.
+        form: How base and rows combine.
         out: ``(n,)``, may be ``base`` itself but must not overlap the rows.
+        angles: For ``slerp``: the angle between base and row over the positions, one direction.
         kernel: ``auto`` takes numba for contiguous fp32 in main memory, else torch.
         threads: Number of CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
 
@@ -65,26 +86,36 @@ def combine(
     rows = list(basis)
     _check_shapes(base, rows, field, out)
     arrays = [base, *rows, out]
+    if form == "slerp":
+        field = _beside(field, angles)
     wide = any(_dtype_name(array) == "float64" for array in arrays)
-    weights = term_weights(field, form, np.float64 if wide else np.float32)
+    weights = term_weights(field, form, np.float64 if wide else np.float32, angles)
+    election = form if form in ELECTIONS else ""
     threads = default_threads() if threads is None else threads
     host = None if kernel == "torch" else _as_host_fp32(arrays)
     if host is not None:
         from merging.kernels import numba_kernel
 
-        numba_kernel.combine(host[:-1], weights, field.boundaries, host[-1], threads)
+        numba_kernel.combine(host[:-1], weights, field.boundaries, host[-1], threads, election)
     elif kernel == "numba":
         raise InputError("combine: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'")
     else:
         from merging.kernels import torch_kernel
 
-        torch_kernel.combine(arrays[:-1], weights, field.boundaries, out, threads)
+        torch_kernel.combine(arrays[:-1], weights, field.boundaries, out, threads, election)
 
 
-def term_weights(field: Field, form: Form, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Coefficients of base and rows: ``(K + 1, segments)``, base first, computed in float64 and rounded once."""
+def term_weights(
+    field: Field, form: Form, dtype: npt.DTypeLike = np.float32, angles: Field | None = None
+) -> npt.NDArray[Any]:
+    """Coefficients of base and rows: ``(K + 1, segments)``, base first, computed in float64 and rounded once.
+
+    For ``slerp`` the field must be refined to the boundaries of ``angles``.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # a search may propose anything; it becomes NaN weights
-        first = np.ones(field.segments) if form == "delta" else _rest_of_one(field.values)
+        if form == "slerp":
+            return np.ascontiguousarray(_arc_weights(field, angles).astype(dtype))
+        first = _rest_of_one(field.values) if form == "interpolation" else np.ones(field.segments)
         return np.ascontiguousarray(np.vstack([first, field.values]).astype(dtype))
 
 
@@ -109,6 +140,27 @@ def _rest_of_one(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         total, magnitude = total + row, magnitude + np.abs(row)
     rest = 1.0 - total
     return np.where(np.abs(rest) <= len(values) * 2.0**-53 * magnitude, 0.0, rest)
+
+
+def _beside(field: Field, angles: Field | None) -> Field:
+    """The coefficients on segments that lie within one angle each."""
+    if angles is None or angles.size != field.size or angles.directions != 1 or field.directions != 1:
+        raise RecipeError("combine: expected one row and its angles over the same positions for the form slerp")
+    return field.refine(angles.boundaries)
+
+
+def _arc_weights(field: Field, angles: Field | None) -> npt.NDArray[np.float64]:
+    """Weights of base and row on the arc, ``(2, segments)``; an angle of 0 stands for the straight line.
+
+    Shoemake 1985, "Animating rotation with quaternion curves": sin((1 − t)φ) / sin φ and sin(tφ) / sin φ. The ends
+    are exact: t = 0 is the base, t = 1 is the row.
+    """
+    assert angles is not None
+    t, angle = field.values[0], angles.at(field.boundaries[:-1])[0]
+    straight = (angle == 0) | (t == 0) | (t == 1)
+    sine = np.where(straight, 1.0, np.sin(angle))
+    first = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)
+    return np.vstack([first, np.where(straight, t, np.sin(t * angle) / sine)])
 
 
 def _check_shapes(base: Array, rows: Sequence[Array], field: Field, out: Array) -> None:

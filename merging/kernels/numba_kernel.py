@@ -16,6 +16,8 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
+from merging.kernels import ELECTIONS
+
 #: Elements per inner loop: six streams of 4 kB stay in the first-level cache, where `out` waits for its next terms.
 BLOCK = 1024
 
@@ -27,13 +29,22 @@ Floats = npt.NDArray[np.float32]
 
 
 def combine(
-    terms: Sequence[Floats], weights: Floats, boundaries: npt.NDArray[np.int64], out: Floats, threads: int
+    terms: Sequence[Floats],
+    weights: Floats,
+    boundaries: npt.NDArray[np.int64],
+    out: Floats,
+    threads: int,
+    election: str = "",
 ) -> None:
-    """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``."""
+    """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``.
+
+    With an election, the terms after the first are elected instead of summed (:data:`merging.kernels.Election`).
+    """
     addresses = np.array([term.ctypes.data for term in terms], dtype=np.int64)
+    rule = ("", *ELECTIONS).index(election)
 
     def stretch(limits: tuple[int, int]) -> None:
-        _combine(addresses, weights, boundaries, out, *limits)
+        _combine(addresses, weights, boundaries, out, *limits, rule)
 
     tasks = _tasks(out.size, threads)
     if len(tasks) == 1:
@@ -129,6 +140,44 @@ def _sum_block(out: Floats, addresses: Any, weights: Floats, count: int) -> None
         _add1(out, numba.carray(_pointer(addresses[t]), n), weights[t])
 
 
+@_compile(types.void(_WRITE, _READ, _FP32, _FP32[::1], types.int64, _FP32[::1]))
+def _elect_term(kept: Floats, row: Floats, weight: float, total: Floats, rule: int, count: Floats) -> None:
+    """Add one term to ``kept`` and ``count`` where it has the sign of ``total``."""
+    size = np.float32(abs(weight)) if rule == 3 else np.float32(1)
+    zero = np.float32(0)
+    if rule == 4:
+        for i in range(kept.size):
+            term = weight * row[i]
+            agrees = (term > 0 and total[i] > 0) or (term < 0 and total[i] < 0)
+            kept[i] = term if agrees and abs(term) > abs(kept[i]) else kept[i]
+        return
+    for i in range(kept.size):
+        term = weight * row[i]
+        agrees = (term > 0 and total[i] > 0) or (term < 0 and total[i] < 0)
+        kept[i] = kept[i] + (term if agrees else zero)
+        count[i] = count[i] + (size if agrees else zero)
+
+
+@_compile(types.void(_WRITE, types.int64[::1], _FP32[::1], types.int64, types.int64, _FP32[:, ::1]))
+def _elect_block(out: Floats, addresses: Any, weights: Floats, count: int, rule: int, scratch: Floats) -> None:
+    """``out = base + elected(terms)``: the first term is the base, with weight 1."""
+    n = out.size
+    total, kept, number = scratch[0, :n], scratch[1, :n], scratch[2, :n]
+    base = numba.carray(_pointer(addresses[0]), n)
+    if count == 1:
+        out[:] = base
+        return
+    kept[:] = 0
+    number[:] = 0
+    _sum_block(total, addresses[1:], weights[1:], count - 1)
+    for t in range(1, count):
+        _elect_term(kept, numba.carray(_pointer(addresses[t]), n), weights[t], total, rule, number)
+    for i in range(n):
+        divisor = number[i] if (rule == 2 or rule == 3) and number[i] > 0 else np.float32(1)
+        elected = kept[i] / divisor
+        out[i] = base[i] + (elected if np.isfinite(total[i]) else np.float32(np.nan))
+
+
 @_compile(
     types.void(
         types.Array(types.int64, 1, "C", readonly=True),
@@ -137,11 +186,13 @@ def _sum_block(out: Floats, addresses: Any, weights: Floats, count: int) -> None
         _WRITE,
         types.int64,
         types.int64,
+        types.int64,
     ),
     nogil=True,
 )
-def _combine(addresses: Any, weights: Floats, boundaries: Any, out: Floats, start: int, stop: int) -> None:
+def _combine(addresses: Any, weights: Floats, boundaries: Any, out: Floats, start: int, stop: int, rule: int) -> None:
     """The stretch ``start:stop`` of the sum, segment by segment, block by block."""
+    scratch = np.empty((3, BLOCK), np.float32)
     terms = addresses.size
     used_weights = np.empty(terms, np.float32)
     used_addresses = np.empty(terms, np.int64)
@@ -159,6 +210,9 @@ def _combine(addresses: Any, weights: Floats, boundaries: Any, out: Floats, star
             block = min(start + BLOCK, end)
             for t in range(count):
                 block_addresses[t] = used_addresses[t] + 4 * start
-            _sum_block(out[start:block], block_addresses, used_weights, count)
+            if rule == 0:
+                _sum_block(out[start:block], block_addresses, used_weights, count)
+            else:
+                _elect_block(out[start:block], block_addresses, used_weights, count, rule, scratch)
             start = block
         segment += 1

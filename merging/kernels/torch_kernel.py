@@ -22,9 +22,17 @@ Array = npt.NDArray[Any] | torch.Tensor
 
 
 def combine(
-    terms: Sequence[Array], weights: npt.NDArray[Any], boundaries: npt.NDArray[np.int64], out: Array, threads: int
+    terms: Sequence[Array],
+    weights: npt.NDArray[Any],
+    boundaries: npt.NDArray[np.int64],
+    out: Array,
+    threads: int,
+    election: str = "",
 ) -> None:
-    """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``."""
+    """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``.
+
+    With an election, the terms after the first are elected instead of summed (:data:`merging.kernels.Election`).
+    """
     tensors, target = [as_tensor(term) for term in terms], as_tensor(out)
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
     wide = torch.float64 if weights.dtype == np.float64 else torch.float32
@@ -36,7 +44,10 @@ def combine(
             for start in range(int(boundaries[segment]), end, block):
                 stop = min(start + block, end)
                 blocks = [(tensor[start:stop], weight) for tensor, weight in used]
-                _sum_block(blocks, target[start:stop], scratch[:, : stop - start])
+                if election and len(blocks) > 1:
+                    _elect_block(blocks, target[start:stop], wide, election)
+                else:
+                    _sum_block(blocks, target[start:stop], scratch[:, : stop - start])
 
 
 def _sum_block(terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, scratch: torch.Tensor) -> None:
@@ -54,6 +65,28 @@ def _sum_block(terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, s
             total.add_(scaled)  # a separate addition: add_(alpha=weight) may fuse and round once instead of twice
     if total is not out:
         out.copy_(total)
+
+
+def _elect_block(
+    blocks: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, wide: torch.dtype, election: str
+) -> None:
+    """The base, first and with weight 1, plus what is elected from the other terms."""
+    terms = [tensor.to(wide) * weight for tensor, weight in blocks[1:]]
+    total = terms[0].clone()
+    for term in terms[1:]:
+        total.add_(term)
+    kept, count = torch.zeros_like(total), torch.zeros_like(total)
+    for (_, weight), term in zip(blocks[1:], terms, strict=True):
+        agrees = ((term > 0) & (total > 0)) | ((term < 0) & (total < 0))
+        if election == "elect_max":
+            kept = torch.where(agrees & (term.abs() > kept.abs()), term, kept)
+        else:
+            kept.add_(torch.where(agrees, term, 0.0))
+            count.add_(agrees, alpha=abs(weight) if election == "elect_weighted" else 1.0)
+    if election in ("elect_mean", "elect_weighted"):
+        kept.div_(torch.where(count > 0, count, 1.0))
+    kept.masked_fill_(~torch.isfinite(total), float("nan"))
+    out.copy_(blocks[0][0].to(wide) + kept)
 
 
 def as_tensor(array: Array) -> torch.Tensor:

@@ -7,12 +7,27 @@ from collections.abc import Mapping
 
 from merging.errors import RecipeError
 from merging.operators.average import AVERAGE
-from merging.operators.base import IDENTITIES, Basis, Operator, TensorSource
+from merging.operators.base import IDENTITIES, Basis, Factors, Operator, Options, TensorSource
 from merging.operators.task_arithmetic import TASK_ARITHMETIC
 
-__all__ = ["IDENTITIES", "OPERATORS", "Basis", "Operator", "TensorSource", "get_operator"]
+__all__ = [
+    "IDENTITIES",
+    "OPERATORS",
+    "Basis",
+    "Factors",
+    "Operator",
+    "Options",
+    "TensorSource",
+    "get_operator",
+]
 
-OPERATORS: Mapping[str, Operator] = {operator.name: operator for operator in (AVERAGE, TASK_ARITHMETIC)}
+_ALL = (
+    # linear
+    AVERAGE,
+    TASK_ARITHMETIC,
+)
+
+OPERATORS: Mapping[str, Operator] = {operator.name: operator for operator in _ALL}
 
 
 def get_operator(name: str) -> Operator:

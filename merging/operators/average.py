@@ -34,6 +34,7 @@ AVERAGE = Operator(
     prepare=prepare,
     summary="weighted average of the experts, the base taking what is left of 1",
     paper="Wortsman 2022, Model soups",
+    family="linear",
     scope="E",
     identities=frozenset(
         {
@@ -48,7 +49,7 @@ AVERAGE = Operator(
             "zero_vector",
         }
     ),
-    default=lambda experts: 1.0 / experts,
-    bounds=lambda _experts: (0.0, 1.0),
-    directions=lambda experts: experts,
+    default=lambda experts, _options: 1.0 / experts,
+    bounds=lambda _experts, _options: (0.0, 1.0),
+    copies=lambda experts: experts + 2,
 )

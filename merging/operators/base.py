@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from merging.errors import RecipeError
 from merging.kernels import Form
+from merging.layout import Layout
 
 if TYPE_CHECKING:
     import torch
 
+    from merging.memo import Memo
+
 #: What ``prepare`` must see at once: E one element, R a row, T a whole tensor, G whole-model statistics, S forward
 #: passes in depth order.
 Scope = Literal["E", "R", "T", "G", "S"]
+
+#: What ``prepare`` needs besides weights: inputs of the model, inputs without labels to learn on, labelled items.
+Needs = Literal["inputs", "unlabeled", "labeled"]
+
+#: Families, as the documentation groups them.
+Family = Literal["linear", "sparse", "spectral", "column", "data", "learned"]
+
+Options = Mapping[str, Any]
 
 #: Properties that an operator may declare; each is checked by ``tests/contracts/test_operators.py``.
 IDENTITIES: Mapping[str, str] = {
@@ -41,8 +53,23 @@ class TensorSource(Protocol):
     """Named tensors, read one at a time: a checkpoint on disk, or a mapping in memory."""
 
     @property
+    def name(self) -> str:
+        """Short name of the source, as in recipes; random masks and declared orders go by it."""
+
+    @property
     def names(self) -> Sequence[str]:
-        """Names of the tensors."""
+        """Names of the tensors that are merged, in the order of the layout."""
+
+    @property
+    def memo(self) -> Memo | None:
+        """Where results that other hyperparameters can use again are kept, or None."""
+
+    @property
+    def identity(self) -> str:
+        """What the weights are, for the keys of ``memo``; empty where there is none."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor, in its stored dtype; not to be modified."""
@@ -56,27 +83,64 @@ class Basis:
         form: How :func:`merging.kernels.combine` reads the rows.
         directions: Number of directions K.
         rows: Tensor name -> K tensors of the base's shape, in fp32 (fp64 where a source is fp64).
+        angles: Tensor name -> angle between base and row in radians, for the form ``slerp`` only.
+        factors: Tensor name -> the rows of that tensor as low-rank products, or None where they are kept whole.
     """
 
     form: Form
     directions: int
     rows: Callable[[str], list[torch.Tensor]]
+    angles: Callable[[str], float] | None = None
+    factors: Callable[[str], Factors | None] | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The rows of one matrix as low-rank products: ``row_k = left[:, owner == k] @ right[owner == k]``.
+
+    Attributes:
+        left: ``(m, R)``, fp32.
+        right: ``(R, n)``, fp32.
+        owner: Direction of each of the R columns, non-decreasing.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    owner: tuple[int, ...]
+
+
+def _one_per_expert(experts: int, _options: Options) -> int:
+    return experts
+
+
+def _copies(experts: int) -> float:
+    return 2 * experts + 3
 
 
 @dataclass(frozen=True)
 class Operator:
     """A way to turn experts into directions, with what is known about it.
 
+    Functions of ``(experts, options)`` receive the number of experts and the complete hyperparameters.
+
     Attributes:
         name: Name in recipes and study files.
         prepare: ``prepare(base, experts, **hyperparameters) -> Basis``; hyperparameters are keyword-only.
         summary: One line for listings.
         paper: "Lastname YEAR, title".
+        family: Where the documentation puts it.
         scope: What preparation must see at once.
-        identities: Declared properties, a subset of :data:`IDENTITIES`.
-        default: Number of experts -> the coefficient that the paper uses.
-        bounds: Number of experts -> sensible lower and upper bound of a searched coefficient.
-        directions: Number of experts -> number of directions of the basis.
+        identities: Declared properties at the default hyperparameters, a subset of :data:`IDENTITIES`.
+        default: ``(experts, options)`` -> the coefficient that the paper uses.
+        bounds: ``(experts, options)`` -> sensible lower and upper bound of a searched coefficient.
+        directions: ``(experts, options)`` -> number of directions of the basis.
+        needs: What preparation needs besides the weights.
+        plain: Hyperparameters under which the operator changes task vectors least (density 1, drop rate 0), if it
+            has such.
+        plain_identities: What holds at ``plain``.
+        experts: Least and greatest number of experts that make sense (None: no limit).
+        refuse: ``(layout, experts, options)`` -> why it cannot work, before weights are read, or None.
+        copies: Number of experts -> how many tensors as large as the largest preparation holds at once.
         order_sensitive: Whether the order of the experts matters (then permutation does not hold).
         stochastic: Whether preparation draws random numbers (then ``seed`` is a hyperparameter).
     """
@@ -85,22 +149,29 @@ class Operator:
     prepare: Callable[..., Basis]
     summary: str
     paper: str
+    family: Family
     scope: Scope
     identities: frozenset[str]
-    default: Callable[[int], float]
-    bounds: Callable[[int], tuple[float, float]]
-    directions: Callable[[int], int]
+    default: Callable[[int, Options], float]
+    bounds: Callable[[int, Options], tuple[float, float]]
+    directions: Callable[[int, Options], int] = _one_per_expert
+    needs: frozenset[Needs] = frozenset()
+    plain: Options = field(default_factory=dict)
+    plain_identities: frozenset[str] = frozenset()
+    experts: tuple[int, int | None] = (1, None)
+    refuse: Callable[[Layout, int, Options], str | None] | None = None
+    copies: Callable[[int], float] = _copies
     order_sensitive: bool = False
     stochastic: bool = False
 
-    @property
+    @cached_property
     def hyperparameters(self) -> dict[str, inspect.Parameter]:
         """The keyword-only parameters of ``prepare`` by name, with evaluated annotations."""
         parameters = inspect.signature(self.prepare, eval_str=True).parameters
         return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
-    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The hyperparameters of a recipe as keyword arguments for ``prepare``.
+    def complete(self, options: Options) -> dict[str, Any]:
+        """The hyperparameters of a recipe as keyword arguments for ``prepare``, defaults filled in.
 
         Raises:
             RecipeError: If a name is unknown or missing, or a value does not fit its annotation.
@@ -113,7 +184,26 @@ class Operator:
         for name, parameter in known.items():
             if name not in options and parameter.default is parameter.empty:
                 raise RecipeError(f"operator {self.name}: hyperparameter {name!r} has no default, give it a value")
-        return {name: self._checked(known[name], value) for name, value in options.items()}
+        return {
+            name: self._checked(parameter, options[name]) if name in options else parameter.default
+            for name, parameter in known.items()
+        }
+
+    def check(self, layout: Layout, experts: int, options: Options) -> dict[str, Any]:
+        """:meth:`complete`, and everything else that can be refused from shapes alone.
+
+        Raises:
+            RecipeError: In one line, if the operator cannot merge this many experts of this layout.
+        """
+        full = self.complete(options)
+        least, most = self.experts
+        if experts < least or (most is not None and experts > most):
+            wanted = f"at least {least}" if most is None else f"{least}" if least == most else f"{least} to {most}"
+            raise RecipeError(f"operator {self.name}: expected {wanted} experts, received {experts}")
+        reason = None if self.refuse is None else self.refuse(layout, experts, full)
+        if reason is not None:
+            raise RecipeError(f"operator {self.name}: {reason}")
+        return full
 
     def _checked(self, parameter: inspect.Parameter, value: Any) -> Any:
         from pydantic import TypeAdapter, ValidationError
@@ -122,7 +212,8 @@ class Operator:
             # Strict: "0.2" is not 0.2, True is not 1. Annotated[float, Field(gt=0)] carries a range.
             return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            first = error.errors()[0]
+            place = ".".join([parameter.name, *(str(part) for part in first["loc"])])
             raise RecipeError(
-                f"operator {self.name}: hyperparameter {parameter.name!r}: {reason}, received {value!r}"
+                f"operator {self.name}: hyperparameter {place!r}: {first['msg']}, received {first['input']!r}"
             ) from None

@@ -7,32 +7,18 @@ expert and segment. Differences are taken and kept in fp32; kept in bf16 they lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from merging.operators.base import Basis, Operator, TensorSource
-
-if TYPE_CHECKING:
-    import torch
+from merging.operators.base import Basis, Operator, Options, TensorSource
+from merging.operators.task_vectors import task_vectors
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
     """The task vectors ``expert − base``."""
 
-    def rows(name: str) -> list[torch.Tensor]:
-        origin = base.read(name)
-        return [_difference(expert.read(name), origin) for expert in experts]
-
-    return Basis("delta", len(experts), rows)
+    return Basis("delta", len(experts), lambda name: task_vectors(base, experts, name))
 
 
-def _difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    wide = torch.float64 if torch.float64 in (tensor.dtype, origin.dtype) else torch.float32
-    return tensor.to(origin.device, wide) - origin.to(wide)
-
-
-def _bounds(experts: int) -> tuple[float, float]:
+def _bounds(experts: int, _options: Options) -> tuple[float, float]:
     # Few task vectors may be amplified; many add up, and coefficients near 1 leave the linear regime.
     return (0.0, 1.0) if experts >= 4 else (0.0, 1.5)
 
@@ -42,6 +28,7 @@ TASK_ARITHMETIC = Operator(
     prepare=prepare,
     summary="the base plus a weighted sum of task vectors",
     paper="Ilharco 2023, Editing models with task arithmetic",
+    family="linear",
     scope="E",
     identities=frozenset(
         {
@@ -55,7 +42,7 @@ TASK_ARITHMETIC = Operator(
             "default_ignores_zero_vector",
         }
     ),
-    default=lambda _experts: 0.3,
+    default=lambda _experts, _options: 0.3,
     bounds=_bounds,
-    directions=lambda experts: experts,
+    copies=lambda experts: experts + 2,
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import Field as Limits
 
-from merging import RecipeError, merge
+from merging import Layout, RecipeError, merge
 from merging.operators import OPERATORS, Basis, Operator, TensorSource, get_operator
 
 
@@ -30,18 +30,31 @@ TRIMMED = Operator(
     prepare=prepare_trimmed,
     summary="for these tests",
     paper="Nobody 2024, Nothing",
+    family="sparse",
     scope="E",
     identities=frozenset(),
-    default=lambda _: 1.0,
-    bounds=lambda _: (0.0, 1.0),
-    directions=lambda experts: experts,
+    default=lambda _experts, _options: 1.0,
+    bounds=lambda _experts, _options: (0.0, 1.0),
+    experts=(2, 4),
+    refuse=lambda layout, experts, options: f"seed {options['seed']}" if options["seed"] > 8 else None,
 )
 
 
 def test_the_signature_is_the_schema() -> None:
     assert list(TRIMMED.hyperparameters) == ["density", "rule", "seed"]
-    assert TRIMMED.check_options({"density": 0.2}) == {"density": 0.2}
-    assert TRIMMED.check_options({"density": 1, "rule": "sum", "seed": 3}) == {"density": 1, "rule": "sum", "seed": 3}
+    assert TRIMMED.complete({"density": 0.2}) == {"density": 0.2, "rule": "mean", "seed": 0}
+    assert TRIMMED.complete({"density": 1, "rule": "sum", "seed": 3}) == {"density": 1, "rule": "sum", "seed": 3}
+
+
+LAYOUT = Layout.build({"w": ((4, 4), "float32")})
+
+
+def test_refuses_what_cannot_work_before_weights_are_read() -> None:
+    assert TRIMMED.check(LAYOUT, 2, {"density": 0.2}) == {"density": 0.2, "rule": "mean", "seed": 0}
+    with pytest.raises(RecipeError, match="operator trimmed: expected 2 to 4 experts, received 1"):
+        TRIMMED.check(LAYOUT, 1, {"density": 0.2})
+    with pytest.raises(RecipeError, match="operator trimmed: seed 9"):
+        TRIMMED.check(LAYOUT, 2, {"density": 0.2, "seed": 9})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +71,7 @@ def test_the_signature_is_the_schema() -> None:
 )
 def test_refuses_options_outside_the_schema(options: Mapping[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=f"operator trimmed: .*{message}") as caught:
-        TRIMMED.check_options(options)
+        TRIMMED.complete(options)
     assert "\n" not in str(caught.value)
 
 
@@ -103,5 +116,5 @@ def test_uniform_average_is_task_arithmetic_at_one_over_the_number_of_experts() 
 
 def test_bounds_narrow_with_the_number_of_experts() -> None:
     arithmetic = get_operator("task_arithmetic")
-    assert arithmetic.bounds(3) == (0.0, 1.5)
-    assert arithmetic.bounds(4) == (0.0, 1.0)
+    assert arithmetic.bounds(3, {}) == (0.0, 1.5)
+    assert arithmetic.bounds(4, {}) == (0.0, 1.0)

@@ -97,7 +97,7 @@ class MergedModel:
             CheckpointError: If a stored tensor has no place in the model, or a parameter is not stored.
         """
         self.model = model.to(device)
-        self.layout, self._form, self._threads = arenas.layout, arenas.form, threads
+        self.layout, self._form, self._angles, self._threads = arenas.layout, arenas.form, arenas.angles, threads
         self._base, self._basis = as_tensor(arenas.base).to(device), as_tensor(arenas.basis).to(device)
         dtype = _widest(spec.dtype for spec in arenas.layout.tensors)
         self.merged = torch.zeros(arenas.layout.size, dtype=dtype, device=device)
@@ -116,7 +116,7 @@ class MergedModel:
         """
         self.check_binding()
         with torch.no_grad():
-            combine(self._base, self._basis, field, self._form, self.merged, threads=self._threads)
+            combine(self._base, self._basis, field, self._form, self.merged, angles=self._angles, threads=self._threads)
             for spec in self._rounded:
                 part = self._slice(spec)
                 part.copy_(part.to(getattr(torch, spec.dtype)))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging import Field, InputError, RecipeError
-from merging.kernels import Form, Kernel, combine, default_threads, numba_kernel, term_weights, torch_kernel
+from merging.kernels import ELECTIONS, Form, Kernel, combine, default_threads, numba_kernel, term_weights, torch_kernel
 
 FORMS: tuple[Form, ...] = ("delta", "interpolation")
 KERNELS: tuple[Kernel, ...] = ("numba", "torch")
@@ -244,3 +244,67 @@ def test_light_imports_load_neither_torch_nor_numba() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def elected(terms: np.ndarray, sizes: np.ndarray, form: Form) -> np.ndarray:
+    """The definition of an election, position by position; ``terms`` and ``sizes`` are ``(K, n)``."""
+    result = np.zeros(terms.shape[1])
+    for i, (column, weights) in enumerate(zip(terms.T, sizes.T, strict=True)):
+        agree = np.sign(column) * np.sign(column.sum()) > 0
+        if agree.any():
+            kept = column[agree]
+            result[i] = {
+                "elect_sum": kept.sum(),
+                "elect_mean": kept.mean(),
+                "elect_weighted": kept.sum() / weights[agree].sum(),
+                "elect_max": kept[np.abs(kept).argmax()],
+            }[form]
+    return result
+
+
+@pytest.mark.parametrize("form", ELECTIONS)
+@given(seed=st.integers(0, 2**32 - 1), directions=st.integers(1, 6))
+@settings(max_examples=25, deadline=None)
+def test_elections_agree_with_the_definition_and_to_the_bit(form: Form, seed: int, directions: int) -> None:
+    generator = np.random.default_rng(seed)
+    base = generator.integers(-8, 9, 2500).astype(np.float32)
+    # Small whole numbers and quarters: sums are exact, so that no sign hangs on rounding.
+    basis = generator.integers(-4, 5, (directions, 2500)).astype(np.float32)
+    field = Field(np.array([0, 700, 1900, 2500]), generator.integers(-3, 8, (directions, 3)) / 4)
+    by_numba, by_torch = (merged(base, basis, field, form, kernel=kernel) for kernel in KERNELS)
+    assert same_bits(by_numba, by_torch)
+    coefficients = field.at(np.arange(field.size))
+    expected = base + elected(coefficients * basis, np.abs(coefficients), form)
+    np.testing.assert_allclose(by_numba, expected, rtol=0, atol=1e-5)
+    assert same_bits(merged(base, basis, field, form, threads=2), by_numba)
+
+
+@pytest.mark.parametrize("form", ELECTIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_elections_do_not_hide_coefficients_that_are_not_finite(form: Form, kernel: Kernel, value: float) -> None:
+    base, basis = np.ones(3, np.float32), np.ones((2, 3), np.float32)
+    assert np.isnan(merged(base, basis, Field.constant(3, [value, 0.5]), form, kernel=kernel)).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_slerp_walks_the_arc_of_every_tensor(kernel: Kernel) -> None:
+    generator = np.random.default_rng(0)
+    base, row = generator.standard_normal((2, 12), dtype=np.float32)
+    angle = np.arccos(base[:8] @ row[:8] / np.linalg.norm(base[:8]) / np.linalg.norm(row[:8]))
+    angles = Field(np.array([0, 8, 12]), np.array([[angle, 0.0]]))  # the second tensor takes the straight line
+    field = Field(np.array([0, 4, 12]), np.array([[0.3, 0.8]]))
+    out = merged(base, row[None], field, "slerp", angles=angles, kernel=kernel)
+    t = field.at(np.arange(12))[0]
+    arc = (np.sin((1 - t) * angle) * base + np.sin(t * angle) * row) / np.sin(angle)
+    np.testing.assert_allclose(out[:8], arc[:8], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(out[8:], (0.2 * base + 0.8 * row)[8:], rtol=0, atol=1e-6)
+    for end, exact in ((0.0, base), (1.0, row)):
+        assert same_bits(merged(base, row[None], Field.constant(12, [end]), "slerp", angles=angles), exact)
+
+
+def test_slerp_needs_one_row_and_its_angles() -> None:
+    base = np.ones(4, np.float32)
+    for rows, angles in ((1, None), (1, Field.constant(3, [0.1])), (2, Field.constant(4, [0.1]))):
+        with pytest.raises(RecipeError, match="expected one row and its angles"):
+            merged(base, np.ones((rows, 4), np.float32), Field.constant(4, [0.5] * rows), "slerp", angles=angles)

@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow bench lint format golden clean
+.PHONY: help install demo test test-fast test-slow bench lint format golden peers docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,17 @@ bench: install  ## performance figures as ratios inside one run
 
 golden: install  ## rewrite the golden recommendations (an algorithm change: say so in CHANGELOG.md)
 	$(BIN)/python -m tests.golden.write
+
+peers: .venv-peers/.installed  ## rewrite the golden tensors of other packages, in an environment of their own
+	.venv-peers/bin/python -m tests.peers.generate
+
+.venv-peers/.installed: tests/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
+	touch $@
+
+docs: install  ## write the pages of the operators from their declarations
+	$(BIN)/python -c "from pathlib import Path; from merging.operators.pages import write_pages; write_pages(Path('docs/operators'))"
 
 format: install  ## format the sources
 	$(BIN)/ruff format .

@@ -1,9 +1,10 @@
 """Arenas: base and basis as flat files that every process of a host maps, written once.
 
-One file per prepared basis, ``(1 + K, size)`` with the base first, and a JSON sheet that says what it is. The sheet
-names the file by its content and is written last, so that a reader finds a whole arena or none. The content's hash
-is compared whenever an arena is opened: damage is found before a trial is measured on it. One process prepares under
-a lock, the others wait for it; what a killed one left is removed by the next to hold the lock.
+One file per prepared basis, the base first, then its K rows, then the factors of rows that are kept as factors, and a
+JSON sheet that says what it is. The sheet names the file by its content and is written last, so that a reader finds a
+whole arena or none. The content's hash is compared whenever an arena is opened: damage is found before a trial is
+measured on it. One process prepares under a lock, the others wait for it; what a killed one left is removed by the next
+to hold the lock.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from merging.checkpoint import Checkpoint
 from merging.errors import RecipeError, RunFolderError
+from merging.family import Family, open_family, warn_of_integers
 from merging.field import Field
 from merging.kernels import Form, accumulation_dtype
-from merging.layout import Layout
+from merging.kernels.lowrank import kept_factors
+from merging.layout import Layout, TensorSpec
 from merging.memo import Memo
 from merging.operators import Basis, get_operator
-from merging.preflight import check_family
+from merging.packing import Packing, StoredFactors
 from merging.recipe import Recipe
+from merging.special import Treatment
+from merging.streaming import alone, each
+from merging.weight_writer import write_at
 
-FORMAT = 2
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 3
 _PART = ".part"
 _BLOCK = 1 << 22  # bytes read at a time when hashing
 
@@ -43,15 +52,23 @@ class Arenas:
         layout: Places of the tensors.
         form: How the basis combines with the base.
         base: ``(size,)``, fp32 (fp64 where the base holds fp64); padding is zero.
-        basis: ``(K, size)``, the same dtype.
+        basis: ``(K, size)``, the same dtype; shorter where tensors are kept as factors.
+        packing: What of the flat index lies where in ``basis``.
+        factors: The rows of tensors that are kept as factors.
         angles: Angle between base and row over the flat index, for the form ``slerp`` only.
+        treatment: Tensors whose weighted sum is not yet what is merged.
+        copied: Floating tensors that stay as they are in the base, and have no place here.
     """
 
     layout: Layout
     form: Form
     base: npt.NDArray[Any]
     basis: npt.NDArray[Any]
+    packing: Packing
+    factors: tuple[StoredFactors, ...] = ()
     angles: Field | None = None
+    treatment: Treatment = field(default_factory=Treatment)
+    copied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +76,13 @@ class _Plan:
     """An arena to be: what identifies it, and what fills it."""
 
     key: str
-    base: Checkpoint
-    layout: Layout
+    family: Family
     sheet: Mapping[str, Any]  # all of the JSON sheet but what the basis adds to it
     prepare: Callable[[], Basis]  # only called where there is no arena yet: it may take hours
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return 1 + int(self.sheet["directions"]), self.layout.size
+    def layout(self) -> Layout:
+        return self.family.layout
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -74,10 +90,14 @@ class _Plan:
 
     @property
     def bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+        """Size of the arena with every row whole, which is the most that it takes."""
+        return self.packed({}).size * self.dtype.itemsize
+
+    def packed(self, ranks: Mapping[str, Sequence[int]]) -> Packing:
+        return Packing(self.layout, int(self.sheet["directions"]), ranks)
 
 
-def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True) -> Arenas:
+def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: int = 1) -> Arenas:
     """Map the arenas of ``recipe``, preparing them first if this host does not have them.
 
     The coefficients of the recipe play no part. An arena that is damaged, or that was made from files that have
@@ -87,28 +107,27 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True) -> Arenas:
         recipe: Sources, operator and hyperparameters.
         folder: Where arenas of this host are kept; created if missing. What hyperparameters share is kept beside them.
         verify: Compare the content with its hash, which reads all of it once (at memory bandwidth).
+        threads: Tensors that are prepared at once; changes no bit of them.
 
     Raises:
         CheckpointError: If a source is missing, damaged, or does not fit the base.
         RecipeError: If the recipe speaks of another layout, or of other weights than its sources now hold.
         RunFolderError: If the folder cannot be written, or is full.
     """
-    memo = Memo(folder / "shared")
-    base = Checkpoint.open(recipe.base.path, recipe.base.name, memo)
-    experts = [Checkpoint.open(expert.path, expert.name, memo) for expert in recipe.experts]
-    layout = check_family(base, experts)
+    family = open_family(recipe, Memo(folder / "shared"))
+    layout = family.layout
     if recipe.layout not in ("", layout.digest):
         raise RecipeError(
             f"recipe: expected layout {layout.digest}, that of {recipe.base.path}, received {recipe.layout}; "
             "the recipe was made for another base"
         )
-    plan = _plan(recipe, base, experts, layout)
+    plan = _plan(recipe, family)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         arenas = _mapped(plan, folder, verify)
         if arenas is None:
             with _lock(folder):
-                arenas = _mapped(plan, folder, verify) or _prepared(plan, recipe, [base, *experts], folder)
+                arenas = _mapped(plan, folder, verify) or _prepared(plan, recipe, folder, threads)
     except OSError as error:
         raise RunFolderError(
             f"{folder}: expected a writable folder with {plan.bytes / 1e9:.2g} GB free for arenas, received: {error}"
@@ -116,18 +135,20 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True) -> Arenas:
     return arenas
 
 
-def _plan(recipe: Recipe, base: Checkpoint, experts: Sequence[Checkpoint], layout: Layout) -> _Plan:
-    operator = get_operator(recipe.operator)
-    options = operator.check(layout, len(experts), recipe.options)
+def _plan(recipe: Recipe, family: Family) -> _Plan:
+    operator, layout, experts = get_operator(recipe.operator), family.layout, len(recipe.experts)
+    options = operator.check(layout, experts, recipe.options)
+    family.check(operator)
     sheet = {
         "format": FORMAT,
         "layout": layout.digest,
         "dtype": accumulation_dtype(layout),
-        "directions": operator.directions(len(experts), options),
+        "directions": operator.directions(experts, options),
         "size": layout.size,
-        "files": _stamps(recipe, [base, *experts]),
+        "files": _stamps(recipe, family.sources),
+        "vocabulary": "" if family.alignment is None else family.alignment.digest,
     }
-    return _Plan(recipe.basis_key, base, layout, sheet, lambda: operator.prepare(base, experts, **options))
+    return _Plan(recipe.basis_key, family, sheet, lambda: family.prepare(operator, options))
 
 
 def _stamps(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]]:
@@ -135,7 +156,7 @@ def _stamps(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]
     stamps: list[list[Any]] = []
     for source, checkpoint in zip((recipe.base, *recipe.experts), checkpoints, strict=True):
         if not source.fingerprint:
-            for file in sorted({info.file.resolve() for info in checkpoint.tensors.values()}):
+            for file in checkpoint.files:
                 status = file.stat()
                 stamps.append([str(file), status.st_size, status.st_mtime_ns])
     return stamps
@@ -145,32 +166,40 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
     """The arena if it is there, whole, and what the plan asks for."""
     try:
         sheet = json.loads((folder / f"{plan.key}.json").read_text(encoding="utf-8"))
-        content, form, angles = (sheet.pop(key) for key in ("content", "form", "angles"))
-        file = _arena_file(folder, plan.key, content)
-        if sheet != plan.sheet or file.stat().st_size != plan.bytes:
+        content, form, angles, ranks = (sheet.pop(key) for key in ("content", "form", "angles", "factors"))
+        file, packing = _arena_file(folder, plan.key, content), plan.packed(ranks)
+        if sheet != plan.sheet or file.stat().st_size != packing.size * plan.dtype.itemsize:
             return None
         if verify and _hash(file) != content:
             return None
-        rows = np.memmap(file, dtype=plan.dtype, mode="r", shape=plan.shape)
+        base, rows, factors = packing.split(np.memmap(file, dtype=plan.dtype, mode="r"))
         arc = None if angles is None else Field.from_dict(angles)
     except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):  # missing, or a sheet that is not one
         return None
-    return Arenas(plan.layout, form, rows[0], rows[1:], arc)
+    treatment, copied = plan.family.treatment, plan.family.copied
+    return Arenas(plan.layout, form, base, rows, packing, factors, arc, treatment, copied)
 
 
-def _prepared(plan: _Plan, recipe: Recipe, sources: Sequence[Checkpoint], folder: Path) -> Arenas:
+def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas:
     """Write the arena and its sheet; the caller holds the lock."""
     for leftover in folder.glob(f"*{_PART}"):
         leftover.unlink()
-    _check_fingerprints(recipe, sources)
+    _check_fingerprints(recipe, plan.family.sources)
+    warn_of_integers(plan.family)
     part = folder / f"{plan.key}.arena{_PART}"
-    basis = plan.prepare()
-    _write_rows(plan, basis, part)
+    basis = alone(plan.prepare)
+    ranks = _factored(plan, basis, threads)
+    _write_rows(plan, basis, plan.packed(ranks), part, threads)
     content = _hash(part)
     file = _arena_file(folder, plan.key, content)
     os.replace(part, file)
     arc = angle_field(basis, plan.layout)
-    made = {"form": basis.form, "angles": None if arc is None else arc.to_dict(), "content": content}
+    made = {
+        "form": basis.form,
+        "angles": None if arc is None else arc.to_dict(),
+        "factors": ranks,
+        "content": content,
+    }
     _write_sheet({**plan.sheet, **made}, folder / f"{plan.key}.json")
     for other in folder.glob(f"{plan.key}.*.arena"):
         if other != file:
@@ -199,19 +228,41 @@ def angle_field(basis: Basis, layout: Layout) -> Field | None:
     return Field(np.array(boundaries), np.array([[basis.angles(spec.name) for spec in specs]]))
 
 
-def _write_rows(plan: _Plan, basis: Basis, part: Path) -> None:
+def _factored(plan: _Plan, basis: Basis, threads: int) -> dict[str, list[int]]:
+    """Tensors whose rows are kept as factors: name -> number of terms of each direction."""
+
+    def ranks(spec: TensorSpec) -> tuple[str, list[int] | None]:
+        kept = kept_factors(basis, spec, plan.family.treatment.finished)
+        return spec.name, None if kept is None else [kept.owner.count(k) for k in range(basis.directions)]
+
+    return {name: found for name, found in each(ranks, plan.layout.tensors, threads) if found is not None}
+
+
+def _write_rows(plan: _Plan, basis: Basis, packing: Packing, part: Path, threads: int) -> None:
     """Stream the tensors to their places; what lies between them stays zero (never written)."""
     import torch
 
     wide, itemsize = getattr(torch, str(plan.sheet["dtype"])), plan.dtype.itemsize
     with part.open("wb") as file:
-        file.truncate(plan.bytes)
-        for spec in plan.layout.tensors:
-            for row, tensor in enumerate([plan.base.read(spec.name), *basis.rows(spec.name)]):
-                file.seek((row * plan.layout.size + spec.start) * itemsize)
-                file.write(tensor.to(wide).contiguous().reshape(-1).numpy().data)
-        file.flush()
+        file.truncate(packing.size * itemsize)
+
+        def work(spec: TensorSpec) -> None:
+            tensors = [plan.family.base.read(spec.name), *_stored_rows(basis, packing, spec)]
+            for place, tensor in zip(packing.places_of(spec), tensors, strict=bool(spec.size)):
+                write_at(file.fileno(), place * itemsize, tensor.to(wide).contiguous().reshape(-1).numpy().data)
+
+        for _ in each(work, plan.layout.tensors, threads):
+            pass
         os.fsync(file.fileno())
+
+
+def _stored_rows(basis: Basis, packing: Packing, spec: TensorSpec) -> list[torch.Tensor]:
+    """What is kept of a tensor's rows: all of them, or their two factors."""
+    if spec.name not in packing.ranks:
+        return basis.rows(spec.name)
+    factors = None if basis.factors is None else basis.factors(spec.name)
+    assert factors is not None
+    return [factors.left, factors.right]
 
 
 def _write_sheet(sheet: Mapping[str, Any], path: Path) -> None:

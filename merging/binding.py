@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -24,6 +24,8 @@ from merging.field import Field
 from merging.kernels import combine
 from merging.kernels.torch_kernel import as_tensor
 from merging.layout import TensorSpec
+from merging.packing import StoredFactors, combine_packed
+from merging.special import finish
 
 
 def load_model(source_path: str, model_class: str) -> nn.Module:
@@ -99,9 +101,13 @@ class MergedModel:
         self.model = model.to(device)
         self.layout, self._form, self._angles, self._threads = arenas.layout, arenas.form, arenas.angles, threads
         self._base, self._basis = as_tensor(arenas.base).to(device), as_tensor(arenas.basis).to(device)
+        self._packing, self._factors = arenas.packing, [_on_device(f, device) for f in arenas.factors]
         dtype = _widest(spec.dtype for spec in arenas.layout.tensors)
         self.merged = torch.zeros(arenas.layout.size, dtype=dtype, device=device)
         self._rounded = [s for s in arenas.layout.tensors if s.size and getattr(torch, s.dtype) != dtype]
+        self._treatment = arenas.treatment
+        self._finished = [s for s in arenas.layout.tensors if s.size and s.name in arenas.treatment.finished]
+        self._kept = arenas.copied
         self._bound: dict[str, tuple[torch.Tensor, TensorSpec]] = {}
         self._copied: list[_Copied] = []
         self._bind()
@@ -116,10 +122,22 @@ class MergedModel:
         """
         self.check_binding()
         with torch.no_grad():
-            combine(self._base, self._basis, field, self._form, self.merged, angles=self._angles, threads=self._threads)
+            combine_packed(
+                self._packing,
+                self._base,
+                self._basis,
+                self._factors,
+                field,
+                self._form,
+                self.merged,
+                angles=self._angles,
+                threads=self._threads,
+            )
             for spec in self._rounded:
                 part = self._slice(spec)
                 part.copy_(part.to(getattr(torch, spec.dtype)))
+            for spec in self._finished:
+                self._slice(spec).copy_(self._finish(spec, field))
             for copied in self._copied:
                 copied.target.copy_(self._slice(copied.spec))
             self._check_finite()
@@ -137,6 +155,18 @@ class MergedModel:
                     f"parameter {name!r}: expected inside the merged buffer, received another address; "
                     "do not move or cast a bound model, bind a new one"
                 )
+
+    def _finish(self, spec: TensorSpec, field: Field) -> torch.Tensor:
+        """One tensor again, in the accumulation dtype up to its last step, as an export merges it."""
+        part, angles = field.restrict(spec.start, spec.stop), self._angles
+        at = self._packing.in_row(spec.start)
+        assert at is not None, "tensors with a last step are never kept as factors"
+        base, basis = self._base[spec.start : spec.stop], self._basis[:, at : at + spec.size]
+        arc = None if angles is None else angles.restrict(spec.start, spec.stop)
+        total = torch.empty_like(base)
+        combine(base, list(basis), part, self._form, total, angles=arc, threads=1)
+        done = finish(self._treatment, spec.name, total.view(spec.shape), base.view(spec.shape), spec.dtype)
+        return done.to(getattr(torch, spec.dtype))
 
     def _slice(self, spec: TensorSpec) -> torch.Tensor:
         return self.merged[spec.start : spec.stop].view(spec.shape)
@@ -161,6 +191,11 @@ class MergedModel:
                 self._bound[name] = (held[name], spec)
             else:
                 self._copied.append(_Copied(spec, place))
+        for name in self._kept:
+            place = stored.get(name)
+            owner = None if place is None else _owner(place, held, owners)
+            if place is not None and owner is not None:
+                filled[owner] += place.numel()
         _check_filled(self.model, held, filled)
         for tensor, spec in self._bound.values():
             tensor.data = self._slice(spec)
@@ -186,6 +221,11 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _on_device(factors: StoredFactors, device: str) -> StoredFactors:
+    left, right = (as_tensor(factor).to(device) for factor in (factors.left, factors.right))
+    return replace(factors, left=left, right=right)
 
 
 def _widest(names: Iterable[str]) -> torch.dtype:
@@ -224,6 +264,46 @@ def _as_stored(model: nn.Module, held: Mapping[str, torch.Tensor]) -> dict[str, 
                 if part is not None:
                     stored[key] = part
     return stored
+
+
+@dataclass(frozen=True)
+class StoredPlace:
+    """Where a stored tensor lies in a model: a whole parameter or buffer, or evenly spaced elements of one.
+
+    Attributes:
+        parameter: Name in the model of the parameter or buffer.
+        shape: Shape of the stored tensor.
+        stride: Its strides within the parameter, in elements.
+        offset: Its first element within the parameter.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, like: torch.Tensor) -> torch.Tensor:
+        """The stored tensor's part, as a view, of a tensor laid out as the parameter: weights, gradients."""
+        return like.as_strided(self.shape, self.stride, like.storage_offset() + self.offset)
+
+
+def stored_places(model: nn.Module, *, as_saved: bool = True) -> dict[str, StoredPlace]:
+    """Stored name -> place in the model, for every floating tensor that is no copy.
+
+    Args:
+        model: Any module.
+        as_saved: By the names under which ``save_pretrained`` writes; otherwise by those of ``state_dict``.
+    """
+    held = dict(_held_tensors(model))
+    owners = sorted((tensor.data_ptr(), name) for name, tensor in held.items())
+    stored = _as_stored(model, held) if as_saved else model.state_dict()
+    places = {}
+    for name, tensor in stored.items():
+        owner = _owner(tensor, held, owners) if tensor.is_floating_point() and tensor.numel() else None
+        if owner is not None:
+            offset = (tensor.data_ptr() - held[owner].data_ptr()) // tensor.itemsize
+            places[name] = StoredPlace(owner, tuple(tensor.shape), tuple(tensor.stride()), offset)
+    return places
 
 
 def _part(tensor: torch.Tensor, elements: torch.Tensor) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging.errors import CheckpointError
 from merging.layout import natural_key
+from merging.lora_files import is_adapter
 from merging.memo import Memo
 from merging.tied import find_aliases, is_carried, ties_embeddings
 from merging.weight_files import (
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_HUB_FILES = ("*.safetensors", INDEX, *COMPANIONS, "README.md")
+_HUB_FILES = ("*.safetensors", INDEX, *COMPANIONS, "README.md", "adapter_config.json")
 _HUB_SKIPPED = ("*/*.safetensors", "consolidated*.safetensors")
 
 
@@ -65,12 +67,17 @@ class Checkpoint:
     def open(cls, path: str, name: str = "", memo: Memo | None = None) -> Checkpoint:
         """Open a Hugging Face folder, a single ``.safetensors`` file, or ``org/name@revision`` of the model hub.
 
-        A local path wins over a hub name. Only headers and ``config.json`` are read.
+        ``MODEL+ADAPTER`` is a model with a LoRA adapter, as is the folder of an adapter that names a local model. A
+        local path wins over a hub name. Only headers and configurations are read.
 
         Raises:
             CheckpointError: If nothing is there, or it is damaged, or it would need pickle.
         """
-        place = _locate(path)
+        place = locate(path) if split_path(path) is None else None
+        if place is None or is_adapter(place):
+            from merging.adapter import open_adapted
+
+            return open_adapted(path, place, name or short_name(path), memo)
         if place.is_dir():
             folder, tensors, config = place, folder_tensors(place), _read_config(place)
         else:
@@ -104,6 +111,11 @@ class Checkpoint:
         return tuple(self.merged)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the weights lie in, sorted."""
+        return tuple(sorted({info.file.resolve() for info in self.tensors.values()}))
+
+    @property
     def identity(self) -> str:
         """The :meth:`fingerprint`."""
         return self._fingerprint
@@ -118,20 +130,7 @@ class Checkpoint:
         Raises:
             CheckpointError: If there is no such tensor.
         """
-        import torch
-
-        info = self._info(name)
-        dtype = getattr(torch, info.dtype)
-        if info.start == info.stop:
-            return torch.empty(info.shape, dtype=dtype)
-        # A mapping of its own for each tensor: it goes with the tensor, so streaming stays within bounds.
-        first = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        with info.file.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), info.stop - first, access=mmap.ACCESS_COPY, offset=first)
-        flat = torch.frombuffer(pages, dtype=torch.uint8, offset=info.start - first)
-        if info.start % ITEMSIZE[info.dtype]:
-            flat = flat.clone()  # odd header length: a typed view would be misaligned
-        return flat.view(dtype).reshape(info.shape)
+        return read_tensor(self._info(name))
 
     def fingerprint(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes of all tensors; the same however they are sharded.
@@ -145,7 +144,8 @@ class Checkpoint:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digests = {name: hash_bytes(info) for name, info in self.tensors.items()}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter's lock
+            digests = dict(zip(self.tensors, pool.map(hash_bytes, self.tensors.values()), strict=True))
         for alias, kept in self.aliases.items():
             if digests[alias] != digests[kept]:
                 raise CheckpointError(
@@ -162,13 +162,48 @@ class Checkpoint:
         return self.tensors[name]
 
 
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """A stored tensor in its stored dtype, memory-mapped and copy-on-write: the file never changes."""
+    import torch
+
+    dtype = getattr(torch, info.dtype)
+    if info.start == info.stop:
+        return torch.empty(info.shape, dtype=dtype)
+    # A mapping of its own for each tensor: it goes with the tensor, so streaming stays within bounds.
+    first = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    with info.file.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), info.stop - first, access=mmap.ACCESS_COPY, offset=first)
+    flat = torch.frombuffer(pages, dtype=torch.uint8, offset=info.start - first)
+    if info.start % ITEMSIZE[info.dtype]:
+        flat = flat.clone()  # odd header length: a typed view would be misaligned
+    return flat.view(dtype).reshape(info.shape)
+
+
+def split_path(path: str) -> tuple[str, str] | None:
+    """Model and adapter of ``MODEL+ADAPTER``; None for any other path, also one that exists with a + in its name."""
+    if "+" not in path or Path(path).expanduser().exists():
+        return None
+    places = [place for place, letter in enumerate(path) if letter == "+"]
+    pairs = [(path[:place], path[place + 1 :]) for place in reversed(places)]
+    # Folders may have a + in their names: the last split of which both parts are something, else the last.
+    return next((pair for pair in pairs if all(map(_is_something, pair))), pairs[0])
+
+
+def _is_something(path: str) -> bool:
+    return Path(path).expanduser().exists() or is_hub_name(path)
+
+
 def is_hub_name(path: str) -> bool:
     """Whether ``path`` reads as ``org/name`` or ``org/name@revision``."""
     return _HUB_NAME.fullmatch(path) is not None
 
 
 def short_name(path: str) -> str:
-    """Name for tables: the folder or file name, or the hub name without organisation and revision."""
+    """Name for tables: the folder or file name, or the hub name without organisation and revision.
+
+    A model with an adapter goes by the adapter.
+    """
+    _, path = split_path(path) or ("", path)
     if is_hub_name(path) and not Path(path).exists():
         path = path.split("@")[0]
     return Path(os.path.abspath(Path(path).expanduser())).name.removesuffix(".safetensors")
@@ -178,7 +213,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
-def _locate(path: str) -> Path:
+def locate(path: str) -> Path:
+    """The local folder or file of a path or hub name; a local path wins, a hub name is downloaded.
+
+    Raises:
+        CheckpointError: If it is neither.
+    """
     place = Path(path).expanduser()
     if place.exists():
         return place

@@ -6,26 +6,45 @@ bounded by one tensor of each source. The folder appears under its name only whe
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
-from merging.layout import Layout
+from merging.family import Family, open_family, warn_of_integers
+from merging.layout import FLOATING, Layout, TensorSpec
 from merging.model_card import render_card
-from merging.preflight import check_family
+from merging.recalibration import open_recalibration
 from merging.recipe import Recipe, Source
 from merging.recipe_file import located, save_recipe
-from merging.weight_files import COMPANIONS
+from merging.rounding import Rounding, rounding_of
+from merging.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
+from merging.weight_files import COMPANIONS, ITEMSIZE, TensorInfo
 from merging.weight_writer import lay_out_files, write_tensor
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: The model.
+        rounding: What storing it in its dtypes cost.
+    """
+
+    folder: Path
+    rounding: Rounding
 
 
 def export_model(
@@ -35,7 +54,9 @@ def export_model(
     facts: Mapping[str, str] | None = None,
     shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
-) -> Path:
+    dtype: str | None = None,
+    threads: int = 1,
+) -> Export:
     """Write the merged model of ``recipe`` as a Hugging Face folder.
 
     It holds what the base's folder holds: weights in the base's dtypes (one rounding), the same stored names, integer
@@ -48,9 +69,8 @@ def export_model(
         facts: Lines for the model card, for example scores.
         shard_bytes: Size above which the weights are split over several files.
         overwrite: Replace a folder that is not empty.
-
-    Returns:
-        ``out``.
+        dtype: Of all merged tensors, instead of the base's own: a name in :data:`merging.layout.FLOATING`.
+        threads: Tensors that are merged at once; changes no bit of them.
 
     Raises:
         CheckpointError: If a source is missing, damaged, or does not fit the base.
@@ -59,49 +79,63 @@ def export_model(
         NonFiniteError: If a merged tensor holds NaN or infinity.
     """
     target = out.resolve()
-    base = Checkpoint.open(recipe.base.path, recipe.base.name)
-    experts = [Checkpoint.open(expert.path, expert.name) for expert in recipe.experts]
-    layout = check_family(base, experts)
-    _check_fit(recipe, layout)
-    _check_target(target, [base, *experts], overwrite)
-    stamped = _stamped(recipe, base, experts, layout)
+    family = open_family(recipe)
+    _check_fit(recipe, family)
+    _check_target(target, family.sources, overwrite)
+    files = _changed_files(family)
+    stamped = _stamped(recipe, family)
+    stored = _stored_as(family.base, dtype)
     try:
-        _write_folder(stamped, target, base, experts, layout, facts or {}, shard_bytes)
+        rounding = _write_folder(stamped, target, family, stored, files, facts or {}, shard_bytes, threads)
     except OSError as error:
         raise InputError(
-            f"{out}: expected a place to write {_gigabytes(base)} GB, received: {error.strerror or error}"
+            f"{out}: expected a place to write {_gigabytes(family.base)} GB, received: {error.strerror or error}"
         ) from error
-    return out
+    return Export(out, rounding)
 
 
 def _write_folder(
     recipe: Recipe,
     target: Path,
-    base: Checkpoint,
-    experts: Sequence[Checkpoint],
-    layout: Layout,
+    family: Family,
+    stored: Mapping[str, TensorInfo],
+    files: Mapping[str, str],
     facts: Mapping[str, str],
     shard_bytes: int,
-) -> None:
+    threads: int,
+) -> Rounding:
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     part.mkdir(parents=True)
     try:
-        _write_weights(part, base, _merged(recipe, base, experts, layout), shard_bytes)
-        _copy_companions(base, part)
+        places = lay_out_files(part, stored, shard_bytes)
+        warn_of_integers(family)
+        rounding = _write_weights(places, family.base, _merger(recipe, family), family.layout, threads)
+        _write_companions(family, files, part)
+        recalibration = open_recalibration(family)
+        if recalibration is not None:
+            recalibration.apply_to_folder(part, places, family.treatment.statistics)
         save_recipe(recipe, part / "recipe.yaml")
         save_recipe(recipe, part / "recipe.json")
-        card = render_card(recipe, layout, base, experts, facts)
+        known = {**facts, **rounding.facts(), **_policies(recipe)}
+        card = render_card(recipe, family.layout, family.base, family.experts, known)
         (part / "README.md").write_text(card, encoding="utf-8")
-        _verify(part, base)
+        _verify(part, stored, family)
         _put(part, target)
+        return rounding
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
 
 
-def _check_fit(recipe: Recipe, layout: Layout) -> None:
+def _policies(recipe: Recipe) -> dict[str, str]:
+    chosen = ", ".join(f"{name} {value}" for name, value in recipe.special)
+    return {"special tensors": chosen} if chosen else {}
+
+
+def _check_fit(recipe: Recipe, family: Family) -> None:
     from merging.operators import get_operator
 
-    operator = get_operator(recipe.operator)
+    operator, layout = get_operator(recipe.operator), family.layout
+    family.check(operator)
     options = operator.check(layout, len(recipe.experts), recipe.options)
     directions = operator.directions(len(recipe.experts), options)
     if recipe.field.directions != directions:
@@ -130,12 +164,12 @@ def _check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) 
             raise InputError(f"{target}: expected a folder without sources, received the one of {source.name!r}")
 
 
-def _stamped(recipe: Recipe, base: Checkpoint, experts: Sequence[Checkpoint], layout: Layout) -> Recipe:
+def _stamped(recipe: Recipe, family: Family) -> Recipe:
     """The recipe with the fingerprints of what is read now, which must be those it was made with."""
     full = located(recipe, Path.cwd())
-    sources = zip((full.base, *full.experts), (base, *experts), strict=True)
+    sources = zip((full.base, *full.experts), family.sources, strict=True)
     first, *others = (_stamp(source, checkpoint) for source, checkpoint in sources)
-    return replace(full, base=first, experts=tuple(others), layout=layout.digest)
+    return replace(full, base=first, experts=tuple(others), layout=family.layout.digest)
 
 
 def _stamp(source: Source, checkpoint: Checkpoint) -> Source:
@@ -148,32 +182,67 @@ def _stamp(source: Source, checkpoint: Checkpoint) -> Source:
     return replace(source, fingerprint=current)
 
 
-def _merged(
-    recipe: Recipe, base: Checkpoint, experts: Sequence[Checkpoint], layout: Layout
-) -> Iterator[tuple[str, torch.Tensor]]:
-    from merging.in_memory import merge_stream
+def _stored_as(base: Checkpoint, dtype: str | None) -> dict[str, TensorInfo]:
+    """The base's tensors with ``dtype`` for those that are merged, sizes in bytes adjusted."""
+    if dtype is None:
+        return dict(base.tensors)
+    if dtype not in FLOATING:
+        raise InputError(f"dtype: expected one of {', '.join(sorted(FLOATING))}, received {dtype!r}")
+    carried = {*base.carried, *(alias for alias, kept in base.aliases.items() if kept in base.carried)}
+    return {n: info if n in carried else _cast(info, dtype) for n, info in base.tensors.items()}
 
-    return merge_stream(base, experts, recipe.operator, recipe.options, recipe.field, layout)
+
+def _cast(info: TensorInfo, dtype: str) -> TensorInfo:
+    return replace(info, dtype=dtype, stop=info.start + math.prod(info.shape) * ITEMSIZE[dtype])
+
+
+def _merger(recipe: Recipe, family: Family) -> Callable[[TensorSpec], torch.Tensor]:
+    from merging.in_memory import tensor_merger
+
+    base, experts, layout = family.base, family.experts, family.layout
+    return tensor_merger(base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment)
 
 
 def _write_weights(
-    folder: Path, base: Checkpoint, merged: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
-) -> None:
-    places = lay_out_files(folder, base.tensors, shard_bytes)
+    places: Mapping[str, TensorInfo],
+    base: Checkpoint,
+    merge_one: Callable[[TensorSpec], torch.Tensor],
+    layout: Layout,
+    threads: int,
+) -> Rounding:
+    """Merge, round and write every tensor; returns what rounding cost."""
+    from merging.streaming import each
+
     copies: dict[str, list[str]] = {}
     for alias, kept in base.aliases.items():
         copies.setdefault(kept, []).append(alias)
-    left = set(base.merged)
-    for name, tensor in merged:
-        _check_finite(name, tensor)
+
+    def write(name: str, tensor: torch.Tensor) -> None:
         for stored in (name, *copies.get(name, ())):
             write_tensor(places[stored], tensor)
-        left.discard(name)
+
+    def work(spec: TensorSpec) -> Rounding:
+        merged = merge_one(spec)
+        _check_finite(spec.name, merged)
+        rounded = merged.to(_torch_dtype(places[spec.name].dtype))
+        _check_finite(spec.name, rounded)  # fp16 ends at 65,504
+        write(spec.name, rounded)
+        return rounding_of(merged, rounded, base.read(spec.name))
+
+    rounding = sum(each(work, layout.tensors, threads), Rounding())
+    left = {*base.merged} - {*layout.names}
     if left:
         raise RuntimeError(f"the merge left out {sorted(left)}")
     for name in base.carried:
-        for stored in (name, *copies.get(name, ())):
-            write_tensor(places[stored], base.read(name))
+        write(name, base.read(name))
+    return rounding
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
@@ -184,23 +253,55 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
         raise NonFiniteError(f"merged tensor {name!r}")
 
 
-def _copy_companions(base: Checkpoint, folder: Path) -> None:
-    if base.folder is None:
+def _changed_files(family: Family) -> dict[str, str]:
+    """File name -> content of what policies make of the base's companions."""
+    files = {"config.json": json.dumps(family.base.config, indent=2) + "\n"} if family.rebuilt else {}
+    if family.alignment is None or family.base.folder is None:
+        return files
+    return files | vocabulary_files(family.alignment, family.base, family.experts)
+
+
+def _write_companions(family: Family, files: Mapping[str, str], folder: Path) -> None:
+    base = family.base
+    if base.folder is not None:
+        # Beside a new tokenizer.json, files that list the vocabulary in their own way are out of date.
+        stale = [*files, *(VOCABULARIES if "tokenizer.json" in files else ())]
+        for pattern in COMPANIONS:
+            for file in base.folder.glob(pattern):
+                if not any(file.match(name) for name in stale):
+                    place = folder / file.relative_to(base.folder)
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, place)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_of_base(family: Family, beside: Path) -> Iterator[str]:
+    """A folder from which transformers loads the base as it is merged.
+
+    Its own where no policy changed its tensors; else one in ``beside`` that lasts as long as the context.
+    """
+    if not family.rebuilt:
+        yield family.base.path
         return
-    for pattern in COMPANIONS:
-        for file in base.folder.glob(pattern):
-            place = folder / file.relative_to(base.folder)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, place)
+    beside.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".base-", dir=beside) as name:
+        places = lay_out_files(Path(name), family.base.tensors, shard_bytes=5_000_000_000)
+        _write_weights(places, family.base, lambda spec: family.base.read(spec.name).clone(), family.layout, 1)
+        _write_companions(family, {"config.json": json.dumps(family.base.config)}, Path(name))
+        yield name
 
 
-def _verify(folder: Path, base: Checkpoint) -> None:
+def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: Family) -> None:
     """Open what was written as any reader would."""
     written = Checkpoint.open(str(folder))
     if {n: (i.shape, i.dtype) for n, i in written.tensors.items()} != {
-        n: (i.shape, i.dtype) for n, i in base.tensors.items()
+        n: (i.shape, i.dtype) for n, i in stored.items()
     }:
         raise CheckpointError(f"{folder}: expected the base's tensors after writing, received others")
+    if family.alignment is not None:
+        check_written(folder, family.alignment)
 
 
 def _put(part: Path, target: Path) -> None:

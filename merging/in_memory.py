@@ -5,7 +5,7 @@ Bit for bit what an arena gives: the same rows, accumulated in the same precisio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,12 @@ import torch
 from merging.errors import CheckpointError, RecipeError
 from merging.field import Field
 from merging.kernels import accumulation_dtype, combine
-from merging.layout import Layout
+from merging.kernels.lowrank import combine_factors, kept_factors
+from merging.layout import Layout, TensorSpec
 from merging.operators import Operator, Options, TensorSource, get_operator
+from merging.special import PLAIN, Special, Treatment, finish, parse_special, prepare_basis
+from merging.states import align_states, warn_of_integers
+from merging.streaming import alone, each
 
 StateDict = Mapping[str, torch.Tensor]
 Coefficients = float | Sequence[float] | Field | None
@@ -27,6 +31,7 @@ def merge(
     *,
     operator: str = "task_arithmetic",
     coefficients: Coefficients = None,
+    special: Special | Mapping[str, Any] | None = None,
     **hyperparameters: Any,
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts into a new one, in the order, dtypes and devices of the base.
@@ -40,6 +45,7 @@ def merge(
         operator: A name in :data:`merging.operators.OPERATORS`.
         coefficients: One number for all directions, one per direction, or a :class:`Field` over the flat index of
             the floating tensors (:meth:`Layout.build`); None takes the operator's default.
+        special: Policies for running statistics, scalars, new heads and ties (:class:`merging.special.Special`).
         **hyperparameters: The operator's own.
 
     Raises:
@@ -50,18 +56,21 @@ def merge(
     labels = [str(name) for name in experts] if isinstance(experts, Mapping) else [str(i) for i in range(len(states))]
     if not states:
         raise RecipeError("merge: expected at least one expert, received none")
-    kept = _tied_names(base)
+    policies = parse_special(special)
+    aligned = align_states(base, states, policies)
+    base, states = aligned.base, list(aligned.experts)
+    kept = {name: name for name in base} if policies.tied == "untie" else _tied_names(base)
     for label, state in zip(labels, states, strict=True):
         _check_expert(label, state, base, kept)
-    layout = Layout.build(
-        {name: (tuple(t.shape), _dtype_name(t)) for name, t in base.items() if kept[name] == name and _is_merged(t)}
-    )
+    warn_of_integers(base, states)
+    named = {name: t for name, t in base.items() if kept[name] == name and name not in aligned.copied}
+    layout = Layout.build({name: (tuple(t.shape), _dtype_name(t)) for name, t in named.items() if _is_merged(t)})
     chosen = get_operator(operator)
     options = chosen.check(layout, len(states), hyperparameters)
     field = _field(coefficients, chosen, len(states), options, layout)
     sources = [MappingSource(label, state, layout.names) for label, state in zip(labels, states, strict=True)]
     first = MappingSource("base", base, layout.names)
-    merged = dict(merge_stream(first, sources, operator, options, field, layout))
+    merged = dict(merge_stream(first, sources, operator, options, field, layout, aligned.treatment))
     copied = {name: t.detach().clone() for name, t in base.items() if kept[name] == name and name not in merged}
     return {name: (merged | copied)[kept[name]] for name in base}
 
@@ -73,33 +82,66 @@ def merge_stream(
     options: Mapping[str, Any],
     field: Field,
     layout: Layout,
+    treatment: Treatment = PLAIN,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Merge the tensors of ``layout`` one at a time, in its order: (name, merged tensor in the base's dtype).
 
-    Holds no more than one tensor of each source, in the accumulation dtype.
+    Holds no more than the operator's working set for one tensor, in the accumulation dtype.
+
+    Raises:
+        RecipeError: If the operator or an option is unknown, or the field does not fit layout and experts.
+    """
+    merge_one = tensor_merger(base, experts, operator, options, field, layout, treatment)
+
+    def work(spec: TensorSpec) -> tuple[str, torch.Tensor]:
+        return spec.name, merge_one(spec).to(getattr(torch, spec.dtype))
+
+    return each(work, layout.tensors)
+
+
+def tensor_merger(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    operator: str,
+    options: Mapping[str, Any],
+    field: Field,
+    layout: Layout,
+    treatment: Treatment = PLAIN,
+) -> Callable[[TensorSpec], torch.Tensor]:
+    """Prepare, and return the function that merges one tensor of ``layout`` in the accumulation dtype.
+
+    The function may run in several threads at once, as :func:`merging.streaming.each` runs it.
 
     Raises:
         RecipeError: If the operator or an option is unknown, or the field does not fit layout and experts.
     """
     chosen = get_operator(operator)
-    basis = chosen.prepare(base, experts, **chosen.check(layout, len(experts), options))
+    full = chosen.check(layout, len(experts), options)
+    basis = alone(lambda: prepare_basis(chosen, base, experts, full, treatment))
     if field.size != layout.size or field.directions != basis.directions:
         raise RecipeError(
             f"field: expected {basis.directions} directions over {layout.size} positions, "
             f"received {field.directions} over {field.size}"
         )
     wide = getattr(torch, accumulation_dtype(layout))
-    for spec in layout.tensors:
-        tensor = base.read(spec.name)
+
+    def merge_one(spec: TensorSpec) -> torch.Tensor:
+        tensor = base.read(spec.name).detach().to(wide)
         if spec.size == 0:
-            yield spec.name, tensor.detach().clone()
-            continue
-        rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
+            return tensor.clone()
         out = torch.empty(spec.size, dtype=wide, device=tensor.device)
         part = field.restrict(spec.start, spec.stop)
+        kept = kept_factors(basis, spec, treatment.finished)
+        if kept is not None:
+            left, right = (factor.to(tensor.device, wide) for factor in (kept.left, kept.right))
+            combine_factors(tensor.reshape(-1), left, right, kept.owner, part, out, threads=1)
+            return out.view(spec.shape)
+        rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
         angles = None if basis.angles is None else Field.constant(spec.size, [basis.angles(spec.name)])
-        combine(tensor.detach().to(wide).reshape(-1), rows, part, basis.form, out, angles=angles)
-        yield spec.name, out.view(spec.shape).to(getattr(torch, spec.dtype))
+        combine(tensor.reshape(-1), rows, part, basis.form, out, angles=angles, threads=1)
+        return finish(treatment, spec.name, out.view(spec.shape), tensor, spec.dtype)
+
+    return merge_one
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError
 from merging.layout import Layout, natural_key
-
-#: Tensors whose first dimension is the vocabulary: embeddings, output heads and their biases.
-_VOCABULARY = re.compile(
-    r"(.*\.)?(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared|lm_head|embed_out"
-    r"|(cls\.)?predictions(\.decoder)?|lm_head\.(decoder|out_proj)|vocab_projector|generator_lm_head)\.(weight|bias)"
-)
+from merging.tied import find_aliases, ties_embeddings
+from merging.vocabulary import is_vocabulary
 
 #: Settings that change what tensors of the same shape mean; compared where both configurations have them.
 _SETTINGS = (
@@ -71,9 +66,18 @@ def _check_kinds(base: Checkpoint, expert: Checkpoint) -> None:
 
 def _check_names(base: Checkpoint, expert: Checkpoint) -> None:
     missing, extra = {*base.merged} - {*expert.merged}, {*expert.merged} - {*base.merged}
-    parts = [f"{word} {_listed(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
+    parts = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
     if parts:
-        raise _misfit(expert, base, f"expected the base's tensors, received {'; '.join(parts)}")
+        hint = _way_out(base, expert, missing, extra)
+        raise _misfit(expert, base, f"expected the base's tensors, received {'; '.join(parts)}", hint)
+
+
+def _way_out(base: Checkpoint, expert: Checkpoint, missing: set[str], extra: set[str]) -> str:
+    """The policy under which tensors that only one side has can be merged, if there is one."""
+    heads = {a for source in (base, expert) for a, _ in find_aliases(source.tensors, tied=True)}
+    if missing | extra <= heads and ties_embeddings(base.config) != ties_embeddings(expert.config):
+        return ", or give all sources heads of their own with special: {tied: untie}"
+    return ", or set special: {absent: base_zero | average}"
 
 
 def _check_shapes(base: Checkpoint, expert: Checkpoint) -> None:
@@ -85,22 +89,24 @@ def _check_shapes(base: Checkpoint, expert: Checkpoint) -> None:
     shown = vocabulary or odd
     ours, theirs = base.merged[shown[0]][0], expert.merged[shown[0]][0]
     pair = (ours[0], theirs[0]) if vocabulary else (list(ours), list(theirs))
-    raise _misfit(expert, base, f"expected {what} {pair[0]}, received {pair[1]} in {_listed(shown)}")
+    hint = ", or align rows by token with special: {vocabulary: base | union | common}" if vocabulary else ""
+    raise _misfit(expert, base, f"expected {what} {pair[0]}, received {pair[1]} in {listed(shown)}", hint)
 
 
 def _is_vocabulary(ours: tuple[int, ...], theirs: tuple[int, ...], name: str) -> bool:
     same_rows = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:]
-    return same_rows and _VOCABULARY.fullmatch(name) is not None
+    return same_rows and is_vocabulary(name)
 
 
-def _misfit(expert: Checkpoint, base: Checkpoint, reason: str) -> CheckpointError:
+def _misfit(expert: Checkpoint, base: Checkpoint, reason: str, hint: str = "") -> CheckpointError:
     return CheckpointError(
         f"expert {expert.name!r} ({expert.path}): {reason}; "
-        f"choose experts that were fine-tuned from base {base.name!r} ({base.path})"
+        f"choose experts that were fine-tuned from base {base.name!r} ({base.path}){hint}"
     )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names in natural order, the first few of them where there are many."""
     ordered = sorted(names, key=natural_key)
     text = ", ".join(map(repr, ordered[:_SHOWN]))
     return text if len(ordered) <= _SHOWN else f"{text} and {len(ordered) - _SHOWN} more ({len(ordered)} in all)"

@@ -51,6 +51,8 @@ class Recipe:
         hyperparameters: The operator's keyword arguments, sorted ``(name, value)`` pairs.
         field: Coefficients over the flat index.
         layout: Digest of the layout the field speaks of (empty for analytic problems without weights).
+        special: Policies for special tensors (:class:`merging.special.Special`) where they are not the default,
+            sorted ``(name, value)`` pairs.
     """
 
     base: Source
@@ -59,6 +61,7 @@ class Recipe:
     field: Field
     hyperparameters: tuple[tuple[str, Any], ...] = ()
     layout: str = ""
+    special: tuple[tuple[str, Any], ...] = ()
 
     def with_field(self, field: Field) -> Recipe:
         """The same merge with other coefficients."""
@@ -81,7 +84,8 @@ class Recipe:
         by_name = operator is not None and (operator.stochastic or operator.order_sensitive)
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
         names = [[e.name for e in self.experts]] if by_name else []
-        return _digest([*data, *names, sorted(self.hyperparameters), self.layout])
+        special = [["special", sorted(self.special)]] if self.special else []
+        return _digest([*data, *names, sorted(self.hyperparameters), self.layout, *special])
 
     @cached_property
     def digest(self) -> str:
@@ -99,6 +103,7 @@ class Recipe:
             "operator": self.operator,
             "hyperparameters": dict(self.hyperparameters),
             "layout": self.layout,
+            **({"special": dict(self.special)} if self.special else {}),
             "field": self.field.to_dict(),
         }
 
@@ -109,9 +114,11 @@ class Recipe:
         Raises:
             RecipeError: If a key is missing or unknown, or the format is newer than this version.
         """
+        from merging.special import parse_special
+
         expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
-        if set(data) != expected:
-            odd = sorted(set(data) ^ expected)
+        if set(data) - {"special"} != expected:
+            odd = sorted((set(data) - {"special"}) ^ expected)
             raise RecipeError(f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}")
         if data["format"] != FORMAT:
             raise RecipeError(f"recipe: expected format {FORMAT}, received {data['format']!r}")
@@ -122,6 +129,7 @@ class Recipe:
             field=Field.from_dict(data["field"]),
             hyperparameters=tuple(sorted(data["hyperparameters"].items())),
             layout=data["layout"],
+            special=parse_special(data.get("special")).choices,
         )
 
 

@@ -10,7 +10,8 @@ The shorthand names checkpoints and says coefficients per expert and, if wanted,
       '.*\\.layer\\.0\\..*': [0.1, 0.5]     # one number for all experts, or one each
 
 Patterns must match the whole tensor name; the first that does decides. Without coefficients, the operator's default
-holds. Hyperparameters of the operator go under ``hyperparameters``. Relative paths start at the recipe's folder.
+holds. Hyperparameters of the operator go under ``hyperparameters``, policies for vocabularies, running statistics and
+other special tensors under ``special``. Relative paths start at the recipe's folder.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ import yaml
 from merging.atomic import write_atomically
 from merging.checkpoint import Checkpoint, is_hub_name, short_name
 from merging.errors import RecipeError
+from merging.family import align_family
 from merging.field import Field
 from merging.layout import Layout
 from merging.preflight import layout_of
 from merging.recipe import Recipe, Source
+from merging.special import Special, located_special, parse_special
 
-_KEYS = ("base", "experts", "operator", "hyperparameters", "coefficients")
+_KEYS = ("base", "experts", "operator", "hyperparameters", "special", "coefficients")
 _REQUIRED = ("base", "experts", "operator")
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -104,7 +107,10 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
     options = data.get("hyperparameters") or {}
     if not isinstance(options, dict):
         raise RecipeError(f"hyperparameters: expected a mapping, received {options!r}")
-    layout = layout_of(Checkpoint.open(base.path, base.name))
+    special = located_special(
+        parse_special(data.get("special")), lambda path: _source("special", path, "", folder).path
+    )
+    layout = _layout(base, experts, special)
     options = operator.check(layout, len(experts), options)
     coefficients = data.get("coefficients", operator.default(len(experts), options))
     return Recipe(
@@ -114,7 +120,16 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
         field=_field(coefficients, layout, operator.directions(len(experts), options)),
         hyperparameters=tuple(sorted(options.items())),
         layout=layout.digest,
+        special=special.choices,
     )
+
+
+def _layout(base: Source, experts: Sequence[Source], special: Special) -> Layout:
+    """The layout of a merge: that of the base, unless policies change it."""
+    origin = Checkpoint.open(base.path, base.name)
+    if not special.choices:
+        return layout_of(origin)
+    return align_family(origin, [Checkpoint.open(expert.path, expert.name) for expert in experts], special).layout
 
 
 def _check_keys(data: Mapping[str, Any]) -> None:

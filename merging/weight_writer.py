@@ -7,6 +7,7 @@ its own bytes. No shard is ever held in memory.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,9 +49,19 @@ def write_tensor(place: TensorInfo, tensor: torch.Tensor) -> None:
     if tuple(tensor.shape) != place.shape or str(tensor.dtype) != f"torch.{place.dtype}":
         raise ValueError(f"expected {place.dtype} {place.shape}, received {tensor.dtype} {tuple(tensor.shape)}")
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    with place.file.open("r+b") as stream:
-        stream.seek(place.start)
-        stream.write(flat.numpy().data)
+    handle = os.open(place.file, os.O_WRONLY)
+    try:
+        write_at(handle, place.start, flat.numpy().data)
+    finally:
+        os.close(handle)
+
+
+def write_at(handle: int, start: int, data: memoryview) -> None:
+    """Write all of ``data`` at byte ``start``; threads may write to one file at once."""
+    view = data.cast("B")
+    while view:
+        done = os.pwrite(handle, view, start)
+        view, start = view[done:], start + done
 
 
 def _split(tensors: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from merging import MergesearchError
+from merging.kernels import accumulation_dtype
+from merging.operators import get_operator
 from search.plan import Plan, recommended_trials
 from spaces import Row
-
-#: Arenas hold fp32.
-BYTES_PER_PARAMETER = 4
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -54,11 +55,21 @@ def trial_counts(plan: Plan) -> dict[str, int]:
 
 
 def memory(plan: Plan) -> dict[str, int]:
-    """Bytes: ``shared`` by all workers of a host, and ``worker`` (the merged weights) for each."""
+    """Bytes: ``shared`` by the workers of a host, ``worker`` (merged weights) for each, ``preparing`` at most at once.
+
+    Preparation writes what is shared to disk, one tensor after the other; its working set is the operator's number of
+    copies of the largest tensor, in the accumulation dtype.
+    """
     if plan.layout is None:
-        return {"shared": 0, "worker": 0}
-    one = plan.layout.size * BYTES_PER_PARAMETER
-    return {"shared": one * (1 + plan.template.field.directions), "worker": one}
+        return {"shared": 0, "worker": 0, "preparing": 0}
+    width = 8 if accumulation_dtype(plan.layout) == "float64" else 4
+    one, largest = plan.layout.size * width, max(spec.size for spec in plan.layout.tensors) * width
+    copies = get_operator(plan.template.operator).copies(len(plan.template.experts))
+    return {
+        "shared": one * (1 + plan.template.field.directions),
+        "worker": one,
+        "preparing": math.ceil(copies * largest),
+    }
 
 
 def describe_plan(plan: Plan) -> list[str]:
@@ -77,7 +88,8 @@ def describe_plan(plan: Plan) -> list[str]:
     ]
     if plan.layout is not None:
         lines.append(
-            f"memory      {_size(need['shared'])} shared by the workers of a host, {_size(need['worker'])} per worker"
+            f"memory      {_size(need['shared'])} shared by the workers of a host, {_size(need['worker'])} per worker, "
+            f"at most {_size(need['preparing'])} while preparing"
         )
     return [*lines, "", *group_lines(space.table())]
 
@@ -102,21 +114,39 @@ def _size(count: int) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
-def listing(what: str) -> list[dict[str, str]]:
-    """Rows of ``mergesearch ls``: name and one line."""
+def listing(what: str) -> list[dict[str, Any]]:
+    """Rows of ``mergesearch ls``: a name and what there is to say."""
     if what == "strategies":
         from search.strategies import STRATEGIES
 
         return [{"name": s.name, "summary": f"{s.summary} ({s.source})"} for s in STRATEGIES.values()]
     if what == "operators":
         from merging.operators import OPERATORS
+        from merging.operators.pages import operator_row
 
-        return [{"name": o.name, "summary": f"{o.summary} ({o.paper})"} for o in OPERATORS.values()]
+        return [operator_row(operator) for operator in OPERATORS.values()]
     if what == "evaluators":
         from evaluators.spec import EVALUATORS
 
         return [{"name": name, "summary": summary} for name, summary in EVALUATORS.items()]
     return [_run_row(path.parent) for path in sorted(Path("runs").glob("*/study.yaml"))]
+
+
+def listing_lines(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows for people; operators take two lines each."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    if what != "operators":
+        return [f"{row['name']:<{width}}  {row['summary']}" for row in rows]
+    return [line for row in rows for line in _operator_lines(row, width)]
+
+
+def _operator_lines(row: Mapping[str, Any], width: int) -> list[str]:
+    options = "".join(f", {name} {value}" for name, value in row["defaults"].items())
+    indent = " " * (width + 2)
+    return [
+        f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
+        f"{indent}needs {', '.join(row['needs'])}; default coefficient {row['coefficient']}{options}",
+    ]
 
 
 def _run_row(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -141,9 +142,10 @@ def export(
     if opened.plan.layout is None:
         raise InputError(f"{folder}: expected a study of checkpoints, received an analytic problem: nothing to export")
     record = opened.trial(trial)
-    export_model(record.recipe, out, facts=_facts(opened, record.number), overwrite=overwrite)
-    result: dict[str, Any] = {"trial": record.number, "out": str(out)}
-    lines = [f"trial {record.number} exported to {out}"]
+    facts = _facts(opened, record.number)
+    exported = export_model(record.recipe, out, facts=facts, overwrite=overwrite, threads=_cores())
+    result: dict[str, Any] = {"trial": record.number, "out": str(out), "rounding": exported.rounding.share}
+    lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
     if not no_rescore and record.state == "complete":
         split, measurement, same = rescore(opened, record, out)
         result |= {"split": split, "values": dict(measurement.values), "identical": same}
@@ -160,6 +162,12 @@ def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
     out: OutOption,
     overwrite: OverwriteOption = False,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Store merged tensors in this dtype; default the base's own.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Tensors merged at once; more take more memory. Default: one per core.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge by a recipe, without a search."""
@@ -167,8 +175,11 @@ def merge(
     from merging.recipe_file import load_recipe
 
     loaded = load_recipe(recipe)
-    export_model(loaded, out, overwrite=overwrite)
-    _emit({"digest": loaded.digest, "out": str(out)}, as_json, lambda: [f"merged into {out}"])
+    started = time.perf_counter()
+    rounding = export_model(loaded, out, overwrite=overwrite, dtype=dtype, threads=threads or _cores()).rounding
+    seconds = time.perf_counter() - started
+    result = {"digest": loaded.digest, "out": str(out), "rounding": rounding.share, "seconds": seconds}
+    _emit(result, as_json, lambda: [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"])
 
 
 @app.command(epilog="Example: mergesearch dashboard runs/digits --port 8080")
@@ -193,14 +204,13 @@ def dashboard(
     )
 
 
-@app.command(epilog="Example: mergesearch ls strategies")
+@app.command(epilog="Example: mergesearch ls operators")
 def ls(what: Annotated[Listing, typer.Argument(help="What to list.")], as_json: JsonOption = False) -> None:
     """List strategies, operators, evaluators, or the runs below ./runs."""
-    from search.check import listing
+    from search.check import listing, listing_lines
 
     rows = listing(what.value)
-    width = max((len(row["name"]) for row in rows), default=0)
-    _emit(rows, as_json, lambda: [f"{row['name']:<{width}}  {row['summary']}" for row in rows])
+    _emit(rows, as_json, lambda: listing_lines(what.value, rows))
 
 
 def main() -> None:
@@ -219,6 +229,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

@@ -13,8 +13,8 @@ from evaluators import Evaluator, Objective
 from evaluators.spec import build_evaluator
 from merging import Field, InputError, Layout, Recipe, Source
 from merging.checkpoint import Checkpoint
+from merging.family import align_family
 from merging.operators import Operator, Options, get_operator
-from merging.preflight import check_family
 from search.anchors import Anchor, default_anchors
 from search.strategies import get_entry
 from search.study_file import StudySpec
@@ -98,8 +98,10 @@ def _template(spec: StudySpec, operator: Operator, fingerprints: Sequence[str]) 
         return _analytic(operator, options), None
     base = Checkpoint.open(spec.base, "base")
     experts = [Checkpoint.open(path, name) for name, path in spec.experts.items()]
-    layout = check_family(base, experts)
+    family = align_family(base, experts, spec.special)
+    layout = family.layout
     options = operator.check(layout, len(experts), spec.operator.options)
+    family.check(operator)
     prints = fingerprints or [""] * (1 + len(experts))
     recipe = Recipe(
         base=Source("base", spec.base, prints[0]),
@@ -108,6 +110,7 @@ def _template(spec: StudySpec, operator: Operator, fingerprints: Sequence[str]) 
         field=Field.constant(layout.size, np.zeros(operator.directions(len(experts), options))),
         hyperparameters=tuple(sorted(options.items())),
         layout=layout.digest,
+        special=spec.special.choices,
     )
     return recipe, layout
 

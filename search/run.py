@@ -12,7 +12,7 @@ from typing import Any
 from evaluators import Candidate, Measurement, Split
 from evaluators.spec import build_evaluator
 from merging import InputError, RunFolderError
-from merging.checkpoint import Checkpoint
+from merging.family import open_family
 from search.backends import open_backend
 from search.dashboard import note_markdown
 from search.plan import Plan, plan_study
@@ -224,8 +224,7 @@ def _fingerprints(plan: Plan) -> list[str]:
     """Content hashes of base and experts: reads every weight once."""
     if plan.layout is None:
         return []
-    sources = (plan.template.base, *plan.template.experts)
-    return [Checkpoint.open(source.path, source.name).fingerprint() for source in sources]
+    return [source.fingerprint() for source in open_family(plan.template).sources]
 
 
 def _check_unchanged(plan: Plan, log: TrialLog) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from evaluators.spec import EvaluatorSpec
 from merging import InputError
+from merging.special import Special, located_special
 from spaces.spec import SpaceSpec
 
 
@@ -111,6 +112,7 @@ class StudySpec(Section):
         default_factory=dict, description="name -> checkpoint of each expert"
     )
     operator: Annotated[OperatorSection, BeforeValidator(_named)] = OperatorSection()
+    special: Special = Field(Special(), description="policies for vocabularies, running statistics, new heads, ties")
     space: SpaceSpec = SpaceSpec()
     strategy: Annotated[StrategySection, BeforeValidator(_named)] = StrategySection()
     evaluators: list[EvaluatorSpec] = Field(min_length=1)
@@ -208,6 +210,11 @@ def _check_names(spec: StudySpec, where: str) -> None:
         check_options(spec.strategy.name, spec.strategy.options)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    if spec.special.vocabulary == "common":
+        raise InputError(
+            f"{where}: special.vocabulary: expected same, base or union in a study, whose items hold the base's token "
+            "numbers, received common, which renumbers them"
+        )
     if (spec.base is None) != (not spec.experts):
         missing = "base" if spec.base is None else "experts"
         raise InputError(f"{where}: {missing}: expected both base and experts (or neither, for analytic problems)")
@@ -278,6 +285,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         update={
             "base": None if spec.base is None else absolute(spec.base),
             "experts": {name: absolute(path) for name, path in spec.experts.items()},
+            "special": located_special(spec.special, absolute),
             "evaluators": [_resolve_evaluator(evaluator, folder) for evaluator in spec.evaluators],
         }
     )

@@ -17,6 +17,7 @@ from merging import NonFiniteError, Recipe
 
 if TYPE_CHECKING:
     from merging.binding import MergedModel
+    from merging.recalibration import Recalibration
 
 #: Why a trial has no values: weights or scores not finite; an exception; the worker died (twice).
 FailureKind = Literal["infeasible", "error", "lost"]
@@ -84,8 +85,10 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._names = [objective.name for objective in self._evaluator.objectives]
         self._merged: MergedModel | None = None
+        self._recalibration: Recalibration | None = None
         if self._evaluator.model_class is not None:
             self._merged = _resident_model(spec, self._evaluator.model_class)
+            self._recalibration = _recalibration(spec)
 
     def run(self, task: Task) -> Outcome:
         """Combine, evaluate, measure. Never raises: what goes wrong becomes the outcome's failure."""
@@ -115,6 +118,8 @@ class Worker:
         before = time.perf_counter()
         try:
             self._merged.write(recipe.field)
+            if self._recalibration is not None:
+                self._recalibration.apply(self._merged.model)
         finally:
             seconds["merge"] = time.perf_counter() - before
         return self._merged.model
@@ -125,13 +130,23 @@ class Worker:
                 raise NonFiniteError(f"objective {name!r}")
 
 
+def _recalibration(spec: WorkerSpec) -> Recalibration | None:
+    from merging.family import open_family
+    from merging.recalibration import open_recalibration
+
+    return open_recalibration(open_family(spec.template))
+
+
 def _resident_model(spec: WorkerSpec, model_class: str) -> MergedModel:
     import torch
 
     from merging.arena import open_arenas
     from merging.binding import MergedModel, load_model
+    from merging.export import folder_of_base
+    from merging.family import open_family
 
     torch.set_num_threads(spec.threads)
-    arenas = open_arenas(spec.template, Path(spec.arenas))
-    model = load_model(spec.template.base.path, model_class)
+    arenas = open_arenas(spec.template, Path(spec.arenas), threads=spec.threads)
+    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
+        model = load_model(folder, model_class)
     return MergedModel(model, arenas, threads=spec.threads, device=spec.device)

@@ -11,9 +11,8 @@ import yaml
 from search.study_file import load_study, validate
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted(
-    path for path in ROOT.rglob("*.md") if not {".venv", "runs", "zoo"} & set(path.relative_to(ROOT).parts[:1])
-)
+NOT_OURS = {".venv", ".venv-peers", "runs", "zoo"}
+DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in NOT_OURS)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -48,3 +47,18 @@ def test_the_targets_of_the_makefile_that_documents_name_exist() -> None:
     for path in DOCUMENTS:
         named = set(re.findall(r"`make ([a-z-]+)`", path.read_text()))
         assert named <= targets, f"{path}: {named - targets}"
+
+
+def test_the_pages_of_the_operators_are_those_that_make_docs_writes() -> None:
+    from merging.operators.pages import pages
+
+    written = {path.name: path.read_text() for path in (ROOT / "docs" / "operators").glob("*.md")}
+    assert written == pages(), "run `make docs`"
+
+
+def test_every_hyperparameter_has_a_meaning() -> None:
+    from merging.operators import OPERATORS
+    from merging.operators.pages import meaning
+
+    silent = [f"{o.name}.{n}" for o in OPERATORS.values() for n, p in o.hyperparameters.items() if not meaning(p)]
+    assert silent == []

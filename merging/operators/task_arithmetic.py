@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.task_vectors import task_vectors
+from merging.operators.task_vectors import task_factors, task_vectors
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
-    """The task vectors ``expert − base``."""
-
-    return Basis("delta", len(experts), lambda name: task_vectors(base, experts, name))
+    """The task vectors ``expert − base``, as factors where every expert is an adapter of the base."""
+    return Basis(
+        "delta",
+        len(experts),
+        lambda name: task_vectors(base, experts, name),
+        factors=lambda name: task_factors(base, experts, name),
+    )
 
 
 def _bounds(experts: int, _options: Options) -> tuple[float, float]:

@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from merging.operators.base import TensorSource
+from merging.operators.base import Factors, TensorSource
 
 if TYPE_CHECKING:
     import torch
 
 
+@runtime_checkable
+class LowRankSource(Protocol):
+    """An expert that knows its task vectors as low-rank products: a model with an adapter."""
+
+    def low_rank(self, name: str, base: TensorSource) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The task vector as ``(m, r)`` and ``(r, n)``, of rank 0 where it is zero; None if it has to be read whole."""
+
+    def delta(self, name: str, base: TensorSource) -> torch.Tensor | None:
+        """The task vector, in fp32 or fp64, where it is known without a difference, else None."""
+
+
 def task_vectors(base: TensorSource, experts: Sequence[TensorSource], name: str) -> list[torch.Tensor]:
     """``expert − base`` of one tensor for every expert, new tensors in fp32 (fp64 where a source is fp64)."""
     origin = base.read(name)
-    return [difference(expert.read(name), origin) for expert in experts]
+    return [_task_vector(base, expert, name, origin) for expert in experts]
+
+
+def task_factors(base: TensorSource, experts: Sequence[TensorSource], name: str) -> Factors | None:
+    """The task vectors of all experts as factors, None unless every one of them is low-rank or zero."""
+    import torch
+
+    pairs = []
+    for expert in experts:
+        source = _low_rank_source(expert, name)
+        pair = None if source is None else source.low_rank(name, base)
+        if pair is None:
+            return None
+        pairs.append(pair)
+    owner = tuple(k for k, (left, _) in enumerate(pairs) for _ in range(left.shape[1]))
+    left, right = torch.cat([left for left, _ in pairs], dim=1), torch.cat([right for _, right in pairs])
+    return Factors(left.contiguous(), right.contiguous(), owner)
+
+
+def _task_vector(base: TensorSource, expert: TensorSource, name: str, origin: torch.Tensor) -> torch.Tensor:
+    source = _low_rank_source(expert, name)
+    exact = None if source is None else source.delta(name, base)
+    return difference(expert.read(name), origin) if exact is None else exact.to(origin.device)
+
+
+def _low_rank_source(expert: object, name: str) -> LowRankSource | None:
+    """The adapter that a tensor of an expert comes from, also through sources that pass on what another reads."""
+    while expert is not None and not isinstance(expert, LowRankSource):
+        expert = None if name in getattr(expert, "made", ()) else getattr(expert, "origin", None)
+    return expert
 
 
 def difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:

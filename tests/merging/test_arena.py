@@ -27,7 +27,8 @@ Pico = Callable[[str], Any]
 
 def recipe_of(family: Any, operator: str = "task_arithmetic") -> Recipe:
     experts = tuple(Source(path.name, str(path)) for path in family.experts)
-    return Recipe(Source("base", str(family.base)), experts, operator, Field.constant(1, [0.0, 0.0]))
+    special = (("batch_norm", "merge"),) if "resnet" in str(family.base) else ()
+    return Recipe(Source("base", str(family.base)), experts, operator, Field.constant(1, [0.0, 0.0]), special=special)
 
 
 def arena_file(folder: Path) -> Path:

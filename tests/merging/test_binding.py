@@ -30,7 +30,9 @@ FAMILIES = ["vit", "bert", "gpt2", "llama", "llama_tied", "llama_bf16", "resnet"
 
 def recipe_of(base: Path, experts: Sequence[Path], operator: str = "average") -> Recipe:
     sources = tuple(Source(path.name, str(path)) for path in experts)
-    return Recipe(Source("base", str(base)), sources, operator, Field.constant(1, [0.0] * len(sources)))
+    special = (("batch_norm", "merge"),) if "resnet" in str(base) else ()
+    field = Field.constant(1, [0.0] * len(sources))
+    return Recipe(Source("base", str(base)), sources, operator, field, special=special)
 
 
 def bind(family: Any, folder: Path, operator: str = "average", **options: Any) -> MergedModel:

@@ -20,13 +20,17 @@ from safetensors.torch import load_file, save_file
 import merging.export
 from merging import CheckpointError, Field, InputError, NonFiniteError, Recipe, RecipeError, Source
 from merging.checkpoint import Checkpoint
-from merging.export import export_model
+from merging.export import export_model as export_and_measure
 from merging.model_card import coefficient_summary
 from merging.preflight import layout_of
 from merging.recipe_file import load_recipe
 from merging.weight_files import TensorInfo
 
 COEFFICIENTS = (0.25, 0.5)
+
+
+def export_model(*arguments: Any, **options: Any) -> Path:
+    return export_and_measure(*arguments, **options).folder
 
 
 def _recipe(base: Path, experts: Any, coefficients: Any = COEFFICIENTS, operator: str = "task_arithmetic") -> Recipe:
@@ -37,6 +41,7 @@ def _recipe(base: Path, experts: Any, coefficients: Any = COEFFICIENTS, operator
         operator=operator,
         field=Field.constant(layout.size, coefficients),
         layout=layout.digest,
+        special=(("batch_norm", "merge"),) if "resnet" in str(base) else (),
     )
 
 

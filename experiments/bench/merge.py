@@ -1,0 +1,319 @@
+"""``mergesearch merge`` beside ``mergekit-yaml``: the same checkpoints, the same merges, the same number of threads.
+
+``python -m experiments.bench.merge`` writes a Llama-shaped base and three experts in bf16 and in fp32, merges them with
+both tools as separate processes that take turns, and prints a table and, as its last line, the same figures as JSON.
+Checkpoints lie in the page cache. "inside" is the merge call alone, without the start of the process. Bytes are those
+of the four inputs and the output; ours are flushed to disk, those of mergekit may still be in memory when it returns.
+
+Needs ``.venv-peers`` (``make peers``), prints one line without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+THREADS, ROUNDS = 2, 2
+DTYPES = ("bfloat16", "float32")
+
+#: The architecture: 124M parameters in 111 tensors.
+CONFIG: Mapping[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 16000,
+    "hidden_size": 768,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+EXPERTS = ("one", "two", "three")
+
+#: Both programs as users start them, with a clock around the function that merges.
+OURS = """
+import sys, time
+import merging.export, merging.in_memory
+from search.cli import main
+merge = merging.export.export_model
+def timed(*arguments, **options):
+    start, cpu = time.perf_counter(), time.process_time()
+    result = merge(*arguments, **options)
+    print("inside", time.perf_counter() - start, time.process_time() - cpu, file=sys.stderr)
+    return result
+merging.export.export_model = timed
+main()
+"""
+THEIRS = """
+import sys, time
+import mergekit.scripts.run_yaml as program
+merge = program.run_merge
+def timed(*arguments, **options):
+    start, cpu = time.perf_counter(), time.process_time()
+    result = merge(*arguments, **options)
+    print("inside", time.perf_counter() - start, time.process_time() - cpu, file=sys.stderr)
+    return result
+program.run_merge = timed
+program.main()
+"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One merge as both tools say it.
+
+    Attributes:
+        name: For the table.
+        operator: Ours, with ``options`` and one coefficient for all experts.
+        method: That of mergekit, with ``parameters`` and one weight for all experts.
+        target: How many times faster ours must be, inside.
+    """
+
+    name: str
+    operator: str
+    coefficient: float
+    method: str
+    weight: float
+    target: float | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS = (
+    Method("linear", "average", 1 / 3, "linear", 1.0, 1.0),
+    Method("task arithmetic", "task_arithmetic", 0.3, "task_arithmetic", 0.3, 1.0),
+    Method("TIES 0.2", "ties", 1.0, "ties", 1.0, 20.0, {"density": 0.2, "scope": "tensor"}, {"density": 0.2}),
+    Method("DARE-TIES 0.2", "dare_ties", 1.0, "dare_ties", 1.0, None, {"drop": 0.8}, {"density": 0.2}),
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Best of a few runs of one tool.
+
+    Attributes:
+        wall: Seconds of the whole process.
+        inside: Seconds of the merge call.
+        cpu: CPU seconds of the merge call, all threads.
+        gb_per_s: Bytes read and written over ``inside``.
+        copy_share: ``gb_per_s`` over the machine's copy bandwidth.
+    """
+
+    dtype: str
+    method: str
+    tool: str
+    wall: float
+    inside: float
+    cpu: float
+    gb_per_s: float
+    copy_share: float
+
+
+def tensor_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model."""
+    hidden, inner, vocabulary = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
+    block = {
+        **{f"self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"},
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    return {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        **{f"model.layers.{i}.{n}": s for i in range(CONFIG["num_hidden_layers"]) for n, s in block.items()},
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocabulary, hidden),
+    }
+
+
+def write_models(folder: Path, dtype: str) -> None:
+    """The base and its experts, task vectors a twentieth of the weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    for place, name in enumerate(("base", *EXPERTS)):
+        model = folder / name
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps({**CONFIG, "dtype": dtype}))
+        base, own = np.random.default_rng(0), np.random.default_rng(place)
+        state = {}
+        for key, shape in tensor_shapes().items():
+            values = 0.02 * base.standard_normal(shape, dtype=np.float32)
+            if place:
+                values += 0.001 * own.standard_normal(shape, dtype=np.float32)
+            state[key] = torch.from_numpy(values).to(getattr(torch, dtype))
+        save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_recipes(folder: Path, method: Method, dtype: str) -> tuple[Path, Path]:
+    """The same merge for both tools: (ours, theirs)."""
+    ours, theirs = folder / "ours.yaml", folder / "theirs.yaml"
+    recipe: dict[str, Any] = {
+        "base": str(folder / "base"),
+        "experts": {name: str(folder / name) for name in EXPERTS},
+        "operator": method.operator,
+        "coefficients": method.coefficient,
+        "hyperparameters": dict(method.options),
+    }
+    weight = {"weight": method.weight, **method.parameters}
+    config = {
+        "merge_method": method.method,
+        "base_model": str(folder / "base"),
+        "models": [{"model": str(folder / name), "parameters": weight} for name in EXPERTS],
+        "dtype": dtype,
+    }
+    ours.write_text(yaml.safe_dump(recipe))
+    theirs.write_text(yaml.safe_dump(config))
+    return ours, theirs
+
+
+def run_tool(program: str, python: Path, arguments: Sequence[str], out: Path) -> tuple[float, float, float]:
+    """Seconds of one run: (whole process, merge call, CPU seconds of the merge call)."""
+    shutil.rmtree(out, ignore_errors=True)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
+    start = time.perf_counter()
+    done = subprocess.run(
+        [str(python), "-c", program, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **threads, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wall = time.perf_counter() - start
+    inside = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("inside ")]
+    if done.returncode or not inside:
+        raise RuntimeError(f"{python} {' '.join(arguments)}: {done.stderr[-2000:]}")
+    return wall, float(inside[-1][0]), float(inside[-1][1])
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a copy between two arrays far larger than any cache, in GB/s."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        source, target = torch.ones(1 << 26), torch.zeros(1 << 26)
+        best = float("inf")
+        for _ in range(8):
+            start = time.perf_counter()
+            target.copy_(source)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * source.nbytes / best / 1e9
+
+
+def measure(folder: Path, dtype: str, bandwidth: float) -> Iterator[Figures]:
+    """Both tools on every method, taking turns."""
+    write_models(folder, dtype)
+    moved = (len(EXPERTS) + 2) * (folder / "base" / "model.safetensors").stat().st_size
+    for method in METHODS:
+        recipe, config = write_recipes(folder, method, dtype)
+        out = folder / "out"
+        calls = {
+            "mergesearch": (OURS, Path(sys.executable), ["merge", str(recipe), "--out", str(out)]),
+            "mergekit": (THEIRS, PEERS, [str(config), str(out), "--no-copy-tokenizer", "--quiet"]),
+        }
+        runs: dict[str, list[tuple[float, float, float]]] = {tool: [] for tool in calls}
+        for _ in range(ROUNDS):
+            for tool, call in calls.items():
+                runs[tool].append(run_tool(*call, out))
+        for tool, times in runs.items():
+            wall, inside, cpu = (min(column) for column in zip(*times, strict=True))
+            rate = moved / inside / 1e9
+            yield Figures(dtype, method.name, tool, wall, inside, cpu, rate, rate / bandwidth)
+
+
+def run() -> dict[str, Any]:
+    """All figures as plain data."""
+    bandwidth = copy_bandwidth()
+    figures: list[Figures] = []
+    for dtype in DTYPES:
+        with tempfile.TemporaryDirectory(prefix="bench-merge-") as folder:
+            figures += measure(Path(folder), dtype, bandwidth)
+    return {
+        "benchmark": "merge",
+        "parameters": sum(int(np.prod(shape)) for shape in tensor_shapes().values()),
+        "experts": len(EXPERTS),
+        "threads": THREADS,
+        "copy_gb_per_s": bandwidth,
+        "figures": [asdict(row) for row in figures],
+        "speedups": [asdict(row) for row in speedups(figures)],
+    }
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster ours is; ``reached`` is None where there is no target."""
+
+    dtype: str
+    method: str
+    wall: float
+    inside: float
+    target: float | None
+    reached: bool | None
+
+
+def speedups(figures: Sequence[Figures]) -> list[Speedup]:
+    """One per dtype and method."""
+    seconds = {(row.dtype, row.method, row.tool): row for row in figures}
+    found = []
+    for dtype in DTYPES:
+        for method in METHODS:
+            ours, theirs = (seconds[dtype, method.name, tool] for tool in ("mergesearch", "mergekit"))
+            inside = theirs.inside / ours.inside
+            reached = None if method.target is None else inside >= method.target
+            found.append(Speedup(dtype, method.name, theirs.wall / ours.wall, inside, method.target, reached))
+    return found
+
+
+def main() -> None:
+    """Print the table, then one line of JSON."""
+    if not PEERS.exists():
+        print("merge: no .venv-peers to compare with; `make peers` creates it")
+        return
+    report = run()
+    print(
+        f"merge: {report['parameters']:,} parameters, {report['experts']} experts, {THREADS} threads, "
+        f"best of {ROUNDS}; copy {report['copy_gb_per_s']:.1f} GB/s"
+    )
+    print(
+        f"{'dtype':<9} {'method':<16} {'tool':<12} {'wall s':>7} {'inside s':>9} {'CPU s':>7} {'GB/s':>6} {'of copy':>8}"
+    )
+    for row in report["figures"]:
+        print(
+            f"{row['dtype']:<9} {row['method']:<16} {row['tool']:<12} {row['wall']:>7.2f} {row['inside']:>9.2f} "
+            f"{row['cpu']:>7.2f} {row['gb_per_s']:>6.2f} {row['copy_share']:>8.1%}"
+        )
+    for row in report["speedups"]:
+        verdict = {None: "no target", True: "reached", False: "MISSED"}[row["reached"]]
+        target = "" if row["target"] is None else f" (target {row['target']:g}x)"
+        print(
+            f"{row['dtype']:<9} {row['method']:<16} {row['inside']:.1f}x inside, {row['wall']:.1f}x as a process"
+            f"{target}: {verdict}"
+        )
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Rows kept as low-rank products: ``base + Σ_r (c_owner(r) · left[:, r]) ⊗ right[r]``, without ever forming a row.
+
+Two kernels, the same bits: numba for contiguous fp32 in main memory, blocked torch for everything else. The terms are
+added in the order of r, each as a multiplication and then an addition, never fused; terms whose coefficient is 0 are
+left out; NaN and infinite coefficients give NaN. So the bits depend neither on the kernel nor on the number of threads
+nor on where fields or blocks cut the matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merging.errors import InputError, RecipeError
+from merging.field import Field
+from merging.kernels import Kernel, default_threads, term_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from merging.kernels import Array
+    from merging.layout import TensorSpec
+    from merging.operators.base import Basis, Factors
+
+#: Terms of a product that take as long as one element of a dense row. Measured on two cores of an EPYC with AVX2: 28 ps
+#: per term from the cache, 250 ps per element of a row from memory.
+TERMS_PER_ROW = 9
+
+#: How much slower a merge may become for each factor that it becomes smaller, and how much at most.
+SLOWER_PER_SMALLER = 0.25
+SLOWEST = 8.0
+
+#: Elements at a time where the sum needs scratch memory: 1 MB of fp32, a second-level cache; an accelerator needs long
+#: launches instead.
+CPU_BLOCK = 1 << 18
+ACCELERATOR_BLOCK = 1 << 24
+
+
+def worth_keeping(shape: Sequence[int], rank: int, directions: int) -> bool:
+    """Whether K rows of a tensor are better kept as factors of a total rank R; decided by shapes alone.
+
+    Kept whole, the rows take ``K · m · n`` numbers of memory, and a merge reads them all; kept as factors,
+    ``R · (m + n)`` numbers, and a merge adds R terms per element from the cache. Evaluation, not merging, takes the
+    time of a trial, and the dense rows of a large model may not fit in memory at all: a merge may become slower by a
+    quarter of the factor by which the rows become smaller, but at most 8 times. Rank 0, a tensor that no expert
+    changes, is always worth it.
+    """
+    m, n = matrix_shape(shape)
+    if rank == 0 or m * n == 0:
+        return True
+    smaller = directions * m * n / (rank * (m + n))
+    slower = rank / (TERMS_PER_ROW * directions)
+    return smaller > 1 and slower <= min(SLOWEST, max(1.0, SLOWER_PER_SMALLER * smaller))
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The shape as that of a matrix: first dimension by all others."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def kept_factors(basis: Basis, spec: TensorSpec, finished: Collection[str] = ()) -> Factors | None:
+    """The factors of a tensor's rows where the basis has them and they are :func:`worth_keeping`, else None.
+
+    Args:
+        basis: Of an operator.
+        spec: The tensor.
+        finished: Tensors that are more than a weighted sum, whose rows are always whole.
+    """
+    if basis.factors is None or basis.form != "delta" or spec.name in finished or spec.size == 0:
+        return None
+    factors = basis.factors(spec.name)
+    if factors is None or not worth_keeping(spec.shape, len(factors.owner), basis.directions):
+        return None
+    return factors
+
+
+def combine_factors(
+    base: Array,
+    left: Array,
+    right: Array,
+    owner: Sequence[int],
+    field: Field,
+    out: Array,
+    *,
+    kernel: Kernel = "auto",
+    threads: int | None = None,
+) -> None:
+    """Write base plus weighted low-rank products into ``out``.
+
+    Accumulates in fp32 (fp64 if any array is fp64) with one rounding to the dtype of ``out``.
+
+    Args:
+        base: ``(m · n,)``, numpy array, memmap or torch tensor.
+        left: ``(m, R)``.
+        right: ``(R, n)``.
+        owner: Direction of each of the R terms.
+        field: Coefficients ``(K, segments)`` over the ``m · n`` positions.
+        out: ``(m · n,)``, may be ``base`` itself.
+        kernel: ``auto`` takes numba where base and factors are contiguous fp32 in main memory, else torch.
+        threads: Number of CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
+
+    Raises:
+        RecipeError: If the field does not fit the arrays.
+        InputError: If the arrays do not fit each other, or the numba kernel is asked for arrays it cannot read.
+    """
+    from merging.kernels import _as_host_fp32, _dtype_name
+
+    _check_shapes(base, left, right, owner, field, out)
+    wide = any(_dtype_name(array) == "float64" for array in (base, left, right, out))
+    weights = term_weights(field, "delta", np.float64 if wide else np.float32)[1:]
+    threads = default_threads() if threads is None else threads
+    host = None if kernel == "torch" or wide else _as_host_fp32([base, left, right])
+    if host is not None and (isinstance(out, np.ndarray) or out.device.type == "cpu"):
+        _combine_on_host(host, owner, weights, field.boundaries, out, threads)
+    elif kernel == "numba":
+        raise InputError("combine_factors: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'")
+    else:
+        _combine_by_torch((base, left, right), owner, weights, field.boundaries, out, threads)
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left @ right``, terms added in order and never fused: the same bits on every machine, unlike a BLAS.
+
+    Args:
+        left: ``(m, R)``.
+        right: ``(R, n)``, on the same device, in the same dtype, fp32 or fp64.
+
+    Returns:
+        ``(m, n)``.
+    """
+    import torch
+
+    out = torch.zeros(left.shape[0] * right.shape[1], dtype=left.dtype, device=left.device)
+    if out.numel():
+        ones = Field.constant(out.numel(), [1.0])
+        combine_factors(out, left.contiguous(), right.contiguous(), [0] * left.shape[1], ones, out, threads=1)
+    return out.view(left.shape[0], right.shape[1])
+
+
+def _combine_on_host(
+    arrays: Sequence[npt.NDArray[np.float32]],
+    owner: Sequence[int],
+    weights: npt.NDArray[np.float32],
+    boundaries: npt.NDArray[np.int64],
+    out: Array,
+    threads: int,
+) -> None:
+    import torch
+
+    from merging.kernels.lowrank_numba import combine
+    from merging.kernels.torch_kernel import as_tensor
+
+    base, left, right = arrays
+    owners, target = np.array(owner, dtype=np.int64), as_tensor(out)
+    if target.dtype == torch.float32 and target.is_contiguous():
+        combine(base, left, right, owners, weights, boundaries, target.numpy(), 0, threads)
+        return
+    scratch = np.empty(min(CPU_BLOCK * threads, base.size), np.float32)
+    for start in range(0, base.size, scratch.size):
+        block = scratch[: min(scratch.size, base.size - start)]
+        combine(base, left, right, owners, weights, boundaries, block, start, threads)
+        target[start : start + block.size].copy_(torch.from_numpy(block))
+
+
+def _combine_by_torch(
+    arrays: Sequence[Array],
+    owner: Sequence[int],
+    weights: npt.NDArray[Any],
+    boundaries: npt.NDArray[np.int64],
+    out: Array,
+    threads: int,
+) -> None:
+    import torch
+
+    from merging.kernels.torch_kernel import _torch_threads, as_tensor
+
+    base, left, right, target = (as_tensor(array) for array in (*arrays, out))
+    wide = torch.float64 if weights.dtype == np.float64 else torch.float32
+    left, right = left.to(wide), right.to(wide)
+    block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
+    with torch.no_grad(), _torch_threads(threads):
+        for segment, column in enumerate(weights.T.tolist()):
+            used = [(r, column[k]) for r, k in enumerate(owner) if column[k] != 0]
+            first, end = int(boundaries[segment]), int(boundaries[segment + 1])
+            for start, stop, columns in _pieces(first, end, right.shape[1], block):
+                if not all(map(math.isfinite, column)):
+                    target[start:stop] = math.nan
+                    continue
+                rows = slice(start // right.shape[1], -(-stop // right.shape[1]))
+                total = base[start:stop].to(wide, copy=True).view(rows.stop - rows.start, -1)
+                for r, weight in used:
+                    # A separate addition: addcmul may fuse, and round once instead of twice.
+                    total.add_((left[rows, r] * weight)[:, None] * right[r, columns])
+                target[start:stop].copy_(total.view(-1))
+
+
+def _pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, slice]]:
+    """Cut positions of a matrix of n columns into parts of one row or whole rows: (start, stop, their columns)."""
+    pieces = []
+    while start < stop:
+        column = start % n
+        rows = min(stop - start, block) // n if column == 0 else 0
+        end = start + rows * n if rows else min(stop, start + n - column)
+        pieces.append((start, end, slice(column, column + (n if rows else end - start))))
+        start = end
+    return pieces
+
+
+def _check_shapes(base: Array, left: Array, right: Array, owner: Sequence[int], field: Field, out: Array) -> None:
+    (m, rank), (other_rank, n) = left.shape, right.shape
+    if rank != other_rank or rank != len(owner):
+        raise InputError(f"combine_factors: expected one rank, received {rank}, {other_rank} and {len(owner)} owners")
+    for name, array in (("base", base), ("out", out)):
+        if tuple(array.shape) != (m * n,):
+            raise InputError(f"combine_factors: expected {name} of shape {(m * n,)}, received {tuple(array.shape)}")
+    if field.size != m * n or any(not 0 <= k < field.directions for k in owner):
+        raise RecipeError(
+            f"combine_factors: expected a field over {m * n} positions with a row for each owner, "
+            f"received {field.directions} rows over {field.size}"
+        )

@@ -1,0 +1,166 @@
+"""Concrete subspace: one mask for all task vectors, learned so that the merged model is sure of its answers.
+
+Tang 2023, "Concrete subspace learning based interference elimination for multi-task model fusion": every element of the
+model has a logit x. In each step relaxed Bernoulli masks m = σ((log u − log(1 − u) + x) / T) are drawn, the model
+base + λ Σ_k (m / mean m) ⊙ τ_k (mean m per tensor) answers one batch of every task, and x follows the gradient of the
+entropy of the answers, by Adam. Coefficient λ reproduces.
+
+The authors' final model uses one more random mask. Here it is σ(x / T), the mask of the median draw u = 1/2, likewise
+divided by its mean: the merge is then a function of what was learned. The noise is counter-based, keyed by seed, step
+and tensor name. Gradients with respect to x follow from those with respect to the weights tensor by tensor, so nothing
+but one forward pass is ever differentiated. Running statistics and other buffers are not masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from merging.calibration import Bench, CalibrationOption, Items, Pieces, answers, piecewise, refuse_calibration
+from merging.errors import CheckpointError
+from merging.masks import uniform_bits
+from merging.operators.base import Basis, Operator, TensorSource
+from merging.operators.task_arithmetic import TASK_ARITHMETIC
+from merging.operators.task_vectors import task_vectors
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    calibration: Annotated[
+        CalibrationOption, Field(description="Unlabelled items to learn on, and the model that runs them.")
+    ],
+    steps: Annotated[int, Field(ge=0, description="Steps of Adam; 0 leaves the task vectors unmasked.")] = 2000,
+    learning_rate: Annotated[float, Field(gt=0, description="Learning rate of Adam.")] = 1e-3,
+    temperature: Annotated[float, Field(gt=0, description="T of the relaxed Bernoulli distribution.")] = 0.5,
+    scale: Annotated[float, Field(gt=0, le=1, description="Coefficient λ while the mask is learned.")] = 0.3,
+    seed: Annotated[int, Field(ge=0, description="Chooses among draws of masks.")] = 0,
+) -> Basis:
+    """Task vectors times the learned mask.
+
+    While it learns it holds the model and its gradient, and per element of the model the summed task vector, the
+    logit with its two moments, and the drawn mask.
+    """
+    bench = Bench(calibration, base)
+    names = [expert.name for expert in experts]
+    learned = piecewise(
+        (base, *experts),
+        bench.key(["concrete", steps, learning_rate, temperature, scale, seed], names),
+        partial(_learned, bench, experts, steps, learning_rate, temperature, scale, seed),
+    )
+
+    def rows(name: str) -> list[torch.Tensor]:
+        deltas = task_vectors(base, experts, name)
+        logits = learned(name).get("logits")
+        if logits is None:
+            return deltas
+        mask = (logits / temperature).sigmoid().to(deltas[0].device)
+        return [delta.mul_(mask / mask.mean()) for delta in deltas]
+
+    return Basis("delta", len(experts), rows)
+
+
+def _learned(
+    bench: Bench,
+    experts: Sequence[TensorSource],
+    steps: int,
+    learning_rate: float,
+    temperature: float,
+    scale: float,
+    seed: int,
+) -> Pieces:
+    """Logits of every parameter."""
+    import torch
+
+    changes = _mount_sum(bench, experts, scale)
+    logits = {name: torch.zeros_like(change) for name, change in changes.items()}
+    batches = [bench.items(expert.name) for expert in experts]
+    optimiser = torch.optim.Adam(list(logits.values()), lr=learning_rate)
+    for step in range(steps):
+        masks = {}
+        for name, change in changes.items():
+            masks[name] = _drawn(logits[name], temperature, seed, step, name)
+            bench.put(name, bench.base.read(name).to(change) + change * masks[name] / masks[name].mean())
+        bench.model.zero_grad()
+        for own in batches:
+            torch.autograd.backward(_entropy(bench, own[step % len(own)]))
+        for name, mask in masks.items():
+            logits[name].grad = _gradient(bench, name, changes[name], mask, temperature)
+        optimiser.step()
+    for name, values in logits.items():
+        if not bool(values.isfinite().all()):
+            raise CheckpointError(
+                f"calibration: expected finite gradients of tensor {name!r}, received NaN or infinity; "
+                "check the experts and the items"
+            )
+        yield name, {"logits": values.cpu()}
+
+
+def _mount_sum(bench: Bench, experts: Sequence[TensorSource], scale: float) -> dict[str, torch.Tensor]:
+    """λ Σ τ_k of every parameter, on the model's device; buffers are merged into the model with it once."""
+    import torch
+
+    changes = {}
+    for name, place in bench.places.items():
+        deltas = task_vectors(bench.base, experts, name)
+        change = sum(deltas[1:], deltas[0]) * scale
+        if isinstance(bench.tensors[place.parameter], torch.nn.Parameter):
+            changes[name] = change.to(bench.tensors[place.parameter].device)
+        else:
+            bench.put(name, bench.base.read(name).to(change) + change)
+    return changes
+
+
+def _drawn(logits: torch.Tensor, temperature: float, seed: int, step: int, name: str) -> torch.Tensor:
+    """A relaxed Bernoulli mask; the shape of ``logits``."""
+    import torch
+
+    bits = uniform_bits(seed, f"step {step}", name, 0, logits.numel()).astype("float64")
+    uniform = torch.from_numpy((bits + 0.5) / 2.0**32).reshape(logits.shape)
+    return ((uniform.logit().to(logits) + logits) / temperature).sigmoid()
+
+
+def _entropy(bench: Bench, items: Items) -> torch.Tensor:
+    """Mean entropy of the answers to a batch."""
+    log_p = answers(bench.run(items), items.inputs).log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean()
+
+
+def _gradient(
+    bench: Bench, name: str, change: torch.Tensor, mask: torch.Tensor, temperature: float
+) -> torch.Tensor | None:
+    """Gradient with respect to the logits, from that with respect to the weights base + change · m / mean m."""
+    place = bench.places[name]
+    whole = bench.tensors[place.parameter].grad
+    if whole is None:
+        return None
+    by_ratio = place.of(whole).to(change) * change
+    mean = mask.mean()
+    by_mask = (by_ratio - (by_ratio * mask).mean() / mean) / mean
+    return by_mask * mask * (1 - mask) / temperature
+
+
+CONCRETE = Operator(
+    name="concrete",
+    prepare=prepare,
+    summary="task vectors under one mask, learned from unlabelled items",
+    paper="Tang 2023, Concrete subspace learning based interference elimination for multi-task model fusion",
+    family="learned",
+    scope="S",
+    identities=frozenset({"base_at_zero", "permutation", "linearity"}),
+    default=lambda _experts, options: float(options["scale"]),
+    bounds=lambda _experts, _options: (0.0, 1.0),
+    needs=frozenset({"unlabeled"}),
+    refuse=refuse_calibration,
+    copies=lambda experts: 2 * experts + 4,
+    plain={"steps": 0},
+    plain_identities=TASK_ARITHMETIC.identities,
+    stochastic=True,
+)

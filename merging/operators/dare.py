@@ -1,0 +1,186 @@
+"""DARE: drop elements of task vectors at random, rescale the survivors, then add (``dare``) or elect (``dare_ties``).
+
+Yu 2024, "Language models are super Mario: absorbing abilities from homologous models as a free lunch". As there, the
+survivors are divided by the probability of survival, which keeps every element right on average; tools that match the
+L1 norm of the tensor instead are reproduced by ``rescale="l1"``. The default drop rate is the paper's for language
+models, 0.9, which needs small task vectors (below about 0.002); vision models need about 0.5.
+
+Otherwise than in popular code, norms, biases and scalars are not thinned unless asked (one in ten of a norm's few
+elements, ten times as large, is noise), and masks come from counters (:mod:`merging.masks`), not from a generator
+whose state depends on the order of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from merging.masks import keep_mask
+from merging.operators.base import Basis, Operator, Options, TensorSource
+from merging.operators.sparse import (
+    SHARED_IDENTITIES,
+    Merge,
+    Mode,
+    Seed,
+    elected_basis,
+    finite_task_vectors,
+    is_exempt,
+    one_minus,
+    refuse_election,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from merging.operators.sparse import Vectors
+
+Drop = Annotated[float, Field(ge=0, lt=1, description="probability with which an element is dropped")]
+Rescale = Annotated[
+    Literal["inverse_prob", "l1", "l2", "none"],
+    Field(description="survivors are divided by their probability, or scaled to the tensor's norm before dropping"),
+]
+#: Elements rescaled at a time: what it takes besides the vector stays small.
+BLOCK = 1 << 18
+
+Thinned = Annotated[Literal["pass", "drop"], Field(description="whether 1-D tensors are thinned")]
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    drop: Drop = 0.9,
+    rescale: Rescale = "inverse_prob",
+    seed: Seed = 0,
+    vectors: Thinned = "pass",
+) -> Basis:
+    """Task vectors with elements dropped at random, the survivors rescaled."""
+    return Basis("delta", len(experts), dropped(base, experts, drop, rescale, seed, vectors))
+
+
+def prepare_elected(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    drop: Drop = 0.9,
+    rescale: Rescale = "inverse_prob",
+    merge: Merge = "mean",
+    mode: Mode = "frozen",
+    seed: Seed = 0,
+    vectors: Thinned = "pass",
+) -> Basis:
+    """Thinned task vectors, each reduced to where it has the elected sign; all survivors take part."""
+    thin = dropped(base, experts, drop, rescale, seed, vectors)
+    key = ["dare", drop, rescale, seed, vectors, [expert.name for expert in experts]]
+    return elected_basis(base, experts, thin, merge, mode, key)
+
+
+def dropped(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    drop: float,
+    rescale: str = "inverse_prob",
+    seed: int = 0,
+    vectors: str = "pass",
+) -> Vectors:
+    """Tensor name -> task vectors with elements dropped at random."""
+    keep = one_minus(drop)
+
+    def thin(name: str) -> list[torch.Tensor]:
+        found = finite_task_vectors(base, experts, name)
+        if is_exempt(base.shape(name), vectors):
+            return found
+        return [survivors(v, seed, e.name, name, keep, rescale) for e, v in zip(experts, found, strict=True)]
+
+    return thin
+
+
+def survivors(
+    vector: torch.Tensor, seed: int, expert: str, name: str, keep: float | torch.Tensor, rescale: str
+) -> torch.Tensor:
+    """A task vector with elements kept by chance and rescaled; ``vector`` is overwritten.
+
+    Args:
+        vector: Task vector of one tensor.
+        seed: Chooses the mask.
+        expert: Name of the expert, which the mask goes by.
+        name: Name of the tensor, which the mask goes by.
+        keep: Probability of survival, for all elements or (fp64) for each; not 0.
+        rescale: ``inverse_prob``, ``l1``, ``l2`` or ``none``.
+    """
+    before = _norm(vector, rescale)
+    mask = keep_mask(seed, expert, name, vector.shape, keep)
+    vector.masked_fill_(~mask.to(vector.device), 0.0)
+    if rescale == "inverse_prob":
+        return _divided(vector, keep)
+    after = _norm(vector, rescale)
+    return vector.mul_(before / after) if after > 0 else vector
+
+
+def _divided(vector: torch.Tensor, keep: float | torch.Tensor) -> torch.Tensor:
+    """``vector / keep`` in place, as a product with the rounded inverse: equal probabilities give equal bits."""
+    if isinstance(keep, float):
+        return vector.mul_(1 / keep)
+    vector = vector.contiguous()
+    flat, inverse = vector.view(-1), keep.reshape(-1)
+    for start in range(0, flat.numel(), BLOCK):
+        flat[start : start + BLOCK] *= (1 / inverse[start : start + BLOCK]).to(flat)
+    return vector
+
+
+def _norm(vector: torch.Tensor, rescale: str) -> float:
+    """The norm that rescaling restores, in fp64; 1 where it restores none."""
+    if rescale not in ("l1", "l2"):
+        return 1.0
+    # numpy, because the order of torch's sum, and so its bits, depends on the number of threads
+    flat = vector.detach().cpu().reshape(-1).numpy()
+    blocks = (flat[start : start + BLOCK].astype(np.float64) for start in range(0, flat.size, BLOCK))
+    if rescale == "l1":
+        return math.fsum(float(np.abs(block).sum()) for block in blocks)
+    return math.sqrt(math.fsum(float(np.square(block).sum()) for block in blocks))
+
+
+def elected_default(_experts: int, options: Options) -> float:
+    """1 for means, as for TIES; 0.5 for sums."""
+    return 0.5 if options["merge"] == "sum" else 1.0
+
+
+# Survivors are 1 / (1 − p) times as large: amplifying them further is noise.
+BOUNDS = (0.0, 1.2)
+
+DARE = Operator(
+    name="dare",
+    prepare=prepare,
+    summary="drop elements of task vectors at random, rescale the survivors, add them up",
+    paper="Yu 2024, Language models are super Mario",
+    family="sparse",
+    scope="T",
+    identities=SHARED_IDENTITIES,
+    default=lambda _experts, _options: 0.3,
+    bounds=lambda _experts, _options: BOUNDS,
+    plain={"drop": 0.0},
+    plain_identities=SHARED_IDENTITIES | {"expert_near_one_hot", "single_expert"},
+    copies=lambda experts: experts + 4,
+    stochastic=True,
+)
+
+DARE_TIES = Operator(
+    name="dare_ties",
+    prepare=prepare_elected,
+    summary="drop elements of task vectors at random, elect a sign at every position, merge what agrees with it",
+    paper="Yu 2024, Language models are super Mario",
+    family="sparse",
+    scope="G",
+    identities=SHARED_IDENTITIES,
+    default=elected_default,
+    bounds=lambda _experts, _options: BOUNDS,
+    plain={"drop": 0.0},
+    plain_identities=SHARED_IDENTITIES | {"single_expert", "identical_experts"},
+    refuse=refuse_election,
+    copies=lambda experts: experts + 4,
+    stochastic=True,
+)

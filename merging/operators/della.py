@@ -1,0 +1,181 @@
+"""DELLA: drop by chance, but large changes less often than small ones; then elect or add.
+
+Deep 2024, "DELLA-Merging: reducing interference in model merging through magnitude-based sampling". Elements are ranked
+by magnitude within their row, and the probability of survival rises with the rank from density − ε to density + ε.
+As in the authors' code every survivor is divided by its own probability, so that the thinned vector is right on
+average; tools that match the L1 norm of the tensor instead are reproduced by ``rescale="l1"``. With ε = 0 this is
+DARE, mask for mask. Defaults follow the authors' example: drop rate 0.3, window 2ε = 0.14.
+
+Otherwise than there, norms, biases and scalars are not thinned unless asked, a row of one element survives with
+probability density (the ranks' formula gives 0/0), and tensors of more than two dimensions have rows of
+``(out, in · kh · kw)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from merging.layout import Layout
+from merging.operators.base import Basis, Operator, Options, TensorSource
+from merging.operators.dare import BOUNDS, Rescale, Thinned, survivors
+from merging.operators.sparse import (
+    SHARED_IDENTITIES,
+    Fractional,
+    Merge,
+    Mode,
+    Seed,
+    elected_basis,
+    finite_task_vectors,
+    is_exempt,
+    refuse_election,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from merging.operators.sparse import Vectors
+
+Density = Annotated[Fractional, Field(description="mean probability with which an element is kept")]
+Epsilon = Annotated[
+    float, Field(ge=0, lt=0.5, description="the largest of a row is kept with probability density + epsilon")
+]
+
+#: Elements ranked at a time, in whole rows: ranks are 64-bit integers, several times the size of the row.
+BLOCK = 1 << 22
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    density: Density = 0.7,
+    epsilon: Epsilon = 0.07,
+    rescale: Rescale = "inverse_prob",
+    merge: Merge = "mean",
+    mode: Mode = "frozen",
+    seed: Seed = 0,
+    vectors: Thinned = "pass",
+) -> Basis:
+    """Thinned task vectors, each reduced to where it has the elected sign."""
+    thin = sampled(base, experts, density, epsilon, rescale, seed, vectors)
+    key = ["della", density, epsilon, rescale, seed, vectors, [expert.name for expert in experts]]
+    return elected_basis(base, experts, thin, merge, mode, key)
+
+
+def prepare_linear(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    density: Density = 0.7,
+    epsilon: Epsilon = 0.07,
+    rescale: Rescale = "inverse_prob",
+    seed: Seed = 0,
+    vectors: Thinned = "pass",
+) -> Basis:
+    """Task vectors thinned by magnitude and chance, the survivors rescaled."""
+    return Basis("delta", len(experts), sampled(base, experts, density, epsilon, rescale, seed, vectors))
+
+
+def sampled(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    density: float,
+    epsilon: float,
+    rescale: str = "inverse_prob",
+    seed: int = 0,
+    vectors: str = "pass",
+) -> Vectors:
+    """Tensor name -> task vectors thinned by magnitude and chance."""
+
+    def thin_one(expert: TensorSource, name: str, vector: torch.Tensor) -> torch.Tensor:
+        keep = density if epsilon == 0 else keep_probabilities(vector, density, epsilon)
+        return survivors(vector, seed, expert.name, name, keep, rescale)
+
+    def thin(name: str) -> list[torch.Tensor]:
+        found = finite_task_vectors(base, experts, name)
+        if is_exempt(base.shape(name), vectors):
+            return found
+        return [thin_one(expert, name, vector) for expert, vector in zip(experts, found, strict=True)]
+
+    return thin
+
+
+def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """``p_i = (density − ε) + (r_i − 1) / (n − 1) · 2ε`` with ranks ``r = 1..n`` of magnitudes in their row, ascending.
+
+    Equal magnitudes are ranked by position.
+
+    Args:
+        vector: Any shape; rows are ``vector[i]``, a vector of one dimension is one row.
+        density: Mean of the probabilities of every row.
+        epsilon: Half of their range.
+
+    Returns:
+        A tensor of the same shape, fp64.
+    """
+    import torch
+
+    if vector.numel() == 0:
+        return torch.empty_like(vector, dtype=torch.float64)
+    rows = vector.reshape(vector.shape[0] if vector.ndim > 1 else 1, -1)
+    length = rows.shape[1]
+    if length == 1:
+        return torch.full_like(vector, density, dtype=torch.float64)
+    ladder = (density - epsilon) + torch.arange(length, dtype=torch.float64) / (length - 1) * (2 * epsilon)
+    ladder = ladder.clamp_(max=1.0).to(vector.device)
+    keep = torch.empty(rows.shape, dtype=torch.float64, device=vector.device)
+    height = max(1, BLOCK // length)
+    for start in range(0, rows.shape[0], height):
+        order = rows[start : start + height].abs().argsort(dim=1, stable=True)
+        keep[start : start + height].scatter_(1, order, ladder.expand(order.shape))
+    return keep.view(vector.shape)
+
+
+def _refuse_range(layout: Layout, experts: int, options: Options) -> str | None:
+    """Why some probability would not be one, or None."""
+    density, epsilon = (Fraction(repr(float(options[name]))) for name in ("density", "epsilon"))
+    if not 0 < density - epsilon <= density + epsilon <= 1:
+        return (
+            f"expected 0 < density - epsilon and density + epsilon <= 1, received density {options['density']} and "
+            f"epsilon {options['epsilon']}; take an epsilon of at most {float(min(density, 1 - density)):.4g}"
+        )
+    return refuse_election(layout, experts, options) if "merge" in options else None
+
+
+DELLA = Operator(
+    name="della",
+    prepare=prepare,
+    summary="drop small changes more often than large ones, elect a sign at every position, merge what agrees with it",
+    paper="Deep 2024, DELLA-Merging",
+    family="sparse",
+    scope="G",
+    identities=SHARED_IDENTITIES,
+    default=lambda _experts, options: 0.5 if options["merge"] == "sum" else 1.0,
+    bounds=lambda _experts, _options: (0.0, 1.5),
+    plain={"density": 1.0, "epsilon": 0.0},
+    plain_identities=SHARED_IDENTITIES | {"single_expert", "identical_experts"},
+    refuse=_refuse_range,
+    copies=lambda experts: experts + 5,
+    stochastic=True,
+)
+
+DELLA_LINEAR = Operator(
+    name="della_linear",
+    prepare=prepare_linear,
+    summary="drop small changes more often than large ones, rescale the survivors, add them up",
+    paper="Deep 2024, DELLA-Merging",
+    family="sparse",
+    scope="T",
+    identities=SHARED_IDENTITIES,
+    default=lambda _experts, _options: 0.3,
+    bounds=lambda _experts, _options: BOUNDS,
+    plain={"density": 1.0, "epsilon": 0.0},
+    plain_identities=SHARED_IDENTITIES | {"single_expert", "expert_near_one_hot"},
+    refuse=_refuse_range,
+    copies=lambda experts: experts + 5,
+    stochastic=True,
+)

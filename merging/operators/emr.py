@@ -1,0 +1,52 @@
+"""The unified vector of EMR-Merging: at every position the largest entry of the elected sign.
+
+Huang 2024, "EMR-Merging: tuning-free high-performance model merging". Elect: the sign of the sum of the task vectors.
+Unify: the largest magnitude among the entries of that sign. The paper then gives every task its own mask and rescaler
+of this vector; both need to be told the task at inference, so they are no part of one static merge and not made here.
+
+What is left has one coefficient per expert, over the positions where that expert holds the maximum; equal maxima are
+shared, so that the order of the experts does not matter. Where the sum is exactly 0 the authors' code elects the
+negative sign; here nothing is added, so that negating all task vectors negates the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merging.operators.base import Basis, Operator, TensorSource
+from merging.operators.sparse import elect, finite_task_vectors
+
+
+def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
+    """Every task vector where it holds the maximum of the elected sign, 0 elsewhere."""
+
+    return Basis(
+        "delta",
+        len(experts),
+        lambda name: elect(finite_task_vectors(base, experts, name), "max", majority=lambda: 0),
+    )
+
+
+EMR = Operator(
+    name="emr",
+    prepare=prepare,
+    summary="the largest entry of the elected sign at every position (EMR's unified vector, without task masks)",
+    paper="Huang 2024, EMR-Merging",
+    family="sparse",
+    scope="E",
+    identities=frozenset(
+        {
+            "base_at_zero",
+            "single_expert",
+            "identical_experts",
+            "permutation",
+            "linearity",
+            "homogeneity",
+            "zero_vector",
+            "default_ignores_zero_vector",
+        }
+    ),
+    default=lambda _experts, _options: 1.0,
+    bounds=lambda _experts, _options: (0.0, 1.5),
+    copies=lambda experts: 2 * experts + 6,
+)

@@ -1,0 +1,165 @@
+"""Iso-C and Iso-CTS: the directions of the summed task vectors, all with the same strength.
+
+Marczak 2025, "No task left behind: isotropic model merging with common and task-specific subspaces". Per matrix, with
+Σ_k τ_k = U Σ Vᵀ and the mean σ̄ of its singular values:
+
+* Iso-C: merged = σ̄ U Vᵀ. The same is P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ, so every expert has a row P τ_k of its own.
+* Iso-CTS: the largest of the common directions, and with them the largest of every (I − U_c U_cᵀ) τ_k; both sides are
+  replaced by their polar factors, and all singular values by their mean. One row: no split by experts is natural.
+
+Only singular values that are numerically not zero are flattened. The published formula gives directions in which no
+expert moves, arbitrary ones, the same strength as all others; of a sum of LoRA experts they are nearly all. Weights
+that were merged with LoRA and then rounded (to bf16, say) move a little in all directions: ``floor`` leaves those out.
+
+The default coefficient 1.5 is the one with which FusionBench reports both for eight CLIP experts; the paper tunes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from merging.operators.base import Basis, Operator, TensorSource
+from merging.spectral import (
+    Convolutions,
+    Fused,
+    Matrices,
+    Others,
+    Part,
+    Selection,
+    Svd,
+    decompose,
+    numerical_rank,
+    polar,
+    rows_by_matrix,
+    shapes_of,
+    singular_of_sum,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Floor = Annotated[
+    float, Field(ge=0, lt=1, description="singular values up to this fraction of the largest count as zero")
+]
+
+
+def prepare_common(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    flatten: Annotated[
+        Literal["nonzero", "all"],
+        Field(description="singular values that are set to their mean: those that are not zero, or all, as published"),
+    ] = "nonzero",
+    floor: Floor = 0.0,
+    matrices: Matrices = "all",
+    conv: Convolutions = "others",
+    fused: Fused = "split",
+    others: Others = "mean",
+) -> Basis:
+    """``P τ_k`` for every matrix, and a share of the mean for other tensors."""
+
+    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        svd = singular_of_sum(base, experts, part, deltas)
+        rank = numerical_rank(svd.values, part.shape, deltas[0].dtype, floor=floor)
+        kept = svd.top(rank)
+        if flatten == "nonzero":
+            return levelled(kept, float(kept.values.sum()) / max(rank, 1), deltas)
+        mean = float(svd.values.mean())
+        rest = svd.left[:, rank:] @ svd.right[rank:] * (mean / len(deltas))
+        return [row + rest for row in levelled(kept, mean, deltas)]
+
+    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
+
+
+def levelled(common: Svd, mean: float, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``U diag(mean / σ_i) Uᵀ τ_k`` for every task vector ``(m, n)``; no σ_i may be 0."""
+    gain = (mean / common.values)[:, None]
+    return [common.left @ (gain * (common.left.T @ delta.to(common.left.dtype))) for delta in deltas]
+
+
+def prepare_common_and_specific(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    common: Annotated[float, Field(gt=0, le=1, description="fraction of the directions that are common ones")] = 0.8,
+    floor: Floor = 0.0,
+    matrices: Matrices = "all",
+    conv: Convolutions = "others",
+    fused: Fused = "split",
+    others: Others = "mean",
+) -> Basis:
+    """The merged task vector as one row: isotropic for matrices, the mean for other tensors."""
+
+    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        dtype, shape = deltas[0].dtype, part.shape
+        shared, each = directions_of(min(shape), len(deltas), common)
+        svd = singular_of_sum(base, experts, part, deltas)
+        first = svd.top(min(shared, numerical_rank(svd.values, shape, dtype, floor=floor)))
+        return [isotropic([first, *(specific(first, delta, each, floor) for delta in deltas)], dtype)]
+
+    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    return Basis("delta", 1, rows_by_matrix(base, experts, selection, formula, fused=True))
+
+
+def directions_of(total: int, experts: int, common: float) -> tuple[int, int]:
+    """Number of common directions, and of those of each expert.
+
+    What is not common is rounded to a multiple of the number of experts, with halves to even as in the authors' code.
+    """
+    specific = total - math.floor(Fraction(repr(common)) * total)
+    each = min(round(specific / experts), total // experts)
+    return total - each * experts, each
+
+
+def specific(first: Svd, delta: torch.Tensor, count: int, floor: float) -> Svd:
+    """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``, without those that are only rounding."""
+    wide = delta.to(first.left.dtype)
+    svd = decompose(wide - first.left @ (first.left.T @ wide))
+    # Against the norm of all of τ_k: of a low-rank one nothing but rounding is left.
+    rank = numerical_rank(svd.values, delta.shape, delta.dtype, floor=floor, largest=wide.norm())
+    return svd.top(min(count, rank))
+
+
+def isotropic(pieces: Sequence[Svd], dtype: torch.dtype) -> torch.Tensor:
+    """``σ̄ Û V̂ᵀ`` with the polar factors of all left and right singular vectors, ``(m, n)``."""
+    import torch
+
+    left = polar(torch.cat([svd.left for svd in pieces], dim=1), dtype)
+    right = polar(torch.cat([svd.right for svd in pieces], dim=0), dtype)
+    values = torch.cat([svd.values for svd in pieces])
+    return left @ right * (values.sum() / max(len(values), 1))
+
+
+ISO_C = Operator(
+    name="iso_c",
+    prepare=prepare_common,
+    summary="the directions of the summed task vectors, all with the same strength",
+    paper="Marczak 2025, No task left behind: isotropic model merging (Iso-C)",
+    family="spectral",
+    scope="T",
+    identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
+    default=lambda _experts, _options: 1.5,
+    bounds=lambda _experts, _options: (0.3, 3.0),
+    copies=lambda experts: 3 * experts + 8,
+)
+
+ISO_CTS = Operator(
+    name="iso_cts",
+    prepare=prepare_common_and_specific,
+    summary="common directions and those of single experts, all with the same strength",
+    paper="Marczak 2025, No task left behind: isotropic model merging (Iso-CTS)",
+    family="spectral",
+    scope="T",
+    identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
+    default=lambda _experts, _options: 1.5,
+    bounds=lambda _experts, _options: (0.3, 3.0),
+    directions=lambda _experts, _options: 1,
+    copies=lambda experts: experts + 14,
+)

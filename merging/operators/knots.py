@@ -1,0 +1,123 @@
+"""KnOTS: merge in coordinates that all experts share.
+
+Stoica 2025, "Model merging with SVD to tie the KnOTS". Low-rank experts (LoRA) change few directions, and each its own:
+element by element they hardly meet, so that TIES and DARE have nothing to resolve. Side by side,
+[τ_1 ... τ_K] = U Σ [V_1 ... V_K]: another method X merges the coordinates Σ V_k, merged = U X(Σ V_1, ..., Σ V_K). With
+X = task arithmetic nothing changes.
+
+Here Σ V_k is worked out as Uᵀ τ_k, which needs no V. Coordinates are trimmed tensor by tensor, where the authors' code
+ranks those of all layers together; weights and biases are not joined to one matrix; singular values are dropped below
+what is numerically zero instead of below 1e-5, and coordinates that are only rounding errors are set to 0, for they
+would take part in the means of TIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from merging.magnitudes import keep_largest
+from merging.operators.base import Basis, Operator, Options, TensorSource
+from merging.operators.dare import Drop, survivors
+from merging.operators.sparse import Fractional, Seed, elect, one_minus
+from merging.spectral import (
+    Convolutions,
+    Fused,
+    Matrices,
+    Others,
+    Part,
+    Selection,
+    numerical_rank,
+    rows_by_matrix,
+    shapes_of,
+    singular_side_by_side,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Inner = Literal["ties", "dare_ties", "task_arithmetic"]
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    inner: Annotated[Inner, Field(description="what merges the shared coordinates")] = "ties",
+    density: Annotated[Fractional, Field(description="fraction of coordinates that ties keeps")] = 0.2,
+    drop: Annotated[Drop, Field(description="probability with which dare_ties drops a coordinate")] = 0.1,
+    seed: Seed = 0,
+    matrices: Matrices = "all",
+    conv: Convolutions = "others",
+    fused: Fused = "split",
+    others: Others = "mean",
+) -> Basis:
+    """``U X_k(Σ V_k)`` for every matrix, and a share of the mean for other tensors."""
+    names = [expert.name for expert in experts]
+
+    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        svd = singular_side_by_side(base, experts, part, deltas)
+        joined = (part.shape[0], part.shape[1] * len(experts))
+        left = svd.left[:, : numerical_rank(svd.values, joined, deltas[0].dtype)]
+        found = [coordinates(left, delta) for delta in deltas]
+        if inner == "ties":
+            found = elect([keep_largest(c, density) for c in found])
+        elif inner == "dare_ties":
+            place = f"{part.name} row {part.start}"
+            found = elect(
+                [
+                    survivors(c, seed, e, place, one_minus(drop), "inverse_prob")
+                    for c, e in zip(found, names, strict=True)
+                ]
+            )
+        return [left @ c for c in found]
+
+    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
+
+
+def coordinates(left: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """``Uᵀ τ``, ``(r, n)`` for ``left`` of ``(m, r)``, with what is only rounding taken as 0."""
+    import torch
+
+    found = left.T @ delta.to(left.dtype)
+    return found.masked_fill_(found.abs() <= torch.finfo(delta.dtype).eps * float(delta.norm()), 0.0)
+
+
+def _default(_experts: int, options: Options) -> float:
+    # Those of the authors' configurations for eight vision experts of rank 16; task arithmetic's own.
+    return {"ties": 0.6, "dare_ties": 0.7, "task_arithmetic": 0.3}[options["inner"]]
+
+
+def _bounds(_experts: int, options: Options) -> tuple[float, float]:
+    return {"ties": (0.0, 1.6), "dare_ties": (0.0, 1.2), "task_arithmetic": (0.0, 1.5)}[options["inner"]]
+
+
+KNOTS = Operator(
+    name="knots",
+    prepare=prepare,
+    summary="merge in the singular coordinates that all experts share, with TIES or DARE",
+    paper="Stoica 2025, Model merging with SVD to tie the KnOTS",
+    family="spectral",
+    scope="T",
+    identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
+    plain={"inner": "task_arithmetic", "others": "sum"},
+    plain_identities=frozenset(
+        {
+            "base_at_zero",
+            "expert_near_one_hot",
+            "single_expert",
+            "permutation",
+            "linearity",
+            "homogeneity",
+            "zero_vector",
+            "default_ignores_zero_vector",
+        }
+    ),
+    default=_default,
+    bounds=_bounds,
+    copies=lambda experts: 6 * experts + 6,
+    stochastic=True,
+)

@@ -1,0 +1,111 @@
+"""Layer swapping: the outer blocks of one expert around the middle blocks of another.
+
+Bandarkar 2025, "Layer swapping for zero-shot cross-lingual transfer in large language models": the ``bottom`` first and
+``top`` last blocks come from the first expert (of the language), the middle from the second (of the task), and
+``transition`` blocks on either side of the middle are the average of both.
+
+The result is one direction in the form of an interpolation, so that coefficient 1 gives the swapped model bit for bit.
+Transitions weigh both experts equally, where the paper lets the weights be chosen. Each tower of a model with several
+is swapped along its own depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from merging.layout import Layout
+from merging.operators.base import Basis, Operator, Options, TensorSource
+from merging.places import block_axes, classify
+
+if TYPE_CHECKING:
+    import torch
+
+Part = Literal["first", "second", "both", "base"]
+Count = Annotated[int, Field(ge=0)]
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    bottom: Annotated[Count, Field(description="first blocks, taken from the first expert")],
+    top: Annotated[Count, Field(description="last blocks, taken from the first expert")],
+    transition: Annotated[Count, Field(description="averaged blocks on either side of the middle")] = 0,
+    outside: Annotated[
+        Literal["first", "base", "second"], Field(description="where tensors outside the blocks come from")
+    ] = "first",
+) -> Basis:
+    """The swapped model, as the one row of an interpolation."""
+    first, second = experts
+    axes = block_axes(classify(name) for name in base.names)
+
+    def rows(name: str) -> list[torch.Tensor]:
+        part = part_of(name, axes, bottom, top, transition, outside)
+        sources = {"first": [first], "second": [second], "both": [first, second], "base": [base]}[part]
+        return [_mean([source.read(name).to(base.read(name).device) for source in sources])]
+
+    return Basis("interpolation", 1, rows)
+
+
+def part_of(
+    name: str,
+    axes: Mapping[str, tuple[int, ...]],
+    bottom: int,
+    top: int,
+    transition: int,
+    outside: Literal["first", "base", "second"],
+) -> Part:
+    """Which model a tensor comes from; ``axes`` of :func:`merging.places.block_axes`."""
+    place = classify(name)
+    if place.block is None:
+        return outside
+    axis = axes[place.tower]
+    from_bottom = axis.index(place.block)
+    inward = min(from_bottom - bottom, len(axis) - 1 - from_bottom - top)
+    return "first" if inward < 0 else "both" if inward < transition else "second"
+
+
+def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    if len(tensors) == 1:
+        return tensors[0].to(wide, copy=True)
+    one, other = (tensor.to(wide) for tensor in tensors)
+    return (one + other) / 2
+
+
+def _refuse(layout: Layout, _experts: int, options: Options) -> str | None:
+    axes = block_axes(classify(name) for name in layout.names)
+    if not axes:
+        return "expected tensors of numbered blocks (layers.0., h.0., ...), received none; use average instead"
+    asked = options["bottom"] + options["top"] + 2 * options["transition"]
+    for tower, axis in axes.items():
+        if asked > len(axis):
+            where = f" of the {tower} tower" if tower else ""
+            return (
+                f"expected bottom + top + 2 · transition of at most {len(axis)}, the number of blocks{where}, "
+                f"received {asked}; lower one of them"
+            )
+    return None
+
+
+LAYER_SWAP = Operator(
+    name="layer_swap",
+    prepare=prepare,
+    summary="outer blocks of the first expert around the middle blocks of the second",
+    paper="Bandarkar 2025, Layer swapping for zero-shot cross-lingual transfer in large language models",
+    family="linear",
+    scope="E",
+    identities=frozenset({"base_at_zero", "identical_experts", "linearity", "homogeneity"}),
+    default=lambda _experts, _options: 1.0,
+    bounds=lambda _experts, _options: (0.0, 1.0),
+    directions=lambda _experts, _options: 1,
+    experts=(2, 2),
+    refuse=_refuse,
+    copies=lambda experts: experts + 3,
+    order_sensitive=True,
+)

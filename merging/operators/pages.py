@@ -1,0 +1,207 @@
+"""What operators declare, as rows for listings and as pages for the documentation.
+
+``make docs`` writes one page per family to ``docs/operators``; nothing in those pages is written by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from merging.operators import IDENTITIES, OPERATORS, Operator
+from merging.operators.base import Family
+
+FAMILIES: Mapping[str, str] = {
+    "linear": "Linear family: weighted sums of experts and task vectors",
+    "sparse": "Sparse family: task vectors that are trimmed, masked and elected",
+    "spectral": "Spectral family: matrices seen through their singular vectors",
+    "column": "Column family: norms and directions of columns",
+    "data": "Data family: statistics of calibration data",
+    "learned": "Learned family: masks that are trained",
+}
+
+#: Numbers of experts for which defaults and bounds are shown.
+_SHOWN = (2, 4, 8)
+
+_SCOPES: Mapping[str, str] = {
+    "E": "one element of all experts",
+    "R": "a row of all experts",
+    "T": "a tensor of all experts",
+    "G": "statistics of the whole model first (streamed), then a tensor of all experts",
+    "S": "forward passes in depth order",
+}
+
+
+def operator_row(operator: Operator) -> dict[str, Any]:
+    """What ``mergesearch ls operators`` says about one operator, JSON-able."""
+    return {
+        "name": operator.name,
+        "family": operator.family,
+        "summary": operator.summary,
+        "paper": operator.paper,
+        "needs": ["weights", *sorted(operator.needs)],
+        "experts": list(operator.experts),
+        "defaults": {name: _plain(default(p)) for name, p in operator.hyperparameters.items()},
+        "coefficient": coefficient(operator),
+    }
+
+
+def coefficient(operator: Operator) -> str:
+    """The default coefficient, with the number of experts where it depends on it."""
+    options = {name: default(p) for name, p in operator.hyperparameters.items()}
+    least, most = operator.experts
+    counts = [count for count in _SHOWN if count >= least and (most is None or count <= most)] or [least]
+    values = [operator.default(count, options) for count in counts]
+    if len(set(values)) == 1:
+        return f"{values[0]:g}"
+    return ", ".join(f"{value:g} (K={count})" for count, value in zip(counts, values, strict=True))
+
+
+def default(parameter: inspect.Parameter) -> Any:
+    """Default of a hyperparameter, ``"required"`` where it has none."""
+    return "required" if parameter.default is parameter.empty else parameter.default
+
+
+def write_pages(folder: Path) -> None:
+    """Write one page per family, and the list of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """File name -> Markdown: a page per family, and ``README.md``, the list of all operators."""
+    members = {family: [o for o in OPERATORS.values() if o.family == family] for family in get_args(Family)}
+    written = {f"{family}.md": _family_page(family, ops) for family, ops in members.items() if ops}
+    return {"README.md": _index(members), **written}
+
+
+_GENERATED = "*Written by `make docs` from what the operators declare; edit their files instead.*"
+
+
+def _index(members: Mapping[str, list[Operator]]) -> str:
+    lines = [
+        "# Operators",
+        "",
+        _GENERATED,
+        "",
+        "| operator | family | needs | coefficient | paper |",
+        "|---|---|---|---|---|",
+    ]
+    for family, operators in members.items():
+        for operator in operators:
+            row = operator_row(operator)
+            link = f"[{operator.name}]({family}.md#{operator.name.replace(' ', '-')})"
+            lines.append(f"| {link} | {family} | {', '.join(row['needs'])} | {row['coefficient']} | {row['paper']} |")
+    lines += [
+        "",
+        "## Identities",
+        "",
+        "Every operator is tested for exactly those that it declares; the others fail.",
+        "",
+    ]
+    lines += [f"- **{name.replace('_', ' ')}**: {text}" for name, text in IDENTITIES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _family_page(family: str, operators: list[Operator]) -> str:
+    parts = [f"# {FAMILIES[family]}", _GENERATED]
+    told: set[str] = set()
+    for operator in operators:
+        module = operator.prepare.__module__
+        prose = "" if module in told else inspect.cleandoc(sys.modules[module].__doc__ or "")
+        told.add(module)
+        parts.append(_section(operator, prose))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(operator: Operator, prose: str) -> str:
+    parts = [f"## {operator.name}", f"{operator.summary[0].upper()}{operator.summary[1:]}.", f"*{operator.paper}.*"]
+    if prose:
+        parts.append(prose)
+    parts.append(inspect.cleandoc(operator.prepare.__doc__ or ""))
+    parts.append(_facts(operator))
+    if operator.hyperparameters:
+        parts.append(_hyperparameters(operator))
+    return "\n\n".join(parts)
+
+
+def _facts(operator: Operator) -> str:
+    options = {name: default(p) for name, p in operator.hyperparameters.items()}
+    least, most = operator.experts
+    count = max(least, 4 if most is None else min(4, most))
+    low, high = operator.bounds(count, options)
+    experts = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"
+    traits = [
+        word for word, flag in (("order-sensitive", operator.order_sensitive), ("random", operator.stochastic)) if flag
+    ]
+    lines = [
+        f"- needs: {', '.join(['weights', *sorted(operator.needs)])}; experts: {experts}",
+        f"- coefficient: {coefficient(operator)}, searched in [{low:g}, {high:g}] (K={count})",
+        f"- preparation sees {_SCOPES[operator.scope]}" + (f"; {', '.join(traits)}" if traits else ""),
+        f"- holds: {_identities(operator.identities)}",
+    ]
+    if operator.plain:
+        settings = ", ".join(f"{name} {value}" for name, value in operator.plain.items())
+        more = operator.plain_identities - operator.identities
+        lines.append(f"- with {settings} also: {_identities(more)}" if more else f"- with {settings}: nothing more")
+    return "\n".join(lines)
+
+
+def _identities(names: frozenset[str]) -> str:
+    return ", ".join(f"[{name.replace('_', ' ')}](README.md#identities)" for name in IDENTITIES if name in names)
+
+
+def _hyperparameters(operator: Operator) -> str:
+    lines = ["| hyperparameter | type | default | meaning |", "|---|---|---|---|"]
+    for name, parameter in operator.hyperparameters.items():
+        cells = (f"`{name}`", type_text(parameter.annotation), f"`{_plain(default(parameter))}`", meaning(parameter))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def type_text(annotation: Any) -> str:
+    """An annotation as readers want it: choices, number with its limits, list."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [_limit(item) for extra in arguments[1:] for item in (*getattr(extra, "metadata", ()), extra)]
+        return " ".join([type_text(arguments[0]), *(limit for limit in limits if limit)])
+    if origin is Literal:
+        return " or ".join(f"`{argument}`" for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_text(argument) for argument in arguments)
+    if origin is list:
+        return f"list of {type_text(arguments[0])}"
+    names = {float: "number", int: "whole number", bool: "true or false", str: "text", type(None): "none"}
+    return names.get(annotation, "mapping" if origin is dict else getattr(annotation, "__name__", str(annotation)))
+
+
+_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def _limit(item: Any) -> str:
+    found = [
+        f"{sign} {getattr(item, name):g}" for name, sign in _SIGNS.items() if _is_number(getattr(item, name, None))
+    ]
+    return " ".join(found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def meaning(parameter: inspect.Parameter) -> str:
+    """The description in the annotation."""
+    for extra in get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ():
+        text = getattr(extra, "description", None)
+        if text:
+            return str(text)
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float | bool | list | dict) else str(value)

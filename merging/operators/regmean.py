@@ -1,0 +1,87 @@
+"""RegMean: merge linear layers by regression on the inputs that the experts see.
+
+Jin 2023, "Dataless knowledge fusion by merging weights of language models", Eq. 3: for every linear layer
+W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ with G_k the mean of x xᵀ over the inputs x of expert k, off-diagonals times ``reduce``;
+every other tensor is the mean. In task vectors, expert k contributes τ_k G_k (Σ_j G_j)⁻¹; coefficient 1 reproduces.
+
+Implementations invert Σ G_k. Here it is factored in fp64, with a small ridge shared equally by the experts, so that
+equal Gram matrices give the mean exactly, and inputs that no item reaches are averaged. Tokens that the attention
+mask calls padding do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from merging.calibration import Bench, CalibrationOption, Pieces, piecewise, refuse_calibration
+from merging.gram import Grams, linear_weights, regressed
+from merging.operators.base import Basis, Operator, TensorSource
+from merging.operators.task_vectors import task_vectors
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    calibration: Annotated[
+        CalibrationOption, Field(description="Items to run the experts on, and the model that runs them.")
+    ],
+    reduce: Annotated[float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")] = 0.95,
+) -> Basis:
+    """Task vectors reweighted by the inputs of each expert.
+
+    Holds the model and the Gram matrices of one expert while items are run; without a memo, those of all experts.
+    """
+    bench = Bench(calibration, base)
+    # Without `reduce` in the key: its values share the Gram matrices.
+    grams = [
+        piecewise((base, expert), bench.key(["gram"], [expert.name]), partial(_grams, bench, expert))
+        for expert in experts
+    ]
+
+    def rows(name: str) -> list[torch.Tensor]:
+        deltas = task_vectors(base, experts, name)
+        if len(base.shape(name)) != 2:
+            return [delta / len(deltas) for delta in deltas]
+        return regressed(deltas, [gram(name) for gram in grams], reduce)
+
+    return Basis("delta", len(experts), rows)
+
+
+def _grams(bench: Bench, expert: TensorSource) -> Pieces:
+    """Gram matrices of all linear layers of one expert."""
+    import torch
+
+    weights = linear_weights(bench.model, bench.places)
+    layers = {weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()}
+    collected = Grams()
+    bench.mount(expert)
+    for items in bench.items(expert.name):
+        with torch.no_grad(), collected.collecting(layers, items.inputs):
+            bench.run(items)
+    for name, weight in weights.items():
+        yield name, collected.mean(weight)
+
+
+REGMEAN = Operator(
+    name="regmean",
+    prepare=prepare,
+    summary="linear layers by regression on each expert's inputs, the mean elsewhere",
+    paper="Jin 2023, Dataless knowledge fusion by merging weights of language models",
+    family="data",
+    scope="S",
+    identities=frozenset({"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity"}),
+    default=lambda _experts, _options: 1.0,
+    bounds=lambda _experts, _options: (0.0, 1.5),
+    needs=frozenset({"inputs"}),
+    refuse=refuse_calibration,
+    # The Gram matrices of a layer, up to four times its weight, and the solve in fp64.
+    copies=lambda experts: 6 * experts + 32,
+)

@@ -1,0 +1,179 @@
+"""RegMean++: RegMean whose inputs pass through the blocks that are already merged.
+
+Nguyen 2025, "RegMean++: enhancing effectiveness and generalization of regression mean for model merging": the inputs of
+block l of every expert come from merged blocks 0 to l − 1, as they will in the merged model, not from the expert's own.
+Embeddings are averaged first; then, block by block, the Gram matrices of all experts are collected, the linear layers
+solved as in RegMean, and the items passed on. As in the authors' code, everything outside the blocks is the mean, heads
+included, as is a tower that the calibration items do not pass through.
+
+The stream is that of coefficient 1: other coefficients scale these same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from merging.blocks import Call, Chain, chains_in_order, check_same, passage
+from merging.calibration import Bench, CalibrationOption, Items, Pieces, piecewise, refuse_calibration
+from merging.gram import Grams, LinearWeight, linear_weights, regressed
+from merging.layout import Layout
+from merging.operators.base import Basis, Operator, Options, TensorSource
+from merging.operators.task_vectors import task_vectors
+from merging.places import classify
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prepare(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    calibration: Annotated[
+        CalibrationOption, Field(description="Items to run the experts on, and the model that runs them.")
+    ],
+    reduce: Annotated[float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")] = 0.95,
+) -> Basis:
+    """Task vectors reweighted by the inputs of each expert in the merged model.
+
+    Holds the model, the hidden states of all items of all experts and the Gram matrices of one block while items are
+    run; without a memo, also the rows of all linear layers.
+    """
+    bench = Bench(calibration, base)
+    names = [expert.name for expert in experts]
+    found = piecewise(
+        (base, *experts),
+        bench.key(["regmean_pp", reduce], names),
+        partial(_regressions, bench, experts, reduce),
+    )
+
+    def rows(name: str) -> list[torch.Tensor]:
+        kept = found(name)
+        if kept:
+            device = base.read(name).device
+            return [kept[str(place)].to(device, copy=True) for place in range(len(experts))]
+        return _mean_rows(base, experts, name)
+
+    return Basis("delta", len(experts), rows)
+
+
+def _mean_rows(base: TensorSource, experts: Sequence[TensorSource], name: str) -> list[torch.Tensor]:
+    return [delta.div_(len(experts)) for delta in task_vectors(base, experts, name)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Flow:
+    """A batch in front of a block.
+
+    Attributes:
+        items: The batch.
+        calls: How the model calls each block of the chain.
+        hidden: The hidden state.
+    """
+
+    items: Items
+    calls: Sequence[Call]
+    hidden: torch.Tensor
+
+
+def _regressions(bench: Bench, experts: Sequence[TensorSource], reduce: float) -> Pieces:
+    """Rows of every linear layer in a block, chain by chain and block by block; the model ends up merged."""
+    for name in bench.places:
+        _put_merged(bench, name, _mean_rows(bench.base, experts, name))
+    first = bench.items(experts[0].name)[0]
+    for chain in chains_in_order(bench.model, partial(_run, bench, first)):
+        flows = [[_captured(bench, chain, items) for items in bench.items(expert.name)] for expert in experts]
+        for place, block in enumerate(chain.blocks):
+            yield from _merge_block(bench, experts, reduce, block, [[(flow, place) for flow in own] for own in flows])
+            flows = [[_passed(bench, flow, block, place) for flow in own] for own in flows]
+        check_same(chain, passage(bench.model, chain, partial(_run, bench, first)).exit, flows[0][0].hidden)
+
+
+def _run(bench: Bench, items: Items) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return bench.run(items)
+
+
+def _captured(bench: Bench, chain: Chain, items: Items) -> _Flow:
+    captured = passage(bench.model, chain, partial(_run, bench, items))
+    return _Flow(items, captured.calls, captured.entry)
+
+
+def _passed(bench: Bench, flow: _Flow, block: str, place: int) -> _Flow:
+    hidden = flow.calls[place].repeat(bench.model.get_submodule(block), flow.hidden)
+    return _Flow(flow.items, flow.calls, hidden)
+
+
+def _merge_block(
+    bench: Bench,
+    experts: Sequence[TensorSource],
+    reduce: float,
+    block: str,
+    flows: Sequence[Sequence[tuple[_Flow, int]]],
+) -> Pieces:
+    """Rows of the linear layers of one block, whose merge is then in the model."""
+    names = [name for name, place in bench.places.items() if place.parameter.startswith(f"{block}.")]
+    weights = linear_weights(bench.model, {name: bench.places[name] for name in names})
+    grams = [_grams(bench, expert, block, names, weights, own) for expert, own in zip(experts, flows, strict=True)]
+    for name in names:
+        rows = _mean_rows(bench.base, experts, name)
+        if name in weights:
+            deltas = task_vectors(bench.base, experts, name)
+            rows = regressed(deltas, [own.mean(weights[name]) for own in grams], reduce)
+            yield name, {str(place): row.cpu() for place, row in enumerate(rows)}
+        _put_merged(bench, name, rows)
+
+
+def _grams(
+    bench: Bench,
+    expert: TensorSource,
+    block: str,
+    names: Sequence[str],
+    weights: Mapping[str, LinearWeight],
+    flows: Sequence[tuple[_Flow, int]],
+) -> Grams:
+    """Gram matrices of one block with the weights of one expert."""
+    layers = {weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()}
+    collected = Grams()
+    bench.mount(expert, names)
+    for flow, place in flows:
+        with collected.collecting(layers, flow.items.inputs):
+            _passed(bench, flow, block, place)
+    return collected
+
+
+def _put_merged(bench: Bench, name: str, rows: Sequence[torch.Tensor]) -> None:
+    bench.put(name, sum(rows, bench.base.read(name).to(rows[0].dtype)))
+
+
+def _refuse(layout: Layout, experts: int, options: Options) -> str | None:
+    if all(classify(name).block is None for name in layout.names):
+        return (
+            "expected numbered residual blocks among the tensors, such as layers.0.*, found none; "
+            "choose operator regmean"
+        )
+    return refuse_calibration(layout, experts, options)
+
+
+REGMEAN_PP = Operator(
+    name="regmean_pp",
+    prepare=prepare,
+    summary="RegMean on the inputs that the merged blocks give, block by block",
+    paper="Nguyen 2025, RegMean++: enhancing effectiveness and generalization of regression mean for model merging",
+    family="data",
+    scope="S",
+    identities=frozenset({"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity"}),
+    default=lambda _experts, _options: 1.0,
+    bounds=lambda _experts, _options: (0.0, 1.5),
+    needs=frozenset({"inputs"}),
+    refuse=_refuse,
+    # The Gram matrices of a block, about twelve times its largest weight each, and the solve in fp64.
+    copies=lambda experts: 16 * experts + 32,
+)

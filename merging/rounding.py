@@ -1,0 +1,66 @@
+"""How much of a merge is lost when its weights are stored in a narrow dtype.
+
+A task vector is small beside the base: in bfloat16 (8 bits of mantissa) much of it can vanish in the one rounding that
+a merge does. The share of the change's norm that is lost says how much.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Sums over tensors.
+
+    Attributes:
+        lost: Σ (stored − merged)², what rounding changed.
+        change: Σ (merged − base)², what the merge changed.
+        dtypes: Names of the dtypes that were stored.
+    """
+
+    lost: float = 0.0
+    change: float = 0.0
+    dtypes: frozenset[str] = frozenset()
+
+    def __add__(self, other: Rounding) -> Rounding:
+        return Rounding(self.lost + other.lost, self.change + other.change, self.dtypes | other.dtypes)
+
+    @property
+    def share(self) -> float:
+        """‖stored − merged‖ / ‖merged − base‖, 0 where nothing was lost."""
+        if self.lost == 0:
+            return 0.0
+        return math.sqrt(self.lost / self.change) if self.change else math.inf
+
+    def facts(self) -> dict[str, str]:
+        """For the model card."""
+        stored = ", ".join(sorted(self.dtypes))
+        return {"stored as": stored, "share of the change's norm lost by rounding": f"{self.share:.3%}"}
+
+    def sentence(self) -> str:
+        """For people."""
+        return f"stored as {', '.join(sorted(self.dtypes))}: rounding loses {self.share:.3%} of the norm of the change"
+
+
+def rounding_of(merged: torch.Tensor, stored: torch.Tensor, base: torch.Tensor) -> Rounding:
+    """What storing ``merged`` (wide) as ``stored`` (narrower) cost; overwrites ``merged``."""
+
+    name = str(stored.dtype).removeprefix("torch.")
+    if stored.dtype == merged.dtype or merged.numel() == 0:
+        return Rounding(dtypes=frozenset({name}))
+    lost = stored.to(merged.dtype).sub_(merged)
+    change = merged.sub_(base)
+    return Rounding(_square(lost), _square(change), frozenset({name}))
+
+
+def _square(tensor: torch.Tensor) -> float:
+    import torch
+
+    flat = tensor.reshape(-1)
+    return float(torch.dot(flat, flat))  # three digits are printed: no wider copy is worth its memory

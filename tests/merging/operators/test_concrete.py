@@ -1,0 +1,149 @@
+"""The learned mask: its gradient against autograd, what it is for, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merging import RecipeError, merge
+from merging.calibration import Bench, Calibration
+from merging.in_memory import MappingSource
+from merging.operators import concrete, get_operator
+from tests.merging.operators.calibrated import Model, batches, images, save_items
+from tests.merging.operators.pico_runs import deltas_of, rows_of
+
+
+def states(experts: int = 2) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in Model().state_dict().items()}
+    return base, [
+        {name: tensor + torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+        for _ in range(experts)
+    ]
+
+
+def calibrated(experts: int = 2) -> Calibration:
+    return Calibration(Model(), {str(place): batches(f"items {place}") for place in range(experts)})
+
+
+merged_with = partial(merge, operator="concrete")
+
+
+def entropy(state: dict[str, torch.Tensor], experts: int = 2) -> float:
+    """Mean entropy of the answers to all items, in fp64."""
+    model = Model().double()
+    model.load_state_dict(state)
+    items = torch.cat([batch["inputs"] for place in range(experts) for batch in batches(f"items {place}")])
+    with torch.no_grad():
+        p = model(items.double()).softmax(dim=1)
+    return float(-(p * p.log()).sum(dim=1).mean())
+
+
+def test_unlearned_it_is_task_arithmetic() -> None:
+    base, experts = states()
+    masked = merged_with(base, experts, calibration=calibrated(), steps=0)
+    plain = merge(base, experts, operator="task_arithmetic", coefficients=0.3)
+    assert all(torch.equal(masked[name], plain[name]) for name in base)
+
+
+def test_learns_to_be_sure() -> None:
+    base, experts = states()
+    options = {"calibration": calibrated(), "learning_rate": 0.05}
+    before, after = (entropy(merged_with(base, experts, steps=steps, **options)) for steps in (0, 80))
+    assert after < 0.9 * before
+
+
+def test_scales_every_task_vector_by_one_mask_of_mean_one() -> None:
+    base, experts = states(3)
+    options = get_operator("concrete").complete({"calibration": calibrated(3), "steps": 20, "learning_rate": 0.05})
+    sources = [MappingSource(str(place), tensors, list(base)) for place, tensors in enumerate(experts)]
+    rows = concrete.prepare(MappingSource("base", base, list(base)), sources, **options).rows
+    for name, tensor in base.items():
+        masks = [row / (expert[name] - tensor) for row, expert in zip(rows(name), experts, strict=True)]
+        assert all(torch.allclose(mask, masks[0], rtol=1e-3) for mask in masks)
+        assert float(masks[0].mean()) == pytest.approx(1, abs=1e-3)
+        assert bool((masks[0] > 0).all())
+        assert tensor.numel() == 1 or float(masks[0].std()) > 1e-3
+
+
+def test_gradient_is_that_of_autograd() -> None:
+    """From a gradient with respect to the weights to that with respect to the logits behind their mask."""
+    base, experts = states()
+    bench = Bench(calibrated(), MappingSource("base", base, list(base)))
+    name, temperature, generator = "block.0.weight", 0.5, torch.Generator().manual_seed(0)
+    change, whole = experts[0][name], torch.randn(base[name].shape, generator=generator)
+    logits = torch.randn(change.shape, generator=generator, requires_grad=True)
+    mask = concrete._drawn(logits, temperature, 0, 0, name)
+    (whole * change * mask / mask.mean()).sum().backward()
+    bench.tensors[bench.places[name].parameter].grad = whole
+    found = concrete._gradient(bench, name, change, mask.detach(), temperature)
+    assert found is not None
+    assert logits.grad is not None
+    assert torch.allclose(found, logits.grad, atol=1e-6)
+
+
+def test_first_step_goes_against_the_gradient_of_all_entropies() -> None:
+    base, experts = states()
+    state = {}
+    for name, tensor in base.items():
+        mask = concrete._drawn(torch.zeros_like(tensor), 0.5, 0, 0, name).double()
+        change = 0.3 * sum(expert[name].double() - tensor.double() for expert in experts)
+        state[name] = tensor.double() + change * mask / mask.mean()
+    mean = torch.tensor(0.0, dtype=torch.float64)
+    name = "column"
+    logits = torch.zeros_like(base[name], dtype=torch.float64, requires_grad=True)
+    mask = concrete._drawn(logits, 0.5, 0, 0, name)
+    change = 0.3 * sum(expert[name].double() - base[name].double() for expert in experts)
+    state[name] = base[name].double() + change * mask / mask.mean()
+    for place in range(2):
+        x = batches(f"items {place}")[0]["inputs"].double()  # step 0: the first batch of each
+        p = torch.func.functional_call(Model().double(), state, (x,)).softmax(dim=1)
+        mean = mean - (p * p.log()).sum(dim=1).mean()
+    mean.backward()
+    assert logits.grad is not None
+    rate = 1e-2
+    learned = merged_with(base, experts, calibration=calibrated(), steps=1, learning_rate=rate, coefficients=[1.0, 0.0])
+    mask = (-rate * logits.grad / (logits.grad.abs() + 1e-8) / 0.5).sigmoid()  # Adam's first step
+    expected = base[name].double() + mask / mask.mean() * (experts[0][name].double() - base[name].double())
+    assert torch.allclose(learned[name].double(), expected, atol=1e-5)
+    assert len(set(logits.grad.sign().flatten().tolist())) == 2
+
+
+def test_seeds_differ_and_repeat() -> None:
+    base, experts = states()
+    options = {"calibration": calibrated(), "steps": 5, "learning_rate": 0.05}
+    one, again, other = (merged_with(base, experts, seed=seed, **options) for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], again[name]) for name in base)
+    assert not torch.equal(one["block.0.weight"], other["block.0.weight"])
+
+
+def test_masks_a_vit_from_its_checkpoints(pico: Callable[[str], Any], tmp_path: Path) -> None:
+    family = pico("vit")
+    own = {
+        "data": str(save_items(tmp_path / "items", images(8, 0))),
+        "model_class": "AutoModelForImageClassification",
+        "inputs": {"pixel_values": "pixels"},
+        "batch_size": 3,
+    }
+    options = {"calibration": own, "steps": 4, "learning_rate": 0.1}
+    rows = rows_of(family.base, family.experts, "concrete", tmp_path / "arenas", **options)
+    again = rows_of(family.base, family.experts, "concrete", tmp_path / "elsewhere", **options)
+    name = "vit.encoder.layer.0.attention.attention.query.weight"
+    deltas = deltas_of(family.base, family.experts)[name]
+    masks = rows[name] / deltas
+    clear = deltas.abs().min(dim=0).values > 1e-3
+    assert torch.allclose(masks[0][clear], masks[1][clear], rtol=1e-3)
+    assert float(masks[0][clear].std()) > 0.01
+    assert all(torch.equal(tensor, again[n]) for n, tensor in rows.items())
+
+
+def test_default_is_the_scale_that_it_was_learned_at() -> None:
+    operator = get_operator("concrete")
+    assert operator.default(4, {"scale": 0.2}) == 0.2
+    with pytest.raises(RecipeError, match=r"'temperature': Input should be greater than 0, received 0\.0"):
+        operator.complete({"calibration": calibrated(), "temperature": 0.0})

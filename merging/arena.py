@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from merging.calibration import stamps as calibration_stamps
 from merging.checkpoint import Checkpoint
 from merging.errors import RecipeError, RunFolderError
 from merging.family import Family, open_family, warn_of_integers
@@ -145,7 +146,7 @@ def _plan(recipe: Recipe, family: Family) -> _Plan:
         "dtype": accumulation_dtype(layout),
         "directions": operator.directions(experts, options),
         "size": layout.size,
-        "files": _stamps(recipe, family.sources),
+        "files": [*_stamps(recipe, family.sources), *calibration_stamps(options)],
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
     }
     return _Plan(recipe.basis_key, family, sheet, lambda: family.prepare(operator, options))

@@ -76,12 +76,12 @@ class Recipe:
     def basis_key(self) -> str:
         """Identity of the prepared basis: everything but the coefficients.
 
-        Names of experts count only where masks are drawn, or an order declared, by name.
+        Names of experts count only where masks are drawn, an order declared, or items given, by name.
         """
         from merging.operators import OPERATORS
 
         operator = OPERATORS.get(self.operator)
-        by_name = operator is not None and (operator.stochastic or operator.order_sensitive)
+        by_name = operator is not None and bool(operator.stochastic or operator.order_sensitive or operator.needs)
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
         names = [[e.name for e in self.experts]] if by_name else []
         special = [["special", sorted(self.special)]] if self.special else []

@@ -29,6 +29,7 @@ import numpy as np
 import yaml
 
 from merging.atomic import write_atomically
+from merging.calibration import absolute
 from merging.checkpoint import Checkpoint, is_hub_name, short_name
 from merging.errors import RecipeError
 from merging.family import align_family
@@ -111,7 +112,7 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
         parse_special(data.get("special")), lambda path: _source("special", path, "", folder).path
     )
     layout = _layout(base, experts, special)
-    options = operator.check(layout, len(experts), options)
+    options = operator.check(layout, len(experts), absolute(options, folder))
     coefficients = data.get("coefficients", operator.default(len(experts), options))
     return Recipe(
         base=base,

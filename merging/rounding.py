@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Elements looked at a time.
+BLOCK = 1 << 17
+
+
 @dataclass(frozen=True)
 class Rounding:
     """Sums over tensors.
@@ -49,18 +53,17 @@ class Rounding:
 
 
 def rounding_of(merged: torch.Tensor, stored: torch.Tensor, base: torch.Tensor) -> Rounding:
-    """What storing ``merged`` (wide) as ``stored`` (narrower) cost; overwrites ``merged``."""
+    """What storing ``merged`` (wide) as ``stored`` (narrower) cost, on one device, relative to ``base``."""
+    import torch
 
     name = str(stored.dtype).removeprefix("torch.")
     if stored.dtype == merged.dtype or merged.numel() == 0:
         return Rounding(dtypes=frozenset({name}))
-    lost = stored.to(merged.dtype).sub_(merged)
-    change = merged.sub_(base)
-    return Rounding(_square(lost), _square(change), frozenset({name}))
-
-
-def _square(tensor: torch.Tensor) -> float:
-    import torch
-
-    flat = tensor.reshape(-1)
-    return float(torch.dot(flat, flat))  # three digits are printed: no wider copy is worth its memory
+    lost = change = 0.0
+    flats = (torch.split(tensor.reshape(-1), BLOCK) for tensor in (merged, stored, base))
+    for exact, kept, origin in zip(*flats, strict=True):  # block by block, in the cache
+        loss = kept.to(merged.dtype).sub_(exact)
+        lost += float(torch.dot(loss, loss))
+        moved = loss.copy_(exact).sub_(origin)
+        change += float(torch.dot(moved, moved))
+    return Rounding(lost, change, frozenset({name}))

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from evaluators.spec import EvaluatorSpec
 from merging import InputError
+from merging.calibration import absolute as in_full
 from merging.special import Special, located_special
 from spaces.spec import SpaceSpec
 
@@ -286,6 +287,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "base": None if spec.base is None else absolute(spec.base),
             "experts": {name: absolute(path) for name, path in spec.experts.items()},
             "special": located_special(spec.special, absolute),
+            "operator": OperatorSection(name=spec.operator.name, **in_full(spec.operator.options, folder)),
             "evaluators": [_resolve_evaluator(evaluator, folder) for evaluator in spec.evaluators],
         }
     )

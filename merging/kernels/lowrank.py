@@ -34,10 +34,13 @@ TERMS_PER_ROW = 9
 SLOWER_PER_SMALLER = 0.25
 SLOWEST = 8.0
 
-#: Elements at a time where the sum needs scratch memory: 1 MB of fp32, a second-level cache; an accelerator needs long
-#: launches instead.
-CPU_BLOCK = 1 << 18
-ACCELERATOR_BLOCK = 1 << 24
+#: Elements at a time where the sum needs scratch memory: a block and its scratch stay in the second-level cache, since
+#: every term passes over both.
+CPU_BLOCK = 1 << 16
+ACCELERATOR_BLOCK = 1 << 22
+
+#: Elements at a time, on each thread, where numba's result is rounded to another dtype.
+HOST_BLOCK = 1 << 18
 
 
 def worth_keeping(shape: Sequence[int], rank: int, directions: int) -> bool:
@@ -159,7 +162,8 @@ def _combine_on_host(
     if target.dtype == torch.float32 and target.is_contiguous():
         combine(base, left, right, owners, weights, boundaries, target.numpy(), 0, threads)
         return
-    scratch = np.empty(min(CPU_BLOCK * threads, base.size), np.float32)
+    rows = 16 * max(HOST_BLOCK * threads // (16 * right.shape[1]), 1)  # whole tiles
+    scratch = np.empty(min(rows * right.shape[1], base.size), np.float32)
     for start in range(0, base.size, scratch.size):
         block = scratch[: min(scratch.size, base.size - start)]
         combine(base, left, right, owners, weights, boundaries, block, start, threads)
@@ -184,7 +188,9 @@ def _combine_by_torch(
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
     with torch.no_grad(), _torch_threads(threads):
         for segment, column in enumerate(weights.T.tolist()):
-            used = [(r, column[k]) for r, k in enumerate(owner) if column[k] != 0]
+            used = [r for r, k in enumerate(owner) if column[k] != 0]
+            scales = torch.tensor([column[owner[r]] for r in used], dtype=wide, device=target.device)
+            scaled = left[:, used] * scales
             first, end = int(boundaries[segment]), int(boundaries[segment + 1])
             for start, stop, columns in _pieces(first, end, right.shape[1], block):
                 if not all(map(math.isfinite, column)):
@@ -192,9 +198,11 @@ def _combine_by_torch(
                     continue
                 rows = slice(start // right.shape[1], -(-stop // right.shape[1]))
                 total = base[start:stop].to(wide, copy=True).view(rows.stop - rows.start, -1)
-                for r, weight in used:
+                term = torch.empty_like(total)
+                for place, r in enumerate(used):
                     # A separate addition: addcmul may fuse, and round once instead of twice.
-                    total.add_((left[rows, r] * weight)[:, None] * right[r, columns])
+                    torch.mul(scaled[rows, place, None], right[r, columns], out=term)
+                    total.add_(term)
                 target[start:stop].copy_(total.view(-1))
 
 

@@ -18,7 +18,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from merging.kernels.numba_kernel import SHORTEST_TASK, TASKS_PER_THREAD, _compile, _pointer
+from merging.kernels.numba_kernel import SHORTEST_TASK, TASKS_PER_THREAD, _pointer, compiled
 
 #: A tile: 4 rows of 16 columns are 8 sums of 8 lanes; with two operands they fill the 16 registers of AVX2.
 ROWS, LANES, VECTORS = 4, 8, 2
@@ -147,7 +147,7 @@ _WRITE = types.Array(types.float32, 1, "C")
 _AT = types.int64
 
 
-@_compile(types.void(_WRITE, _READ2, types.int64[::1], _AT, _AT, _AT))
+@compiled(types.void(_WRITE, _READ2, types.int64[::1], _AT, _AT, _AT))
 def _pack_right(panels: Floats, right: Floats, used: Any, terms: int, left_edge: int, right_edge: int) -> None:
     """Columns ``left_edge:right_edge`` as panels ``(terms, COLUMNS)``, the last one filled up with zeros."""
     at = 0
@@ -159,7 +159,7 @@ def _pack_right(panels: Floats, right: Floats, used: Any, terms: int, left_edge:
             at += COLUMNS
 
 
-@_compile(types.void(_WRITE, _READ2, types.int64[::1], types.float32[::1], _AT, _AT, _AT))
+@compiled(types.void(_WRITE, _READ2, types.int64[::1], types.float32[::1], _AT, _AT, _AT))
 def _pack_left(packed: Floats, left: Floats, used: Any, scales: Floats, terms: int, top: int, bottom: int) -> None:
     """Rows ``top:bottom``, scaled, as blocks ``(terms, ROWS)``, the last one filled up with zeros."""
     at = 0
@@ -170,7 +170,7 @@ def _pack_left(packed: Floats, left: Floats, used: Any, scales: Floats, terms: i
             at += ROWS
 
 
-@_compile(types.void(_AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, types.float32[::1]))
+@compiled(types.void(_AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, types.float32[::1]))
 def _edge_tile(
     base: int, out: int, pitch: int, rows: int, columns: int, left: int, right: int, terms: int, spare: Floats
 ) -> None:
@@ -190,7 +190,7 @@ def _edge_tile(
 _SCRATCH = types.Tuple([types.float32[::1]] * 3)
 
 
-@_compile(
+@compiled(
     types.void(*(_AT, _AT, _READ2, _READ2, types.int64[::1], types.float32[::1], _AT), *(_AT, _AT, _AT, _AT), _SCRATCH)
 )
 def _rectangle(
@@ -230,7 +230,7 @@ def _rectangle(
                 panel += terms * COLUMNS * 4
 
 
-@_compile(types.void(*(_READ, _READ2, _READ2, _INDEX, _READ2, _INDEX, _WRITE, _AT, _AT, _AT)), nogil=True)
+@compiled(types.void(*(_READ, _READ2, _READ2, _INDEX, _READ2, _INDEX, _WRITE, _AT, _AT, _AT)), nogil=True)
 def _combine(
     base: Floats,
     left: Floats,

@@ -62,7 +62,7 @@ def _tasks(size: int, threads: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def _compile(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """``numba.njit`` with its compile cache where some folder for it is writable, without it elsewhere."""
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -91,31 +91,31 @@ _WRITE = types.Array(types.float32, 1, "C")
 _FP32 = types.float32
 
 
-@_compile(types.void(_WRITE, _READ, _FP32))
+@compiled(types.void(_WRITE, _READ, _FP32))
 def _set1(out: Floats, a: Floats, wa: float) -> None:
     for i in range(out.size):
         out[i] = wa * a[i]
 
 
-@_compile(types.void(_WRITE, _READ, _FP32))
+@compiled(types.void(_WRITE, _READ, _FP32))
 def _add1(out: Floats, a: Floats, wa: float) -> None:
     for i in range(out.size):
         out[i] = out[i] + wa * a[i]
 
 
-@_compile(types.void(_WRITE, _READ, _READ, _FP32, _FP32))
+@compiled(types.void(_WRITE, _READ, _READ, _FP32, _FP32))
 def _add2(out: Floats, a: Floats, b: Floats, wa: float, wb: float) -> None:
     for i in range(out.size):
         out[i] = (out[i] + wa * a[i]) + wb * b[i]
 
 
-@_compile(types.void(_WRITE, _READ, _READ, _READ, _READ, _FP32, _FP32, _FP32, _FP32))
+@compiled(types.void(_WRITE, _READ, _READ, _READ, _READ, _FP32, _FP32, _FP32, _FP32))
 def _add4(out: Floats, a: Floats, b: Floats, c: Floats, d: Floats, wa: float, wb: float, wc: float, wd: float) -> None:
     for i in range(out.size):
         out[i] = (((out[i] + wa * a[i]) + wb * b[i]) + wc * c[i]) + wd * d[i]
 
 
-@_compile(types.void(_WRITE, types.int64[::1], _FP32[::1], types.int64))
+@compiled(types.void(_WRITE, types.int64[::1], _FP32[::1], types.int64))
 def _sum_block(out: Floats, addresses: Any, weights: Floats, count: int) -> None:
     """``out = Σ weights[t] · (floats at addresses[t])`` over the first ``count`` terms."""
     n = out.size
@@ -145,7 +145,7 @@ def _sum_block(out: Floats, addresses: Any, weights: Floats, count: int) -> None
 _ROW = types.Array(types.float32, 1, "C")
 
 
-@_compile(types.void(_ROW, _READ, _READ, _FP32, _FP32, _ROW))
+@compiled(types.void(_ROW, _READ, _READ, _FP32, _FP32, _ROW))
 def _elect_sum(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: Floats) -> None:
     for i in range(kept.size):
         one, other = (wa * a[i]) * sign[i], (wb * b[i]) * sign[i]
@@ -153,7 +153,7 @@ def _elect_sum(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: F
         kept[i] = partial + (other if other > 0 else np.float32(0))
 
 
-@_compile(types.void(_ROW, _READ, _READ, _FP32, _FP32, _ROW))
+@compiled(types.void(_ROW, _READ, _READ, _FP32, _FP32, _ROW))
 def _elect_max(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: Floats) -> None:
     for i in range(kept.size):
         one, other = (wa * a[i]) * sign[i], (wb * b[i]) * sign[i]
@@ -162,7 +162,7 @@ def _elect_max(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: F
         kept[i] = other if other > larger else larger
 
 
-@_compile(types.void(_ROW, _ROW, _READ, _READ, _FP32, _FP32, _FP32, _FP32, _ROW))
+@compiled(types.void(_ROW, _ROW, _READ, _READ, _FP32, _FP32, _FP32, _FP32, _ROW))
 def _elect_mean(
     kept: Floats, count: Floats, a: Floats, b: Floats, wa: float, wb: float, na: float, nb: float, sign: Floats
 ) -> None:
@@ -174,7 +174,7 @@ def _elect_mean(
         count[i] = number + (nb if other > 0 else np.float32(0))
 
 
-@_compile(types.void(_ROW, _ROW, _ROW))
+@compiled(types.void(_ROW, _ROW, _ROW))
 def _start_election(total: Floats, kept: Floats, count: Floats) -> None:
     """Turn the sums of the terms into signs (NaN where a sum is not finite) and clear the rest."""
     for i in range(total.size):
@@ -186,7 +186,7 @@ def _start_election(total: Floats, kept: Floats, count: Floats) -> None:
         count[i] = np.float32(0)
 
 
-@_compile(types.void(_WRITE, _READ, _ROW, _ROW, _ROW))
+@compiled(types.void(_WRITE, _READ, _ROW, _ROW, _ROW))
 def _finish_election(out: Floats, base: Floats, kept: Floats, sign: Floats, count: Floats) -> None:
     """``out = base + sign · kept / count``; a sign that is not a number says that the terms' sum was not finite."""
     for i in range(out.size):
@@ -197,7 +197,7 @@ def _finish_election(out: Floats, base: Floats, kept: Floats, sign: Floats, coun
 _FOUR = types.UniTuple(_FP32, 4)
 
 
-@_compile(types.void(_WRITE, _READ, _READ, _READ, _READ, _READ, _FOUR, _FOUR, types.boolean))
+@compiled(types.void(_WRITE, _READ, _READ, _READ, _READ, _READ, _FOUR, _FOUR, types.boolean))
 def _elect_four(
     out: Floats, base: Floats, a: Floats, b: Floats, c: Floats, d: Floats, w: Any, size: Any, divide: bool
 ) -> None:
@@ -223,7 +223,7 @@ def _elect_four(
         out[i] = base[i] + sign * (kept / divisor)
 
 
-@_compile(types.void(_WRITE, types.int64[::1], _FP32[::1], types.int64, types.int64, _FP32[:, ::1]))
+@compiled(types.void(_WRITE, types.int64[::1], _FP32[::1], types.int64, types.int64, _FP32[:, ::1]))
 def _elect_block(out: Floats, addresses: Any, weights: Floats, count: int, rule: int, scratch: Floats) -> None:
     """``out = base + elected(terms)``: the first term is the base, with weight 1."""
     n = out.size
@@ -261,7 +261,7 @@ def _elect_block(out: Floats, addresses: Any, weights: Floats, count: int, rule:
     _finish_election(out, base, kept, sign, number)
 
 
-@_compile(
+@compiled(
     types.void(
         types.Array(types.int64, 1, "C", readonly=True),
         types.Array(types.float32, 2, "C", readonly=True),

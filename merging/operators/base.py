@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args, get_origin
 
 from merging.errors import RecipeError
 from merging.kernels import Form
@@ -183,7 +183,9 @@ class Operator:
                 raise RecipeError(f"operator {self.name}: unknown hyperparameter {name!r}, expected {allowed}")
         for name, parameter in known.items():
             if name not in options and parameter.default is parameter.empty:
-                raise RecipeError(f"operator {self.name}: hyperparameter {name!r} has no default, give it a value")
+                raise RecipeError(
+                    f"operator {self.name}: hyperparameter {name!r} has no default, give it a value: {meaning(parameter)}"
+                )
         return {
             name: self._checked(parameter, options[name]) if name in options else parameter.default
             for name, parameter in known.items()
@@ -217,3 +219,9 @@ class Operator:
             raise RecipeError(
                 f"operator {self.name}: hyperparameter {place!r}: {first['msg']}, received {first['input']!r}"
             ) from None
+
+
+def meaning(parameter: inspect.Parameter) -> str:
+    """What a hyperparameter is, from the description in its annotation."""
+    extras = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
+    return next((text for extra in extras if (text := getattr(extra, "description", None))), "")

@@ -111,5 +111,5 @@ BREADCRUMBS = Operator(
     plain={"density": 1.0, "gamma": 0.0},
     plain_identities=SHARED_IDENTITIES | {"single_expert", "expert_near_one_hot"},
     refuse=_refuse_range,
-    copies=lambda experts: experts + 4,
+    copies=lambda experts: experts + 8,
 )

@@ -164,7 +164,7 @@ DARE = Operator(
     bounds=lambda _experts, _options: BOUNDS,
     plain={"drop": 0.0},
     plain_identities=SHARED_IDENTITIES | {"expert_near_one_hot", "single_expert"},
-    copies=lambda experts: experts + 4,
+    copies=lambda experts: experts + 5,
     stochastic=True,
 )
 
@@ -181,6 +181,6 @@ DARE_TIES = Operator(
     plain={"drop": 0.0},
     plain_identities=SHARED_IDENTITIES | {"single_expert", "identical_experts"},
     refuse=refuse_election,
-    copies=lambda experts: experts + 4,
+    copies=lambda experts: experts + 5,
     stochastic=True,
 )

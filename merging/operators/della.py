@@ -159,7 +159,7 @@ DELLA = Operator(
     plain={"density": 1.0, "epsilon": 0.0},
     plain_identities=SHARED_IDENTITIES | {"single_expert", "identical_experts"},
     refuse=_refuse_range,
-    copies=lambda experts: experts + 5,
+    copies=lambda experts: experts + 8,
     stochastic=True,
 )
 
@@ -176,6 +176,6 @@ DELLA_LINEAR = Operator(
     plain={"density": 1.0, "epsilon": 0.0},
     plain_identities=SHARED_IDENTITIES | {"single_expert", "expert_near_one_hot"},
     refuse=_refuse_range,
-    copies=lambda experts: experts + 5,
+    copies=lambda experts: experts + 8,
     stochastic=True,
 )

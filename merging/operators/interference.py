@@ -29,8 +29,8 @@ class Spectrum:
     """Eigenvalues, decreasing, of a symmetric positive matrix C, and those of its eigenvectors that are not arbitrary.
 
     Attributes:
-        values: ``(r,)``, all above 0; r is 0 for C = 0.
-        vectors: ``(n, r)``.
+        values: ``(r,)``, fp64, all above 0; r is 0 for C = 0.
+        vectors: ``(n, r)``, in the dtype of what C was made from.
         sizes: Numbers of rows and columns that C was made from (its rank is at most the lesser).
     """
 
@@ -59,7 +59,7 @@ class Filter:
 
 
 def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) -> Spectrum:
-    """Eigenvalues and eigenvectors of C.
+    """Eigenvalues and eigenvectors of C, worked out in fp64: squares take twice the digits.
 
     Args:
         inputs: A_k, ``(p_k, n)`` each.
@@ -67,27 +67,22 @@ def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) 
     """
     import torch
 
-    stacked = torch.cat([_over(matrix, math.sqrt(n)) for matrix, n in zip(inputs, squared_norms, strict=True)])
-    rows, columns = stacked.shape
-    if rows >= columns:
-        values, vectors = torch.linalg.eigh(stacked.T @ stacked)
-        return _above_floor(values, vectors, (rows, columns))
-    # C has at most `rows` eigenvalues above 0: no need for all of a wide matrix's columns.
-    span, triangle = torch.linalg.qr(stacked.T)
-    values, vectors = torch.linalg.eigh(triangle @ triangle.T)
-    return _above_floor(values, span @ vectors, (rows, columns))
-
-
-def _over(matrix: torch.Tensor, length: float) -> torch.Tensor:
-    return matrix / length if length > 0 else matrix.new_zeros(matrix.shape)
-
-
-def _above_floor(values: torch.Tensor, vectors: torch.Tensor, sizes: tuple[int, int]) -> Spectrum:
-    import torch
-
-    smallest = max(FLOOR, torch.finfo(values.dtype).eps * max(sizes) * float(values[-1]))
-    kept = values.flip(0) > smallest
-    return Spectrum(values.flip(0)[kept], vectors.flip(1)[:, kept].contiguous(), sizes)
+    scales = [1 / math.sqrt(squared) if squared > 0 else 0.0 for squared in squared_norms]
+    sizes = sum(matrix.shape[0] for matrix in inputs), inputs[0].shape[1]
+    if sizes[0] >= sizes[1]:
+        gram = inputs[0].new_zeros((sizes[1], sizes[1]), dtype=torch.float64)
+        for matrix, scale in zip(inputs, scales, strict=True):
+            scaled = matrix.double() * scale
+            gram.addmm_(scaled.T, scaled)
+        values, vectors = torch.linalg.eigh(gram)
+    else:
+        # C has no more eigenvalues above 0 than the inputs have rows: no need for all columns of wide ones.
+        stacked = torch.cat([matrix.double() * scale for matrix, scale in zip(inputs, scales, strict=True)])
+        span, triangle = torch.linalg.qr(stacked.T)
+        values, inside = torch.linalg.eigh(triangle @ triangle.T)
+        vectors = span @ inside
+    kept = values.flip(0) > FLOOR
+    return Spectrum(values.flip(0)[kept], vectors.flip(1)[:, kept].to(inputs[0].dtype).contiguous(), sizes)
 
 
 def gradient_flow(values: torch.Tensor, time: float) -> Filter:
@@ -132,10 +127,11 @@ def settled(
         moved: How far the eigenvectors have settled.
     """
     vectors = spectrum.vectors
+    factor, gained = moved.moved.to(vectors.dtype), moved.gained.to(vectors.dtype)
     terms = []
     for k, (start, seen, squared) in enumerate(zip(starts, inputs, squared_norms, strict=True)):
-        change = -(start @ vectors) * moved.moved
+        change = -(start @ vectors) * factor
         if squared > 0:
-            change += targets(k) @ (seen.T @ (seen @ vectors)) * (moved.gained / squared)
+            change += targets(k) @ (seen.T @ (seen @ vectors)) * (gained / squared)
         terms.append(start + change @ vectors.T)
     return terms

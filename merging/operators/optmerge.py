@@ -133,5 +133,5 @@ OPTMERGE = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.1, 1.5),
     # Task vectors, starts and rows before and after they are put in place; factors, mean and one decomposition.
-    copies=lambda experts: 4 * experts + 10,
+    copies=lambda experts: 4 * experts + 14,
 )

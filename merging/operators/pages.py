@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from merging.operators import IDENTITIES, OPERATORS, Operator
-from merging.operators.base import Family
+from merging.operators.base import Family, meaning
 
 FAMILIES: Mapping[str, str] = {
     "linear": "Linear family: weighted sums of experts and task vectors",
@@ -192,15 +192,6 @@ def _limit(item: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def meaning(parameter: inspect.Parameter) -> str:
-    """The description in the annotation."""
-    for extra in get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ():
-        text = getattr(extra, "description", None)
-        if text:
-            return str(text)
-    return ""
 
 
 def _plain(value: Any) -> Any:

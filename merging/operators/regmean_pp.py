@@ -72,12 +72,12 @@ class _Flow:
 
     Attributes:
         items: The batch.
-        calls: How the model calls each block of the chain.
+        calls: How the model calls this block and those behind it.
         hidden: The hidden state.
     """
 
     items: Items
-    calls: Sequence[Call]
+    calls: tuple[Call, ...]
     hidden: torch.Tensor
 
 
@@ -88,9 +88,9 @@ def _regressions(bench: Bench, experts: Sequence[TensorSource], reduce: float) -
     first = bench.items(experts[0].name)[0]
     for chain in chains_in_order(bench.model, partial(_run, bench, first)):
         flows = [[_captured(bench, chain, items) for items in bench.items(expert.name)] for expert in experts]
-        for place, block in enumerate(chain.blocks):
-            yield from _merge_block(bench, experts, reduce, block, [[(flow, place) for flow in own] for own in flows])
-            flows = [[_passed(bench, flow, block, place) for flow in own] for own in flows]
+        for block in chain.blocks:
+            yield from _merge_block(bench, experts, reduce, block, flows)
+            flows = [[_passed(bench, flow, block) for flow in own] for own in flows]
         check_same(chain, passage(bench.model, chain, partial(_run, bench, first)).exit, flows[0][0].hidden)
 
 
@@ -106,22 +106,22 @@ def _captured(bench: Bench, chain: Chain, items: Items) -> _Flow:
     return _Flow(items, captured.calls, captured.entry)
 
 
-def _passed(bench: Bench, flow: _Flow, block: str, place: int) -> _Flow:
-    hidden = flow.calls[place].repeat(bench.model.get_submodule(block), flow.hidden)
-    return _Flow(flow.items, flow.calls, hidden)
+def _passed(bench: Bench, flow: _Flow, block: str) -> _Flow:
+    """The batch behind the block, as the model now has it."""
+    hidden = flow.calls[0].repeat(bench.model.get_submodule(block), flow.hidden)
+    return _Flow(flow.items, flow.calls[1:], hidden)
 
 
 def _merge_block(
-    bench: Bench,
-    experts: Sequence[TensorSource],
-    reduce: float,
-    block: str,
-    flows: Sequence[Sequence[tuple[_Flow, int]]],
+    bench: Bench, experts: Sequence[TensorSource], reduce: float, block: str, flows: Sequence[Sequence[_Flow]]
 ) -> Pieces:
     """Rows of the linear layers of one block, whose merge is then in the model."""
     names = [name for name, place in bench.places.items() if place.parameter.startswith(f"{block}.")]
     weights = linear_weights(bench.model, {name: bench.places[name] for name in names})
-    grams = [_grams(bench, expert, block, names, weights, own) for expert, own in zip(experts, flows, strict=True)]
+    grams = []
+    for expert, own in zip(experts, flows, strict=True):
+        bench.mount(expert, names)
+        grams.append(_grams(bench, block, weights, own))
     for name in names:
         rows = _mean_rows(bench.base, experts, name)
         if name in weights:
@@ -131,21 +131,13 @@ def _merge_block(
         _put_merged(bench, name, rows)
 
 
-def _grams(
-    bench: Bench,
-    expert: TensorSource,
-    block: str,
-    names: Sequence[str],
-    weights: Mapping[str, LinearWeight],
-    flows: Sequence[tuple[_Flow, int]],
-) -> Grams:
-    """Gram matrices of one block with the weights of one expert."""
+def _grams(bench: Bench, block: str, weights: Mapping[str, LinearWeight], flows: Sequence[_Flow]) -> Grams:
+    """Gram matrices of one block, as the model now has it."""
     layers = {weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()}
     collected = Grams()
-    bench.mount(expert, names)
-    for flow, place in flows:
+    for flow in flows:
         with collected.collecting(layers, flow.items.inputs):
-            _passed(bench, flow, block, place)
+            _passed(bench, flow, block)
     return collected
 
 

@@ -164,11 +164,9 @@ def elect(
         majority: Sign of the majority, asked for only where terms cancel; None takes it from these vectors.
     """
     tensors = [vector.contiguous() for vector in vectors]
-    if majority is None:
-        own = majority_sign([tensors])
-        majority = lambda: own  # noqa: E731
+    own = majority_sign([tensors]) if majority is None else 0
     for block in _blocks(tensors):
-        _elect_block(block, merge, majority)
+        _elect_block(block, merge, majority or (lambda: own))
     return tensors
 
 

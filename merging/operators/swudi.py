@@ -127,7 +127,7 @@ WUDI = Operator(
     identities=frozenset({"base_at_zero", "single_expert", "permutation", "linearity", "homogeneity"}),
     default=lambda _experts, _options: 1.0,
     bounds=_bounds,
-    # Task vectors, rows, and what they are made of: stacked vectors, their span, a Gram matrix, eigenvectors. The Gram
-    # matrix has the lesser of n and K m rows, and is no larger than K matrices.
-    copies=lambda experts: 7 * experts + 4,
+    # Task vectors and rows; and in fp64 the Gram matrix with its eigenvectors, of the lesser of n and K m rows: no
+    # larger than K matrices each, and that only where matrices are K times wider than high.
+    copies=lambda experts: 10 * experts + 6,
 )

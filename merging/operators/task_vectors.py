@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Elements that are widened and subtracted at a time.
+BLOCK = 1 << 17
+
+
 @runtime_checkable
 class LowRankSource(Protocol):
     """An expert that knows its task vectors as low-rank products: a model with an adapter."""
@@ -62,4 +66,11 @@ def difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     import torch
 
     wide = torch.float64 if torch.float64 in (tensor.dtype, origin.dtype) else torch.float32
-    return tensor.to(origin.device, wide) - origin.to(wide)
+    if origin.device.type != "cpu" or not (tensor.is_contiguous() and origin.is_contiguous()):
+        return tensor.to(origin.device, wide) - origin.to(wide)
+    result = torch.empty(origin.shape, dtype=wide)
+    # Block by block: what is widened on the way stays in the cache, and one tensor is allocated instead of three.
+    flats = (torch.split(flat, BLOCK) for flat in (result.view(-1), tensor.reshape(-1), origin.reshape(-1)))
+    for out, one, other in zip(*flats, strict=True):
+        out.copy_(one).sub_(other)
+    return result

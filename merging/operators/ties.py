@@ -158,5 +158,5 @@ TIES = Operator(
     plain={"density": 1.0},
     plain_identities=SHARED_IDENTITIES | {"single_expert", "identical_experts"},
     refuse=refuse_election,
-    copies=lambda experts: experts + 4,
+    copies=lambda experts: experts + 6,
 )

@@ -57,6 +57,11 @@ class AdaptedCheckpoint(Checkpoint):
         """All files that the weights depend on."""
         return tuple(sorted({*self.model.files, *(file.resolve() for file in self.adapter.files)}))
 
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Names of the tensors that the adapter changes or replaces."""
+        return tuple(name for name in self.tensors if name in self.changes or name in self._replaced)
+
     def read(self, name: str) -> torch.Tensor:
         """The tensor ``name`` with the adapter applied."""
         origin = super().read(name)

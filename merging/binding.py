@@ -17,6 +17,7 @@ from functools import reduce
 import torch
 from torch import nn
 
+from merging.adapter import AdaptedCheckpoint
 from merging.arena import Arenas
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, InputError, MergesearchError, NonFiniteError
@@ -34,7 +35,7 @@ def load_model(source_path: str, model_class: str) -> nn.Module:
     Never runs code from the folder and never reads pickles.
 
     Args:
-        source_path: Folder or ``org/name@revision``, as for :meth:`Checkpoint.open`.
+        source_path: Folder, ``org/name@revision`` or ``MODEL+ADAPTER``, as for :meth:`Checkpoint.open`.
         model_class: A ``transformers`` auto class, for example ``AutoModelForImageClassification``.
 
     Raises:
@@ -65,8 +66,21 @@ def load_model(source_path: str, model_class: str) -> nn.Module:
             f"{source_path}: expected every weight of {type(model).__name__}, missing {missing}; "
             "choose the auto class that the checkpoint was trained with"
         )
+    if isinstance(checkpoint, AdaptedCheckpoint):
+        _apply_adapter(checkpoint, model)
     loaded: nn.Module = model.eval()
     return loaded
+
+
+def _apply_adapter(checkpoint: AdaptedCheckpoint, model: nn.Module) -> None:
+    places, state = stored_places(model), model.state_dict()
+    for name in checkpoint.adapted:
+        if name not in places:
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name!r}: expected a parameter of {type(model).__name__}, found none; "
+                "choose the auto class that the adapter was trained with"
+            )
+        places[name].of(state[places[name].parameter]).copy_(checkpoint.read(name))
 
 
 @dataclass(frozen=True, eq=False)

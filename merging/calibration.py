@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -115,9 +116,8 @@ def refuse_calibration(_layout: Layout, _experts: int, options: Options) -> str 
     if isinstance(calibration, Calibration):
         return None
     columns = {*calibration["inputs"].values(), calibration["label"]} - {None}
-    data = calibration["data"]
-    folders = [data] if isinstance(data, str) else data.values()
-    reasons = (_refuse_folder(Path(folder).expanduser(), calibration["split"], columns) for folder in folders)
+    folders = [Path(folder).expanduser() for folder in _by_expert(calibration["data"]).values()]
+    reasons = (_refuse_folder(folder, calibration["split"], columns) for folder in folders)
     return next((f"calibration.data: {reason}" for reason in reasons if reason is not None), None)
 
 
@@ -133,6 +133,32 @@ def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
         return f"{data / split}: expected a readable dataset_info.json, as save_to_disk writes it; write it again"
     missing = sorted(columns - set(features))
     return f"{data / split}: expected a column {missing[0]!r}, received only {sorted(features)}" if missing else None
+
+
+def absolute(options: Options, folder: Path) -> dict[str, Any]:
+    """The hyperparameters with the folders of items in full; relative ones start at ``folder``."""
+    calibration = options.get("calibration")
+    if not isinstance(calibration, dict) or "data" not in calibration:
+        return dict(options)
+    data = calibration["data"]
+    places = {key: os.path.abspath(folder / Path(path).expanduser()) for key, path in _by_expert(data).items()}
+    return {**options, "calibration": {**calibration, "data": places if isinstance(data, dict) else places[""]}}
+
+
+def stamps(options: Options) -> list[list[Any]]:
+    """Path, size and time of every file of the items, to tell whether they changed since; of none, nothing."""
+    calibration = options.get("calibration")
+    if not isinstance(calibration, dict):
+        return []
+    folders = sorted(
+        Path(path).expanduser() / calibration["split"] for path in _by_expert(calibration["data"]).values()
+    )
+    files = [file for folder in dict.fromkeys(folders) for file in sorted(folder.glob("*")) if file.is_file()]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _by_expert(data: str | Mapping[str, str]) -> Mapping[str, str]:
+    return {"": data} if isinstance(data, str) else data
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,8 +362,9 @@ def _loaded(spec: CalibrationSpec, base: TensorSource) -> nn.Module:
             "calibration: expected a Calibration with a model for weights in memory, received the plain form, "
             "which loads the base from its folder"
         )
+    model = load_model(path, spec["model_class"])
     try:
-        return load_model(path, spec["model_class"]).to(torch.device(spec["device"]))
+        return model.to(torch.device(spec["device"]))
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"calibration.device: expected a device of this host, received: {reason}") from error

@@ -179,18 +179,31 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     return flat.view(dtype).reshape(info.shape)
 
 
-def split_path(path: str) -> tuple[str, str] | None:
-    """Model and adapter of ``MODEL+ADAPTER``; None for any other path, also one that exists with a + in its name."""
-    if "+" not in path or Path(path).expanduser().exists():
+def split_path(path: str, folder: Path | None = None) -> tuple[str, str] | None:
+    """Model and adapter of ``MODEL+ADAPTER``; None for any other path, also one that exists with a + in its name.
+
+    Args:
+        path: As given to :meth:`Checkpoint.open`.
+        folder: Where relative paths start; the working directory if it is None.
+    """
+    if "+" not in path or _exists(path, folder):
         return None
     places = [place for place, letter in enumerate(path) if letter == "+"]
     pairs = [(path[:place], path[place + 1 :]) for place in reversed(places)]
     # Folders may have a + in their names: the last split of which both parts are something, else the last.
-    return next((pair for pair in pairs if all(map(_is_something, pair))), pairs[0])
+    return next((p for p in pairs if all(_exists(part, folder) or is_hub_name(part) for part in p)), pairs[0])
 
 
-def _is_something(path: str) -> bool:
-    return Path(path).expanduser().exists() or is_hub_name(path)
+def absolute_path(path: str, folder: Path) -> str:
+    """The path with its local parts, which start at ``folder``, in full; hub names and what is missing stay."""
+    parts = split_path(path, folder)
+    if parts is not None:
+        return "+".join(absolute_path(part, folder) for part in parts)
+    return os.path.abspath(folder / Path(path).expanduser()) if path and _exists(path, folder) else path
+
+
+def _exists(path: str, folder: Path | None) -> bool:
+    return ((folder or Path()) / Path(path).expanduser()).exists()
 
 
 def is_hub_name(path: str) -> bool:

@@ -255,7 +255,8 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
 
 def _changed_files(family: Family) -> dict[str, str]:
     """File name -> content of what policies make of the base's companions."""
-    files = {"config.json": json.dumps(family.base.config, indent=2) + "\n"} if family.rebuilt else {}
+    config = family.base.config
+    files = {"config.json": json.dumps(config, indent=2) + "\n"} if family.rebuilt and config else {}
     if family.alignment is None or family.base.folder is None:
         return files
     return files | vocabulary_files(family.alignment, family.base, family.experts)

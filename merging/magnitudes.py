@@ -102,9 +102,7 @@ def kth_largest(stream: Stream, rank: int, *, signed: bool = False, first: Histo
     for shift in range(histogram.bits - 2 * DIGIT, -1, -DIGIT):
         counts = _no_counts()
         for _, tensor in stream():
-            for keys in _keys(tensor, histogram.bits, histogram.signed):
-                inside = keys[keys >> (shift + DIGIT) == prefix]
-                _count(inside >> shift, counts)
+            _count_inside(tensor, histogram, prefix, shift, counts)
         digit, left = _bin_of(counts, left)
         prefix = prefix << DIGIT | digit
     return _number(prefix, histogram.bits, histogram.signed)
@@ -128,7 +126,29 @@ def keep_largest(tensor: torch.Tensor, density: float, what: str = "tensor") -> 
 
 def keep_from(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
     """A new tensor that keeps magnitudes of at least ``threshold`` and is 0 elsewhere."""
-    return tensor.masked_fill(tensor.abs() < _representable(threshold, tensor), 0.0)
+    return trim(tensor.clone(), threshold)
+
+
+def trim(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Set magnitudes below ``threshold`` to 0, in place; returns the tensor."""
+    limit = _representable(threshold, tensor)
+    numbers = host_fp32(tensor)
+    if numbers is None:
+        return tensor.masked_fill_(tensor.abs() < limit, 0.0)
+    from merging.kernels.sparse_numba import drop_below
+
+    drop_below(numbers, np.float32(limit))
+    return tensor
+
+
+def host_fp32(tensor: torch.Tensor) -> npt.NDArray[np.float32] | None:
+    """The numbers of a contiguous fp32 tensor in main memory, flat, sharing its memory; None for any other."""
+    import torch
+
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        return None
+    numbers: npt.NDArray[np.float32] = tensor.detach().reshape(-1).numpy()
+    return numbers
 
 
 def largest_mask(tensor: torch.Tensor, count: int) -> torch.Tensor:
@@ -163,14 +183,41 @@ def _first_read(stream: Stream, bits: Bits, signed: bool) -> Histogram | None:
     for what, tensor in stream():
         if tensor.dtype == torch.float64 and bits == 32:
             return None
-        for keys in _keys(tensor, bits, signed):
-            _count(keys >> (bits - DIGIT), counts)
+        _count_upper(tensor, bits, signed, counts)
         if _has_non_finite(counts, bits, signed):
             raise CheckpointError(
                 f"{what}: expected finite numbers to rank by magnitude, received NaN or infinity; "
                 "leave that checkpoint out, or save it again"
             )
     return Histogram(counts, bits, signed)
+
+
+def _count_upper(tensor: torch.Tensor, bits: Bits, signed: bool, counts: npt.NDArray[np.int64]) -> None:
+    """Count the numbers by the uppermost digit of their keys."""
+    numbers = None if signed or bits == 64 else host_fp32(tensor)
+    if numbers is None:
+        for keys in _keys(tensor, bits, signed):
+            _count(keys >> (bits - DIGIT), counts)
+        return
+    from merging.kernels.sparse_numba import count_upper
+
+    four = np.zeros(4 * BINS, dtype=np.int64)
+    count_upper(numbers.view(np.uint32), four)
+    counts += four.reshape(4, BINS).sum(axis=0)
+
+
+def _count_inside(
+    tensor: torch.Tensor, histogram: Histogram, prefix: int, shift: int, counts: npt.NDArray[np.int64]
+) -> None:
+    """Count the numbers whose key begins with ``prefix`` by the digit that follows it."""
+    numbers = None if histogram.signed or histogram.bits == 64 else host_fp32(tensor)
+    if numbers is None:
+        for keys in _keys(tensor, histogram.bits, histogram.signed):
+            _count(keys[keys >> (shift + DIGIT) == prefix] >> shift, counts)
+        return
+    from merging.kernels.sparse_numba import count_lower
+
+    count_lower(numbers.view(np.uint32), np.uint32(prefix), counts)
 
 
 def _has_non_finite(counts: npt.NDArray[np.int64], bits: Bits, signed: bool) -> bool:

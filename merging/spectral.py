@@ -136,6 +136,8 @@ class Svd:
 
     def top(self, rank: int) -> Svd:
         """The ``rank`` largest, copied so that the rest can be freed."""
+        if rank >= len(self.values):
+            return self
         return Svd(self.left[:, :rank].clone(), self.values[:rank].clone(), self.right[:rank].clone())
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from merging.completion import starting_tensor
 from merging.errors import RecipeError
-from merging.family import check_statistics, differs, integers_warning, log_scalars, starting_tensor, warn
+from merging.family import check_statistics, differs, integers_warning, log_scalars, warn
 from merging.layout import natural_key
 from merging.special import Special, Treatment, in_log_space, is_logarithm, running_statistics, statistics_treatment
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError
-from merging.vocabulary import Alignment, load_tokenizer, read_tokens
+from merging.tokens import load_tokenizer, read_tokens
+from merging.vocabulary import Alignment
 from merging.weight_files import read_json
 
 #: Files that list a vocabulary of their own, and are out of date where it changed; ``tokenizer.json`` has it all.

@@ -81,6 +81,7 @@ def describe_plan(plan: Plan) -> list[str]:
     lines = [
         f"study       {plan.spec.name}",
         f"operator    {plan.spec.operator.name}, {len(plan.spec.experts)} experts",
+        *([f"special     {_policies(plan)}"] if plan.template.special else []),
         f"objectives  {objectives}",
         f"strategy    {plan.spec.strategy.name}, {counts['total']} trials: {trials}",
         f"anchors     {', '.join(anchor.name for anchor in plan.anchors) or 'none'}",
@@ -92,6 +93,10 @@ def describe_plan(plan: Plan) -> list[str]:
             f"at most {_size(need['preparing'])} while preparing"
         )
     return [*lines, "", *group_lines(space.table())]
+
+
+def _policies(plan: Plan) -> str:
+    return ", ".join(f"{name} {value}" for name, value in plan.template.special)
 
 
 def group_lines(rows: tuple[Row, ...]) -> list[str]:

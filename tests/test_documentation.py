@@ -58,7 +58,7 @@ def test_the_pages_of_the_operators_are_those_that_make_docs_writes() -> None:
 
 def test_every_hyperparameter_has_a_meaning() -> None:
     from merging.operators import OPERATORS
-    from merging.operators.base import meaning
+    from merging.operators.schema import meaning
 
     silent = [f"{o.name}.{n}" for o in OPERATORS.values() for n, p in o.hyperparameters.items() if not meaning(p)]
     assert silent == []

@@ -3,7 +3,8 @@
 ``python -m experiments.bench.merge`` writes a Llama-shaped base and three experts in bf16 and in fp32, merges them with
 both tools as separate processes that take turns, and prints a table and, as its last line, the same figures as JSON.
 Checkpoints lie in the page cache. "inside" is the merge call alone, without the start of the process. Bytes are those
-of the four inputs and the output; ours are flushed to disk, those of mergekit may still be in memory when it returns.
+of the inputs that take part and of the output. Ours is flushed to disk and says what every input was (SHA-256), which
+mergekit does neither of.
 
 Needs ``.venv-peers`` (``make peers``), prints one line without it.
 """
@@ -83,6 +84,7 @@ class Method:
         operator: Ours, with ``options`` and one coefficient for all experts.
         method: That of mergekit, with ``parameters`` and one weight for all experts.
         target: How many times faster ours must be, inside.
+        around_base: Whether the base takes part.
     """
 
     name: str
@@ -93,10 +95,11 @@ class Method:
     target: float | None
     options: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    around_base: bool = True
 
 
 METHODS = (
-    Method("linear", "average", 1 / 3, "linear", 1.0, 1.0),
+    Method("linear", "average", 1 / 3, "linear", 1.0, 1.0, around_base=False),
     Method("task arithmetic", "task_arithmetic", 0.3, "task_arithmetic", 0.3, 1.0),
     Method("TIES 0.2", "ties", 1.0, "ties", 1.0, 20.0, {"density": 0.2, "scope": "tensor"}, {"density": 0.2}),
     Method("DARE-TIES 0.2", "dare_ties", 1.0, "dare_ties", 1.0, None, {"drop": 0.8}, {"density": 0.2}),
@@ -176,7 +179,7 @@ def write_recipes(folder: Path, method: Method, dtype: str) -> tuple[Path, Path]
     weight = {"weight": method.weight, **method.parameters}
     config = {
         "merge_method": method.method,
-        "base_model": str(folder / "base"),
+        **({"base_model": str(folder / "base")} if method.around_base else {}),
         "models": [{"model": str(folder / name), "parameters": weight} for name in EXPERTS],
         "dtype": dtype,
     }
@@ -226,12 +229,17 @@ def copy_bandwidth() -> float:
 def measure(folder: Path, dtype: str, bandwidth: float) -> Iterator[Figures]:
     """Both tools on every method, taking turns."""
     write_models(folder, dtype)
-    moved = (len(EXPERTS) + 2) * (folder / "base" / "model.safetensors").stat().st_size
+    one = (folder / "base" / "model.safetensors").stat().st_size
     for method in METHODS:
+        moved = (len(EXPERTS) + 1 + method.around_base) * one
         recipe, config = write_recipes(folder, method, dtype)
         out = folder / "out"
         calls = {
-            "mergesearch": (OURS, Path(sys.executable), ["merge", str(recipe), "--out", str(out)]),
+            "mergesearch": (
+                OURS,
+                Path(sys.executable),
+                ["merge", str(recipe), "--out", str(out), "--threads", str(THREADS)],
+            ),
             "mergekit": (THEIRS, PEERS, [str(config), str(out), "--no-copy-tokenizer", "--quiet"]),
         }
         runs: dict[str, list[tuple[float, float, float]]] = {tool: [] for tool in calls}
@@ -297,9 +305,8 @@ def main() -> None:
         f"merge: {report['parameters']:,} parameters, {report['experts']} experts, {THREADS} threads, "
         f"best of {ROUNDS}; copy {report['copy_gb_per_s']:.1f} GB/s"
     )
-    print(
-        f"{'dtype':<9} {'method':<16} {'tool':<12} {'wall s':>7} {'inside s':>9} {'CPU s':>7} {'GB/s':>6} {'of copy':>8}"
-    )
+    heads = f"{'wall s':>7} {'inside s':>9} {'CPU s':>7} {'GB/s':>6} {'of copy':>8}"
+    print(f"{'dtype':<9} {'method':<16} {'tool':<12} {heads}")
     for row in report["figures"]:
         print(
             f"{row['dtype']:<9} {row['method']:<16} {row['tool']:<12} {row['wall']:>7.2f} {row['inside']:>9.2f} "

@@ -155,7 +155,7 @@ def _combine_on_host(
     import torch
 
     from merging.kernels.lowrank_numba import combine
-    from merging.kernels.torch_kernel import as_tensor
+    from merging.kernels.torch_kernel import _torch_threads, as_tensor
 
     base, left, right = arrays
     owners, target = np.array(owner, dtype=np.int64), as_tensor(out)
@@ -164,10 +164,11 @@ def _combine_on_host(
         return
     rows = 16 * max(HOST_BLOCK * threads // (16 * right.shape[1]), 1)  # whole tiles
     scratch = np.empty(min(rows * right.shape[1], base.size), np.float32)
-    for start in range(0, base.size, scratch.size):
-        block = scratch[: min(scratch.size, base.size - start)]
-        combine(base, left, right, owners, weights, boundaries, block, start, threads)
-        target[start : start + block.size].copy_(torch.from_numpy(block))
+    with _torch_threads(threads):
+        for start in range(0, base.size, scratch.size):
+            block = scratch[: min(scratch.size, base.size - start)]
+            combine(base, left, right, owners, weights, boundaries, block, start, threads)
+            target[start : start + block.size].copy_(torch.from_numpy(block))
 
 
 def _combine_by_torch(

@@ -6,7 +6,7 @@ The same results, to the bit, as the torch code that they stand in for, in one p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numba
 import numpy as np
@@ -16,8 +16,7 @@ from numba import types
 from merging.kernels.numba_kernel import _pointer, compiled
 
 Floats = npt.NDArray[np.float32]
-Rule = Literal["mean", "sum", "max"]
-RULES: tuple[Rule, ...] = ("mean", "sum", "max")
+RULES = ("mean", "sum", "max")
 
 _ROW = types.Array(types.float32, 1, "C")
 _KEYS = types.Array(types.uint32, 1, "C", readonly=True)
@@ -144,6 +143,22 @@ def _elect(addresses: Any, n: int, rule: int, majority: float) -> int:
     return cancelled
 
 
+@compiled(types.boolean(types.int64[::1], types.int64), nogil=True)
+def _cancels(addresses: Any, n: int) -> bool:
+    """:func:`cancels` of the rows at ``addresses``."""
+    totals, scratch = np.empty(BLOCK, np.float64), np.empty((2, BLOCK), np.float32)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        total, size, sign = totals[: stop - start], scratch[0, : stop - start], scratch[1, : stop - start]
+        total[:] = 0
+        size[:] = 0
+        for k in range(addresses.size):
+            _add_term(_row(addresses[k], start, stop), size, total)
+        if _signs(total, size, sign, np.float32(0)) > 0:
+            return True
+    return False
+
+
 @compiled(types.int64(types.int64[::1], types.int64), nogil=True)
 def _balance(addresses: Any, n: int) -> int:
     """:func:`balance` of the rows at ``addresses``."""
@@ -161,7 +176,7 @@ def _balance(addresses: Any, n: int) -> int:
     return above - below
 
 
-def elect_rows(rows: Sequence[Floats], rule: Rule, majority: int) -> int:
+def elect_rows(rows: Sequence[Floats], rule: str, majority: int) -> int:
     """Elect a sign at every position and keep of each row what has it, in place.
 
     Args:
@@ -175,6 +190,12 @@ def elect_rows(rows: Sequence[Floats], rule: Rule, majority: int) -> int:
     """
     addresses = np.array([row.ctypes.data for row in rows], dtype=np.int64)
     return int(_elect(addresses, rows[0].size, RULES.index(rule), np.float32(majority)))
+
+
+def cancels(rows: Sequence[Floats]) -> bool:
+    """Whether there is a position whose terms, not all 0, sum to exactly 0."""
+    addresses = np.array([row.ctypes.data for row in rows], dtype=np.int64)
+    return bool(_cancels(addresses, rows[0].size))
 
 
 def balance(rows: Sequence[Floats]) -> int:

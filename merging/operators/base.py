@@ -11,11 +11,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from merging.errors import RecipeError
 from merging.kernels import Form
 from merging.layout import Layout
+from merging.operators.schema import meaning, type_text
 
 if TYPE_CHECKING:
     import torch
@@ -183,9 +184,8 @@ class Operator:
                 raise RecipeError(f"operator {self.name}: unknown hyperparameter {name!r}, expected {allowed}")
         for name, parameter in known.items():
             if name not in options and parameter.default is parameter.empty:
-                raise RecipeError(
-                    f"operator {self.name}: hyperparameter {name!r} has no default, give it a value: {meaning(parameter)}"
-                )
+                told = f"operator {self.name}: hyperparameter {name!r} has no default, give it a value"
+                raise RecipeError(f"{told} ({what})" if (what := meaning(parameter)) else told)
         return {
             name: self._checked(parameter, options[name]) if name in options else parameter.default
             for name, parameter in known.items()
@@ -214,14 +214,10 @@ class Operator:
             # Strict: "0.2" is not 0.2, True is not 1. Annotated[float, Field(gt=0)] carries a range.
             return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join([parameter.name, *(str(part) for part in first["loc"])])
+            first, *others = error.errors()
+            place, reason, received = [parameter.name, *map(str, first["loc"])], first["msg"], first["input"]
+            if others:  # one for each choice, in the words of the checker
+                place, reason, received = place[:1], f"expected {type_text(parameter.annotation)}", value
             raise RecipeError(
-                f"operator {self.name}: hyperparameter {place!r}: {first['msg']}, received {first['input']!r}"
+                f"operator {self.name}: hyperparameter {'.'.join(place)!r}: {reason}, received {received!r}"
             ) from None
-
-
-def meaning(parameter: inspect.Parameter) -> str:
-    """What a hyperparameter is, from the description in its annotation."""
-    extras = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
-    return next((text for extra in extras if (text := getattr(extra, "description", None))), "")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
 from merging.operators import IDENTITIES, OPERATORS, Operator
-from merging.operators.base import Family, meaning
+from merging.operators.base import Family
+from merging.operators.schema import meaning, type_text
 
 FAMILIES: Mapping[str, str] = {
     "linear": "Linear family: weighted sums of experts and task vectors",
@@ -162,36 +162,6 @@ def _hyperparameters(operator: Operator) -> str:
         cells = (f"`{name}`", type_text(parameter.annotation), f"`{_plain(default(parameter))}`", meaning(parameter))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def type_text(annotation: Any) -> str:
-    """An annotation as readers want it: choices, number with its limits, list."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        limits = [_limit(item) for extra in arguments[1:] for item in (*getattr(extra, "metadata", ()), extra)]
-        return " ".join([type_text(arguments[0]), *(limit for limit in limits if limit)])
-    if origin is Literal:
-        return " or ".join(f"`{argument}`" for argument in arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(type_text(argument) for argument in arguments)
-    if origin is list:
-        return f"list of {type_text(arguments[0])}"
-    names = {float: "number", int: "whole number", bool: "true or false", str: "text", type(None): "none"}
-    return names.get(annotation, "mapping" if origin is dict else getattr(annotation, "__name__", str(annotation)))
-
-
-_SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-
-
-def _limit(item: Any) -> str:
-    found = [
-        f"{sign} {getattr(item, name):g}" for name, sign in _SIGNS.items() if _is_number(getattr(item, name, None))
-    ]
-    return " ".join(found)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -7,16 +7,20 @@ interference when merging models", steps 2 and 3). So a member is a function fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
 from merging.errors import CheckpointError
 from merging.kernels import Form
 from merging.layout import Layout
+from merging.magnitudes import host_fp32
 from merging.memo import remembered
 from merging.operators.base import Basis, Options, TensorSource
 from merging.operators.task_vectors import task_vectors
@@ -81,16 +85,21 @@ def finite_task_vectors(base: TensorSource, experts: Sequence[TensorSource], nam
     Raises:
         CheckpointError: If a task vector holds NaN or infinity.
     """
-    import torch
-
     vectors = task_vectors(base, experts, name)
     for expert, vector in zip(experts, vectors, strict=True):
-        if not bool(torch.isfinite(vector).all()):
+        if not _is_finite(vector):
             raise CheckpointError(
                 f"{what(expert, name)}: expected finite numbers, received NaN or infinity in expert or base; "
                 "leave that checkpoint out, or save it again"
             )
     return vectors
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    import torch
+
+    # Least and greatest pass NaN on and need no temporary.
+    return tensor.numel() == 0 or all(math.isfinite(value.item()) for value in torch.aminmax(tensor))
 
 
 def what(expert: TensorSource, name: str) -> str:
@@ -129,14 +138,18 @@ def elected_basis(
     if mode == "live":
         return Basis(_LIVE_FORMS[merge], len(experts), vectors)
 
-    @cache
+    lock, known = Lock(), list[int]()
+
     def majority() -> int:
         import torch
 
         def count() -> dict[str, torch.Tensor]:
             return {"sign": torch.tensor([majority_sign(vectors(name) for name in base.names)])}
 
-        return int(remembered([base, *experts], ["majority sign", *key], count)["sign"])
+        with lock:  # a read of the whole model, by the first thread that asks
+            if not known:
+                known.append(int(remembered([base, *experts], ["majority sign", *key], count)["sign"]))
+        return known[0]
 
     return Basis("delta", len(experts), lambda name: elect(vectors(name), merge, majority))
 
@@ -165,6 +178,12 @@ def elect(
     """
     tensors = [vector.contiguous() for vector in vectors]
     own = majority_sign([tensors]) if majority is None else 0
+    rows = _host_rows(tensors)
+    if rows is not None:
+        from merging.kernels.sparse_numba import cancels, elect_rows
+
+        elect_rows(rows, merge, (majority or (lambda: own))() if cancels(rows) else 0)
+        return tensors
     for block in _blocks(tensors):
         _elect_block(block, merge, majority or (lambda: own))
     return tensors
@@ -172,8 +191,24 @@ def elect(
 
 def majority_sign(vectors: Iterable[Sequence[torch.Tensor]]) -> int:
     """The sign that more positions elect, over all tensors; 0 if neither does."""
-    balance = sum(int(_sum(block).sign().sum()) for tensors in vectors for block in _blocks(tensors))
+    balance = sum(map(_balance, vectors))
     return (balance > 0) - (balance < 0)
+
+
+def _balance(tensors: Sequence[torch.Tensor]) -> int:
+    """Positions that elect a positive sign, minus those that elect a negative one."""
+    rows = _host_rows(tensors)
+    if rows is None:
+        return sum(int(_sum(block).sign().sum()) for block in _blocks(tensors))
+    from merging.kernels.sparse_numba import balance
+
+    return balance(rows)
+
+
+def _host_rows(tensors: Sequence[torch.Tensor]) -> list[npt.NDArray[np.float32]] | None:
+    """The tensors as the compiled kernels read them, or None if they cannot."""
+    rows = [host_fp32(tensor) for tensor in tensors]
+    return None if any(row is None for row in rows) else [row for row in rows if row is not None]
 
 
 def _blocks(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import Histogram, Stream, count_kept, keep_from, keep_largest, kth_largest, magnitude_histogram
+from merging.magnitudes import Histogram, Stream, count_kept, keep_largest, kth_largest, magnitude_histogram, trim
 from merging.memo import remembered
 from merging.operators.base import Basis, Operator, Options, TensorSource
 from merging.operators.sparse import (
@@ -83,7 +83,7 @@ def trimmed(
             if scope == "tensor":
                 found[place] = keep_largest(found[place], density, what(expert, name))
             else:
-                found[place] = keep_from(found[place], limit.get(group, 0.0))
+                trim(found[place], limit.get(group, 0.0))
         return found
 
     return thin

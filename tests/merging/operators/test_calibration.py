@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from merging import InputError, RecipeError, merge
-from merging.calibration import Bench, Calibration, Items, piecewise, unpadded
+from merging.calibration import Bench, Calibration, Items, absolute, piecewise, stamps, unpadded
+from merging.checkpoint import Checkpoint
 from merging.in_memory import MappingSource
 from merging.memo import Memo
 from merging.operators import OPERATORS, get_operator
@@ -106,6 +107,26 @@ class TestOption:
             merge(base, [base], operator="regmean", calibration=spec(folder))
 
 
+class TestFolders:
+    def test_start_at_the_folder_of_the_file_that_names_them(self, tmp_path: Path) -> None:
+        assert absolute({"calibration": spec("items"), "reduce": 1.0}, tmp_path) == {
+            "calibration": spec(str(tmp_path / "items")),
+            "reduce": 1.0,
+        }
+        own = absolute({"calibration": spec({"one": "../a", "two": "/b"})}, tmp_path)["calibration"]["data"]
+        assert own == {"one": str(tmp_path.parent / "a"), "two": "/b"}
+        assert absolute({"density": 0.2}, tmp_path) == {"density": 0.2}
+
+    def test_are_known_by_their_files(self, tmp_path: Path) -> None:
+        data = save_items(tmp_path / "data", images(COUNT, 0))
+        before = stamps({"calibration": complete(data=data)})
+        assert before == stamps({"calibration": complete(data={"one": str(data), "two": str(data)})})
+        shutil.rmtree(data)
+        save_items(data, images(COUNT, 1))
+        assert stamps({"calibration": complete(data=data)}) != before
+        assert stamps({"density": 0.2}) == []
+
+
 class TestItems:
     def test_are_the_first_of_a_seeded_order(self, folder: Path) -> None:
         every = torch.cat([items.inputs["pixel_values"] for items in bench(data=folder).items("one")])
@@ -172,6 +193,14 @@ class TestModel:
         calibration = Calibration(nn.Linear(2, 2, bias=False), [{"input": torch.ones(1, 2)}])
         with pytest.raises(InputError, match=rf"tensor '{next(iter(base))}': expected a parameter of Linear of shape"):
             merge(base, [base], operator="regmean", calibration=calibration)
+
+    def test_on_a_device_that_is_not_there_is_refused(self, folder: Path, pico: Callable[[str], Any]) -> None:
+        options = spec(folder, model_class="AutoModelForImageClassification", device="abacus")
+        recipe = get_operator("regmean").complete({"calibration": options})
+        with pytest.raises(
+            InputError, match=r"calibration\.device: expected a device of this host, received: .*abacus"
+        ):
+            _ = Bench(recipe["calibration"], Checkpoint.open(str(pico("vit").base))).model
 
     def test_that_does_not_classify_is_refused(self) -> None:
         base = {"weight": torch.eye(2)}

@@ -131,6 +131,20 @@ def test_task_vectors_that_cancel_give_the_base() -> None:
     assert not result["layers.0.bias"].any()
 
 
+def test_close_singular_values_are_told_apart_for_weights_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    left, right = (np.linalg.qr(generator.standard_normal((40, 40)))[0] for _ in range(2))
+    first = (left * (1 + 1e-5 * np.arange(40)) @ right).astype(np.float32)
+    second = generator.standard_normal((40, 40)).astype(np.float32)
+    monkeypatch.setattr("merging.spectral.PRECISE_UP_TO", 0)  # as for large matrices
+    name = "layers.0.w.weight"
+    states = [{name: torch.from_numpy(matrix)} for matrix in (first, second)]
+    base = {name: torch.zeros(40, 40)}
+    result = merge(base, states, operator="opcm", order=["0", "1"], alpha=0.2)[name]
+    expected = sequential({"a": {name: first.astype(float)}, "b": {name: second.astype(float)}}, ["a", "b"], 0.2)
+    np.testing.assert_allclose(result, expected[name], atol=1e-5)
+
+
 @dataclass
 class Source:
     name: str
@@ -166,7 +180,6 @@ def test_decomposes_once_for_both_passes(tmp_path: Path, monkeypatch: pytest.Mon
     operator = get_operator("opcm")
     first = operator.prepare(base, sources, order=list(experts))
     monkeypatch.setattr(opcm, "decompose", None)
-    monkeypatch.setattr(opcm, "singular", None)
     for name in SHAPES:
         np.testing.assert_allclose(sum(first.rows(name)), expected[name], atol=1e-12)
     read = len(base.reads)

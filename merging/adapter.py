@@ -101,7 +101,7 @@ class AdaptedCheckpoint(Checkpoint):
     @cached_property
     def _fingerprint(self) -> str:
         changes = [
-            [name, change.scale, transposed, hash_bytes(change.down), hash_bytes(change.up)]
+            [name, change.scale, transposed, [[i.dtype, *i.shape, hash_bytes(i)] for i in (change.down, change.up)]]
             for name, (change, transposed) in sorted(self.changes.items())
         ]
         whole = [[name, i.dtype, list(i.shape), hash_bytes(i)] for name, i in sorted(self._replaced.items())]

@@ -156,6 +156,21 @@ class MergedModel:
                 copied.target.copy_(self._slice(copied.spec))
             self._check_finite()
 
+    def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Write merged tensors of the layout, all of them, that come from elsewhere than the arenas.
+
+        Raises:
+            NonFiniteError: If one holds NaN or infinity; the model is then of no use until the next write.
+            MergesearchError: If the model was moved or cast since it was bound.
+        """
+        self.check_binding()
+        with torch.no_grad():
+            for name, tensor in tensors:
+                self._slice(self.layout.by_name[name]).copy_(tensor)
+            for copied in self._copied:
+                copied.target.copy_(self._slice(copied.spec))
+            self._check_finite()
+
     def check_binding(self) -> None:
         """Check that every bound parameter still lies at its place in the buffer.
 

@@ -160,7 +160,7 @@ def _check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) 
     if not overwrite:
         raise InputError(f"{target}: expected no folder or an empty one, received files; choose another or overwrite")
     for source in sources:
-        if any(info.file.resolve().is_relative_to(target) for info in source.tensors.values()):
+        if any(file.resolve().is_relative_to(target) for file in source.files):
             raise InputError(f"{target}: expected a folder without sources, received the one of {source.name!r}")
 
 

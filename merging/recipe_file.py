@@ -30,7 +30,7 @@ import yaml
 
 from merging.atomic import write_atomically
 from merging.calibration import absolute
-from merging.checkpoint import Checkpoint, is_hub_name, short_name
+from merging.checkpoint import Checkpoint, absolute_path, is_hub_name, short_name
 from merging.errors import RecipeError
 from merging.family import align_family
 from merging.field import Field
@@ -42,6 +42,7 @@ from merging.special import Special, located_special, parse_special
 _KEYS = ("base", "experts", "operator", "hyperparameters", "special", "coefficients")
 _REQUIRED = ("base", "experts", "operator")
 _SUFFIXES = (".yaml", ".yml", ".json")
+_BREAKS = frozenset("\x85\u2028\u2029")
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -81,7 +82,9 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    # Line breaks beyond ASCII, written as they are, would be read as spaces.
+    plain = _BREAKS.isdisjoint(json.dumps(data, ensure_ascii=False))
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=plain, width=120)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,8 +170,11 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
 
 
 def _source(key: str, path: Any, name: str, folder: Path) -> Source:
-    local = folder / Path(_text(key, path)).expanduser()
-    place = path if is_hub_name(path) and not local.exists() else os.path.abspath(local)
+    place = absolute_path(_text(key, path), folder)
+    if place == path and not is_hub_name(path):
+        place = os.path.abspath(
+            folder / Path(path).expanduser()
+        )  # missing: messages say where
     return Source(name or short_name(place), place)
 
 
@@ -179,9 +185,8 @@ def located(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _absolute(source: Source, folder: Path) -> Source:
-    local = folder / Path(source.path).expanduser()
-    # Analytic problems name sources that are no files at all.
-    return replace(source, path=os.path.abspath(local)) if source.path and local.exists() else source
+    # Analytic problems name sources that are no files at all; those stay as they are.
+    return replace(source, path=absolute_path(source.path, folder))
 
 
 def _field(value: Any, layout: Layout, directions: int) -> Field:

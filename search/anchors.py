@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from merging import Field, Layout, Recipe
-from merging.operators import Operator
+from merging.operators import OPERATORS, Operator
 from merging.places import classify
 from spaces import Space
 from spaces.groups import group_tensors
 
 #: Rise of the LiNeS line over depth, on top of 1/K (Wang 2024, "LiNeS: Post-training Layer Scaling", sec. 4).
 LINES_RISE = 0.3
+
+
+#: Operators that reproduce experts, their average, and any weighted sum of task vectors.
+LINEAR = ("average", "task_arithmetic")
 
 
 @dataclass(frozen=True)
@@ -25,32 +29,45 @@ class Anchor:
 
 
 def default_anchors(template: Recipe, layout: Layout | None, space: Space, operator: Operator) -> tuple[Anchor, ...]:
-    """Base, every expert, uniform average, the operator's default, a LiNeS line, and the space's start.
+    """Base, every expert, uniform average, task arithmetic, a LiNeS line, the operator's default, the space's start.
 
-    Anchors that are the same merge are listed once, under the first name. Experts alone are anchors only where the
-    operator reproduces them (``expert_near_one_hot``); analytic problems have the start alone.
+    Experts, average, task arithmetic and the line are merged by an operator that reproduces them, where the study's
+    own does not. Anchors that are the same merge are listed once, under the first name; analytic problems have the
+    start alone.
     """
-    named: list[tuple[str, Field]] = []
+    named: list[tuple[str, Recipe]] = []
     if layout is not None:
-        options = template.options
-        count = operator.directions(len(template.experts), options)
-        default = operator.default(len(template.experts), options)
-        named.append(("base", Field.constant(layout.size, np.zeros(count))))
-        if count == len(template.experts) and "expert_near_one_hot" in operator.identities:
-            named += [
-                (f"expert {expert.name}", Field.constant(layout.size, np.eye(count)[place]))
-                for place, expert in enumerate(template.experts)
-            ]
-        named.append(("average", Field.constant(layout.size, np.full(count, 1 / len(template.experts)))))
-        named.append((f"{operator.name} {default:.3g}", Field.constant(layout.size, np.full(count, default))))
-        line = lines_field(layout, count, 1 / len(template.experts), LINES_RISE)
-        named += [] if line is None else [("LiNeS", line)]
-    named.append(("start", space.decode(space.start).field))
+        options, experts = template.options, len(template.experts)
+        count, default = operator.directions(experts, options), operator.default(experts, options)
+        named.append(("base", template.with_field(Field.constant(layout.size, np.zeros(count)))))
+        named += _known_merges(template, layout, operator)
+        own = template.with_field(Field.constant(layout.size, np.full(count, default)))
+        named.append((f"{operator.name} {default:.3g}", own))
+    named.append(("start", space.decode(space.start)))
     anchors: dict[str, Anchor] = {}
-    for name, field in named:
-        recipe = template.with_field(field)
+    for name, recipe in named:
         anchors.setdefault(recipe.digest, Anchor(name, recipe))
     return tuple(anchors.values())
+
+
+def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[tuple[str, Recipe]]:
+    """Experts, average, task arithmetic and the LiNeS line."""
+    experts = len(template.experts)
+    soup, arithmetic = template, template
+    if operator.name not in LINEAR:
+        soup = replace(template, operator="average", hyperparameters=())
+        arithmetic = replace(template, operator="task_arithmetic", hyperparameters=())
+    named = [
+        (f"expert {expert.name}", soup.with_field(Field.constant(layout.size, np.eye(experts)[place])))
+        for place, expert in enumerate(template.experts)
+    ]
+    named.append(("average", soup.with_field(Field.constant(layout.size, np.full(experts, 1 / experts)))))
+    if operator.name not in LINEAR:
+        default = OPERATORS["task_arithmetic"].default(experts, {})
+        field = Field.constant(layout.size, np.full(experts, default))
+        named.append((f"task_arithmetic {default:.3g}", arithmetic.with_field(field)))
+    line = lines_field(layout, experts, 1 / experts, LINES_RISE)
+    return named if line is None else [*named, ("LiNeS", arithmetic.with_field(line))]
 
 
 def lines_field(layout: Layout, directions: int, base: float, rise: float) -> Field | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluators import Split
-from merging import ReplayError, StudyFailedError
+from merging import Recipe, ReplayError, StudyFailedError
 from search.backends import Backend
 from search.front import Normaliser, to_losses
 from search.plan import Plan
@@ -243,9 +243,13 @@ class Study:
             point=point,
             suggestion=suggestion,
             tells_before=told,
-            summary=space.summary_of(recipe.field),
+            summary=space.summary_of(recipe.field) if self._is_own(recipe) else {},
             bounds=(float(space.lower.min()), float(space.upper.max())),
         )
+
+    def _is_own(self, recipe: Recipe) -> bool:
+        """Whether a recipe is of the study's operator: anchors may be of another."""
+        return bool(recipe.basis_key == self._plan.template.basis_key)
 
     def _told(self, record: TrialRecord) -> Told:
         assert record.suggestion is not None  # search trials only
@@ -308,7 +312,7 @@ def study_problem(plan: Plan, records: Sequence[TrialRecord], normaliser: Normal
     space = plan.space
     start, best = space.start, np.inf
     for record in records:
-        if record.kind != "anchor" or record.state != "complete":
+        if record.kind != "anchor" or record.state != "complete" or record.recipe.basis_key != plan.template.basis_key:
             continue
         point = space.encode(record.recipe.field)
         loss = float(normaliser.scalarise(to_losses(record.values, plan.objectives), plan.weights))

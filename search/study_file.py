@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from evaluators.spec import EvaluatorSpec
 from merging import InputError
 from merging.calibration import absolute as in_full
+from merging.checkpoint import absolute_path
 from merging.special import Special, located_special
 from spaces.spec import SpaceSpec
 
@@ -278,9 +279,8 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """Make local paths absolute; a name that is no local path is left for the hub (``org/name@revision``)."""
 
     def absolute(path: str) -> str:
-        candidate = Path(path).expanduser()
-        local = folder / candidate
-        return str(local.resolve()) if local.exists() or candidate.is_absolute() or path.startswith(".") else path
+        found = absolute_path(path, folder)
+        return str((folder / path).resolve()) if found == path and path.startswith(".") else found
 
     return spec.model_copy(
         update={

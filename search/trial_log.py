@@ -40,7 +40,7 @@ class TrialLog:
         name: Name of the study in it.
         objectives: Names and directions, recorded at creation.
         decode: Point -> recipe, to rebuild the records of search trials.
-        template: The study's recipe; anchors record only their field.
+        template: The study's recipe; anchors record their field, and their operator where it is another.
         create: Create the study if the storage does not hold it; otherwise that is an error.
     """
 
@@ -94,6 +94,8 @@ class TrialLog:
             "point": None if point is None else encode_array(point),
             "field": recipe.field.to_dict() if point is None else None,
         }
+        if recipe.basis_key != self._template.basis_key:
+            asked |= {"operator": recipe.operator, "hyperparameters": recipe.options}
         finite = {key: float(value) for key, value in summary.items() if np.isfinite(value)}
         low = min(bounds[0], *finite.values()) if finite else bounds[0]
         high = max(bounds[1], *finite.values()) if finite else bounds[1]
@@ -186,10 +188,18 @@ class TrialLog:
             name = self._storage.get_study_name_from_id(self._study_id)
             optuna_dashboard.save_note(optuna.load_study(storage=self._storage, study_name=name), markdown)
 
+    def _anchor(self, asked: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial without a point: the study's sources, its operator or another."""
+        recipe = self._template.with_field(Field.from_dict(asked["field"]))
+        if "operator" in asked:
+            options = tuple(sorted(asked["hyperparameters"].items()))
+            recipe = replace(recipe, operator=asked["operator"], hyperparameters=options)
+        return recipe
+
     def _parse(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
         asked = json.loads(trial.system_attrs[ASKED])
         point = None if asked["point"] is None else decode_array(asked["point"])
-        recipe = self._template.with_field(Field.from_dict(asked["field"])) if point is None else self._decode(point)
+        recipe = self._anchor(asked) if point is None else self._decode(point)
         record = TrialRecord(
             number=trial.number,
             kind=asked["kind"],

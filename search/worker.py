@@ -57,7 +57,7 @@ class WorkerSpec:
     """Everything a worker is built from; small, and travels once.
 
     Attributes:
-        template: The study's recipe; its sources, operator and layout are those of every task.
+        template: The study's recipe; its sources and layout are those of every task, its operator that of nearly all.
         evaluators: The ``evaluators`` section of the resolved study, with absolute paths.
         arenas: Folder of the shared arena files of this host.
         threads: Threads for merging and evaluation on CPU.
@@ -80,6 +80,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         from evaluators.spec import build_evaluator, parse_evaluators
 
+        self._spec = spec
         self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path())
         self._evaluator.open()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -117,12 +118,26 @@ class Worker:
             return None
         before = time.perf_counter()
         try:
-            self._merged.write(recipe.field)
+            self._write(self._merged, recipe)
             if self._recalibration is not None:
                 self._recalibration.apply(self._merged.model)
         finally:
             seconds["merge"] = time.perf_counter() - before
         return self._merged.model
+
+    def _write(self, merged: MergedModel, recipe: Recipe) -> None:
+        """Merge into the resident model; an anchor of another operator is merged from its sources, without arenas."""
+        from merging.family import open_family
+        from merging.in_memory import merge_stream
+        from merging.memo import Memo
+
+        if recipe.basis_key == self._spec.template.basis_key:
+            merged.write(recipe.field)
+            return
+        family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))
+        base, experts, layout = family.base, family.experts, family.layout
+        tensors = merge_stream(base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment)
+        merged.write_tensors(tensors)
 
     def _check_finite(self, measurement: Measurement) -> None:
         for name in self._names:

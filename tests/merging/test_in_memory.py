@@ -16,6 +16,9 @@ from merging import CheckpointError, Field, Layout, RecipeError, merge
 from merging.checkpoint import Checkpoint
 from merging.in_memory import merge_stream
 
+# Experts count their steps and batches; that merges say so is tested with the policies for special tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:integer tensors differ:UserWarning")
+
 State = dict[str, torch.Tensor]
 
 

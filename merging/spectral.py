@@ -271,7 +271,8 @@ def decompose(matrix: torch.Tensor) -> Svd:
     try:
         return Svd(*torch.linalg.svd(matrix, full_matrices=False))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # LAPACK's divide and conquer gives up on rare matrices; in fp64, and the other way round, it does not.
+        # LAPACK's divide and conquer gives up on some matrices with many equal singular values, as joined singular
+        # vectors have; in fp64, and the other way round, it has not been seen to.
         right, values, left = torch.linalg.svd(matrix.double().T, full_matrices=False)
         return Svd(*(factor.to(matrix.dtype) for factor in (left.T, values, right.T)))
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,13 +252,15 @@ def measure(folder: Path, dtype: str, bandwidth: float) -> Iterator[Figures]:
             yield Figures(dtype, method.name, tool, wall, inside, cpu, rate, rate / bandwidth)
 
 
-def run() -> dict[str, Any]:
-    """All figures as plain data."""
+def run(show: Callable[[Figures], None] = lambda row: None) -> dict[str, Any]:
+    """All figures as plain data, each shown as soon as it is there."""
     bandwidth = copy_bandwidth()
     figures: list[Figures] = []
     for dtype in DTYPES:
         with tempfile.TemporaryDirectory(prefix="bench-merge-") as folder:
-            figures += measure(Path(folder), dtype, bandwidth)
+            for row in measure(Path(folder), dtype, bandwidth):
+                show(row)
+                figures.append(row)
     return {
         "benchmark": "merge",
         "parameters": sum(int(np.prod(shape)) for shape in tensor_shapes().values()),
@@ -272,12 +274,13 @@ def run() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster ours is; ``reached`` is None where there is no target."""
+    """How many times faster ours is; ``cpu``: how many times fewer CPU seconds. ``reached`` is None without a target."""
 
     dtype: str
     method: str
     wall: float
     inside: float
+    cpu: float
     target: float | None
     reached: bool | None
 
@@ -291,7 +294,8 @@ def speedups(figures: Sequence[Figures]) -> list[Speedup]:
             ours, theirs = (seconds[dtype, method.name, tool] for tool in ("mergesearch", "mergekit"))
             inside = theirs.inside / ours.inside
             reached = None if method.target is None else inside >= method.target
-            found.append(Speedup(dtype, method.name, theirs.wall / ours.wall, inside, method.target, reached))
+            wall, cpu = theirs.wall / ours.wall, theirs.cpu / ours.cpu
+            found.append(Speedup(dtype, method.name, wall, inside, cpu, method.target, reached))
     return found
 
 
@@ -300,26 +304,28 @@ def main() -> None:
     if not PEERS.exists():
         print("merge: no .venv-peers to compare with; `make peers` creates it")
         return
-    report = run()
-    print(
-        f"merge: {report['parameters']:,} parameters, {report['experts']} experts, {THREADS} threads, "
-        f"best of {ROUNDS}; copy {report['copy_gb_per_s']:.1f} GB/s"
-    )
+    parameters = sum(int(np.prod(shape)) for shape in tensor_shapes().values())
+    print(f"merge: {parameters:,} parameters, {len(EXPERTS)} experts, {THREADS} threads, best of {ROUNDS}")
     heads = f"{'wall s':>7} {'inside s':>9} {'CPU s':>7} {'GB/s':>6} {'of copy':>8}"
-    print(f"{'dtype':<9} {'method':<16} {'tool':<12} {heads}")
-    for row in report["figures"]:
-        print(
-            f"{row['dtype']:<9} {row['method']:<16} {row['tool']:<12} {row['wall']:>7.2f} {row['inside']:>9.2f} "
-            f"{row['cpu']:>7.2f} {row['gb_per_s']:>6.2f} {row['copy_share']:>8.1%}"
-        )
+    print(f"{'dtype':<9} {'method':<16} {'tool':<12} {heads}", flush=True)
+    report = run(_show)
+    print(f"copy {report['copy_gb_per_s']:.1f} GB/s")
     for row in report["speedups"]:
         verdict = {None: "no target", True: "reached", False: "MISSED"}[row["reached"]]
         target = "" if row["target"] is None else f" (target {row['target']:g}x)"
         print(
-            f"{row['dtype']:<9} {row['method']:<16} {row['inside']:.1f}x inside, {row['wall']:.1f}x as a process"
-            f"{target}: {verdict}"
+            f"{row['dtype']:<9} {row['method']:<16} {row['inside']:.1f}x inside, {row['cpu']:.1f}x in CPU seconds, "
+            f"{row['wall']:.1f}x as a process{target}: {verdict}"
         )
     print(json.dumps(report))
+
+
+def _show(row: Figures) -> None:
+    print(
+        f"{row.dtype:<9} {row.method:<16} {row.tool:<12} {row.wall:>7.2f} {row.inside:>9.2f} {row.cpu:>7.2f} "
+        f"{row.gb_per_s:>6.2f} {row.copy_share:>8.1%}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from merging.operators.dare import DARE, DARE_TIES
 from merging.operators.della import DELLA, DELLA_LINEAR
 from merging.operators.doge import DOGE
 from merging.operators.emr import EMR
-from merging.operators.evo_sparse import LORA_SPARSE
 from merging.operators.fisher import FISHER
 from merging.operators.iso import ISO_C, ISO_CTS
 from merging.operators.knots import KNOTS
 from merging.operators.layer_swap import LAYER_SWAP
 from merging.operators.lines import LINES
+from merging.operators.lora_sparse import LORA_SPARSE
 from merging.operators.model_stock import MODEL_STOCK
 from merging.operators.opcm import OPCM
 from merging.operators.optmerge import OPTMERGE
@@ -29,12 +29,12 @@ from merging.operators.regmean import REGMEAN
 from merging.operators.regmean_pp import REGMEAN_PP
 from merging.operators.sce import SCE
 from merging.operators.slerp import SLERP
-from merging.operators.swudi import WUDI
 from merging.operators.task_arithmetic import TASK_ARITHMETIC
 from merging.operators.ties import TIES
 from merging.operators.tsv import TSV
 from merging.operators.varm import VARM
 from merging.operators.widen import WIDEN
+from merging.operators.wudi import WUDI
 
 __all__ = [
     "IDENTITIES",

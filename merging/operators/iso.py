@@ -147,7 +147,8 @@ ISO_C = Operator(
     identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
     default=lambda _experts, _options: 1.5,
     bounds=lambda _experts, _options: (0.3, 3.0),
-    copies=lambda experts: 3 * experts + 8,
+    # Task vectors, rows before and after they are put in place; one decomposition and the work space of that.
+    copies=lambda experts: 3 * experts + 10,
 )
 
 ISO_CTS = Operator(
@@ -161,5 +162,6 @@ ISO_CTS = Operator(
     default=lambda _experts, _options: 1.5,
     bounds=lambda _experts, _options: (0.3, 3.0),
     directions=lambda _experts, _options: 1,
-    copies=lambda experts: experts + 14,
+    # Task vectors, three decompositions, and the work space of one in fp64 if need be.
+    copies=lambda experts: experts + 20,
 )

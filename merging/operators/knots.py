@@ -118,6 +118,7 @@ KNOTS = Operator(
     ),
     default=_default,
     bounds=_bounds,
-    copies=lambda experts: 6 * experts + 6,
+    # Task vectors, coordinates, and rows before and after they are put in place; one decomposition, or one election.
+    copies=lambda experts: 4 * experts + 10,
     stochastic=True,
 )

@@ -77,7 +77,7 @@ def pages() -> dict[str, str]:
     """File name -> Markdown: a page per family, and ``README.md``, the list of all operators."""
     members = {family: [o for o in OPERATORS.values() if o.family == family] for family in get_args(Family)}
     written = {f"{family}.md": _family_page(family, ops) for family, ops in members.items() if ops}
-    return {"README.md": _index(members), **written}
+    return {"README.md": _index(members), **written, "special.md": _special_page()}
 
 
 _GENERATED = "*Written by `make docs` from what the operators declare; edit their files instead.*"
@@ -105,6 +105,29 @@ def _index(members: Mapping[str, list[Operator]]) -> str:
         "",
     ]
     lines += [f"- **{name.replace('_', ' ')}**: {text}" for name, text in IDENTITIES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _special_page() -> str:
+    """The policies for special tensors, from their declarations."""
+    from merging.special import Special
+
+    lines = [
+        "# Special tensors",
+        "",
+        _GENERATED,
+        "",
+        inspect.cleandoc(sys.modules[Special.__module__].__doc__ or ""),
+        "",
+    ]
+    lines += [
+        "Written as `special: {NAME: CHOICE}` in recipes and study files, or `special={...}` in `merging.merge`.",
+        "",
+    ]
+    lines += ["| policy | choices | default | meaning |", "|---|---|---|---|"]
+    for name, info in Special.model_fields.items():
+        choices = "items, as for data operators" if name == "calibration" else type_text(info.annotation)
+        lines.append(f"| `{name}` | {choices} | `{info.default}` | {info.description} |")
     return "\n".join(lines) + "\n"
 
 

@@ -103,7 +103,7 @@ TSV = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.3, 2.0),
     refuse=_refuse,
-    # The base's and K task vectors; rank "full" in addition holds K pairs of factors, their joins, polar factors and
-    # decompositions, the last in turn. "share" needs about half of it.
-    copies=lambda experts: 9 * experts + 4,
+    # For rank "full": task vectors, K pairs of factors, their joins, and the decomposition of one of those in fp64 if
+    # need be. "share" holds about a third of that.
+    copies=lambda experts: 9 * experts + 12,
 )

@@ -82,7 +82,7 @@ def export_model(
     family = open_family(recipe)
     _check_fit(recipe, family)
     _check_target(target, family.sources, overwrite)
-    files = _changed_files(family)
+    files = _changed_files(family, dtype)
     stamped = _stamped(recipe, family)
     stored = _stored_as(family.base, dtype)
     try:
@@ -253,10 +253,13 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
         raise NonFiniteError(f"merged tensor {name!r}")
 
 
-def _changed_files(family: Family) -> dict[str, str]:
-    """File name -> content of what policies make of the base's companions."""
-    config = family.base.config
-    files = {"config.json": json.dumps(config, indent=2) + "\n"} if family.rebuilt and config else {}
+def _changed_files(family: Family, dtype: str | None) -> dict[str, str]:
+    """File name -> content of what policies, and a dtype that was asked for, make of the base's companions."""
+    config = dict(family.base.config)
+    if dtype is not None:
+        config |= {"torch_dtype" if "torch_dtype" in config else "dtype": dtype}
+    changed = bool(family.base.config) and (family.rebuilt or dtype is not None)
+    files = {"config.json": json.dumps(config, indent=2) + "\n"} if changed else {}
     if family.alignment is None or family.base.folder is None:
         return files
     return files | vocabulary_files(family.alignment, family.base, family.experts)

@@ -83,7 +83,9 @@ def coordinates(left: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     import torch
 
     found = left.T @ delta.to(left.dtype)
-    return found.masked_fill_(found.abs() <= torch.finfo(delta.dtype).eps * float(delta.norm()), 0.0)
+    # A few roundings, and still far below the usual coordinate, ‖τ‖ / sqrt(r n), of the largest matrices.
+    noise = 16 * torch.finfo(delta.dtype).eps * float(delta.norm())
+    return found.masked_fill_(found.abs() <= noise, 0.0)
 
 
 def _default(_experts: int, options: Options) -> float:

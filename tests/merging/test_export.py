@@ -437,3 +437,44 @@ def test_memory_stays_at_a_few_tensors(tmp_path, monkeypatch):
 def _anonymous_mebibytes() -> int:
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) >> 10
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_stores_merged_tensors_in_the_dtype_that_is_asked_for(pico, tmp_path, read_tensors, dtype):
+    from transformers import AutoModelForCausalLM
+
+    family = pico("llama_bf16")
+    recipe = _recipe(family.base, family.experts)
+    exported = export_and_measure(recipe, tmp_path / "merged", dtype=dtype, threads=2)
+    exact = read_tensors(export_and_measure(recipe, tmp_path / "exact", dtype="float64").folder)
+    merged = read_tensors(exported.folder)
+    assert {str(tensor.dtype) for tensor in merged.values()} == {f"torch.{dtype}"}
+    assert all(torch.equal(tensor, exact[name].to(tensor.dtype)) for name, tensor in merged.items())  # one rounding
+    assert str(AutoModelForCausalLM.from_pretrained(exported.folder).dtype) == f"torch.{dtype}"
+
+
+def test_says_how_much_of_the_change_rounding_loses(pico, tmp_path, read_tensors):
+    family = pico("llama_bf16")
+    recipe = _recipe(family.base, family.experts)
+    exact = read_tensors(export_and_measure(recipe, tmp_path / "exact", dtype="float32").folder)
+    exported = export_and_measure(recipe, tmp_path / "merged")
+    base, stored = read_tensors(family.base), read_tensors(exported.folder)
+    # Tied copies are stored twice and merged once.
+    names = Checkpoint.open(str(family.base)).names
+    lost = sum(float((stored[name].double() - exact[name].double()).square().sum()) for name in names)
+    change = sum(float((exact[name].double() - base[name].double()).square().sum()) for name in names)
+    assert exported.rounding.share == pytest.approx((lost / change) ** 0.5, rel=1e-4)
+    assert 0 < exported.rounding.share < 1
+    assert f"{exported.rounding.share:.3%}" in (exported.folder / "README.md").read_text()
+    assert "bfloat16" in exported.rounding.sentence()
+
+
+def test_an_exact_dtype_loses_nothing(pico, tmp_path):
+    family = pico("vit")
+    assert export_and_measure(_recipe(family.base, family.experts), tmp_path / "merged").rounding.share == 0
+
+
+def test_refuses_a_dtype_that_is_none(pico, tmp_path):
+    family = pico("vit")
+    with pytest.raises(InputError, match="dtype: expected one of bfloat16, float16, float32, float64, received 'int8'"):
+        export_model(_recipe(family.base, family.experts), tmp_path / "merged", dtype="int8")

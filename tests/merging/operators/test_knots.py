@@ -91,10 +91,10 @@ class TestDareTies:
 
     def test_a_single_expert_is_kept_on_average(self) -> None:
         delta = draw(6, 6, seed=1)
-        merges = [merged_delta([delta], inner="dare_ties", drop=0.5, seed=seed) for seed in range(400)]
+        merges = [merged_delta([delta], inner="dare_ties", drop=0.5, seed=seed) for seed in range(100)]
         # Each coordinate is 0 or doubled: its mean over n masks deviates by |c| / √n, four of those are rare.
         deviation = np.linalg.norm(np.mean(merges, axis=0) - delta.numpy())
-        assert deviation < 4 * np.linalg.norm(delta.numpy()) / np.sqrt(400)
+        assert deviation < 4 * np.linalg.norm(delta.numpy()) / np.sqrt(100)
         assert not np.allclose(merges[0], delta.numpy())
 
 

@@ -12,7 +12,8 @@ import torch
 
 from merging import CheckpointError, RecipeError, merge
 from merging.memo import Memo
-from merging.operators import get_operator, wudi
+from merging.operators import get_operator
+from merging.operators import wudi as module
 from merging.operators.interference import spectrum_of
 
 Array = npt.NDArray[np.float64]
@@ -116,14 +117,14 @@ def test_gavish_and_donoho_find_a_planted_rank_under_noise() -> None:
     tensors = [torch.from_numpy(tau) for tau in deltas]
     spectrum = spectrum_of(tensors, [float(np.sum(tau**2)) for tau in deltas])
     assert spectrum.sizes == (40, 40)
-    assert wudi.chosen_rank(spectrum, "gavish_donoho") == 3
-    assert wudi.chosen_rank(spectrum, "participation") > 3
+    assert module.chosen_rank(spectrum, "gavish_donoho") == 3
+    assert module.chosen_rank(spectrum, "participation") > 3
     np.testing.assert_allclose(wudi(deltas, rank="gavish_donoho"), wudi(deltas, keep=2.5 / 40), atol=1e-12)
 
 
 def test_equal_singular_values_all_count() -> None:
     spectrum = spectrum_of([torch.eye(7, dtype=torch.float64)], [7.0])
-    assert wudi.chosen_rank(spectrum, "participation") == 7
+    assert module.chosen_rank(spectrum, "participation") == 7
 
 
 def test_tensors_outside_the_blocks_are_averaged_unless_asked_for() -> None:
@@ -184,7 +185,7 @@ def test_hyperparameters_share_the_eigenvectors(tmp_path: Path, monkeypatch: pyt
     tried: list[dict[str, float | str]] = [{"keep": 0.2}, {"start": "mean"}, {"rank": "participation"}, {"time": 10.0}]
     expected = [wudi(deltas, **options) for options in tried]
     first = total(time=10.0)
-    monkeypatch.setattr(wudi, "spectrum_of", None)  # would be called for eigenvectors that are not there
+    monkeypatch.setattr(module, "spectrum_of", None)  # would be called for eigenvectors that are not there
     for options, result in zip(tried, expected, strict=True):
         np.testing.assert_allclose(total(**options), result, atol=1e-12)
     assert np.array_equal(first, total(time=10.0))

@@ -172,9 +172,7 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
 def _source(key: str, path: Any, name: str, folder: Path) -> Source:
     place = absolute_path(_text(key, path), folder)
     if place == path and not is_hub_name(path):
-        place = os.path.abspath(
-            folder / Path(path).expanduser()
-        )  # missing: messages say where
+        place = os.path.abspath(folder / Path(path).expanduser())  # missing: messages say where
     return Source(name or short_name(place), place)
 
 

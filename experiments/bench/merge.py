@@ -274,7 +274,7 @@ def run(show: Callable[[Figures], None] = lambda row: None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster ours is; ``cpu``: how many times fewer CPU seconds. ``reached`` is None without a target."""
+    """How many times faster ours is, and how many times fewer CPU seconds; ``reached`` is None without a target."""
 
     dtype: str
     method: str

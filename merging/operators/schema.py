@@ -18,7 +18,8 @@ def type_text(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         limits = [_limit(item) for extra in arguments[1:] for item in (*getattr(extra, "metadata", ()), extra)]
-        return " ".join([type_text(arguments[0]), *(limit for limit in limits if limit)])
+        inner, found = type_text(arguments[0]), ", ".join(limit for limit in limits if limit)
+        return f"{inner} ({found})" if found else inner
     if origin is Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (Union, types.UnionType):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merging import CheckpointError, Field, Recipe, RecipeError, Source
@@ -43,7 +43,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(recipes())
 def test_survives_json(recipe):
     again = Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))

@@ -13,6 +13,7 @@ import torch
 from merging import CheckpointError, Layout, merge, spectral
 from merging.in_memory import MappingSource
 from merging.memo import Memo
+from merging.operators import OPERATORS
 from merging.spectral import Selection, decompose, numerical_rank, parts, polar, rows_by_matrix, singular
 
 GPT2 = {"h.0.attn.c_attn.weight": (4, 12), "h.0.attn.c_proj.weight": (4, 4), "h.0.mlp.c_fc.weight": (4, 16)}
@@ -61,7 +62,7 @@ class TestParts:
             ("blocks.0.attn.qkv.weight", (12, 4), [(4, 4)] * 3),
             ("resblocks.0.attn.in_proj_weight", (12, 4), [(4, 4)] * 3),
             ("layers.0.self_attn.qkv_proj.weight", (12, 4), [(4, 4)] * 3),  # Phi-3
-            ("layers.0.self_attn.qkv_proj.weight", (8, 4), [(8, 4)]),  # grouped queries
+            ("layers.0.self_attn.qkv_proj.weight", (6, 4), [(6, 4)]),  # grouped queries
             ("h.0.attn.qkv_proj.weight", (12, 4), [(12, 4)]),  # CodeGen goes by head
             ("layers.0.attention.query_key_value.weight", (12, 4), [(12, 4)]),  # so does GPT-NeoX
             ("layers.0.mixer.in_proj.weight", (12, 4), [(12, 4)]),  # no attention
@@ -200,6 +201,20 @@ class TestDecompositions:
         assert torch.equal(first.right, again.right)
         with pytest.raises(AssertionError, match="decomposed again"):
             singular(base, expert, part, delta, 3)
+
+    @pytest.mark.parametrize("operator", ["tsv", "iso_c", "iso_cts", "knots"])
+    def test_rows_have_the_same_bits_with_and_without_a_memo(self, operator: str, tmp_path: Path) -> None:
+        states = [{"w": draw(40, 30, seed=k)} for k in range(4)]
+        results = []
+        for folder in (tmp_path / "a", tmp_path / "a", None):  # made, read again, not kept
+            identity = "weights" if folder else ""
+            memo = Memo(folder or tmp_path)
+            base, *experts = [Stored(state, memo, identity and f"{identity} {k}") for k, state in enumerate(states)]
+            results.append(OPERATORS[operator].prepare(base, experts).rows("w"))
+        assert len(list((tmp_path / "a").iterdir())) == (3 if operator == "tsv" else 1)
+        for made, read, plain in zip(*results, strict=True):
+            assert torch.equal(made, read)
+            assert torch.equal(made, plain)
 
     def test_numerical_rank(self) -> None:
         def rank(matrix: torch.Tensor, **options: Any) -> int:

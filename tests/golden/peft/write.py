@@ -18,26 +18,33 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).parent
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 24}
 
-VIT = transformers.ViTForImageClassification, transformers.ViTConfig(
-    image_size=4,
-    patch_size=2,
-    num_channels=1,
-    num_labels=2,
-    hidden_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=12,
+VIT = (
+    transformers.ViTForImageClassification,
+    transformers.ViTConfig(
+        image_size=4,
+        patch_size=2,
+        num_channels=1,
+        num_labels=2,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+    ),
 )
-LLAMA = transformers.LlamaForCausalLM, transformers.LlamaConfig(
-    **TOKENS,
-    hidden_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=12,
-    max_position_embeddings=8,
+LLAMA = (
+    transformers.LlamaForCausalLM,
+    transformers.LlamaConfig(
+        **TOKENS,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=8,
+    ),
 )
-GPT2 = transformers.GPT2LMHeadModel, transformers.GPT2Config(
-    **TOKENS, n_embd=8, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=False
+GPT2 = (
+    transformers.GPT2LMHeadModel,
+    transformers.GPT2Config(**TOKENS, n_embd=8, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=False),
 )
 
 #: Name -> model, settings of the adapter. Patterns, convolutions, renamed modules and whole tensors; embeddings with

@@ -143,5 +143,5 @@ def test_refuses_sparsities_that_do_not_fit() -> None:
     pool = [adapter(seed, source(base)) for seed in range(2)]
     with pytest.raises(RecipeError, match="sparsity: expected one number or 2, one per adapter, received 3"):
         merged(base, pool, [1, 1], [0.1, 0.2, 0.3])
-    with pytest.raises(RecipeError, match=r"'sparsity.*less than or equal to 0\.95"):
+    with pytest.raises(RecipeError, match=r"'sparsity': expected number \(≥ 0, ≤ 0\.95\) or list"):
         merged(base, pool, [1, 1], 0.99)

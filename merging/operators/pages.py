@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
 from merging.operators import IDENTITIES, OPERATORS, Operator
 from merging.operators.base import Family
@@ -139,7 +139,23 @@ def _family_page(family: str, operators: list[Operator]) -> str:
         prose = "" if module in told else inspect.cleandoc(sys.modules[module].__doc__ or "")
         told.add(module)
         parts.append(_section(operator, prose))
+    if any("calibration" in operator.hyperparameters for operator in operators):
+        parts.append(_calibration())
     return "\n\n".join(parts) + "\n"
+
+
+def _calibration() -> str:
+    """The keys of ``calibration``, from its declaration."""
+    from merging.calibration import DEFAULTS, CalibrationSpec
+
+    lines = ["## calibration", "", "The items that the model is run on, as a mapping with these keys.", ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, annotation in get_type_hints(CalibrationSpec, include_extras=True).items():
+        inner = get_args(annotation)[0] if get_origin(annotation) is NotRequired else annotation
+        known = f"`{DEFAULTS[name]}`" if name in DEFAULTS else "`required`"
+        what = meaning(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=inner))
+        lines.append(f"| `{name}` | {type_text(inner)} | {known} | {what} |")
+    return "\n".join(lines)
 
 
 def _section(operator: Operator, prose: str) -> str:

@@ -26,6 +26,8 @@ def type_text(annotation: Any) -> str:
         return " or ".join(type_text(argument) for argument in arguments)
     if origin is list:
         return f"list of {type_text(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, dict):
+        return "mapping"
     names = {float: "number", int: "whole number", bool: "true or false", str: "text", type(None): "none"}
     return names.get(annotation, "mapping" if origin is dict else getattr(annotation, "__name__", str(annotation)))
 

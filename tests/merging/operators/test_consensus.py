@@ -106,7 +106,5 @@ def test_refuses_a_threshold_for_experts_that_are_not_there() -> None:
     base, experts = family()
     with pytest.raises(RecipeError, match=r"operator consensus: threshold: expected one number or 3, .* received 2"):
         consensus(base, experts, threshold=[0.2, 0.3])
-    with pytest.raises(
-        RecipeError, match=r"'threshold': expected number \(≥ 0\) or list of number \(≥ 0\), received -0.1"
-    ):
+    with pytest.raises(RecipeError, match=r"'threshold': expected number \(≥ 0\) or list of number .*received -0.1"):
         consensus(base, experts, threshold=-0.1)

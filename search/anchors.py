@@ -29,11 +29,10 @@ class Anchor:
 
 
 def default_anchors(template: Recipe, layout: Layout | None, space: Space, operator: Operator) -> tuple[Anchor, ...]:
-    """Base, every expert, uniform average, task arithmetic, a LiNeS line, the operator's default, the space's start.
+    """Base, experts, uniform average, task arithmetic, a LiNeS line, TIES, the operator's default, the space's start.
 
-    Experts, average, task arithmetic and the line are merged by an operator that reproduces them, where the study's
-    own does not. Anchors that are the same merge are listed once, under the first name; analytic problems have the
-    start alone.
+    All but the last two are merged by an operator that reproduces them, where the study's own does not. Anchors that
+    are the same merge are listed once, under the first name; analytic problems have the start alone.
     """
     named: list[tuple[str, Recipe]] = []
     if layout is not None:
@@ -51,7 +50,7 @@ def default_anchors(template: Recipe, layout: Layout | None, space: Space, opera
 
 
 def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[tuple[str, Recipe]]:
-    """Experts, average, task arithmetic and the LiNeS line."""
+    """Experts, average, task arithmetic, the LiNeS line and default TIES."""
     experts = len(template.experts)
     soup, arithmetic = template, template
     if operator.name not in LINEAR:
@@ -67,7 +66,18 @@ def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[
         field = Field.constant(layout.size, np.full(experts, default))
         named.append((f"task_arithmetic {default:.3g}", arithmetic.with_field(field)))
     line = lines_field(layout, experts, 1 / experts, LINES_RISE)
-    return named if line is None else [*named, ("LiNeS", arithmetic.with_field(line))]
+    if line is not None:
+        named.append(("LiNeS", arithmetic.with_field(line)))
+    return named if experts == 1 else [*named, _default_ties(template, layout)]
+
+
+def _default_ties(template: Recipe, layout: Layout) -> tuple[str, Recipe]:
+    """TIES at its defaults: the merge that most people try after the average."""
+    ties, experts = OPERATORS["ties"], len(template.experts)
+    options = ties.complete({})
+    coefficient = ties.default(experts, options)
+    recipe = replace(template, operator="ties", hyperparameters=tuple(sorted(options.items())))
+    return f"ties {coefficient:.3g}", recipe.with_field(Field.constant(layout.size, np.full(experts, coefficient)))
 
 
 def lines_field(layout: Layout, directions: int, base: float, rise: float) -> Field | None:

@@ -188,7 +188,7 @@ def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas
     _check_fingerprints(recipe, plan.family.sources)
     warn_of_integers(plan.family)
     part = folder / f"{plan.key}.arena{_PART}"
-    basis = alone(plan.prepare)
+    basis = alone(plan.prepare, threads)
     ranks = _factored(plan, basis, threads)
     _write_rows(plan, basis, plan.packed(ranks), part, threads)
     content = _hash(part)

@@ -12,12 +12,12 @@ import mmap
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merging.digests import tensor_digests
 from merging.errors import CheckpointError
 from merging.layout import natural_key
 from merging.lora_files import is_adapter
@@ -29,7 +29,6 @@ from merging.weight_files import (
     ITEMSIZE,
     TensorInfo,
     folder_tensors,
-    hash_bytes,
     read_header,
     read_json,
     refuse_other_files,
@@ -144,8 +143,7 @@ class Checkpoint:
 
     @cached_property
     def _fingerprint(self) -> str:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter's lock
-            digests = dict(zip(self.tensors, pool.map(hash_bytes, self.tensors.values()), strict=True))
+        digests = tensor_digests(self.tensors)
         for alias, kept in self.aliases.items():
             if digests[alias] != digests[kept]:
                 raise CheckpointError(

@@ -10,9 +10,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,13 +26,15 @@ from merging.model_card import render_card
 from merging.recalibration import open_recalibration
 from merging.recipe import Recipe, Source
 from merging.recipe_file import located, save_recipe
-from merging.rounding import Rounding, rounding_of
+from merging.rounding import Rounding
 from merging.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
 from merging.weight_files import COMPANIONS, ITEMSIZE, TensorInfo
 from merging.weight_writer import lay_out_files, write_tensor
 
 if TYPE_CHECKING:
     import torch
+
+    from merging.in_memory import TensorMerger
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _write_folder(
     try:
         places = lay_out_files(part, stored, shard_bytes)
         warn_of_integers(family)
-        rounding = _write_weights(places, family.base, _merger(recipe, family), family.layout, threads)
+        rounding = _write_weights(places, family.base, _merger(recipe, family, threads), family.layout, threads)
         _write_companions(family, files, part)
         recalibration = open_recalibration(family)
         if recalibration is not None:
@@ -196,17 +199,19 @@ def _cast(info: TensorInfo, dtype: str) -> TensorInfo:
     return replace(info, dtype=dtype, stop=info.start + math.prod(info.shape) * ITEMSIZE[dtype])
 
 
-def _merger(recipe: Recipe, family: Family) -> Callable[[TensorSpec], torch.Tensor]:
+def _merger(recipe: Recipe, family: Family, threads: int) -> TensorMerger:
     from merging.in_memory import tensor_merger
 
     base, experts, layout = family.base, family.experts, family.layout
-    return tensor_merger(base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment)
+    return tensor_merger(
+        base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment, threads
+    )
 
 
 def _write_weights(
     places: Mapping[str, TensorInfo],
     base: Checkpoint,
-    merge_one: Callable[[TensorSpec], torch.Tensor],
+    merge_one: TensorMerger,
     layout: Layout,
     threads: int,
 ) -> Rounding:
@@ -222,12 +227,10 @@ def _write_weights(
             write_tensor(places[stored], tensor)
 
     def work(spec: TensorSpec) -> Rounding:
-        merged = merge_one(spec)
+        merged, cost = merge_one(spec, places[spec.name].dtype)
         _check_finite(spec.name, merged)
-        rounded = merged.to(_torch_dtype(places[spec.name].dtype))
-        _check_finite(spec.name, rounded)  # fp16 ends at 65,504
-        write(spec.name, rounded)
-        return rounding_of(merged, rounded, base.read(spec.name))
+        write(spec.name, merged)
+        return cost
 
     rounding = sum(each(work, layout.tensors, threads), Rounding())
     left = {*base.merged} - {*layout.names}
@@ -238,11 +241,11 @@ def _write_weights(
     return rounding
 
 
-def _torch_dtype(name: str) -> torch.dtype:
+def _unmerged(base: Checkpoint, spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
+    """The base's tensor itself."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return base.read(spec.name).to(getattr(torch, dtype)), Rounding()
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
@@ -292,7 +295,7 @@ def folder_of_base(family: Family, beside: Path) -> Iterator[str]:
     beside.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".base-", dir=beside) as name:
         places = lay_out_files(Path(name), family.base.tensors, shard_bytes=5_000_000_000)
-        _write_weights(places, family.base, lambda spec: family.base.read(spec.name).clone(), family.layout, 1)
+        _write_weights(places, family.base, partial(_unmerged, family.base), family.layout, 1)
         _write_companions(family, {"config.json": json.dumps(family.base.config)}, Path(name))
         yield name
 

@@ -13,16 +13,21 @@ import torch
 
 from merging.errors import CheckpointError, RecipeError
 from merging.field import Field
-from merging.kernels import accumulation_dtype, combine
+from merging.kernels import Form, accumulation_dtype, combine, term_weights
 from merging.kernels.lowrank import combine_factors, kept_factors
 from merging.layout import Layout, TensorSpec
 from merging.operators import Operator, Options, TensorSource, get_operator
+from merging.operators.task_vectors import is_stored_whole, stored_numbers
+from merging.rounding import Rounding, rounding_of
 from merging.special import PLAIN, Special, Treatment, finish, parse_special, prepare_basis
 from merging.states import align_states, warn_of_integers
 from merging.streaming import alone, each
 
 StateDict = Mapping[str, torch.Tensor]
 Coefficients = float | Sequence[float] | Field | None
+
+#: Tensor and the name of the dtype to store it in -> the merged tensor, and what rounding it cost.
+TensorMerger = Callable[[TensorSpec, str], tuple[torch.Tensor, Rounding]]
 
 
 def merge(
@@ -94,7 +99,7 @@ def merge_stream(
     merge_one = tensor_merger(base, experts, operator, options, field, layout, treatment)
 
     def work(spec: TensorSpec) -> tuple[str, torch.Tensor]:
-        return spec.name, merge_one(spec).to(getattr(torch, spec.dtype))
+        return spec.name, merge_one(spec, spec.dtype)[0]
 
     return each(work, layout.tensors)
 
@@ -107,8 +112,9 @@ def tensor_merger(
     field: Field,
     layout: Layout,
     treatment: Treatment = PLAIN,
-) -> Callable[[TensorSpec], torch.Tensor]:
-    """Prepare, and return the function that merges one tensor of ``layout`` in the accumulation dtype.
+    threads: int = 1,
+) -> TensorMerger:
+    """Prepare, and return the function that merges one tensor of ``layout`` and stores it in a dtype.
 
     The function may run in several threads at once, as :func:`merging.streaming.each` runs it.
 
@@ -117,7 +123,7 @@ def tensor_merger(
     """
     chosen = get_operator(operator)
     full = chosen.check(layout, len(experts), options)
-    basis = alone(lambda: prepare_basis(chosen, base, experts, full, treatment))
+    basis = alone(lambda: prepare_basis(chosen, base, experts, full, treatment), threads)
     if field.size != layout.size or field.directions != basis.directions:
         raise RecipeError(
             f"field: expected {basis.directions} directions over {layout.size} positions, "
@@ -125,7 +131,20 @@ def tensor_merger(
         )
     wide = getattr(torch, accumulation_dtype(layout))
 
-    def merge_one(spec: TensorSpec) -> torch.Tensor:
+    def as_stored(spec: TensorSpec) -> bool:
+        special = spec.size == 0 or wide == torch.float64 or spec.name in treatment.finished
+        return basis.plain and not special and is_stored_whole(experts, spec.name)
+
+    def merge_one(spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
+        stored = getattr(torch, dtype)
+        merged = _merge_stored(base, experts, spec, field, basis.form, stored) if as_stored(spec) else None
+        if merged is not None:
+            return merged
+        exact = merge_wide(spec)
+        rounded = exact.to(stored)
+        return rounded, rounding_of(exact, rounded, base.read(spec.name).detach().to(exact.device))
+
+    def merge_wide(spec: TensorSpec) -> torch.Tensor:
         tensor = base.read(spec.name).detach().to(wide)
         if spec.size == 0:
             return tensor.clone()
@@ -142,6 +161,27 @@ def tensor_merger(
         return finish(treatment, spec.name, out.view(spec.shape), tensor, spec.dtype)
 
     return merge_one
+
+
+def _merge_stored(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    spec: TensorSpec,
+    field: Field,
+    form: Form,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, Rounding] | None:
+    """One tensor of a plain basis, from the sources as they are stored; None if they are not fp32 or bf16 in memory."""
+    tensors = [source.read(spec.name).detach() for source in (base, *experts)]
+    numbers = [stored_numbers(tensor) for tensor in tensors]
+    if dtype not in (torch.float32, torch.bfloat16) or any(array is None for array in numbers):
+        return None
+    from merging.kernels.source_numba import merge_sources
+
+    out = torch.empty(spec.shape, dtype=dtype)
+    part = field.restrict(spec.start, spec.stop)
+    sums = merge_sources(numbers, term_weights(part, form), part.boundaries, form == "delta", stored_numbers(out))
+    return out, Rounding(*sums, frozenset({_dtype_name(out)}))
 
 
 @dataclass(frozen=True)

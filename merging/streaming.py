@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import local
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -33,20 +34,32 @@ def each(work: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
                 future.cancel()
 
 
-def alone(work: Callable[[], Result]) -> Result:
-    """``work()`` on one thread, for the same bits as in :func:`each`."""
-    with _workers(1) as pool:
+def alone(work: Callable[[], Result], threads: int = 1) -> Result:
+    """``work()`` on one thread, for the same bits as in :func:`each`; :func:`spread` may use ``threads`` in it."""
+    with _workers(1, threads) as pool:
         return pool.submit(work).result()
 
 
+def spread(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """:func:`each`, inside work that runs by this module, on as many threads as that may use."""
+    return each(work, items, getattr(_own, "threads", 1))
+
+
+_own = local()
+
+
 @contextmanager
-def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch takes no further ones."""
+def _workers(count: int, threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which torch takes no further ones; ``threads`` is what :func:`spread` uses in them."""
     import torch
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        _own.threads = threads or count
 
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(count, initializer=start) as pool:
             yield pool
     finally:
         torch.set_num_threads(before)

@@ -26,7 +26,7 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
         tensors = [expert.read(name).to(like.device) for expert in experts]
         return [tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32) for tensor in tensors]
 
-    return Basis("interpolation", len(experts), rows)
+    return Basis("interpolation", len(experts), rows, plain=True)
 
 
 AVERAGE = Operator(

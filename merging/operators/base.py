@@ -86,6 +86,8 @@ class Basis:
         rows: Tensor name -> K tensors of the base's shape, in fp32 (fp64 where a source is fp64).
         angles: Tensor name -> angle between base and row in radians, for the form ``slerp`` only.
         factors: Tensor name -> the rows of that tensor as low-rank products, or None where they are kept whole.
+        plain: Whether the rows are the experts as they are (``interpolation``) or their task vectors (``delta``), which
+            need not be made before they are combined.
     """
 
     form: Form
@@ -93,6 +95,7 @@ class Basis:
     rows: Callable[[str], list[torch.Tensor]]
     angles: Callable[[str], float] | None = None
     factors: Callable[[str], Factors | None] | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from merging.magnitudes import host_fp32
 from merging.memo import remembered
 from merging.operators.base import Basis, Options, TensorSource
 from merging.operators.task_vectors import task_vectors
+from merging.streaming import spread
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +145,7 @@ def elected_basis(
         import torch
 
         def count() -> dict[str, torch.Tensor]:
-            return {"sign": torch.tensor([majority_sign(vectors(name) for name in base.names)])}
+            return {"sign": torch.tensor([majority_sign(vectors, base.names)])}
 
         with lock:  # a read of the whole model, by the first thread that asks
             if not known:
@@ -177,7 +178,7 @@ def elect(
         majority: Sign of the majority, asked for only where terms cancel; None takes it from these vectors.
     """
     tensors = [vector.contiguous() for vector in vectors]
-    own = majority_sign([tensors]) if majority is None else 0
+    own = majority_sign(lambda _: tensors, [""]) if majority is None else 0
     rows = _host_rows(tensors)
     if rows is not None:
         from merging.kernels.sparse_numba import cancels, elect_rows
@@ -189,9 +190,9 @@ def elect(
     return tensors
 
 
-def majority_sign(vectors: Iterable[Sequence[torch.Tensor]]) -> int:
-    """The sign that more positions elect, over all tensors; 0 if neither does."""
-    balance = sum(map(_balance, vectors))
+def majority_sign(vectors: Vectors, names: Iterable[str]) -> int:
+    """The sign that more positions elect, over the tensors of these names; 0 if neither does."""
+    balance = sum(spread(lambda name: _balance(vectors(name)), names))
     return (balance > 0) - (balance < 0)
 
 

@@ -19,6 +19,7 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
         len(experts),
         lambda name: task_vectors(base, experts, name),
         factors=lambda name: task_factors(base, experts, name),
+        plain=True,
     )
 
 

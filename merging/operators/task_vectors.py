@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy.typing as npt
 
 from merging.operators.base import Factors, TensorSource
 
 if TYPE_CHECKING:
     import torch
-
-
-#: Elements that are widened and subtracted at a time.
-BLOCK = 1 << 17
 
 
 @runtime_checkable
@@ -54,6 +52,11 @@ def _task_vector(base: TensorSource, expert: TensorSource, name: str, origin: to
     return difference(expert.read(name), origin) if exact is None else exact.to(origin.device)
 
 
+def is_stored_whole(experts: Sequence[TensorSource], name: str) -> bool:
+    """Whether the tensor is one that every expert stores, rather than a model's with an adapter's."""
+    return all(_low_rank_source(expert, name) is None for expert in experts)
+
+
 def _low_rank_source(expert: object, name: str) -> LowRankSource | None:
     """The adapter that a tensor of an expert comes from, also through sources that pass on what another reads."""
     while expert is not None and not isinstance(expert, LowRankSource):
@@ -66,11 +69,22 @@ def difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     import torch
 
     wide = torch.float64 if torch.float64 in (tensor.dtype, origin.dtype) else torch.float32
-    if origin.device.type != "cpu" or not (tensor.is_contiguous() and origin.is_contiguous()):
+    one, other = stored_numbers(tensor), stored_numbers(origin)
+    if one is None or other is None:
         return tensor.to(origin.device, wide) - origin.to(wide)
+    from merging.kernels.source_numba import difference as write_difference
+
     result = torch.empty(origin.shape, dtype=wide)
-    # Block by block: what is widened on the way stays in the cache, and one tensor is allocated instead of three.
-    flats = (torch.split(flat, BLOCK) for flat in (result.view(-1), tensor.reshape(-1), origin.reshape(-1)))
-    for out, one, other in zip(*flats, strict=True):
-        out.copy_(one).sub_(other)
+    write_difference(one, other, result.view(-1).numpy())
     return result
+
+
+def stored_numbers(tensor: torch.Tensor) -> npt.NDArray[Any] | None:
+    """The numbers of a contiguous tensor in main memory, flat: fp32, or bf16 as its bits; None for any other."""
+    import torch
+
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    flat = tensor.detach().reshape(-1)
+    numbers: npt.NDArray[Any] = flat.numpy() if flat.dtype == torch.float32 else flat.view(torch.uint16).numpy()
+    return numbers

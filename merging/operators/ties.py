@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import Histogram, Stream, count_kept, keep_largest, kth_largest, magnitude_histogram, trim
+from merging.magnitudes import Histogram, Stream, count_kept, kth_largest, magnitude_histogram, trim
 from merging.memo import remembered
 from merging.operators.base import Basis, Operator, Options, TensorSource
 from merging.operators.sparse import (
@@ -30,6 +30,7 @@ from merging.operators.sparse import (
 )
 from merging.operators.task_vectors import difference
 from merging.places import classify
+from merging.streaming import spread
 
 if TYPE_CHECKING:
     import torch
@@ -72,21 +73,31 @@ def trimmed(
     """
     limits: list[Mapping[str, float]] = [{}] * len(experts)
     if scope != "tensor" and density < 1:
-        limits = [thresholds(base, expert, density, scope, vectors) for expert in experts]
+        limits = list(spread(lambda expert: thresholds(base, expert, density, scope, vectors), experts))
+
+    own: dict[tuple[int, str], float] = {}
 
     def thin(name: str) -> list[torch.Tensor]:
         found = finite_task_vectors(base, experts, name)
         if density >= 1 or is_exempt(base.shape(name), vectors):
             return found
         group = _group(name, scope)
-        for place, (expert, limit) in enumerate(zip(experts, limits, strict=True)):  # one at a time lives twice
-            if scope == "tensor":
-                found[place] = keep_largest(found[place], density, what(expert, name))
-            else:
-                trim(found[place], limit.get(group, 0.0))
+        for place, vector in enumerate(found):
+            if scope == "tensor" and vector.numel():
+                # Elections may ask for a tensor twice; its thresholds are worked out once.
+                if (place, name) not in own:
+                    own[place, name] = _threshold_of(vector, density, what(experts[place], name))
+                trim(vector, own[place, name])
+            elif scope != "tensor":
+                trim(vector, limits[place].get(group, 0.0))
         return found
 
     return thin
+
+
+def _threshold_of(vector: torch.Tensor, density: float, name: str) -> float:
+    """The magnitude from which on elements of one tensor are kept."""
+    return kth_largest(lambda: [(name, vector)], count_kept(density, vector.numel()))
 
 
 def thresholds(

@@ -1,0 +1,190 @@
+"""Sources combined as they are stored, fp32 or bf16, in one pass: no widened copy of any tensor is made.
+
+The same operations in the same order as :func:`merging.kernels.combine` on widened rows, so the same bits; blocks that
+stay in the first-level cache take the place of copies. bf16 is the upper half of fp32: widening is a shift, narrowing
+rounds to nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.extending import intrinsic
+
+from merging.kernels.numba_kernel import _add1, _pointer, _set1, compiled
+
+#: Elements at a time.
+BLOCK = 1024
+
+_FP32, _BF16 = 0, 1
+_ROW = types.Array(types.float32, 1, "C")
+_BITS = types.Array(types.uint16, 1, "C")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of(_typing_context: Any, _bits: Any) -> Any:
+    """The fp32 number of these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _bits_of(_typing_context: Any, _number: Any) -> Any:
+    """The 32 bits of an fp32 number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _half_pointer(_typing_context: Any, _address: Any) -> Any:
+    """The address, an int64, as a pointer to 16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint16)(types.int64), generate
+
+
+@compiled(types.void(_ROW, _ROW))
+def _copy(out: Any, source: Any) -> None:
+    for i in range(out.size):
+        out[i] = source[i]
+
+
+@compiled(types.void(_ROW, _BITS))
+def _widen(out: Any, source: Any) -> None:
+    for i in range(out.size):
+        out[i] = _float_of(np.uint32(source[i]) << np.uint32(16))
+
+
+@compiled(types.void(_BITS, _ROW))
+def _narrow(out: Any, source: Any) -> None:
+    for i in range(out.size):
+        bits = _bits_of(source[i])
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        out[i] = np.uint16(rounded) if source[i] == source[i] else np.uint16(0x7FC0)
+
+
+@compiled(types.void(_ROW, _ROW))
+def _subtract(row: Any, other: Any) -> None:
+    for i in range(row.size):
+        row[i] = row[i] - other[i]
+
+
+@compiled(types.void(_ROW, types.int64, types.int64, types.int64))
+def _load(out: Any, address: int, kind: int, start: int) -> None:
+    """Elements from ``start`` of the source at ``address``, as many as fit, in fp32."""
+    if kind == 0:
+        _copy(out, numba.carray(_pointer(address + 4 * start), out.size))
+    else:
+        _widen(out, numba.carray(_half_pointer(address + 2 * start), out.size))
+
+
+@compiled(types.void(types.int64[::1], types.int64[::1], _ROW), nogil=True)
+def _difference(addresses: Any, kinds: Any, out: Any) -> None:
+    other = np.empty(BLOCK, np.float32)
+    for start in range(0, out.size, BLOCK):
+        stop = min(start + BLOCK, out.size)
+        _load(out[start:stop], addresses[0], kinds[0], start)
+        _load(other[: stop - start], addresses[1], kinds[1], start)
+        _subtract(out[start:stop], other[: stop - start])
+
+
+@compiled(
+    types.void(
+        types.int64[::1],
+        types.int64[::1],
+        types.Array(types.float32, 2, "C", readonly=True),
+        types.Array(types.int64, 1, "C", readonly=True),
+        types.boolean,
+        types.int64,
+        types.int64,
+        types.float64[::1],
+    ),
+    nogil=True,
+)
+def _merge(
+    addresses: Any, kinds: Any, weights: Any, boundaries: Any, delta: bool, out: int, out_kind: int, sums: Any
+) -> None:
+    """The weighted sum of sources, base first, into ``out``; adds what rounding lost and the change to ``sums``."""
+    scratch = np.empty((4, BLOCK), np.float32)
+    for segment in range(boundaries.size - 1):
+        for start in range(boundaries[segment], boundaries[segment + 1], BLOCK):
+            n = min(start + BLOCK, boundaries[segment + 1]) - start
+            base, row, total = scratch[0, :n], scratch[1, :n], scratch[2, :n]
+            _load(base, addresses[0], kinds[0], start)
+            empty = True
+            for t in range(addresses.size):
+                weight = weights[t, segment]
+                if weight == 0:
+                    continue
+                term = base
+                if t > 0:
+                    _load(row, addresses[t], kinds[t], start)
+                    if delta:
+                        _subtract(row, base)
+                    term = row
+                if empty:
+                    _set1(total, term, weight)
+                else:
+                    _add1(total, term, weight)
+                empty = False
+            if empty:
+                total[:] = 0
+            if out_kind == 0:
+                _copy(numba.carray(_pointer(out + 4 * start), n), total)
+                continue
+            stored = numba.carray(_half_pointer(out + 2 * start), n)
+            _narrow(stored, total)
+            _widen(row, stored)
+            _subtract(row, total)
+            sums[0] += np.dot(row, row)
+            _subtract(total, base)
+            sums[1] += np.dot(total, total)
+
+
+def difference(one: Any, other: Any, out: npt.NDArray[np.float32]) -> None:
+    """``out = one − other``; fp32 arrays, or bf16 as its bits in uint16, all contiguous ``(n,)``."""
+    _difference(*_places([one, other]), out)
+
+
+def merge_sources(
+    sources: Sequence[Any],
+    weights: npt.NDArray[np.float32],
+    boundaries: npt.NDArray[np.int64],
+    delta: bool,
+    out: Any,
+) -> tuple[float, float]:
+    """Write the weighted sum of sources into ``out``.
+
+    Args:
+        sources: Base and experts, each contiguous ``(n,)``: fp32, or bf16 as its bits in uint16.
+        weights: ``(sources, segments)``.
+        boundaries: ``(segments + 1,)``.
+        delta: Whether the terms after the first are differences from the first.
+        out: ``(n,)``, fp32 or bf16.
+
+    Returns:
+        Σ (stored − merged)² and Σ (merged − base)²; both 0 for fp32, where nothing is lost.
+    """
+    sums = np.zeros(2)
+    (target,), (kind,) = _places([out])
+    _merge(*_places(sources), weights, boundaries, delta, int(target), int(kind), sums)
+    return float(sums[0]), float(sums[1])
+
+
+def _places(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
+    kinds = np.array([_BF16 if array.dtype == np.uint16 else _FP32 for array in arrays], dtype=np.int64)
+    return addresses, kinds

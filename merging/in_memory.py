@@ -13,10 +13,10 @@ import torch
 
 from merging.errors import CheckpointError, RecipeError
 from merging.field import Field
-from merging.kernels import Form, accumulation_dtype, combine, term_weights
+from merging.kernels import accumulation_dtype, combine, term_weights
 from merging.kernels.lowrank import combine_factors, kept_factors
 from merging.layout import Layout, TensorSpec
-from merging.operators import Operator, Options, TensorSource, get_operator
+from merging.operators import Basis, Operator, Options, TensorSource, get_operator
 from merging.operators.task_vectors import is_stored_whole, stored_numbers
 from merging.rounding import Rounding, rounding_of
 from merging.special import PLAIN, Special, Treatment, finish, parse_special, prepare_basis
@@ -133,11 +133,11 @@ def tensor_merger(
 
     def as_stored(spec: TensorSpec) -> bool:
         special = spec.size == 0 or wide == torch.float64 or spec.name in treatment.finished
-        return basis.plain and not special and is_stored_whole(experts, spec.name)
+        return not special and is_stored_whole(experts, spec.name)
 
     def merge_one(spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
         stored = getattr(torch, dtype)
-        merged = _merge_stored(base, experts, spec, field, basis.form, stored) if as_stored(spec) else None
+        merged = _merge_stored(base, experts, basis, spec, field, stored) if as_stored(spec) else None
         if merged is not None:
             return merged
         exact = merge_wide(spec)
@@ -166,22 +166,21 @@ def tensor_merger(
 def _merge_stored(
     base: TensorSource,
     experts: Sequence[TensorSource],
+    basis: Basis,
     spec: TensorSpec,
     field: Field,
-    form: Form,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, Rounding] | None:
-    """One tensor of a plain basis, from the sources as they are stored; None if they are not fp32 or bf16 in memory."""
+    """One tensor from the sources as they are stored; None if the operator has no such way, or they are not fit."""
+    if basis.direct is None or dtype not in (torch.float32, torch.bfloat16):
+        return None
     tensors = [source.read(spec.name).detach() for source in (base, *experts)]
     numbers = [stored_numbers(tensor) for tensor in tensors]
-    if dtype not in (torch.float32, torch.bfloat16) or any(array is None for array in numbers):
+    if any(array is None for array in numbers):
         return None
-    from merging.kernels.source_numba import merge_sources
-
-    out = torch.empty(spec.shape, dtype=dtype)
-    part = field.restrict(spec.start, spec.stop)
-    sums = merge_sources(numbers, term_weights(part, form), part.boundaries, form == "delta", stored_numbers(out))
-    return out, Rounding(*sums, frozenset({_dtype_name(out)}))
+    out, part = torch.empty(spec.shape, dtype=dtype), field.restrict(spec.start, spec.stop)
+    sums = basis.direct(spec.name, numbers, term_weights(part, basis.form), part.boundaries, stored_numbers(out))
+    return None if sums is None else (out, Rounding(*sums, frozenset({_dtype_name(out)})))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ EXPERTS = ("one", "two", "three")
 #: Both programs as users start them, with a clock around the function that merges.
 OURS = """
 import sys, time
-import merging.export, merging.in_memory, merging.kernels.numba_kernel  # what the call would load
+import merging.export, merging.in_memory, merging.kernels.ties_numba  # what the call would load
 from search.cli import main
 merge = merging.export.export_model
 def timed(*arguments, **options):

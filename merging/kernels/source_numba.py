@@ -101,6 +101,21 @@ def _difference(addresses: Any, kinds: Any, out: Any) -> None:
         _subtract(out[start:stop], other[: stop - start])
 
 
+@compiled(types.void(types.int64, types.int64, types.int64, _ROW, _ROW, _ROW, types.float64[::1]))
+def _store(out: int, kind: int, start: int, total: Any, base: Any, scratch: Any, sums: Any) -> None:
+    """Store a block from ``start`` of the array at ``out``; adds what rounding lost, and the change, to ``sums``."""
+    if kind == 0:
+        _copy(numba.carray(_pointer(out + 4 * start), total.size), total)
+        return
+    stored = numba.carray(_half_pointer(out + 2 * start), total.size)
+    _narrow(stored, total)
+    _widen(scratch, stored)
+    _subtract(scratch, total)
+    sums[0] += np.dot(scratch, scratch)
+    _subtract(total, base)
+    sums[1] += np.dot(total, total)
+
+
 @compiled(
     types.void(
         types.int64[::1],
@@ -142,16 +157,7 @@ def _merge(
                 empty = False
             if empty:
                 total[:] = 0
-            if out_kind == 0:
-                _copy(numba.carray(_pointer(out + 4 * start), n), total)
-                continue
-            stored = numba.carray(_half_pointer(out + 2 * start), n)
-            _narrow(stored, total)
-            _widen(row, stored)
-            _subtract(row, total)
-            sums[0] += np.dot(row, row)
-            _subtract(total, base)
-            sums[1] += np.dot(total, total)
+            _store(out, out_kind, start, total, base, row, sums)
 
 
 def difference(one: Any, other: Any, out: npt.NDArray[np.float32]) -> None:

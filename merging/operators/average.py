@@ -8,7 +8,7 @@ inference time". Here with the base as one more ingredient, (1 − Σ c_k) base 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merging.operators.base import Basis, Operator, TensorSource
 
@@ -26,7 +26,12 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
         tensors = [expert.read(name).to(like.device) for expert in experts]
         return [tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32) for tensor in tensors]
 
-    return Basis("interpolation", len(experts), rows, plain=True)
+    def direct(_name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any) -> tuple[float, float]:
+        from merging.kernels.source_numba import merge_sources
+
+        return merge_sources(numbers, weights, boundaries, False, out)
+
+    return Basis("interpolation", len(experts), rows, direct=direct)
 
 
 AVERAGE = Operator(

@@ -76,6 +76,10 @@ class TensorSource(Protocol):
         """The tensor, in its stored dtype; not to be modified."""
 
 
+#: See :attr:`Basis.direct`; numbers are fp32, or bf16 as its bits in uint16.
+Direct = Callable[[str, Sequence[Any], Any, Any, Any], tuple[float, float] | None]
+
+
 @dataclass(frozen=True)
 class Basis:
     """K prepared directions, worked out tensor by tensor so that preparation streams.
@@ -86,8 +90,9 @@ class Basis:
         rows: Tensor name -> K tensors of the base's shape, in fp32 (fp64 where a source is fp64).
         angles: Tensor name -> angle between base and row in radians, for the form ``slerp`` only.
         factors: Tensor name -> the rows of that tensor as low-rank products, or None where they are kept whole.
-        plain: Whether the rows are the experts as they are (``interpolation``) or their task vectors (``delta``), which
-            need not be made before they are combined.
+        direct: A way to merge a tensor from its sources as they are stored, with the bits of its rows but without
+            making them: (name, numbers of base and experts, weights ``(1 + K, segments)``, boundaries, where to) ->
+            Σ (stored − merged)² and Σ (merged − base)², or None where it does not apply.
     """
 
     form: Form
@@ -95,7 +100,7 @@ class Basis:
     rows: Callable[[str], list[torch.Tensor]]
     angles: Callable[[str], float] | None = None
     factors: Callable[[str], Factors | None] | None = None
-    plain: bool = False
+    direct: Direct | None = None
 
 
 @dataclass(frozen=True)

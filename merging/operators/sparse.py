@@ -8,7 +8,7 @@ interference when merging models", steps 2 and 3). So a member is a function fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +23,7 @@ from merging.layout import Layout
 from merging.magnitudes import host_fp32
 from merging.memo import remembered
 from merging.operators.base import Basis, Options, TensorSource
-from merging.operators.task_vectors import task_vectors
+from merging.operators.task_vectors import is_stored_whole, stored_numbers, task_vectors
 from merging.streaming import spread
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def elected_basis(
     merge: str,
     mode: str,
     key: Sequence[Any],
+    limits: Callable[[str], list[float] | None] | None = None,
 ) -> Basis:
     """The basis that elects signs among ``vectors``, in one of its two modes.
 
@@ -135,6 +136,8 @@ def elected_basis(
         merge: ``mean``, ``sum``, ``max`` or, live only, ``weighted_mean``.
         mode: ``frozen`` elects among the vectors as they are, ``live`` among the vectors times their coefficients.
         key: All that ``vectors`` depends on besides the weights, JSON-able.
+        limits: Where thinning is trimming alone: tensor name -> the magnitude from which on each expert's elements are
+            kept, None where that is not known.
     """
     if mode == "live":
         return Basis(_LIVE_FORMS[merge], len(experts), vectors)
@@ -145,14 +148,43 @@ def elected_basis(
         import torch
 
         def count() -> dict[str, torch.Tensor]:
-            return {"sign": torch.tensor([majority_sign(vectors, base.names)])}
+            balance = sum(spread(position_balance, base.names))
+            return {"sign": torch.tensor([(balance > 0) - (balance < 0)])}
 
         with lock:  # a read of the whole model, by the first thread that asks
             if not known:
                 known.append(int(remembered([base, *experts], ["majority sign", *key], count)["sign"]))
         return known[0]
 
-    return Basis("delta", len(experts), lambda name: elect(vectors(name), merge, majority))
+    def position_balance(name: str) -> int:
+        bounds = None if limits is None else limits(name)
+        numbers = [stored_numbers(source.read(name)) for source in (base, *experts)]
+        if bounds is None or any(array is None for array in numbers) or not is_stored_whole(experts, name):
+            return _balance(vectors(name))
+        from merging.kernels.ties_numba import balance_stored
+
+        return balance_stored(numbers, bounds)
+
+    def direct(
+        name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
+    ) -> tuple[float, float] | None:
+        bounds = None if limits is None else limits(name)
+        if bounds is None:
+            return None
+        from merging.kernels.ties_numba import merge_elected
+
+        sign = known[0] if known else 0
+        cancelled, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, sign, out)
+        if cancelled > 0 and not sign and majority():
+            _, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, majority(), out)
+        return None if cancelled < 0 else (sums[0], sums[1])
+
+    return Basis(
+        "delta",
+        len(experts),
+        lambda name: elect(vectors(name), merge, majority),
+        direct=None if limits is None else direct,
+    )
 
 
 def refuse_election(_layout: Layout, _experts: int, options: Options) -> str | None:
@@ -178,7 +210,8 @@ def elect(
         majority: Sign of the majority, asked for only where terms cancel; None takes it from these vectors.
     """
     tensors = [vector.contiguous() for vector in vectors]
-    own = majority_sign(lambda _: tensors, [""]) if majority is None else 0
+    balance = _balance(tensors) if majority is None else 0
+    own = (balance > 0) - (balance < 0)
     rows = _host_rows(tensors)
     if rows is not None:
         from merging.kernels.sparse_numba import cancels, elect_rows
@@ -188,12 +221,6 @@ def elect(
     for block in _blocks(tensors):
         _elect_block(block, merge, majority or (lambda: own))
     return tensors
-
-
-def majority_sign(vectors: Vectors, names: Iterable[str]) -> int:
-    """The sign that more positions elect, over the tensors of these names; 0 if neither does."""
-    balance = sum(spread(lambda name: _balance(vectors(name)), names))
-    return (balance > 0) - (balance < 0)
 
 
 def _balance(tensors: Sequence[torch.Tensor]) -> int:

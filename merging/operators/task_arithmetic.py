@@ -7,6 +7,7 @@ expert and segment. Differences are taken and kept in fp32; kept in bf16 they lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from merging.operators.base import Basis, Operator, Options, TensorSource
 from merging.operators.task_vectors import task_factors, task_vectors
@@ -19,8 +20,14 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
         len(experts),
         lambda name: task_vectors(base, experts, name),
         factors=lambda name: task_factors(base, experts, name),
-        plain=True,
+        direct=_merge_stored,
     )
+
+
+def _merge_stored(_name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any) -> tuple[float, float]:
+    from merging.kernels.source_numba import merge_sources
+
+    return merge_sources(numbers, weights, boundaries, True, out)
 
 
 def _bounds(experts: int, _options: Options) -> tuple[float, float]:

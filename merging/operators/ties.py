@@ -9,7 +9,7 @@ not trimmed. Electing after weighting, as other tools do, makes the merge jump a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -28,7 +28,7 @@ from merging.operators.sparse import (
     refuse_election,
     what,
 )
-from merging.operators.task_vectors import difference
+from merging.operators.task_vectors import difference, task_vectors
 from merging.places import classify
 from merging.streaming import spread
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from merging.operators.sparse import Vectors
 
 Scope = Literal["model", "tensor", "module"]
+
+#: Tensor name -> a magnitude for every expert.
+Limits = Callable[[str], list[float]]
 
 
 def prepare(
@@ -53,51 +56,58 @@ def prepare(
     vectors: Annotated[Literal["trim", "pass"], Field(description="whether 1-D tensors are trimmed")] = "trim",
 ) -> Basis:
     """Trimmed task vectors, each reduced to where it has the elected sign."""
-    thin = trimmed(base, experts, density, scope, vectors)
-    return elected_basis(base, experts, thin, merge, mode, ["ties", density, scope, vectors])
+    limits = trimming_limits(base, experts, density, scope, vectors)
+    thin = trimmed(base, experts, limits)
+    return elected_basis(base, experts, thin, merge, mode, ["ties", density, scope, vectors], limits)
 
 
-def trimmed(
+def trimmed(base: TensorSource, experts: Sequence[TensorSource], limits: Limits) -> Vectors:
+    """Step 1, trim: tensor name -> task vectors with their largest magnitudes kept, 0 elsewhere.
+
+    Raises:
+        CheckpointError: If a task vector holds NaN or infinity.
+    """
+
+    def thin(name: str) -> list[torch.Tensor]:
+        found = finite_task_vectors(base, experts, name)
+        return [trim(vector, limit) if limit > 0 else vector for vector, limit in zip(found, limits(name), strict=True)]
+
+    return thin
+
+
+def trimming_limits(
     base: TensorSource,
     experts: Sequence[TensorSource],
     density: float,
     scope: Scope = "model",
     vectors: Literal["trim", "pass"] = "trim",
-) -> Vectors:
-    """Step 1, trim: tensor name -> task vectors with their largest magnitudes kept, 0 elsewhere.
+) -> Limits:
+    """Tensor name -> the magnitude from which on elements are kept, for every expert; 0 keeps all.
 
     Unless the scope is ``tensor``, the thresholds are worked out here: two reads of every expert and the base.
-
-    Raises:
-        CheckpointError: If a task vector holds NaN or infinity.
     """
-    limits: list[Mapping[str, float]] = [{}] * len(experts)
+    whole: list[Mapping[str, float]] = []
     if scope != "tensor" and density < 1:
-        limits = list(spread(lambda expert: thresholds(base, expert, density, scope, vectors), experts))
+        whole = list(spread(lambda expert: thresholds(base, expert, density, scope, vectors), experts))
+    own: dict[str, list[float]] = {}
 
-    own: dict[tuple[int, str], float] = {}
+    def limits(name: str) -> list[float]:
+        shape = base.shape(name)
+        if density >= 1 or is_exempt(shape, vectors) or 0 in shape:
+            return [0.0] * len(experts)
+        if scope != "tensor":
+            return [limit.get(_group(name, scope), 0.0) for limit in whole]
+        if name not in own:  # elections ask for a tensor twice
+            own[name] = [_threshold_of(base, expert, name, density) for expert in experts]
+        return own[name]
 
-    def thin(name: str) -> list[torch.Tensor]:
-        found = finite_task_vectors(base, experts, name)
-        if density >= 1 or is_exempt(base.shape(name), vectors):
-            return found
-        group = _group(name, scope)
-        for place, vector in enumerate(found):
-            if scope == "tensor" and vector.numel():
-                # Elections may ask for a tensor twice; its thresholds are worked out once.
-                if (place, name) not in own:
-                    own[place, name] = _threshold_of(vector, density, what(experts[place], name))
-                trim(vector, own[place, name])
-            elif scope != "tensor":
-                trim(vector, limits[place].get(group, 0.0))
-        return found
-
-    return thin
+    return limits
 
 
-def _threshold_of(vector: torch.Tensor, density: float, name: str) -> float:
+def _threshold_of(base: TensorSource, expert: TensorSource, name: str, density: float) -> float:
     """The magnitude from which on elements of one tensor are kept."""
-    return kth_largest(lambda: [(name, vector)], count_kept(density, vector.numel()))
+    (vector,) = task_vectors(base, [expert], name)
+    return kth_largest(lambda: [(what(expert, name), vector)], count_kept(density, vector.numel()))
 
 
 def thresholds(

@@ -55,7 +55,7 @@ def test_survives_json(recipe):
 def test_files_give_the_same_recipe(suffix, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
 
-    @settings(max_examples=30)
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(recipes())
     def check(recipe: Recipe) -> None:
         path = folder / f"recipe{suffix}"

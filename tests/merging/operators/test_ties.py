@@ -14,6 +14,7 @@ import torch
 
 from merging import CheckpointError, RecipeError, merge
 from merging.memo import Memo
+from merging.operators import get_operator
 from merging.operators.sparse import elect
 from merging.operators.ties import prepare, thresholds
 
@@ -254,3 +255,43 @@ def test_an_empty_set_of_thresholds_can_be_remembered(tmp_path: Path) -> None:
     memo = Memo(tmp_path)
     base, expert = (Source(name, {"scale": torch.tensor(1.0)}, memo) for name in ("base", "expert"))
     assert [thresholds(base, expert, 0.2) for _ in range(2)] == [{}, {}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("merge_rule", ["mean", "sum", "max"])
+@pytest.mark.parametrize("scope", ["model", "tensor", "module"])
+def test_merging_what_is_stored_gives_the_bits_of_the_rows(dtype: torch.dtype, merge_rule: str, scope: str) -> None:
+    from merging import Field, Layout
+    from merging.in_memory import MappingSource, tensor_merger
+    from merging.kernels import combine
+
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"layers.0.mlp.fc1.weight": (70, 40), "layers.0.norm1.bias": (1500,), "scale": ()}
+    base = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    # Few different changes: many of them cancel exactly, so that the majority decides.
+    experts = [
+        {n: (t.float() + 0.25 * torch.randint(-2, 3, t.shape, generator=generator)).to(dtype) for n, t in base.items()}
+        for _ in range(3)
+    ]
+    layout = Layout.build({n: (tuple(t.shape), str(dtype).removeprefix("torch.")) for n, t in base.items()})
+    field = Field(np.array([0, 1000, layout.size]), np.array([[0.3, 1.0], [0.7, 0.0], [1.1, 0.4]]))
+    sources = [MappingSource(str(i), state, layout.names) for i, state in enumerate([base, *experts])]
+    options = get_operator("ties").complete({"density": 0.6, "merge": merge_rule, "scope": scope})
+    merge_one = tensor_merger(sources[0], sources[1:], "ties", options, field, layout)
+    basis = get_operator("ties").prepare(sources[0], sources[1:], **options)
+    assert basis.direct is not None
+    for spec in layout.tensors:
+        out = torch.empty(spec.size)
+        rows = [row.reshape(-1) for row in basis.rows(spec.name)]
+        combine(base[spec.name].float().reshape(-1), rows, field.restrict(spec.start, spec.stop), "delta", out)
+        merged, _ = merge_one(spec, spec.dtype)
+        assert torch.equal(merged, out.view(spec.shape).to(dtype)), spec.name
+
+
+def test_merging_what_is_stored_names_what_is_not_finite() -> None:
+    base = {"layers.0.weight": torch.zeros(30, 40)}
+    experts = [{"layers.0.weight": torch.randn(30, 40)} for _ in range(2)]
+    experts[1]["layers.0.weight"][3, 4] = torch.nan
+    for density in (0.5, 1.0):
+        with pytest.raises(CheckpointError, match=r"'1': tensor 'layers\.0\.weight': expected finite numbers"):
+            merge(base, experts, operator="ties", density=density)

@@ -49,7 +49,8 @@ class Rounding:
 
     def sentence(self) -> str:
         """For people."""
-        return f"stored as {', '.join(sorted(self.dtypes))}: rounding loses {self.share:.3%} of the norm of the change"
+        stored = f"stored as {', '.join(sorted(self.dtypes))}"
+        return f"{stored}: rounding loses {self.share:.3%} of the norm of the change" if self.lost else stored
 
 
 def rounding_of(merged: torch.Tensor, stored: torch.Tensor, base: torch.Tensor) -> Rounding:

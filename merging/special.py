@@ -215,12 +215,13 @@ def prepare_basis(
     def rows(name: str) -> list[torch.Tensor]:
         return _plain_rows(basis, base, experts, name) if name in names else basis.rows(name)
 
-    angles, factors = basis.angles, basis.factors
+    angles, factors, direct = basis.angles, basis.factors, basis.direct
     return replace(
         basis,
         rows=rows,
         angles=None if angles is None else lambda name: 0.0 if name in names else angles(name),
         factors=None if factors is None else lambda name: None if name in names else factors(name),
+        direct=None if direct is None else lambda name, *rest: None if name in names else direct(name, *rest),
     )
 
 

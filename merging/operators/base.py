@@ -209,7 +209,8 @@ class Operator:
         least, most = self.experts
         if experts < least or (most is not None and experts > most):
             wanted = f"at least {least}" if most is None else f"{least}" if least == most else f"{least} to {most}"
-            raise RecipeError(f"operator {self.name}: expected {wanted} experts, received {experts}")
+            word = "expert" if wanted == "1" else "experts"
+            raise RecipeError(f"operator {self.name}: expected {wanted} {word} beside the base, received {experts}")
         reason = None if self.refuse is None else self.refuse(layout, experts, full)
         if reason is not None:
             raise RecipeError(f"operator {self.name}: {reason}")
@@ -223,7 +224,8 @@ class Operator:
             return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
             first, *others = error.errors()
-            place, reason, received = [parameter.name, *map(str, first["loc"])], first["msg"], first["input"]
+            place, reason = [parameter.name, *map(str, first["loc"])], first["msg"].removeprefix("Value error, ")
+            received = first["input"]
             if others:  # one for each choice, in the words of the checker
                 place, reason, received = place[:1], f"expected {type_text(parameter.annotation)}", value
             raise RecipeError(

@@ -51,7 +51,7 @@ LAYOUT = Layout.build({"w": ((4, 4), "float32")})
 
 def test_refuses_what_cannot_work_before_weights_are_read() -> None:
     assert TRIMMED.check(LAYOUT, 2, {"density": 0.2}) == {"density": 0.2, "rule": "mean", "seed": 0}
-    with pytest.raises(RecipeError, match="operator trimmed: expected 2 to 4 experts, received 1"):
+    with pytest.raises(RecipeError, match="operator trimmed: expected 2 to 4 experts beside the base, received 1"):
         TRIMMED.check(LAYOUT, 1, {"density": 0.2})
     with pytest.raises(RecipeError, match="operator trimmed: seed 9"):
         TRIMMED.check(LAYOUT, 2, {"density": 0.2, "seed": 9})

@@ -154,7 +154,7 @@ class TestLayerSwap:
         flat = {"w": torch.ones(2)}
         with pytest.raises(RecipeError, match="operator layer_swap: expected tensors of numbered blocks"):
             merge(flat, [flat, flat], operator="layer_swap", bottom=0, top=0)
-        with pytest.raises(RecipeError, match="operator layer_swap: expected 2 experts, received 3"):
+        with pytest.raises(RecipeError, match="operator layer_swap: expected 2 experts beside the base, received 3"):
             merge(state(0), [state(0)] * 3, operator="layer_swap", bottom=1, top=1)
 
 
@@ -226,5 +226,5 @@ class TestSlerp:
         assert base.reads == expert.reads == len(NAMES)
 
     def test_refuses_more_than_one_expert(self) -> None:
-        with pytest.raises(RecipeError, match="operator slerp: expected 1 experts, received 2"):
+        with pytest.raises(RecipeError, match="operator slerp: expected 1 expert beside the base, received 2"):
             merge(state(0), [state(1), state(2)], operator="slerp")

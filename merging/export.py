@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
 from merging.family import Family, open_family, warn_of_integers
+from merging.host import all_finite
 from merging.layout import FLOATING, Layout, TensorSpec
 from merging.model_card import render_card
 from merging.recalibration import open_recalibration
@@ -249,10 +250,7 @@ def _unmerged(base: Checkpoint, spec: TensorSpec, dtype: str) -> tuple[torch.Ten
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    import torch
-
-    # Least and greatest pass NaN on and need no temporary: 25 times faster than isfinite().all() at 2M elements.
-    if tensor.numel() and not all(math.isfinite(value.item()) for value in torch.aminmax(tensor)):
+    if not all_finite(tensor):
         raise NonFiniteError(f"merged tensor {name!r}")
 
 

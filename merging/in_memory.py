@@ -13,11 +13,12 @@ import torch
 
 from merging.errors import CheckpointError, RecipeError
 from merging.field import Field
+from merging.host import stored_numbers
 from merging.kernels import accumulation_dtype, combine, term_weights
 from merging.kernels.lowrank import combine_factors, kept_factors
 from merging.layout import Layout, TensorSpec
 from merging.operators import Basis, Operator, Options, TensorSource, get_operator
-from merging.operators.task_vectors import is_stored_whole, stored_numbers
+from merging.operators.task_vectors import is_stored_whole
 from merging.rounding import Rounding, rounding_of
 from merging.special import PLAIN, Special, Treatment, finish, parse_special, prepare_basis
 from merging.states import align_states, warn_of_integers

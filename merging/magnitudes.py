@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from merging.errors import CheckpointError, InputError
+from merging.host import host_fp32
 
 if TYPE_CHECKING:
     import torch
@@ -139,16 +140,6 @@ def trim(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
 
     drop_below(numbers, np.float32(limit))
     return tensor
-
-
-def host_fp32(tensor: torch.Tensor) -> npt.NDArray[np.float32] | None:
-    """The numbers of a contiguous fp32 tensor in main memory, flat, sharing its memory; None for any other."""
-    import torch
-
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        return None
-    numbers: npt.NDArray[np.float32] = tensor.detach().reshape(-1).numpy()
-    return numbers
 
 
 def largest_mask(tensor: torch.Tensor, count: int) -> torch.Tensor:

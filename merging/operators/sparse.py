@@ -7,7 +7,6 @@ interference when merging models", steps 2 and 3). So a member is a function fro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from threading import Lock
@@ -18,12 +17,12 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
 from merging.errors import CheckpointError
+from merging.host import all_finite, host_fp32, stored_numbers
 from merging.kernels import Form
 from merging.layout import Layout
-from merging.magnitudes import host_fp32
 from merging.memo import remembered
 from merging.operators.base import Basis, Options, TensorSource
-from merging.operators.task_vectors import is_stored_whole, stored_numbers, task_vectors
+from merging.operators.task_vectors import is_stored_whole, task_vectors
 from merging.streaming import spread
 
 if TYPE_CHECKING:
@@ -88,19 +87,12 @@ def finite_task_vectors(base: TensorSource, experts: Sequence[TensorSource], nam
     """
     vectors = task_vectors(base, experts, name)
     for expert, vector in zip(experts, vectors, strict=True):
-        if not _is_finite(vector):
+        if not all_finite(vector):
             raise CheckpointError(
                 f"{what(expert, name)}: expected finite numbers, received NaN or infinity in expert or base; "
                 "leave that checkpoint out, or save it again"
             )
     return vectors
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    import torch
-
-    # Least and greatest pass NaN on and need no temporary.
-    return tensor.numel() == 0 or all(math.isfinite(value.item()) for value in torch.aminmax(tensor))
 
 
 def what(expert: TensorSource, name: str) -> str:
@@ -125,7 +117,7 @@ def elected_basis(
     merge: str,
     mode: str,
     key: Sequence[Any],
-    limits: Callable[[str], list[float] | None] | None = None,
+    limits: Callable[[str], list[float]] | None = None,
 ) -> Basis:
     """The basis that elects signs among ``vectors``, in one of its two modes.
 
@@ -137,7 +129,7 @@ def elected_basis(
         mode: ``frozen`` elects among the vectors as they are, ``live`` among the vectors times their coefficients.
         key: All that ``vectors`` depends on besides the weights, JSON-able.
         limits: Where thinning is trimming alone: tensor name -> the magnitude from which on each expert's elements are
-            kept, None where that is not known.
+            kept.
     """
     if mode == "live":
         return Basis(_LIVE_FORMS[merge], len(experts), vectors)
@@ -157,22 +149,22 @@ def elected_basis(
         return known[0]
 
     def position_balance(name: str) -> int:
-        bounds = None if limits is None else limits(name)
+        if limits is None or not is_stored_whole(experts, name):
+            return _balance(vectors(name))
         numbers = [stored_numbers(source.read(name)) for source in (base, *experts)]
-        if bounds is None or any(array is None for array in numbers) or not is_stored_whole(experts, name):
+        if any(array is None for array in numbers):
             return _balance(vectors(name))
         from merging.kernels.ties_numba import balance_stored
 
-        return balance_stored(numbers, bounds)
+        return balance_stored(numbers, limits(name))
 
     def direct(
         name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
     ) -> tuple[float, float] | None:
-        bounds = None if limits is None else limits(name)
-        if bounds is None:
-            return None
         from merging.kernels.ties_numba import merge_elected
 
+        assert limits is not None, "offered only where thinning is trimming"
+        bounds = limits(name)
         sign = known[0] if known else 0
         cancelled, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, sign, out)
         if cancelled > 0 and not sign and majority():

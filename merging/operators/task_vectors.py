@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy.typing as npt
-
+from merging.host import stored_numbers
 from merging.operators.base import Factors, TensorSource
 
 if TYPE_CHECKING:
@@ -77,14 +76,3 @@ def difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     result = torch.empty(origin.shape, dtype=wide)
     write_difference(one, other, result.view(-1).numpy())
     return result
-
-
-def stored_numbers(tensor: torch.Tensor) -> npt.NDArray[Any] | None:
-    """The numbers of a contiguous tensor in main memory, flat: fp32, or bf16 as its bits; None for any other."""
-    import torch
-
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    flat = tensor.detach().reshape(-1)
-    numbers: npt.NDArray[Any] = flat.numpy() if flat.dtype == torch.float32 else flat.view(torch.uint16).numpy()
-    return numbers

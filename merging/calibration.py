@@ -88,6 +88,11 @@ else:
     # The object is for Python callers only, so the schema of recipes does not show it.
     CalibrationOption = Annotated[CalibrationSpec, WrapValidator(_or_object), AfterValidator(_complete)]
 
+#: For operators that run every expert on items.
+ExpertItems = Annotated[
+    CalibrationOption, Field(description="Items to run the experts on, and the model that runs them.")
+]
+
 
 @dataclass(frozen=True, eq=False)
 class Items:

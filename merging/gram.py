@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from merging.calibration import unpadded
 from merging.errors import CheckpointError
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Added to the diagonals of all Gram matrices together, relative to the mean diagonal of their sum.
 RIDGE = 1e-6
+
+
+#: For operators that solve with Gram matrices.
+Reduce = Annotated[float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.calibration import Bench, CalibrationOption, Items, Pieces, answers, piecewise, refuse_calibration
+from merging.calibration import Bench, ExpertItems, Items, Pieces, answers, piecewise, refuse_calibration
 from merging.errors import CheckpointError, InputError
 from merging.layout import Layout
 from merging.masks import uniform_bits
@@ -43,9 +43,7 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    calibration: Annotated[
-        CalibrationOption, Field(description="Items to run the experts on, and the model that runs them.")
-    ],
+    calibration: ExpertItems,
     labels: Annotated[
         Labels,
         Field(

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from merging.calibration import Bench, CalibrationOption, Pieces, piecewise, refuse_calibration
-from merging.gram import Grams, linear_weights, regressed
+from merging.calibration import Bench, ExpertItems, Pieces, piecewise, refuse_calibration
+from merging.gram import Grams, Reduce, linear_weights, regressed
 from merging.operators.base import Basis, Operator, TensorSource
 from merging.operators.task_vectors import task_vectors
 
@@ -30,10 +28,8 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    calibration: Annotated[
-        CalibrationOption, Field(description="Items to run the experts on, and the model that runs them.")
-    ],
-    reduce: Annotated[float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")] = 0.95,
+    calibration: ExpertItems,
+    reduce: Reduce = 0.95,
 ) -> Basis:
     """Task vectors reweighted by the inputs of each expert.
 

@@ -14,13 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from merging.blocks import Call, Chain, chains_in_order, check_same, passage
-from merging.calibration import Bench, CalibrationOption, Items, Pieces, piecewise, refuse_calibration
-from merging.gram import Grams, LinearWeight, linear_weights, regressed
+from merging.calibration import Bench, ExpertItems, Items, Pieces, piecewise, refuse_calibration
+from merging.gram import Grams, LinearWeight, Reduce, linear_weights, regressed
 from merging.layout import Layout
 from merging.operators.base import Basis, Operator, Options, TensorSource
 from merging.operators.task_vectors import task_vectors
@@ -34,10 +32,8 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    calibration: Annotated[
-        CalibrationOption, Field(description="Items to run the experts on, and the model that runs them.")
-    ],
-    reduce: Annotated[float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")] = 0.95,
+    calibration: ExpertItems,
+    reduce: Reduce = 0.95,
 ) -> Basis:
     """Task vectors reweighted by the inputs of each expert in the merged model.
 

@@ -10,6 +10,9 @@ An evaluator scores a *candidate* on the items of a *split*::
 Values are in the user's direction (accuracy is maximised as accuracy); the search flips signs once, at its
 own boundary. Items of the three splits are disjoint: the search sees ``search``, the winner is chosen on
 ``validation``, and reported once on ``test``.
+
+A search may ask for a part of the items: the first so many of a fixed order that is the same in every worker and
+balanced over domains, so that the items of a smaller part are among those of a larger one.
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ class Measurement:
     Attributes:
         values: Objective name -> value in the user's direction.
         errors: Objective name -> standard error of the value over items, where it is known.
-        items: Objective name -> score of each item ``(items,)``, in the fixed item order of the split.
+        items: Objective name -> score of each item ``(items,)``, in the order of the split; where only a part was
+            asked for, of the items in that part.
         gradient: d objective / d point ``(dim,)``, from evaluators that provide it.
     """
 
@@ -80,5 +84,14 @@ class Evaluator(Protocol):
     def open(self) -> None:
         """Load the items; called once in each worker, before the first evaluation."""
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Measurement:
-        """Score ``candidate`` on the items of ``split``; deterministic for a given recipe and split."""
+    def size(self, split: Split) -> int:
+        """Number of items of a split, 0 where there are none; known after :meth:`check`, before :meth:`open`."""
+
+    def cost(self, split: Split, items: int | None = None) -> int:
+        """Evaluations of items that one call of :meth:`evaluate` makes; 1 where there are no items."""
+
+    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+        """Score ``candidate`` on the items of ``split``, or on the first ``items`` of them in the fixed order.
+
+        Deterministic for a given recipe, split and number of items.
+        """

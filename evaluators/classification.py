@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators.base import SPLITS, Candidate, Measurement, Objective, Split
-from evaluators.items import check_items, load_columns
+from evaluators.items import balanced_order, check_items, count_items, load_columns
 from merging import InputError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class _Items:
     images: torch.Tensor
     labels: torch.Tensor
     domains: npt.NDArray[np.str_]
+
+    def first(self, count: int | None) -> _Items:
+        """The first so many in the balanced order, as they lie in the split; all of them for None."""
+        if count is None or count >= len(self.labels):
+            return self
+        rows = np.sort(balanced_order(self.domains)[:count])
+        return _Items(self.images[rows], self.labels[rows], self.domains[rows])
 
 
 class Classification:
@@ -138,14 +145,25 @@ class Classification:
             columns = load_columns(self._data, self._splits[split], self._columns)
             self._items[split] = _as_items(columns["input"], columns["label"], columns.get("domain"))
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Measurement:
+    def size(self, split: Split) -> int:
+        """Images of a split."""
+        return count_items(self._data, self._splits[split])
+
+    def cost(self, split: Split, items: int | None = None) -> int:
+        """One forward pass per image serves all objectives."""
+        size = self.size(split)
+        return size if items is None else min(items, size)
+
+    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
         """Measure the model on a split.
 
         Raises:
             NonFiniteError: If a score is not finite; names the objective.
         """
-        items = self._items[split]
-        scores = self._item_scores(candidate.model, items)
+        return self._measure(candidate.model, self._items[split].first(items))
+
+    def _measure(self, model: Any, items: _Items) -> Measurement:
+        scores = self._item_scores(model, items)
         values, errors, kept = {}, {}, {}
         for metric, objective in zip(self._metrics, self.objectives, strict=True):
             value, error, used = reduce_scores(metric, scores[metric.metric], items.domains)

@@ -40,9 +40,17 @@ class Composite:
         for member in self._members:
             member.open()
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Measurement:
-        """Measurements of all members, side by side."""
-        parts = [member.evaluate(candidate, split) for member in self._members]
+    def size(self, split: Split) -> int:
+        """Items of the member that has most."""
+        return max(member.size(split) for member in self._members)
+
+    def cost(self, split: Split, items: int | None = None) -> int:
+        """What all members evaluate."""
+        return sum(member.cost(split, items) for member in self._members)
+
+    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+        """Measurements of all members, side by side; each scores its own first ``items``."""
+        parts = [member.evaluate(candidate, split, items) for member in self._members]
         return Measurement(
             values={name: value for part in parts for name, value in part.values.items()},
             errors={name: value for part in parts for name, value in part.errors.items()},

@@ -48,6 +48,33 @@ def check_items(
     return {role: _domains(data / splits[role], table, columns["domain"]) for role, table in tables.items()}
 
 
+def count_items(data: Path, split: str) -> int:
+    """Number of items of a split that :func:`check_items` has seen; reads no item."""
+    import pyarrow as pa
+
+    folder, count = data / split, 0
+    for file in json.loads((folder / "state.json").read_text())["_data_files"]:
+        with pa.memory_map(str(folder / file["filename"])) as source:
+            count += sum(batch.num_rows for batch in pa.ipc.open_stream(source))
+    return count
+
+
+def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
+    """A fixed random order of the items ``(items,)`` whose every beginning holds the domains in proportion.
+
+    The first items are one of each domain. The order follows from the domains alone, so that all workers agree.
+
+    Args:
+        domains: Domain of each item ``(items,)``.
+    """
+    rng = np.random.default_rng(0)
+    share, tie = np.empty(len(domains)), rng.random(len(domains))
+    for name in np.unique(domains):
+        members = np.flatnonzero(domains == name)
+        share[rng.permutation(members)] = np.arange(len(members)) / len(members)
+    return np.lexsort([tie, share])
+
+
 def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
     """The columns of a split as arrays, by role; label classes as numbers, domains as names."""
     from datasets import ClassLabel, load_from_disk

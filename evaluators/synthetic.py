@@ -264,7 +264,15 @@ class Synthetic:
         """The problem in ``dim`` coordinates, without noise and faults."""
         return make_problem(self._problem, dim, objectives=self._count, seed=self._seed)
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Measurement:
+    def size(self, split: Split) -> int:
+        """Items, if any."""
+        return self._items
+
+    def cost(self, split: Split, items: int | None = None) -> int:
+        """One evaluation per item, or one."""
+        return max(min(self._items, items or self._items), 1)
+
+    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
         """Losses at the recipe's coefficients.
 
         Raises:
@@ -287,10 +295,10 @@ class Synthetic:
             return Measurement(self._named(noisy.tolist()))
         # Noise of an item is larger by sqrt(items), so that the mean has the standard deviation that was asked for.
         draws = generator.standard_normal((losses.size, self._items))
-        scores = losses[:, None] + self._noise * np.sqrt(self._items) * draws
+        scores = (losses[:, None] + self._noise * np.sqrt(self._items) * draws)[:, :items]
         return Measurement(
             self._named(scores.mean(axis=1).tolist()),
-            self._named((scores.std(axis=1) / np.sqrt(self._items)).tolist()),
+            self._named((scores.std(axis=1) / np.sqrt(scores.shape[1])).tolist()),
             dict(zip((objective.name for objective in self.objectives), scores, strict=True)),
         )
 

@@ -10,7 +10,8 @@ from typing import Any
 from merging import MergesearchError
 from merging.kernels import accumulation_dtype
 from merging.operators import get_operator
-from search.plan import Plan, recommended_trials
+from search.plan import Plan
+from search.strategies import AUTO
 from spaces import Row
 
 
@@ -21,6 +22,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "study": plan.spec.to_dict(),
         "objectives": [vars(objective) for objective in plan.objectives],
         "anchors": [anchor.name for anchor in plan.anchors],
+        "strategy": plan.strategy.name,
         "trials": trial_counts(plan),
         "memory": memory(plan),
         "space": {
@@ -44,14 +46,24 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def trial_counts(plan: Plan) -> dict[str, int]:
-    """How the budget is spent."""
-    return {
-        "total": plan.spec.budget.trials,
-        "anchors": len(plan.anchors),
-        "search": plan.search_trials,
-        "recommended": recommended_trials(plan.spec),
-    }
+def trial_counts(plan: Plan) -> dict[str, int | None]:
+    """How the budget is spent, in trials on all items; None where a time limits them."""
+    anchors, search, recommended = len(plan.anchors), plan.search_trials, plan.recommended_trials
+    total = None if search is None else anchors + search + recommended
+    return {"total": total, "anchors": anchors, "search": search, "recommended": recommended}
+
+
+def _budget_line(plan: Plan) -> str:
+    """The strategy, and what it may spend."""
+    counts, budget = trial_counts(plan), plan.spec.budget
+    name = plan.strategy.name + (" (chosen by auto)" if plan.spec.strategy.name == AUTO else "")
+    limits = [f"{budget.evaluations:,} evaluations of items"] if budget.evaluations is not None else []
+    limits += [f"{budget.seconds:g} seconds"] if budget.seconds is not None else []
+    limits += [f"{budget.worker_hours:g} worker-hours"] if budget.worker_hours is not None else []
+    search = "as many as fit in the search" if counts["search"] is None else f"{counts['search']} search"
+    trials = f"{counts['anchors']} anchors, {search}, {counts['recommended']} recommendation"
+    total = "" if counts["total"] is None else f"{counts['total']} trials"
+    return f"{name}, {', at most '.join(filter(None, [total, *limits]))}: {trials}"
 
 
 def memory(plan: Plan) -> dict[str, int]:
@@ -74,16 +86,15 @@ def memory(plan: Plan) -> dict[str, int]:
 
 def describe_plan(plan: Plan) -> list[str]:
     """The table for people."""
-    space, counts, need = plan.space, trial_counts(plan), memory(plan)
+    space, need = plan.space, memory(plan)
     objectives = ", ".join(f"{o.name} ({o.direction})" for o in plan.objectives)
-    trials = f"{counts['anchors']} anchors, {counts['search']} search, {counts['recommended']} recommendation"
     box = f"[{space.lower.min():g}, {space.upper.max():g}], start {space.start.mean():.3g} (mean)"
     lines = [
         f"study       {plan.spec.name}",
         f"operator    {plan.spec.operator.name}, {len(plan.spec.experts)} experts",
         *([f"special     {_policies(plan)}"] if plan.template.special else []),
         f"objectives  {objectives}",
-        f"strategy    {plan.spec.strategy.name}, {counts['total']} trials: {trials}",
+        f"strategy    {_budget_line(plan)}",
         f"anchors     {', '.join(anchor.name for anchor in plan.anchors) or 'none'}",
         f"space       {space.title}: {len(space.names)} dimensions in {box}",
     ]
@@ -123,8 +134,9 @@ def listing(what: str) -> list[dict[str, Any]]:
     """Rows of ``mergesearch ls``: a name and what there is to say."""
     if what == "strategies":
         from search.strategies import STRATEGIES
+        from search.strategies.pages import strategy_row
 
-        return [{"name": s.name, "summary": f"{s.summary} ({s.source})"} for s in STRATEGIES.values()]
+        return [strategy_row(entry) for entry in STRATEGIES.values()]
     if what == "operators":
         from merging.operators import OPERATORS
         from merging.operators.pages import operator_row
@@ -138,11 +150,24 @@ def listing(what: str) -> list[dict[str, Any]]:
 
 
 def listing_lines(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows for people; operators take two lines each."""
+    """The rows for people; operators and strategies take several lines each."""
     width = max((len(row["name"]) for row in rows), default=0)
-    if what != "operators":
-        return [f"{row['name']:<{width}}  {row['summary']}" for row in rows]
-    return [line for row in rows for line in _operator_lines(row, width)]
+    if what == "operators":
+        return [line for row in rows for line in _operator_lines(row, width)]
+    if what == "strategies":
+        return [line for row in rows for line in _strategy_lines(row, width)]
+    return [f"{row['name']:<{width}}  {row['summary']}" for row in rows]
+
+
+def _strategy_lines(row: Mapping[str, Any], width: int) -> list[str]:
+    indent = " " * (width + 2)
+    facts = f"{row['objectives']}; {row['dimensions']} dimensions; {row['budget']} trials; needs {row['needs']}"
+    return [
+        f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
+        f"{indent}{row['when']}; {facts}",
+        f"{indent}options: {', '.join(f'{name} {value}' for name, value in row['options'].items()) or 'none'}",
+        *([f"{indent}more than 50 ms of CPU: {row['slow']}"] if row["slow"] else []),
+    ]
 
 
 def _operator_lines(row: Mapping[str, Any], width: int) -> list[str]:

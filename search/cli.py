@@ -37,6 +37,10 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")]
+PreferOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=WEIGHT", help="Choose from the front by importance of the objectives; repeatable."),
+]
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write the model to.")]
 
 
@@ -64,9 +68,12 @@ def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = Fa
     """Validate a study and print what it would search; reads headers, never weights."""
     from search.check import describe_plan, plan_dict
     from search.plan import plan_study
+    from search.start import begin_at, find_start
     from search.study_file import load_study
 
     plan = plan_study(load_study(study, set_ or ()))
+    if plan.spec.start is not None:
+        plan = begin_at(plan, find_start(plan, plan.spec.start))
     _emit(plan_dict(plan), as_json, lambda: describe_plan(plan))
 
 
@@ -103,22 +110,27 @@ def run(
     _show_run(finished, as_json)
 
 
-@app.command(epilog="Example: mergesearch show runs/digits --front")
+@app.command(epilog="Example: mergesearch show runs/digits --front; mergesearch show runs/digits --prefer accuracy=2")
 def show(
     folder: RunArgument,
     front: Annotated[bool, typer.Option("--front", help="List the trials on the Pareto front.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="List failed trials with their reasons.")] = False,
+    prefer: PreferOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a run: anchors and winner, the front, or failures. Works beside a live driver."""
     from search.run import as_dict, open_run
 
     opened = open_run(folder)
-    if not (front or failed):
+    if not (front or failed or prefer):
         _show_run(opened, as_json)
         return
-    data = opened.report_data()
-    chosen = data.front if front else [record for record in opened.log.records if record.state == "failed"]
+    if prefer:
+        chosen = [opened.preferred(prefer)]
+    elif front:
+        chosen = opened.report_data().front
+    else:
+        chosen = [record for record in opened.log.records if record.state == "failed"]
     _emit([as_dict(record) for record in chosen], as_json, lambda: _trial_lines(opened, chosen))
 
 
@@ -127,6 +139,7 @@ def export(
     folder: RunArgument,
     out: OutOption,
     trial: Annotated[int | None, typer.Option(metavar="N", help="Trial to export; default the winner.")] = None,
+    prefer: PreferOption = None,
     overwrite: OverwriteOption = False,
     no_rescore: Annotated[
         bool, typer.Option("--no-rescore", help="Skip scoring the exported model against the record.")
@@ -141,7 +154,9 @@ def export(
     opened = open_run(folder)
     if opened.plan.layout is None:
         raise InputError(f"{folder}: expected a study of checkpoints, received an analytic problem: nothing to export")
-    record = opened.trial(trial)
+    if prefer and trial is not None:
+        raise InputError("--prefer: expected --trial or --prefer, received both")
+    record = opened.preferred(prefer) if prefer else opened.trial(trial)
     facts = _facts(opened, record.number)
     exported = export_model(record.recipe, out, facts=facts, overwrite=overwrite, threads=_cores())
     result: dict[str, Any] = {"trial": record.number, "out": str(out), "rounding": exported.rounding.share}

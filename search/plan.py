@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluators import Evaluator, Objective
 from evaluators.spec import build_evaluator
-from merging import Field, InputError, Layout, Recipe, Source
+from merging import Field, InputError, Layout, MergesearchError, Recipe, Source
 from merging.checkpoint import Checkpoint
 from merging.family import align_family
 from merging.operators import Operator, Options, get_operator
 from search.anchors import Anchor, default_anchors
-from search.strategies import get_entry
-from search.study_file import StudySpec
-from spaces import Space
-from spaces.spec import build_space
+from search.front import Normaliser, signs
+from search.strategies import AUTO, Entry, build_strategy, check_options, get_entry
+from search.strategies.auto import choose
+from search.strategy import Point, Problem, Told
+from search.study_file import StrategySection, StudySpec
+from spaces import Space, adapter_space, mixed_space, segment_space
+from spaces.segment_space import arc_bounds
+from spaces.spec import SpaceSpec, build_space
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Plan:
         evaluator: Not opened; only its declarations are used in the driver.
         anchors: Known merges to measure first.
         weights: Relative importance of the objectives, summing to 1, ``(objectives,)``.
+        strategy: The strategy; where the study says ``auto``, the one that the rule chose.
+        begin: Where the search begins, if the study takes it from another run.
     """
 
     spec: StudySpec
@@ -43,6 +51,8 @@ class Plan:
     evaluator: Evaluator
     anchors: tuple[Anchor, ...]
     weights: npt.NDArray[np.float64]
+    strategy: StrategySection
+    begin: Point | None = None
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -50,22 +60,55 @@ class Plan:
         return self.evaluator.objectives
 
     @property
-    def search_trials(self) -> int:
-        """Trials left for the strategy's own suggestions."""
-        return self.spec.budget.trials - len(self.anchors) - recommended_trials(self.spec)
+    def entry(self) -> Entry:
+        """What is known of the strategy."""
+        return get_entry(self.strategy.name)
+
+    @property
+    def recommended_trials(self) -> int:
+        """Trials kept back for the strategy's own recommendation."""
+        return int(self.entry.load().recommends)
+
+    @property
+    def search_trials(self) -> int | None:
+        """Trials on all items left for the strategy's own suggestions; None where only time limits them."""
+        left = trials_of(self.spec, self.evaluator)
+        return None if left is None else left - len(self.anchors) - self.recommended_trials
+
+    def problem(self, normaliser: Normaliser, budget: int, start: Point, anchors: tuple[Told, ...] = ()) -> Problem:
+        """What the strategy is told."""
+        objectives = self.objectives
+        return Problem(
+            lower=self.space.lower,
+            upper=self.space.upper,
+            start=start,
+            objectives=len(objectives),
+            budget=budget,
+            scale=normaliser.scale,
+            weights=self.weights,
+            anchors=anchors,
+            signs=signs(objectives),
+            names=tuple(objective.name for objective in objectives),
+            items=self.evaluator.size("search") if "items" in self.evaluator.provides else 0,
+            space=self.space,
+        )
 
 
-def recommended_trials(spec: StudySpec) -> int:
-    """Trials kept back for the strategy's own recommendation."""
-    return int(get_entry(spec.strategy.name).load().recommends)
+def trials_of(spec: StudySpec, evaluator: Evaluator) -> int | None:
+    """Trials on all items that the budget holds, in trials or evaluations; None where it is a time."""
+    limits = [] if spec.budget.trials is None else [spec.budget.trials]
+    if spec.budget.evaluations is not None:
+        limits.append(spec.budget.evaluations // evaluator.cost("search"))
+    return min(limits, default=None)
 
 
-def plan_study(spec: StudySpec, fingerprints: Sequence[str] = ()) -> Plan:
+def plan_study(spec: StudySpec, fingerprints: Sequence[str] = (), arenas: Path | None = None) -> Plan:
     """Check a study against its checkpoints (headers only) and data.
 
     Args:
         spec: The resolved study file.
         fingerprints: Content hashes of base and experts, once their weights have been read.
+        arenas: Where arenas are; only spaces that need weights to read a point open them, when the first point is read.
 
     Raises:
         InputError: In one line, for anything that is wrong.
@@ -73,22 +116,79 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = ()) -> Plan:
     evaluator = build_evaluator(spec.evaluators, Path())
     operator = get_operator(spec.operator.name)
     template, layout = _template(spec, operator, fingerprints)
-    options = template.options
     if layout is None and evaluator.model_class is not None:
         raise InputError("base: required key is missing: the evaluators need a model (and experts to merge)")
     evaluator.check()
-    experts = max(len(spec.experts), 1)
-    space = build_space(
-        spec.space,
-        template,
-        layout,
-        default_bounds=operator.bounds(experts, options),
-        default_start=operator.default(experts, options),
-    )
+    space = _space(spec, template, layout, operator, arenas)
     anchors = default_anchors(template, layout, space, operator) if spec.anchors == "default" else ()
-    plan = Plan(spec, template, layout, space, evaluator, anchors, _weights(spec, evaluator.objectives))
+    strategy = _strategy(spec, evaluator, space, len(anchors))
+    weights = _weights(spec, evaluator.objectives)
+    plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy)
     _check_capabilities(plan)
     return plan
+
+
+def _strategy(spec: StudySpec, evaluator: Evaluator, space: Space, anchors: int) -> StrategySection:
+    """The study's strategy, or the one that the rule chooses."""
+    if spec.strategy.name != AUTO:
+        return spec.strategy
+    trials = trials_of(spec, evaluator)
+    left = None if trials is None else max(trials - anchors, 0)
+    return StrategySection(name=choose(space.lower.size, len(evaluator.objectives), left))
+
+
+def _space(spec: StudySpec, template: Recipe, layout: Layout | None, operator: Operator, arenas: Path | None) -> Space:
+    """The space that the strategy searches: its own kind, or the coefficients that the study describes."""
+    experts, options = max(len(spec.experts), 1), template.options
+    entry = get_entry("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
+    section = _with_preset(spec.space, entry, layout)
+    section.check_kind(entry.space, f"strategy {entry.name}")
+    if entry.space != "coefficients" and layout is None:
+        raise InputError(f"strategy.name: {entry.name} searches merges of models; set base and experts")
+    default_bounds, default_start = operator.bounds(experts, options), operator.default(experts, options)
+    if layout is None or entry.space == "coefficients":
+        return build_space(section, template, layout, default_bounds=default_bounds, default_start=default_start)
+    if entry.space == "product":
+        return adapter_space(template, layout)
+    products = _inner_products(template, arenas)
+    if entry.space == "mixed":
+        return mixed_space(template, layout, layers=section.layers or 2, gram=products)
+    low, high = section.bounds or arc_bounds(*default_bounds)
+    start = section.start if isinstance(section.start, float) else default_start
+    return segment_space(
+        template, layout, segments=section.segments or 64, low=low, high=high, start=start, gram=products
+    )
+
+
+def _with_preset(section: SpaceSpec, entry: Entry, layout: Layout | None) -> SpaceSpec:
+    """The section with what the strategy presets and the study leaves open."""
+    preset = {key: value for key, value in entry.preset.items() if key not in section.model_fields_set}
+    if layout is None or section.depth is not None:
+        preset.pop("granularity", None)
+    return section.model_copy(update=preset)
+
+
+def _inner_products(
+    template: Recipe, arenas: Path | None
+) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
+    """Boundaries -> inner products of base and rows in every segment, from arenas that are opened on first use."""
+
+    @cache
+    def index() -> Any:
+        from merging.arena import open_arenas
+        from merging.memo import Memo
+        from merging.segment_gram import SegmentGram
+
+        if arenas is None:
+            raise MergesearchError("expected to read no weights, received a point that needs inner products of them")
+        memo = Memo(arenas / "shared")
+        return SegmentGram.of(open_arenas(template, arenas), memo=memo, key=["basis", template.basis_key])
+
+    def products(boundaries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = index().gram(boundaries)
+        return found
+
+    return products
 
 
 def _template(spec: StudySpec, operator: Operator, fingerprints: Sequence[str]) -> tuple[Recipe, Layout | None]:
@@ -133,16 +233,26 @@ def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np
 
 
 def _check_capabilities(plan: Plan) -> None:
-    entry = get_entry(plan.spec.strategy.name)
+    entry = plan.entry
     lacking = sorted(entry.load().needs - plan.evaluator.provides)
     if lacking:
         raise InputError(
             f"strategy.name: {entry.name} needs {lacking} from the evaluators, which provide "
             f"{sorted(plan.evaluator.provides)}; choose another strategy or evaluator"
         )
-    if plan.search_trials < 1:
-        least = plan.spec.budget.trials - plan.search_trials + 1
+    left = plan.search_trials
+    if left is not None and left < 1:
+        need = len(plan.anchors) + 1 + plan.recommended_trials
+        counted = f"{len(plan.anchors)} anchors, 1 search trial, {plan.recommended_trials} recommendation"
+        budget = plan.spec.budget
+        if budget.trials is not None and budget.trials < need:
+            raise InputError(f"budget.trials: expected at least {need} ({counted}), received {budget.trials}")
+        each = plan.evaluator.cost("search")
         raise InputError(
-            f"budget.trials: expected at least {least} ({len(plan.anchors)} anchors, 1 search trial, "
-            f"{recommended_trials(plan.spec)} recommendation), received {plan.spec.budget.trials}"
+            f"budget.evaluations: expected at least {need * each} ({counted}, {each} evaluations each), received "
+            f"{budget.evaluations}"
         )
+    # Refusals by dimension, objectives and space are the strategy's own: ask it, on what is known so far.
+    count = len(plan.objectives)
+    problem = plan.problem(Normaliser(np.zeros(count), np.ones(count)), left or 1000, plan.space.start)
+    build_strategy(entry.name, check_options(entry.name, plan.strategy.options), problem, plan.spec.seed)

@@ -47,7 +47,8 @@ class PlainProgress:
             failed = event.record is not None and event.record.state == "failed"
             last = event.done == event.total
             if failed or last or time.monotonic() - self._shown >= PLAIN_SECONDS:
-                self._print(f"{event.text} {event.done}/{event.total}  {describe(event, self._objectives)}")
+                count = f"{event.done}/{event.total}" if event.total else f"{event.done}"
+                self._print(f"{event.text} {count}  {describe(event, self._objectives)}")
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -16,7 +16,8 @@ from search.worker import Failure
 #: anchor: a known merge, measured before the search; search: asked by the strategy;
 #: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end.
 Kind = Literal["anchor", "search", "recommended"]
-State = Literal["running", "complete", "failed"]
+#: partial: evaluated on a part of the items, for the strategy's eyes; never compared with complete trials.
+State = Literal["running", "complete", "partial", "failed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,8 @@ class TrialRecord:
         tells_before: How many search trials had been told when this one was asked.
         told: Place of a finished search trial in the order of tells, else None.
         state: ``running`` until a result is recorded.
-        values: Objective name -> value in the user's direction, empty unless complete.
+        part: Evaluated on the first so many items only; None means all of them.
+        values: Objective name -> value in the user's direction, empty unless complete or partial.
         errors: Objective name -> standard error over items.
         items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
         seconds: Where the time went: ``merge``, ``evaluate``, ``overhead``.
@@ -51,6 +53,7 @@ class TrialRecord:
     tells_before: int
     told: int | None
     state: State
+    part: int | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluators import Candidate, Measurement, Split
 from evaluators.spec import build_evaluator
 from merging import InputError, RunFolderError
 from merging.family import open_family
 from search.backends import open_backend
+from search.budget import busy_seconds
 from search.dashboard import note_markdown
+from search.packing import decode_array, encode_array
 from search.plan import Plan, plan_study
 from search.record import TrialRecord, Verdict
 from search.report import ReportData, trial_dict, write_report
 from search.run_folder import RunFolder
+from search.selection import parse_preference, preferred
+from search.start import begin_at, find_start
 from search.storage import open_storage, read_storage
 from search.study import Event, Study, study_normaliser
 from search.study_file import StudySpec
 from search.tables import sentences
 from search.trial_log import TrialLog, study_note
 from search.worker import WorkerSpec
+
+if TYPE_CHECKING:
+    from search.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,20 @@ class Run:
             )
         return self.log.records[number]
 
+    def preferred(self, pairs: Sequence[str]) -> TrialRecord:
+        """The member of the front that suits ``NAME=WEIGHT`` pairs best, by its values on the search items.
+
+        Raises:
+            InputError: If the pairs do not fit the objectives.
+            RunFolderError: If no trial is complete.
+        """
+        preference = parse_preference(pairs, self.plan.objectives)
+        normaliser = study_normaliser(self.plan, self.log.records)
+        found = preferred(self.log.records, self.plan.objectives, preference, normaliser)
+        if found is None:
+            raise RunFolderError(f"{self.folder.path}: expected a complete trial, found none")
+        return found
+
     def report_data(self) -> ReportData:
         """What the report and the result table are made of."""
         return report_data(self.folder, self.plan, self.log)
@@ -89,12 +110,11 @@ def run_study(
         folder.start(spec)
         stack.callback(folder.release)
         notify(Event("phase", "opening"))
-        plan = plan_study(spec, _fingerprints(plan))
-        log = TrialLog(
-            open_storage(storage_location(spec, folder)), spec.name, plan.objectives, plan.space.decode, plan.template
-        )
-        run = Run(folder, plan, log)
+        plan = plan_study(spec, _fingerprints(plan), folder.arenas)
+        log = _open_log(open_storage(storage_location(spec, folder)), plan)
         _check_unchanged(plan, log)
+        plan = _begun(plan, log)
+        run = Run(folder, plan, log)
         verdict = log.verdict()
         if verdict is None:
             backend = open_backend(spec.workers, worker_spec(plan, folder))
@@ -119,9 +139,8 @@ def open_run(path: Path) -> Run:
     storage = read_storage(storage_location(spec, folder))
 
     # Recipes are identified by the content that was measured, which the log knows.
-    plan = plan_study(spec, study_note(storage, spec.name, "fingerprints") or ())
-    log = TrialLog(storage, spec.name, plan.objectives, plan.space.decode, plan.template, create=False)
-    return Run(folder, plan, log)
+    plan = plan_study(spec, study_note(storage, spec.name, "fingerprints") or (), folder.arenas)
+    return Run(folder, plan, _open_log(storage, plan, create=False))
 
 
 def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
@@ -191,16 +210,6 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
     )
 
 
-def busy_seconds(records: list[TrialRecord]) -> float:
-    """Seconds in which at least one trial ran: the union of their spans; breaks between sessions do not count."""
-    spans = sorted((r.finished - sum(r.seconds.values()), r.finished) for r in records if r.finished)
-    total, reached = 0.0, float("-inf")
-    for start, stop in spans:
-        total += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    return total
-
-
 def _publish(run: Run) -> None:
     """Write the report, and the note that the dashboard shows."""
     if not run.log.records:
@@ -218,6 +227,30 @@ def _publish(run: Run) -> None:
             lines=sentences(data),
         )
     )
+
+
+def _open_log(storage: Storage, plan: Plan, *, create: bool = True) -> TrialLog:
+    space = plan.space
+    return TrialLog(
+        storage,
+        plan.spec.name,
+        plan.objectives,
+        space.decode,
+        plan.template,
+        keep_fields=plan.entry.space == "mixed",
+        create=create,
+    )
+
+
+def _begun(plan: Plan, log: TrialLog) -> Plan:
+    """The plan with its place to begin, if another run tells it; recorded, so that a resumed study needs no other."""
+    if plan.spec.start is None:
+        return plan
+    noted: str | None = log.noted("start")
+    if noted is None:
+        noted = encode_array(find_start(plan, plan.spec.start))
+        log.note("start", noted)
+    return begin_at(plan, decode_array(noted))
 
 
 def _fingerprints(plan: Plan) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators import Objective
+from merging import InputError
 from search import front
 from search.front import Normaliser, nondominated, to_losses
 from search.record import Score, TrialRecord
@@ -56,6 +57,50 @@ def choose_winner(
     numbers = sorted(scores)
     losses = np.array([to_losses(scores[number].values, objectives) for number in numbers])
     return numbers[int(np.argmin(normaliser.scalarise(losses, weights)))]
+
+
+def preferred(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    preference: Mapping[str, float],
+    normaliser: Normaliser,
+) -> TrialRecord | None:
+    """The trial of the front with the best weighted sum of objectives, each in units of the anchors' range.
+
+    Args:
+        records: Every trial.
+        objectives: The study's.
+        preference: Importance by objective; those that are not named weigh nothing.
+        normaliser: Scale of the objectives.
+    """
+    members = {*front_numbers(records, objectives)}
+    front = [record for record in records if record.number in members]
+    if not front:
+        return None
+    weights = np.array([preference.get(objective.name, 0.0) for objective in objectives])
+    losses = np.array([to_losses(record.values, objectives) for record in front])
+    return front[int(np.argmin(normaliser.scalarise(losses, weights / weights.sum())))]
+
+
+def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> dict[str, float]:
+    """``NAME=WEIGHT`` pairs as they are typed.
+
+    Raises:
+        InputError: If a name is not one of the objectives, a weight is not a number, or all are zero.
+    """
+    names, found = [objective.name for objective in objectives], {}
+    for pair in pairs:
+        name, _, text = pair.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = -1.0
+        if name not in names or not 0 <= weight < float("inf"):
+            raise InputError(f"--prefer {pair}: expected NAME=WEIGHT with a name among {names} and a weight from 0 on")
+        found[name] = weight
+    if not any(found.values()):
+        raise InputError(f"--prefer: expected a positive weight for at least one of {names}")
+    return found
 
 
 def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ from merging import InputError, RunFolderError
 if TYPE_CHECKING:
     import optuna
 
+    Storage = optuna.storages.BaseStorage
+
 
 def open_storage(location: str | Path) -> optuna.storages.BaseStorage:
     """Open a journal file (a path) or any Optuna storage URL.

@@ -15,18 +15,59 @@ Rules, checked for every member by ``tests/contracts/test_strategies.py``:
   nothing to pickle; a resumed study replays its log.
 * Points lie inside the box. Losses are always minimised. Failures are ranked worst, never imputed as numbers.
 * Randomness comes from one ``numpy.random.Generator`` made from the seed; no global generator is touched.
+* Results that the strategy did not ask for come with ``id`` None (a neighbour in a portfolio); it may learn from
+  them or pass them over, but it must accept them.
+* A dimension, a number of objectives or a space that it cannot work in is refused in the constructor, with an
+  :class:`InputError` that says why and what to choose instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from spaces import Space
+
 Point = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestion:
+    """A point to try.
+
+    Attributes:
+        id: Counts the strategy's suggestions from 0.
+        point: Position in the box, float64 ``(dim,)``.
+        items: Evaluate on the first so many items of the fixed order only; None means all of them.
+    """
+
+    id: int
+    point: Point
+    items: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """The result of a trial.
+
+    Attributes:
+        id: The suggestion's, or None for a trial that this strategy did not suggest.
+        point: Position in the box, float64 ``(dim,)``.
+        losses: ``(objectives,)``, or None when the trial failed.
+        items: Objective name -> loss or score of each item ``(items,)``, in the user's direction.
+        evaluated: How many items the losses come from; None means all of them.
+    """
+
+    id: int | None
+    point: Point
+    losses: npt.NDArray[np.float64] | None
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    evaluated: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +80,11 @@ class Problem:
         budget: Number of suggestions that will be asked, at most.
         scale: Losses ``(objectives, 2)`` that map to 0 and 1 when several are combined (range of the anchors).
         weights: Relative importance of the objectives ``(objectives,)``, summing to 1.
+        anchors: Known merges that lie in the box, as measured before the search; their ``id`` is None.
+        signs: Factor from an item's score to its loss ``(objectives,)``: -1 where the objective is maximised.
+        names: Names of the objectives, the keys of ``Told.items``.
+        items: Number of items that a whole trial is evaluated on; 0 where it is not known.
+        space: What the points mean, for strategies that need more than a box.
     """
 
     lower: Point
@@ -48,34 +94,30 @@ class Problem:
     budget: int
     scale: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float64]
+    anchors: tuple[Told, ...] = ()
+    signs: npt.NDArray[np.float64] | None = None
+    names: tuple[str, ...] = ()
+    items: int = 0
+    space: Space | None = None
 
     @property
     def dim(self) -> int:
         """Dimension of the box."""
         return int(self.lower.size)
 
+    @property
+    def width(self) -> Point:
+        """Length of each side of the box ``(dim,)``; 0 where a coordinate is fixed."""
+        return self.upper - self.lower
+
+    def normalise(self, losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Losses ``(..., objectives)`` in units of the anchors' range."""
+        low, high = self.scale[:, 0], self.scale[:, 1]
+        return np.asarray((losses - low) / (high - low))
+
     def scalarise(self, losses: npt.NDArray[np.float64]) -> float:
         """Weighted sum of the losses after scaling each by the range of the anchors."""
-        low, high = self.scale[:, 0], self.scale[:, 1]
-        return float(np.sum(self.weights * (losses - low) / (high - low)))
-
-
-@dataclass(frozen=True, eq=False)
-class Suggestion:
-    """A point to try; ``id`` counts the strategy's suggestions from 0."""
-
-    id: int
-    point: Point
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """The result of a suggestion: losses ``(objectives,)``, or None when the trial failed."""
-
-    id: int
-    point: Point
-    losses: npt.NDArray[np.float64] | None
-    items: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+        return float(np.sum(self.weights * self.normalise(losses)))
 
 
 class Strategy(Protocol):

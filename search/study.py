@@ -16,6 +16,7 @@ import numpy as np
 from evaluators import Split
 from merging import Recipe, ReplayError, StudyFailedError
 from search.backends import Backend
+from search.budget import Purse
 from search.front import Normaliser, to_losses
 from search.plan import Plan
 from search.record import Kind, Score, TrialRecord, Verdict
@@ -73,6 +74,12 @@ class Study:
         self._notify = notify
         self._trust_log = trust_log
         self._failures_in_a_row = 0
+        self._purse = Purse(
+            plan.spec.budget,
+            log.records,
+            lambda part: plan.evaluator.cost("search", part),
+            reserve=0 if log.noted("searched") else plan.recommended_trials,
+        )
 
     def run(self) -> Verdict:
         """Run, or finish, the study.
@@ -83,8 +90,8 @@ class Study:
         """
         self._measure_anchors()
         normaliser = study_normaliser(self._plan, self._log.records)
-        strategy = self._rebuild(normaliser)
-        self._search(strategy)
+        strategy, problem = self._rebuild(normaliser)
+        self._search(strategy, problem.budget)
         self._measure_recommendation(strategy)
         return self._conclude(normaliser)
 
@@ -96,37 +103,54 @@ class Study:
         waiting = deque(record for record in every if record.state == "running")
         self._measure("anchors", waiting, len(self._plan.anchors))
 
-    def _search(self, strategy: Strategy) -> None:
+    def _search(self, strategy: Strategy, expected: int) -> None:
         records = self._records("search")
         waiting = deque(record for record in records if record.state == "running")
-        asked, told = len(records), sum(record.told is not None for record in records)
-        total = self._plan.search_trials
+        told = sum(record.told is not None for record in records)
+        timed = self._plan.search_trials is None
+        total = 0 if timed or any(record.part is not None for record in records) else expected
+        over = bool(self._log.noted("searched"))
         self._notify(Event("phase", "search", done=told, total=total))
 
         def next_task() -> Task | None:
-            nonlocal asked
+            nonlocal over, total
             if waiting:
                 return _task(waiting.popleft())
-            suggestions = strategy.ask(1) if asked < total else []
+            suggestions = strategy.ask(1) if not over and self._purse.allows() else []
             if not suggestions:
                 return None
-            asked += 1
             suggestion = suggestions[0]
-            return _task(self._ask("search", "", suggestion.point, suggestion.id, told))
+            if not self._purse.allows(suggestion.items):
+                over = True
+                return None
+            if suggestion.items is not None:
+                total = 0  # how many will fit depends on their sizes
+            return _task(self._ask("search", "", suggestion.point, suggestion.id, told, self._part(suggestion.items)))
 
         def finish(outcome: Outcome) -> None:
             nonlocal told
             record = self._log.tell(int(outcome.task), outcome, told)
+            self._purse.note_end(record)
             told += 1
             strategy.tell([self._told(record)])
             self._report(record, outcome.failure, told, total)
 
         self._pump(next_task, finish)
+        if not over and self._plan.recommended_trials and not strategy.best():
+            # Nothing to recommend: what was kept back for it goes to the search.
+            self._purse.release()
+            self._pump(next_task, finish)
+        self._log.note("searched", True)
+
+    def _part(self, items: int | None) -> int | None:
+        """How many items to evaluate on; None for all, also where more are asked for than there are."""
+        size = self._plan.evaluator.size("search")
+        return None if items is None or items >= size else items
 
     def _measure_recommendation(self, strategy: Strategy) -> None:
         recorded = self._records("recommended")
         waiting = deque(record for record in recorded if record.state == "running")
-        # The budget kept back one trial for this; a strategy that has learnt nothing may recommend nothing.
+        # The budget kept back one trial for this.
         if not recorded and strategy.recommends:
             waiting.extend(self._ask("recommended", "", point) for point in strategy.best()[:1])
         self._measure("recommendation", waiting, len(waiting))
@@ -229,6 +253,7 @@ class Study:
         point: Point | None = None,
         suggestion: int | None = None,
         told: int = 0,
+        part: int | None = None,
     ) -> TrialRecord:
         space = self._plan.space
         if point is None:
@@ -243,28 +268,42 @@ class Study:
             point=point,
             suggestion=suggestion,
             tells_before=told,
-            summary=space.summary_of(recipe.field) if self._is_own(recipe) else {},
+            part=part,
+            summary=self._summary(recipe, point),
             bounds=(float(space.lower.min()), float(space.upper.max())),
         )
 
-    def _is_own(self, recipe: Recipe) -> bool:
-        """Whether a recipe is of the study's operator: anchors may be of another."""
-        return bool(recipe.basis_key == self._plan.template.basis_key)
+    def _summary(self, recipe: Recipe, point: Point | None) -> dict[str, float]:
+        """The numbers that dashboards show; none for an anchor of another operator than the study's."""
+        if point is not None:
+            return self._plan.space.summary(point)
+        own = recipe.basis_key == self._plan.template.basis_key
+        return self._plan.space.summary_of(recipe.field) if own else {}
 
     def _told(self, record: TrialRecord) -> Told:
         assert record.suggestion is not None  # search trials only
         assert record.point is not None
-        losses = to_losses(record.values, self._plan.objectives) if record.state == "complete" else None
-        return Told(record.suggestion, record.point, losses, dict(record.items))
+        losses = to_losses(record.values, self._plan.objectives) if record.values else None
+        return Told(record.suggestion, record.point, losses, dict(record.items), record.part)
 
-    def _rebuild(self, normaliser: Normaliser) -> Strategy:
-        """A freshly seeded strategy, brought to where the log stands."""
-        spec = self._plan.spec
-        problem = study_problem(self._plan, self._log.records, normaliser)
-        options = check_options(spec.strategy.name, spec.strategy.options)
-        strategy = build_strategy(spec.strategy.name, options, problem, spec.seed)
+    def _rebuild(self, normaliser: Normaliser) -> tuple[Strategy, Problem]:
+        """A freshly seeded strategy, brought to where the log stands, and what it was told of the study."""
+        section = self._plan.strategy
+        problem = study_problem(self._plan, self._log.records, normaliser, self._suggestions())
+        options = check_options(section.name, section.options)
+        strategy = build_strategy(section.name, options, problem, self._plan.spec.seed)
         self._replay(strategy, problem)
-        return strategy
+        return strategy, problem
+
+    def _suggestions(self) -> int:
+        """How many suggestions the strategy is told to expect: the same in every session."""
+        if self._plan.search_trials is not None:
+            return self._plan.search_trials
+        noted: int | None = self._log.noted("suggestions")
+        if noted is None:
+            noted = self._purse.expected(self._backend.slots)
+            self._log.note("suggestions", noted)
+        return noted
 
     def _replay(self, strategy: Strategy, problem: Problem) -> None:
         """Repeat the recorded interleaving of asks and tells."""
@@ -287,6 +326,7 @@ class Study:
         same = (
             len(suggestions) == 1
             and suggestions[0].id == record.suggestion
+            and self._part(suggestions[0].items) == record.part
             and bool(np.all(np.abs(suggestions[0].point - record.point) <= REPLAY_TOLERANCE * width))
         )
         if not same and not self._trust_log:
@@ -307,31 +347,28 @@ def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
     return Normaliser.from_anchors(np.array(losses))
 
 
-def study_problem(plan: Plan, records: Sequence[TrialRecord], normaliser: Normaliser) -> Problem:
-    """What the strategy is told: the box, and the best anchor that the space holds as the place to begin."""
-    space = plan.space
-    start, best = space.start, np.inf
-    for record in records:
-        if record.kind != "anchor" or record.state != "complete" or record.recipe.basis_key != plan.template.basis_key:
-            continue
-        point = space.encode(record.recipe.field)
-        loss = float(normaliser.scalarise(to_losses(record.values, plan.objectives), plan.weights))
-        inside = point is not None and bool(np.all((point >= space.lower) & (point <= space.upper)))
-        if point is not None and inside and loss < best:
-            start, best = point, loss
-    return Problem(
-        lower=space.lower,
-        upper=space.upper,
-        start=start,
-        objectives=len(plan.objectives),
-        budget=plan.search_trials,
-        scale=normaliser.scale,
-        weights=plan.weights,
-    )
+def study_problem(plan: Plan, records: Sequence[TrialRecord], normaliser: Normaliser, budget: int) -> Problem:
+    """What the strategy is told: the box, the anchors in it, and the best of them as the place to begin."""
+    anchors = [anchor for record in records if (anchor := _known(plan, record)) is not None]
+    start = plan.space.start if plan.begin is None else plan.begin
+    if anchors and plan.begin is None:
+        losses = np.array([anchor.losses for anchor in anchors])
+        start = anchors[int(np.argmin(normaliser.scalarise(losses, plan.weights)))].point
+    return plan.problem(normaliser, budget, start, tuple(anchors))
+
+
+def _known(plan: Plan, record: TrialRecord) -> Told | None:
+    """An anchor as a strategy sees it, or None for what the box does not hold."""
+    if record.kind != "anchor" or record.state != "complete" or record.recipe.basis_key != plan.template.basis_key:
+        return None
+    point = plan.space.encode(record.recipe.field)
+    if point is None or bool(np.any((point < plan.space.lower) | (point > plan.space.upper))):
+        return None
+    return Told(None, point, to_losses(record.values, plan.objectives), dict(record.items))
 
 
 def _task(record: TrialRecord, split: Split = "search") -> Task:
-    return Task(str(record.number), record.recipe, split)
+    return Task(str(record.number), record.recipe, split, record.part if split == "search" else None)
 
 
 def _first_failure(records: Sequence[TrialRecord]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from evaluators.spec import EvaluatorSpec
 from merging import InputError
@@ -42,10 +42,10 @@ class OperatorSection(BaseModel):
 
 
 class StrategySection(BaseModel):
-    """``strategy: cma_es`` or ``strategy: {name: ..., option: ...}``."""
+    """``strategy: cma_es`` or ``strategy: {name: ..., option: ...}``; ``auto`` chooses by dimensions and objectives."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = "cma_es"
+    name: str = "auto"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -56,9 +56,25 @@ class StrategySection(BaseModel):
 class BudgetSection(Section):
     """How much to spend."""
 
-    trials: int = Field(
-        ge=1, description="trials in total: anchors, search, recommendation; failures count, validation does not"
+    trials: int | None = Field(
+        None, ge=1, description="trials in total: anchors, search, recommendation; failures count, validation does not"
     )
+    evaluations: int | None = Field(None, ge=1, description="evaluations of items, over all trials")
+    seconds: float | None = Field(None, gt=0, description="wall time in which trials run, over all sessions")
+    worker_hours: float | None = Field(None, gt=0, description="time of all workers on trials, in hours")
+
+    @model_validator(mode="after")
+    def _limited(self) -> BudgetSection:
+        if all(getattr(self, key) is None for key in type(self).model_fields):
+            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class StartSection(Section):
+    """Begin at what another run found, in its space or a finer one."""
+
+    run: str = Field(description="folder of a run on the same experts")
+    trial: int | None = Field(None, ge=0, description="number of its trial; default its winner")
 
 
 class SelectionSection(Section):
@@ -119,6 +135,7 @@ class StudySpec(Section):
     strategy: Annotated[StrategySection, BeforeValidator(_named)] = StrategySection()
     evaluators: list[EvaluatorSpec] = Field(min_length=1)
     budget: BudgetSection
+    start: StartSection | None = Field(None, description="another run whose winner is the place to begin")
     anchors: Literal["default", "none"] = "default"
     selection: SelectionSection = SelectionSection()
     workers: WorkersSection = WorkersSection()
@@ -288,9 +305,19 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "experts": {name: absolute(path) for name, path in spec.experts.items()},
             "special": located_special(spec.special, absolute),
             "operator": OperatorSection(name=spec.operator.name, **in_full(spec.operator.options, folder)),
+            "start": _resolve_start(spec.start, folder),
             "evaluators": [_resolve_evaluator(evaluator, folder) for evaluator in spec.evaluators],
         }
     )
+
+
+def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | None:
+    """A run's folder: beside the study file or, as ``runs/`` is made where a command runs, in the current folder."""
+    if start is None:
+        return None
+    beside, here = folder / start.run, Path(start.run)
+    found = here if here.exists() and not beside.exists() else beside
+    return start.model_copy(update={"run": str(found.resolve())})
 
 
 def _resolve_evaluator(spec: Any, folder: Path) -> Any:

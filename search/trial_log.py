@@ -41,6 +41,7 @@ class TrialLog:
         objectives: Names and directions, recorded at creation.
         decode: Point -> recipe, to rebuild the records of search trials.
         template: The study's recipe; anchors record their field, and their operator where it is another.
+        keep_fields: Record the field of every trial, for spaces that need weights to decode a point.
         create: Create the study if the storage does not hold it; otherwise that is an error.
     """
 
@@ -52,9 +53,11 @@ class TrialLog:
         decode: Callable[[npt.NDArray[np.float64]], Recipe],
         template: Recipe,
         *,
+        keep_fields: bool = False,
         create: bool = True,
     ) -> None:
         self._storage = storage
+        self._keeps_fields = keep_fields
         self._objectives = tuple(objectives)
         self._decode = decode
         self._template = template
@@ -79,6 +82,7 @@ class TrialLog:
         point: npt.NDArray[np.float64] | None = None,
         suggestion: int | None = None,
         tells_before: int = 0,
+        part: int | None = None,
         summary: Mapping[str, float],
         bounds: tuple[float, float],
     ) -> TrialRecord:
@@ -92,9 +96,11 @@ class TrialLog:
             "suggestion": suggestion,
             "tells_before": tells_before,
             "point": None if point is None else encode_array(point),
-            "field": recipe.field.to_dict() if point is None else None,
+            "field": recipe.field.to_dict() if point is None or self._keeps_fields else None,
         }
-        if recipe.basis_key != self._template.basis_key:
+        if part is not None:
+            asked["part"] = part
+        if point is None and recipe.basis_key != self._template.basis_key:
             asked |= {"operator": recipe.operator, "hyperparameters": recipe.options}
         finite = {key: float(value) for key, value in summary.items() if np.isfinite(value)}
         low = min(bounds[0], *finite.values()) if finite else bounds[0]
@@ -109,7 +115,7 @@ class TrialLog:
         trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
         number = len(self.records)
         self._trial_ids[number] = trial_id
-        record = TrialRecord(number, kind, name, suggestion, point, recipe, tells_before, None, "running")
+        record = TrialRecord(number, kind, name, suggestion, point, recipe, tells_before, None, "running", part)
         self.records.append(record)
         return record
 
@@ -117,7 +123,8 @@ class TrialLog:
         """Record the result of a running trial; setting the state comes last and commits it."""
         from optuna.trial import TrialState
 
-        trial_id = self._trial_ids[number]
+        trial_id, part = self._trial_ids[number], self.records[number].part
+        outcome = _as_recorded(outcome)
         measurement = outcome.measurement
         finished = round(time.time(), 3)
         result = {
@@ -128,12 +135,17 @@ class TrialLog:
             "worker": outcome.worker,
             "finished": finished,
         }
+        if measurement and part is not None:
+            result["values"] = dict(measurement.values)
         if measurement and measurement.items:
             packed = {key: pack_items(scores) for key, scores in measurement.items.items()}
             self._storage.set_trial_system_attr(trial_id, ITEMS, json.dumps(packed))
         self._storage.set_trial_system_attr(trial_id, RESULT, json.dumps(result))
         if measurement is None:
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        elif part is not None:
+            # Not complete: dashboards would rank it beside trials on all items.
+            self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
         else:
             values = [float(measurement.values[objective.name]) for objective in self._objectives]
             self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
@@ -188,8 +200,8 @@ class TrialLog:
             name = self._storage.get_study_name_from_id(self._study_id)
             optuna_dashboard.save_note(optuna.load_study(storage=self._storage, study_name=name), markdown)
 
-    def _anchor(self, asked: Mapping[str, Any]) -> Recipe:
-        """The recipe of a trial without a point: the study's sources, its operator or another."""
+    def _recorded(self, asked: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial whose field is recorded: the study's sources, its operator or another."""
         recipe = self._template.with_field(Field.from_dict(asked["field"]))
         if "operator" in asked:
             options = tuple(sorted(asked["hyperparameters"].items()))
@@ -199,7 +211,7 @@ class TrialLog:
     def _parse(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
         asked = json.loads(trial.system_attrs[ASKED])
         point = None if asked["point"] is None else decode_array(asked["point"])
-        recipe = self._anchor(asked) if point is None else self._decode(point)
+        recipe = self._decode(point) if point is not None and asked["field"] is None else self._recorded(asked)
         record = TrialRecord(
             number=trial.number,
             kind=asked["kind"],
@@ -210,6 +222,7 @@ class TrialLog:
             tells_before=asked["tells_before"],
             told=None,
             state="running",
+            part=asked.get("part"),
         )
         if not trial.state.is_finished():
             return record
@@ -220,7 +233,7 @@ class TrialLog:
         if failure is None:
             names = [objective.name for objective in self._objectives]
             measurement = Measurement(
-                values=dict(zip(names, trial.values, strict=True)),
+                values=result["values"] if "values" in result else dict(zip(names, trial.values, strict=True)),
                 errors=result["errors"],
                 items={key: unpack_items(packed) for key, packed in items.items()},
             )
@@ -268,12 +281,21 @@ def _create_study(storage: optuna.storages.BaseStorage, name: str, objectives: S
     return int(study._study_id)  # the storage speaks ids; Study offers no public one
 
 
+def _as_recorded(outcome: Outcome) -> Outcome:
+    """The outcome with item scores as the log holds them, so that a live strategy and its replay see the same."""
+    measurement = outcome.measurement
+    if measurement is None or not measurement.items:
+        return outcome
+    items = {key: unpack_items(pack_items(scores)) for key, scores in measurement.items.items()}
+    return replace(outcome, measurement=replace(measurement, items=items))
+
+
 def _finished(record: TrialRecord, outcome: Outcome, told: int | None, finished: float) -> TrialRecord:
     measurement = outcome.measurement
     return replace(
         record,
         told=told,
-        state="failed" if measurement is None else "complete",
+        state="failed" if measurement is None else "complete" if record.part is None else "partial",
         values=dict(measurement.values) if measurement else {},
         errors=dict(measurement.errors) if measurement else {},
         items=dict(measurement.items) if measurement else {},

@@ -25,11 +25,12 @@ FailureKind = Literal["infeasible", "error", "lost"]
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work for a backend; ``id`` is chosen by the driver."""
+    """A unit of work for a backend; ``id`` is chosen by the driver, ``items`` is a part of the split (None: all)."""
 
     id: str
     recipe: Recipe
     split: Split
+    items: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Worker:
             model = self._combine(task.recipe, seconds)
             before = time.perf_counter()
             try:
-                measurement = self._evaluator.evaluate(Candidate(task.recipe, model), task.split)
+                measurement = self._evaluator.evaluate(Candidate(task.recipe, model), task.split, task.items)
             finally:
                 seconds["evaluate"] = time.perf_counter() - before
             self._check_finite(measurement)

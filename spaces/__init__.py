@@ -8,28 +8,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from merging.places import Place, classify
+from spaces.adapter_space import AdapterSpace, adapter_space
 from spaces.box_space import BoxSpace
 from spaces.coefficient_space import CoefficientSpace, Point, Row, Space
 from spaces.groups import GRANULARITIES, Granularity, Group, group_tensors
+from spaces.mixed_space import MixedSpace, mixed_space
+from spaces.segment_space import SegmentSpace, arc_bounds, segment_space
 
 if TYPE_CHECKING:
     from spaces.spec import DepthSpec, SpaceSpec, build_space
 
 __all__ = [
     "GRANULARITIES",
+    "AdapterSpace",
     "BoxSpace",
     "CoefficientSpace",
     "DepthSpec",
     "Granularity",
     "Group",
+    "MixedSpace",
     "Place",
     "Point",
     "Row",
+    "SegmentSpace",
     "Space",
     "SpaceSpec",
+    "adapter_space",
+    "arc_bounds",
     "build_space",
     "classify",
     "group_tensors",
+    "mixed_space",
+    "segment_space",
 ]
 
 

@@ -72,6 +72,37 @@ class SpaceSpec(BaseModel):
     dim: int | None = Key(
         default=None, strict=True, description="Number of coordinates, for analytic problems without weights only."
     )
+    segments: int | None = Key(
+        default=None, strict=True, ge=2, description="Most segments of a merge, for strategies that move split points."
+    )
+    layers: int | None = Key(
+        default=None, strict=True, ge=1, description="Blocks in a layer group, for strategies that choose operators."
+    )
+
+    def check_kind(self, kind: str, who: str) -> None:
+        """Refuse keys that mean nothing in a space of this kind.
+
+        Args:
+            kind: ``coefficients``, ``segments``, ``mixed`` or ``product``.
+            who: Who searches it, for the message.
+
+        Raises:
+            InputError: If such a key is given.
+        """
+        allowed = _KEYS[kind]
+        odd = sorted(key for key in self.model_fields_set - allowed if getattr(self, key) not in (None, []))
+        if odd:
+            known = ", ".join(sorted(allowed)) or "none"
+            raise InputError(f"space.{odd[0]}: means nothing to {who}; keys of its space: {known}")
+
+
+#: Keys of the section that mean something, by the kind of space that a strategy searches.
+_KEYS: dict[str, frozenset[str]] = {
+    "coefficients": frozenset({"granularity", "depth", "bounds", "start", "exclude", "dim"}),
+    "segments": frozenset({"segments", "bounds", "start"}),
+    "mixed": frozenset({"layers"}),
+    "product": frozenset(),
+}
 
 
 def build_space(

@@ -56,6 +56,30 @@ def test_the_pages_of_the_operators_are_those_that_make_docs_writes() -> None:
     assert written == pages(), "run `make docs`"
 
 
+def test_the_page_and_the_table_of_the_strategies_are_those_that_make_docs_writes() -> None:
+    from search.strategies.pages import START, page, with_table
+
+    assert (ROOT / "docs" / "strategies.md").read_text() == page(), "run `make docs`"
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count(START) == 1
+    assert with_table(readme) == readme, "run `make docs`"
+
+
+def test_every_option_of_a_strategy_has_a_meaning() -> None:
+    import inspect
+
+    from search.strategies import STRATEGIES
+    from search.strategies.pages import described
+
+    silent = [
+        f"{entry.name}.{option}"
+        for entry in STRATEGIES.values()
+        for option in entry.options()
+        if not described(inspect.getdoc(entry.load()) or "").get(option)
+    ]
+    assert silent == []
+
+
 def test_every_hyperparameter_has_a_meaning() -> None:
     from merging.operators import OPERATORS
     from merging.operators.schema import meaning

@@ -29,6 +29,7 @@ from merging.operators.regmean import REGMEAN
 from merging.operators.regmean_pp import REGMEAN_PP
 from merging.operators.sce import SCE
 from merging.operators.slerp import SLERP
+from merging.operators.stack import STACK
 from merging.operators.task_arithmetic import TASK_ARITHMETIC
 from merging.operators.ties import TIES
 from merging.operators.tsv import TSV
@@ -54,6 +55,7 @@ _ALL = (
     LINES,
     MODEL_STOCK,
     SLERP,
+    STACK,
     TASK_ARITHMETIC,
     VARM,
     # sparse

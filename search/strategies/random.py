@@ -21,7 +21,13 @@ SOBOL_LIMIT = 21_201
 
 
 class Random:
-    """Sobol points around the start, ``sigma`` times the range of each coordinate wide."""
+    """Sobol points around the start.
+
+    Args:
+        problem: The box and the place to begin.
+        seed: Seed of the scrambling.
+        sigma: Standard deviation of the points as a fraction of the range of each coordinate.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     recommends: ClassVar[bool] = False

@@ -128,6 +128,37 @@ class TestEvaluatorContract:
             assert scores.mean() == pytest.approx(measured.values[name], abs=1e-12)
             assert name in measured.errors
 
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_size_and_cost_are_known_before_items_are_read(
+        self, case: str, folder: Path, model: Any, split: Any
+    ) -> None:
+        closed = build(*sections(case), folder=folder)
+        closed.check()
+        open_ = opened(*sections(case), folder=folder)
+        measured = open_.evaluate(candidates(open_, model)[0], split)
+        longest = max((scores.size for scores in measured.items.values()), default=0)
+        assert closed.size(split) >= longest
+        assert closed.cost(split) >= max(closed.size(split), 1)
+        if closed.size(split):
+            assert closed.cost(split, 10**9) == closed.cost(split)
+            assert closed.cost(split, 2) <= 2 * len(sections(case))
+
+    def test_a_part_is_the_beginning_of_a_larger_part(self, evaluator: Evaluator, model: Any) -> None:
+        candidate = candidates(evaluator, model)[0]
+        whole = evaluator.evaluate(candidate, "search")
+        assert_same(evaluator.evaluate(candidate, "search", 10**9), whole)
+        if "items" not in evaluator.provides:
+            return
+        smaller = evaluator.evaluate(candidate, "search", 2)
+        for part in (4, 7, evaluator.size("search")):
+            larger = evaluator.evaluate(candidate, "search", part)
+            for name, scores in larger.items.items():
+                assert 0 < smaller.items[name].size <= scores.size <= part
+                # Not bit for bit: batches of another size may round otherwise.
+                gaps = np.abs(smaller.items[name][:, None] - scores[None, :]).min(axis=1)
+                assert gaps.max() < 1e-5
+            smaller = larger
+
     def test_splits_hold_other_items(self, evaluator: Evaluator, model: Any) -> None:
         candidate = candidates(evaluator, model)[0]
         values = [evaluator.evaluate(candidate, split).values for split in SPLITS]

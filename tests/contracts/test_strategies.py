@@ -6,115 +6,148 @@ Every member must pass at every dimension below, or refuse one with a clear :cla
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from merging import InputError
 from search.strategies import STRATEGIES, build_strategy, check_options
 from search.strategy import Problem, Strategy, Suggestion, Told
+from tests.contracts.problems import CASES, make_problem, told
 
-NAMES = sorted(STRATEGIES)
 DIMENSIONS = [1, 2, 7, 40, 300, 2000]
+#: Asks and tells of a test; fewer where one takes long.
+STEPS, SLOW_STEPS = 30, 12
 
 
-def make_problem(dim: int, objectives: int = 1) -> Problem:
-    lower = np.linspace(-1.0, 0.0, dim)
-    return Problem(
-        lower=lower,
-        upper=lower + np.linspace(1.0, 2.0, dim),
-        start=lower + 0.3,
-        objectives=objectives,
-        budget=200,
-        scale=np.tile([0.0, 1.0], (objectives, 1)),
-        weights=np.full(objectives, 1 / objectives),
-    )
+def make(name: str, options: dict, problem: Problem, seed: int = 3) -> Strategy:
+    """The strategy, or a skip where it refuses the problem in one clear line."""
+    reason = ""
+    try:
+        return build_strategy(name, check_options(name, options), problem, seed)
+    except InputError as error:
+        reason = str(error)
+    assert reason.startswith("strategy")
+    assert "\n" not in reason
+    assert not _is_sensible(name, problem), f"{name} refuses what it is listed for: {reason}"
+    pytest.skip(f"refused: {reason}")
 
 
-def make(name: str, problem: Problem, seed: int = 3) -> Strategy:
-    return build_strategy(name, check_options(name, {}), problem, seed)
+def _is_sensible(name: str, problem: Problem) -> bool:
+    low, high = STRATEGIES[name].dims
+    wanted = STRATEGIES[name].objectives
+    fits = wanted == "any" or (problem.objectives > 1) == (wanted == "several")
+    return fits and low <= problem.dim <= (np.inf if high is None else high)
 
 
-def losses(point: np.ndarray, objectives: int = 1) -> np.ndarray:
-    return np.array([float(np.mean((point - 0.2 - 0.1 * place) ** 2)) for place in range(objectives)])
+def default_objectives(name: str) -> int:
+    return 2 if STRATEGIES[name].objectives == "several" else 1
 
 
-def told(suggestion: Suggestion, *, failed: bool = False, objectives: int = 1) -> Told:
-    return Told(suggestion.id, suggestion.point, None if failed else losses(suggestion.point, objectives))
+def result(suggestion: Suggestion, problem: Problem, *, failed: bool = False) -> Told:
+    """What a study would tell of a suggestion, items as asked."""
+    whole = told(suggestion.point, problem, suggestion.id, failed=failed)
+    if suggestion.items is None or failed:
+        return whole
+    assert 1 <= suggestion.items <= problem.items
+    items = {name: scores[: suggestion.items] for name, scores in whole.items.items()}
+    return replace(whole, items=items, evaluated=suggestion.items)
 
 
 def points(suggestions: list[Suggestion]) -> np.ndarray:
     return np.array([suggestion.point for suggestion in suggestions])
 
 
-@pytest.mark.parametrize("name", NAMES)
+def steps(name: str) -> int:
+    return SLOW_STEPS if STRATEGIES[name].slow else STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    CASES,
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
 class TestStrategyContract:
+    def problem(self, name: str, dim: int, objectives: int | None = None) -> Problem:
+        return make_problem(name, dim, objectives or default_objectives(name))
+
     @pytest.mark.parametrize("dim", DIMENSIONS)
-    def test_points_lie_in_the_box_at_any_dimension(self, name: str, dim: int) -> None:
-        problem = make_problem(dim)
-        strategy = make(name, problem)
-        for _ in range(30):
+    def test_points_lie_in_the_box_at_any_dimension(self, name: str, options: dict, dim: int) -> None:
+        problem = self.problem(name, dim)
+        strategy = make(name, options, problem)
+        for _ in range(steps(name)):
             suggestions = strategy.ask(2)
-            assert [s.point.shape for s in suggestions] == [(dim,)] * 2
+            assert [s.point.shape for s in suggestions] == [(problem.dim,)] * 2
             assert np.all(points(suggestions) >= problem.lower)
             assert np.all(points(suggestions) <= problem.upper)
-            strategy.tell([told(s) for s in suggestions])
+            strategy.tell([result(s, problem) for s in suggestions])
         for point in strategy.best():
             assert np.all((point >= problem.lower) & (point <= problem.upper))
 
-    def test_ids_count_from_zero(self, name: str) -> None:
-        strategy = make(name, make_problem(3))
+    def test_more_dimensions_than_it_can_bear_are_refused(self, name: str, options: dict) -> None:
+        most = STRATEGIES[name].most
+        if most is None:
+            pytest.skip("bears any")
+        with pytest.raises(InputError, match=f"{most}"):
+            build_strategy(name, check_options(name, options), self.problem(name, most + 1), 3)
+
+    def test_ids_count_from_zero(self, name: str, options: dict) -> None:
+        strategy = make(name, options, self.problem(name, 4))
         assert [s.id for s in strategy.ask(3) + strategy.ask(2)] == [0, 1, 2, 3, 4]
 
-    def test_asking_for_several_equals_asking_one_by_one(self, name: str) -> None:
-        together, single = make(name, make_problem(5)), make(name, make_problem(5))
+    def test_asking_for_several_equals_asking_one_by_one(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 6)
+        together, single = make(name, options, problem), make(name, options, problem)
         for _ in range(6):
             batch = together.ask(4)
             singles = [single.ask(1)[0] for _ in range(4)]
             assert np.array_equal(points(batch), points(singles))
-            together.tell([told(s) for s in batch])
+            together.tell([result(s, problem) for s in batch])
             for suggestion in singles:
-                single.tell([told(suggestion)])
+                single.tell([result(suggestion, problem)])
 
-    def test_same_seed_same_points_other_seed_other_points(self, name: str) -> None:
-        first, second, other = (make(name, make_problem(6), seed) for seed in (1, 1, 2))
-        for _ in range(40):
-            asked = [strategy.ask(1)[0] for strategy in (first, second, other)]
-            assert np.array_equal(asked[0].point, asked[1].point)
-            assert not np.array_equal(asked[0].point, asked[2].point)
-            for strategy, suggestion in zip((first, second, other), asked, strict=True):
-                strategy.tell([told(suggestion)])
+    def test_same_seed_same_points_other_seed_other_points(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 6)
+        traces = [self._trace(name, options, problem, seed) for seed in (1, 1, 2)]
+        assert np.array_equal(traces[0], traces[1])
+        assert not np.array_equal(traces[0], traces[2])
 
-    def test_global_generators_are_neither_read_nor_written(self, name: str) -> None:
+    def test_global_generators_are_neither_read_nor_written(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 4)
         before = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002  # the state under test
-        reference = self._trace(name)
+        reference = self._trace(name, options, problem)
         assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
         assert random.getstate() == before[1]
         np.random.seed(123)  # noqa: NPY002
         random.seed(123)
-        assert np.array_equal(self._trace(name), reference)
+        assert np.array_equal(self._trace(name, options, problem), reference)
 
-    def _trace(self, name: str) -> np.ndarray:
-        strategy, asked = make(name, make_problem(4)), []
-        for _ in range(40):
+    def _trace(self, name: str, options: dict, problem: Problem, seed: int = 3) -> np.ndarray:
+        strategy, asked = make(name, options, problem, seed), []
+        for _ in range(steps(name) + 10):
             asked += strategy.ask(1)
-            strategy.tell([told(asked[-1])])
+            strategy.tell([result(asked[-1], problem)])
         return points(asked)
 
-    @pytest.mark.parametrize("dim", [1, 9, 260])
-    def test_replay_of_an_asynchronous_run_is_exact(self, name: str, dim: int) -> None:
-        """Results out of order, some failed, up to seven outstanding: the same calls give the same points."""
+    @pytest.mark.parametrize("dim", [1, 10, 260])
+    def test_replay_of_an_asynchronous_run_is_exact(self, name: str, options: dict, dim: int) -> None:
+        """Results out of order, some failed, some of others, up to seven outstanding: same calls, same points."""
         rng = np.random.default_rng(0)
-        strategy = make(name, make_problem(dim))
+        problem = self.problem(name, dim)
+        strategy = make(name, options, problem)
         calls: list[Suggestion | Told] = []
         outstanding: list[Suggestion] = []
-        for _ in range(60):
+        for _ in range(2 * steps(name)):
             while len(outstanding) < rng.integers(1, 8):
                 outstanding += strategy.ask(1)
                 calls.append(outstanding[-1])
             done = outstanding.pop(int(rng.integers(len(outstanding))))
-            calls.append(told(done, failed=bool(rng.random() < 0.2)))
+            calls.append(result(done, problem, failed=bool(rng.random() < 0.2)))
+            if rng.random() < 0.1:
+                calls[-1] = replace(calls[-1], id=None)
             strategy.tell([calls[-1]])
-        again = make(name, make_problem(dim))
+        again = make(name, options, problem)
         for call in calls:
             if isinstance(call, Told):
                 again.tell([call])
@@ -122,50 +155,62 @@ class TestStrategyContract:
                 assert np.array_equal(again.ask(1)[0].point, call.point)
         assert np.array_equal(np.array(strategy.best()), np.array(again.best()))
 
-    def test_nothing_but_failures_does_not_stop_it(self, name: str) -> None:
-        strategy = make(name, make_problem(8))
-        for _ in range(50):
+    def test_results_that_nobody_asked_for_are_accepted(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 6)
+        strategy = make(name, options, problem)
+        rng = np.random.default_rng(5)
+        for _ in range(steps(name)):
+            other = problem.lower + rng.random(problem.dim) * problem.width if problem.space is None else problem.start
+            strategy.tell([told(other, problem)])
+            suggestion = strategy.ask(1)[0]
+            strategy.tell([result(suggestion, problem)])
+
+    def test_nothing_but_failures_does_not_stop_it(self, name: str, options: dict) -> None:
+        problem = replace(self.problem(name, 8), anchors=())
+        strategy = make(name, options, problem)
+        for _ in range(steps(name) + 20):
             suggestion = strategy.ask(1)[0]
             assert np.all(np.isfinite(suggestion.point))
-            strategy.tell([told(suggestion, failed=True)])
+            strategy.tell([result(suggestion, problem, failed=True)])
 
-    def test_a_space_of_a_single_point(self, name: str) -> None:
-        problem = make_problem(3)
-        point = Problem(
-            lower=problem.lower,
-            upper=problem.lower,
-            start=problem.lower,
-            objectives=1,
-            budget=5,
-            scale=problem.scale,
-            weights=problem.weights,
-        )
-        strategy = make(name, point)
+    def test_a_space_of_a_single_point(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 4)
+        if problem.space is not None:
+            pytest.skip("its space always has more than one point")
+        anchors = tuple(told(problem.lower, problem) for _ in range(2))
+        point = replace(problem, upper=problem.lower, start=problem.lower, budget=5, anchors=anchors)
+        strategy = make(name, options, point)
         for _ in range(5):
             suggestion = strategy.ask(1)[0]
             assert np.array_equal(suggestion.point, problem.lower)
-            strategy.tell([told(suggestion)])
+            strategy.tell([result(suggestion, point)])
 
-    def test_a_fixed_coordinate_stays_fixed(self, name: str) -> None:
-        problem = make_problem(4)
+    def test_a_fixed_coordinate_stays_fixed(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 4)
+        if problem.space is not None:
+            pytest.skip("its space has no fixed coordinates")
         upper = problem.upper.copy()
         upper[2] = problem.lower[2]
-        start = np.minimum(problem.start, upper)
-        strategy = make(name, Problem(problem.lower, upper, start, 1, 50, problem.scale, problem.weights))
-        for _ in range(30):
+        anchors = tuple(told(np.minimum(anchor.point, upper), problem) for anchor in problem.anchors)
+        fixed = replace(problem, upper=upper, start=np.minimum(problem.start, upper), anchors=anchors)
+        strategy = make(name, options, fixed)
+        for _ in range(steps(name)):
             suggestion = strategy.ask(1)[0]
             assert suggestion.point[2] == problem.lower[2]
-            strategy.tell([told(suggestion)])
+            strategy.tell([result(suggestion, fixed)])
 
-    def test_several_objectives(self, name: str) -> None:
-        strategy = make(name, make_problem(5, objectives=3))
-        for _ in range(30):
+    @pytest.mark.parametrize("objectives", [1, 3])
+    def test_other_numbers_of_objectives(self, name: str, options: dict, objectives: int) -> None:
+        problem = self.problem(name, 6, objectives)
+        strategy = make(name, options, problem)
+        for _ in range(steps(name)):
             suggestion = strategy.ask(1)[0]
-            strategy.tell([told(suggestion, objectives=3)])
+            strategy.tell([result(suggestion, problem)])
         assert len(strategy.ask(2)) == 2
 
-    def test_recommends_only_what_it_declares(self, name: str) -> None:
-        strategy = make(name, make_problem(4))
-        for _ in range(30):
-            strategy.tell([told(strategy.ask(1)[0])])
-        assert bool(strategy.best()) == strategy.recommends
+    def test_recommends_only_what_it_declares(self, name: str, options: dict) -> None:
+        problem = self.problem(name, 4)
+        strategy = make(name, options, problem)
+        for _ in range(steps(name)):
+            strategy.tell([result(strategy.ask(1)[0], problem)])
+        assert strategy.recommends or not strategy.best()

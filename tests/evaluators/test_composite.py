@@ -33,7 +33,13 @@ class Recorder:
     def open(self) -> None:
         self.calls.append("open")
 
-    def evaluate(self, candidate: Candidate, split: Split) -> Measurement:
+    def size(self, split: Split) -> int:
+        return 3
+
+    def cost(self, split: Split, items: int | None = None) -> int:
+        return 3 if items is None else min(items, 3)
+
+    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
         self.calls.append(split)
         return Measurement({self.objectives[0].name: 1.0}, gradient=np.ones(2))
 

@@ -15,11 +15,16 @@ with FILE.open() as file:
 
 
 def test_every_strategy_is_recorded() -> None:
-    assert {(name, dim) for name, dim, _ in RECORDED} == {(name, dim) for name in STRATEGIES for dim in DIMENSIONS}
+    """In every dimension, but for those that it refuses."""
+    recorded = {(name, dim) for name, dim, _ in RECORDED}
+    assert {name for name, _ in recorded} == set(STRATEGIES)
+    missing = {(name, dim) for name in STRATEGIES for dim in DIMENSIONS} - recorded
+    assert all(recommendation(name, dim) is None for name, dim in missing)
 
 
 @pytest.mark.parametrize(("name", "dim", "figures"), RECORDED)
 def test_recommendation_is_the_recorded_one(name: str, dim: int, figures: list[float]) -> None:
     point = recommendation(name, dim)
+    assert point is not None
     # Loose enough for another BLAS, far tighter than any change of algorithm.
     np.testing.assert_allclose([*point[:3], point.mean()], figures, rtol=1e-5, atol=1e-7)

@@ -15,8 +15,10 @@ LABELS, SIDE = 4, 8
 
 @pytest.fixture(scope="session")
 def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base`` and the experts ``left`` and ``right``: ViTs of two blocks, saved by transformers."""
+    """ViTs of two blocks, saved by transformers: ``base``, the experts ``left`` and ``right``, their ``adapters``."""
     from transformers import ViTConfig, ViTForImageClassification
+
+    from experiments.zoo.digits_adapters import write_adapter
 
     folder = tmp_path_factory.mktemp("models")
     config = ViTConfig(
@@ -39,6 +41,7 @@ def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for parameter in model.parameters():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
         model.save_pretrained(folder / name)
+        write_adapter(folder / "base", folder / name, folder / "adapters" / name, rank=4)
     return folder
 
 

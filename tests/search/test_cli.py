@@ -191,7 +191,7 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     [
         ({"spaces": {}}, "spaces: unknown key; did you mean 'space'?"),
         ({"budget": {"trials": 0}}, "budget.trials: input should be greater than or equal to 1, received 0"),
-        ({"budget": {"trials": 3}}, "budget.trials: expected at least 9"),
+        ({"budget": {"trials": 3}}, "budget.trials: expected at least 8"),
         ({"space": {"granularity": "blok"}}, "space.granularity: input should be 'global', 'task'"),
         ({"space": {"bounds": [1.0, 0.0]}}, "space.bounds: expected [low, high] with low < high, received [1, 0]"),
         ({"space": {"start": 7.0}}, "space.start: expected left/"),

@@ -12,8 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from search.run import open_run
-from tests.search.studies import analytic, fingerprint, write_study
+from search.run import open_run, run_study
+from tests.search.every_strategy import ALL, label, study_of
+from tests.search.studies import analytic, fingerprint, spec_of, write_study
 
 TRIALS = 60
 #: Slow enough that a kill lands inside the search, wherever the seed puts it.
@@ -97,6 +98,24 @@ def test_killed_driver_resumes_exactly_many_times(tmp_path: Path, undisturbed: t
         (tmp_path / str(seed)).mkdir()
         hits += kill_and_resume(seed, tmp_path / str(seed), undisturbed)
     assert hits >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), ALL, ids=label)
+def test_every_strategy_asks_the_same_points_after_a_kill(
+    tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict
+) -> None:
+    data = study_of(name, options, pico_models, pico_items, seconds=0.01)
+    whole = run_study(spec_of(data, tmp_path), tmp_path / "whole")
+    total = lines(tmp_path / "whole")
+    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    hits = 0
+    for share in (0.4, 0.7):
+        code, _ = start_and_signal(study, folder, int(share * total), 0.01, signal.SIGKILL)
+        hits += code == -signal.SIGKILL
+    assert hits, "no kill hit a live driver"
+    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
+    assert fingerprint(open_run(folder)) == fingerprint(whole)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

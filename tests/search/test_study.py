@@ -25,7 +25,7 @@ def test_the_budget_is_spent_exactly(tmp_path: Path) -> None:
 
 
 def test_search_beats_the_start_and_the_winner_is_chosen_on_validation_items(tmp_path: Path) -> None:
-    run = run_in(analytic(trials=120), tmp_path / "run")
+    run = run_in(analytic(trials=200), tmp_path / "run")
     verdict = run.verdict
     assert verdict is not None
     validation, test = verdict.scores["validation"], verdict.scores["test"]
@@ -175,7 +175,7 @@ def test_a_study_starts_at_the_best_anchor(tmp_path: Path) -> None:
     from search.study import study_normaliser, study_problem
 
     run = run_in(analytic(trials=20), tmp_path / "run")
-    problem = study_problem(run.plan, run.log.records, study_normaliser(run.plan, run.log.records))
+    problem = study_problem(run.plan, run.log.records, study_normaliser(run.plan, run.log.records), 10)
     np.testing.assert_array_equal(problem.start, np.full(5, 0.3))
 
 

@@ -137,3 +137,40 @@ def test_a_password_never_shows_in_errors() -> None:
         open_storage("postgresql://user:s3cret@127.0.0.1:1/none")
     assert "s3cret" not in str(error.value)
     assert "user:***@127.0.0.1" in str(error.value)
+
+
+def test_a_part_of_the_items_is_partial_and_stays_out_of_rankings(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "journal.log")
+    point = np.full(DIM, 0.25)
+    record = log.ask("search", decode(point), point=point, suggestion=0, part=2, summary={}, bounds=(0, 1))
+    told = log.tell(record.number, outcome(np.array([1.0, 0.0])), 0)
+    assert (told.state, told.part) == ("partial", 2)
+    (again,) = open_log(tmp_path / "journal.log").records
+    assert (again.state, again.part) == ("partial", 2)
+    assert dict(again.values) == {"accuracy": 0.75, "loss": 1.5}
+    storage = read_storage(tmp_path / "journal.log")
+    (trial,) = storage.get_all_trials(storage.get_study_id_from_name("study"))
+    assert trial.state.name == "PRUNED"
+
+
+def test_a_live_strategy_sees_item_scores_as_its_replay_will(tmp_path: Path) -> None:
+    """The log keeps scores in single precision; what is told at once must not be finer."""
+    log = open_log(tmp_path / "journal.log")
+    scores = np.array([1 / 3, 0.1, 0.7])
+    told = log.tell(ask(log, np.zeros(DIM), 0), outcome(scores), 0)
+    (again,) = open_log(tmp_path / "journal.log").records
+    np.testing.assert_array_equal(told.items["accuracy"], again.items["accuracy"])
+    assert not np.array_equal(told.items["accuracy"], scores)
+
+
+def test_fields_are_recorded_where_points_cannot_be_read_without_weights(tmp_path: Path) -> None:
+    def unreadable(point: np.ndarray) -> Recipe:
+        raise AssertionError("needs weights")
+
+    storage = open_storage(tmp_path / "journal.log")
+    log = TrialLog(storage, "study", OBJECTIVES, unreadable, TEMPLATE, keep_fields=True)
+    point = np.array([0.1, 0.2, 0.3])
+    record = log.ask("search", decode(point), point=point, suggestion=0, summary={}, bounds=(0, 1))
+    again = TrialLog(storage, "study", OBJECTIVES, unreadable, TEMPLATE, keep_fields=True)
+    assert again.records[0].recipe.digest == record.recipe.digest
+    assert again.records[0].point.tobytes() == point.tobytes()

@@ -1,0 +1,211 @@
+"""Bayesian MAP: a design that goes, for each objective, where its model errs most; then the front, as in MAP.
+
+Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation" (arXiv 2406.07529),
+the variant with adaptive sampling. Points are rays from the base: angles, cut into bins, and a radius. What we changed:
+
+* A bin without points takes the place of the worst bin. (With a score of minus infinity it would never be explored.)
+* Each of the subsamples behind a bin's spread drops its own fifth of the points. (One mask for all of them, shrunk
+  again and again, would leave nothing.)
+* Errors are those of points left out of the fit, relative to the worst bin, so that the temperature has no unit.
+* Every result serves all objectives, so these do not keep designs of their own; each chooses its share of a round.
+* The origin is the point of zero coefficients, or what in the box is nearest to it; radii are shares of the way from
+  there to the face of the box, which in more than two dimensions is longer than 1.
+* No round is waited for: the next one is planned from the results that are there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field as Bound
+
+from search.strategies.map import LEAST_RESULTS, first_points, refuse_dimensions
+from search.strategies.map_ridge import Array
+from search.strategies.map_search import FrontSearch
+from search.strategy import Point, Problem, Suggestion, Told
+
+MOST = 8
+#: Bins per angle with few coordinates, and with many.
+FINE, COARSE = 4, 2
+#: Fewer coordinates than this get the fine bins.
+FEW = 4
+#: Subsamples behind the spread of a bin's error, and the share of its points that each drops.
+SUBSAMPLES, DROPPED = 30, 0.2
+#: Radii as shares of the way to the face of the box.
+RADII = (0.2, 0.8)
+
+
+class BayesianMap:
+    """Rays where the models err, then the predicted front.
+
+    Args:
+        problem: The box and the objectives.
+        seed: Seed of the strategy's generator.
+        initial: Points before the first model; default: the vertices, and one for every unknown of a linear model.
+        rounds: Rounds of the design, the initial points being the first.
+        share: Share of the budget that the design takes.
+        temperature: Of the choice among bins; small: the worst bins only.
+        explore: Largest share of later points around the predicted front instead of on it.
+        batch: Points from one fit of the models in the front's phase; default as in ``map``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    recommends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        initial: Annotated[int, Bound(ge=1)] | None = None,
+        rounds: Annotated[int, Bound(ge=2)] = 4,
+        share: Annotated[float, Bound(gt=0, lt=1)] = 0.5,
+        temperature: Annotated[float, Bound(gt=0)] = 0.07,
+        explore: Annotated[float, Bound(ge=0, lt=1)] = 0.5,
+        batch: Annotated[int, Bound(ge=1)] | None = None,
+    ) -> None:
+        refuse_dimensions("bayesian_map", problem, MOST)
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+        self._search = FrontSearch(problem, self._rng, explore=explore, batch=batch)
+        self._rays = Rays.of(problem, self._search)
+        self._temperature = temperature
+        dim = self._search.box.free.size
+        self._initial = self._initial_points(2 * dim + 1 if initial is None else initial)
+        design = max(int(share * problem.budget) - len(self._initial), 0)
+        self._round = -(-design // (rounds - 1))
+        self._later = design  # points of later rounds that are left
+        self._queue = list(self._initial)
+        self._pending: dict[int, Point] = {}
+        self._asked = 0
+
+    def _initial_points(self, count: int) -> list[Array]:
+        """The start and the vertices, as far as no anchor measured them, then rays through bins taken in turn."""
+        if not self._search.box.free.size:
+            return []
+        first = first_points(self._problem, self._search)
+        order = itertools.cycle(self._rng.permutation(self._rays.bins).tolist())
+        rays = (self._rays.sample(place, self._rng) for place in order)
+        return list(itertools.islice(itertools.chain(first, rays), count))
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """Points of the rounds, then of the predicted front."""
+        return [self._suggest() for _ in range(count)]
+
+    def tell(self, trials: Sequence[Told]) -> None:
+        """Remember results; models are fitted when a round is planned."""
+        for trial in trials:
+            if trial.id is not None:
+                self._pending.pop(trial.id, None)
+            self._search.tell(trial)
+
+    def best(self) -> list[Point]:
+        """The predicted compromise at the study's weights."""
+        return [self.query(self._problem.weights)] if self._search.results >= LEAST_RESULTS else []
+
+    def query(self, preference: Sequence[float] | Array) -> Point:
+        """The point of the predicted front for a preference ``(objectives,)``; see :meth:`Map.query`."""
+        return self._search.query(preference) if self._search.results else self._problem.start
+
+    def _suggest(self) -> Suggestion:
+        point = self._search.box.point(self._next())
+        suggestion = Suggestion(self._asked, point)
+        self._pending[self._asked] = point
+        self._asked += 1
+        return suggestion
+
+    def _next(self) -> Array:
+        if not self._search.box.free.size:
+            return np.empty(0)
+        if not self._queue and (self._later > 0 or self._search.results < LEAST_RESULTS):
+            self._queue = self._plan()
+        return self._queue.pop(0) if self._queue else self._search.propose(list(self._pending.values()))
+
+    def _plan(self) -> list[Array]:
+        """The next round: every objective chooses bins by its own errors, in turn."""
+        count = max(min(self._round, self._later), 1)
+        self._later -= count
+        if self._search.results < LEAST_RESULTS:
+            chances = [np.full(self._rays.bins, 1.0 / self._rays.bins)]
+        else:
+            bins = self._rays.bins_of(self._search.points)
+            chances = [self._chances(model.left_out**2, bins) for model in self._search.models()]
+        turns = itertools.islice(itertools.cycle(chances), count)
+        return [self._rays.sample(int(self._rng.choice(self._rays.bins, p=chance)), self._rng) for chance in turns]
+
+    def _chances(self, squares: Array, bins: npt.NDArray[np.intp]) -> Array:
+        """Softmax of the bins' scores ``(bins,)``, from squared errors ``(n,)`` and the bins of their points."""
+        scores = bin_scores(squares, bins, self._rays.bins, self._rng)
+        weights = np.exp((scores - scores.max()) / self._temperature)
+        return np.asarray(weights / weights.sum())
+
+
+class Rays:
+    """Hyperspherical coordinates of the unit cube: bins of angles in the positive orthant, and a radius.
+
+    Args:
+        origin: Where rays begin ``(dim,)``.
+        reach: From the origin to the farther face, signed ``(dim,)``.
+    """
+
+    def __init__(self, origin: Array, reach: Array) -> None:
+        self._origin, self._reach = origin, reach
+        self._angles = max(origin.size - 1, 0)
+        self._per_angle = FINE if origin.size < FEW else COARSE
+        self.bins: int = self._per_angle**self._angles
+
+    @classmethod
+    def of(cls, problem: Problem, search: FrontSearch) -> Rays:
+        """From the point of the box that is nearest to zero coefficients, into the larger part of the box."""
+        origin = search.box.unit(np.clip(0.0, problem.lower, problem.upper))
+        return cls(origin, np.where(origin <= 0.5, 1.0 - origin, -origin))
+
+    def bins_of(self, points: Array) -> npt.NDArray[np.intp]:
+        """Bin of each of ``(n, dim)``; the origin itself lies in the first."""
+        angles = to_angles(np.maximum((points - self._origin) / self._reach, 0.0))
+        digits = np.minimum((angles / (0.5 * np.pi) * self._per_angle).astype(np.intp), self._per_angle - 1)
+        return np.asarray(digits @ self._per_angle ** np.arange(self._angles), dtype=np.intp)
+
+    def sample(self, place: int, rng: np.random.Generator) -> Array:
+        """A point whose angles are uniform in a bin, and whose radius is uniform in ``RADII``."""
+        digits = place // self._per_angle ** np.arange(self._angles) % self._per_angle
+        angles = (digits + rng.random(self._angles)) / self._per_angle * (0.5 * np.pi)
+        direction = to_direction(angles)
+        # Where the ray leaves the box, its largest coordinate is 1.
+        radius = rng.uniform(*RADII) / direction.max()
+        return np.asarray(np.clip(self._origin + radius * direction * self._reach, 0.0, 1.0))
+
+
+def to_direction(angles: Array) -> Array:
+    """Angles ``(dim - 1,)`` -> unit vector ``(dim,)``: ``cos a1, sin a1 cos a2, ..., sin a1 ... sin a(d-1)``."""
+    sines = np.concatenate([[1.0], np.cumprod(np.sin(angles))])
+    return np.asarray(sines * np.concatenate([np.cos(angles), [1.0]]))
+
+
+def to_angles(directions: Array) -> Array:
+    """Vectors ``(n, dim)`` without negative entries -> angles ``(n, dim - 1)`` in [0, π/2]."""
+    tails = np.sqrt(np.cumsum(directions[:, ::-1] ** 2, axis=1))[:, ::-1]
+    return np.arctan2(tails[:, 1:], directions[:, :-1])
+
+
+def bin_scores(squares: Array, bins: npt.NDArray[np.intp], count: int, rng: np.random.Generator) -> Array:
+    """Mean squared error of a bin plus half its spread over subsamples, in units of the worst; ``(count,)``.
+
+    Args:
+        squares: Squared errors ``(n,)``.
+        bins: The bin of each point ``(n,)``.
+        count: Number of bins; those without points score like the worst.
+        rng: Chooses the subsamples.
+    """
+    scores = np.full(count, np.nan)
+    for place in np.unique(bins):
+        own = squares[bins == place]
+        kept = max(own.size - int(DROPPED * own.size), 1)
+        means = [float(np.mean(rng.choice(own, kept, replace=False))) for _ in range(SUBSAMPLES)]
+        scores[place] = own.mean() + 0.5 * np.std(means)
+    worst = np.nanmax(scores, initial=0.0)
+    return np.asarray(np.where(np.isnan(scores), 1.0, scores / worst) if worst > 0 else np.ones(count))

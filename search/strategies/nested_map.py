@@ -1,0 +1,276 @@
+"""Nested MAP: merges pairs of models, each by a MAP of two coefficients, until one model is left.
+
+Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation" (arXiv 2406.07529),
+the variant for many tasks. A model is a point of the box, and a merge of two is ``c1 p1 + c2 p2``, clipped to the box:
+task vectors are linear in the coefficients. What we changed, and where the paper leaves it open:
+
+* The first models are the anchors that are best at some objective, each standing for the objectives that it is best
+  at. Where that is one anchor for all of them, or there are none, the vertices of the box are the first models: one
+  coordinate 1 and the others 0, or groups of coordinates where the budget is too short for so many pairs.
+* The two objectives of a pair are what its sides stand for, weighted and in units of the anchors' range; a side that
+  stands for nothing looks at all objectives.
+* The chosen merge is measured, and the best of everything that the pair has measured goes on, so that a wrong
+  prediction costs one trial and not the tournament.
+* Nothing waits: while results of a pair are outstanding, it goes on proposing. When one model is left, all results
+  serve a MAP of the whole box (:class:`search.strategies.map_search.FrontSearch`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field as Bound
+
+from search.strategies.map import LEAST_RESULTS, MOST, Map, corner, refuse_dimensions, sobol_points
+from search.strategies.map_ridge import Array
+from search.strategies.map_search import FrontSearch
+from search.strategy import Point, Problem, Suggestion, Told
+
+#: The design of a pair: this multiple of the six unknowns of a quadratic in two coefficients, and this share of points.
+PAIR_DESIGN, PAIR_SHARE = 2.0, 0.6
+
+
+@dataclass(eq=False)
+class Side:
+    """A current model.
+
+    Attributes:
+        point: Position in the box ``(dim,)``.
+        tasks: Objectives that it stands for.
+        losses: As measured ``(objectives,)``; None before, and after a failure.
+        waiting: Whether it must still be measured.
+    """
+
+    point: Point
+    tasks: tuple[int, ...] = ()
+    losses: Array | None = None
+    waiting: bool = False
+
+
+class NestedMap:
+    """A tournament of pairs, then MAP.
+
+    Args:
+        problem: The box and the objectives.
+        seed: Seed of the strategy's generator.
+        points: Results of a pair before its merge is chosen.
+        explore: Largest share of points around predicted fronts instead of on them.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    recommends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        points: Annotated[int, Bound(ge=6)] = 20,
+        explore: Annotated[float, Bound(ge=0, lt=1)] = 0.5,
+    ) -> None:
+        refuse_dimensions("nested_map", problem, MOST)
+        self._problem, self._points, self._explore = problem, points, explore
+        self._rng = np.random.default_rng(seed)
+        self._search = FrontSearch(problem, self._rng, explore=explore)
+        self._fill = sobol_points(self._search.box.unit(problem.start), self._rng, 0.2)
+        self._sides = first_sides(problem, points)
+        self._unasked = [side for side in self._sides if side.waiting]
+        self._pair: Pair | None = None
+        self._measures: dict[int, Side] = {}  # suggestion -> the first model that it measures
+        self._tests: dict[int, tuple[Pair, int]] = {}  # suggestion -> the pair that asked, and its own number of it
+        self._pending: dict[int, Point] = {}
+        self._asked = 0
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """First models that are not measured, then points of the current pair, then of the whole front."""
+        return [self._suggest() for _ in range(count)]
+
+    def tell(self, trials: Sequence[Told]) -> None:
+        """Remember results, and pass them to the pair that asked."""
+        for trial in trials:
+            self._search.tell(trial)
+            if trial.id is None:
+                continue
+            self._pending.pop(trial.id, None)
+            if trial.id in self._measures:
+                side = self._measures.pop(trial.id)
+                side.losses, side.waiting = trial.losses, False
+            if trial.id in self._tests:
+                pair, number = self._tests.pop(trial.id)
+                pair.tell(number, trial)
+
+    def best(self) -> list[Point]:
+        """The predicted compromise at the study's weights, once the tournament is over."""
+        over = len(self._sides) < 2 and self._search.results >= LEAST_RESULTS
+        return [self._search.query(self._problem.weights)] if over else []
+
+    def _suggest(self) -> Suggestion:
+        point = self._next(self._asked)
+        suggestion = Suggestion(self._asked, point)
+        self._pending[self._asked] = point
+        self._asked += 1
+        return suggestion
+
+    def _next(self, number: int) -> Point:
+        if not self._search.box.free.size:
+            return self._problem.lower.copy()
+        if self._unasked:
+            self._measures[number] = self._unasked.pop(0)
+            return self._measures[number].point
+        if any(side.waiting for side in self._sides):
+            return self._search.box.point(next(self._fill))
+        self._advance()
+        if self._pair is not None:
+            own, point = self._pair.ask()
+            self._tests[number] = (self._pair, own)
+            return point
+        if self._search.results < LEAST_RESULTS:
+            return self._search.box.point(next(self._fill))
+        return self._search.box.point(self._search.propose(list(self._pending.values())))
+
+    def _advance(self) -> None:
+        """End a pair that is done, and begin the next one."""
+        if self._pair is not None and self._pair.merged is not None:
+            self._sides.append(self._pair.merged)
+            self._pair = None
+        if self._pair is None and len(self._sides) > 1:
+            share_tasks(self._sides, self._problem.objectives)
+            left, right = closest(self._sides, self._problem)
+            self._sides = [side for side in self._sides if side is not left and side is not right]
+            self._pair = Pair(self._problem, left, right, self._points, self._explore, int(self._rng.integers(2**32)))
+
+
+def first_sides(problem: Problem, points: int) -> list[Side]:
+    """The anchors that are best at an objective; vertices of the box where these are not two."""
+    measured = [anchor for anchor in problem.anchors if anchor.losses is not None]
+    sides: dict[bytes, Side] = {}
+    for task in range(problem.objectives if measured else 0):
+        best = min(measured, key=lambda anchor: anchor.losses[task] if anchor.losses is not None else math.inf)
+        side = sides.setdefault(best.point.tobytes(), Side(best.point, losses=best.losses))
+        side.tasks = (*side.tasks, task)
+    return list(sides.values()) if len(sides) > 1 else _corner_sides(problem, measured, points)
+
+
+def _corner_sides(problem: Problem, anchors: Sequence[Told], points: int) -> list[Side]:
+    """Vertices, in as many groups as half of the budget has pairs for; those that anchors measured are known."""
+    free = np.flatnonzero(problem.width)
+    count = min(free.size, max(2, problem.budget // (2 * points)))
+    sides = []
+    for group in np.array_split(free, count) if count else []:
+        point = corner(problem, group)
+        known = [anchor.losses for anchor in anchors if np.allclose(anchor.point, point, rtol=0, atol=1e-9)]
+        sides.append(Side(point, losses=known[0] if known else None, waiting=not known))
+    return sides
+
+
+def share_tasks(sides: Sequence[Side], objectives: int) -> None:
+    """Give every objective that no model stands for to the model that is best at it."""
+    measured = [side for side in sides if side.losses is not None]
+    taken = {task for side in sides for task in side.tasks}
+    for task in range(objectives if measured else 0):
+        if task not in taken:
+            best = min(measured, key=lambda side: side.losses[task] if side.losses is not None else math.inf)
+            best.tasks = (*best.tasks, task)
+
+
+def closest(sides: Sequence[Side], problem: Problem) -> tuple[Side, Side]:
+    """The two models with the closest scalarised losses; those that failed are far from all others."""
+    scores = [math.inf if side.losses is None else problem.scalarise(side.losses) for side in sides]
+
+    def distance(pair: tuple[int, int]) -> float:
+        first, second = (scores[place] for place in pair)
+        return 0.0 if first == second else abs(first - second)
+
+    left, right = min(itertools.combinations(range(len(sides)), 2), key=distance)
+    return sides[left], sides[right]
+
+
+class Pair:
+    """A MAP of the two coefficients of a merge.
+
+    Args:
+        problem: The whole problem.
+        left, right: What is merged.
+        points: Results before the merge is chosen.
+        explore: As in the strategy.
+        seed: Of the MAP.
+
+    Attributes:
+        merged: The model that goes on; None until the chosen merge has a result.
+    """
+
+    def __init__(self, problem: Problem, left: Side, right: Side, points: int, explore: float, seed: int) -> None:
+        self.merged: Side | None = None
+        self._problem, self._sides, self._points = problem, (left, right), points
+        self._tasks = (*left.tasks, *right.tasks)
+        self._weights = np.zeros((2, problem.objectives))  # of the objectives that each side stands for
+        for row, side in zip(self._weights, self._sides, strict=True):
+            row[list(side.tasks)] = problem.weights[list(side.tasks)]
+        self._results = [(side.point, side.losses) for side in self._sides if side.losses is not None]
+        self._plane = self._make_plane()
+        self._map = Map(self._plane, seed, design=PAIR_DESIGN, share=PAIR_SHARE, explore=explore)
+        self._outstanding: dict[int, Point] = {}
+        self._told = 0
+        self._chosen = False
+
+    def _make_plane(self) -> Problem:
+        """The problem in the two coefficients, its objectives being what the sides stand for."""
+        corners = zip(np.eye(2), self._sides, strict=True)
+        anchors = [Told(None, c, self._side_losses(side.losses)) for c, side in corners if side.losses is not None]
+        shares = self._weights.sum(axis=1)
+        return Problem(
+            lower=np.zeros(2),
+            upper=np.ones(2),
+            start=np.full(2, 0.5),
+            objectives=2,
+            budget=self._points,
+            scale=np.array([[0.0, 1.0], [0.0, 1.0]]),
+            weights=shares / shares.sum() if shares.any() else np.full(2, 0.5),
+            anchors=tuple(anchors),
+        )
+
+    def _side_losses(self, losses: Array) -> Array:
+        """Losses ``(objectives,)`` -> mean normalised loss of what each side stands for ``(2,)``."""
+        weights = np.where(self._weights.any(axis=1, keepdims=True), self._weights, self._problem.weights)
+        return np.asarray(weights @ self._problem.normalise(losses) / weights.sum(axis=1))
+
+    def _scalarise(self, losses: Array) -> float:
+        """How a result compares, by the weights of all that the pair stands for."""
+        weights = self._weights.sum(axis=0)
+        weights = weights if weights.any() else self._problem.weights
+        return float(weights @ self._problem.normalise(losses))
+
+    def ask(self) -> tuple[int, Point]:
+        """A number for the next point, and the point in the whole box; -1 is the chosen merge."""
+        if self._told >= self._points and not self._chosen:
+            self._chosen = True
+            number, c = -1, self._map.query(self._plane.weights)
+        else:
+            suggestion = self._map.ask(1)[0]
+            number, c = suggestion.id, suggestion.point
+        self._outstanding[number] = c
+        merged = c[0] * self._sides[0].point + c[1] * self._sides[1].point
+        return number, np.clip(merged, self._problem.lower, self._problem.upper)
+
+    def tell(self, number: int, trial: Told) -> None:
+        """Learn from a result; that of the chosen merge ends the pair."""
+        self._told += 1
+        c, losses = self._outstanding.pop(number), None
+        if trial.losses is not None:
+            self._results.append((trial.point, trial.losses))
+            losses = self._side_losses(trial.losses)
+        self._map.tell([Told(number, c, losses)])
+        if number == -1:
+            self.merged = self._best()
+
+    def _best(self) -> Side:
+        """The best of all that was measured, the two sides among it."""
+        if not self._results:
+            return Side(self._sides[0].point, self._tasks)
+        point, losses = min(self._results, key=lambda result: self._scalarise(result[1]))
+        return Side(point, self._tasks, losses)

@@ -1,0 +1,111 @@
+"""The problem on which the contract of strategies is checked, at any dimension and for every kind of space.
+
+A strategy that searches a space of its own (``Entry.space``) has a maker here, so that it meets the contract in that
+space; the makers' ``dim`` is a wish, the space has the nearest dimension that it can have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from merging import Field, Layout, Recipe, Source
+from merging.segment_gram import SegmentGram
+from search.strategies import STRATEGIES
+from search.strategy import Point, Problem, Told
+from spaces import mixed_space, segment_space
+
+#: Strategies that are more than one algorithm: name, options.
+CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in sorted(STRATEGIES)]
+CASES += [("m2n2", {"alpha": 0.0, "attraction": False, "split": False}), ("m2n2", {"archive": 5, "mutation": 0.05})]
+
+#: Rungs of 2, 7 and 20 items.
+CASES += [("medsamix", {"min_items": 2, "trees": 5})]
+#: The second stage within the trials of a test.
+CASES += [("evo_merging", {"denoise": 0.05})]
+
+CASES += [("nevergrad", {"optimizer": name}) for name in ("CMA", "TBPSA", "DE", "TwoPointsDE", "OnePlusOne", "PSO")]
+CASES += [("optuna", {"sampler": name}) for name in ("nsga2", "nsga3", "cma_es", "qmc")]
+#: The model takes over in the last trials of a test: its fits are slow.
+CASES += [("optuna", {"sampler": "gp", "startup": 20})]
+
+
+def box(dim: int, objectives: int = 1) -> Problem:
+    """A plain box whose sides have different lengths."""
+    lower = np.linspace(-1.0, 0.0, dim)
+    return Problem(
+        lower=lower,
+        upper=lower + np.linspace(1.0, 2.0, dim),
+        start=lower + 0.3,
+        objectives=objectives,
+        budget=200,
+        scale=np.tile([0.0, 1.0], (objectives, 1)),
+        weights=np.full(objectives, 1 / objectives),
+        signs=np.ones(objectives),
+        names=tuple(f"f{place}" for place in range(objectives)),
+        items=20,
+    )
+
+
+def segments(dim: int, objectives: int = 1) -> Problem:
+    """Fields of one or two directions with random weights; the anchors of :func:`make_problem` are constant fields."""
+    directions = min(dim, 2)
+    most = max((dim + 1) // (directions + 1), 1)
+    size = max(1024, 64 * most)
+    rng = np.random.default_rng(0)
+    index = SegmentGram.of_arrays(np.zeros(size), rng.standard_normal((directions, size)))
+    layout = Layout.build({"a": ((size,), "float32")})
+    sources = tuple(Source(name, name) for name in "ab"[:directions])
+    template = Recipe(Source("base", "base"), sources, "task_arithmetic", Field.constant(size, np.zeros(directions)))
+    space = segment_space(template, layout, segments=most, low=0.0, high=2.0, start=0.5, gram=index.gram)
+    return replace(box(dim, objectives), lower=space.lower, upper=space.upper, start=space.start, space=space)
+
+
+def mixed(dim: int, objectives: int = 1) -> Problem:
+    """Methods for groups of blocks of two experts at random angles; a group has 22 dimensions, or 8 with one part."""
+    parts = ("self_attn.q_proj", "mlp.up_proj", "norm") if dim > 8 else ("mlp.up_proj",)
+    names = [f"layers.{block}.{part}.weight" for block in range(max(round(dim / 22), 1)) for part in parts]
+    layout = Layout.build(dict.fromkeys(names, ((8, 8), "float32")))
+    vectors = np.random.default_rng(0).standard_normal((len(names), 3, 20)) * np.array([[1.0], [0.5], [0.5]])
+    template = Recipe(Source("base", "base"), tuple(Source(n, n) for n in "ab"), "stack", Field.constant(64, [0.0]))
+    space = mixed_space(template, layout, layers=1, gram=lambda _: vectors @ vectors.transpose(0, 2, 1))
+    return replace(box(dim, objectives), lower=space.lower, upper=space.upper, start=space.start, space=space)
+
+
+def product(dim: int, objectives: int = 1) -> Problem:
+    """A plain box of even dimension: two numbers for each of some adapters."""
+    return box(dim + dim % 2, objectives)
+
+
+#: Kind of space -> problem of about ``dim`` dimensions and so many objectives.
+MAKERS: dict[str, Callable[[int, int], Problem]] = {
+    "coefficients": box,
+    "segments": segments,
+    "mixed": mixed,
+    "product": product,
+}
+
+
+def make_problem(name: str, dim: int, objectives: int = 1) -> Problem:
+    """The problem for a strategy, with three anchors: the start, and two others in the box."""
+    problem = MAKERS[STRATEGIES[name].space](dim, objectives)
+    others = [problem.start + share * (problem.upper - problem.start) for share in (0.0, 0.4, 0.8)]
+    anchors = tuple(told(point, problem) for point in others)
+    return replace(problem, anchors=anchors)
+
+
+def losses(point: Point, objectives: int = 1) -> np.ndarray:
+    """A smooth bowl for each objective."""
+    return np.array([float(np.mean((point - 0.2 - 0.1 * place) ** 2)) for place in range(objectives)])
+
+
+def told(point: Point, problem: Problem, id: int | None = None, *, failed: bool = False) -> Told:
+    """The result at a point, with a loss for each item."""
+    if failed:
+        return Told(id, point, None)
+    values = losses(point, problem.objectives)
+    spread = np.linspace(0.5, 1.5, problem.items)
+    return Told(id, point, values, {name: v * spread for name, v in zip(problem.names, values, strict=True)})

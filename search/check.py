@@ -161,7 +161,7 @@ def listing_lines(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _strategy_lines(row: Mapping[str, Any], width: int) -> list[str]:
     indent = " " * (width + 2)
-    facts = f"{row['objectives']}; {row['dimensions']} dimensions; {row['budget']} trials; needs {row['needs']}"
+    facts = f"{row['objectives']}; {row['dimensions']} dimensions; budget {row['budget']}; needs {row['needs']}"
     return [
         f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
         f"{indent}{row['when']}; {facts}",

@@ -162,7 +162,7 @@ def _space(spec: StudySpec, template: Recipe, layout: Layout | None, operator: O
 
 def _with_preset(section: SpaceSpec, entry: Entry, layout: Layout | None) -> SpaceSpec:
     """The section with what the strategy presets and the study leaves open."""
-    preset = {key: value for key, value in entry.preset.items() if key not in section.model_fields_set}
+    preset = {key: value for key, value in entry.preset.items() if getattr(section, key) is None}
     if layout is None or section.depth is not None:
         preset.pop("granularity", None)
     return section.model_copy(update=preset)

@@ -106,7 +106,7 @@ class NestedMap:
 
     def best(self) -> list[Point]:
         """The predicted compromise at the study's weights, once the tournament is over."""
-        over = len(self._sides) < 2 and self._search.results >= LEAST_RESULTS
+        over = self._pair is None and len(self._sides) < 2 and self._search.results >= LEAST_RESULTS
         return [self._search.query(self._problem.weights)] if over else []
 
     def _suggest(self) -> Suggestion:

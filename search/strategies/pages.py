@@ -77,7 +77,8 @@ def _section(entry: Entry) -> str:
     slow = f"\nMore than 50 ms of CPU: {row['slow']}.\n" if entry.slow else ""
     return (
         f"### {entry.name}\n\n{entry.summary[0].upper()}{entry.summary[1:]}. {entry.source}.\n\n"
-        f"When: {entry.when}. {row['dimensions']} dimensions; {entry.budget} trials; needs {row['needs']}.\n{slow}"
+        f"When: {entry.when}. {row['dimensions']} dimensions; budget in trials: {entry.budget}; "
+        f"needs {row['needs']}.\n{slow}"
         f"{_options(entry)}"
     )
 
@@ -118,7 +119,7 @@ def _needs(entry: Entry) -> str:
 
 def _needs_in_words(entry: Entry) -> str:
     needs = _needs(entry)
-    facts = [f"{_dimensions(entry)} dimensions", f"{entry.budget} trials", *([needs] if needs != "nothing" else [])]
+    facts = [f"{_dimensions(entry)} dimensions", f"budget {entry.budget}", *([needs] if needs != "nothing" else [])]
     return ", ".join(facts)
 
 

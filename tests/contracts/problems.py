@@ -27,6 +27,9 @@ CASES += [("medsamix", {"min_items": 2, "trees": 5})]
 #: The second stage within the trials of a test.
 CASES += [("evo_merging", {"denoise": 0.05})]
 
+#: The predicted front, and the search after the last pair, within the trials of a test.
+CASES += [("map", {"design": 0.1, "batch": 3}), ("nested_map", {"points": 6})]
+
 CASES += [("nevergrad", {"optimizer": name}) for name in ("CMA", "TBPSA", "DE", "TwoPointsDE", "OnePlusOne", "PSO")]
 CASES += [("optuna", {"sampler": name}) for name in ("nsga2", "nsga3", "cma_es", "qmc")]
 #: The model takes over in the last trials of a test: its fits are slow.

@@ -391,12 +391,15 @@ def test_the_recommendation_beats_the_luckiest_noisy_trial() -> None:
 
 
 def test_outstanding_points_are_not_proposed_again() -> None:
+    """Nor anything near them: four fits without new results spread over the front, a hundredth of it apart."""
     losses, problem, _ = tasks(3, 2, 0, 100)
-    strategy = Map(problem, 0)
+    strategy = Map(problem, 0, explore=0.0)
     drive(strategy, losses, 40)
-    points = np.array([suggestion.point for suggestion in strategy.ask(40)])
-    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
-    assert distance[np.triu_indices(40, 1)].min() > 1e-6
+    points = np.array([suggestion.point for suggestion in strategy.ask(32)])
+    predicted = predict(strategy._search.models(), points)
+    predicted = predicted / np.ptp(predicted, axis=0)
+    distance = np.linalg.norm(predicted[:, None] - predicted[None], axis=2)
+    assert distance[np.triu_indices(32, 1)].min() > 0.003
 
 
 def test_what_anchors_measured_is_not_asked_again() -> None:
@@ -433,16 +436,16 @@ def test_failures_and_short_evaluations_are_never_fitted() -> None:
 
 
 def test_a_failing_place_is_left() -> None:
-    """The predicted optimum of one task always fails; the search goes on elsewhere."""
-    losses, problem, _ = tasks(3, 2, 0, 60)
+    """The optimum of one task always fails; the search goes on elsewhere."""
+    losses, problem, _ = tasks(3, 2, 0, 100)
     optimum = make_problem("quadratic_tasks", 3, seed=0).pareto_set(0)[0]
-    strategy, failed = Map(problem, 0), []
-    for _ in range(60):
+    strategy, failures = Map(problem, 0, explore=0.0), 0
+    for _ in range(100):
         suggestion = strategy.ask(1)[0]
-        fails = np.linalg.norm(suggestion.point - optimum) < 0.05
-        failed.append(fails)
+        fails = bool(np.linalg.norm(suggestion.point - optimum) < 0.05)
+        failures += fails
         strategy.tell([Told(suggestion.id, suggestion.point, None if fails else losses(suggestion.point))])
-    assert sum(failed) < 20
+    assert 1 <= failures < 10
 
 
 def test_too_many_coordinates_are_refused_with_a_way_out() -> None:

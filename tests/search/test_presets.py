@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from merging import InputError
+from search.run import open_run, run_study
 from search.strategies import STRATEGIES, check_options
 from search.strategies.lorahub import LoraHub
 from search.strategies.nevergrad import Nevergrad
 from search.strategies.pcb_es import PcbEs
 from search.strategy import Problem, Strategy, Told
+from tests.search.conftest import model_study
+from tests.search.studies import fingerprint, spec_of
 
 
 def adapters(dim: int, budget: int = 40, objectives: int = 1) -> Problem:
@@ -101,3 +105,18 @@ def test_options() -> None:
     assert check_options("pcb_es", {}) == {}
     with pytest.raises(InputError, match=r"strategy\.penalty: Input should be greater than or equal to 0"):
         check_options("lorahub", {"penalty": -1})
+
+
+def test_a_study_searches_the_presets_space_also_when_it_is_read_again(
+    tmp_path: Path, pico_models: Path, pico_items: Path
+) -> None:
+    data = model_study(
+        pico_models, pico_items, space={"bounds": [-1.0, 1.0]}, strategy="lorahub", budget={"trials": 14}
+    )
+    run = run_study(spec_of(data, tmp_path), tmp_path / "run")
+    again = open_run(tmp_path / "run")
+    for space in (run.plan.space, again.plan.space):
+        assert space.names == ("left", "right")
+        assert (space.lower.min(), space.upper.max()) == (-1.0, 1.0), "what the study says goes first"
+        assert not space.start.any()
+    assert fingerprint(again) == fingerprint(run)

@@ -194,6 +194,7 @@ _ALL = (
         dims=(1, 128),
         budget="10 d or more, best (d + 1)(d + 2)",
         most=256,
+        slow="up to 1 s where models and front are made anew, which is rare: 4 ms a trial on average",
     ),
     _entry(
         "bayesian_map",
@@ -205,6 +206,7 @@ _ALL = (
         dims=(2, 6),
         budget="50 or more",
         most=8,
+        slow="up to 1 s where models and front are made anew, which is rare: 4 ms a trial on average",
     ),
     _entry(
         "nested_map",
@@ -216,6 +218,7 @@ _ALL = (
         dims=(2, 64),
         budget="25 for every expert or more",
         most=256,
+        slow="up to 1 s where models and front are made anew, which is rare: 4 ms a trial on average",
     ),
     _entry(
         "nsga2",

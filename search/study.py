@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +91,10 @@ class Study:
         """
         self._measure_anchors()
         normaliser = study_normaliser(self._plan, self._log.records)
-        strategy, problem = self._rebuild(normaliser)
-        self._search(strategy, problem.budget)
-        self._measure_recommendation(strategy)
+        with _one_blas_thread():
+            strategy, problem = self._rebuild(normaliser)
+            self._search(strategy, problem.budget)
+            self._measure_recommendation(strategy)
         return self._conclude(normaliser)
 
     # --- phases -------------------------------------------------------------------------------------------------
@@ -365,6 +367,18 @@ def _known(plan: Plan, record: TrialRecord) -> Told | None:
     if point is None or bool(np.any((point < plan.space.lower) | (point > plan.space.upper))):
         return None
     return Told(None, point, to_losses(record.values, plan.objectives), dict(record.items))
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    """Linear algebra of strategies on one thread: with more, its bits depend on their number, and replay on the machine.
+
+    Torch brings a library of its own, which this does not touch.
+    """
+    import scipy.linalg  # noqa: F401  # the limit reaches libraries that are loaded
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def _task(record: TrialRecord, split: Split = "search") -> Task:

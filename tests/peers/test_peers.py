@@ -561,7 +561,7 @@ def test_dare_passes_norms_and_biases() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 #: Neither package has them.
-WITHOUT_PEER = frozenset({"lora_sparse", "optmerge", "pcb", "varm", "widen"})
+WITHOUT_PEER = frozenset({"lora_sparse", "optmerge", "pcb", "stack", "varm", "widen"})
 
 
 def test_every_operator_is_compared_or_has_no_peer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def test_every_strategy_asks_the_same_points_after_a_kill(
     assert hits, "no kill hit a live driver"
     subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
     assert fingerprint(open_run(folder)) == fingerprint(whole)
+
+
+def test_a_resumed_study_may_have_other_threads(tmp_path: Path) -> None:
+    """Linear algebra rounds otherwise with more threads; what strategies ask must not."""
+    problem = {"kind": "synthetic", "problem": "quadratic_tasks", "objectives": 2}
+    data = analytic("threads", trials=150, dim=40, strategy="map", evaluators=[problem])
+    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    for threads, kept in (("1", 0.8), ("2", 1.0)):
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120, env=environment)
+        whole = fingerprint(open_run(folder))
+        journal = (folder / "journal.log").read_bytes().splitlines(keepends=True)
+        (folder / "journal.log").write_bytes(b"".join(journal[: int(kept * len(journal))]))
+    assert len(whole) == 150
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -370,7 +370,7 @@ def _known(plan: Plan, record: TrialRecord) -> Told | None:
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:
-    """Linear algebra of strategies on one thread: with more, its bits depend on their number, and replay on the machine.
+    """Linear algebra of strategies on one thread: with more, the bits depend on their number, and so would replay.
 
     Torch brings a library of its own, which this does not touch.
     """

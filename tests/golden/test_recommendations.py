@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from search.strategies import STRATEGIES
-from tests.golden.write import DIMENSIONS, FILE, recommendation
+from tests.golden.write import DIMENSIONS, FILE, SENSITIVE, recommendation
 
 with FILE.open() as file:
     RECORDED = [(row[0], int(row[1]), [float(value) for value in row[2:]]) for row in list(csv.reader(file))[1:]]
@@ -19,7 +19,7 @@ def test_every_strategy_is_recorded() -> None:
     recorded = {(name, dim) for name, dim, _ in RECORDED}
     assert {name for name, _ in recorded} == set(STRATEGIES)
     missing = {(name, dim) for name in STRATEGIES for dim in DIMENSIONS} - recorded
-    assert all(recommendation(name, dim) is None for name, dim in missing)
+    assert all(recommendation(name, dim) is None for name, dim in missing - SENSITIVE)
 
 
 @pytest.mark.parametrize(("name", "dim", "figures"), RECORDED)

@@ -15,6 +15,8 @@ from tests.contracts.problems import make_problem, told
 
 FILE = Path(__file__).parent / "recommendations.csv"
 DIMENSIONS = (4, 40)
+#: Not recorded: which of two models predicts better is decided by the rounding of the linear algebra at hand.
+SENSITIVE = {("map", 40)}
 TRIALS = 60
 #: Results are told three at a time, out of order, one in nine failed: what a sweep does to a strategy.
 IN_FLIGHT = 3
@@ -42,7 +44,7 @@ def rows() -> Iterator[tuple[str, int, list[float]]]:
     for name in sorted(STRATEGIES):
         for dim in DIMENSIONS:
             point = recommendation(name, dim)
-            if point is not None:
+            if point is not None and (name, dim) not in SENSITIVE:
                 yield name, dim, [*point[:3], float(point.mean())]
 
 

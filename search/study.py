@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -146,8 +147,12 @@ class Study:
 
     def _part(self, items: int | None) -> int | None:
         """How many items to evaluate on; None for all, also where more are asked for than there are."""
-        size = self._plan.evaluator.size("search")
-        return None if items is None or items >= size else items
+        return None if items is None or items >= self._items else items
+
+    @cached_property
+    def _items(self) -> int:
+        """Number of search items; counting them may read files, so it is done once."""
+        return self._plan.evaluator.size("search")
 
     def _measure_recommendation(self, strategy: Strategy) -> None:
         recorded = self._records("recommended")

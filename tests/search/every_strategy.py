@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from search.strategies import STRATEGIES
-from tests.contracts.problems import CASES
 from tests.search.conftest import model_study
 from tests.search.studies import analytic
 
@@ -44,6 +43,3 @@ def study_of(
         space={},
         budget={"trials": min(trials, 24)},  # real merges take longer
     )
-
-
-ALL = [(name, options) for name, options in CASES]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from search.run import run_study
-from tests.search.every_strategy import ALL, label, study_of
+from tests.contracts.problems import CASES
+from tests.search.every_strategy import label, study_of
 from tests.search.studies import fingerprint, spec_of
 
 CUTS = (0.4, 0.8)
 
 
-@pytest.mark.parametrize(("name", "options"), ALL, ids=label)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
 def test_a_study_resumes_to_the_same_trials_from_anywhere(
     tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict
 ) -> None:

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from search.run import open_run, run_study
-from tests.search.every_strategy import ALL, label, study_of
+from tests.contracts.problems import CASES
+from tests.search.every_strategy import label, study_of
 from tests.search.studies import analytic, fingerprint, spec_of, write_study
 
 TRIALS = 60
@@ -102,7 +103,7 @@ def test_killed_driver_resumes_exactly_many_times(tmp_path: Path, undisturbed: t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), ALL, ids=label)
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
 def test_every_strategy_asks_the_same_points_after_a_kill(
     tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict
 ) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -22,11 +24,12 @@ from merging.arena import Arenas
 from merging.checkpoint import Checkpoint
 from merging.errors import CheckpointError, InputError, MergesearchError, NonFiniteError
 from merging.field import Field
+from merging.gradient import Terms, coefficient_gradient, expert_cosines, expert_norms, parts
 from merging.kernels import combine
 from merging.kernels.torch_kernel import as_tensor
 from merging.layout import TensorSpec
 from merging.packing import StoredFactors, combine_packed
-from merging.special import finish
+from merging.special import finish, finish_slope
 
 
 def load_model(source_path: str, model_class: str) -> nn.Module:
@@ -89,6 +92,8 @@ class _Copied:
 
     spec: TensorSpec
     target: torch.Tensor
+    owner: torch.Tensor
+    place: StoredPlace
 
 
 class MergedModel:
@@ -124,6 +129,8 @@ class MergedModel:
         self._kept = arenas.copied
         self._bound: dict[str, tuple[torch.Tensor, TensorSpec]] = {}
         self._copied: list[_Copied] = []
+        self._gradient: torch.Tensor | None = None
+        self._norms: tuple[bytes, npt.NDArray[np.float64]] | None = None
         self._bind()
 
     def write(self, field: Field) -> None:
@@ -185,8 +192,119 @@ class MergedModel:
                     "do not move or cast a bound model, bind a new one"
                 )
 
+    def enable_gradient(self) -> None:
+        """Let backward passes through the model accumulate into one buffer, laid out as the merged weights.
+
+        Raises:
+            InputError: If the merge is not smooth in its coefficients, or no derivative of it reaches them.
+        """
+        if self._gradient is not None:
+            return
+        self._terms()
+        if self._treatment.statistics:
+            raise InputError(
+                f"gradient: expected no merged running statistics, received {len(self._treatment.statistics)}, which "
+                "no backward pass reaches; set special.batch_norm: base, or choose a strategy without gradients"
+            )
+        self._gradient = torch.zeros_like(self.merged)
+        for tensor, spec in self._bound.values():
+            tensor.requires_grad_()
+            tensor.grad = self._slice(spec, self._gradient)
+        for copied in self._copied:
+            copied.owner.requires_grad_()
+            copied.owner.grad = torch.zeros_like(copied.owner)
+
+    def clear_gradient(self) -> None:
+        """Forget what backward passes have accumulated."""
+        self._checked_gradient().zero_()
+        for copied in self._copied:
+            assert copied.owner.grad is not None
+            copied.owner.grad.zero_()
+
+    def gradient(self, field: Field) -> npt.NDArray[np.float64]:
+        """Derivatives of the loss with respect to ``field.values``, from what backward passes have accumulated.
+
+        Rounding to the model's dtype is passed straight through.
+
+        Args:
+            field: The one that was written last.
+
+        Returns:
+            fp64 ``(K, segments)``.
+
+        Raises:
+            RecipeError: If the field does not fit the arenas.
+            MergesearchError: If gradients were replaced, or never enabled.
+        """
+        terms, merged = self._terms(), self._gathered_gradient()
+        with self._through_last_steps(merged, field):
+            return coefficient_gradient(terms, merged, field, threads=self._threads)
+
+    def cosines(self, field: Field) -> npt.NDArray[np.float64]:
+        """Sums of cosines between gradient and experts; see :func:`merging.gradient.expert_cosines`.
+
+        Returns:
+            fp64 ``(K, segments)``.
+
+        Raises:
+            RecipeError: If the field does not fit the arenas.
+            MergesearchError: If gradients were replaced, or never enabled.
+        """
+        terms, merged = self._terms(), self._gathered_gradient()
+        edges = parts(terms, field.boundaries)
+        if self._norms is None or self._norms[0] != edges.tobytes():
+            self._norms = edges.tobytes(), expert_norms(terms, edges)
+        return expert_cosines(terms, merged, field, self._norms[1], threads=self._threads)
+
+    @contextmanager
+    def _through_last_steps(self, gradient: torch.Tensor, field: Field) -> Iterator[None]:
+        """The gradient with respect to the weighted sums of tensors that have a last step, as long as it is needed."""
+        before = {spec: self._slice(spec, gradient).clone() for spec in self._finished}
+        for spec in before:
+            slope = finish_slope(
+                self._treatment, spec.name, self._total(spec, field), self._base[spec.start : spec.stop]
+            )
+            self._slice(spec, gradient).mul_(slope.view(spec.shape))
+        try:
+            yield
+        finally:
+            for spec, kept in before.items():
+                self._slice(spec, gradient).copy_(kept)
+
+    def _terms(self) -> Terms:
+        return Terms(self._packing, self._form, self._base, self._basis, tuple(self._factors), self._angles)
+
+    def _gathered_gradient(self) -> torch.Tensor:
+        """The whole gradient, with what lies in parts of fused parameters."""
+        gradient = self._checked_gradient()
+        for copied in self._copied:
+            assert copied.owner.grad is not None
+            self._slice(copied.spec, gradient).copy_(copied.place.of(copied.owner.grad))
+        return gradient
+
+    def _checked_gradient(self) -> torch.Tensor:
+        """The gradient's buffer, in which the gradient of every parameter must still lie."""
+        if self._gradient is None:
+            raise MergesearchError("gradient: expected enable_gradient() before the first backward pass")
+        first, itemsize = self._gradient.data_ptr(), self._gradient.itemsize
+        held = [(t.grad, first + spec.start * itemsize) for t, spec in self._bound.values()]
+        if any(grad is None or grad.data_ptr() != place for grad, place in held) or any(
+            copied.owner.grad is None for copied in self._copied
+        ):
+            raise MergesearchError(
+                "gradient: expected every parameter's gradient inside the buffer, received others; use "
+                "clear_gradient() instead of zero_grad()"
+            )
+        return self._gradient
+
     def _finish(self, spec: TensorSpec, field: Field) -> torch.Tensor:
         """One tensor again, in the accumulation dtype up to its last step, as an export merges it."""
+        base, total = self._base[spec.start : spec.stop], self._total(spec, field)
+        done = finish(self._treatment, spec.name, total.view(spec.shape), base.view(spec.shape), spec.dtype)
+        return done.to(getattr(torch, spec.dtype))
+
+    def _total(self, spec: TensorSpec, field: Field) -> torch.Tensor:
+        """The weighted sum of one tensor that has a last step ``(size,)``, in the accumulation dtype."""
         part, angles = field.restrict(spec.start, spec.stop), self._angles
         at = self._packing.in_row(spec.start)
         assert at is not None, "tensors with a last step are never kept as factors"
@@ -194,11 +312,10 @@ class MergedModel:
         arc = None if angles is None else angles.restrict(spec.start, spec.stop)
         total = torch.empty_like(base)
         combine(base, list(basis), part, self._form, total, angles=arc, threads=1)
-        done = finish(self._treatment, spec.name, total.view(spec.shape), base.view(spec.shape), spec.dtype)
-        return done.to(getattr(torch, spec.dtype))
+        return total
 
-    def _slice(self, spec: TensorSpec) -> torch.Tensor:
-        return self.merged[spec.start : spec.stop].view(spec.shape)
+    def _slice(self, spec: TensorSpec, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        return (self.merged if buffer is None else buffer)[spec.start : spec.stop].view(spec.shape)
 
     def _bind(self) -> None:
         held = dict(_held_tensors(self.model))
@@ -219,7 +336,7 @@ class MergedModel:
             if _memory(place) == _memory(held[name]) and place.dtype == self.merged.dtype:
                 self._bound[name] = (held[name], spec)
             else:
-                self._copied.append(_Copied(spec, place))
+                self._copied.append(_Copied(spec, place, held[name], _place_of(place, name, held[name])))
         for name in self._kept:
             place = stored.get(name)
             owner = None if place is None else _owner(place, held, owners)
@@ -330,9 +447,14 @@ def stored_places(model: nn.Module, *, as_saved: bool = True) -> dict[str, Store
     for name, tensor in stored.items():
         owner = _owner(tensor, held, owners) if tensor.is_floating_point() and tensor.numel() else None
         if owner is not None:
-            offset = (tensor.data_ptr() - held[owner].data_ptr()) // tensor.itemsize
-            places[name] = StoredPlace(owner, tuple(tensor.shape), tuple(tensor.stride()), offset)
+            places[name] = _place_of(tensor, owner, held[owner])
     return places
+
+
+def _place_of(tensor: torch.Tensor, name: str, owner: torch.Tensor) -> StoredPlace:
+    """Where a stored tensor lies within the parameter ``owner`` of this name."""
+    offset = (tensor.data_ptr() - owner.data_ptr()) // tensor.itemsize
+    return StoredPlace(name, tuple(tensor.shape), tuple(tensor.stride()), offset)
 
 
 def _part(tensor: torch.Tensor, elements: torch.Tensor) -> torch.Tensor | None:

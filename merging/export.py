@@ -82,10 +82,15 @@ def export_model(
         InputError: If ``out`` cannot be written or is in use.
         NonFiniteError: If a merged tensor holds NaN or infinity.
     """
+    if recipe.routing:
+        raise RecipeError(
+            f"recipe: expected the merge of one checkpoint, received {dict(recipe.routing).get('method')!r}, which is "
+            "merged for each input; export it from its run with `mergesearch export`"
+        )
     target = out.resolve()
     family = open_family(recipe)
     _check_fit(recipe, family)
-    _check_target(target, family.sources, overwrite)
+    check_target(target, family.sources, overwrite)
     files = _changed_files(family, dtype)
     stamped = _stamped(recipe, family)
     stored = _stored_as(family.base, dtype)
@@ -124,7 +129,7 @@ def _write_folder(
         card = render_card(recipe, family.layout, family.base, family.experts, known)
         (part / "README.md").write_text(card, encoding="utf-8")
         _verify(part, stored, family)
-        _put(part, target)
+        put_folder(part, target)
         return rounding
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
@@ -154,7 +159,12 @@ def _check_fit(recipe: Recipe, family: Family) -> None:
         )
 
 
-def _check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -> None:
+def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -> None:
+    """Refuse a place that is in use, or that holds a source.
+
+    Raises:
+        InputError: In one line.
+    """
     if not target.exists():
         return
     if not target.is_dir():
@@ -309,7 +319,7 @@ def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: Family) -> N
         check_written(folder, family.alignment)
 
 
-def _put(part: Path, target: Path) -> None:
+def put_folder(part: Path, target: Path) -> None:
     """Make ``part`` appear as ``target``, everything on disk first; what was there goes only then."""
     for place in (*part.rglob("*"), part):
         _sync(place)

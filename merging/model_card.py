@@ -41,6 +41,34 @@ def render_card(
     return "\n\n".join(sections) + "\n"
 
 
+def render_bundle_card(
+    recipe: Recipe, base: Checkpoint, experts: Sequence[Checkpoint], facts: Mapping[str, str]
+) -> str:
+    """Markdown of a merge that depends on its input: what it is, and how to load it."""
+    licences = [(source.name, declared_licence(source)) for source in (base, *experts)]
+    routing = dict(recipe.routing)
+    opening = (
+        f"**This is not a single checkpoint.** Its weights are merged by `{routing['method']}` anew for each "
+        f"{routing['per']}, which costs several forward passes and a merge each time. The folders in here "
+        "are what it is merged from; none of them is the model that was scored."
+    )
+    sections = [
+        f"---\n{_front_matter(recipe, base, licences)}---",
+        f"# Input-dependent merge of {', '.join(expert.name for expert in recipe.experts)}",
+        opening,
+        "## Parameters\n\n" + _table(("parameter", "value"), [(key, str(value)) for key, value in recipe.routing]),
+        "## Sources\n\n" + _table(("role", "name", "source", "weights (SHA-256)"), _source_rows(recipe)),
+    ]
+    if facts:
+        sections.append("## Facts\n\n" + _table(("fact", "value"), facts.items()))
+    if _common(licences) is None:
+        sections.append("## Licences of the parents\n\n" + _table(("parent", "licence"), _licence_rows(licences)))
+    code = 'from merging.routed_bundle import load\n\nmodel = load("path/to/this/folder")\n'
+    code += "logits = model(pixel_values=images).logits  # .weights says how each item was merged"
+    sections.append(f"## How to load\n\nWith mergesearch installed:\n\n```python\n{code}\n```")
+    return "\n\n".join(sections) + "\n"
+
+
 def coefficient_summary(field: Field, layout: Layout) -> npt.NDArray[np.float64]:
     """Mean, least and greatest coefficient over parameters (padding left out), ``(directions, 3)``."""
     starts = np.array([spec.start for spec in layout.tensors])

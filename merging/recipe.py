@@ -53,6 +53,8 @@ class Recipe:
         layout: Digest of the layout the field speaks of (empty for analytic problems without weights).
         special: Policies for special tensors (:class:`merging.special.Special`) where they are not the default,
             sorted ``(name, value)`` pairs.
+        routing: Of a merge that depends on its input: the method and its parameters, sorted ``(name, value)`` pairs;
+            empty for a checkpoint.
     """
 
     base: Source
@@ -62,6 +64,7 @@ class Recipe:
     hyperparameters: tuple[tuple[str, Any], ...] = ()
     layout: str = ""
     special: tuple[tuple[str, Any], ...] = ()
+    routing: tuple[tuple[str, Any], ...] = ()
 
     def with_field(self, field: Field) -> Recipe:
         """The same merge with other coefficients."""
@@ -92,6 +95,8 @@ class Recipe:
         """Identity of the merged model."""
         field = self.field.compact()
         data = self.basis_key.encode() + field.boundaries.astype("<i8").tobytes() + field.values.astype("<f8").tobytes()
+        if self.routing:
+            data += _digest(["routing", sorted(self.routing)]).encode()
         return hashlib.sha256(data).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class Recipe:
             "hyperparameters": dict(self.hyperparameters),
             "layout": self.layout,
             **({"special": dict(self.special)} if self.special else {}),
+            **({"routing": dict(self.routing)} if self.routing else {}),
             "field": self.field.to_dict(),
         }
 
@@ -117,8 +123,8 @@ class Recipe:
         from merging.special import parse_special
 
         expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
-        if set(data) - {"special"} != expected:
-            odd = sorted((set(data) - {"special"}) ^ expected)
+        if set(data) - {"special", "routing"} != expected:
+            odd = sorted((set(data) - {"special", "routing"}) ^ expected)
             raise RecipeError(f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}")
         if data["format"] != FORMAT:
             raise RecipeError(f"recipe: expected format {FORMAT}, received {data['format']!r}")
@@ -130,6 +136,7 @@ class Recipe:
             hyperparameters=tuple(sorted(data["hyperparameters"].items())),
             layout=data["layout"],
             special=parse_special(data.get("special")).choices,
+            routing=tuple(sorted(data.get("routing", {}).items())),
         )
 
 

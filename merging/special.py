@@ -189,6 +189,15 @@ def finish(treatment: Treatment, name: str, total: torch.Tensor, base: torch.Ten
     return total
 
 
+def finish_slope(treatment: Treatment, name: str, total: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Derivative of :func:`finish` with respect to ``total``; that of variances, which may jump, is never asked for."""
+    import torch
+
+    if name in treatment.logs:
+        return torch.exp((total - base) / base)
+    return torch.ones_like(total)
+
+
 def prepare_basis(
     operator: Operator,
     base: TensorSource,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from merging.places import Place, classify
 from spaces.adapter_space import AdapterSpace, adapter_space
 from spaces.box_space import BoxSpace
-from spaces.coefficient_space import CoefficientSpace, Point, Row, Space
+from spaces.coefficient_space import CoefficientSpace, DifferentiableSpace, Point, Row, Space
 from spaces.groups import GRANULARITIES, Granularity, Group, group_tensors
 from spaces.mixed_space import MixedSpace, mixed_space
+from spaces.parameter_space import ParameterSpace
 from spaces.segment_space import SegmentSpace, arc_bounds, segment_space
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ __all__ = [
     "BoxSpace",
     "CoefficientSpace",
     "DepthSpec",
+    "DifferentiableSpace",
     "Granularity",
     "Group",
     "MixedSpace",
+    "ParameterSpace",
     "Place",
     "Point",
     "Row",

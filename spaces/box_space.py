@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from merging import Field, Recipe, RecipeError
 from spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
@@ -40,6 +41,17 @@ class BoxSpace:
     def field(self, point: Point) -> Field:
         """One segment per coordinate."""
         return Field(np.arange(self.dim + 1), check_point(point, self.dim)[None, :].copy())
+
+    def pull_back(self, point: Point, gradient: npt.NDArray[np.float64]) -> Point:
+        """The only row of ``gradient`` ``(1, dim)``: coordinates are the field's values.
+
+        Raises:
+            RecipeError: If the gradient has another shape.
+        """
+        check_point(point, self.dim)
+        if gradient.shape != (1, self.dim):
+            raise RecipeError(f"pull back: expected a gradient of shape {(1, self.dim)}, received {gradient.shape}")
+        return np.array(gradient[0], dtype=np.float64)
 
     def decode(self, point: Point) -> Recipe:
         """The template with the coordinates as its field."""

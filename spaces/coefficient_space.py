@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,19 @@ class Space(Protocol):
         """Groups with their tensors, parameters and number of coefficients."""
 
 
+@runtime_checkable
+class DifferentiableSpace(Space, Protocol):
+    """A space whose fields depend smoothly on the point."""
+
+    def pull_back(self, point: Point, gradient: npt.NDArray[np.float64]) -> Point:
+        """Gradient with respect to the point, from that with respect to the values of ``field(point)``.
+
+        Args:
+            point: ``(dim,)``.
+            gradient: ``(directions, segments)``, on the segments of ``field(point)``.
+        """
+
+
 def check_point(point: Point, dim: int) -> Point:
     """``point`` as float64 ``(dim,)``.
 
@@ -118,6 +131,8 @@ class CoefficientSpace:
         curves: Curves over some of the groups.
         shared: One set of coordinates for all directions.
         clip: Range into which the values of curves are clipped, if any.
+        held: Places among the groups of those whose coefficients no coordinate moves.
+        values: Their coefficient of every direction ``(K,)``, or ``(1,)`` where all share one.
     """
 
     template: Recipe
@@ -130,6 +145,8 @@ class CoefficientSpace:
     curves: tuple[Curve, ...] = ()
     shared: bool = False
     clip: tuple[float, float] | None = None
+    held: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -167,10 +184,37 @@ class CoefficientSpace:
         for curve, place in self._slices:
             values = curve.basis.evaluate(rows[:, place])[:, curve.rows]
             table[:, curve.groups] = values if self.clip is None else _clip(values, *self.clip)
+        if self.held:
+            table[:, self.held] = np.array(self.values)[:, None]
         if self._own.size:
             table[:, self._own] = rows[:, -self._own.size :]
         values = table[:, self._partition.owners]
         return Field(self._partition.boundaries, np.repeat(values, self.directions, axis=0) if self.shared else values)
+
+    def pull_back(self, point: Point, gradient: npt.NDArray[np.float64]) -> Point:
+        """Gradient with respect to the point, from that with respect to the values of ``field(point)``.
+
+        Values that are clipped pull at nothing.
+
+        Args:
+            point: ``(dim,)``.
+            gradient: ``(directions, segments)``, on the segments of ``field(point)``.
+
+        Raises:
+            RecipeError: If the gradient has another shape.
+        """
+        rows = check_point(point, self.dim).reshape(-1, len(self.labels))
+        table = self._group_gradient(gradient)
+        pulled = np.zeros(rows.shape)
+        for curve, place in self._slices:
+            slope = table[:, curve.groups]
+            if self.clip is not None:
+                values = curve.basis.evaluate(rows[:, place])[:, curve.rows]
+                slope = np.where((values < self.clip[0]) | (values > self.clip[1]), 0.0, slope)
+            pulled[:, place] = slope @ curve.basis.matrix[curve.rows]
+        if self._own.size:
+            pulled[:, -self._own.size :] = table[:, self._own]
+        return pulled.ravel()
 
     def encode(self, field: Field) -> Point | None:
         """The point whose field equals ``field`` exactly, or None; it may lie outside the bounds.
@@ -248,6 +292,10 @@ class CoefficientSpace:
         for index in self._own:
             group = self.groups[index]
             rows.append(Row(group.name, group.tensors, group.parameters, copies))
+        held = [self.groups[index] for index in self.held]
+        if held:
+            names = tuple(name for group in held for name in group.tensors)
+            rows.append(Row("held at the start", names, sum(group.parameters for group in held), 0))
         grouped = {name for group in self.groups for name in group.tensors}
         rest = [spec for spec in self.layout.tensors if spec.name not in grouped]
         if rest:
@@ -264,7 +312,7 @@ class CoefficientSpace:
     @cached_property
     def _own(self) -> _Index:
         """Groups with a coefficient of their own."""
-        covered = {int(index) for curve in self.curves for index in curve.groups}
+        covered = {int(index) for curve in self.curves for index in curve.groups} | {*self.held}
         return np.array([index for index in range(len(self.groups)) if index not in covered], np.intp)
 
     @cached_property
@@ -276,6 +324,16 @@ class CoefficientSpace:
     @cached_property
     def _partition(self) -> Partition:
         return Partition(self.layout, self.groups)
+
+    def _group_gradient(self, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Sums over the segments of each group, and over the directions that share a coordinate."""
+        expected = (self.directions, len(self._partition.owners))
+        if gradient.shape != expected:
+            raise RecipeError(f"pull back: expected a gradient of shape {expected}, received {gradient.shape}")
+        rows = gradient.sum(axis=0, keepdims=True) if self.shared else gradient
+        table = np.zeros((len(self.groups) + 1, len(rows)))
+        np.add.at(table, self._partition.owners, rows.T)
+        return table.T
 
     def _check_field(self, field: Field) -> None:
         if field.directions != self.directions or field.size != self.layout.size:

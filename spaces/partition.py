@@ -57,12 +57,15 @@ class Partition:
 
     @cached_property
     def _runs(self) -> list[tuple[int, int]]:
-        group_of = {name: index for index, group in enumerate(self.groups) for name in group.tensors}
+        rest, at = len(self.groups), 0
+        pieces = sorted((*ends, index) for index, group in enumerate(self.groups) for ends in group.ranges)
         runs: list[tuple[int, int]] = []
-        for name in self.tensors:
-            group = group_of.get(name, len(self.groups))
-            if not runs or runs[-1][1] != group:
-                runs.append((self.layout.by_name[name].start, group))
+        for start, stop, index in [*pieces, (self.layout.size, self.layout.size, rest)]:
+            between = [(at, rest)] if start > at else []
+            for run in [*between, (start, index)] if stop > start else between:
+                if not runs or runs[-1][1] != run[1]:
+                    runs.append(run)
+            at = stop
         return runs
 
     @cached_property
@@ -75,7 +78,7 @@ class Partition:
 
     @cached_property
     def _edges(self) -> npt.NDArray[np.int64]:
-        return np.unique(np.concatenate([[0, self.layout.size], self._starts, self._stops]))
+        return np.unique(np.concatenate([self.boundaries, self._starts, self._stops]))
 
     def split(self, field: Field) -> Pieces:
         """Cut ``field`` where tensors start and stop, beside its own boundaries."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Key
 
 from merging import InputError, Layout, Recipe
 from spaces.box_space import BoxSpace
+from spaces.chunks import chunk_counts, chunk_groups, importance, tensors_of
 from spaces.coefficient_space import CoefficientSpace, Point, Space
 from spaces.depth_basis import Curve, make_curves
 from spaces.groups import Granularity, group_tensors
@@ -43,16 +45,33 @@ class DepthSpec(BaseModel):
     )
 
 
+class ChunkSpec(BaseModel):
+    """The ``space.chunks`` section: how many chunks tensors are cut into, by how much the experts change them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    total: float = Key(default=1.1, gt=0, strict=True, description="Chunks in all, per tensor.")
+    concentration: float = Key(
+        default=1.0, ge=0, strict=True, description="0: as many everywhere; above 1: more where much changes."
+    )
+    most: int | None = Key(default=None, ge=1, strict=True, description="Chunks of one tensor at most.")
+    remainder: bool = Key(
+        default=False, strict=True, description="Hand out what rounding down leaves over, largest fractions first."
+    )
+
+
 class SpaceSpec(BaseModel):
     """The ``space`` section: which merges the search may propose."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    granularity: Granularity | None = Key(
+    granularity: Literal["global", "task", "module", "block", "block_module", "tensor", "chunk"] | None = Key(
         default=None,
         description="How finely coefficients vary: global (one, shared by all experts), task (one per expert), module, "
-        "block, block_module (block x {attention, mlp}), tensor. By default block, or task with a depth curve.",
+        "block, block_module (block x {attention, mlp}), tensor, chunk (parts of tensors, more where experts change "
+        "them most). By default block, or task with a depth curve.",
     )
+    chunks: ChunkSpec | None = Key(default=None, description="How many chunks, for granularity chunk only.")
     depth: DepthSpec | None = Key(
         default=None,
         description="Curves over depth, shared by all experts with granularity global, else per expert (task).",
@@ -98,7 +117,7 @@ class SpaceSpec(BaseModel):
 
 #: Keys of the section that mean something, by the kind of space that a strategy searches.
 _KEYS: dict[str, frozenset[str]] = {
-    "coefficients": frozenset({"granularity", "depth", "bounds", "start", "exclude", "dim"}),
+    "coefficients": frozenset({"granularity", "chunks", "depth", "bounds", "start", "exclude", "dim"}),
     "segments": frozenset({"segments", "bounds", "start"}),
     "mixed": frozenset({"layers"}),
     "product": frozenset(),
@@ -112,6 +131,7 @@ def build_space(
     *,
     default_bounds: tuple[float, float],
     default_start: float,
+    change_sums: Callable[[], npt.NDArray[np.float64]] | None = None,
 ) -> Space:
     """Build the space that a study file describes.
 
@@ -121,6 +141,8 @@ def build_space(
         layout: Where the merged tensors lie; None for an analytic problem without weights.
         default_bounds: The operator's bounds of a coefficient.
         default_start: The operator's default coefficient.
+        change_sums: Σ |task vector| of every expert and tensor of the layout ``(K, tensors)``; only called for chunks,
+            as it reads weights.
 
     Raises:
         InputError: If a value of the section is not allowed, or does not fit the tensors.
@@ -130,8 +152,13 @@ def build_space(
         return _box(spec, template, low, high, default_start)
     if spec.dim is not None:
         raise InputError(f"space.dim: {spec.dim}: only allowed for analytic problems; models have space.granularity")
-    granularity = _granularity(spec)
     excluded = _excluded(spec.exclude, layout)
+    if spec.granularity == "chunk":
+        assert change_sums is not None
+        return _chunk_space(spec, template, layout, excluded, (low, high), default_start, change_sums())
+    if spec.chunks is not None:
+        raise InputError("space.chunks: only allowed with space.granularity: chunk")
+    granularity = _granularity(spec)
     groups = tuple(group for group in group_tensors(layout, granularity, excluded) if group.parameters)
     curves: tuple[Curve, ...] = ()
     if spec.depth is not None:
@@ -158,6 +185,55 @@ def build_space(
     return space
 
 
+def _chunk_space(
+    spec: SpaceSpec,
+    template: Recipe,
+    layout: Layout,
+    excluded: frozenset[str],
+    bounds: tuple[float, float],
+    default_start: float,
+    sums: npt.NDArray[np.float64],
+) -> CoefficientSpace:
+    if spec.depth is not None:
+        raise InputError("space.granularity: 'chunk' cannot be combined with space.depth")
+    section, directions = spec.chunks or ChunkSpec(), template.field.directions
+    values = default_start if spec.start is None else spec.start
+    begin = np.broadcast_to(np.asarray(values, np.float64), directions) if np.size(values) in (1, directions) else None
+    if begin is None:
+        raise InputError(f"space.start: expected a number or a list of {directions} (one per expert), for chunks")
+    whole = tensors_of(layout, excluded)
+    place = {name: index for index, name in enumerate(layout.names)}
+    of_tensors = sums[:, [place[group.tensors[0]] for group in whole]]
+    # Directions of fused operators are no experts: each of their experts weighs the same.
+    share = importance(of_tensors, begin if len(begin) == len(sums) else np.ones(len(sums)))
+    counts = chunk_counts(
+        share,
+        [group.parameters for group in whole],
+        section.total,
+        section.concentration,
+        most=section.most,
+        remainder=section.remainder,
+    )
+    chunks, held = chunk_groups(layout, counts, excluded)
+    if not chunks:
+        raise InputError(f"space.chunks.total: expected at least one chunk, received {section.total:g}, which gives 0")
+    size = directions * len(chunks)
+    lower, upper = np.full(size, bounds[0]), np.full(size, bounds[1])
+    space = CoefficientSpace(
+        template=template,
+        layout=layout,
+        title="chunk",
+        groups=(*chunks, *held),
+        lower=lower,
+        upper=upper,
+        start=np.repeat(begin, len(chunks)),
+        held=tuple(range(len(chunks), len(chunks) + len(held))),
+        values=tuple(begin.tolist()) if held else (),
+    )
+    _check_start(spec, space.names, space.start, lower, upper)
+    return space
+
+
 def _bounds(spec: SpaceSpec, default: tuple[float, float]) -> tuple[float, float]:
     low, high = spec.bounds or default
     if not low < high:
@@ -167,6 +243,7 @@ def _bounds(spec: SpaceSpec, default: tuple[float, float]) -> tuple[float, float
 
 def _granularity(spec: SpaceSpec) -> Granularity:
     """Granularity of the groups, which under a curve are the blocks that it runs over."""
+    assert spec.granularity != "chunk"
     if spec.depth is None:
         return spec.granularity or "block"
     if spec.granularity not in (None, "global", "task"):
@@ -234,7 +311,7 @@ def _check_start(spec: SpaceSpec, names: Sequence[str], start: Point, lower: Poi
 
 
 def _box(spec: SpaceSpec, template: Recipe, low: float, high: float, default_start: float) -> BoxSpace:
-    given = [key for key in ("granularity", "depth", "exclude") if getattr(spec, key)]
+    given = [key for key in ("granularity", "chunks", "depth", "exclude") if getattr(spec, key)]
     if given:
         raise InputError(f"space.{given[0]}: only allowed with models; an analytic problem has dim, bounds and start")
     if spec.dim is None or spec.dim < 1:

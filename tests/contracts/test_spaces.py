@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from merging import Field, Layout, Recipe, Source
-from spaces import GRANULARITIES, Space
+from spaces import GRANULARITIES, DifferentiableSpace, Space
 from spaces.spec import SpaceSpec, build_space
 
 DEFAULT = 0.4
@@ -40,6 +40,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "all splines": {"depth": {"basis": "bspline", "size": BLOCKS}},
     "block without head": {"granularity": "block", "exclude": ["lm_head"]},
     "curve without head": {"depth": {"basis": "linear"}, "exclude": ["lm_head", r"\.ln_"]},
+    "chunk": {"granularity": "chunk", "chunks": {"total": 3.0}},
+    "chunk with held tensors": {"granularity": "chunk", "chunks": {"concentration": 2.0}, "exclude": ["lm_head"]},
     "box": {"dim": 3},
     "large box": {"dim": 40},
 }
@@ -55,7 +57,14 @@ def make(section: dict[str, Any]) -> Space:
     sources = tuple(Source(name, name) for name in EXPERTS)
     field = Field.constant(LAYOUT.size, [0.0] * 3)
     recipe = Recipe(Source("base", "base"), sources, "task_arithmetic", field)
-    return build_space(SpaceSpec(**section), recipe, layout, default_bounds=(-0.2, 1.5), default_start=DEFAULT)
+    return build_space(
+        SpaceSpec(**section),
+        recipe,
+        layout,
+        default_bounds=(-0.2, 1.5),
+        default_start=DEFAULT,
+        change_sums=lambda: np.random.default_rng(0).random((len(EXPERTS), len(NAMES))),
+    )
 
 
 @pytest.fixture
@@ -142,4 +151,14 @@ class TestSpaceContract:
         assert sum(row.coefficients for row in rows) == len(space.names)
         if "dim" not in section:
             assert sum(row.parameters for row in rows) == LAYOUT.parameters
-            assert sorted(name for row in rows for name in row.tensors) == sorted(NAMES)
+            assert sorted({name for row in rows for name in row.tensors}) == sorted(NAMES)
+
+    def test_pull_back_is_the_derivative_of_the_field(self, space: Space) -> None:
+        assert isinstance(space, DifferentiableSpace)
+        point, rng, step = sample(space, 4), np.random.default_rng(5), 1e-6
+        gradient = rng.standard_normal(space.field(point).values.shape)
+        found = space.pull_back(point, gradient)
+        assert found.shape == point.shape
+        for place, unit in enumerate(np.eye(point.size)):
+            up, down = (space.field(point + sign * step * unit).values for sign in (1, -1))
+            assert found[place] == pytest.approx(float(np.sum(gradient * (up - down)) / (2 * step)), rel=1e-6, abs=1e-8)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from evaluators.base import SPLITS, Candidate, Evaluator, Measurement, Objective, Split
+from evaluators.base import SPLITS, Batch, Candidate, Evaluator, Measurement, Objective, Slope, Split
 
-__all__ = ["SPLITS", "Candidate", "Evaluator", "Measurement", "Objective", "Split"]
+__all__ = ["SPLITS", "Batch", "Candidate", "Evaluator", "Measurement", "Objective", "Slope", "Split"]

@@ -13,6 +13,13 @@ own boundary. Items of the three splits are disjoint: the search sees ``search``
 
 A search may ask for a part of the items: the first so many of a fixed order that is the same in every worker and
 balanced over domains, so that the items of a smaller part are among those of a larger one.
+
+Evaluators that provide gradients also run backwards, on a :class:`Batch` of the search items::
+
+    slope = evaluator.backward(candidate, Batch(number=0, size=16), {"entropy": 1.0})
+
+adds the gradient of the weighted losses to ``.grad`` of the model's parameters, one domain after the other, so that
+memory does not grow with the number of domains.
 """
 
 from __future__ import annotations
@@ -43,11 +50,13 @@ class Candidate:
     """What is evaluated: the recipe and, where the evaluator needs one, the merged model.
 
     ``model`` is the worker's resident ``torch.nn.Module`` whose parameters are views into the merged arena; it
-    changes with the next trial, so an evaluator must not keep it.
+    changes with the next trial, so an evaluator must not keep it. ``merged`` is what merges into it
+    (:class:`merging.binding.MergedModel`), for merges that depend on their input.
     """
 
     recipe: Recipe
     model: Any = None
+    merged: Any = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,49 @@ class Measurement:
         errors: Objective name -> standard error of the value over items, where it is known.
         items: Objective name -> score of each item ``(items,)``, in the order of the split; where only a part was
             asked for, of the items in that part.
-        gradient: d objective / d point ``(dim,)``, from evaluators that provide it.
     """
 
     values: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    gradient: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which search items one gradient step looks at.
+
+    Every domain has an endless stream of its items, shuffled anew in every round by the seed; batch ``number`` holds
+    places ``number * size`` to ``(number + 1) * size`` of it (:func:`evaluators.items.batch_places`).
+
+    Attributes:
+        number: Place of the batch in the streams, from 0.
+        size: Items of each domain; None takes all of them.
+        samples: Draw from the first so many items of each domain in the fixed order only; None means all.
+        share, shares: The part of the batch that is looked at, for workers that split it.
+        seed: Shuffles the streams.
+    """
+
+    number: int = 0
+    size: int | None = None
+    samples: int | None = None
+    share: int = 0
+    shares: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What one backward pass found.
+
+    Attributes:
+        loss: The weighted sum of the losses on the batch, or the part of it that this share contributes: the mean
+            over shares is that of the whole batch.
+        field: For problems without a model, the gradient with respect to the field's values ``(K, segments)``; None
+            where it lies in ``.grad`` of the model's parameters.
+    """
+
+    loss: float
+    field: npt.NDArray[np.float64] | None = None
 
 
 class Evaluator(Protocol):
@@ -75,6 +120,10 @@ class Evaluator(Protocol):
     objectives: tuple[Objective, ...]
     #: Extras beyond the values: subset of {"items", "gradient"}.
     provides: frozenset[str]
+    #: Names of the objectives that :meth:`backward` can follow; all of them are minimised. Empty without "gradient".
+    differentiable: tuple[str, ...]
+    #: Whether the search items are the test items, without their labels.
+    transductive: bool
     #: The ``transformers`` auto class of the model it runs, or None when it needs no model.
     model_class: str | None
 
@@ -94,4 +143,23 @@ class Evaluator(Protocol):
         """Score ``candidate`` on the items of ``split``, or on the first ``items`` of them in the fixed order.
 
         Deterministic for a given recipe, split and number of items.
+        """
+
+    def batch_cost(self, batch: Batch) -> int:
+        """Items that one call of :meth:`backward` looks at; known after :meth:`check`."""
+
+    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+        """Add the gradient of ``Σ weight · loss`` on a batch to ``.grad`` of the model's parameters.
+
+        A loss is the mean over the objective's domains of the mean over the domain's items. With shares, each counts
+        its own items only and divides by the number in its share's fraction of the batch, so that the mean over all
+        shares is the gradient on the whole batch, whatever their sizes.
+
+        Args:
+            candidate: The model; its gradients are not cleared first.
+            batch: Which items.
+            weights: Objective -> weight, some of :attr:`differentiable`.
+
+        Raises:
+            NonFiniteError: If the loss is not finite.
         """

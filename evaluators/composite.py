@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from evaluators.base import Candidate, Evaluator, Measurement, Split
+from evaluators.base import Batch, Candidate, Evaluator, Measurement, Slope, Split
 from merging import InputError
 
 
 class Composite:
     """Runs evaluators one after the other on the same candidate.
 
-    It provides what all of them provide, except gradients: those of different evaluators have no common meaning.
+    It provides the item scores that all of them provide, and the gradients of those that have some.
 
     Raises:
         InputError: If two objectives have the same name, or two evaluators need different model classes.
@@ -19,6 +19,12 @@ class Composite:
 
     def __init__(self, members: Sequence[Evaluator], where: str = "evaluators") -> None:
         self._members = tuple(members)
+        routed = next((member for member in members if getattr(member, "parameters", ())), None)
+        if routed is not None and len(members) > 1:
+            raise InputError(
+                f"{where}: expected an evaluator that merges for each input alone, received {len(members)}: others "
+                "would score a checkpoint; list its objectives in its own section"
+            )
         self.objectives = tuple(objective for member in members for objective in member.objectives)
         names = [objective.name for objective in self.objectives]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -28,7 +34,10 @@ class Composite:
         if len(classes) > 1:
             raise InputError(f"{where}: expected evaluators of one kind of model, received {classes}; use two studies")
         self.model_class: str | None = classes[0] if classes else None
-        self.provides = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
+        self.transductive = any(member.transductive for member in members)
+        shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
+        self.differentiable = tuple(name for member in members for name in member.differentiable)
+        self.provides = shared | ({"gradient"} if self.differentiable else frozenset())
 
     def check(self) -> None:
         """Check every member."""
@@ -56,3 +65,17 @@ class Composite:
             errors={name: value for part in parts for name, value in part.errors.items()},
             items={name: scores for part in parts for name, scores in part.items.items()},
         )
+
+    def batch_cost(self, batch: Batch) -> int:
+        """What all members with gradients look at."""
+        return sum(member.batch_cost(batch) for member in self._members if member.differentiable)
+
+    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+        """Gradients of the members that have a weight, one after the other."""
+        slopes = []
+        for member in self._members:
+            own = {name: weight for name, weight in weights.items() if name in member.differentiable}
+            if own:
+                slopes.append(member.backward(candidate, batch, own))
+        fields = [slope.field for slope in slopes if slope.field is not None]
+        return Slope(sum(slope.loss for slope in slopes), sum(fields[1:], fields[0]) if fields else None)

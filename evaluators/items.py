@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import Split
+from evaluators.base import Batch, Split
 from merging import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def check_items(
     Args:
         data: Folder written by ``DatasetDict.save_to_disk``.
         splits: Role -> name of the split in the folder.
-        columns: ``input``, ``label``, ``domain``, ``id`` -> column; domain and id may be None.
+        columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None. Items without an id
+            are known by the first input.
         where: Key of the study file, for messages.
 
     Raises:
@@ -73,6 +74,28 @@ def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
         members = np.flatnonzero(domains == name)
         share[rng.permutation(members)] = np.arange(len(members)) / len(members)
     return np.lexsort([tie, share])
+
+
+def batch_places(domains: npt.NDArray[np.str_], batch: Batch) -> dict[str, tuple[npt.NDArray[np.intp], int]]:
+    """Domain -> the items ``(n,)`` of a batch's share, by place in the split, and how many the whole batch has.
+
+    A domain with fewer items than a batch gives all of them, once. A share may be empty.
+
+    Args:
+        domains: Domain of each item ``(items,)``.
+        batch: Which of them.
+    """
+    order, found = balanced_order(domains), {}
+    for index, name in enumerate(np.unique(domains).tolist()):
+        pool = order[domains[order] == name][: batch.samples]
+        size = len(pool) if batch.size is None else min(batch.size, len(pool))
+        first = batch.number * size
+        rounds = range(first // len(pool), (first + size - 1) // len(pool) + 1)
+        stream = np.concatenate([np.random.default_rng([batch.seed, index, r]).permutation(pool) for r in rounds])
+        taken = stream[first - rounds.start * len(pool) :][:size]
+        share = taken[batch.share * size // batch.shares : (batch.share + 1) * size // batch.shares]
+        found[name] = share, size
+    return found
 
 
 def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
@@ -119,11 +142,19 @@ def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: st
     missing = sorted(column for column in columns.values() if column and column not in table.column_names)
     if missing:
         raise InputError(f"{where}: expected a column {missing[0]!r}, received only {sorted(table.column_names)}")
-    image, label = (table.schema.field(columns[role]).type for role in ("input", "label"))
-    if not (pa.types.is_integer(_leaf(image)) or pa.types.is_floating(_leaf(image))):
-        raise InputError(f"{where}: expected arrays of numbers in column {columns['input']!r}, received {image}")
-    if not pa.types.is_integer(label):
-        raise InputError(f"{where}: expected class numbers in column {columns['label']!r}, received {label}")
+    for column in _inputs(columns):
+        kind = table.schema.field(column).type
+        if not (pa.types.is_integer(_leaf(kind)) or pa.types.is_floating(_leaf(kind))):
+            raise InputError(f"{where}: expected arrays of numbers in column {column!r}, received {kind}")
+    label = columns.get("label")
+    if label is not None and not pa.types.is_integer(table.schema.field(label).type):
+        received = table.schema.field(label).type
+        raise InputError(f"{where}: expected class numbers in column {label!r}, received {received}")
+
+
+def _inputs(columns: Mapping[str, str | None]) -> list[str]:
+    """Columns that a model reads."""
+    return [column for role, column in columns.items() if role not in ("label", "domain", "id") and column is not None]
 
 
 def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
@@ -132,7 +163,7 @@ def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
         return {str(value) for value in table.column(columns["id"]).to_pylist()}
     return {
         hashlib.sha256(row.tobytes()).hexdigest()[:16]
-        for chunk in table.column(columns["input"]).chunks
+        for chunk in table.column(_inputs(columns)[0]).chunks
         for row in _rows(chunk)
     }
 

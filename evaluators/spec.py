@@ -85,21 +85,176 @@ class ClassificationSpec(_Spec):
         )
 
 
-EvaluatorSpec = Annotated[SyntheticSpec | ClassificationSpec, Key(discriminator="kind")]
+class T3Spec(ClassificationSpec):
+    """Image classification by base and one expert, merged for each input by how much they disagree."""
+
+    kind: Literal["t3"]  # type: ignore[assignment]
+    per: Literal["item", "batch"] = Key(default="item", description="Merge for every item, or once for a batch.")
+    centred: bool = Key(default=False, description="2 sigmoid - 1 in the place of the published sigmoid.")
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.t3 import T3
+
+        return T3(per=self.per, centred=self.centred, **_as_classification(self, folder, where))
+
+
+class TwinMergingSpec(ClassificationSpec):
+    """Image classification by a shared merge and low-rank vectors of the experts, weighted by a router."""
+
+    kind: Literal["twin_merging"]  # type: ignore[assignment]
+    per: Literal["item", "batch"] = Key(default="item", description="Merge for every item, or once for a batch.")
+    experts: dict[str, str] | None = Key(default=None, description="Domain -> expert; by default of the same name.")
+    router_width: int = Key(default=64, ge=1, description="Hidden width of the router.")
+    router_steps: int = Key(default=100, ge=1, le=10000, description="Training steps, on all search items at once.")
+    router_seed: int = Key(default=0, ge=0, description="Seed of the router's first weights.")
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.twin_merging import TwinMerging
+
+        own = self.model_dump(include={"per", "experts", "router_width", "router_steps", "router_seed"})
+        return TwinMerging(**own, **_as_classification(self, folder, where))
+
+
+def _as_classification(spec: ClassificationSpec, folder: Path, where: str) -> dict[str, Any]:
+    """What evaluators that score as a classifier hand on."""
+    from evaluators.classification import Metric
+
+    return {
+        "data": folder / spec.data,
+        "metrics": [Metric(**metric.model_dump()) for metric in spec.objectives],
+        "splits": spec.splits,
+        "columns": {"input": spec.input, "label": spec.label, "domain": spec.domain, "id": spec.id},
+        "batch_size": spec.batch_size,
+        "where": where,
+    }
+
+
+class ScoreSpec(_Spec):
+    """One objective of an evaluator with a single metric."""
+
+    name: str | None = Key(default=None, min_length=1, description="Name; by default made from the rest.")
+    domains: list[str] | None = Key(default=None, min_length=1, description="Domains to measure on; by default all.")
+    reduce: Literal["mean", "worst"] = Key(default="mean", description="How several domains become one value.")
+
+
+class _ItemSpec(_Spec):
+    """Items of a ``datasets`` folder that a model is run on."""
+
+    data: str = Key(description="Folder written by DatasetDict.save_to_disk.")
+    splits: dict[Literal["search", "validation", "test"], str] = Key(
+        default_factory=dict, description="Names of the three splits in the folder, where they differ."
+    )
+    domain: str | None = Key(default=None, description="Column that says which domain an item belongs to.")
+    id: str | None = Key(default=None, description="Column of stable ids; by default a hash of the first input.")
+    batch_size: int = Key(default=256, ge=1)
+    objectives: list[ScoreSpec] = Key(default_factory=lambda: [ScoreSpec()], min_length=1)
+
+    def _options(self, folder: Path, where: str, metric: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+        """What every evaluator of items is built from."""
+        from evaluators.by_item import Metric
+
+        return {
+            "data": folder / self.data,
+            "metrics": [Metric(metric=metric, **score.model_dump()) for score in self.objectives],
+            "splits": self.splits,
+            "columns": {**inputs, "label": None, "domain": self.domain, "id": self.id},
+            "batch_size": self.batch_size,
+            "where": where,
+        }
+
+
+class _UnlabelledSpec(_ItemSpec):
+    model_class: str = Key(
+        default="AutoModelForImageClassification", description="transformers auto class of the model."
+    )
+    inputs: dict[str, str] = Key(
+        default_factory=lambda: {"pixel_values": "pixels"}, min_length=1, description="Argument of the model -> column."
+    )
+    transductive: bool = Key(
+        default=False, description="Search on the test items themselves, without their labels, as some papers do."
+    )
+
+
+class EntropySpec(_UnlabelledSpec):
+    """How sure the model is of its answers, on items without labels."""
+
+    kind: Literal["entropy"]
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.entropy import Entropy
+
+        options = self._options(folder, where, "entropy", self.inputs)
+        return Entropy(self.model_class, transductive=self.transductive, **options)
+
+
+class AlignmentSpec(_UnlabelledSpec):
+    """How far the model's answers are from those of the expert of each domain, on items without labels."""
+
+    kind: Literal["alignment"]
+    teachers: dict[str, str] | None = Key(
+        default=None,
+        description="Domain -> expert of the study, or path of a checkpoint; by default the expert of the same name.",
+    )
+    temperature: float = Key(default=1.0, gt=0, description="Of the answers that are compared.")
+    hidden_weight: float = Key(default=1.0, ge=0, description="Weight of the difference of hidden states.")
+    layers: list[int] = Key(
+        default_factory=list, description="Hidden states to compare, 0 the embeddings; by default none."
+    )
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.alignment import Alignment
+        from merging.checkpoint import absolute_path
+
+        own = self.model_dump(include={"temperature", "hidden_weight", "layers", "transductive"})
+        options = self._options(folder, where, "alignment", self.inputs)
+        teachers = {domain: absolute_path(path, folder) for domain, path in (self.teachers or {}).items()}
+        return Alignment(self.model_class, teachers, **own, **options)
+
+
+class LanguageModelSpec(_ItemSpec):
+    """Next-token cross-entropy of a causal language model on token ids."""
+
+    kind: Literal["language_model"]
+    input: str = Key(default="input_ids", description="Column of token ids.")
+    labels: str | None = Key(
+        default=None, description="Column of the ids to predict, -100 where a token does not count; by default all do."
+    )
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.language_model import LanguageModel
+
+        inputs = {"input_ids": self.input} | ({} if self.labels is None else {"labels": self.labels})
+        return LanguageModel(**self._options(folder, where, "cross_entropy", inputs))
+
+
+AnySpec = (
+    SyntheticSpec | ClassificationSpec | EntropySpec | AlignmentSpec | LanguageModelSpec | T3Spec | TwinMergingSpec
+)
+EvaluatorSpec = Annotated[AnySpec, Key(discriminator="kind")]
 
 #: Kind -> one line, for listings.
 EVALUATORS: Mapping[str, str] = {
+    "alignment": "how far answers are from those of each domain's expert, without labels; gives gradients",
     "classification": "accuracy and cross-entropy of an image classifier on a datasets folder, by domain",
+    "entropy": "how sure a model is of its answers, without labels; gives gradients",
+    "language_model": "next-token cross-entropy of a causal language model on token ids; gives gradients",
     "synthetic": "analytic problems with known optima, no model; noise and faults for trying out a cluster",
+    "t3": "base and one expert merged for each input by how much they disagree, as an image classifier",
+    "twin_merging": "shared merge and low-rank vectors of experts, routed for each input, as an image classifier",
 }
 
 
-def parse_evaluators(section: Sequence[Mapping[str, Any]]) -> list[SyntheticSpec | ClassificationSpec]:
+def parse_evaluators(section: Sequence[Mapping[str, Any]]) -> list[AnySpec]:
     """The section as specs, from the plain data of a resolved study."""
     return TypeAdapter(list[EvaluatorSpec]).validate_python(list(section))
 
 
-def build_evaluator(specs: Sequence[SyntheticSpec | ClassificationSpec], folder: Path) -> Evaluator:
+def build_evaluator(specs: Sequence[AnySpec], folder: Path) -> Evaluator:
     """One evaluator for the whole section; relative paths start at ``folder``.
 
     Raises:

@@ -19,14 +19,14 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Candidate, Measurement, Objective, Split
+from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Slope, Split
 from merging import InputError
 
 Array = npt.NDArray[np.float64]
@@ -44,11 +44,13 @@ class Problem:
         losses: x ``(dim,)`` -> losses ``(objectives,)``.
         tradeoff: weights ``(objectives,)``, summing to 1 -> the Pareto-optimal point ``(dim,)`` of that weighting.
         objectives: Number of losses.
+        slopes: x ``(dim,)`` -> gradients ``(objectives, dim)``, where losses are smooth everywhere.
     """
 
     losses: Callable[[Array], Array]
     tradeoff: Callable[[Array], Array]
     objectives: int
+    slopes: Callable[[Array], Array] | None = None
 
     def pareto_set(self, count: int) -> Array:
         """``(n, dim)`` Pareto-optimal points: the optimum of each objective first, ``count`` trade-offs after them.
@@ -100,7 +102,10 @@ def _quadratics(centres: Array, condition: float, generator: np.random.Generator
         right = np.einsum("t,tij,tj->i", weights, hessians, centres)
         return np.asarray(np.linalg.solve(np.tensordot(weights, hessians, 1), right))
 
-    return Problem(losses, tradeoff, tasks)
+    def slopes(x: Array) -> Array:
+        return np.array([2 * hessian @ (x - centre) for centre, hessian in zip(centres, hessians, strict=True)])
+
+    return Problem(losses, tradeoff, tasks, slopes)
 
 
 def _centres(generator: np.random.Generator, tasks: int, dim: int) -> Array:
@@ -109,7 +114,9 @@ def _centres(generator: np.random.Generator, tasks: int, dim: int) -> Array:
 
 def _sphere(dim: int, objectives: int, generator: np.random.Generator) -> Problem:
     centre = _centres(generator, 1, dim)[0]
-    return Problem(lambda x: np.array([np.sum((x - centre) ** 2)]), lambda weights: centre, 1)
+    return Problem(
+        lambda x: np.array([np.sum((x - centre) ** 2)]), lambda weights: centre, 1, lambda x: 2 * (x - centre)[None]
+    )
 
 
 def _ellipsoid(dim: int, objectives: int, generator: np.random.Generator) -> Problem:
@@ -231,6 +238,7 @@ class Synthetic:
     """
 
     model_class: str | None = None
+    transductive = False
 
     def __init__(
         self,
@@ -247,7 +255,9 @@ class Synthetic:
         count = _objective_count(problem, objectives, f"{where}.")
         names = [f"task {place + 1}" if problem == "quadratic_tasks" else f"f{place + 1}" for place in range(count)]
         self.objectives = tuple(Objective(name, "minimize") for name in (names if count > 1 else [problem]))
-        self.provides = frozenset({"items"}) if items else frozenset()
+        self.differentiable = () if problem == "zdt1" else tuple(objective.name for objective in self.objectives)
+        given = {"items": bool(items), "gradient": bool(self.differentiable)}
+        self.provides = frozenset(name for name, provided in given.items() if provided)
         self._problem, self._count, self._seed = problem, count, seed
         self._noise, self._items, self._seconds = noise, items, seconds
         self._faults = faults or Faults()
@@ -304,3 +314,16 @@ class Synthetic:
 
     def _named(self, values: Iterable[float]) -> dict[str, float]:
         return {objective.name: value for objective, value in zip(self.objectives, values, strict=True)}
+
+    def batch_cost(self, batch: Batch) -> int:
+        """One evaluation: there are no items to draw from."""
+        return 1
+
+    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+        """Exact losses and gradients, whatever the batch; noise and faults concern measurements only."""
+        x = candidate.recipe.field.values.ravel()
+        problem = self.problem(x.size)
+        assert problem.slopes is not None
+        given = np.array([weights.get(objective.name, 0.0) for objective in self.objectives])
+        gradient = (given @ problem.slopes(x)).reshape(candidate.recipe.field.values.shape)
+        return Slope(float(given @ problem.losses(x)), gradient)

@@ -12,7 +12,18 @@ import pytest
 from evaluators import SPLITS, Candidate, Evaluator, Measurement
 from evaluators.composite import Composite
 from evaluators.spec import EVALUATORS
-from tests.evaluators.items import build, candidate_at, classification, opened, pico_vit, save, three_splits
+from tests.evaluators.items import (
+    DOMAINS,
+    build,
+    candidate_at,
+    classification,
+    opened,
+    pico_llama,
+    pico_vit,
+    save,
+    three_splits,
+    token_splits,
+)
 
 CASES = {
     "synthetic sphere": ["synthetic"],
@@ -22,6 +33,12 @@ CASES = {
     "classification": ["classification"],
     "classification by domain": ["classification"],
     "composite": ["synthetic", "classification"],
+    "entropy": ["entropy"],
+    "alignment": ["alignment"],
+    "language model": ["language_model"],
+    "entropy of tokens": ["entropy"],
+    "t3": ["t3"],
+    "twin merging": ["twin_merging"],
 }
 
 
@@ -42,19 +59,42 @@ def sections(case: str) -> list[dict[str, Any]]:
         "classification": [classification("data", *both, domain=None)],
         "classification by domain": [classification("data", *by_domain, batch_size=7)],
         "composite": [synthetic | {"problem": "sphere", "items": 30}, classification("data", *both)],
+        "entropy": [unlabelled("entropy", objectives=[{}, {"domains": ["night"]}, {"reduce": "worst"}])],
+        "alignment": [unlabelled("alignment", layers=[1, 2], teachers=dict.fromkeys(DOMAINS, "teacher"))],
+        "language model": [tokens("language_model", labels="labels", batch_size=3)],
+        "entropy of tokens": [
+            tokens("entropy", inputs={"input_ids": "input_ids"}, model_class="AutoModelForCausalLM", batch_size=3)
+        ],
+        "t3": [classification("data", *both) | {"kind": "t3"}],
+        "twin merging": [classification("data", *both) | {"kind": "twin_merging"}],
     }[case]
+
+
+def unlabelled(kind: str, **options: Any) -> dict[str, Any]:
+    return {"kind": kind, "data": "data", "domain": "domain", "id": "id", "batch_size": 7} | options
+
+
+def tokens(kind: str, **options: Any) -> dict[str, Any]:
+    return unlabelled(kind, **{"data": "tokens", "objectives": [{}, {"domains": ["day"]}]} | options)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     save(folder / "data", three_splits())
+    save(folder / "tokens", token_splits())
+    pico_vit(seed=5).save_pretrained(folder / "teacher")
     return folder
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return pico_vit()
+def models() -> dict[str, Any]:
+    return {"AutoModelForImageClassification": pico_vit(), "AutoModelForCausalLM": pico_llama()}
+
+
+@pytest.fixture
+def model(evaluator: Evaluator, models: dict[str, Any]) -> Any:
+    return models.get(evaluator.model_class or "")
 
 
 @pytest.fixture(params=CASES)
@@ -166,7 +206,10 @@ class TestEvaluatorContract:
             assert values[place] != values[place - 1]
 
     def test_other_candidates_score_otherwise(self, evaluator: Evaluator) -> None:
-        models = [pico_vit(seed) if evaluator.model_class is not None else None for seed in (0, 1)]
+        maker = {"AutoModelForImageClassification": pico_vit, "AutoModelForCausalLM": pico_llama}.get(
+            evaluator.model_class or "", lambda seed: None
+        )
+        models = [maker(seed) for seed in (0, 1)]
         one, two = (
             evaluator.evaluate(candidate_at([0.2 + place / 2] * 4, models[place]), "search").values for place in (0, 1)
         )

@@ -12,7 +12,7 @@ from evaluators import Candidate, Evaluator
 from evaluators.spec import build_evaluator, parse_evaluators
 from merging import Field, Recipe, Source
 
-LABELS, SIDE = 4, 8
+LABELS, SIDE, TOKENS = 4, 8, 20
 DOMAINS = ("day", "night")
 
 
@@ -75,6 +75,41 @@ def classification(data: Path | str, *objectives: dict[str, Any], **options: Any
     """A ``classification`` section with the usual columns."""
     section: dict[str, Any] = {"kind": "classification", "data": str(data), "domain": "domain", "id": "id"}
     return section | ({"objectives": list(objectives)} if objectives else {}) | options
+
+
+def pico_llama(seed: int = 0, **options: Any) -> Any:
+    """A Llama of two blocks and tied embeddings, for token ids below ``TOKENS``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": TOKENS,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "initializer_range": 0.5,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**(settings | options))).eval()
+
+
+def token_splits(count: int = 8) -> dict[str, dict[str, Any]]:
+    """Sequences of 3 to 9 tokens, disjoint in the three splits; in ``labels`` the first two tokens do not count."""
+    splits = {}
+    for seed, name in enumerate(("search", "validation", "test")):
+        generator = np.random.default_rng([seed, 1])
+        ids = [generator.integers(1, TOKENS, generator.integers(3, 10)).tolist() for _ in range(count)]
+        splits[name] = {
+            "input_ids": ids,
+            "labels": [[-100, -100, *row[2:]] for row in ids],
+            "domain": [DOMAINS[place % 2] for place in range(count)],
+            "id": [f"{seed}-{place}" for place in range(count)],
+        }
+    return splits
 
 
 def pico_vit(seed: int = 0) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evaluators import SPLITS, Candidate, Measurement, Objective, Split
+from evaluators import SPLITS, Batch, Candidate, Measurement, Objective, Slope, Split
 from evaluators.composite import Composite
 from evaluators.synthetic import Faults, Synthetic
 from merging import InputError, NonFiniteError
@@ -24,6 +25,8 @@ class Recorder:
     def __init__(self, name: str, provides: set[str], model_class: str | None = None) -> None:
         self.objectives = (Objective(name, "maximize"),)
         self.provides = frozenset(provides)
+        self.differentiable = (name,) if "gradient" in provides else ()
+        self.transductive = False
         self.model_class = model_class
         self.calls: list[str] = []
 
@@ -41,7 +44,14 @@ class Recorder:
 
     def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
         self.calls.append(split)
-        return Measurement({self.objectives[0].name: 1.0}, gradient=np.ones(2))
+        return Measurement({self.objectives[0].name: 1.0})
+
+    def batch_cost(self, batch: Batch) -> int:
+        return batch.size or 0
+
+    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+        self.calls.append("backward")
+        return Slope(sum(weights.values()))
 
 
 class TestComposite:
@@ -60,13 +70,25 @@ class TestComposite:
             for name, scores in part.items.items():
                 np.testing.assert_array_equal(measured.items[name], scores)
 
-    def test_provides_what_all_provide_but_gradients(self) -> None:
-        assert Composite([Recorder("a", {"items", "gradient"}), Recorder("b", {"items"})]).provides == {"items"}
+    def test_provides_the_items_of_all_and_the_gradients_of_any(self) -> None:
+        mixed = Composite([Recorder("a", {"items", "gradient"}), Recorder("b", {"items"})])
+        assert mixed.provides == {"items", "gradient"}
+        assert mixed.differentiable == ("a",)
         assert Composite([Recorder("a", {"items"}), Recorder("b", set())]).provides == set()
-        gradients = Composite([Recorder(name, {"gradient"}) for name in "ab"])
-        assert gradients.provides == set()
-        assert gradients.evaluate(candidate_at([0.0]), "search").gradient is None
-        assert build(SPHERE, TASKS).provides == set()
+        assert build(SPHERE, TASKS).provides == {"gradient"}
+
+    def test_runs_backwards_what_has_a_weight(self) -> None:
+        members = [Recorder("a", {"gradient"}), Recorder("b", {"gradient"}), Recorder("c", set())]
+        slope = Composite(members).backward(candidate_at([0.0]), Batch(size=3), {"a": 2.0})
+        assert slope.loss == 2.0
+        assert [member.calls for member in members] == [["backward"], [], []]
+        assert Composite(members).batch_cost(Batch(size=3)) == 2 * 3
+
+    def test_is_transductive_where_a_member_is(self) -> None:
+        members = [Recorder(name, set()) for name in "ab"]
+        assert not Composite(members).transductive
+        members[1].transductive = True
+        assert Composite(members).transductive
 
     def test_members_are_checked_opened_and_run_once_each(self) -> None:
         members = [Recorder(name, set()) for name in "abc"]

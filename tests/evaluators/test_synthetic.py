@@ -172,7 +172,7 @@ class TestMeasurements:
 
     def test_items_have_the_mean_and_the_standard_error_of_the_value(self) -> None:
         evaluator = Synthetic("quadratic_tasks", noise=0.3, items=400)
-        assert evaluator.provides == {"items"}
+        assert evaluator.provides == {"items", "gradient"}
         x = [0.2, 0.5]
         measured = evaluator.evaluate(candidate_at(x), "test")
         losses = dict(zip(("task 1", "task 2"), evaluator.problem(2).losses(np.array(x)), strict=True))

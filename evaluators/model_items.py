@@ -1,0 +1,110 @@
+"""Items as keyword arguments of any model: arrays of one shape, or sequences of tokens that are padded in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluators.by_item import domain_names
+from merging import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Columns that are no arguments of the model.
+ROLES = ("label", "domain", "id")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelItems:
+    """A split in memory.
+
+    Attributes:
+        inputs: Argument of the model -> a tensor ``(items, ...)``, or a tensor ``(tokens,)`` for each item.
+        domains: Domain of each item ``(items,)``.
+        extra: What else is known of each item, ``(items, ...)`` or one tensor for each; not for the model.
+    """
+
+    inputs: Mapping[str, torch.Tensor | list[torch.Tensor]]
+    domains: npt.NDArray[np.str_]
+    extra: Mapping[str, torch.Tensor | list[torch.Tensor]]
+
+    def rows(self, places: npt.NDArray[np.intp] | slice) -> ModelItems:
+        """Some of the items."""
+        numbers = np.arange(len(self.domains))[places].tolist()
+        inputs = {name: _taken(values, numbers) for name, values in self.inputs.items()}
+        extra = {name: _taken(values, numbers) for name, values in self.extra.items()}
+        return ModelItems(inputs, self.domains[numbers], extra)
+
+    def arguments(self, model: Any) -> dict[str, torch.Tensor]:
+        """Keyword arguments ``(items, ...)`` on the model's device, floating ones in its dtype; sequences are padded.
+
+        Sequences of different lengths get an ``attention_mask``, unless the items bring one.
+        """
+        import torch
+
+        like = next(model.parameters())
+        lengths = {len(row) for values in self.inputs.values() if isinstance(values, list) for row in values}
+        batch = {name: padded(values) for name, values in self.inputs.items()}
+        if len(lengths) > 1 and "attention_mask" not in batch:
+            ragged = next(values for values in self.inputs.values() if isinstance(values, list))
+            batch["attention_mask"] = padded([torch.ones(len(row), dtype=torch.int64) for row in ragged])
+        return {
+            name: tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in batch.items()
+        }
+
+
+def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
+    """Items from columns by role; every role but label, domain and id is an argument of the model."""
+    inputs = {name: _as_input(name, values, where) for name, values in columns.items() if name not in ROLES}
+    count = len(next(iter(inputs.values())))
+    return ModelItems(inputs, domain_names(columns.get("domain"), count), {})
+
+
+def padded(values: torch.Tensor | list[torch.Tensor], value: float = 0) -> torch.Tensor:
+    """A tensor ``(items, ...)``; rows of different lengths are filled up behind with ``value``."""
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return values
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=value)
+
+
+def token_mask(batch: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Which of the answers ``(items, tokens)`` count, as numbers of the dtype of ``like``; all without a mask."""
+    import torch
+
+    mask = batch.get("attention_mask")
+    return torch.ones_like(like) if mask is None else mask.to(like.device, like.dtype)
+
+
+def item_means(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mean over the tokens that count ``(items,)`` of ``(items, tokens)``; what is ``(items,)`` stays."""
+    if values.ndim == 1:
+        return values
+    mask = token_mask(batch, values)
+    return (values * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _taken(values: torch.Tensor | list[torch.Tensor], numbers: list[int]) -> torch.Tensor | list[torch.Tensor]:
+    return [values[number] for number in numbers] if isinstance(values, list) else values[numbers]
+
+
+def _as_input(name: str, values: Any, where: str) -> torch.Tensor | list[torch.Tensor]:
+    import torch
+
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        if any(np.ndim(row) != 1 for row in values):
+            raise InputError(f"{where}.inputs.{name}: expected arrays of one shape, or sequences of tokens")
+        return [torch.from_numpy(np.array(row, np.int64)) for row in values]
+    array = np.asarray(values)
+    if array.dtype.kind == "f" or name == "pixel_values":
+        tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        # (items, height, width): the channel axis is implied
+        return tensor[:, None] if name == "pixel_values" and tensor.ndim == 3 else tensor
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64))

@@ -1,0 +1,310 @@
+"""Evaluators that run backwards: the gradients of the losses that they report, however a batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTForImageClassification
+
+from evaluators import Batch, Evaluator
+from evaluators.items import batch_places
+from merging import InputError, NonFiniteError
+from tests.evaluators.items import (
+    DOMAINS,
+    build,
+    candidate_at,
+    classification,
+    opened,
+    pico_llama,
+    pico_vit,
+    save,
+    three_splits,
+    token_splits,
+)
+
+TEMPERATURE, HIDDEN = 2.0, 0.3
+
+
+def section(kind: str, **options: Any) -> dict[str, Any]:
+    return {"kind": kind, "domain": "domain", "id": "id", "objectives": [{"name": "loss"}], **options}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "classification": classification("data", {"name": "loss", "metric": "cross_entropy"}),
+    "entropy": section("entropy", data="data"),
+    "alignment": section(
+        "alignment",
+        data="data",
+        temperature=TEMPERATURE,
+        hidden_weight=HIDDEN,
+        layers=[1, 2],
+        teachers={"day": "teacher", "night": "other"},
+    ),
+    "language model": section("language_model", data="tokens", labels="labels"),
+    "entropy of tokens": section(
+        "entropy", data="tokens", inputs={"input_ids": "input_ids"}, model_class="AutoModelForCausalLM"
+    ),
+    "alignment of tokens": section(
+        "alignment",
+        data="tokens",
+        inputs={"input_ids": "input_ids"},
+        model_class="AutoModelForCausalLM",
+        teachers=dict.fromkeys(DOMAINS, "llama"),
+        layers=[-1],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gradients")
+    save(folder / "data", three_splits())
+    save(folder / "tokens", token_splits())
+    pico_vit(seed=5).double().save_pretrained(folder / "teacher")
+    pico_vit(seed=6).double().save_pretrained(folder / "other")
+    pico_llama(seed=5).double().save_pretrained(folder / "llama")
+    return folder
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def evaluator(case: str, folder: Path) -> Evaluator:
+    return opened(CASES[case], folder=folder)
+
+
+@pytest.fixture
+def model(evaluator: Evaluator) -> Any:
+    return (pico_llama() if evaluator.model_class == "AutoModelForCausalLM" else pico_vit()).double()
+
+
+def gradient(evaluator: Evaluator, model: Any, batch: Batch, weights: dict[str, float]) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    slope = evaluator.backward(candidate_at([0.0], model), batch, weights)
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return slope.loss, torch.cat([part.ravel() for part in parts])
+
+
+def item_loss(case: str, model: Any, table: dict[str, Any], place: int, folder: Path) -> torch.Tensor:
+    """The loss of one item, from its definition."""
+    domain = table["domain"][place]
+    if "pixels" in table:
+        inputs = {"pixel_values": torch.tensor(table["pixels"][place]).double()[None, None]}
+    else:
+        inputs = {"input_ids": torch.tensor(table["input_ids"][place])[None]}
+    output = model(**inputs, output_hidden_states=True)
+    logits = output.logits[0].reshape(-1, output.logits.shape[-1])
+    p = logits.softmax(-1)
+    if case == "classification":
+        return -p[0, table["label"][place]].log()
+    if case == "language model":
+        labels = torch.tensor(table["labels"][place])[1:]
+        return -torch.stack([p[t, label].log() for t, label in enumerate(labels) if label >= 0]).mean()
+    if case.startswith("entropy"):
+        return -(p * p.log()).sum(-1).mean()
+    from merging.binding import load_model
+
+    name = {"day": "teacher", "night": "other"}[domain] if "pixels" in table else "llama"
+    kind = "AutoModelForImageClassification" if "pixels" in table else "AutoModelForCausalLM"
+    with torch.no_grad():
+        said = load_model(str(folder / name), kind)(**inputs, output_hidden_states=True)
+    hot, layers, weight = (TEMPERATURE, [1, 2], HIDDEN) if "pixels" in table else (1.0, [-1], 1.0)
+    told = (said.logits[0].reshape(-1, logits.shape[-1]) / hot).softmax(-1)
+    kl = hot**2 * (told * (told.log() - (logits / hot).log_softmax(-1))).sum(-1).mean()
+    squares = [((output.hidden_states[at] - said.hidden_states[at]) ** 2).mean() for at in layers]
+    return kl + weight * sum(squares) / len(squares)
+
+
+def table_of(case: str) -> dict[str, Any]:
+    return (token_splits() if case == "language model" or "tokens" in case else three_splits())["search"]
+
+
+def test_the_gradient_is_that_of_the_loss_by_its_definition(
+    case: str, evaluator: Evaluator, model: Any, folder: Path
+) -> None:
+    loss, found = gradient(evaluator, model, Batch(), {"loss": 1.0})
+    table = table_of(case)
+    means = []
+    for domain in DOMAINS:
+        places = [place for place, name in enumerate(table["domain"]) if name == domain]
+        means.append(torch.stack([item_loss(case, model, table, place, folder) for place in places]).mean())
+    model.zero_grad()
+    expected = torch.stack(means).mean()
+    expected.backward()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    torch.testing.assert_close(found, torch.cat([part.ravel() for part in parts]), rtol=1e-8, atol=1e-10)
+    measured = evaluator.evaluate(candidate_at([0.0], model), "search").values["loss"]
+    assert measured == pytest.approx(loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [None, 4, 2])
+def test_the_mean_over_shares_is_the_gradient_of_the_batch(evaluator: Evaluator, model: Any, size: int | None) -> None:
+    batch = Batch(number=1, size=size, seed=3)
+    loss, whole = gradient(evaluator, model, batch, {"loss": 1.0})
+    # With two items in a batch, one of three shares is empty.
+    parts = [gradient(evaluator, model, replace(batch, share=share, shares=3), {"loss": 1.0}) for share in range(3)]
+    assert np.mean([part for part, _ in parts]) == pytest.approx(loss, rel=1e-6)
+    # Llama normalises in fp32 whatever its dtype, and attention picks another kernel where there is no padding.
+    near = 1e-12 if isinstance(model, ViTForImageClassification) else 1e-6
+    torch.testing.assert_close(sum(part for _, part in parts) / 3, whole, rtol=1e-9, atol=near)
+    costs = [evaluator.batch_cost(replace(batch, share=share, shares=3)) for share in range(3)]
+    assert sum(costs) == evaluator.batch_cost(batch) == (evaluator.size("search") if size is None else 2 * size)
+
+
+def test_micro_batches_change_nothing(case: str, model: Any, folder: Path) -> None:
+    found = [
+        gradient(opened(CASES[case] | {"batch_size": size}, folder=folder), model, Batch(), {"loss": 1.0})[1]
+        for size in (256, 3)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-11)
+
+
+def test_one_graph_at_a_time(folder: Path) -> None:
+    """What autograd keeps at most is that of one domain, however many there are."""
+
+    def peak(domains: int) -> int:
+        splits = three_splits(24)
+        for table in splits.values():
+            table["domain"] = [str(place % domains) for place in range(24)]
+        evaluator = opened(section("entropy", data=str(save(folder / f"domains {domains}", splits))), folder=folder)
+        alive, most = 0, 0
+
+        class Held:
+            def __init__(self, tensor: torch.Tensor) -> None:
+                nonlocal alive, most
+                self.tensor, self.size = tensor, tensor.numel()
+                alive += self.size
+                most = max(most, alive)
+
+            def __del__(self) -> None:
+                nonlocal alive
+                alive -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            evaluator.backward(candidate_at([0.0], pico_vit()), Batch(size=3), {"loss": 1.0})
+        return most
+
+    one = peak(1)
+    assert one > 1000
+    assert [peak(count) for count in (2, 4, 8)] == [one] * 3
+
+
+def test_only_objectives_with_a_weight_count_and_in_proportion(folder: Path) -> None:
+    objectives = [
+        {"name": "day", "metric": "cross_entropy", "domains": ["day"]},
+        {"name": "both", "metric": "cross_entropy"},
+        {"name": "right", "metric": "accuracy"},
+        {"name": "worst", "metric": "cross_entropy", "reduce": "worst"},
+    ]
+    evaluator, model = opened(classification("data", *objectives), folder=folder), pico_vit().double()
+    assert evaluator.differentiable == ("day", "both")
+    parts = {name: gradient(evaluator, model, Batch(), {name: 1.0})[1] for name in ("day", "both")}
+    joint = gradient(evaluator, model, Batch(), {"day": 0.25, "both": 3.0})[1]
+    torch.testing.assert_close(joint, 0.25 * parts["day"] + 3.0 * parts["both"], rtol=1e-9, atol=1e-12)
+    assert opened(classification("data", objectives[2]), folder=folder).provides == {"items"}
+
+
+def test_a_loss_that_is_not_finite_stops(folder: Path) -> None:
+    evaluator, model = opened(CASES["entropy"], folder=folder), pico_vit()
+    with torch.no_grad():
+        model.classifier.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError):
+        evaluator.backward(candidate_at([0.0], model), Batch(), {"loss": 1.0})
+
+
+class TestBatches:
+    DOMAINS = np.array(["a", "b", "a", "a", "b", "a", "a"])
+
+    def stream(self, batch: Batch, count: int) -> Iterator[dict[str, list[int]]]:
+        for number in range(count):
+            found = batch_places(self.DOMAINS, replace(batch, number=number))
+            yield {name: places.tolist() for name, (places, _) in found.items()}
+
+    def test_every_round_holds_every_item_once(self) -> None:
+        taken = [place for each in self.stream(Batch(size=2), 10) for place in each["a"]]
+        members = np.flatnonzero(self.DOMAINS == "a").tolist()
+        for start in range(0, 20, 5):
+            assert sorted(taken[start : start + 5]) == members
+        assert taken[:5] != taken[5:10] or taken[5:10] != taken[10:15]
+
+    def test_seeds_shuffle_and_samples_limit(self) -> None:
+        one, same, other = (list(self.stream(Batch(size=2, seed=seed), 6)) for seed in (0, 0, 1))
+        assert one == same
+        assert one != other
+        few = {place for each in self.stream(Batch(size=2, samples=3), 10) for place in each["a"]}
+        assert len(few) == 3
+
+    def test_a_small_domain_gives_all_it_has_once(self) -> None:
+        for each in self.stream(Batch(size=4), 3):
+            assert sorted(each["b"]) == [1, 4]
+
+
+class TestAlignment:
+    def test_an_expert_is_aligned_with_itself(self, folder: Path) -> None:
+        same = CASES["alignment"] | {"teachers": dict.fromkeys(DOMAINS, "teacher")}
+        evaluator = opened(same, folder=folder)
+        model = pico_vit(seed=5).double()
+        loss, found = gradient(evaluator, model, Batch(), {"loss": 1.0})
+        assert abs(loss) < 1e-12
+        assert float(found.abs().max()) < 1e-9
+        assert evaluator.evaluate(candidate_at([0.0], pico_vit().double()), "test").values["loss"] > 0.01
+
+    def test_domains_without_an_expert_are_refused(self, folder: Path) -> None:
+        lonely = CASES["alignment"] | {"teachers": {"day": "teacher"}}
+        with pytest.raises(InputError, match=r"teachers: .*'night'"):
+            build(lonely, folder=folder).check()
+
+    def test_layers_that_are_not_there_are_refused(self, folder: Path) -> None:
+        evaluator = opened(CASES["alignment"] | {"layers": [9]}, folder=folder)
+        with pytest.raises(InputError, match="layers"):
+            evaluator.evaluate(candidate_at([0.0], pico_vit().double()), "search")
+
+
+class TestLanguageModel:
+    def test_it_is_the_loss_of_transformers_and_padding_changes_nothing(self, folder: Path) -> None:
+        model, table = pico_llama().double(), token_splits()["search"]
+        found = opened(CASES["language model"], folder=folder).evaluate(candidate_at([0.0], model), "search")
+        for place, score in enumerate(found.items["loss"]):
+            ids, labels = (torch.tensor(table[name][place])[None] for name in ("input_ids", "labels"))
+            with torch.no_grad():
+                assert score == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-6)
+
+
+class TestTransductive:
+    def test_the_search_items_are_the_test_items_where_it_is_asked_for(self, folder: Path) -> None:
+        plain, asked = (opened(CASES["entropy"] | {"transductive": value}, folder=folder) for value in (False, True))
+        candidate = candidate_at([0.0], pico_vit().double())
+        assert (plain.transductive, asked.transductive) == (False, True)
+        assert asked.evaluate(candidate, "search").values == asked.evaluate(candidate, "test").values
+        assert plain.evaluate(candidate, "search").values != plain.evaluate(candidate, "test").values
+        assert asked.evaluate(candidate, "validation").values == plain.evaluate(candidate, "validation").values
+
+    def test_shared_items_are_refused_otherwise(self, tmp_path: Path) -> None:
+        splits = three_splits()
+        splits["search"] = splits["test"]
+        save(tmp_path / "data", splits)
+        with pytest.raises(InputError, match="disjoint"):
+            build(CASES["entropy"], folder=tmp_path).check()
+
+    def test_labelled_kinds_have_no_such_option(self) -> None:
+        with pytest.raises(ValueError, match="transductive"):
+            build(CASES["classification"] | {"transductive": True})
+
+
+def test_uniform_answers_have_the_entropy_of_all_classes(folder: Path) -> None:
+    model = pico_vit().double()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+    value = opened(CASES["entropy"], folder=folder).evaluate(candidate_at([0.0], model), "search").values["loss"]
+    assert value == pytest.approx(np.log(4), rel=1e-12)

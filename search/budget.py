@@ -24,7 +24,7 @@ class Spent:
 
     Attributes:
         trials: Asked, whatever became of them.
-        evaluations: Items that they were asked to be evaluated on.
+        evaluations: Items that they were asked to be evaluated on, or to take gradients on.
         seconds: Wall time in which at least one ran; breaks between sessions do not count.
         worker_hours: Time of all workers on finished trials, in hours.
     """
@@ -44,7 +44,7 @@ def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> 
     """
     return Spent(
         trials=len(records),
-        evaluations=sum(cost(record.part) for record in records),
+        evaluations=sum(cost(record.part) + record.looked for record in records),
         seconds=busy_seconds(records),
         worker_hours=sum(sum(record.seconds.values()) for record in records) / 3600,
     )
@@ -101,13 +101,13 @@ class Purse:
         """A trial has ended."""
         self._worker_seconds += sum(record.seconds.values())
 
-    def allows(self, part: int | None = 1) -> bool:
-        """Whether a trial on ``part`` items may be asked; by default whether any may."""
+    def allows(self, part: int | None = 1, looked: int = 0) -> bool:
+        """Whether a trial on ``part`` items, and so many for gradients, may be asked; by default whether any may."""
         for record in self._records[self._counted :]:
-            self._evaluations += self.cost(record.part)
+            self._evaluations += self.cost(record.part) + record.looked
         self._counted = len(self._records)
         section, kept = self._section, self._reserve
-        evaluations = self._evaluations + self.cost(part) + kept * self.cost(None)
+        evaluations = self._evaluations + self.cost(part) + looked + kept * self.cost(None)
         return (
             (section.trials is None or self._counted + 1 + kept <= section.trials)
             and (section.evaluations is None or evaluations <= section.evaluations)

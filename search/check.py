@@ -12,7 +12,8 @@ from merging.kernels import accumulation_dtype
 from merging.operators import get_operator
 from search.plan import Plan
 from search.strategies import AUTO
-from spaces import Row
+from search.summary import TRANSDUCTIVE
+from spaces import ParameterSpace, Row
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -21,7 +22,9 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
     return {
         "study": plan.spec.to_dict(),
         "objectives": [vars(objective) for objective in plan.objectives],
+        "transductive": plan.evaluator.transductive,
         "anchors": [anchor.name for anchor in plan.anchors],
+        "routing": dict(plan.space.fixed) if isinstance(plan.space, ParameterSpace) else None,
         "strategy": plan.strategy.name,
         "trials": trial_counts(plan),
         "memory": memory(plan),
@@ -93,8 +96,10 @@ def describe_plan(plan: Plan) -> list[str]:
         f"study       {plan.spec.name}",
         f"operator    {plan.spec.operator.name}, {len(plan.spec.experts)} experts",
         *([f"special     {_policies(plan)}"] if plan.template.special else []),
+        *_routing_lines(plan),
         f"objectives  {objectives}",
         f"strategy    {_budget_line(plan)}",
+        *([f"items       {TRANSDUCTIVE}"] if plan.evaluator.transductive else []),
         f"anchors     {', '.join(anchor.name for anchor in plan.anchors) or 'none'}",
         f"space       {space.title}: {len(space.names)} dimensions in {box}",
     ]
@@ -104,6 +109,19 @@ def describe_plan(plan: Plan) -> list[str]:
             f"at most {_size(need['preparing'])} while preparing"
         )
     return [*lines, "", *group_lines(space.table())]
+
+
+def _routing_lines(plan: Plan) -> list[str]:
+    """What is merged for each input, and the parameters, for studies of such merges."""
+    if not isinstance(plan.space, ParameterSpace):
+        return []
+    fixed, space = dict(plan.space.fixed), plan.space
+    ranges = zip(space.names, space.lower, space.upper, space.start, strict=True)
+    listed = ", ".join(f"{name} [{low:g}, {high:g}] from {start:g}" for name, low, high, start in ranges)
+    return [
+        f"routing     {fixed['method']}: not a single checkpoint, merged for each {fixed['per']}",
+        f"parameters  {listed}",
+    ]
 
 
 def _policies(plan: Plan) -> str:

@@ -149,7 +149,7 @@ def export(
     """Write a trial's model as a folder that transformers loads, then score it again to the recorded figure."""
     from merging import InputError
     from merging.export import export_model
-    from search.run import open_run, rescore
+    from search.run import export_bundle, open_run, rescore
 
     opened = open_run(folder)
     if opened.plan.layout is None:
@@ -158,15 +158,23 @@ def export(
         raise InputError("--prefer: expected --trial or --prefer, received both")
     record = opened.preferred(prefer) if prefer else opened.trial(trial)
     facts = _facts(opened, record.number)
-    exported = export_model(record.recipe, out, facts=facts, overwrite=overwrite, threads=_cores())
-    result: dict[str, Any] = {"trial": record.number, "out": str(out), "rounding": exported.rounding.share}
-    lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
+    routing = dict(record.recipe.routing)
+    result: dict[str, Any] = {"trial": record.number, "out": str(out), "routing": routing.get("method")}
+    if routing:
+        export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=_cores())
+        what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
+        lines = [f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"]
+    else:
+        exported = export_model(record.recipe, out, facts=facts, overwrite=overwrite, threads=_cores())
+        result["rounding"] = exported.rounding.share
+        lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
     if not no_rescore and record.state == "complete":
         split, measurement, same = rescore(opened, record, out)
         result |= {"split": split, "values": dict(measurement.values), "identical": same}
         figures = "  ".join(f"{name} {value:.6g}" for name, value in measurement.values.items())
         verb = "identical to the record" if same else "DIFFERENT from the record"
-        lines.append(f"loaded with transformers and scored again on {split} items: {figures} ({verb})")
+        how = "mergesearch" if routing else "transformers"
+        lines.append(f"loaded with {how} and scored again on {split} items: {figures} ({verb})")
     _emit(result, as_json, lambda: lines)
     if not result.get("identical", True):
         _fail("the exported model does not score as recorded; were device, threads or versions changed?", 1)
@@ -297,6 +305,8 @@ def _trial_lines(opened: Run, records: list[Any]) -> list[str]:
 
 def _facts(opened: Run, number: int) -> dict[str, str]:
     """Scores for the model card."""
+    from search.summary import TRANSDUCTIVE
+
     verdict = opened.verdict
     facts = {"study": opened.plan.spec.name, "trial": str(number)}
     for split in ("search", "validation", "test"):
@@ -311,4 +321,6 @@ def _facts(opened: Run, number: int) -> dict[str, str]:
         for name, value in values.items():
             spread = f" ± {errors[name]:.4g}" if name in errors else ""
             facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
+    if opened.plan.evaluator.transductive:
+        facts["evaluation"] = TRANSDUCTIVE
     return facts

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators import Evaluator, Objective
+from evaluators.routed import RoutedEvaluator
 from evaluators.spec import build_evaluator
 from merging import Field, InputError, Layout, MergesearchError, Recipe, Source
 from merging.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ from search.strategies import AUTO, Entry, build_strategy, check_options, get_en
 from search.strategies.auto import choose
 from search.strategy import Point, Problem, Told
 from search.study_file import StrategySection, StudySpec
-from spaces import Space, adapter_space, mixed_space, segment_space
+from spaces import DifferentiableSpace, ParameterSpace, Space, adapter_space, mixed_space, segment_space
 from spaces.segment_space import arc_bounds
 from spaces.spec import SpaceSpec, build_space
 
@@ -65,6 +66,14 @@ class Plan:
         return get_entry(self.strategy.name)
 
     @property
+    def differentiable_space(self) -> DifferentiableSpace | None:
+        """The space, for workers of a strategy that follows gradients; None for others."""
+        if "gradient" not in self.entry.load().needs:
+            return None
+        assert isinstance(self.space, DifferentiableSpace)
+        return self.space
+
+    @property
     def recommended_trials(self) -> int:
         """Trials kept back for the strategy's own recommendation."""
         return int(self.entry.load().recommends)
@@ -91,6 +100,8 @@ class Plan:
             names=tuple(objective.name for objective in objectives),
             items=self.evaluator.size("search") if "items" in self.evaluator.provides else 0,
             space=self.space,
+            origin=self.space.start if self.begin is None else self.begin,
+            differentiable=self.evaluator.differentiable,
         )
 
 
@@ -119,7 +130,11 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = (), arenas: Path |
     if layout is None and evaluator.model_class is not None:
         raise InputError("base: required key is missing: the evaluators need a model (and experts to merge)")
     evaluator.check()
-    space = _space(spec, template, layout, operator, arenas)
+    if isinstance(evaluator, RoutedEvaluator):
+        evaluator.check_recipe(template)
+        space: Space = _parameter_space(spec, template, evaluator)
+    else:
+        space = _space(spec, template, layout, operator, arenas)
     anchors = default_anchors(template, layout, space, operator) if spec.anchors == "default" else ()
     strategy = _strategy(spec, evaluator, space, len(anchors))
     weights = _weights(spec, evaluator.objectives)
@@ -147,7 +162,14 @@ def _space(spec: StudySpec, template: Recipe, layout: Layout | None, operator: O
         raise InputError(f"strategy.name: {entry.name} searches merges of models; set base and experts")
     default_bounds, default_start = operator.bounds(experts, options), operator.default(experts, options)
     if layout is None or entry.space == "coefficients":
-        return build_space(section, template, layout, default_bounds=default_bounds, default_start=default_start)
+        return build_space(
+            section,
+            template,
+            layout,
+            default_bounds=default_bounds,
+            default_start=default_start,
+            change_sums=lambda: _change_sums(template, arenas),
+        )
     if entry.space == "product":
         return adapter_space(template, layout)
     products = _inner_products(template, arenas)
@@ -160,12 +182,47 @@ def _space(spec: StudySpec, template: Recipe, layout: Layout | None, operator: O
     )
 
 
+def _parameter_space(spec: StudySpec, template: Recipe, evaluator: RoutedEvaluator) -> ParameterSpace:
+    """The parameters of an input-dependent merge, for strategies that search any box."""
+    entry = get_entry("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
+    method = evaluator.fixed["method"]
+    if entry.space != "coefficients":
+        raise InputError(
+            f"strategy.name: expected one that searches any box, for the parameters of {method}, received "
+            f"{entry.name}, which searches merges of its own; choose cma_es, for example"
+        )
+    given = [key for key in SpaceSpec.model_fields if getattr(spec.space, key) != getattr(SpaceSpec(), key)]
+    if given:
+        raise InputError(
+            f"space.{given[0]}: expected no space for {method}, whose parameters are searched in the place of "
+            "coefficients; leave it out"
+        )
+    parameters = evaluator.parameters
+    return ParameterSpace(
+        names=tuple(parameter.name for parameter in parameters),
+        lower=np.array([parameter.lower for parameter in parameters]),
+        upper=np.array([parameter.upper for parameter in parameters]),
+        start=np.array([parameter.start for parameter in parameters]),
+        template=template,
+        fixed=tuple(sorted(evaluator.fixed.items())),
+    )
+
+
 def _with_preset(section: SpaceSpec, entry: Entry, layout: Layout | None) -> SpaceSpec:
     """The section with what the strategy presets and the study leaves open."""
     preset = {key: value for key, value in entry.preset.items() if getattr(section, key) is None}
     if layout is None or section.depth is not None:
         preset.pop("granularity", None)
     return section.model_copy(update=preset)
+
+
+def _change_sums(template: Recipe, arenas: Path | None) -> npt.NDArray[np.float64]:
+    """How much the experts change every tensor; reads the weights, unless another plan of this run has."""
+    from merging.changes import change_sums
+    from merging.family import open_family
+    from merging.memo import Memo
+
+    return change_sums(open_family(template, None if arenas is None else Memo(arenas / "shared")))
 
 
 def _inner_products(
@@ -232,6 +289,21 @@ def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np
     return np.asarray(weights / weights.sum())
 
 
+def _check_gradients(plan: Plan) -> None:
+    """Refuse merges that are not smooth in their coefficients, before weights are read."""
+    name, special = plan.entry.name, plan.spec.special
+    if special.batch_norm in ("merge", "recalibrate"):
+        raise InputError(
+            f"special.batch_norm: expected base or refuse with strategy {name}, as no gradient reaches running "
+            f"statistics, received {special.batch_norm}"
+        )
+    if plan.template.options.get("mode") == "live":
+        raise InputError(
+            f"operator.mode: expected frozen with strategy {name}, received live: signs that are elected anew make "
+            "merges jump"
+        )
+
+
 def _check_capabilities(plan: Plan) -> None:
     entry = plan.entry
     lacking = sorted(entry.load().needs - plan.evaluator.provides)
@@ -240,6 +312,8 @@ def _check_capabilities(plan: Plan) -> None:
             f"strategy.name: {entry.name} needs {lacking} from the evaluators, which provide "
             f"{sorted(plan.evaluator.provides)}; choose another strategy or evaluator"
         )
+    if plan.differentiable_space is not None:
+        _check_gradients(plan)
     left = plan.search_trials
     if left is not None and left < 1:
         need = len(plan.anchors) + 1 + plan.recommended_trials

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from evaluators import Split
 from merging import Recipe
+from search.descent import Descended
 from search.worker import Failure
 
 #: anchor: a known merge, measured before the search; search: asked by the strategy;
@@ -35,6 +36,7 @@ class TrialRecord:
         told: Place of a finished search trial in the order of tells, else None.
         state: ``running`` until a result is recorded.
         part: Evaluated on the first so many items only; None means all of them.
+        looked: Items that its descent looks at, beside those it is evaluated on.
         values: Objective name -> value in the user's direction, empty unless complete or partial.
         errors: Objective name -> standard error over items.
         items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
@@ -42,6 +44,7 @@ class TrialRecord:
         failure: Why it failed, for failed trials.
         worker: Host and process that ran it.
         finished: When the result was recorded, seconds since 1970; 0 while running.
+        descended: What came of its descent, if it has one and that ended well.
     """
 
     number: int
@@ -54,6 +57,7 @@ class TrialRecord:
     told: int | None
     state: State
     part: int | None = None
+    looked: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
@@ -61,6 +65,7 @@ class TrialRecord:
     failure: Failure | None = None
     worker: str = ""
     finished: float = 0.0
+    descended: Descended | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from search.study import Event, Study, study_normaliser
 from search.study_file import StudySpec
 from search.tables import sentences
 from search.trial_log import TrialLog, study_note
-from search.worker import WorkerSpec
+from search.worker import Worker, WorkerSpec
 
 if TYPE_CHECKING:
     from search.storage import Storage
@@ -152,6 +152,7 @@ def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
         arenas=str(folder.arenas),
         threads=section.threads,
         device="cuda" if section.gpus else "cpu",
+        space=plan.differentiable_space,
     )
 
 
@@ -164,13 +165,18 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     import torch
 
     from merging.binding import load_model
+    from merging.routed_bundle import load
 
     # As in the worker: other threads or another device may round differently.
     spec = worker_spec(run.plan, run.folder)
     torch.set_num_threads(spec.threads)
     evaluator = build_evaluator(run.plan.spec.evaluators, Path())
     evaluator.open()
-    model = None if evaluator.model_class is None else load_model(str(exported), evaluator.model_class)
+    model: Any = None
+    if record.recipe.routing:
+        model = load(exported)
+    elif evaluator.model_class is not None:
+        model = load_model(str(exported), evaluator.model_class)
     if model is not None and torch.cuda.is_available():
         model = model.to(spec.device)
     verdict = run.verdict
@@ -179,6 +185,25 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     recorded: Mapping[str, float] = tested[record.number].values if split == "test" else record.values
     measurement = evaluator.evaluate(Candidate(record.recipe, model), split)
     return split, measurement, dict(measurement.values) == dict(recorded)
+
+
+def export_bundle(
+    run: Run, record: TrialRecord, out: Path, *, facts: Mapping[str, str], overwrite: bool, threads: int
+) -> None:
+    """Write a trial whose merge depends on its input, as :func:`merging.routed_bundle.load` reads it."""
+    from merging.routed_bundle import write_bundle
+
+    assert run.plan.evaluator.model_class is not None
+    routed = Worker(worker_spec(run.plan, run.folder)).routed(record.recipe)
+    write_bundle(
+        record.recipe,
+        routed,
+        out,
+        model_class=run.plan.evaluator.model_class,
+        facts=facts,
+        overwrite=overwrite,
+        threads=threads,
+    )
 
 
 def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
@@ -207,6 +232,7 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         trials_per_worker=workers,
         scale=study_normaliser(plan, log.records) if any(r.kind == "anchor" for r in log.records) else None,
         items={number: score.items for number, score in tested.items()},
+        transductive=plan.evaluator.transductive,
     )
 
 

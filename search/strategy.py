@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from search.descent import Descended, Descent
+
 if TYPE_CHECKING:
     from spaces import Space
 
@@ -43,12 +45,16 @@ class Suggestion:
     Attributes:
         id: Counts the strategy's suggestions from 0.
         point: Position in the box, float64 ``(dim,)``.
-        items: Evaluate on the first so many items of the fixed order only; None means all of them.
+        items: Evaluate on the first so many items of the fixed order only; None means all of them, 0 none.
+        descent: Gradients to take at the point, and steps along them; for strategies that need gradients.
+        notes: Named numbers that are recorded with the trial, for people.
     """
 
     id: int
     point: Point
     items: int | None = None
+    descent: Descent | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +64,10 @@ class Told:
     Attributes:
         id: The suggestion's, or None for a trial that this strategy did not suggest.
         point: Position in the box, float64 ``(dim,)``.
-        losses: ``(objectives,)``, or None when the trial failed.
+        losses: ``(objectives,)``, or None when the trial failed or was not evaluated on any item.
         items: Objective name -> loss or score of each item ``(items,)``, in the user's direction.
         evaluated: How many items the losses come from; None means all of them.
+        descended: What came of the suggestion's descent; None where there was none, or it failed.
     """
 
     id: int | None
@@ -68,6 +75,7 @@ class Told:
     losses: npt.NDArray[np.float64] | None
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     evaluated: int | None = None
+    descended: Descended | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +93,8 @@ class Problem:
         names: Names of the objectives, the keys of ``Told.items``.
         items: Number of items that a whole trial is evaluated on; 0 where it is not known.
         space: What the points mean, for strategies that need more than a box.
+        origin: Where the study says to begin ``(dim,)``, whatever the anchors showed; None: at ``start``.
+        differentiable: Names of the objectives whose gradients the evaluators provide.
     """
 
     lower: Point
@@ -99,6 +109,8 @@ class Problem:
     names: tuple[str, ...] = ()
     items: int = 0
     space: Space | None = None
+    origin: Point | None = None
+    differentiable: tuple[str, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -123,13 +135,17 @@ class Problem:
 class Strategy(Protocol):
     """Ask, tell, best."""
 
-    #: What the evaluators must provide: subset of {"items", "gradient"}.
+    #: What the evaluators must provide: subset of {"items", "gradient"}; only with "gradient" may suggestions descend.
     needs: ClassVar[frozenset[str]]
     #: Whether ``best`` returns points of its own, such as a distribution mean.
     recommends: ClassVar[bool]
 
     def ask(self, count: int) -> list[Suggestion]:
-        """Up to ``count`` suggestions; fewer, even none, only when the strategy has nothing left to try."""
+        """Up to ``count`` suggestions; fewer, even none, only when the strategy has nothing left to try.
+
+        A strategy that an option tells to have no more than so many outstanding may give none until results are in,
+        and must then be as if it had not been asked.
+        """
 
     def tell(self, trials: Sequence[Told]) -> None:
         """Learn from results, in any order and any number."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,12 +19,13 @@ from evaluators import Split
 from merging import Recipe, ReplayError, StudyFailedError
 from search.backends import Backend
 from search.budget import Purse
+from search.descent import Descent
 from search.front import Normaliser, to_losses
 from search.plan import Plan
 from search.record import Kind, Score, TrialRecord, Verdict
 from search.selection import choose_leaders, choose_winner, front_numbers
 from search.strategies import build_strategy, check_options
-from search.strategy import Point, Problem, Strategy, Told
+from search.strategy import Point, Problem, Strategy, Suggestion, Told
 from search.trial_log import TrialLog
 from search.worker import Failure, Outcome, Task
 
@@ -76,6 +77,7 @@ class Study:
         self._notify = notify
         self._trust_log = trust_log
         self._failures_in_a_row = 0
+        self._descents: dict[int, Descent] = {}  # of the trials that have no result yet
         self._purse = Purse(
             plan.spec.budget,
             log.records,
@@ -118,21 +120,24 @@ class Study:
         def next_task() -> Task | None:
             nonlocal over, total
             if waiting:
-                return _task(waiting.popleft())
+                return self._search_task(waiting.popleft())
             suggestions = strategy.ask(1) if not over and self._purse.allows() else []
             if not suggestions:
                 return None
             suggestion = suggestions[0]
-            if not self._purse.allows(suggestion.items):
+            if not self._purse.allows(suggestion.items, self._looked(suggestion)):
                 over = True
                 return None
             if suggestion.items is not None:
                 total = 0  # how many will fit depends on their sizes
-            return _task(self._ask("search", "", suggestion.point, suggestion.id, told, self._part(suggestion.items)))
+            record = self._ask("search", "", suggestion.point, suggestion, told)
+            self._keep_descent(record, suggestion)
+            return self._search_task(record)
 
         def finish(outcome: Outcome) -> None:
             nonlocal told
             record = self._log.tell(int(outcome.task), outcome, told)
+            self._descents.pop(record.number, None)
             self._purse.note_end(record)
             told += 1
             strategy.tell([self._told(record)])
@@ -144,6 +149,19 @@ class Study:
             self._purse.release()
             self._pump(next_task, finish)
         self._log.note("searched", True)
+
+    def _search_task(self, record: TrialRecord) -> Task:
+        descent = self._descents.get(record.number)
+        return replace(_task(record), point=None if descent is None else record.point, descent=descent)
+
+    def _keep_descent(self, record: TrialRecord, suggestion: Suggestion) -> None:
+        if suggestion.descent is not None:
+            self._descents[record.number] = suggestion.descent
+
+    def _looked(self, suggestion: Suggestion) -> int:
+        """Items that a suggestion's descent looks at."""
+        descent = suggestion.descent
+        return 0 if descent is None else descent.batches * self._plan.evaluator.batch_cost(descent.rule.batch)
 
     def _part(self, items: int | None) -> int | None:
         """How many items to evaluate on; None for all, also where more are asked for than there are."""
@@ -258,9 +276,8 @@ class Study:
         kind: Kind,
         name: str = "",
         point: Point | None = None,
-        suggestion: int | None = None,
+        suggestion: Suggestion | None = None,
         told: int = 0,
-        part: int | None = None,
     ) -> TrialRecord:
         space = self._plan.space
         if point is None:
@@ -273,9 +290,11 @@ class Study:
             recipe,
             name=name,
             point=point,
-            suggestion=suggestion,
+            suggestion=None if suggestion is None else suggestion.id,
             tells_before=told,
-            part=part,
+            part=None if suggestion is None else self._part(suggestion.items),
+            looked=0 if suggestion is None else self._looked(suggestion),
+            notes={} if suggestion is None else suggestion.notes,
             summary=self._summary(recipe, point),
             bounds=(float(space.lower.min()), float(space.upper.max())),
         )
@@ -291,7 +310,7 @@ class Study:
         assert record.suggestion is not None  # search trials only
         assert record.point is not None
         losses = to_losses(record.values, self._plan.objectives) if record.values else None
-        return Told(record.suggestion, record.point, losses, dict(record.items), record.part)
+        return Told(record.suggestion, record.point, losses, dict(record.items), record.part, record.descended)
 
     def _rebuild(self, normaliser: Normaliser) -> tuple[Strategy, Problem]:
         """A freshly seeded strategy, brought to where the log stands, and what it was told of the study."""
@@ -342,6 +361,8 @@ class Study:
                 "other versions or on another machine (see environment.json); `mergesearch run --trust-log` goes on "
                 "from the record"
             )
+        if suggestions and record.state == "running":
+            self._keep_descent(record, suggestions[0])
 
 
 def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:

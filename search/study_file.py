@@ -299,14 +299,15 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         found = absolute_path(path, folder)
         return str((folder / path).resolve()) if found == path and path.startswith(".") else found
 
+    experts = {name: absolute(path) for name, path in spec.experts.items()}
     return spec.model_copy(
         update={
             "base": None if spec.base is None else absolute(spec.base),
-            "experts": {name: absolute(path) for name, path in spec.experts.items()},
+            "experts": experts,
             "special": located_special(spec.special, absolute),
             "operator": OperatorSection(name=spec.operator.name, **in_full(spec.operator.options, folder)),
             "start": _resolve_start(spec.start, folder),
-            "evaluators": [_resolve_evaluator(evaluator, folder) for evaluator in spec.evaluators],
+            "evaluators": [_resolve_evaluator(evaluator, folder, experts) for evaluator in spec.evaluators],
         }
     )
 
@@ -320,10 +321,15 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
     return start.model_copy(update={"run": str(found.resolve())})
 
 
-def _resolve_evaluator(spec: Any, folder: Path) -> Any:
-    """Evaluators that read a folder call it ``data``."""
-    data = getattr(spec, "data", None)
-    return spec if data is None else spec.model_copy(update={"data": str((folder / data).resolve())})
+def _resolve_evaluator(spec: Any, folder: Path, experts: Mapping[str, str]) -> Any:
+    """Evaluators that read a folder call it ``data``; those that ask experts name them, by default all."""
+    found: dict[str, Any] = {}
+    if getattr(spec, "data", None) is not None:
+        found["data"] = str((folder / spec.data).resolve())
+    if hasattr(spec, "teachers"):
+        given = dict(experts) if spec.teachers is None else spec.teachers
+        found["teachers"] = {domain: experts.get(path) or absolute_path(path, folder) for domain, path in given.items()}
+    return spec.model_copy(update=found)
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,9 @@ Array = npt.NDArray[np.float64]
 
 #: Half width of a 95 % interval in standard errors.
 Z95 = 1.96
-PHASES = ("merge", "evaluate", "overhead")
+#: What a study that searches on the test items is called, wherever it is described.
+TRANSDUCTIVE = "transductive: the search looks at the test items themselves, without their labels"
+PHASES = ("merge", "evaluate", "descend", "overhead")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class ReportData:
         trials_per_worker: Finished trials by worker name.
         scale: The study's normaliser; made from the anchors when it is None.
         items: Trial -> objective -> per-item scores on the test items ``(items,)``, for a paired interval.
+        transductive: Whether the search looked at the test items, without their labels.
     """
 
     study: str
@@ -64,6 +67,7 @@ class ReportData:
     trials_per_worker: Mapping[str, int] = field(default_factory=dict)
     scale: Normaliser | None = None
     items: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
+    transductive: bool = False
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.objectives) or not self.objectives:
@@ -363,8 +367,10 @@ class Timing:
 
 
 def timings(data: ReportData) -> list[Timing]:
-    """Where the workers' time went: merge, evaluate, overhead."""
+    """Where the workers' time went: merge, evaluate, descend where gradients were followed, overhead."""
     sums = {phase: math.fsum(r.seconds.get(phase, 0.0) for r in data.records) for phase in PHASES}
+    if not sums["descend"]:
+        del sums["descend"]
     total = math.fsum(sums.values())
     return [Timing(phase, seconds, seconds / total if total else 0.0) for phase, seconds in sums.items()]
 
@@ -398,12 +404,12 @@ class HeatMap:
 
 
 def heat_map(data: ReportData) -> HeatMap | None:
-    """Mean coefficient of the leading trial per expert and block, weighted by parameters.
+    """Mean coefficient of the leading trial per expert and block, weighted by parameters; None without coefficients.
 
     Blocks are the groups of granularity ``block``, so embedding, head and final norm have their own columns (modules
     for a model without numbered blocks). Without a layout the columns are the segments of the field.
     """
-    if data.leading is None:
+    if data.leading is None or data.leading.recipe.routing:
         return None
     field_ = data.leading.recipe.field
     experts = data.experts or tuple(source.name for source in data.leading.recipe.experts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from evaluators import SPLITS, Objective, Split
 from search.record import Score, TrialRecord
-from search.summary import Comparison, ReportData, compare
+from search.summary import TRANSDUCTIVE, Comparison, ReportData, compare
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,12 +103,17 @@ def heading(objective: Objective) -> str:
 
 
 def sentences(data: ReportData) -> list[str]:
-    """What came out, in one line per objective."""
+    """What came out, in one line per objective, and how where that must be said."""
+    how = [f"{TRANSDUCTIVE.capitalize()}."] if data.transductive else []
+    return [*_outcome(data), *how]
+
+
+def _outcome(data: ReportData) -> list[str]:
     if data.leading is None:
         return ["No trial is complete yet."]
     title = "Winner" if data.winner is not None else "Best so far"
     named = f" ({data.leading.name})" if data.leading.name else ""
-    first = f"{title}: trial {data.leading.number}{named}."
+    first = f"{title}: trial {data.leading.number}{named}.{_routing(data.leading)}"
     if data.best_anchor is None:
         return [f"{first} No anchor is complete."]
     if data.leading is data.best_anchor:
@@ -117,6 +122,15 @@ def sentences(data: ReportData) -> list[str]:
         gaps = map(_optimism, compare(data))
         return [f"{first} It is the best anchor: {what}.", *(f"{v}{g}." for v, g in zip(values, gaps, strict=True))]
     return [first, *(_comparison(data, c) for c in compare(data))]
+
+
+def _routing(record: TrialRecord) -> str:
+    """What an input-dependent merge is, if the trial is one."""
+    values = dict(record.recipe.routing)
+    if not values:
+        return ""
+    listed = ", ".join(f"{key} {value:.4g}" for key, value in record.recipe.routing if isinstance(value, float))
+    return f" It is not a single checkpoint: {values['method']} merges for each {values['per']} ({listed})."
 
 
 def _comparison(data: ReportData, comparison: Comparison) -> str:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from evaluators import Measurement, Objective, Split
 from merging import Field, Recipe, RunFolderError
+from search.descent import Descended, State
 from search.packing import decode_array, encode_array, pack_items, unpack_items
 from search.record import Kind, Score, TrialRecord, Verdict
 from search.storage import quiet_optuna
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: What ``ask`` records, and what ``tell`` records, each as one JSON system attribute.
 ASKED, RESULT, ITEMS = "mergesearch:asked", "mergesearch:result", "mergesearch:items"
+#: What came of a descent, the same.
+DESCENDED = "mergesearch:descended"
 
 
 class TrialLog:
@@ -83,6 +86,8 @@ class TrialLog:
         suggestion: int | None = None,
         tells_before: int = 0,
         part: int | None = None,
+        looked: int = 0,
+        notes: Mapping[str, float] | None = None,
         summary: Mapping[str, float],
         bounds: tuple[float, float],
     ) -> TrialRecord:
@@ -100,8 +105,12 @@ class TrialLog:
         }
         if part is not None:
             asked["part"] = part
+        if looked:
+            asked["looked"] = looked
         if point is None and recipe.basis_key != self._template.basis_key:
             asked |= {"operator": recipe.operator, "hyperparameters": recipe.options}
+        if point is None and recipe.routing:
+            asked["routing"] = dict(recipe.routing)
         finite = {key: float(value) for key, value in summary.items() if np.isfinite(value)}
         low = min(bounds[0], *finite.values()) if finite else bounds[0]
         high = max(bounds[1], *finite.values()) if finite else bounds[1]
@@ -109,13 +118,13 @@ class TrialLog:
             state=TrialState.RUNNING,
             params=finite,
             distributions={key: FloatDistribution(low, high) for key in finite},
-            user_attrs={"kind": name or kind, "recipe": recipe.digest},
+            user_attrs={"kind": name or kind, "recipe": recipe.digest, **(notes or {})},
             system_attrs={ASKED: json.dumps(asked)},
         )
         trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
         number = len(self.records)
         self._trial_ids[number] = trial_id
-        record = TrialRecord(number, kind, name, suggestion, point, recipe, tells_before, None, "running", part)
+        record = TrialRecord(number, kind, name, suggestion, point, recipe, tells_before, None, "running", part, looked)
         self.records.append(record)
         return record
 
@@ -140,6 +149,8 @@ class TrialLog:
         if measurement and measurement.items:
             packed = {key: pack_items(scores) for key, scores in measurement.items.items()}
             self._storage.set_trial_system_attr(trial_id, ITEMS, json.dumps(packed))
+        if outcome.descended is not None:
+            self._storage.set_trial_system_attr(trial_id, DESCENDED, json.dumps(_as_text(outcome.descended)))
         self._storage.set_trial_system_attr(trial_id, RESULT, json.dumps(result))
         if measurement is None:
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
@@ -206,6 +217,8 @@ class TrialLog:
         if "operator" in asked:
             options = tuple(sorted(asked["hyperparameters"].items()))
             recipe = replace(recipe, operator=asked["operator"], hyperparameters=options)
+        if "routing" in asked:
+            recipe = replace(recipe, routing=tuple(sorted(asked["routing"].items())))
         return recipe
 
     def _parse(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
@@ -223,6 +236,7 @@ class TrialLog:
             told=None,
             state="running",
             part=asked.get("part"),
+            looked=asked.get("looked", 0),
         )
         if not trial.state.is_finished():
             return record
@@ -237,10 +251,36 @@ class TrialLog:
                 errors=result["errors"],
                 items={key: unpack_items(packed) for key, packed in items.items()},
             )
+        walk = trial.system_attrs.get(DESCENDED)
         outcome = Outcome(
-            "", measurement, None if failure is None else Failure(**failure), result["seconds"], result["worker"]
+            "",
+            measurement,
+            None if failure is None else Failure(**failure),
+            result["seconds"],
+            result["worker"],
+            None if walk is None else _from_text(json.loads(walk)),
         )
         return _finished(record, outcome, result["told"], result["finished"])
+
+
+def _as_text(descended: Descended) -> dict[str, Any]:
+    """What came of a descent, JSON-able and exact."""
+    data: dict[str, Any] = {"losses": list(descended.losses)}
+    if descended.gradient is not None:
+        data["gradient"] = encode_array(descended.gradient)
+    if descended.state is not None:
+        data |= {"count": descended.state.count, "raw": encode_array(descended.state.raw)}
+        data["moments"] = encode_array(descended.state.moments.ravel())
+    return data
+
+
+def _from_text(data: Mapping[str, Any]) -> Descended:
+    """Inverse of :func:`_as_text`."""
+    state = None
+    if "raw" in data:
+        state = State(decode_array(data["raw"]), decode_array(data["moments"]).reshape(2, -1), data["count"])
+    gradient = decode_array(data["gradient"]) if "gradient" in data else None
+    return Descended(tuple(data["losses"]), state, gradient)
 
 
 def study_note(storage: optuna.storages.BaseStorage, name: str, key: str) -> Any:
@@ -303,4 +343,5 @@ def _finished(record: TrialRecord, outcome: Outcome, told: int | None, finished:
         failure=outcome.failure,
         worker=outcome.worker,
         finished=finished,
+        descended=outcome.descended,
     )

@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators import Candidate, Measurement, Split
 from merging import NonFiniteError, Recipe
+from search.descent import Descended, Descent, descend
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from evaluators import Batch
     from merging.binding import MergedModel
     from merging.recalibration import Recalibration
+    from spaces import DifferentiableSpace
 
 #: Why a trial has no values: weights or scores not finite; an exception; the worker died (twice).
 FailureKind = Literal["infeasible", "error", "lost"]
@@ -25,12 +31,23 @@ FailureKind = Literal["infeasible", "error", "lost"]
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work for a backend; ``id`` is chosen by the driver, ``items`` is a part of the split (None: all)."""
+    """A unit of work for a backend.
+
+    Attributes:
+        id: Chosen by the driver.
+        recipe: The merge.
+        split: Which items.
+        items: The first so many of them; None: all, 0: none.
+        point: Where the recipe is in the space ``(dim,)``, for a descent.
+        descent: Gradients to take and follow after the evaluation.
+    """
 
     id: str
     recipe: Recipe
     split: Split
     items: int | None = None
+    point: npt.NDArray[np.float64] | None = None
+    descent: Descent | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +61,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back for a task: a measurement or a failure, and where the seconds went."""
+    """What came back for a task: a measurement and its descent's end, or a failure, and where the seconds went."""
 
     task: str
     measurement: Measurement | None
     failure: Failure | None
-    seconds: Mapping[str, float] = field(default_factory=dict)  # "merge", "evaluate", "overhead"
+    seconds: Mapping[str, float] = field(default_factory=dict)  # "merge", "evaluate", "descend", "overhead"
     worker: str = ""  # host and process that ran it
+    descended: Descended | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class WorkerSpec:
         arenas: Folder of the shared arena files of this host.
         threads: Threads for merging and evaluation on CPU.
         device: ``cpu`` or ``cuda``.
+        space: What points mean, for strategies that follow gradients.
     """
 
     template: Recipe
@@ -70,6 +89,7 @@ class WorkerSpec:
     arenas: str
     threads: int = 1
     device: str = "cpu"
+    space: DifferentiableSpace | None = None
 
 
 class Worker:
@@ -91,27 +111,72 @@ class Worker:
         if self._evaluator.model_class is not None:
             self._merged = _resident_model(spec, self._evaluator.model_class)
             self._recalibration = _recalibration(spec)
+        if spec.space is not None and self._merged is not None:
+            self._merged.enable_gradient()
 
     def run(self, task: Task) -> Outcome:
-        """Combine, evaluate, measure. Never raises: what goes wrong becomes the outcome's failure."""
+        """Combine, evaluate, measure, descend. Never raises: what goes wrong becomes the outcome's failure."""
         started = time.perf_counter()
         seconds = {"merge": 0.0, "evaluate": 0.0}
-        measurement, failure = None, None
+        measurement, descended, failure = None, None, None
         try:
-            model = self._combine(task.recipe, seconds)
-            before = time.perf_counter()
-            try:
-                measurement = self._evaluator.evaluate(Candidate(task.recipe, model), task.split, task.items)
-            finally:
-                seconds["evaluate"] = time.perf_counter() - before
-            self._check_finite(measurement)
+            measurement = self._measure(task, seconds)
+            if task.descent is not None:
+                descended = self._descend(task, task.descent, seconds)
         except NonFiniteError as error:
             measurement, failure = None, Failure("infeasible", str(error))
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             measurement, failure = None, Failure("error", text, traceback.format_exc())
-        seconds["overhead"] = time.perf_counter() - started - seconds["merge"] - seconds["evaluate"]
-        return Outcome(task.id, measurement, failure, seconds, self._name)
+        seconds["overhead"] = time.perf_counter() - started - sum(seconds.values())
+        return Outcome(task.id, measurement, failure, seconds, self._name, descended)
+
+    def routed(self, recipe: Recipe) -> Any:
+        """The merge of a recipe that depends on its input; of use until the next task."""
+        from evaluators.routed import RoutedEvaluator
+
+        assert isinstance(self._evaluator, RoutedEvaluator)
+        model = self._combine(recipe, {"merge": 0.0})
+        return self._evaluator.routed(Candidate(recipe, model, self._merged))
+
+    def _measure(self, task: Task, seconds: dict[str, float]) -> Measurement:
+        """What the evaluators say of the task's merge; nothing where no item is asked for."""
+        if task.items == 0:
+            return Measurement({})
+        model = self._combine(task.recipe, seconds)
+        before = time.perf_counter()
+        try:
+            measurement = self._evaluator.evaluate(Candidate(task.recipe, model, self._merged), task.split, task.items)
+        finally:
+            seconds["evaluate"] = time.perf_counter() - before
+        self._check_finite(measurement)
+        return measurement
+
+    def _descend(self, task: Task, descent: Descent, seconds: dict[str, float]) -> Descended:
+        """Walk on from the task's point; every step merges, runs backwards, and takes the coefficients' gradient."""
+        space, rule = self._spec.space, descent.rule
+        assert space is not None
+        assert task.point is not None
+        before, merging = time.perf_counter(), seconds["merge"]
+
+        def slope_at(point: npt.NDArray[np.float64], batch: Batch) -> tuple[float, npt.NDArray[np.float64]]:
+            recipe = space.decode(point)
+            model = self._combine(recipe, seconds)
+            if self._merged is not None:
+                self._merged.clear_gradient()
+            slope = self._evaluator.backward(Candidate(recipe, model), batch, rule.weights)
+            found = slope.field
+            if found is None:
+                assert self._merged is not None
+                measure = self._merged.gradient if rule.measure == "gradient" else self._merged.cosines
+                found = measure(recipe.field)
+            return slope.loss, space.pull_back(point, found)
+
+        try:
+            return descend(descent, task.point, slope_at)
+        finally:
+            merged = seconds["merge"] - merging
+            seconds["descend"] = time.perf_counter() - before - merged
 
     def _combine(self, recipe: Recipe, seconds: dict[str, float]) -> Any:
         """The resident model with the recipe's weights, or None for problems without a model."""
@@ -123,7 +188,7 @@ class Worker:
             if self._recalibration is not None:
                 self._recalibration.apply(self._merged.model)
         finally:
-            seconds["merge"] = time.perf_counter() - before
+            seconds["merge"] += time.perf_counter() - before
         return self._merged.model
 
     def _write(self, merged: MergedModel, recipe: Recipe) -> None:

@@ -30,9 +30,18 @@ class Engine:
         population: Results per update.
         separable: Diagonal covariance.
         rng: The strategy's generator.
+        scale: First steps of the coordinates, relative to ``sigma`` ``(dim,)``; None: all the same.
     """
 
-    def __init__(self, start: Point, sigma: float, population: int, separable: bool, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        start: Point,
+        sigma: float,
+        population: int,
+        separable: bool,
+        rng: np.random.Generator,
+        scale: Point | None = None,
+    ) -> None:
         import cma
         from cma.transformations import BoxConstraintsLinQuadTransformation
 
@@ -56,6 +65,8 @@ class Engine:
             "verb_log": 0,
             "verb_disp": 0,
         }
+        if scale is not None:
+            options["CMA_stds"] = np.resize(scale, max(start.size, 2))
         with _quiet():
             # pycma has no one-dimensional mode: a second coordinate that nothing depends on stands in.
             self._cma: Any = cma.CMAEvolutionStrategy(

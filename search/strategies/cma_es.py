@@ -62,6 +62,7 @@ class CmaEs:
         problem: The box and how losses combine.
         seed: Seed of the strategy's generator.
         score: Losses ``(objectives,)`` to the number that is minimised; default: the problem's weighted sum.
+        scale: First steps of the coordinates relative to ``sigma`` ``(dim,)``; default: all the same.
         sigma: First step size as a fraction of the range; default 0.15, and 0.1 above 100 dimensions.
         population: Results per update; default ``4 + 3 ln d``, at least 32 above 256 dimensions.
         covariance: ``full``, ``separable`` (diagonal), or ``auto``: full up to 200 dimensions.
@@ -77,6 +78,7 @@ class CmaEs:
         problem: Problem,
         seed: int,
         score: Callable[[Losses], float] | None = None,
+        scale: Point | None = None,
         *,
         sigma: Annotated[float, Bound(gt=0, le=1)] | None = None,
         population: Annotated[int, Bound(ge=4)] | None = None,
@@ -97,10 +99,11 @@ class CmaEs:
         self._finished: list[tuple[float, Point]] = []  # level and mean of the best distribution that was given up
         self._engine: Engine | None = None
         if self._box.dim:
-            self._begin(self._box.to_unit(problem.start), self._sigma, population or default_population(self._box.dim))
+            start, count = self._box.to_unit(problem.start), population or default_population(self._box.dim)
+            self._begin(start, self._sigma, count, None if scale is None else scale[self._box.free])
 
-    def _begin(self, start: Point, sigma: float, population: int) -> None:
-        self._engine = Engine(start, sigma, population, self._separable, self._rng)
+    def _begin(self, start: Point, sigma: float, population: int, scale: Point | None = None) -> None:
+        self._engine = Engine(start, sigma, population, self._separable, self._rng, scale)
         self._batch: list[tuple[Point, Losses | None]] = []  # results since the last update
         self._guest: tuple[float, Point, Losses] | None = None  # the best result of others since then
         self._levels: list[float] = []  # median loss of each batch since the population last changed
@@ -136,6 +139,12 @@ class CmaEs:
     def best(self) -> list[Point]:
         """The mean of the current distribution, or of an earlier run's where that found better losses."""
         return [] if self._engine is None else [self._box.to_point(self._best_unit(self._engine))]
+
+    @property
+    def level(self) -> float:
+        """Median loss of the batch behind what ``best`` recommends; infinite before the first."""
+        standing = [] if self._engine is None else self._standing(self._engine)
+        return min((level for level, _ in [*standing, *self._finished]), default=math.inf)
 
     def _best_unit(self, engine: Engine) -> Point:
         return min([*self._standing(engine), *self._finished], key=lambda it: it[0], default=(0.0, engine.mean))[1]

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from evaluators import Batch
 from merging import Field, Layout, Recipe, Source
 from merging.segment_gram import SegmentGram
+from search.descent import Descended, descend
 from search.strategies import STRATEGIES
-from search.strategy import Point, Problem, Told
+from search.strategy import Point, Problem, Suggestion, Told
 from spaces import mixed_space, segment_space
 
 #: Strategies that are more than one algorithm: name, options.
@@ -34,6 +36,8 @@ CASES += [("nevergrad", {"optimizer": name}) for name in ("CMA", "TBPSA", "DE", 
 CASES += [("optuna", {"sampler": name}) for name in ("nsga2", "nsga3", "cma_es", "qmc")]
 #: The model takes over in the last trials of a test: its fits are slow.
 CASES += [("optuna", {"sampler": "gp", "startup": 20})]
+CASES += [("adamerging", {"coordinates": "logit", "shares": 3}), ("gradient_warm_cma", {"warm": 3, "population": 5})]
+CASES += [("frank_wolfe", {"variant": "soft", "steps": 3}), ("frank_wolfe", {"oracle": "cosine"})]
 
 
 def box(dim: int, objectives: int = 1) -> Problem:
@@ -50,6 +54,7 @@ def box(dim: int, objectives: int = 1) -> Problem:
         signs=np.ones(objectives),
         names=tuple(f"f{place}" for place in range(objectives)),
         items=20,
+        differentiable=tuple(f"f{place}" for place in range(objectives)),
     )
 
 
@@ -112,3 +117,19 @@ def told(point: Point, problem: Problem, id: int | None = None, *, failed: bool 
     values = losses(point, problem.objectives)
     spread = np.linspace(0.5, 1.5, problem.items)
     return Told(id, point, values, {name: v * spread for name, v in zip(problem.names, values, strict=True)})
+
+
+def descended(suggestion: Suggestion, problem: Problem) -> Descended | None:
+    """What a worker would make of a suggestion's descent: exact gradients, with noise that depends on the batch."""
+    descent = suggestion.descent
+    if descent is None:
+        return None
+
+    def slope_at(point: Point, batch: Batch) -> tuple[float, np.ndarray]:
+        weights = np.array([descent.rule.weights.get(name, 0.0) for name in problem.names])
+        centres = np.array([0.2 + 0.1 * place for place in range(problem.objectives)])
+        exact = weights @ (2 * (point - centres[:, None]) / max(point.size, 1))
+        noise = np.random.default_rng([batch.seed, batch.number]).standard_normal(point.size)
+        return float(weights @ losses(point, problem.objectives)), exact + 0.3 * noise / max(point.size, 1)
+
+    return descend(descent, suggestion.point, slope_at)

@@ -14,7 +14,7 @@ import pytest
 from merging import InputError
 from search.strategies import STRATEGIES, build_strategy, check_options
 from search.strategy import Problem, Strategy, Suggestion, Told
-from tests.contracts.problems import CASES, make_problem, told
+from tests.contracts.problems import CASES, descended, make_problem, told
 
 DIMENSIONS = [1, 2, 7, 40, 300, 2000]
 #: Asks and tells of a test; fewer where one takes long.
@@ -48,8 +48,13 @@ def default_objectives(name: str) -> int:
 def result(suggestion: Suggestion, problem: Problem, *, failed: bool = False) -> Told:
     """What a study would tell of a suggestion, items as asked."""
     whole = told(suggestion.point, problem, suggestion.id, failed=failed)
+    if not failed:
+        whole = replace(whole, descended=descended(suggestion, problem))
     if suggestion.items is None or failed:
         return whole
+    if suggestion.items == 0:
+        assert suggestion.descent is not None, "a trial that is neither evaluated nor descends"
+        return replace(whole, losses=None, items={}, evaluated=0)
     assert 1 <= suggestion.items <= problem.items
     items = {name: scores[: suggestion.items] for name, scores in whole.items.items()}
     return replace(whole, items=items, evaluated=suggestion.items)

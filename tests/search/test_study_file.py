@@ -34,7 +34,7 @@ def refusal(data: dict, tmp_path: Path, *overrides: str) -> str:
             {"workers": {"backend": "rya"}},
             "workers.backend: input should be 'auto', 'inline' or 'ray', received \"rya\"",
         ),
-        ({"strategy": "cma"}, "strategy.name: expected one of ['auto', "),
+        ({"strategy": "cma"}, "strategy.name: expected one of ['adamerging', 'auto', "),
         ({"strategy": {"name": "auto", "sigma": 1}}, "strategy.sigma: auto takes no options"),
         ({"start": {"rum": "x"}}, "start.rum: unknown key; did you mean 'run'? known: run, trial"),
         ({"strategy": {"name": "cma_es", "sigm": 1}}, "strategy.sigm: unknown option of cma_es; known:"),

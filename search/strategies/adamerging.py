@@ -1,0 +1,87 @@
+"""AdaMerging: coefficients that make the merged model sure of its answers, by gradients of their entropy.
+
+Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575). Adam with learning rate 1e-3
+from 0.3 follows the mean prediction entropy of unlabelled items, one batch of 16 of every task at each step. The
+space's granularity makes it task-, block- or tensor-wise (the paper's "layer" is one tensor); with ``operator: ties``
+it is AdaMerging++. What we changed:
+
+* No graph goes through the merge: one backward pass gives the gradient of the weights, and its inner products with the
+  basis are the gradients of all coefficients. Tasks run one after the other, so memory does not grow with their number.
+* The authors clamp coefficients to [0, 1] in the forward pass, where the gradient of what lies outside is zero for
+  ever. Here steps are projected onto the bounds, or taken in logits that never reach them.
+* Items are those of the search, not of the test, unless the evaluator is told otherwise (``transductive``).
+* It follows whatever the evaluators have gradients of: entropy, alignment to the experts, labelled cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field as Bound
+
+from evaluators import Batch
+from search.descent import Rule
+from search.strategies.chains import Chains, GradientWalk, followed, varied
+from search.strategy import Point, Problem, Suggestion, Told
+
+
+class AdaMerging:
+    """Adam on the coefficients.
+
+    Args:
+        problem: The box, and which objectives have gradients.
+        seed: Shuffles the items.
+        steps: Steps of each trial.
+        learning_rate: Of Adam.
+        batch_size: Items of every domain in a batch; 0 takes all of them.
+        coordinates: ``box``: steps are clipped to the bounds; ``logit``: steps in logits that never reach them.
+        objectives: Names of the objectives to follow, by default all that have gradients.
+        shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
+        chains: Walks at a time at most, by default as many as keep the workers busy.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    recommends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        steps: Annotated[int, Bound(ge=1)] = 25,
+        learning_rate: Annotated[float, Bound(gt=0)] = 1e-3,
+        batch_size: Annotated[int, Bound(ge=0)] = 16,
+        coordinates: Literal["box", "logit"] = "box",
+        objectives: list[str] | None = None,
+        shares: Annotated[int, Bound(ge=1)] = 1,
+        chains: Annotated[int, Bound(ge=1)] | None = None,
+    ) -> None:
+        start = origin_of(problem)
+        rule = Rule(
+            problem.lower,
+            problem.upper,
+            start,
+            followed(problem, objectives, "adamerging"),
+            learning_rate=learning_rate,
+            coordinates=coordinates,
+            batch=Batch(size=batch_size or None, seed=seed),
+        )
+        self._chains = Chains(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """The next trials of the walks."""
+        return self._chains.ask(count)
+
+    def tell(self, trials: Sequence[Told]) -> None:
+        """Walk on from where the trials' steps led."""
+        self._chains.tell(trials)
+
+    def best(self) -> list[Point]:
+        """Where the walk with the best measured merge stands."""
+        return self._chains.best()
+
+
+def origin_of(problem: Problem) -> Point:
+    """Where the study says to begin."""
+    return problem.start if problem.origin is None else problem.origin

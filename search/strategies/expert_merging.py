@@ -1,0 +1,109 @@
+"""Expert Merging: coefficients that align the merged model with each expert on a handful of unlabelled items.
+
+Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided Layer Chunking"
+(arXiv 2509.25712). One coefficient per tensor and expert, as the logistic function of what AdamW moves (learning rate
+0.5, warm restarts), follows the evaluators' alignment loss plus γ times the mean distance of an expert's coefficients
+from where they began, summed over experts. Defaults are those of the authors' command line. What we changed:
+
+* A step averages one batch of every domain, which with four domains and two items each are the eight samples over
+  which the authors accumulate. The items are a fixed few of each domain, the first in the balanced order.
+* The gradient of the distance is zero at the start itself, to the rounding of the logistic function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+from pydantic import Field as Bound
+
+from evaluators import Batch
+from search.descent import Rule
+from search.strategies.adamerging import origin_of
+from search.strategies.chains import Chains, GradientWalk, followed, varied
+from search.strategy import Point, Problem, Suggestion, Told
+
+
+class ExpertMerging:
+    """AdamW on the logits of the coefficients, pulled to where they began.
+
+    Args:
+        problem: The box, and which objectives have gradients.
+        seed: Shuffles the items.
+        steps: Steps of each trial.
+        learning_rate: Of AdamW, on logits.
+        batch_size: Items of every domain in a batch; 0 takes all of them.
+        samples: Items of every domain that are used at all; 0 takes all of them.
+        gamma: Weight of the distance from the start.
+        period: Steps until the learning rate first restarts; each cycle is twice as long as the one before.
+        objectives: Names of the objectives to follow, by default all that have gradients.
+        shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
+        chains: Walks at a time at most, by default as many as keep the workers busy.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    recommends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        steps: Annotated[int, Bound(ge=1)] = 10,
+        learning_rate: Annotated[float, Bound(gt=0)] = 0.5,
+        batch_size: Annotated[int, Bound(ge=0)] = 2,
+        samples: Annotated[int, Bound(ge=0)] = 5,
+        gamma: Annotated[float, Bound(ge=0)] = 5.0,
+        period: Annotated[int, Bound(ge=1)] = 50,
+        objectives: list[str] | None = None,
+        shares: Annotated[int, Bound(ge=1)] = 1,
+        chains: Annotated[int, Bound(ge=1)] | None = None,
+    ) -> None:
+        rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
+        start = origin_of(problem)
+        self._chains = Chains(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """The next trials of the walks."""
+        return self._chains.ask(count)
+
+    def tell(self, trials: Sequence[Told]) -> None:
+        """Walk on from where the trials' steps led."""
+        self._chains.tell(trials)
+
+    def best(self) -> list[Point]:
+        """Where the walk with the best measured merge stands."""
+        return self._chains.best()
+
+
+def rule_of(
+    problem: Problem,
+    seed: int,
+    learning_rate: float,
+    batch_size: int,
+    samples: int,
+    gamma: float,
+    period: int,
+    objectives: Sequence[str] | None,
+) -> Rule:
+    """How steps are made; the arguments are the options of :class:`ExpertMerging`."""
+    return Rule(
+        problem.lower,
+        problem.upper,
+        origin_of(problem),
+        followed(problem, objectives, "expert_merging"),
+        optimiser="adamw",
+        learning_rate=learning_rate,
+        weight_decay=1e-5,
+        clip=1.0,
+        period=period,
+        coordinates="logit",
+        pull=gamma / max(problem.dim / directions_of(problem), 1.0),
+        batch=Batch(size=batch_size or None, samples=samples or None, seed=seed),
+    )
+
+
+def directions_of(problem: Problem) -> int:
+    """Rows of coefficients that the box holds: the experts of a merge, or 1."""
+    space = problem.space
+    return 1 if space is None or getattr(space, "shared", False) else getattr(space, "directions", 1)

@@ -1,0 +1,266 @@
+"""Frank-Wolfe merging: step towards whichever checkpoint the gradient of the loss points to.
+
+Chen 2025, "FW-Merging: Scaling Model Merging with Frank-Wolfe Optimization" (arXiv 2503.12649), after Frank and Wolfe
+1956, "An algorithm for quadratic programming". It minimises the loss over the convex hull of the checkpoints. At each
+point, the vertex s that minimises <g, s> is found for every group of the space (``layer``) or for the whole model
+(``task``), and the merge moves to θ + γ (s − θ) with γ = 2 / (t + 2) times a step size. The gap <g, θ − s> bounds how
+far a convex loss is above its minimum; it is recorded, and small enough it ends the walk. What we changed:
+
+* The oracle is exact: <g, s> is the inner product of the coefficients' gradient with those of a vertex. The authors
+  take the smallest cosine between g and the *whole* checkpoint, summed over tensors, which counts a bias as much as a
+  matrix and is another problem's solution; ``oracle: cosine`` is theirs. Where no cosine of a group is negative it
+  stays (theirs pulls it to the origin).
+* The base is a vertex too, unless told otherwise.
+* ``soft``: each objective's gradient names a vertex, and Adam then moves the coefficients of all vertices named so far,
+  from 0.3 in the first round (the authors' AdaMerging inside).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field as Bound
+
+from evaluators import Batch
+from search.descent import Array, Descent, Rule, State
+from search.strategies.chains import Chains, GradientWalk, Move, Walk, followed, varied
+from search.strategies.expert_merging import directions_of
+from search.strategy import Point, Problem, Suggestion, Told
+
+Granularity = Literal["layer", "task"]
+
+
+class FrankWolfe:
+    """Frank-Wolfe over the checkpoints.
+
+    Args:
+        problem: The box, and which objectives have gradients.
+        seed: Shuffles the items.
+        variant: ``hard``: steps towards one vertex at a time; ``soft``: vertices join, Adam moves their coefficients.
+        oracle: ``exact``: the vertex with the smallest inner product; ``cosine``: the published rule.
+        granularity: A vertex for every group of the space (``layer``), or one for the whole model (``task``).
+        step_size: Factor of γ.
+        batch_size: Items of every domain in a gradient; 0 takes all of them.
+        base: Whether the base is a vertex.
+        gap: The walk ends when the gap of the exact oracle is not above this.
+        steps: Steps of Adam in a round of ``soft``.
+        learning_rate: Of Adam in ``soft``.
+        objectives: Names of the objectives to follow, by default all that have gradients.
+        chains: Walks at a time at most, by default as many as keep the workers busy.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    recommends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        variant: Literal["hard", "soft"] = "hard",
+        oracle: Literal["exact", "cosine"] = "exact",
+        granularity: Granularity = "layer",
+        step_size: Annotated[float, Bound(gt=0, le=1)] = 1.0,
+        batch_size: Annotated[int, Bound(ge=0)] = 100,
+        base: bool = True,
+        gap: Annotated[float, Bound(ge=0)] = 0.0,
+        steps: Annotated[int, Bound(ge=1)] = 50,
+        learning_rate: Annotated[float, Bound(gt=0)] = 1e-3,
+        objectives: list[str] | None = None,
+        chains: Annotated[int, Bound(ge=1)] | None = None,
+    ) -> None:
+        hull = Hull.of(problem, base=base and oracle == "exact", granularity=granularity)
+        rule = Rule(
+            problem.lower,
+            problem.upper,
+            hull.centre,
+            followed(problem, objectives, "frank_wolfe"),
+            learning_rate=learning_rate,
+            batch=Batch(size=batch_size or None, seed=seed),
+            measure="gradient" if oracle == "exact" else "cosine",
+        )
+
+        def make(number: int) -> Walk:
+            own = varied(rule, number)
+            return _Soft(hull, own, steps) if variant == "soft" else _Hard(hull, own, step_size, gap)
+
+        self._chains = Chains(problem, make, chains)
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """The next trials of the walks; none once every walk is over."""
+        return self._chains.ask(count)
+
+    def tell(self, trials: Sequence[Told]) -> None:
+        """Step towards the vertices that the gradients point to."""
+        self._chains.tell(trials)
+
+    def best(self) -> list[Point]:
+        """Where the walk with the best measured merge stands."""
+        return self._chains.best()
+
+
+@dataclass(frozen=True, eq=False)
+class Hull:
+    """The checkpoints as points of the box.
+
+    Attributes:
+        low, high: Coefficient of an expert that is not the vertex, and of the one that is: 0 and 1, or as near as the
+            box allows, ``(dim,)``.
+        experts: Directions K; coordinates are ``(K, groups)``.
+        base: Whether the base is a vertex.
+        granularity: A vertex for every group, or one for all.
+    """
+
+    low: Array
+    high: Array
+    experts: int
+    base: bool
+    granularity: Granularity
+
+    @classmethod
+    def of(cls, problem: Problem, *, base: bool, granularity: Granularity) -> Hull:
+        """The hull of a problem's directions; a plain box has the vertices 0 and 1 of every coordinate."""
+        low, high = (np.clip(value, problem.lower, problem.upper) for value in (0.0, 1.0))
+        experts = directions_of(problem)
+        return cls(low, high, experts, base or experts == 1, granularity)
+
+    @property
+    def centre(self) -> Point:
+        """The uniform average of the experts ``(dim,)``."""
+        return np.asarray(self.low + (self.high - self.low) / self.experts)
+
+    def choose(self, scores: Array) -> npt.NDArray[np.intp]:
+        """The expert with the smallest score in every group ``(groups,)``; -1 for the base.
+
+        Args:
+            scores: Of every coordinate ``(dim,)``: what choosing that expert there adds.
+        """
+        table = scores.reshape(self.experts, -1)
+        if self.granularity == "task":
+            table = np.repeat(table.sum(axis=1, keepdims=True), table.shape[1], axis=1)
+        chosen = table.argmin(axis=0)
+        return np.where(table.min(axis=0) >= 0.0, -1, chosen) if self.base else chosen
+
+    def members(self, chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Coordinates of the chosen experts, bool ``(dim,)``."""
+        return np.asarray((np.arange(self.experts)[:, None] == chosen).ravel())
+
+    def vertex(self, chosen: npt.NDArray[np.intp]) -> Point:
+        """The point of a choice ``(dim,)``."""
+        return np.where(self.members(chosen), self.high, self.low)
+
+
+class _Hard:
+    """One vertex at a time."""
+
+    def __init__(self, hull: Hull, rule: Rule, step_size: float, tolerance: float) -> None:
+        self._hull, self._rule, self._step, self._tolerance = hull, rule, step_size, tolerance
+        self._point = hull.centre
+        self._done, self._waits, self._over = 0, False, False
+        self._gap: float | None = None
+
+    @property
+    def point(self) -> Point:
+        """Where it stands ``(dim,)``."""
+        return self._point
+
+    def propose(self) -> Move | None:
+        """The gradient where it stands."""
+        if self._waits or self._over:
+            return None
+        self._waits = True
+        notes = {} if self._gap is None else {"gap before": self._gap}
+        return Move(self._point, _look(self._rule, self._point, self._done), notes=notes)
+
+    def learn(self, move: Move, told: Told) -> None:
+        """Step towards the vertex; after a failure, with half the step."""
+        self._waits = False
+        found = told.descended
+        if found is None or found.gradient is None:
+            self._step /= 2
+            return
+        cosine = self._rule.measure == "cosine"
+        scores = found.gradient * (1.0 if cosine else self._hull.high - self._hull.low)
+        target = self._hull.vertex(self._hull.choose(scores))
+        if cosine and not self._hull.base:
+            target = np.where(self._moves(scores), target, self._point)
+        if not cosine:
+            self._gap = float(found.gradient @ (self._point - target))
+            self._over = self._gap <= self._tolerance
+        self._done += 1
+        # Frank and Wolfe 1956, with the step of Jaggi 2013, "Revisiting Frank-Wolfe", algorithm 1.
+        self._point = self._point + min(2.0 / (self._done + 1) * self._step, 1.0) * (target - self._point)
+
+    def _moves(self, cosines: Array) -> npt.NDArray[np.bool_]:
+        """Coordinates of the groups in which a checkpoint lies along the descent, bool ``(dim,)``."""
+        table = cosines.reshape(self._hull.experts, -1)
+        return np.tile(table.min(axis=0) < 0.0, self._hull.experts)
+
+
+class _Soft:
+    """Vertices join; Adam moves their coefficients."""
+
+    def __init__(self, hull: Hull, rule: Rule, steps: int) -> None:
+        self._hull, self._rule, self._steps = hull, rule, steps
+        self._names = list(rule.weights)
+        self._point = hull.low
+        self._active = np.zeros(hull.low.size, np.bool_)
+        self._round = 0
+        self._given = 0  # objectives whose gradients have been asked for in this round
+        self._scores: dict[int, Array] = {}
+        self._walk: GradientWalk | None = None
+
+    @property
+    def point(self) -> Point:
+        """Where it stands ``(dim,)``."""
+        return self._point
+
+    def propose(self) -> Move | None:
+        """A gradient of each objective, then the steps of a round."""
+        if self._walk is not None:
+            return self._walk.propose()
+        token = self._given
+        if token == len(self._names):
+            return None
+        self._given += 1
+        rule = replace(self._rule, weights={self._names[token]: 1.0})
+        items = None if token == 0 and self._round == 0 else 0
+        return Move(self._point, _look(rule, self._point, self._round), items, token)
+
+    def learn(self, move: Move, told: Told) -> None:
+        """Collect the vertices that the objectives name, then go where the steps led."""
+        if self._walk is not None:
+            self._walk.learn(move, told)
+            if told.descended is not None:
+                self._point, self._walk = self._walk.point, None
+            return
+        found = None if told.descended is None else told.descended.gradient
+        self._scores[move.token] = np.zeros_like(self._point) if found is None else found
+        if len(self._scores) == len(self._names):
+            self._join()
+
+    def _join(self) -> None:
+        named = self._active.copy()
+        for token in range(len(self._names)):
+            named |= self._hull.members(self._hull.choose(self._scores[token] * (self._hull.high - self._hull.low)))
+        if not self._round:
+            self._point = np.where(named, self._hull.low + 0.3 * (self._hull.high - self._hull.low), self._point)
+        self._active, self._round = named, self._round + 1
+        self._given, self._scores = 0, {}
+        # Batches go on from those of the rounds before.
+        batch = replace(self._rule.batch, number=self._round * self._steps)
+        rule = replace(self._rule, free=named, measure="gradient", batch=batch)
+        self._walk = GradientWalk(rule, self._point, self._steps)
+
+
+def _look(rule: Rule, point: Point, number: int) -> Descent:
+    """A gradient and no step, on a batch of its own."""
+    return Descent(replace(rule, batch=replace(rule.batch, number=rule.batch.number + number)), _at(point), 0)
+
+
+def _at(point: Point) -> State:
+    return State(point, np.zeros((2, point.size)))

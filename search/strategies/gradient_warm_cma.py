@@ -1,0 +1,146 @@
+"""A few gradient steps, then CMA-ES from where they led, with the scale that they learned.
+
+Gradients of a smooth stand-in (entropy, alignment, cross-entropy) find the region; the search there minimises what the
+study measures, whose gradient nobody has (accuracy, worst domain). Hansen 2016, "The CMA Evolution Strategy: A
+Tutorial", with Kingma 2015, "Adam: a method for stochastic optimization" before it. Near an optimum the mean square of
+a log-likelihood's gradient is its curvature (the Fisher information), so coordinate i begins with a standard deviation
+in proportion to 1 / √v_i, v being Adam's second moments; their geometric mean is the usual first step, and no
+coordinate differs from it by more than a factor of ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field as Bound
+
+from evaluators import Batch
+from search.descent import Rule
+from search.strategies.chains import Chains, GradientWalk, followed, varied
+from search.strategies.cma_es import CmaEs
+from search.strategy import Point, Problem, Suggestion, Told
+
+#: How far a coordinate's first step may be from the mean.
+RANGE = 10.0
+
+
+class GradientWarmCma:
+    """Gradient steps, then CMA-ES.
+
+    Args:
+        problem: The box, and which objectives have gradients.
+        seed: Shuffles the items, and seeds CMA-ES.
+        warm: Trials with gradient steps before CMA-ES begins; at most a quarter of the budget.
+        steps: Gradient steps of each of these trials.
+        learning_rate: Of Adam.
+        batch_size: Items of every domain in a batch; 0 takes all of them.
+        sigma: First step size of CMA-ES as a fraction of the range.
+        population: Results per update of CMA-ES; by default as for cma_es.
+        objectives: Names of the objectives to follow, by default all that have gradients.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    recommends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        warm: Annotated[int, Bound(ge=1)] = 8,
+        steps: Annotated[int, Bound(ge=1)] = 25,
+        learning_rate: Annotated[float, Bound(gt=0)] = 3e-3,
+        batch_size: Annotated[int, Bound(ge=0)] = 16,
+        sigma: Annotated[float, Bound(gt=0, le=1)] = 0.05,
+        population: Annotated[int, Bound(ge=4)] | None = None,
+        objectives: list[str] | None = None,
+    ) -> None:
+        self._problem, self._seed, self._sigma, self._population = problem, seed, sigma, population
+        rule = Rule(
+            problem.lower,
+            problem.upper,
+            problem.start,
+            followed(problem, objectives, "gradient_warm_cma"),
+            learning_rate=learning_rate,
+            batch=Batch(size=batch_size or None, seed=seed),
+        )
+        self._walks: list[GradientWalk] = []
+        self._chains = Chains(problem, lambda number: self._walk(varied(rule, number), steps), None)
+        self._left = max(min(warm, problem.budget // 4), 1)
+        self._cma: CmaEs | None = None
+        self._own: dict[int, int] = {}  # our id -> that of CMA-ES
+        self._count = 0
+        self._asked_end = -1
+        self._end: Point | None = None  # where the walks led, while it has not been asked for
+        self._reached: tuple[float, Point] | None = None  # the same with its loss, once measured
+
+    def _walk(self, rule: Rule, steps: int) -> GradientWalk:
+        self._walks.append(GradientWalk(rule, self._problem.start, steps))
+        return self._walks[-1]
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """Gradient steps, later samples of CMA-ES."""
+        return [self._suggest() for _ in range(count)]
+
+    def _suggest(self) -> Suggestion:
+        number, self._count = self._count, self._count + 1
+        if self._cma is None:
+            return replace(self._chains.ask(1)[0], id=number)
+        if self._end is not None:
+            point, self._end = self._end, None
+            self._asked_end = number
+            return Suggestion(number, point)
+        suggestion = self._cma.ask(1)[0]
+        self._own[number] = suggestion.id
+        return replace(suggestion, id=number)
+
+    def tell(self, trials: Sequence[Told]) -> None:
+        """Walk on, or update the distribution; results of walks that CMA-ES has overtaken are passed on to it."""
+        for trial in trials:
+            if self._cma is not None:
+                own = None if trial.id is None else self._own.pop(trial.id, None)
+                self._cma.tell([replace(trial, id=own)])
+                if trial.id is not None and trial.id == self._asked_end and trial.losses is not None:
+                    self._reached = self._problem.scalarise(trial.losses), trial.point
+                continue
+            self._chains.tell([trial])
+            self._left -= trial.id is not None
+            if self._left <= 0:
+                self._begin()
+
+    def best(self) -> list[Point]:
+        """Where the best walk stands, until CMA-ES finds better."""
+        if self._cma is None:
+            return self._chains.best()
+        if self._reached is not None and self._reached[0] <= self._cma.level:
+            return [self._reached[1]]
+        return self._cma.best()
+
+    def _begin(self) -> None:
+        leader = self._chains.leader()
+        start, scale = self._problem.start, None
+        if leader is not None:
+            walk = self._walks[leader]
+            start, scale = walk.point, step_scale(walk.state.moments[1])
+        self._end = start
+        problem = replace(self._problem, start=start, budget=max(self._problem.budget - self._count, 1))
+        self._cma = CmaEs(problem, self._seed, None, scale, sigma=self._sigma, population=self._population)
+
+
+def step_scale(second_moments: Point) -> Point | None:
+    """First steps of the coordinates relative to their geometric mean ``(dim,)``; None where no gradient was seen.
+
+    Args:
+        second_moments: Adam's, ``(dim,)``.
+    """
+    seen = second_moments > 0
+    if not np.any(seen):
+        return None
+    wanted = np.full(second_moments.size, np.nan)
+    wanted[seen] = -0.5 * np.log(second_moments[seen])
+    relative = wanted - wanted[seen].mean()
+    # Coordinates without a gradient change nothing that was followed: the usual step.
+    return np.asarray(np.exp(np.clip(np.nan_to_num(relative, nan=0.0), -np.log(RANGE), np.log(RANGE))))

@@ -114,7 +114,9 @@ def _dimensions(entry: Entry) -> str:
 
 
 def _needs(entry: Entry) -> str:
-    return ", ".join([*(["per-item scores"] if "items" in entry.load().needs else []), *_space(entry)]) or "nothing"
+    words = {"items": "per-item scores", "gradient": "gradients"}
+    needs = entry.load().needs
+    return ", ".join([*(word for need, word in words.items() if need in needs), *_space(entry)]) or "nothing"
 
 
 def _needs_in_words(entry: Entry) -> str:

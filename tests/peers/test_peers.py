@@ -18,10 +18,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from merging import Field, Layout, RecipeError, merge
+from evaluators import Batch
+from merging import Field, Layout, Recipe, RecipeError, Source, merge
+from merging.arena import open_arenas
+from merging.binding import MergedModel
 from merging.calibration import Calibration
 from merging.operators import OPERATORS
+from search.descent import Descent, Rule, begin, descend
 from tests.peers.inputs import SHAPES, Kind, Weights, digest, weights
 from tests.peers.tiny import Tiny, inputs_of
 
@@ -562,6 +567,44 @@ def test_dare_passes_norms_and_biases() -> None:
 
 #: Neither package has them.
 WITHOUT_PEER = frozenset({"lora_sparse", "optmerge", "pcb", "stack", "varm", "widen"})
+
+
+def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:
+    """Coefficients of every tensor after 20 steps, with our gradients, through our steps."""
+    theirs = golden("fusion-bench-adamerging")
+    settings, (base, experts) = theirs.about["settings"], generated(3, "aligned")
+    for name, state in {"base": base, **experts}.items():
+        save_file(tensors(state), tmp_path / f"{name}.safetensors")
+    sources = tuple(Source(name, str(tmp_path / f"{name}.safetensors")) for name in ("base", *experts))
+    recipe = Recipe(sources[0], sources[1:], "task_arithmetic", Field.constant(1, [0.0] * 3))
+    arenas = open_arenas(recipe, tmp_path / "arenas")
+    merged = MergedModel(Tiny(base), arenas)
+    merged.enable_gradient()
+    starts = np.array([*(spec.start for spec in arenas.layout.tensors), arenas.layout.size])
+    batches = {name: inputs_of(name).split(settings["batch"]) for name in experts}
+
+    def slope_at(point: Floats, batch: Batch) -> tuple[float, Floats]:
+        field, total = Field(starts, point.reshape(3, -1)), 0.0
+        merged.write(field)
+        merged.clear_gradient()
+        for parts in batches.values():  # they sum the tasks' losses
+            log_p = merged.model(parts[batch.number % len(parts)]).log_softmax(-1)
+            loss = -(log_p.exp() * log_p).sum(-1).mean()
+            loss.backward()
+            total += float(loss.detach())
+        return total, merged.gradient(field).ravel()
+
+    start = np.full(3 * len(SHAPES), settings["init"])
+    wide = np.full(start.size, 9.0)
+    rule = Rule(-wide, wide, start, {}, learning_rate=settings["lr"])
+    found = descend(Descent(rule, begin(rule, start), settings["steps"]), start, slope_at)
+    assert found.state is not None
+    order = [list(SHAPES).index(name) for name in arenas.layout.names]
+    learned = np.empty((len(SHAPES), 3))
+    learned[order] = found.state.raw.reshape(3, -1).T
+    expected = theirs.merged.reshape(len(SHAPES), 3)
+    assert np.abs(expected - settings["init"]).max() > 0.1
+    assert np.abs(learned - expected).max() <= 1e-5
 
 
 def test_every_operator_is_compared_or_has_no_peer() -> None:

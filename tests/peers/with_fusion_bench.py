@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from fusion_bench import BaseModelPool
+from fusion_bench.method.adamerging.layer_wise_adamerging import LayerWiseAdaMergingAlgorithm
 from fusion_bench.method.dare.task_arithmetic import DareTaskArithmetic
 from fusion_bench.method.dare.ties_merging import DareTiesMerging
 from fusion_bench.method.doge_ta.doge_ta import DOGE_TA_Algorithm
@@ -29,6 +31,7 @@ from fusion_bench.method.ties_merging.ties_merging_utils import ties_merging
 from fusion_bench.method.wudi.wudi import wudi_merging
 from fusion_bench.models.wrappers.layer_wise_fusion import LayerWiseMergedModel
 from fusion_bench.models.wrappers.task_wise_fusion import TaskWiseMergedModel
+from omegaconf import OmegaConf
 from torch import nn
 
 from tests.peers.case import Case, State
@@ -60,6 +63,31 @@ def layer_wise(base: State, experts: Mapping[str, State], *, first: Sequence[flo
     # The table goes by the order of the module's parameters.
     assert [name for name, _ in model.pretrained_model.named_parameters()] == list(SHAPES)
     return _state(model.merge_and_unload())
+
+
+def adamerging(base: State, experts: Mapping[str, State], *, lr: float, steps: int, init: float, batch: int) -> State:
+    """fusion_bench.method.adamerging.LayerWiseAdaMergingAlgorithm: the learned coefficients of every tensor."""
+    settings = {"optimizer": "adam", "lr": lr, "max_steps": steps}
+    table = torch.full((len(experts), len(SHAPES)), init)
+    model = LayerWiseMergedModel(table, Tiny(base), [Tiny(state) for state in experts.values()], clamp_weights=False)
+    algorithm = _AdaMerging(OmegaConf.create(settings), list(experts), batch)
+    learned = algorithm.test_time_adaptation(model).merge_weight.detach()
+    return {name: learned[:, place] for place, name in enumerate(SHAPES)}
+
+
+class _AdaMerging(LayerWiseAdaMergingAlgorithm):
+    """Their loop on the generated items, a batch of every task in turn."""
+
+    def __init__(self, config: Any, tasks: Sequence[str], batch: int) -> None:
+        super().__init__(config)
+        self.modelpool = BaseModelPool(dict.fromkeys(tasks))
+        self._batches = {name: itertools.cycle(inputs_of(name).split(batch)) for name in tasks}
+
+    def get_shuffled_test_loader_iter(self, task: str) -> Iterator[Any]:
+        yield (next(self._batches[task]),)
+
+    def compute_logits(self, module: Any, images: torch.Tensor, task: str) -> torch.Tensor:
+        return module(images)
 
 
 def ties(base: State, experts: Mapping[str, State], **settings: Any) -> State:
@@ -366,6 +394,7 @@ CASES = (
     Case("fusion-bench-task-arithmetic", task_arithmetic, {"scaling_factor": 0.3}, experts=4),
     Case("fusion-bench-expo", expo, {"extrapolation_factor": 0.5}, experts=1),
     Case("fusion-bench-layer-wise", layer_wise, {"first": (0.1, 0.5, -0.2), "step": 0.03}),
+    Case("fusion-bench-adamerging", adamerging, {"lr": 0.01, "steps": 20, "init": 0.3, "batch": 4}),
     Case("fusion-bench-ties-mean", ties, {**_TIES, "merge_func": "mean"}, kind="rivals"),
     Case("fusion-bench-ties-sum", ties, {**_TIES, "scaling_factor": 0.3, "merge_func": "sum"}, kind="rivals"),
     Case("fusion-bench-ties-max", ties, {**_TIES, "merge_func": "max"}, kind="rivals"),

@@ -1,0 +1,303 @@
+"""Merges with and without gradients on the digits zoo, equal wall time each: ``python -m experiments.gradients``.
+
+Every searched row is a real study on one thread, run for the same seconds, two studies at a time; the figure is the
+test accuracy (mean of the four domains) of what the strategy recommends when its time is over. No label decides
+anything in the rows without labels. What is finished is kept in ``runs/gradients`` and not run again; the table goes
+into ``experiments/0005-gradients/README.md``, between its two marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from experiments.strategies import DOMAINS, ROOT, ZOO, interval
+
+RUNS, README = ROOT / "runs" / "gradients", ROOT / "experiments" / "0005-gradients" / "README.md"
+DATA = ZOO / "data"
+START, STOP = "<!-- table: written by the command above -->", "<!-- end of table -->"
+#: Items of every expert's domain that Fisher merging and RegMean++ look at.
+SAMPLES = 128
+
+LABELLED = {"kind": "classification", "data": str(DATA), "domain": "domain", "id": "id"}
+ITEMS = {"data": str(DATA), "domain": "domain", "id": "id"}
+ACCURACY = [LABELLED | {"objectives": [{"metric": "accuracy"}]}]
+CROSS_ENTROPY = [LABELLED | {"objectives": [{"metric": "cross_entropy"}]}]
+BOTH = [LABELLED | {"objectives": [{"metric": "accuracy"}, {"metric": "cross_entropy"}]}]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row.
+
+    Attributes:
+        label: What it is called.
+        looks: What it looks at beside weights: ``nothing``, ``items``, ``test items`` (without labels), ``labels``.
+        sections: Of its study; for a merge without search, its operator alone.
+        seeded: Whether seeds change anything.
+    """
+
+    label: str
+    looks: str
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    seeded: bool = True
+
+    @property
+    def searched(self) -> bool:
+        """Whether there is a search."""
+        return "strategy" in self.sections
+
+
+def _label_free(looks: str) -> Iterator[Method]:
+    """The methods that read no labels, on search items or on the test items themselves."""
+    option = {"transductive": looks == "test items"}
+    entropy, alignment = ([{"kind": kind} | ITEMS | option] for kind in ("entropy", "alignment"))
+    for granularity in ("task", "block", "tensor"):
+        space = {"granularity": granularity}
+        sections = {"strategy": "adamerging", "space": space, "evaluators": entropy}
+        yield Method(f"AdaMerging, {granularity}-wise", looks, sections)
+    plus = {"strategy": "adamerging", "space": {"granularity": "tensor"}, "evaluators": entropy}
+    yield Method("AdaMerging++, tensor-wise", looks, plus | {"operator": {"name": "ties", "merge": "sum"}})
+    yield Method("Expert Merging", looks, {"strategy": "expert_merging", "space": {}, "evaluators": alignment})
+    yield Method("Expert Merging++", looks, {"strategy": "expert_merging_pp", "space": {}, "evaluators": alignment})
+    many = {"strategy": {"name": "expert_merging", "samples": 0, "batch_size": 16}, "space": {}}
+    yield Method("Expert Merging, all items, batches of 16", looks, many | {"evaluators": alignment})
+    loose = {"strategy": {"name": "expert_merging", "samples": 0, "batch_size": 16, "gamma": 0.1}, "space": {}}
+    yield Method("Expert Merging, the same, γ = 0.1", looks, loose | {"evaluators": alignment})
+    follow = {"strategy": "adamerging", "space": {"granularity": "tensor"}, "evaluators": alignment}
+    yield Method("Adam on alignment, tensor-wise", looks, follow)
+    blocks = {"strategy": "cma_es", "space": {"granularity": "block", "bounds": [0.0, 1.0]}}
+    yield Method("CMA-ES on entropy, block-wise", looks, blocks | {"evaluators": entropy})
+    yield Method("CMA-ES on alignment, block-wise", looks, blocks | {"evaluators": alignment})
+
+
+def _with_labels() -> Iterator[Method]:
+    tensors, blocks = {"granularity": "tensor"}, {"granularity": "block", "bounds": [0.0, 1.0]}
+    for label, options in (
+        ("Frank-Wolfe, exact oracle", {}),
+        ("Frank-Wolfe, cosine rule", {"oracle": "cosine"}),
+        ("Frank-Wolfe, soft", {"variant": "soft"}),
+    ):
+        strategy = {"name": "frank_wolfe", **options}
+        yield Method(label, "labels", {"strategy": strategy, "space": tensors, "evaluators": CROSS_ENTROPY})
+    follow = {"strategy": "adamerging", "space": tensors, "evaluators": CROSS_ENTROPY}
+    yield Method("Adam on cross-entropy, tensor-wise", "labels", follow)
+    warm = {"strategy": "gradient_warm_cma", "space": blocks, "evaluators": BOTH}
+    yield Method("gradient_warm_cma on both, block-wise", "labels", warm)
+    for name, evaluators in (("accuracy", ACCURACY), ("cross-entropy", CROSS_ENTROPY)):
+        sections = {"strategy": "cma_es", "space": blocks, "evaluators": evaluators}
+        yield Method(f"CMA-ES on {name}, block-wise", "labels", sections)
+
+
+METHODS = (
+    Method("average", "nothing", {"operator": "average"}, seeded=False),
+    Method("task arithmetic 0.3", "nothing", {"operator": "task_arithmetic"}, seeded=False),
+    Method("TIES", "nothing", {"operator": "ties"}, seeded=False),
+    Method("Fisher", "items", {"operator": "fisher"}),
+    Method("RegMean++", "items", {"operator": "regmean_pp"}),
+    *_label_free("items"),
+    *_label_free("test items"),
+    *_with_labels(),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with a seed."""
+
+    method: int
+    seed: int
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder."""
+        method = METHODS[self.method]
+        words = "".join(char if char.isalnum() else "-" for char in f"{method.label} {method.looks}")
+        return f"{words}-{self.seed}-{self.seconds:g}"
+
+    def study(self) -> dict[str, Any]:
+        """The study file."""
+        sections = dict(METHODS[self.method].sections)
+        operator = sections.get("operator")
+        if operator in ("fisher", "regmean_pp"):
+            data = {name: str(RUNS / "items" / name) for name in DOMAINS}
+            inputs = {"model_class": "AutoModelForImageClassification", "inputs": {"pixel_values": "pixels"}}
+            calibration = inputs | {"data": data, "split": "search", "samples": SAMPLES, "seed": self.seed}
+            sections["operator"] = {"name": operator, "calibration": calibration}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "base": str(ZOO / "base"),
+            "experts": {name: str(ZOO / name) for name in DOMAINS},
+            "evaluators": ACCURACY,
+            "budget": {"seconds": self.seconds},
+            "selection": {"leaders": 1},
+            **sections,
+        }
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Run a study, or read it if it is finished; its figures."""
+    path = RUNS / f"{case.name}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    import torch
+
+    torch.set_num_threads(1)
+    figures = _searched(case) if METHODS[case.method].searched else _merged(case)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def _spec(case: Case) -> Any:
+    from search.study_file import resolve, validate
+
+    return resolve(validate(case.study(), case.name), ROOT)
+
+
+def _merged(case: Case) -> dict[str, Any]:
+    """A merge at its operator's default."""
+    from merging import Field
+    from merging.operators import get_operator
+    from search.plan import plan_study
+
+    plan = plan_study(_spec(case))
+    operator, experts = get_operator(plan.template.operator), len(plan.template.experts)
+    default = operator.default(experts, plan.template.options)
+    assert plan.layout is not None
+    field = Field.constant(plan.layout.size, np.full(plan.template.field.directions, default))
+    return {"accuracy": _accuracy(plan.template.with_field(field)), "trials": 0, "steps": 0}
+
+
+def _searched(case: Case) -> dict[str, Any]:
+    """What the strategy recommends when its time is over."""
+    from search.run import run_study
+
+    run = run_study(_spec(case), RUNS / case.name)
+    (chosen,) = (record for record in run.log.records if record.kind == "recommended")
+    searched = [record for record in run.log.records if record.kind == "search"]
+    steps = [len(record.descended.losses) for record in searched if record.descended is not None]
+    spent = sum(sum(record.seconds.values()) for record in searched)
+    return {
+        "accuracy": _accuracy(chosen.recipe),
+        "dim": len(run.plan.space.names),
+        "trials": len(searched),
+        "steps": sum(steps),
+        "seconds": spent,
+    }
+
+
+def _accuracy(recipe: Any) -> float:
+    """Mean test accuracy over the domains, by a worker that has seen nothing of the study."""
+    from search.worker import Task, Worker, WorkerSpec
+
+    worker = Worker(WorkerSpec(recipe, tuple(ACCURACY), str(RUNS / ".arenas")))
+    outcome = worker.run(Task("", recipe, "test"))
+    assert outcome.measurement is not None, outcome.failure
+    return float(outcome.measurement.values["accuracy"])
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A table for each thing that methods look at, best first."""
+    titles = {
+        "nothing": "Nothing but weights",
+        "items": "Items without labels, inductive (search items)",
+        "test items": "Items without labels, transductive (the test items themselves)",
+        "labels": "Labelled search items",
+    }
+    parts = []
+    for looks, title in titles.items():
+        rows = []
+        for place, method in enumerate(METHODS):
+            found = results.get(str(place), ())
+            if method.looks == looks and found:
+                rows.append((interval([100 * r["accuracy"] for r in found]), method, found))
+        lines = [
+            f"**{title}**",
+            "",
+            "| method | coefficients | trials | steps | test accuracy, % |",
+            "|---|---|---|---|---|",
+        ]
+        for (mean, half), method, found in sorted(rows, key=lambda row: -row[0][0]):
+            spread = f" ± {half:.1f}" if len(found) > 1 else ""
+            trials, steps = (f"{np.mean([r[key] for r in found]):.0f}" for key in ("trials", "steps"))
+            lines.append(f"| {method.label} | {found[0].get('dim', '')} | {trials} | {steps} | {mean:.1f}{spread} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def write_table(text: str) -> None:
+    """Put the tables between their marks."""
+    before, _, rest = README.read_text().partition(START)
+    README.write_text(f"{before}{START}\n\n{text}\n\n{STOP}{rest.partition(STOP)[2]}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of every method (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="time of every search (default: %(default)s)")
+    parser.add_argument("--only", default="", help="run methods whose label holds this, and write no table")
+    options = parser.parse_args(arguments)
+    chosen = [place for place, method in enumerate(METHODS) if options.only in method.label]
+    cases = [
+        Case(place, seed, options.seconds)
+        for seed in range(options.seeds)
+        for place in chosen
+        if METHODS[place].seeded or not seed
+    ]
+    results = _run_all(cases)
+    by_method = {str(place): [results[c] for c in cases if c.method == place and c in results] for place in chosen}
+    text = table(by_method)
+    print(text)
+    if len(results) == len(cases) and not options.only:
+        write_table(text)
+
+
+def _save_by_domain() -> None:
+    """The search items of every domain in a folder of its own, for operators that run each expert on its own items."""
+    from datasets import DatasetDict, load_from_disk
+
+    for name in DOMAINS:
+        folder = RUNS / "items" / name
+        if not folder.exists():
+            items = load_from_disk(str(DATA / "search"))
+            rows = np.flatnonzero(np.array(items.features["domain"].int2str(items["domain"][:])) == name)
+            DatasetDict({"search": items.select(rows)}).save_to_disk(str(folder))
+
+
+def _run_all(cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
+    """Every case, two at a time; one that fails is told and left out."""
+    from experiments.zoo.digits import build_digits, silence_transformers
+
+    silence_transformers()
+    build_digits(ZOO)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    _save_by_domain()
+    results = {}
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    with ProcessPoolExecutor(2, get_context("spawn"), silence_transformers) as pool:
+        waiting = {pool.submit(run_case, case): case for case in cases}
+        for done in as_completed(waiting):
+            case = waiting[done]
+            try:
+                results[case] = done.result()
+                print(f"{len(results)}/{len(cases)} {case.name} {results[case]['accuracy']:.3f}", flush=True)
+            except Exception as error:
+                print(f"FAILED {case.name}: {type(error).__name__}: {error}", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -66,12 +66,11 @@ def _label_free(looks: str) -> Iterator[Method]:
         yield Method(f"AdaMerging, {granularity}-wise", looks, sections)
     plus = {"strategy": "adamerging", "space": {"granularity": "tensor"}, "evaluators": entropy}
     yield Method("AdaMerging++, tensor-wise", looks, plus | {"operator": {"name": "ties", "merge": "sum"}})
-    yield Method("Expert Merging", looks, {"strategy": "expert_merging", "space": {}, "evaluators": alignment})
-    yield Method("Expert Merging++", looks, {"strategy": "expert_merging_pp", "space": {}, "evaluators": alignment})
-    many = {"strategy": {"name": "expert_merging", "samples": 0, "batch_size": 16}, "space": {}}
-    yield Method("Expert Merging, all items, batches of 16", looks, many | {"evaluators": alignment})
-    loose = {"strategy": {"name": "expert_merging", "samples": 0, "batch_size": 16, "gamma": 0.1}, "space": {}}
-    yield Method("Expert Merging, the same, γ = 0.1", looks, loose | {"evaluators": alignment})
+    paper = {"samples": 5, "batch_size": 2, "gamma": 5.0}
+    for name, label in (("expert_merging", "Expert Merging"), ("expert_merging_pp", "Expert Merging++")):
+        for suffix, options in (("", {}), (", 5 items, gamma 5", paper)):
+            strategy = {"name": name, **options}
+            yield Method(label + suffix, looks, {"strategy": strategy, "space": {}, "evaluators": alignment})
     follow = {"strategy": "adamerging", "space": {"granularity": "tensor"}, "evaluators": alignment}
     yield Method("Adam on alignment, tensor-wise", looks, follow)
     blocks = {"strategy": "cma_es", "space": {"granularity": "block", "bounds": [0.0, 1.0]}}

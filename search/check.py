@@ -70,7 +70,7 @@ def _budget_line(plan: Plan) -> str:
 
 
 def memory(plan: Plan) -> dict[str, int]:
-    """Bytes: ``shared`` by the workers of a host, ``worker`` (merged weights) for each, ``preparing`` at most at once.
+    """Bytes: ``shared`` by the workers of a host, ``worker`` for each of them, ``preparing`` at most at once.
 
     Preparation writes what is shared to disk, one tensor after the other; its working set is the operator's number of
     copies of the largest tensor, in the accumulation dtype.
@@ -82,7 +82,8 @@ def memory(plan: Plan) -> dict[str, int]:
     copies = get_operator(plan.template.operator).copies(len(plan.template.experts))
     return {
         "shared": one * (1 + plan.template.field.directions),
-        "worker": one,
+        # Merged weights and, where gradients are followed, as much again for theirs.
+        "worker": one * (1 if plan.differentiable_space is None else 2),
         "preparing": math.ceil(copies * largest),
     }
 

@@ -297,6 +297,8 @@ def _check_gradients(plan: Plan) -> None:
             f"special.batch_norm: expected base or refuse with strategy {name}, as no gradient reaches running "
             f"statistics, received {special.batch_norm}"
         )
+    if plan.strategy.options.get("oracle") == "cosine" and special.scalars == "log":
+        raise InputError("strategy.oracle: expected exact with special.scalars: log, received cosine; choose either")
     if plan.template.options.get("mode") == "live":
         raise InputError(
             f"operator.mode: expected frozen with strategy {name}, received live: signs that are elected anew make "

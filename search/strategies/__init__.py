@@ -269,9 +269,9 @@ _ALL = (
     _entry(
         "expert_merging",
         "ExpertMerging",
-        summary="AdamW on logits of the coefficients, by their alignment to the experts on a handful of items",
+        summary="AdamW on logits of the coefficients, by the alignment of the merge to the experts",
         source="Zhang 2025, Expert Merging: Model Merging with Unsupervised Expert Alignment (2509.25712)",
-        when="a few unlabelled items of each expert's domain, and an alignment evaluator",
+        when="unlabelled items of each expert's domain, and an alignment evaluator",
         budget="5 or more, of 10 steps each",
         preset={"granularity": "tensor", "bounds": (0.0, 1.0), "start": 0.1},
     ),

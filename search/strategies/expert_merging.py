@@ -1,12 +1,14 @@
-"""Expert Merging: coefficients that align the merged model with each expert on a handful of unlabelled items.
+"""Expert Merging: coefficients that align the merged model with each expert on unlabelled items.
 
 Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided Layer Chunking"
 (arXiv 2509.25712). One coefficient per tensor and expert, as the logistic function of what AdamW moves (learning rate
 0.5, warm restarts), follows the evaluators' alignment loss plus γ times the mean distance of an expert's coefficients
-from where they began, summed over experts. Defaults are those of the authors' command line. What we changed:
+from where they began, summed over experts. What we changed:
 
-* A step averages one batch of every domain, which with four domains and two items each are the eight samples over
-  which the authors accumulate. The items are a fixed few of each domain, the first in the balanced order.
+* A step averages one batch of every domain. The authors take five items of each and accumulate eight samples, which
+  with four domains is ``samples: 5, batch_size: 2``; that may do for language models, where an item has many answers.
+  With one answer for an item it does not (experiments/0005-gradients), so all search items are used by default.
+* γ = 0.8, the smaller of the authors' two values; 5 is the other.
 * The gradient of the distance is zero at the start itself, to the rounding of the logistic function.
 """
 
@@ -51,9 +53,9 @@ class ExpertMerging:
         *,
         steps: Annotated[int, Bound(ge=1)] = 10,
         learning_rate: Annotated[float, Bound(gt=0)] = 0.5,
-        batch_size: Annotated[int, Bound(ge=0)] = 2,
-        samples: Annotated[int, Bound(ge=0)] = 5,
-        gamma: Annotated[float, Bound(ge=0)] = 5.0,
+        batch_size: Annotated[int, Bound(ge=0)] = 16,
+        samples: Annotated[int, Bound(ge=0)] = 0,
+        gamma: Annotated[float, Bound(ge=0)] = 0.8,
         period: Annotated[int, Bound(ge=1)] = 50,
         objectives: list[str] | None = None,
         shares: Annotated[int, Bound(ge=1)] = 1,

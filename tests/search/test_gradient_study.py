@@ -150,6 +150,8 @@ def test_what_cannot_be_followed_is_refused_before_weights_are_read(
     refused("needs .'gradient'.", evaluators=[labelled(pico_items, "accuracy")])
     refused(r"operator\.mode", operator={"name": "ties", "mode": "live"})
     refused(r"strategy\.objectives", strategy={"name": "adamerging", "objectives": ["accuracy"]})
+    cosine = {"name": "frank_wolfe", "oracle": "cosine"}
+    refused(r"strategy\.oracle", strategy=cosine, special={"scalars": "log"})
     refused(r"special\.batch_norm", special={"batch_norm": "merge"})
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluators.base import Split
 from evaluators.by_item import ByItem, wide
-from evaluators.model_items import ModelItems, item_means, padded, read_items, token_mask
+from evaluators.model_items import ModelItems, item_means, padded, read_items, run_model, token_mask
 from merging import InputError
 
 if TYPE_CHECKING:
@@ -64,13 +64,22 @@ class Alignment(ByItem):
         Raises:
             InputError: In one line.
         """
+        from merging.checkpoint import Checkpoint
+
         super().check()
+        if self._columns["domain"] is None and len(self._teachers) > 1:
+            raise InputError(
+                f"{self._where}.domain: required key is missing: {len(self._teachers)} experts need a column that says "
+                "whose an item is; or name one of them in teachers"
+            )
         lacking = sorted((self._domains or {""}) - set(self._teachers))
         if lacking:
             raise InputError(
                 f"{self._where}.teachers: expected an expert for every domain, received none for {lacking[0]!r}; "
                 f"experts: {sorted(self._teachers)}"
             )
+        for domain in sorted(self._domains):
+            Checkpoint.open(self._teachers[domain], f"{self._where}.teachers.{domain}")
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         return read_items(columns, self._where)
@@ -106,23 +115,23 @@ class Alignment(ByItem):
         return ["logits", *(f"layer {layer}" for layer in self._layers)]
 
     def _note(self, teacher: Any, items: ModelItems, places: Any, said: dict[str, list[Any]]) -> None:
-        batch = items.arguments(teacher)
-        for name, values in zip(self._said, self._run(teacher, batch), strict=True):
+        found, batch = self._run(teacher, items)
+        for name, values in zip(self._said, found, strict=True):
             lengths = token_mask(batch, values[..., 0]).sum(dim=1).long().tolist() if values.ndim == 3 else None
             for row, place in enumerate(places.tolist()):
                 one = values[row] if lengths is None else _unpadded(values[row], batch, row, lengths[row])
                 said[name][place] = one.clone()
 
-    def _run(self, model: Any, batch: Mapping[str, Any]) -> list[torch.Tensor]:
-        """Logits, then the hidden states of the chosen layers."""
-        output = model(**batch, **({"output_hidden_states": True} if self._layers else {}))
+    def _run(self, model: Any, items: ModelItems) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Logits, then the hidden states of the chosen layers; and what the model was given."""
+        output, batch = run_model(model, items, **({"output_hidden_states": True} if self._layers else {}))
         hidden = output.hidden_states if self._layers else ()
         for layer in self._layers:
             if not -len(hidden) <= layer < len(hidden):
                 raise InputError(
                     f"{self._where}.layers: expected places among {len(hidden)} hidden states, got {layer}"
                 )
-        return [wide(output.logits), *(wide(hidden[layer]) for layer in self._layers)]
+        return [wide(output.logits), *(wide(hidden[layer]) for layer in self._layers)], batch
 
     def evaluate(self, candidate: Any, split: Split, items: int | None = None) -> Any:
         """As for all; the experts run where the model does."""
@@ -135,8 +144,7 @@ class Alignment(ByItem):
         return super().backward(candidate, batch, weights)
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
-        batch = items.arguments(model)
-        answers, *states = self._run(model, batch)
+        (answers, *states), batch = self._run(model, items)
         taught = [_like(items.extra[name], found) for name, found in zip(self._said, [answers, *states], strict=True)]
         log_p = (answers / self._temperature).log_softmax(dim=-1)
         log_q = (taught[0] / self._temperature).log_softmax(dim=-1)

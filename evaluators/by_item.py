@@ -209,6 +209,7 @@ class ByItem(ABC):
         for metric in self._metrics:
             chosen = everywhere if metric.domains is None else set(metric.domains)
             weight = weights.get(metric.label, 0.0)
+            assert not weight or metric.label in self.differentiable
             if weight and domain in chosen:
                 factors[metric.metric] = factors.get(metric.metric, 0.0) + weight / len(chosen)
         return factors

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evaluators.by_item import ByItem, wide
-from evaluators.model_items import ModelItems, item_means, read_items
+from evaluators.model_items import ModelItems, item_means, read_items, run_model
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,6 @@ class Entropy(ByItem):
         return read_items(columns, self._where)
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
-        batch = items.arguments(model)
-        log_p = wide(model(**batch).logits).log_softmax(dim=-1)
+        output, batch = run_model(model, items)
+        log_p = wide(output.logits).log_softmax(dim=-1)
         return {"entropy": item_means(-(log_p.exp() * log_p).sum(dim=-1), batch)}

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evaluators.by_item import ByItem, wide
-from evaluators.model_items import ModelItems, padded, read_items
+from evaluators.model_items import ModelItems, padded, read_items, run_model
+from merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +26,21 @@ class LanguageModel(ByItem):
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         items = read_items(columns, self._where)
         inputs = dict(items.inputs)
-        labels = inputs.pop("labels", inputs["input_ids"])
+        ids = inputs["input_ids"]
+        labels = inputs.pop("labels", ids)
+        for place, (row, wanted) in enumerate(zip(ids, labels, strict=True)):
+            if len(row) != len(wanted) or not bool((wanted[1:] != IGNORED).any()):
+                raise InputError(
+                    f"{self._where}: item {place}: expected as many labels as tokens, and one beyond the first that "
+                    f"counts, received {len(row)} tokens and labels {wanted.tolist()[:8]}"
+                )
         return replace(items, inputs=inputs, extra={"labels": labels})
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
         from torch.nn.functional import cross_entropy
 
-        batch = items.arguments(model)
-        logits = wide(model(**batch).logits)[:, :-1]
+        output, _ = run_model(model, items)
+        logits = wide(output.logits)[:, :-1]
         labels = padded(items.extra["labels"], IGNORED).to(logits.device)[:, 1:]
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-        # A sequence without a token that counts says nothing; it must not become NaN.
-        return {"cross_entropy": losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)}
+        return {"cross_entropy": losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)}

@@ -43,13 +43,14 @@ class ModelItems:
     def arguments(self, model: Any) -> dict[str, torch.Tensor]:
         """Keyword arguments ``(items, ...)`` on the model's device, floating ones in its dtype; sequences are padded.
 
-        Sequences of different lengths get an ``attention_mask``, unless the items bring one.
+        Sequences of different lengths get an ``attention_mask``, unless the items bring one. Ids are padded with the
+        model's own padding token, by which some models find where a sequence ends.
         """
         import torch
 
-        like = next(model.parameters())
+        like, padding = next(model.parameters()), getattr(model.config, "pad_token_id", None) or 0
         lengths = {len(row) for values in self.inputs.values() if isinstance(values, list) for row in values}
-        batch = {name: padded(values) for name, values in self.inputs.items()}
+        batch = {n: padded(values, padding if n == "input_ids" else 0) for n, values in self.inputs.items()}
         if len(lengths) > 1 and "attention_mask" not in batch:
             ragged = next(values for values in self.inputs.values() if isinstance(values, list))
             batch["attention_mask"] = padded([torch.ones(len(row), dtype=torch.int64) for row in ragged])
@@ -57,6 +58,15 @@ class ModelItems:
             name: tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in batch.items()
         }
+
+
+def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What the model says to a batch of items, and the arguments that it was given; no keys and values are kept."""
+    settings = getattr(getattr(model, "config", None), "get_text_config", None)
+    if settings is not None:
+        settings().use_cache = False
+    batch = items.arguments(model)
+    return model(**batch, **options), batch
 
 
 def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
@@ -99,10 +109,15 @@ def _as_input(name: str, values: Any, where: str) -> torch.Tensor | list[torch.T
     import torch
 
     if isinstance(values, np.ndarray) and values.dtype == object:
-        if any(np.ndim(row) != 1 for row in values):
-            raise InputError(f"{where}.inputs.{name}: expected arrays of one shape, or sequences of tokens")
-        return [torch.from_numpy(np.array(row, np.int64)) for row in values]
+        if any(np.ndim(row) != 1 or not len(row) for row in values):
+            raise InputError(
+                f"{where}: column of {name}: expected arrays of one shape, or sequences that are not empty"
+            )
+        kind = np.float32 if any(np.asarray(row).dtype.kind == "f" for row in values) else np.int64
+        return [torch.from_numpy(np.array(row, kind)) for row in values]
     array = np.asarray(values)
+    if 0 in array.shape:
+        raise InputError(f"{where}: column of {name}: expected items that are not empty, received shape {array.shape}")
     if array.dtype.kind == "f" or name == "pixel_values":
         tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
         # (items, height, width): the channel axis is implied

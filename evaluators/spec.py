@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, field_validator
 from pydantic import Field as Key
 
 from evaluators.base import Evaluator
@@ -172,6 +172,17 @@ class _UnlabelledSpec(_ItemSpec):
     inputs: dict[str, str] = Key(
         default_factory=lambda: {"pixel_values": "pixels"}, min_length=1, description="Argument of the model -> column."
     )
+
+    @field_validator("inputs")
+    @classmethod
+    def _no_roles(cls, inputs: dict[str, str]) -> dict[str, str]:
+        from evaluators.model_items import ROLES
+
+        odd = sorted(set(inputs) & set(ROLES))
+        if odd:
+            raise ValueError(f"expected arguments of a model but {', '.join(ROLES)}, received {odd[0]}")
+        return inputs
+
     transductive: bool = Key(
         default=False, description="Search on the test items themselves, without their labels, as some papers do."
     )

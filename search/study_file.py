@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -307,7 +307,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "special": located_special(spec.special, absolute),
             "operator": OperatorSection(name=spec.operator.name, **in_full(spec.operator.options, folder)),
             "start": _resolve_start(spec.start, folder),
-            "evaluators": [_resolve_evaluator(evaluator, folder, experts) for evaluator in spec.evaluators],
+            "evaluators": [_resolve_evaluator(e, folder, experts, absolute) for e in spec.evaluators],
         }
     )
 
@@ -321,14 +321,14 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
     return start.model_copy(update={"run": str(found.resolve())})
 
 
-def _resolve_evaluator(spec: Any, folder: Path, experts: Mapping[str, str]) -> Any:
+def _resolve_evaluator(spec: Any, folder: Path, experts: Mapping[str, str], absolute: Callable[[str], str]) -> Any:
     """Evaluators that read a folder call it ``data``; those that ask experts name them, by default all."""
     found: dict[str, Any] = {}
     if getattr(spec, "data", None) is not None:
         found["data"] = str((folder / spec.data).resolve())
     if hasattr(spec, "teachers"):
         given = dict(experts) if spec.teachers is None else spec.teachers
-        found["teachers"] = {domain: experts.get(path) or absolute_path(path, folder) for domain, path in given.items()}
+        found["teachers"] = {domain: experts.get(path) or absolute(path) for domain, path in given.items()}
     return spec.model_copy(update=found)
 
 

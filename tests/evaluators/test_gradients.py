@@ -14,7 +14,8 @@ from transformers import ViTForImageClassification
 
 from evaluators import Batch, Evaluator
 from evaluators.items import batch_places
-from merging import InputError, NonFiniteError
+from evaluators.model_items import read_items
+from merging import InputError, MergesearchError, NonFiniteError
 from tests.evaluators.items import (
     DOMAINS,
     build,
@@ -264,6 +265,14 @@ class TestAlignment:
         with pytest.raises(InputError, match=r"teachers: .*'night'"):
             build(lonely, folder=folder).check()
 
+    def test_experts_that_are_not_there_are_refused_by_check(self, folder: Path) -> None:
+        lost = CASES["alignment"] | {"teachers": dict.fromkeys(DOMAINS, "./nowhere")}
+        with pytest.raises(MergesearchError, match="nowhere"):
+            build(lost, folder=folder).check()
+        several = CASES["alignment"] | {"domain": None}
+        with pytest.raises(InputError, match=r"domain: required key is missing"):
+            build(several, folder=folder).check()
+
     def test_layers_that_are_not_there_are_refused(self, folder: Path) -> None:
         evaluator = opened(CASES["alignment"] | {"layers": [9]}, folder=folder)
         with pytest.raises(InputError, match="layers"):
@@ -278,6 +287,51 @@ class TestLanguageModel:
             ids, labels = (torch.tensor(table[name][place])[None] for name in ("input_ids", "labels"))
             with torch.no_grad():
                 assert score == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-6)
+
+
+class TestItems:
+    """Columns that a model is called with."""
+
+    def test_ragged_numbers_stay_what_they_are(self) -> None:
+        rows = np.array([np.array([0.3, 0.7], np.float32), np.array([1.5], np.float32)], dtype=object)
+        items = read_items({"input_values": rows}, "entropy")
+        assert [row.tolist() for row in items.inputs["input_values"]] == [pytest.approx([0.3, 0.7]), [1.5]]
+
+    def test_ids_are_padded_with_the_models_own_token(self, folder: Path) -> None:
+        from transformers import LlamaConfig, LlamaForSequenceClassification
+
+        sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = LlamaConfig(**sizes, intermediate_size=32, pad_token_id=3, initializer_range=0.5)
+            model = LlamaForSequenceClassification(config).double().eval()
+        options = {"data": "tokens", "inputs": {"input_ids": "input_ids"}}
+        kind = "AutoModelForSequenceClassification"
+        one, all_at_once = (
+            opened(section("entropy", **options, model_class=kind, batch_size=size), folder=folder) for size in (1, 8)
+        )
+        scores = [e.evaluate(candidate_at([0.0], model), "search").items["loss"] for e in (one, all_at_once)]
+        np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("column", "value", "reason"),
+        [
+            ("labels", [-100, 5], "as many labels as tokens"),
+            ("labels", "none count", "that counts"),
+            ("input_ids", [], "not empty"),
+        ],
+    )
+    def test_items_that_say_nothing_are_refused(self, tmp_path: Path, column: str, value: Any, reason: str) -> None:
+        splits = token_splits()
+        table = splits["validation"]
+        table[column][1] = [-100] * len(table["input_ids"][1]) if value == "none count" else value
+        save(tmp_path / "tokens", splits)
+        with pytest.raises(InputError, match=reason):
+            opened(CASES["language model"], folder=tmp_path)
+
+    def test_arguments_called_as_roles_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="received label"):
+            build(CASES["entropy"] | {"inputs": {"pixel_values": "pixels", "label": "label"}})
 
 
 class TestTransductive:

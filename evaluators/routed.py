@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+
 from evaluators.base import Candidate, Evaluator, Measurement, Split
+from evaluators.by_item import Array
 from evaluators.classification import Classification
+from evaluators.items import balanced_order
 from merging import InputError, Recipe
 
 if TYPE_CHECKING:
@@ -64,6 +68,12 @@ class RoutedClassification(Classification, ABC):
         if candidate.merged is None or not candidate.recipe.routing:
             return super().evaluate(candidate, split, items)
         return super().evaluate(replace(candidate, model=self.routed(candidate)), split, items)
+
+    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
+        """In a fixed order that mixes domains: sorted data would tell a merge for a batch whose items it holds."""
+        order = balanced_order(items.domains)
+        places = np.argsort(order)
+        return {metric: scores[places] for metric, scores in super()._item_scores(model, items.rows(order)).items()}
 
     def check_recipe(self, template: Recipe) -> None:
         """Refuse operators and policies under which experts are not what they are.

@@ -15,18 +15,17 @@ it is AdaMerging++. What we changed:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field as Bound
 
 from evaluators import Batch
 from search.descent import Rule
 from search.strategies.chains import Chains, GradientWalk, followed, varied
-from search.strategy import Point, Problem, Suggestion, Told
+from search.strategy import Point, Problem
 
 
-class AdaMerging:
+class AdaMerging(Chains):
     """Adam on the coefficients.
 
     Args:
@@ -40,9 +39,6 @@ class AdaMerging:
         shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
         chains: Walks at a time at most, by default as many as keep the workers busy.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
-    recommends: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -67,19 +63,7 @@ class AdaMerging:
             coordinates=coordinates,
             batch=Batch(size=batch_size or None, seed=seed),
         )
-        self._chains = Chains(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
-
-    def ask(self, count: int) -> list[Suggestion]:
-        """The next trials of the walks."""
-        return self._chains.ask(count)
-
-    def tell(self, trials: Sequence[Told]) -> None:
-        """Walk on from where the trials' steps led."""
-        self._chains.tell(trials)
-
-    def best(self) -> list[Point]:
-        """Where the walk with the best measured merge stands."""
-        return self._chains.best()
+        super().__init__(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
 
 
 def origin_of(problem: Problem) -> Point:

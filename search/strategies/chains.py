@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -41,7 +41,13 @@ class Move:
 
 
 class Walk(Protocol):
-    """One walk."""
+    """One walk.
+
+    Attributes:
+        over: Whether it has arrived; no walk begins once one has.
+    """
+
+    over: bool
 
     def propose(self) -> Move | None:
         """What to try next; None, and nothing changed, while it waits for results."""
@@ -55,13 +61,16 @@ class Walk(Protocol):
 
 
 class Chains:
-    """Hands asks and results to walks.
+    """Hands asks and results to walks; strategies that are walks and nothing else derive from it.
 
     Args:
         problem: The box, and how losses combine.
         make: Number of a walk, from 0 -> the walk.
         most: Walks at most; None: as many as are asked for at once.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    recommends: ClassVar[bool] = True
 
     def __init__(self, problem: Problem, make: Callable[[int], Walk], most: int | None) -> None:
         self._problem, self._make, self._most = problem, make, most
@@ -105,7 +114,7 @@ class Chains:
             move = walk.propose()
             if move is not None:
                 return number, move
-        if self._most is not None and len(self.walks) >= self._most:
+        if any(walk.over for walk in self.walks) or (self._most is not None and len(self.walks) >= self._most):
             return None
         self.walks.append(self._make(len(self.walks)))
         self._levels.append(np.inf)
@@ -129,6 +138,7 @@ class GradientWalk:
 
     def __init__(self, rule: Rule, start: Point, steps: int, shares: int = 1) -> None:
         self.rule, self._steps, self._shares = rule, steps, shares
+        self.over = False
         self.state: State = begin(rule, start)
         self._point = start
         self._given = 0  # shares of the current step that are out

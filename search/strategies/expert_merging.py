@@ -15,7 +15,7 @@ from where they began, summed over experts. What we changed:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field as Bound
 
@@ -23,10 +23,10 @@ from evaluators import Batch
 from search.descent import Rule
 from search.strategies.adamerging import origin_of
 from search.strategies.chains import Chains, GradientWalk, followed, varied
-from search.strategy import Point, Problem, Suggestion, Told
+from search.strategy import Problem
 
 
-class ExpertMerging:
+class ExpertMerging(Chains):
     """AdamW on the logits of the coefficients, pulled to where they began.
 
     Args:
@@ -42,9 +42,6 @@ class ExpertMerging:
         shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
         chains: Walks at a time at most, by default as many as keep the workers busy.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
-    recommends: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -63,19 +60,7 @@ class ExpertMerging:
     ) -> None:
         rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
         start = origin_of(problem)
-        self._chains = Chains(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
-
-    def ask(self, count: int) -> list[Suggestion]:
-        """The next trials of the walks."""
-        return self._chains.ask(count)
-
-    def tell(self, trials: Sequence[Told]) -> None:
-        """Walk on from where the trials' steps led."""
-        self._chains.tell(trials)
-
-    def best(self) -> list[Point]:
-        """Where the walk with the best measured merge stands."""
-        return self._chains.best()
+        super().__init__(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
 
 
 def rule_of(

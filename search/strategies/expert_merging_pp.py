@@ -9,9 +9,8 @@ that the space is the same all along; and the second part goes on from the first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +20,11 @@ from search.descent import Rule, begin
 from search.strategies.adamerging import origin_of
 from search.strategies.chains import Chains, GradientWalk, Move, varied
 from search.strategies.expert_merging import rule_of
-from search.strategy import Point, Problem, Suggestion, Told
+from search.strategy import Point, Problem, Told
 from spaces import CoefficientSpace
 
 
-class ExpertMergingPp:
+class ExpertMergingPp(Chains):
     """Expert Merging, first by tensors, then by chunks.
 
     Args:
@@ -42,9 +41,6 @@ class ExpertMergingPp:
         shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
         chains: Walks at a time at most, by default as many as keep the workers busy.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
-    recommends: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -65,19 +61,7 @@ class ExpertMergingPp:
         rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
         rule = replace(rule, tied=tensor_numbers(problem))
         start, first = origin_of(problem), max(int(whole * problem.budget), 1)
-        self._chains = Chains(problem, lambda n: _Refining(varied(rule, n), start, steps, shares, first), chains)
-
-    def ask(self, count: int) -> list[Suggestion]:
-        """The next trials of the walks."""
-        return self._chains.ask(count)
-
-    def tell(self, trials: Sequence[Told]) -> None:
-        """Walk on from where the trials' steps led."""
-        self._chains.tell(trials)
-
-    def best(self) -> list[Point]:
-        """Where the walk with the best measured merge stands."""
-        return self._chains.best()
+        super().__init__(problem, lambda n: _Refining(varied(rule, n), start, steps, shares, first), chains)
 
 
 class _Refining(GradientWalk):

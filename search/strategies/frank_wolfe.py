@@ -4,7 +4,7 @@ Chen 2025, "FW-Merging: Scaling Model Merging with Frank-Wolfe Optimization" (ar
 1956, "An algorithm for quadratic programming". It minimises the loss over the convex hull of the checkpoints. At each
 point, the vertex s that minimises <g, s> is found for every group of the space (``layer``) or for the whole model
 (``task``), and the merge moves to θ + γ (s − θ) with γ = 2 / (t + 2) times a step size. The gap <g, θ − s> bounds how
-far a convex loss is above its minimum; it is recorded, and small enough it ends the walk. What we changed:
+far a convex loss is above its minimum; it is recorded, and may end the search. What we changed:
 
 * The oracle is exact: <g, s> is the inner product of the coefficients' gradient with those of a vertex. The authors
   take the smallest cosine between g and the *whole* checkpoint, summed over tensors, which counts a bias as much as a
@@ -17,9 +17,8 @@ far a convex loss is above its minimum; it is recorded, and small enough it ends
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +28,12 @@ from evaluators import Batch
 from search.descent import Array, Descent, Rule, State
 from search.strategies.chains import Chains, GradientWalk, Move, Walk, followed, varied
 from search.strategies.expert_merging import directions_of
-from search.strategy import Point, Problem, Suggestion, Told
+from search.strategy import Point, Problem, Told
 
 Granularity = Literal["layer", "task"]
 
 
-class FrankWolfe:
+class FrankWolfe(Chains):
     """Frank-Wolfe over the checkpoints.
 
     Args:
@@ -46,15 +45,12 @@ class FrankWolfe:
         step_size: Factor of γ.
         batch_size: Items of every domain in a gradient; 0 takes all of them.
         base: Whether the base is a vertex.
-        gap: The walk ends when the gap of the exact oracle is not above this.
+        gap: The search ends when the gap of the exact oracle is not above this; by default it goes on.
         steps: Steps of Adam in a round of ``soft``.
         learning_rate: Of Adam in ``soft``.
         objectives: Names of the objectives to follow, by default all that have gradients.
         chains: Walks at a time at most, by default as many as keep the workers busy.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
-    recommends: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -67,7 +63,7 @@ class FrankWolfe:
         step_size: Annotated[float, Bound(gt=0, le=1)] = 1.0,
         batch_size: Annotated[int, Bound(ge=0)] = 100,
         base: bool = True,
-        gap: Annotated[float, Bound(ge=0)] = 0.0,
+        gap: Annotated[float, Bound(gt=0)] | None = None,
         steps: Annotated[int, Bound(ge=1)] = 50,
         learning_rate: Annotated[float, Bound(gt=0)] = 1e-3,
         objectives: list[str] | None = None,
@@ -88,19 +84,7 @@ class FrankWolfe:
             own = varied(rule, number)
             return _Soft(hull, own, steps) if variant == "soft" else _Hard(hull, own, step_size, gap)
 
-        self._chains = Chains(problem, make, chains)
-
-    def ask(self, count: int) -> list[Suggestion]:
-        """The next trials of the walks; none once every walk is over."""
-        return self._chains.ask(count)
-
-    def tell(self, trials: Sequence[Told]) -> None:
-        """Step towards the vertices that the gradients point to."""
-        self._chains.tell(trials)
-
-    def best(self) -> list[Point]:
-        """Where the walk with the best measured merge stands."""
-        return self._chains.best()
+        super().__init__(problem, make, chains)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +141,10 @@ class Hull:
 class _Hard:
     """One vertex at a time."""
 
-    def __init__(self, hull: Hull, rule: Rule, step_size: float, tolerance: float) -> None:
+    def __init__(self, hull: Hull, rule: Rule, step_size: float, tolerance: float | None) -> None:
         self._hull, self._rule, self._step, self._tolerance = hull, rule, step_size, tolerance
         self._point = hull.centre
-        self._done, self._waits, self._over = 0, False, False
+        self._done, self._waits, self.over = 0, False, False
         self._gap: float | None = None
 
     @property
@@ -170,7 +154,7 @@ class _Hard:
 
     def propose(self) -> Move | None:
         """The gradient where it stands."""
-        if self._waits or self._over:
+        if self._waits or self.over:
             return None
         self._waits = True
         notes = {} if self._gap is None else {"gap before": self._gap}
@@ -190,7 +174,7 @@ class _Hard:
             target = np.where(self._moves(scores), target, self._point)
         if not cosine:
             self._gap = float(found.gradient @ (self._point - target))
-            self._over = self._gap <= self._tolerance
+            self.over = self._tolerance is not None and self._gap <= self._tolerance
         self._done += 1
         # Frank and Wolfe 1956, with the step of Jaggi 2013, "Revisiting Frank-Wolfe", algorithm 1.
         self._point = self._point + min(2.0 / (self._done + 1) * self._step, 1.0) * (target - self._point)
@@ -209,7 +193,7 @@ class _Soft:
         self._names = list(rule.weights)
         self._point = hull.low
         self._active = np.zeros(hull.low.size, np.bool_)
-        self._round = 0
+        self._round, self.over = 0, False
         self._given = 0  # objectives whose gradients have been asked for in this round
         self._scores: dict[int, Array] = {}
         self._walk: GradientWalk | None = None

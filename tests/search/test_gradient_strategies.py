@@ -245,7 +245,7 @@ class TestFrankWolfe:
         given = problem()
         bowls = Bowls(given.dim)
         bowls.centres[0] = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])  # a vertex
-        strategy = make("frank_wolfe", given, gap=0.2, chains=1)
+        strategy = make("frank_wolfe", given, gap=0.2)
         assert len(run(strategy, bowls, 100)) < 100
 
     def test_cosines_move_only_groups_that_have_a_descent(self) -> None:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
-from experiments.strategies import DOMAINS, ROOT, ZOO, interval
+from experiments.strategies import DOMAINS, ROOT, ZOO, interval, run_in_pairs
 
 RUNS, README = ROOT / "runs" / "gradients", ROOT / "experiments" / "0005-gradients" / "README.md"
 DATA = ZOO / "data"
@@ -283,19 +280,7 @@ def _run_all(cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
     build_digits(ZOO)
     RUNS.mkdir(parents=True, exist_ok=True)
     _save_by_domain()
-    results = {}
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-    with ProcessPoolExecutor(2, get_context("spawn"), silence_transformers) as pool:
-        waiting = {pool.submit(run_case, case): case for case in cases}
-        for done in as_completed(waiting):
-            case = waiting[done]
-            try:
-                results[case] = done.result()
-                print(f"{len(results)}/{len(cases)} {case.name} {results[case]['accuracy']:.3f}", flush=True)
-            except Exception as error:
-                print(f"FAILED {case.name}: {type(error).__name__}: {error}", flush=True)
-    return results
+    return run_in_pairs(cases, run_case)
 
 
 if __name__ == "__main__":

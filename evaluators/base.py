@@ -24,7 +24,7 @@ memory does not grow with the number of domains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -52,11 +52,19 @@ class Candidate:
     ``model`` is the worker's resident ``torch.nn.Module`` whose parameters are views into the merged arena; it
     changes with the next trial, so an evaluator must not keep it. ``merged`` is what merges into it
     (:class:`merging.binding.MergedModel`), for merges that depend on their input.
+
+    Attributes:
+        references: Anchor -> ``metric/domain`` -> value on the items in question, for objectives that are relative to
+            other models; None while those are measured themselves.
+        scored: Scores of the items that evaluators have scored already, so that more of them can be asked for without
+            scoring those again; theirs alone.
     """
 
     recipe: Recipe
     model: Any = None
     merged: Any = None
+    references: Mapping[str, Mapping[str, float]] | None = None
+    scored: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,19 @@ class Measurement:
         errors: Objective name -> standard error of the value over items, where it is known.
         items: Objective name -> score of each item ``(items,)``, in the order of the split; where only a part was
             asked for, of the items in that part.
+        means: ``metric/domain`` -> value there, for objectives of other models that are relative to this one.
+        violations: Bound -> how far it is missed; kept at 0 and below.
+        weights: Objective name -> weight of each item ``(items,)``, where the value is the sum of weighted items.
+        places: Objective name -> where its items are among all that the split has for it ``(items,)``.
     """
 
     values: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    means: Mapping[str, float] = field(default_factory=dict)
+    violations: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    places: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,10 @@ class Evaluator(Protocol):
 
     #: What is measured, in a fixed order.
     objectives: tuple[Objective, ...]
+    #: Names of the bounds that a merge must keep.
+    constraints: tuple[str, ...]
+    #: Objectives whose value is a weighted sum of their items' scores, also on a part of the items.
+    additive: tuple[str, ...]
     #: Extras beyond the values: subset of {"items", "gradient"}.
     provides: frozenset[str]
     #: Names of the objectives that :meth:`backward` can follow; all of them are minimised. Empty without "gradient".
@@ -129,6 +149,15 @@ class Evaluator(Protocol):
 
     def check(self) -> None:
         """Refuse wrong input (missing data, overlapping or empty splits) before any weight is read."""
+
+    def references(self) -> frozenset[str]:
+        """Anchors that must be measured before anything else, for objectives that are relative to them.
+
+        Names as of :mod:`search.anchors`, ``base`` and ``expert NAME``; known after :meth:`check`.
+        """
+
+    def warnings(self, sources: Sequence[str]) -> list[str]:
+        """What a user should know of the models' folders (base, experts) before they are evaluated; one line each."""
 
     def open(self) -> None:
         """Load the items; called once in each worker, before the first evaluation."""

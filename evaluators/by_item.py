@@ -10,55 +10,35 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Slope, Split
+from evaluators.base import SPLITS, Batch, Candidate, Measurement, Slope, Split
 from evaluators.items import balanced_order, batch_places, check_items, count_items, load_columns
+from evaluators.objectives import (
+    DomainScore,
+    Metric,
+    additive_of,
+    check_metrics,
+    constraints_of,
+    measure,
+    needed_references,
+    objectives_of,
+    score_domains,
+)
 from merging import InputError, NonFiniteError
+
+__all__ = ["ByItem", "Items", "Metric", "domain_names", "wide"]
 
 if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[np.float64]
-
-#: Metric -> where better is.
-DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
-    "accuracy": "maximize",
-    "cross_entropy": "minimize",
-    "entropy": "minimize",
-    "alignment": "minimize",
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One objective.
-
-    Attributes:
-        name: Name of the objective, or None for one made from the rest.
-        metric: A key of :data:`DIRECTIONS`.
-        domains: Domains to measure on, each once; None means all.
-        reduce: ``mean`` of the domains' means, or the ``worst`` domain.
-    """
-
-    name: str | None = None
-    metric: str = "accuracy"
-    domains: Sequence[str] | None = None
-    reduce: Literal["mean", "worst"] = "mean"
-
-    @property
-    def label(self) -> str:
-        """The objective's name: ``accuracy``, ``accuracy[rotated]``, ``worst accuracy``, unless one was given."""
-        if self.name is not None:
-            return self.name
-        where = f"[{', '.join(self.domains)}]" if self.domains is not None else ""
-        return f"{'worst ' if self.reduce == 'worst' else ''}{self.metric}{where}"
 
 
 class Items(Protocol):
@@ -77,12 +57,14 @@ class ByItem(ABC):
 
     Args:
         data: Folder written by ``DatasetDict.save_to_disk``.
-        metrics: The objectives.
+        metrics: The objectives, and bounds.
         splits: ``search``, ``validation``, ``test`` -> name of that split in the folder, where it differs.
         columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None.
         batch_size: Items per forward pass.
         where: Key of the study file, for messages.
         transductive: Search on the test items themselves, for members that read no labels.
+        max_items: Search on so many of the search items only, the first of the fixed order; None means all.
+        experts: Domain -> its expert, where that has another name; for objectives relative to experts.
 
     Raises:
         InputError: If two objectives have one name, domains are asked for without a domain column, or one twice.
@@ -102,16 +84,21 @@ class ByItem(ABC):
         batch_size: int = 256,
         where: str,
         transductive: bool = False,
+        max_items: int | None = None,
+        experts: Mapping[str, str] | None = None,
     ) -> None:
+        self._max_items, self._experts = max_items, dict(experts or {})
         self._data, self._metrics, self._batch_size, self._where = data, tuple(metrics), batch_size, where
         self._splits: dict[Split, str] = {split: (splits or {}).get(split, split) for split in SPLITS}
         self._columns, self.transductive = columns, transductive
         if transductive:
             self._splits["search"] = self._splits["test"]
-        self.objectives = tuple(Objective(metric.label, DIRECTIONS[metric.metric]) for metric in metrics)
-        self.differentiable = tuple(m.label for m in metrics if m.metric in self.smooth and m.reduce == "mean")
+        check_metrics(self._metrics, where, by_domain=columns.get("domain") is not None)
+        self.objectives, self.constraints = objectives_of(self._metrics), constraints_of(self._metrics)
+        self.additive = additive_of(self._metrics)
+        plain = (m for m in metrics if m.metric in self.smooth and m.reduce == "mean" and m.normalise is None)
+        self.differentiable = tuple(metric.label for metric in plain if not metric.bounds)
         self.provides = frozenset({"items", "gradient"} if self.differentiable else {"items"})
-        self._check_metrics()
         self._items: dict[Split, Any] = {}
         self._domains: set[str] = set()  # of all splits, once checked
 
@@ -142,14 +129,28 @@ class ByItem(ABC):
                     f"of {absent[0]!r} in {self._splits[split]!r}; add some, or name the domains of each objective"
                 )
 
+    def references(self) -> frozenset[str]:
+        """Anchors that objectives are relative to; known once checked."""
+        return needed_references(self._metrics, self._domains or {""}, self._experts)
+
+    def warnings(self, sources: Sequence[str]) -> list[str]:
+        """None: items are what a model reads."""
+        return []
+
     def open(self) -> None:
         """Read the items of all splits."""
         for split in SPLITS:
-            self._items[split] = self._read(load_columns(self._data, self._splits[split], self._columns))
+            items = self._read(load_columns(self._data, self._splits[split], self._columns))
+            self._items[split] = items.rows(self._kept(items.domains)) if split == "search" else items
 
     def size(self, split: Split) -> int:
-        """Items of a split."""
-        return count_items(self._data, self._splits[split])
+        """Items of a split, as far as they are used."""
+        size = count_items(self._data, self._splits[split])
+        return size if split != "search" or self._max_items is None else min(size, self._max_items)
+
+    def _kept(self, domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
+        """Places of the search items that are used, of the domains ``(items,)`` of all."""
+        return np.sort(balanced_order(domains)[: self._max_items])
 
     def cost(self, split: Split, items: int | None = None) -> int:
         """One forward pass per item serves all objectives."""
@@ -163,9 +164,10 @@ class ByItem(ABC):
             NonFiniteError: If a score is not finite; names the objective.
         """
         chosen = self._items_of(split)
-        if items is not None and items < len(chosen.domains):
-            chosen = chosen.rows(np.sort(balanced_order(chosen.domains)[:items]))
-        return self._measure(candidate.model, chosen)
+        places = np.sort(balanced_order(chosen.domains)[:items])
+        scores, domains = self._scored(candidate, chosen, places, split), chosen.domains[places]
+        by_domain = {metric: self._by_domain(metric, split, places, s, domains) for metric, s in scores.items()}
+        return measure(self._metrics, by_domain, candidate.references, self._experts, chosen.domains)
 
     def batch_cost(self, batch: Batch) -> int:
         """Items of the batch's share, over all domains."""
@@ -176,7 +178,8 @@ class ByItem(ABC):
         """Domain of each search item; the driver, which never opens, reads that column alone."""
         column = {"domain": self._columns["domain"]}
         found = load_columns(self._data, self._splits["search"], column) if column["domain"] else {}
-        return domain_names(found.get("domain"), self.size("search"))
+        domains = domain_names(found.get("domain"), count_items(self._data, self._splits["search"]))
+        return domains[self._kept(domains)]
 
     def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
         """Run backwards domain by domain: only one domain's graph is alive at a time.
@@ -208,21 +211,40 @@ class ByItem(ABC):
         factors: dict[str, float] = {}
         for metric in self._metrics:
             chosen = everywhere if metric.domains is None else set(metric.domains)
-            weight = weights.get(metric.label, 0.0)
+            weight = 0.0 if metric.bounds else weights.get(metric.label, 0.0)
             assert not weight or metric.label in self.differentiable
             if weight and domain in chosen:
                 factors[metric.metric] = factors.get(metric.metric, 0.0) + weight / len(chosen)
         return factors
 
-    def _measure(self, model: Any, items: Items) -> Measurement:
-        scores = self._item_scores(model, items)
-        values, errors, kept = {}, {}, {}
-        for metric, objective in zip(self._metrics, self.objectives, strict=True):
-            value, error, used = reduce_scores(metric, scores[metric.metric], items.domains)
-            if not math.isfinite(value):
-                raise NonFiniteError(f"objective {objective.name!r}")
-            values[objective.name], errors[objective.name], kept[objective.name] = value, error, used
-        return Measurement(values, errors, kept)
+    def _scored(
+        self, candidate: Candidate, items: Items, places: npt.NDArray[np.intp], split: Split
+    ) -> dict[str, Array]:
+        """Metric -> score of the items at ``places``; those that this candidate was scored on before are kept."""
+        key = (id(self), split)
+        before, scores = candidate.scored.get(key, (np.empty(0, np.intp), {}))
+        fresh = np.setdiff1d(places, before)
+        if fresh.size:
+            part = items if len(fresh) == len(items.domains) else items.rows(fresh)
+            found = self._item_scores(candidate.model, part)
+            merged = np.concatenate([before, fresh])
+            order = np.argsort(merged)
+            scores = {m: np.concatenate([scores[m], s] if m in scores else [s])[order] for m, s in found.items()}
+            candidate.scored[key] = before, scores = merged[order], scores
+        rows = np.searchsorted(before, places)
+        return {metric: values[rows] for metric, values in scores.items()}
+
+    def _by_domain(
+        self,
+        metric: str,
+        split: Split,
+        places: npt.NDArray[np.intp],
+        scores: Array,
+        domains: npt.NDArray[np.str_],
+    ) -> dict[str, DomainScore]:
+        """A metric's score in every domain: the mean of its items, unless a member has it otherwise."""
+        found = score_domains(scores, domains)
+        return {name: replace(score, places=places[score.places]) for name, score in found.items()}
 
     def _item_scores(self, model: Any, items: Items) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``."""
@@ -246,47 +268,6 @@ class ByItem(ABC):
     @abstractmethod
     def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
         """Metric -> score of each item ``(items,)`` of a batch, with a graph where gradients are on."""
-
-    def _check_metrics(self) -> None:
-        names = [objective.name for objective in self.objectives]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(
-                f"{self._where}.objectives: expected unique names, received {twice} twice; give one a name"
-            )
-        again = next((m for m in self._metrics if m.domains is not None and len(set(m.domains)) < len(m.domains)), None)
-        if again is not None:
-            raise InputError(
-                f"{self._where}.objectives: expected each domain once, received {again.domains}; drop the repeat"
-            )
-        by_domain = next((m.label for m in self._metrics if m.domains is not None or m.reduce == "worst"), None)
-        if by_domain is not None and self._columns["domain"] is None:
-            raise InputError(
-                f"{self._where}.domain: required key is missing: objective {by_domain!r} needs a domain column"
-            )
-
-
-def reduce_scores(metric: Metric, scores: Array, domains: npt.NDArray[np.str_]) -> tuple[float, float, Array]:
-    """Value, standard error and the item scores behind them.
-
-    The mean over domains is the mean of the domains' means, its error that of independent means; the worst domain
-    brings its own error. The item scores of a mean are those of the domains in question, in the order of the split;
-    of a worst domain, those of that domain.
-
-    Args:
-        metric: What to measure.
-        scores: Score of each item ``(items,)``.
-        domains: Domain of each item ``(items,)``; one name throughout where there is no domain column.
-    """
-    chosen = sorted(set(domains.tolist())) if metric.domains is None else list(metric.domains)
-    by_domain = [scores[domains == name] for name in chosen]
-    means = np.array([part.mean() for part in by_domain])
-    errors = np.array([part.std() / math.sqrt(part.size) for part in by_domain])
-    if metric.reduce == "worst":
-        worst = int(np.argmin(means) if DIRECTIONS[metric.metric] == "maximize" else np.argmax(means))
-        return float(means[worst]), float(errors[worst]), by_domain[worst]
-    error = math.sqrt(float(np.sum(errors**2))) / len(chosen)
-    return float(means.mean()), error, scores[np.isin(domains, chosen)]
 
 
 def domain_names(column: Any, count: int) -> npt.NDArray[np.str_]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.by_item import ByItem, Metric, domain_names, reduce_scores, wide
+from evaluators.by_item import ByItem, Metric, domain_names, wide
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Classification", "Metric", "reduce_scores"]
+__all__ = ["Classification", "Metric"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from evaluators.base import Batch, Candidate, Evaluator, Measurement, Slope, Split
+from evaluators.objectives import References
 from merging import InputError
 
 
@@ -34,6 +36,11 @@ class Composite:
         if len(classes) > 1:
             raise InputError(f"{where}: expected evaluators of one kind of model, received {classes}; use two studies")
         self.model_class: str | None = classes[0] if classes else None
+        self.constraints = tuple(name for member in members for name in member.constraints)
+        self.additive = tuple(name for member in members for name in member.additive)
+        again = sorted({name for name in self.constraints if self.constraints.count(name) > 1})
+        if again:
+            raise InputError(f"{where}: expected unique names of bounds, received {again} twice; give one a name")
         self.transductive = any(member.transductive for member in members)
         shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
         self.differentiable = tuple(name for member in members for name in member.differentiable)
@@ -43,6 +50,14 @@ class Composite:
         """Check every member."""
         for member in self._members:
             member.check()
+
+    def references(self) -> frozenset[str]:
+        """What any member's objectives are relative to."""
+        return frozenset().union(*(member.references() for member in self._members))
+
+    def warnings(self, sources: Sequence[str]) -> list[str]:
+        """What all members say, each line once."""
+        return list(dict.fromkeys(line for member in self._members for line in member.warnings(sources)))
 
     def open(self) -> None:
         """Open every member."""
@@ -59,11 +74,18 @@ class Composite:
 
     def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
         """Measurements of all members, side by side; each scores its own first ``items``."""
-        parts = [member.evaluate(candidate, split, items) for member in self._members]
+        parts = []
+        for place, member in enumerate(self._members):
+            own = replace(candidate, references=_those_of(place, candidate.references))
+            parts.append(member.evaluate(own, split, items))
         return Measurement(
             values={name: value for part in parts for name, value in part.values.items()},
             errors={name: value for part in parts for name, value in part.errors.items()},
             items={name: scores for part in parts for name, scores in part.items.items()},
+            means={f"{place}:{name}": value for place, part in enumerate(parts) for name, value in part.means.items()},
+            violations={name: value for part in parts for name, value in part.violations.items()},
+            weights={name: weights for part in parts for name, weights in part.weights.items()},
+            places={name: places for part in parts for name, places in part.places.items()},
         )
 
     def batch_cost(self, batch: Batch) -> int:
@@ -79,3 +101,14 @@ class Composite:
                 slopes.append(member.backward(candidate, batch, own))
         fields = [slope.field for slope in slopes if slope.field is not None]
         return Slope(sum(slope.loss for slope in slopes), sum(fields[1:], fields[0]) if fields else None)
+
+
+def _those_of(place: int, references: References | None) -> References | None:
+    """What is known of other models by the member at ``place``, whose names are marked with it."""
+    if references is None:
+        return None
+    mark = f"{place}:"
+    return {
+        model: {name.removeprefix(mark): value for name, value in means.items() if name.startswith(mark)}
+        for model, means in references.items()
+    }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, field_validator, model_validator
 from pydantic import Field as Key
 
 from evaluators.base import Evaluator
 from evaluators.composite import Composite
+
+if TYPE_CHECKING:
+    from evaluators.objectives import Metric
 
 Share = Annotated[float, Key(ge=0, le=1)]
 
@@ -47,13 +50,50 @@ class SyntheticSpec(_Spec):
         return Synthetic(**options, faults=Faults(**self.faults.model_dump()), where=where)
 
 
-class MetricSpec(_Spec):
-    """One objective of a classification evaluator."""
+class ScoreSpec(_Spec):
+    """One objective of an evaluator with a single metric."""
 
     name: str | None = Key(default=None, min_length=1, description="Name; by default made from the rest.")
-    metric: Literal["accuracy", "cross_entropy"] = "accuracy"
     domains: list[str] | None = Key(default=None, min_length=1, description="Domains to measure on; by default all.")
-    reduce: Literal["mean", "worst"] = Key(default="mean", description="How several domains become one value.")
+    reduce: Literal["mean", "worst", "geometric_mean"] = Key(
+        default="mean", description="How several domains become one value."
+    )
+    normalise: Literal["expert", "base", "chance", "forgetting"] | None = Key(
+        default=None, description="Compare each domain with its expert, the base (retention), a guess, or what is lost."
+    )
+    chance: float | dict[str, float] = Key(default=0.0, description="What a guess scores, in all domains or by domain.")
+
+
+class BoundSpec(ScoreSpec):
+    """A bound that merges must keep: those that miss it rank behind all that keep it, and never win."""
+
+    at_least: float | Literal["base"] | None = Key(default=None, description="A number, or base: what the base scores.")
+    at_most: float | Literal["base"] | None = Key(default=None, description="A number, or base: what the base scores.")
+    tolerance: float = Key(default=0.0, ge=0, description="How far it may be missed.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("expected at_least or at_most")
+        return self
+
+
+class MetricSpec(ScoreSpec):
+    """One objective of a classification evaluator."""
+
+    metric: Literal["accuracy", "cross_entropy"] = "accuracy"
+
+
+class MetricBoundSpec(BoundSpec, MetricSpec):
+    """One bound of a classification evaluator."""
+
+
+def metrics_of(scores: Sequence[ScoreSpec], metric: str | None = None) -> list[Metric]:
+    """Objectives and bounds as evaluators take them."""
+    from evaluators.objectives import Metric
+
+    named: dict[str, Any] = {} if metric is None else {"metric": metric}
+    return [Metric(**named, **score.model_dump()) for score in scores]
 
 
 class ClassificationSpec(_Spec):
@@ -69,20 +109,16 @@ class ClassificationSpec(_Spec):
     domain: str | None = Key(default=None, description="Column that says which domain an item belongs to.")
     id: str | None = Key(default=None, description="Column of stable ids; by default a hash of the image.")
     batch_size: int = Key(default=256, ge=1)
+    max_items: int | None = Key(default=None, ge=1, description="Search on so many of the search items only.")
     objectives: list[MetricSpec] = Key(default_factory=lambda: [MetricSpec()], min_length=1)
+    constraints: list[MetricBoundSpec] = Key(default_factory=list, description="Bounds that merges must keep.")
+    experts: dict[str, str] | None = Key(default=None, description="Domain -> expert; by default of the same name.")
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """The evaluator."""
-        from evaluators.classification import Classification, Metric
+        from evaluators.classification import Classification
 
-        return Classification(
-            folder / self.data,
-            [Metric(**metric.model_dump()) for metric in self.objectives],
-            splits=self.splits,
-            columns={"input": self.input, "label": self.label, "domain": self.domain, "id": self.id},
-            batch_size=self.batch_size,
-            where=where,
-        )
+        return Classification(**_as_classification(self, folder, where))
 
 
 class T3Spec(ClassificationSpec):
@@ -104,7 +140,6 @@ class TwinMergingSpec(ClassificationSpec):
 
     kind: Literal["twin_merging"]  # type: ignore[assignment]
     per: Literal["item", "batch"] = Key(default="item", description="Merge for every item, or once for a batch.")
-    experts: dict[str, str] | None = Key(default=None, description="Domain -> expert; by default of the same name.")
     router_width: int = Key(default=64, ge=1, description="Hidden width of the router.")
     router_steps: int = Key(default=100, ge=1, le=10000, description="Training steps, on all search items at once.")
     router_seed: int = Key(default=0, ge=0, description="Seed of the router's first weights.")
@@ -113,30 +148,22 @@ class TwinMergingSpec(ClassificationSpec):
         """The evaluator."""
         from evaluators.twin_merging import TwinMerging
 
-        own = self.model_dump(include={"per", "experts", "router_width", "router_steps", "router_seed"})
+        own = self.model_dump(include={"per", "router_width", "router_steps", "router_seed"})
         return TwinMerging(**own, **_as_classification(self, folder, where))
 
 
 def _as_classification(spec: ClassificationSpec, folder: Path, where: str) -> dict[str, Any]:
     """What evaluators that score as a classifier hand on."""
-    from evaluators.classification import Metric
-
     return {
         "data": folder / spec.data,
-        "metrics": [Metric(**metric.model_dump()) for metric in spec.objectives],
+        "metrics": metrics_of([*spec.objectives, *spec.constraints]),
         "splits": spec.splits,
         "columns": {"input": spec.input, "label": spec.label, "domain": spec.domain, "id": spec.id},
         "batch_size": spec.batch_size,
+        "max_items": spec.max_items,
+        "experts": spec.experts,
         "where": where,
     }
-
-
-class ScoreSpec(_Spec):
-    """One objective of an evaluator with a single metric."""
-
-    name: str | None = Key(default=None, min_length=1, description="Name; by default made from the rest.")
-    domains: list[str] | None = Key(default=None, min_length=1, description="Domains to measure on; by default all.")
-    reduce: Literal["mean", "worst"] = Key(default="mean", description="How several domains become one value.")
 
 
 class _ItemSpec(_Spec):
@@ -149,18 +176,21 @@ class _ItemSpec(_Spec):
     domain: str | None = Key(default=None, description="Column that says which domain an item belongs to.")
     id: str | None = Key(default=None, description="Column of stable ids; by default a hash of the first input.")
     batch_size: int = Key(default=256, ge=1)
+    max_items: int | None = Key(default=None, ge=1, description="Search on so many of the search items only.")
     objectives: list[ScoreSpec] = Key(default_factory=lambda: [ScoreSpec()], min_length=1)
+    constraints: list[BoundSpec] = Key(default_factory=list, description="Bounds that merges must keep.")
+    experts: dict[str, str] | None = Key(default=None, description="Domain -> expert; by default of the same name.")
 
     def _options(self, folder: Path, where: str, metric: str, inputs: Mapping[str, str]) -> dict[str, Any]:
         """What every evaluator of items is built from."""
-        from evaluators.by_item import Metric
-
         return {
             "data": folder / self.data,
-            "metrics": [Metric(metric=metric, **score.model_dump()) for score in self.objectives],
+            "metrics": metrics_of([*self.objectives, *self.constraints], metric),
             "splits": self.splits,
             "columns": {**inputs, "label": None, "domain": self.domain, "id": self.id},
             "batch_size": self.batch_size,
+            "max_items": self.max_items,
+            "experts": self.experts,
             "where": where,
         }
 

@@ -19,7 +19,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -239,6 +239,7 @@ class Synthetic:
 
     model_class: str | None = None
     transductive = False
+    constraints: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -258,6 +259,7 @@ class Synthetic:
         self.differentiable = () if problem == "zdt1" else tuple(objective.name for objective in self.objectives)
         given = {"items": bool(items), "gradient": bool(self.differentiable)}
         self.provides = frozenset(name for name, provided in given.items() if provided)
+        self.additive = tuple(objective.name for objective in self.objectives) if items else ()
         self._problem, self._count, self._seed = problem, count, seed
         self._noise, self._items, self._seconds = noise, items, seconds
         self._faults = faults or Faults()
@@ -266,6 +268,14 @@ class Synthetic:
 
     def check(self) -> None:
         """Nothing to refuse: there is no data."""
+
+    def references(self) -> frozenset[str]:
+        """None: a loss is relative to nothing."""
+        return frozenset()
+
+    def warnings(self, sources: Sequence[str]) -> list[str]:
+        """None: there are no models."""
+        return []
 
     def open(self) -> None:
         """Nothing to load."""
@@ -306,10 +316,13 @@ class Synthetic:
         # Noise of an item is larger by sqrt(items), so that the mean has the standard deviation that was asked for.
         draws = generator.standard_normal((losses.size, self._items))
         scores = (losses[:, None] + self._noise * np.sqrt(self._items) * draws)[:, :items]
+        count = scores.shape[1]
         return Measurement(
             self._named(scores.mean(axis=1).tolist()),
-            self._named((scores.std(axis=1) / np.sqrt(scores.shape[1])).tolist()),
+            self._named((scores.std(axis=1) / np.sqrt(count)).tolist()),
             dict(zip((objective.name for objective in self.objectives), scores, strict=True)),
+            weights={objective.name: np.full(count, 1 / count) for objective in self.objectives},
+            places={objective.name: np.arange(count) for objective in self.objectives},
         )
 
     def _named(self, values: Iterable[float]) -> dict[str, float]:

@@ -52,7 +52,7 @@ class TwinMerging(RoutedClassification):
         router_seed: int,
         **classification: Any,
     ) -> None:
-        super().__init__(**classification)
+        super().__init__(experts=experts, **classification)
         self._source = classification
         self._owners, self._batch = experts, classification["batch_size"]
         router = {"router_width": router_width, "router_steps": router_steps, "router_seed": router_seed}

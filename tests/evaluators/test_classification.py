@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluators import SPLITS, Candidate, Evaluator, Measurement
-from evaluators.classification import Metric, reduce_scores
+from evaluators.objectives import Metric, reduce_metric, score_domains
 from evaluators.spec import parse_evaluators
 from merging import InputError, NonFiniteError
 from tests.evaluators.items import (
@@ -108,9 +108,11 @@ class TestScores:
 
     def test_every_domain_weighs_the_same_however_many_items_it_has(self) -> None:
         scores, place = np.array([1.0, 1.0, 1.0, 0.0]), np.array(["day", "day", "day", "night"])
-        value, error, used = reduce_scores(Metric(), scores, place)
-        assert (value, error) == (0.5, 0.0)
-        np.testing.assert_array_equal(used, scores)
+        found = reduce_metric(Metric(), score_domains(scores, place))
+        assert (found.value, found.error) == (0.5, 0.0)
+        np.testing.assert_array_equal(found.items, scores)
+        assert found.weights is not None
+        assert found.weights @ found.items == pytest.approx(0.5)
 
     @given(
         scores=st.lists(st.floats(0, 10), min_size=4, max_size=40),
@@ -121,10 +123,11 @@ class TestScores:
     def test_the_worst_domain_is_no_better_than_the_mean(self, scores: list[float], metric: Any, seed: int) -> None:
         place = np.array([f"d{number % 3}" for number in range(len(scores))])
         array = np.array(scores)
-        mean, worst = (reduce_scores(Metric(None, metric, None, how), array, place)[0] for how in ("mean", "worst"))
+        by_domain = score_domains(array, place)
+        mean, worst = (reduce_metric(Metric(None, metric, None, how), by_domain).value for how in ("mean", "worst"))
         assert worst <= mean + 1e-12 if metric == "accuracy" else worst >= mean - 1e-12
         order = np.random.default_rng(seed).permutation(len(scores))
-        again = reduce_scores(Metric(None, metric), array[order], place[order])[0]
+        again = reduce_metric(Metric(None, metric), score_domains(array[order], place[order])).value
         assert again == pytest.approx(mean, abs=1e-12)
 
     def test_batch_size_does_not_matter(self, model: Any, data: Path) -> None:

@@ -27,6 +27,8 @@ class Recorder:
         self.provides = frozenset(provides)
         self.differentiable = (name,) if "gradient" in provides else ()
         self.transductive = False
+        self.constraints: tuple[str, ...] = ()
+        self.additive: tuple[str, ...] = ()
         self.model_class = model_class
         self.calls: list[str] = []
 

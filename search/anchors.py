@@ -49,6 +49,13 @@ def default_anchors(template: Recipe, layout: Layout | None, space: Space, opera
     return tuple(anchors.values())
 
 
+def reference_recipe(template: Recipe, layout: Layout, name: str) -> Recipe:
+    """``base`` or ``expert NAME`` as a recipe, by an operator that reproduces them."""
+    recipe = template if template.operator in LINEAR else replace(template, operator="average", hyperparameters=())
+    row = [float(name == f"expert {expert.name}") for expert in template.experts]
+    return recipe.with_field(Field.constant(layout.size, np.array(row)))
+
+
 def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[tuple[str, Recipe]]:
     """Experts, average, task arithmetic, the LiNeS line and default TIES."""
     experts = len(template.experts)

@@ -1,6 +1,7 @@
 """What a study may spend, and what it has spent: trials, evaluations of items, seconds, hours of workers.
 
-Trials and evaluations are counted when a trial is asked, failures in full, so that no study ever exceeds them. Time is
+Trials and evaluations are counted when a trial is asked, failures in full, so that no study ever exceeds them; what a
+trial that was stopped early has left is given back. Time is
 known when a trial ends: a study stops asking once it is spent, and finishes what is in flight. Re-evaluations on
 validation and test items are not counted.
 """
@@ -44,7 +45,7 @@ def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> 
     """
     return Spent(
         trials=len(records),
-        evaluations=sum(cost(record.part) + record.looked for record in records),
+        evaluations=sum(cost(record.evaluated) + record.looked for record in records),
         seconds=busy_seconds(records),
         worker_hours=sum(sum(record.seconds.values()) for record in records) / 3600,
     )
@@ -100,11 +101,13 @@ class Purse:
     def note_end(self, record: TrialRecord) -> None:
         """A trial has ended."""
         self._worker_seconds += sum(record.seconds.values())
+        if record.stopped is not None and record.number < self._counted:
+            self._evaluations -= self.cost(record.part) - self.cost(record.stopped)
 
     def allows(self, part: int | None = 1, looked: int = 0) -> bool:
         """Whether a trial on ``part`` items, and so many for gradients, may be asked; by default whether any may."""
         for record in self._records[self._counted :]:
-            self._evaluations += self.cost(record.part) + record.looked
+            self._evaluations += self.cost(record.evaluated) + record.looked
         self._counted = len(self._records)
         section, kept = self._section, self._reserve
         evaluations = self._evaluations + self.cost(part) + looked + kept * self.cost(None)

@@ -11,6 +11,7 @@ from merging import MergesearchError
 from merging.kernels import accumulation_dtype
 from merging.operators import get_operator
 from search.plan import Plan
+from search.stopping import stages_of
 from search.strategies import AUTO
 from search.summary import TRANSDUCTIVE
 from spaces import ParameterSpace, Row
@@ -23,6 +24,10 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "study": plan.spec.to_dict(),
         "objectives": [vars(objective) for objective in plan.objectives],
         "transductive": plan.evaluator.transductive,
+        "constraints": list(plan.evaluator.constraints),
+        "references": sorted(plan.evaluator.references()),
+        "stages": list(stages_of(plan.spec.fidelity, plan.evaluator.size("search"))),
+        "warnings": list(plan.warnings),
         "anchors": [anchor.name for anchor in plan.anchors],
         "routing": dict(plan.space.fixed) if isinstance(plan.space, ParameterSpace) else None,
         "strategy": plan.strategy.name,
@@ -90,7 +95,7 @@ def memory(plan: Plan) -> dict[str, int]:
 
 def describe_plan(plan: Plan) -> list[str]:
     """The table for people."""
-    space, need = plan.space, memory(plan)
+    space, need, references = plan.space, memory(plan), plan.evaluator.references()
     objectives = ", ".join(f"{o.name} ({o.direction})" for o in plan.objectives)
     box = f"[{space.lower.min():g}, {space.upper.max():g}], start {space.start.mean():.3g} (mean)"
     lines = [
@@ -101,6 +106,9 @@ def describe_plan(plan: Plan) -> list[str]:
         f"objectives  {objectives}",
         f"strategy    {_budget_line(plan)}",
         *([f"items       {TRANSDUCTIVE}"] if plan.evaluator.transductive else []),
+        *_fidelity_lines(plan),
+        *([f"bounds      {', '.join(plan.evaluator.constraints)}"] if plan.evaluator.constraints else []),
+        *([f"references  {', '.join(sorted(references))}, measured first"] if references else []),
         f"anchors     {', '.join(anchor.name for anchor in plan.anchors) or 'none'}",
         f"space       {space.title}: {len(space.names)} dimensions in {box}",
     ]
@@ -109,7 +117,18 @@ def describe_plan(plan: Plan) -> list[str]:
             f"memory      {_size(need['shared'])} shared by the workers of a host, {_size(need['worker'])} per worker, "
             f"at most {_size(need['preparing'])} while preparing"
         )
-    return [*lines, "", *group_lines(space.table())]
+    warnings = [f"warning     {line}" for line in plan.warnings]
+    return [*lines, *warnings, "", *group_lines(space.table())]
+
+
+def _fidelity_lines(plan: Plan) -> list[str]:
+    """When trials may be stopped, if they may."""
+    section, items = plan.spec.fidelity, plan.evaluator.size("search")
+    stages = stages_of(section, items)
+    if not stages:
+        return []
+    looks = f"looks after {', '.join(map(str, stages))}"
+    return [f"fidelity    {section.rule} over {items} items, {looks}; estimate {section.estimate}"]
 
 
 def _routing_lines(plan: Plan) -> list[str]:

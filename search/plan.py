@@ -18,8 +18,9 @@ from merging import Field, InputError, Layout, MergesearchError, Recipe, Source
 from merging.checkpoint import Checkpoint
 from merging.family import align_family
 from merging.operators import Operator, Options, get_operator
-from search.anchors import Anchor, default_anchors
+from search.anchors import Anchor, default_anchors, reference_recipe
 from search.front import Normaliser, signs
+from search.stopping import check_fidelity
 from search.strategies import AUTO, Entry, build_strategy, check_options, get_entry
 from search.strategies.auto import choose
 from search.strategy import Point, Problem, Told
@@ -61,6 +62,14 @@ class Plan:
         return self.evaluator.objectives
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of base and experts; one line each."""
+        if self.layout is None:
+            return ()
+        sources = [self.template.base, *self.template.experts]
+        return tuple(self.evaluator.warnings([source.path for source in sources]))
+
+    @property
     def entry(self) -> Entry:
         """What is known of the strategy."""
         return get_entry(self.strategy.name)
@@ -83,6 +92,11 @@ class Plan:
         """Trials on all items left for the strategy's own suggestions; None where only time limits them."""
         left = trials_of(self.spec, self.evaluator)
         return None if left is None else left - len(self.anchors) - self.recommended_trials
+
+    def reference(self, name: str) -> Recipe:
+        """The recipe of a model that objectives are relative to: ``base`` or ``expert NAME``."""
+        assert self.layout is not None
+        return reference_recipe(self.template, self.layout, name)
 
     def problem(self, normaliser: Normaliser, budget: int, start: Point, anchors: tuple[Told, ...] = ()) -> Problem:
         """What the strategy is told."""
@@ -139,7 +153,10 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = (), arenas: Path |
     strategy = _strategy(spec, evaluator, space, len(anchors))
     weights = _weights(spec, evaluator.objectives)
     plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy)
+    _check_references(plan)
+    _check_code(spec)
     _check_capabilities(plan)
+    check_fidelity(plan)
     return plan
 
 
@@ -287,6 +304,31 @@ def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np
         raise InputError(f"selection.weights: expected a weight for each of {names}, missing or unknown: {odd}")
     weights = np.array([given[name] for name in names])
     return np.asarray(weights / weights.sum())
+
+
+def _check_code(spec: StudySpec) -> None:
+    """Refuse evaluators that run code which the study names, unless it says so."""
+    for place, evaluator in enumerate(spec.evaluators):
+        if getattr(evaluator, "runs_code", False) and not spec.allow_code:
+            raise InputError(
+                f"evaluators.{place}: {evaluator.kind} runs code that the study names; if you trust it, set "
+                "allow_code: true at the top of the study file"
+            )
+
+
+def _check_references(plan: Plan) -> None:
+    """Refuse objectives relative to experts, and reference scores of anchors, that the study does not have."""
+    known = ["base", *(f"expert {expert.name}" for expert in plan.template.experts)] if plan.layout is not None else []
+    odd = sorted(plan.evaluator.references() - set(known))
+    if odd:
+        raise InputError(
+            f"evaluators: objectives are relative to {odd[0]!r}: expected one of {known}; write `experts: {{domain: "
+            "expert}` where they have other names"
+        )
+    unknown = sorted(set(plan.spec.reference_scores) - {anchor.name for anchor in plan.anchors})
+    if unknown:
+        names = [anchor.name for anchor in plan.anchors]
+        raise InputError(f"reference_scores.{unknown[0]}: expected one of the anchors {names}, received {unknown[0]!r}")
 
 
 def _check_gradients(plan: Plan) -> None:

@@ -35,7 +35,7 @@ class TrialRecord:
         tells_before: How many search trials had been told when this one was asked.
         told: Place of a finished search trial in the order of tells, else None.
         state: ``running`` until a result is recorded.
-        part: Evaluated on the first so many items only; None means all of them.
+        part: Asked to be evaluated on the first so many items only; None means all of them.
         looked: Items that its descent looks at, beside those it is evaluated on.
         values: Objective name -> value in the user's direction, empty unless complete or partial.
         errors: Objective name -> standard error over items.
@@ -45,6 +45,10 @@ class TrialRecord:
         worker: Host and process that ran it.
         finished: When the result was recorded, seconds since 1970; 0 while running.
         descended: What came of its descent, if it has one and that ended well.
+        stopped: A rule ended its evaluation after the first so many items; None where none did.
+        estimates: Objective name -> what it would have scored on all items, estimated, for stopped trials.
+        rungs: Items -> objective name -> value, at every stage that a rule looked at.
+        violations: Bound -> how far it is missed, 0 or less where it is kept.
     """
 
     number: int
@@ -66,15 +70,35 @@ class TrialRecord:
     worker: str = ""
     finished: float = 0.0
     descended: Descended | None = None
+    stopped: int | None = None
+    estimates: Mapping[str, float] = field(default_factory=dict)
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> int | None:
+        """Items that it was evaluated on, the first so many; None means all."""
+        return self.part if self.stopped is None else self.stopped
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps all bounds."""
+        return all(missed <= 0 for missed in self.violations.values())
 
 
 @dataclass(frozen=True)
 class Score:
-    """Values, standard errors and per-item scores of one trial on one split."""
+    """Values, standard errors, per-item scores and missed bounds of one trial on one split."""
 
     values: Mapping[str, float]
     errors: Mapping[str, float]
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps all bounds."""
+        return all(missed <= 0 for missed in self.violations.values())
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from merging.family import open_family
 from search.backends import open_backend
 from search.budget import busy_seconds
 from search.dashboard import note_markdown
+from search.fidelity import NeverStop, measure_in_stages
 from search.packing import decode_array, encode_array
 from search.plan import Plan, plan_study
 from search.record import TrialRecord, Verdict
@@ -114,6 +115,7 @@ def run_study(
         log = _open_log(open_storage(storage_location(spec, folder)), plan)
         _check_unchanged(plan, log)
         plan = _begun(plan, log)
+        _warn(plan, log, notify)
         run = Run(folder, plan, log)
         verdict = log.verdict()
         if verdict is None:
@@ -183,7 +185,11 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     tested = {} if verdict is None else verdict.scores.get("test", {})
     split: Split = "test" if record.number in tested else "search"
     recorded: Mapping[str, float] = tested[record.number].values if split == "test" else record.values
-    measurement = evaluator.evaluate(Candidate(record.recipe, model), split)
+    candidate = Candidate(record.recipe, model, references=run.log.references(split))
+    # As it was evaluated, in the same stages: batches of another size may round differently.
+    stages = sorted(record.rungs) if split == "search" else ()
+    watched = measure_in_stages(lambda items: evaluator.evaluate(candidate, split, items), NeverStop(tuple(stages)))
+    measurement = watched.measurement
     return split, measurement, dict(measurement.values) == dict(recorded)
 
 
@@ -233,6 +239,9 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         scale=study_normaliser(plan, log.records) if any(r.kind == "anchor" for r in log.records) else None,
         items={number: score.items for number, score in tested.items()},
         transductive=plan.evaluator.transductive,
+        repeats=log.noted("repeats") or (),
+        search_items=plan.evaluator.size("search"),
+        warnings=tuple(log.noted("warnings") or ()),
     )
 
 
@@ -266,6 +275,14 @@ def _open_log(storage: Storage, plan: Plan, *, create: bool = True) -> TrialLog:
         keep_fields=plan.entry.space == "mixed",
         create=create,
     )
+
+
+def _warn(plan: Plan, log: TrialLog, notify: Callable[[Event], None]) -> None:
+    """Say, and record, what a user should know of the models before they are evaluated."""
+    for line in plan.warnings:
+        notify(Event("warning", line))
+    if plan.warnings:
+        log.note("warnings", list(plan.warnings))
 
 
 def _begun(plan: Plan, log: TrialLog) -> Plan:

@@ -25,21 +25,26 @@ def choose_leaders(
     weights: npt.NDArray[np.float64],
     normaliser: Normaliser,
     count: int,
+    confidence: float = 0.0,
 ) -> list[int]:
     """Trials worth a re-evaluation: the strategy's recommendation, then up to ``count`` of the best.
 
     With one objective the best scores; with several the best weighted sum, the best of each objective, and the
-    members that add most hypervolume. Trials of the same merge are counted once.
+    members that add most hypervolume. A score counts less ``confidence`` standard errors, so that of equals the one
+    that is known better comes first. Trials of the same merge are counted once; those that miss a bound only where no
+    trial keeps them all.
     """
     distinct: dict[str, TrialRecord] = {}
     for record in records:
         if record.kind != "anchor" and record.state == "complete":
             distinct.setdefault(record.recipe.digest, record)
-    nominees = list(distinct.values())
+    nominees = [record for record in distinct.values() if record.feasible] or list(distinct.values())
     recommended = [record.number for record in nominees if record.kind == "recommended"]
     if not nominees:
         return []
     losses = np.array([to_losses(record.values, objectives) for record in nominees])
+    errors = np.array([[record.errors.get(o.name, 0.0) for o in objectives] for record in nominees])
+    losses = losses + confidence * errors
     scalars = normaliser.scalarise(losses, weights)
     leaders = [nominees[row].number for row in front.choose_leaders(losses, scalars, normaliser, count)]
     return list(dict.fromkeys([*recommended, *leaders]))
@@ -51,10 +56,14 @@ def choose_winner(
     weights: npt.NDArray[np.float64],
     normaliser: Normaliser,
 ) -> int | None:
-    """The trial with the best weighted sum of validation values; of equals the earliest, so anchors first."""
+    """The trial with the best weighted sum of validation values; of equals the earliest, so anchors first.
+
+    Trials that miss a bound win only where all do, and then the one that misses least.
+    """
     if not scores:
         return None
-    numbers = sorted(scores)
+    kept = sorted(number for number in scores if scores[number].feasible)
+    numbers = kept or [min(sorted(scores), key=lambda number: max(scores[number].violations.values()))]
     losses = np.array([to_losses(scores[number].values, objectives) for number in numbers])
     return numbers[int(np.argmin(normaliser.scalarise(losses, weights)))]
 
@@ -105,7 +114,7 @@ def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> d
 
 def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[int, ...]:
     """Numbers of the trials that no other trial dominates on the search items."""
-    complete = [record for record in records if record.state == "complete"]
+    complete = [record for record in records if record.state == "complete" and record.feasible]
     if not complete:
         return ()
     losses = np.array([to_losses(record.values, objectives) for record in complete])

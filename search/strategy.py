@@ -68,6 +68,7 @@ class Told:
         items: Objective name -> loss or score of each item ``(items,)``, in the user's direction.
         evaluated: How many items the losses come from; None means all of them.
         descended: What came of the suggestion's descent; None where there was none, or it failed.
+        estimated: The losses are estimates of those on all items, from the first so many: a rule stopped the trial.
     """
 
     id: int | None
@@ -76,6 +77,7 @@ class Told:
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     evaluated: int | None = None
     descended: Descended | None = None
+    estimated: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

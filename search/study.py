@@ -15,15 +15,19 @@ from functools import cached_property
 
 import numpy as np
 
-from evaluators import Split
+from evaluators import Measurement, Split
+from evaluators.objectives import References
 from merging import Recipe, ReplayError, StudyFailedError
 from search.backends import Backend
 from search.budget import Purse
 from search.descent import Descent
+from search.doubts import surprises
+from search.fidelity import Watch
 from search.front import Normaliser, to_losses
 from search.plan import Plan
 from search.record import Kind, Score, TrialRecord, Verdict
 from search.selection import choose_leaders, choose_winner, front_numbers
+from search.stopping import Stopping, anchor_watch, told_losses
 from search.strategies import build_strategy, check_options
 from search.strategy import Point, Problem, Strategy, Suggestion, Told
 from search.trial_log import TrialLog
@@ -38,7 +42,7 @@ class Event:
     """Something a user may want to see.
 
     Attributes:
-        kind: ``phase`` (a new phase began), ``trial`` (a trial ended) or ``score`` (a re-evaluation ended).
+        kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation ended), ``warning``.
         text: The phase's or split's name.
         record: The trial concerned.
         done, total: Progress within the phase.
@@ -78,6 +82,7 @@ class Study:
         self._trust_log = trust_log
         self._failures_in_a_row = 0
         self._descents: dict[int, Descent] = {}  # of the trials that have no result yet
+        self._references: dict[Split, References] = {}
         self._purse = Purse(
             plan.spec.budget,
             log.records,
@@ -92,8 +97,13 @@ class Study:
             ReplayError: If the log does not follow from the study and seed.
             StudyFailedError: After too many failures in a row, or when no trial has succeeded.
         """
+        self._measure_references("search")
         self._measure_anchors()
-        normaliser = study_normaliser(self._plan, self._log.records)
+        normaliser = self._normaliser = study_normaliser(self._plan, self._log.records)
+        self._stopping = Stopping(self._plan, normaliser, self._items)
+        self._stopping.check_responses(self._log.records)
+        for line in surprises(self._log.records, self._plan.objectives, self._plan.spec.reference_scores):
+            self._notify(Event("warning", line))
         with _one_blas_thread():
             strategy, problem = self._rebuild(normaliser)
             self._search(strategy, problem.budget)
@@ -101,6 +111,30 @@ class Study:
         return self._conclude(normaliser)
 
     # --- phases -------------------------------------------------------------------------------------------------
+
+    def _measure_references(self, split: Split) -> None:
+        """Measure the models that objectives are relative to, each once on every split in the life of the study."""
+        known = self._log.references(split)
+        waiting = deque(name for name in sorted(self._plan.evaluator.references()) if name not in known)
+        total = len(waiting)
+        if waiting:
+            self._notify(Event("phase", f"references on {split} items", done=0, total=total))
+
+        def next_task() -> Task | None:
+            if not waiting:
+                return None
+            name = waiting.popleft()
+            return Task(name, self._plan.reference(name), split, references=None)
+
+        def finish(outcome: Outcome) -> None:
+            if outcome.measurement is None:
+                failure = outcome.failure
+                reason = "" if failure is None else f"{failure.message}\n{failure.detail}".rstrip()
+                raise StudyFailedError(f"{outcome.task} could not be measured on {split} items: {reason}")
+            self._log.set_reference(split, outcome.task, outcome.measurement.means)
+
+        self._pump(next_task, finish)
+        self._references[split] = self._log.references(split)
 
     def _measure_anchors(self) -> None:
         recorded = {record.name: record for record in self._records("anchor")}
@@ -136,7 +170,7 @@ class Study:
 
         def finish(outcome: Outcome) -> None:
             nonlocal told
-            record = self._log.tell(int(outcome.task), outcome, told)
+            record = self._log.tell(int(outcome.task), outcome, told, self._estimates(outcome))
             self._descents.pop(record.number, None)
             self._purse.note_end(record)
             told += 1
@@ -151,8 +185,20 @@ class Study:
         self._log.note("searched", True)
 
     def _search_task(self, record: TrialRecord) -> Task:
-        descent = self._descents.get(record.number)
-        return replace(_task(record), point=None if descent is None else record.point, descent=descent)
+        descent, task = self._descents.get(record.number), self._task(record)
+        watch = None if record.part is not None else self._watch(record)
+        return replace(task, point=None if descent is None else record.point, descent=descent, watch=watch)
+
+    def _watch(self, record: TrialRecord) -> Watch | None:
+        """The rule that may stop a search trial, by what is known when it is handed out."""
+        assert record.suggestion is not None
+        return self._stopping.watch(record.suggestion, self._log.records)
+
+    def _estimates(self, outcome: Outcome) -> dict[str, float] | None:
+        """What a stopped trial would have scored on all items."""
+        if outcome.stopped is None or outcome.measurement is None:
+            return None
+        return self._stopping.estimates(outcome.measurement, outcome.stopped, self._log.records)
 
     def _keep_descent(self, record: TrialRecord, suggestion: Suggestion) -> None:
         if suggestion.descent is not None:
@@ -182,17 +228,23 @@ class Study:
 
     def _conclude(self, normaliser: Normaliser) -> Verdict:
         plan, records = self._plan, self._log.records
-        leaders = choose_leaders(records, plan.objectives, plan.weights, normaliser, plan.spec.selection.leaders)
+        section = plan.spec.selection
+        leaders = choose_leaders(
+            records, plan.objectives, plan.weights, normaliser, section.leaders, section.confidence
+        )
         anchors = [record.number for record in records if record.kind == "anchor" and record.state == "complete"]
         if not leaders and not anchors:
             raise StudyFailedError(f"no trial succeeded; the first failure: {_first_failure(records)}")
         contenders = sorted({*anchors, *leaders})
+        self._measure_references("validation")
         validation = self._evaluate("validation", contenders)
         winner = choose_winner(validation, plan.objectives, plan.weights, normaliser)
         if winner is None:
             raise StudyFailedError(
                 "no leader could be evaluated on the validation items; see `mergesearch show --failed`"
             )
+        self._repeat(winner, section.repeats)
+        self._measure_references("test")
         test = self._evaluate("test", sorted({*anchors, winner}))
         verdict = Verdict(
             winner=winner,
@@ -202,6 +254,22 @@ class Study:
         )
         self._log.note("verdict", {"winner": winner, "front": verdict.front, "leaders": verdict.leaders})
         return verdict
+
+    def _repeat(self, winner: int, times: int) -> None:
+        """Evaluate the winner on the search items again: what moves between the two is noise of the machine."""
+        record = self._log.records[winner]
+        waiting = deque(range(len(self._log.noted("repeats") or []), times if record.state == "complete" else 0))
+        if waiting:
+            self._notify(Event("phase", "repeating the winner", done=0, total=len(waiting)))
+
+        def next_task() -> Task | None:
+            return replace(self._task(record), id=f"repeat {waiting.popleft()}") if waiting else None
+
+        def finish(outcome: Outcome) -> None:
+            values = None if outcome.measurement is None else dict(outcome.measurement.values)
+            self._log.note("repeats", [*(self._log.noted("repeats") or []), values])
+
+        self._pump(next_task, finish)
 
     # --- running tasks ------------------------------------------------------------------------------------------
 
@@ -217,7 +285,12 @@ class Study:
             record = self._log.tell(int(outcome.task), outcome, None)
             self._report(record, outcome.failure, done, total)
 
-        self._pump(lambda: _task(waiting.popleft()) if waiting else None, finish)
+        watch = anchor_watch(self._plan.spec.fidelity, self._items) if phase == "anchors" else None
+
+        def next_task() -> Task | None:
+            return replace(self._task(waiting.popleft()), watch=watch) if waiting else None
+
+        self._pump(next_task, finish)
 
     def _evaluate(self, split: Split, numbers: Sequence[int]) -> dict[int, Score]:
         """Scores of trials on held-out items; each is evaluated once in the life of the study."""
@@ -227,14 +300,14 @@ class Study:
             self._notify(Event("phase", split, done=done, total=len(numbers)))
 
         def next_task() -> Task | None:
-            return _task(self._log.records[waiting.popleft()], split) if waiting else None
+            return self._task(self._log.records[waiting.popleft()], split) if waiting else None
 
         def finish(outcome: Outcome) -> None:
             nonlocal done
             done += 1
             number = int(outcome.task)
             measured = outcome.measurement
-            score = None if measured is None else Score(measured.values, measured.errors, measured.items)
+            score = None if measured is None else score_of(measured)
             self._log.set_score(split, number, score)
             self._notify(Event("score", split, self._log.records[number], done, len(numbers)))
 
@@ -309,8 +382,16 @@ class Study:
     def _told(self, record: TrialRecord) -> Told:
         assert record.suggestion is not None  # search trials only
         assert record.point is not None
-        losses = to_losses(record.values, self._plan.objectives) if record.values else None
-        return Told(record.suggestion, record.point, losses, dict(record.items), record.part, record.descended)
+        values = record.estimates or record.values
+        losses = to_losses(values, self._plan.objectives) if values else None
+        if losses is not None:
+            losses = told_losses(losses, record.violations, self._normaliser)
+        items = {} if record.stopped is not None else dict(record.items)
+        return Told(record.suggestion, record.point, losses, items, record.part, record.descended, record.stopped)
+
+    def _task(self, record: TrialRecord, split: Split = "search") -> Task:
+        part = record.part if split == "search" else None
+        return Task(str(record.number), record.recipe, split, part, references=self._references.get(split, {}))
 
     def _rebuild(self, normaliser: Normaliser) -> tuple[Strategy, Problem]:
         """A freshly seeded strategy, brought to where the log stands, and what it was told of the study."""
@@ -377,7 +458,7 @@ def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
 
 def study_problem(plan: Plan, records: Sequence[TrialRecord], normaliser: Normaliser, budget: int) -> Problem:
     """What the strategy is told: the box, the anchors in it, and the best of them as the place to begin."""
-    anchors = [anchor for record in records if (anchor := _known(plan, record)) is not None]
+    anchors = [anchor for record in records if (anchor := _known(plan, record, normaliser)) is not None]
     start = plan.space.start if plan.begin is None else plan.begin
     if anchors and plan.begin is None:
         losses = np.array([anchor.losses for anchor in anchors])
@@ -385,14 +466,20 @@ def study_problem(plan: Plan, records: Sequence[TrialRecord], normaliser: Normal
     return plan.problem(normaliser, budget, start, tuple(anchors))
 
 
-def _known(plan: Plan, record: TrialRecord) -> Told | None:
+def _known(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> Told | None:
     """An anchor as a strategy sees it, or None for what the box does not hold."""
     if record.kind != "anchor" or record.state != "complete" or record.recipe.basis_key != plan.template.basis_key:
         return None
     point = plan.space.encode(record.recipe.field)
     if point is None or bool(np.any((point < plan.space.lower) | (point > plan.space.upper))):
         return None
-    return Told(None, point, to_losses(record.values, plan.objectives), dict(record.items))
+    losses = told_losses(to_losses(record.values, plan.objectives), record.violations, normaliser)
+    return Told(None, point, losses, dict(record.items))
+
+
+def score_of(measured: Measurement) -> Score:
+    """What is recorded of a re-evaluation."""
+    return Score(measured.values, measured.errors, measured.items, measured.violations)
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:
@@ -405,10 +492,6 @@ def _one_blas_thread() -> AbstractContextManager[object]:
 
     limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
     return limits
-
-
-def _task(record: TrialRecord, split: Split = "search") -> Task:
-    return Task(str(record.number), record.recipe, split, record.part if split == "search" else None)
 
 
 def _first_failure(records: Sequence[TrialRecord]) -> str:

@@ -77,10 +77,32 @@ class StartSection(Section):
     trial: int | None = Field(None, ge=0, description="number of its trial; default its winner")
 
 
+class FidelitySection(Section):
+    """On how many of the search items a trial is evaluated, and what ends it early."""
+
+    rule: Literal["full", "race", "halving", "hyperband", "subset"] = Field(
+        "full",
+        description="full: all items; race: until clearly worse than a leading trial; halving, hyperband: while among "
+        "the best 1/eta; subset: so many items, all where they look better than the leading trial",
+    )
+    min_items: int = Field(50, ge=2, description="items before the first look; for subset, all that most trials get")
+    confidence: float = Field(2.0, gt=0, description="race: standard errors of the paired difference that count")
+    eta: int = Field(3, ge=2, description="halving, hyperband: factor between stages, one of so many goes on")
+    estimate: Literal["difference", "mean", "p_irt", "mp_irt", "gp_irt", "gmp_irt"] = Field(
+        "difference", description="what the strategy is told of a stopped trial, an estimate of its score on all items"
+    )
+
+
 class SelectionSection(Section):
     """How the winner is chosen from the trials, on validation items."""
 
     leaders: int = Field(5, ge=1, description="how many of the best trials are re-evaluated on validation items")
+    confidence: float = Field(
+        1.0, ge=0, description="leaders are nominated by their value less so many standard errors"
+    )
+    repeats: int = Field(
+        1, ge=0, description="evaluations of the winner on the search items again, to see how far scores move"
+    )
     weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="relative importance of the objectives; default equal"
     )
@@ -110,6 +132,11 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _ruled(value: Any) -> Any:
+    """Allow a bare rule: ``fidelity: race``."""
+    return {"rule": value} if isinstance(value, str) else value
+
+
 def _experts(value: Any) -> Any:
     """Allow a list of paths: names are the folder names."""
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -137,7 +164,15 @@ class StudySpec(Section):
     budget: BudgetSection
     start: StartSection | None = Field(None, description="another run whose winner is the place to begin")
     anchors: Literal["default", "none"] = "default"
+    fidelity: Annotated[FidelitySection, BeforeValidator(_ruled)] = FidelitySection()
     selection: SelectionSection = SelectionSection()
+    allow_code: bool = Field(
+        False, description="let evaluators run code that this file names: scorers, commands, tasks"
+    )
+    reference_scores: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="what is known of base and experts: anchor -> objective -> value; differences are warned of",
+    )
     workers: WorkersSection = WorkersSection()
     storage: str | None = Field(
         None, description="an Optuna storage URL, ${NAME} is read from the environment; default: a journal"
@@ -149,6 +184,8 @@ class StudySpec(Section):
         return self.model_dump(mode="json")
 
 
+#: Sections that may be a bare name, and the key that it stands for.
+BARE = {"operator": "name", "strategy": "name", "fidelity": "rule"}
 #: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
 EXECUTION_KEYS = ("workers", "max_consecutive_failures")
 
@@ -190,9 +227,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         elif isinstance(node, dict):
-            if part in ("operator", "strategy") and isinstance(node.get(part), str):
+            if part in BARE and isinstance(node.get(part), str):
                 # A bare name opened up: `strategy: cma_es` and `strategy.sigma=0.1`.
-                node[part] = {"name": node[part]}
+                node[part] = {BARE[part]: node[part]}
             node = node.setdefault(part, {})
         else:
             raise InputError(f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section of the study file")

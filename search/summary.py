@@ -48,6 +48,9 @@ class ReportData:
         scale: The study's normaliser; made from the anchors when it is None.
         items: Trial -> objective -> per-item scores on the test items ``(items,)``, for a paired interval.
         transductive: Whether the search looked at the test items, without their labels.
+        repeats: Values of the winner, evaluated on the search items again; None where that failed.
+        search_items: Number of search items.
+        warnings: What was said before the study began.
     """
 
     study: str
@@ -68,6 +71,9 @@ class ReportData:
     scale: Normaliser | None = None
     items: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
     transductive: bool = False
+    repeats: Sequence[Mapping[str, float] | None] = ()
+    search_items: int = 0
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.objectives) or not self.objectives:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evaluators import SPLITS, Objective, Split
+from search.doubts import doubts
 from search.record import Score, TrialRecord
 from search.summary import TRANSDUCTIVE, Comparison, ReportData, compare
 
@@ -105,7 +106,7 @@ def heading(objective: Objective) -> str:
 def sentences(data: ReportData) -> list[str]:
     """What came out, in one line per objective, and how where that must be said."""
     how = [f"{TRANSDUCTIVE.capitalize()}."] if data.transductive else []
-    return [*_outcome(data), *how]
+    return [*_outcome(data), *doubts(data), *how]
 
 
 def _outcome(data: ReportData) -> list[str]:

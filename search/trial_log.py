@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: What ``ask`` records, and what ``tell`` records, each as one JSON system attribute.
 ASKED, RESULT, ITEMS = "mergesearch:asked", "mergesearch:result", "mergesearch:items"
+#: Where Optuna keeps constraints: above 0 is missed.
+CONSTRAINTS = "constraints"
 #: What came of a descent, the same.
 DESCENDED = "mergesearch:descended"
 
@@ -128,11 +130,17 @@ class TrialLog:
         self.records.append(record)
         return record
 
-    def tell(self, number: int, outcome: Outcome, told: int | None) -> TrialRecord:
-        """Record the result of a running trial; setting the state comes last and commits it."""
+    def tell(
+        self, number: int, outcome: Outcome, told: int | None, estimates: Mapping[str, float] | None = None
+    ) -> TrialRecord:
+        """Record the result of a running trial; setting the state comes last and commits it.
+
+        ``estimates`` are those of a trial that a rule stopped.
+        """
         from optuna.trial import TrialState
 
         trial_id, part = self._trial_ids[number], self.records[number].part
+        part = part if outcome.stopped is None else outcome.stopped
         outcome = _as_recorded(outcome)
         measurement = outcome.measurement
         finished = round(time.time(), 3)
@@ -146,6 +154,13 @@ class TrialLog:
         }
         if measurement and part is not None:
             result["values"] = dict(measurement.values)
+        if outcome.rungs:
+            result["rungs"] = {str(items): dict(values) for items, values in outcome.rungs.items()}
+        if outcome.stopped is not None:
+            result |= {"stopped": outcome.stopped, "estimates": dict(estimates or {})}
+        if measurement and measurement.violations:
+            result["violations"] = dict(measurement.violations)
+            self._storage.set_trial_system_attr(trial_id, CONSTRAINTS, list(measurement.violations.values()))
         if measurement and measurement.items:
             packed = {key: pack_items(scores) for key, scores in measurement.items.items()}
             self._storage.set_trial_system_attr(trial_id, ITEMS, json.dumps(packed))
@@ -160,7 +175,7 @@ class TrialLog:
         else:
             values = [float(measurement.values[objective.name]) for objective in self._objectives]
             self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
-        record = _finished(self.records[number], outcome, told, finished)
+        record = _finished(self.records[number], outcome, told, finished, estimates or {})
         self.records[number] = record
         return record
 
@@ -178,6 +193,7 @@ class TrialLog:
         if score is not None:
             items = {key: pack_items(scores) for key, scores in score.items.items()}
             value = {"values": dict(score.values), "errors": dict(score.errors), "items": items}
+            value["violations"] = dict(score.violations)
         self.note(f"score:{split}:{number}", {"score": value})
 
     def score(self, split: Split, number: int) -> tuple[bool, Score | None]:
@@ -189,7 +205,15 @@ class TrialLog:
         if score is None:
             return True, None
         items = {key: unpack_items(packed) for key, packed in score["items"].items()}
-        return True, Score(score["values"], score["errors"], items)
+        return True, Score(score["values"], score["errors"], items, score.get("violations", {}))
+
+    def set_reference(self, split: Split, name: str, means: Mapping[str, float]) -> None:
+        """Record what an anchor scores in every domain of a split, for objectives that are relative to it."""
+        self.note(f"references:{split}", dict(self.references(split)) | {name: dict(means)})
+
+    def references(self, split: Split) -> Mapping[str, Mapping[str, float]]:
+        """Anchor -> ``metric/domain`` -> value, as far as recorded."""
+        return self.noted(f"references:{split}") or {}
 
     def verdict(self) -> Verdict | None:
         """The recorded final choice, or None while the study is unfinished."""
@@ -250,6 +274,7 @@ class TrialLog:
                 values=result["values"] if "values" in result else dict(zip(names, trial.values, strict=True)),
                 errors=result["errors"],
                 items={key: unpack_items(packed) for key, packed in items.items()},
+                violations=result.get("violations", {}),
             )
         walk = trial.system_attrs.get(DESCENDED)
         outcome = Outcome(
@@ -259,8 +284,10 @@ class TrialLog:
             result["seconds"],
             result["worker"],
             None if walk is None else _from_text(json.loads(walk)),
+            {int(items): values for items, values in result.get("rungs", {}).items()},
+            result.get("stopped"),
         )
-        return _finished(record, outcome, result["told"], result["finished"])
+        return _finished(record, outcome, result["told"], result["finished"], result.get("estimates", {}))
 
 
 def _as_text(descended: Descended) -> dict[str, Any]:
@@ -330,12 +357,15 @@ def _as_recorded(outcome: Outcome) -> Outcome:
     return replace(outcome, measurement=replace(measurement, items=items))
 
 
-def _finished(record: TrialRecord, outcome: Outcome, told: int | None, finished: float) -> TrialRecord:
+def _finished(
+    record: TrialRecord, outcome: Outcome, told: int | None, finished: float, estimates: Mapping[str, float]
+) -> TrialRecord:
     measurement = outcome.measurement
+    whole = record.part is None and outcome.stopped is None
     return replace(
         record,
         told=told,
-        state="failed" if measurement is None else "complete" if record.part is None else "partial",
+        state="failed" if measurement is None else "complete" if whole else "partial",
         values=dict(measurement.values) if measurement else {},
         errors=dict(measurement.errors) if measurement else {},
         items=dict(measurement.items) if measurement else {},
@@ -344,4 +374,8 @@ def _finished(record: TrialRecord, outcome: Outcome, told: int | None, finished:
         worker=outcome.worker,
         finished=finished,
         descended=outcome.descended,
+        stopped=outcome.stopped,
+        estimates=dict(estimates),
+        rungs=dict(outcome.rungs),
+        violations=dict(measurement.violations) if measurement else {},
     )

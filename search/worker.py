@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from evaluators import Candidate, Measurement, Split
 from merging import NonFiniteError, Recipe
 from search.descent import Descended, Descent, descend
+from search.fidelity import NeverStop, Watch, Watched, measure_in_stages
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from evaluators import Batch
+    from evaluators.objectives import References
     from merging.binding import MergedModel
     from merging.recalibration import Recalibration
     from spaces import DifferentiableSpace
@@ -38,6 +40,8 @@ class Task:
         recipe: The merge.
         split: Which items.
         items: The first so many of them; None: all, 0: none.
+        references: Values of other models that objectives are relative to; None while those are measured.
+        watch: Rule that may stop the evaluation early.
         point: Where the recipe is in the space ``(dim,)``, for a descent.
         descent: Gradients to take and follow after the evaluation.
     """
@@ -48,6 +52,8 @@ class Task:
     items: int | None = None
     point: npt.NDArray[np.float64] | None = None
     descent: Descent | None = None
+    references: References | None = field(default_factory=dict)
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,27 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back for a task: a measurement and its descent's end, or a failure, and where the seconds went."""
+    """What came back for a task: a measurement and its descent's end, or a failure, and where the seconds went.
+
+    Attributes:
+        task: Id of the task.
+        measurement: On all items that were asked for, or on those until it was stopped.
+        failure: Why there is none.
+        seconds: Of ``merge``, ``evaluate``, ``descend``, ``overhead``.
+        worker: Host and process that ran it.
+        descended: What came of its descent.
+        rungs: Items -> values, at every stage of a watched evaluation.
+        stopped: Items until a rule stopped it; None where none did.
+    """
 
     task: str
     measurement: Measurement | None
     failure: Failure | None
-    seconds: Mapping[str, float] = field(default_factory=dict)  # "merge", "evaluate", "descend", "overhead"
-    worker: str = ""  # host and process that ran it
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    worker: str = ""
     descended: Descended | None = None
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    stopped: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +138,11 @@ class Worker:
         started = time.perf_counter()
         seconds = {"merge": 0.0, "evaluate": 0.0}
         measurement, descended, failure = None, None, None
+        rungs: Mapping[int, Mapping[str, float]] = {}
+        stopped: int | None = None
         try:
-            measurement = self._measure(task, seconds)
+            watched = self._measure(task, seconds)
+            measurement, rungs, stopped = watched.measurement, watched.rungs, watched.stopped
             if task.descent is not None:
                 descended = self._descend(task, task.descent, seconds)
         except NonFiniteError as error:
@@ -129,7 +151,7 @@ class Worker:
             text = f"{type(error).__name__}: {error}"
             measurement, failure = None, Failure("error", text, traceback.format_exc())
         seconds["overhead"] = time.perf_counter() - started - sum(seconds.values())
-        return Outcome(task.id, measurement, failure, seconds, self._name, descended)
+        return Outcome(task.id, measurement, failure, seconds, self._name, descended, rungs, stopped)
 
     def routed(self, recipe: Recipe) -> Any:
         """The merge of a recipe that depends on its input; of use until the next task."""
@@ -139,18 +161,24 @@ class Worker:
         model = self._combine(recipe, {"merge": 0.0})
         return self._evaluator.routed(Candidate(recipe, model, self._merged))
 
-    def _measure(self, task: Task, seconds: dict[str, float]) -> Measurement:
+    def _measure(self, task: Task, seconds: dict[str, float]) -> Watched:
         """What the evaluators say of the task's merge; nothing where no item is asked for."""
         if task.items == 0:
-            return Measurement({})
+            return Watched(Measurement({}), {}, None)
         model = self._combine(task.recipe, seconds)
+        candidate = Candidate(task.recipe, model, self._merged, task.references)
+
+        def evaluate(items: int | None) -> Measurement:
+            measured = self._evaluator.evaluate(candidate, task.split, items)
+            self._check_finite(measured, task.references is not None)
+            return measured
+
         before = time.perf_counter()
         try:
-            measurement = self._evaluator.evaluate(Candidate(task.recipe, model, self._merged), task.split, task.items)
+            watch = NeverStop(()) if task.watch is None or task.items is not None else task.watch
+            return measure_in_stages(lambda items: evaluate(task.items if items is None else items), watch)
         finally:
             seconds["evaluate"] = time.perf_counter() - before
-        self._check_finite(measurement)
-        return measurement
 
     def _descend(self, task: Task, descent: Descent, seconds: dict[str, float]) -> Descended:
         """Walk on from the task's point; every step merges, runs backwards, and takes the coefficients' gradient."""
@@ -205,9 +233,10 @@ class Worker:
         tensors = merge_stream(base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment)
         merged.write_tensors(tensors)
 
-    def _check_finite(self, measurement: Measurement) -> None:
+    def _check_finite(self, measurement: Measurement, whole: bool) -> None:
+        """Without references, objectives that need some are not known; the means must be finite all the same."""
         for name in self._names:
-            if not math.isfinite(measurement.values[name]):
+            if not math.isfinite(measurement.values[name]) and (whole or not measurement.means):
                 raise NonFiniteError(f"objective {name!r}")
 
 

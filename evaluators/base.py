@@ -132,12 +132,6 @@ class Slope:
 class Evaluator(Protocol):
     """Scores candidates. Built from the study file in the driver and again in each worker."""
 
-    #: What is measured, in a fixed order.
-    objectives: tuple[Objective, ...]
-    #: Names of the bounds that a merge must keep.
-    constraints: tuple[str, ...]
-    #: Objectives whose value is a weighted sum of their items' scores, also on a part of the items.
-    additive: tuple[str, ...]
     #: Extras beyond the values: subset of {"items", "gradient"}.
     provides: frozenset[str]
     #: Names of the objectives that :meth:`backward` can follow; all of them are minimised. Empty without "gradient".
@@ -146,6 +140,18 @@ class Evaluator(Protocol):
     transductive: bool
     #: The ``transformers`` auto class of the model it runs, or None when it needs no model.
     model_class: str | None
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is measured, in a fixed order."""
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """Names of the bounds that a merge must keep."""
+
+    @property
+    def additive(self) -> tuple[str, ...]:
+        """Objectives whose value is a weighted sum of their items' scores, also on a part of the items."""
 
     def check(self) -> None:
         """Refuse wrong input (missing data, overlapping or empty splits) before any weight is read."""

@@ -336,15 +336,16 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         found = absolute_path(path, folder)
         return str((folder / path).resolve()) if found == path and path.startswith(".") else found
 
+    base = None if spec.base is None else absolute(spec.base)
     experts = {name: absolute(path) for name, path in spec.experts.items()}
     return spec.model_copy(
         update={
-            "base": None if spec.base is None else absolute(spec.base),
+            "base": base,
             "experts": experts,
             "special": located_special(spec.special, absolute),
             "operator": OperatorSection(name=spec.operator.name, **in_full(spec.operator.options, folder)),
             "start": _resolve_start(spec.start, folder),
-            "evaluators": [_resolve_evaluator(e, folder, experts, absolute) for e in spec.evaluators],
+            "evaluators": [_resolve_evaluator(e, folder, base, experts, absolute) for e in spec.evaluators],
         }
     )
 
@@ -358,11 +359,16 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
     return start.model_copy(update={"run": str(found.resolve())})
 
 
-def _resolve_evaluator(spec: Any, folder: Path, experts: Mapping[str, str], absolute: Callable[[str], str]) -> Any:
-    """Evaluators that read a folder call it ``data``; those that ask experts name them, by default all."""
+def _resolve_evaluator(
+    spec: Any, folder: Path, base: str | None, experts: Mapping[str, str], absolute: Callable[[str], str]
+) -> Any:
+    """Evaluators read folders; their tokenizer is by default the base's, and experts that they ask are all by default."""
     found: dict[str, Any] = {}
-    if getattr(spec, "data", None) is not None:
-        found["data"] = str((folder / spec.data).resolve())
+    for key in ("data", "include_path"):
+        if getattr(spec, key, None) is not None:
+            found[key] = str((folder / getattr(spec, key)).resolve())
+    if hasattr(spec, "tokenizer"):
+        found["tokenizer"] = base if spec.tokenizer is None else absolute(spec.tokenizer)
     if hasattr(spec, "teachers"):
         given = dict(experts) if spec.teachers is None else spec.teachers
         found["teachers"] = {domain: experts.get(path) or absolute(path) for domain, path in given.items()}

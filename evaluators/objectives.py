@@ -32,6 +32,8 @@ References = Mapping[str, Mapping[str, float]]
 DIRECTIONS: Mapping[str, Direction] = {
     "accuracy": "maximize",
     "cross_entropy": "minimize",
+    "dice": "maximize",
+    "iou": "maximize",
     "entropy": "minimize",
     "alignment": "minimize",
 }
@@ -301,7 +303,7 @@ def _relative(
         return 1.0, top
     if abs(top - low) < TINY:
         raise InputError(
-            f"objective {metric.label!r}: expected a {model} that differs from chance ({low:g}) in {key}, received "
+            f"objective {metric.label!r}: expected {model} to differ from chance ({low:g}) in {key}, received "
             f"{top:g}; normalise by something else"
         )
     return 1 / (top - low), low

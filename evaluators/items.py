@@ -21,6 +21,9 @@ from merging import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Roles of columns that hold text.
+TEXTS = ("prompt", "target", "text")
+
 
 def check_items(
     data: Path, splits: Mapping[Split, str], columns: Mapping[str, str | None], where: str
@@ -103,9 +106,12 @@ def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> d
     from datasets import ClassLabel, load_from_disk
 
     wanted = {role: column for role, column in columns.items() if column is not None}
-    dataset = load_from_disk(str(data / split)).with_format("numpy", columns=sorted(set(wanted.values())))
-    values = dataset[:]
-    loaded = {role: values[column] for role, column in wanted.items()}
+    dataset = load_from_disk(str(data / split))
+    arrays = {role: column for role, column in wanted.items() if role not in TEXTS}
+    values = dataset.with_format("numpy", columns=sorted(set(arrays.values())))[:] if arrays else {}
+    loaded = {role: values[column] for role, column in arrays.items()}
+    # An array of texts takes the longest one's room for each of them.
+    loaded |= {role: list(dataset[column]) for role, column in wanted.items() if role in TEXTS}
     domain = columns["domain"]
     if domain is not None and isinstance(dataset.features[domain], ClassLabel):
         loaded["domain"] = dataset.features[domain].int2str(loaded["domain"].tolist())
@@ -142,7 +148,10 @@ def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: st
     missing = sorted(column for column in columns.values() if column and column not in table.column_names)
     if missing:
         raise InputError(f"{where}: expected a column {missing[0]!r}, received only {sorted(table.column_names)}")
-    for column in _inputs(columns):
+    for role in sorted(set(TEXTS) & set(columns)):
+        if columns[role] is not None:
+            _check_text(table, role, str(columns[role]), where)
+    for column in _inputs({role: column for role, column in columns.items() if role not in TEXTS}):
         kind = table.schema.field(column).type
         if not (pa.types.is_integer(_leaf(kind)) or pa.types.is_floating(_leaf(kind))):
             raise InputError(f"{where}: expected arrays of numbers in column {column!r}, received {kind}")
@@ -150,6 +159,20 @@ def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: st
     if label is not None and not pa.types.is_integer(table.schema.field(label).type):
         received = table.schema.field(label).type
         raise InputError(f"{where}: expected class numbers in column {label!r}, received {received}")
+    mask = columns.get("mask")
+    if mask is not None and not pa.types.is_integer(_leaf(table.schema.field(mask).type)):
+        received = table.schema.field(mask).type
+        raise InputError(f"{where}: expected arrays of class numbers in column {mask!r}, received {received}")
+
+
+def _check_text(table: pa.Table, role: str, column: str, where: str) -> None:
+    import pyarrow as pa
+
+    kind = table.schema.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{where}: expected texts in column {column!r}, received {kind}")
+    if role != "target" and table.column(column).null_count:
+        raise InputError(f"{where}: expected a text for every item in column {column!r}, received none for some")
 
 
 def _inputs(columns: Mapping[str, str | None]) -> list[str]:
@@ -161,11 +184,15 @@ def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
     """Identity of every item: its id, or a hash of its input."""
     if columns["id"] is not None:
         return {str(value) for value in table.column(columns["id"]).to_pylist()}
-    return {
-        hashlib.sha256(row.tobytes()).hexdigest()[:16]
-        for chunk in table.column(_inputs(columns)[0]).chunks
-        for row in _rows(chunk)
-    }
+    first = table.column(_inputs(columns)[0])
+    if set(TEXTS) & set(columns):
+        return {text_identity(text) for text in first.to_pylist()}
+    return {hashlib.sha256(row.tobytes()).hexdigest()[:16] for chunk in first.chunks for row in _rows(chunk)}
+
+
+def text_identity(text: str) -> str:
+    """Identity of an item without an id: a hash of its text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _leaf(kind: pa.DataType) -> pa.DataType:

@@ -36,6 +36,11 @@ DIRECTIONS: Mapping[str, Direction] = {
     "iou": "maximize",
     "entropy": "minimize",
     "alignment": "minimize",
+    "score": "maximize",
+    "loss": "minimize",
+    "tokens": "minimize",
+    "log_perplexity": "minimize",
+    "perplexity": "minimize",
 }
 #: Ranges below this are no range to normalise by.
 TINY = 1e-9

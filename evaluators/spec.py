@@ -182,7 +182,7 @@ class _ItemSpec(_Spec):
     constraints: list[BoundSpec] = Key(default_factory=list, description="Bounds that merges must keep.")
     experts: dict[str, str] | None = Key(default=None, description="Domain -> expert; by default of the same name.")
 
-    def _options(self, folder: Path, where: str, metric: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    def _options(self, folder: Path, where: str, metric: str | None, inputs: Mapping[str, str]) -> dict[str, Any]:
         """What every evaluator of items is built from."""
         return {
             "data": folder / self.data,
@@ -272,6 +272,68 @@ class LanguageModelSpec(_ItemSpec):
 
         inputs = {"input_ids": self.input} | ({} if self.labels is None else {"labels": self.labels})
         return LanguageModel(**self._options(folder, where, "cross_entropy", inputs))
+
+
+class SegmentationMetricSpec(ScoreSpec):
+    """One objective of a segmentation evaluator."""
+
+    metric: Literal["dice", "iou", "cross_entropy"] = "dice"
+
+
+class SegmentationBoundSpec(BoundSpec, SegmentationMetricSpec):
+    """One bound of a segmentation evaluator."""
+
+
+class SegmentationSpec(_ItemSpec):
+    """Masks by a promptable model (SAM and its kin) or a semantic segmentation model."""
+
+    kind: Literal["segmentation"]
+    inputs: dict[str, str] = Key(
+        default_factory=lambda: {"pixel_values": "pixels", "input_boxes": "boxes"},
+        min_length=1,
+        description="Argument of the model -> column.",
+    )
+    mask: str = Key(default="mask", description="Column of the masks: class numbers (height, width).")
+    model_class: str | None = Key(
+        default=None,
+        description="transformers auto class; by default AutoModelForMaskGeneration where there are boxes, points or "
+        "masks among the inputs, else AutoModelForSemanticSegmentation.",
+    )
+    background: int | None = Key(default=0, ge=0, description="Class number that does not count; null: all count.")
+    ignored: int | None = Key(default=None, ge=0, description="Class number of pixels that count nowhere.")
+    multimask: bool = Key(
+        default=False, description="Let a promptable model propose several masks, and take what it expects most of."
+    )
+    batch_size: int = Key(default=32, ge=1)
+    objectives: list[SegmentationMetricSpec] = Key(  # type: ignore[assignment]
+        default_factory=lambda: [SegmentationMetricSpec()], min_length=1
+    )
+    constraints: list[SegmentationBoundSpec] = Key(  # type: ignore[assignment]
+        default_factory=list, description="Bounds that merges must keep."
+    )
+
+    @field_validator("inputs")
+    @classmethod
+    def _no_roles(cls, inputs: dict[str, str]) -> dict[str, str]:
+        odd = sorted(set(inputs) & {"mask", "label", "domain", "id"})
+        if odd:
+            raise ValueError(f"expected arguments of a model but mask, label, domain, id, received {odd[0]}")
+        return inputs
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.ignored is not None and self.ignored == self.background:
+            raise ValueError(f"expected ignored and background to differ, received {self.ignored} for both")
+        return self
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.segmentation import Segmentation
+
+        own = self.model_dump(include={"background", "ignored", "multimask"})
+        return Segmentation(
+            self.model_class, **own, **self._options(folder, where, None, self.inputs | {"mask": self.mask})
+        )
 
 
 class TaskSpec(_Spec):
@@ -387,13 +449,208 @@ class LmEvalSpec(_Spec):
         )
 
 
+def _words(value: Any) -> Any:
+    """Allow a command line in one string; no shell reads it."""
+    import shlex
+
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+class ObjectiveSpec(_Spec):
+    """One objective that a program measures."""
+
+    name: str = Key(min_length=1)
+    direction: Literal["maximize", "minimize"]
+
+
+class CommandSpec(_Spec):
+    """Objectives that another program measures: JSON in, JSON out, one process per trial."""
+
+    kind: Literal["command"]
+    command: Annotated[list[str], BeforeValidator(_words), Key(min_length=1)] = Key(
+        description="Program and arguments, as a list or one string; no shell."
+    )
+    objectives: list[ObjectiveSpec] = Key(min_length=1)
+    timeout: float = Key(default=600.0, gt=0, description="Seconds that it may take; then it is ended.")
+    inputs: Any = Key(default=None, description="Anything; handed to the program as it is.")
+    model: Literal["folder", "none"] = Key(
+        default="folder", description="Save the merged model for the program, or hand over the recipe alone."
+    )
+    model_class: str | None = Key(
+        default=None, description="transformers auto class of the model; by default AutoModelForCausalLM."
+    )
+    tokenizer: str | None = Key(
+        default=None, description="Checkpoint whose tokenizer goes beside the model; by default the base."
+    )
+    sizes: dict[Literal["search", "validation", "test"], Annotated[int, Key(ge=1)]] | None = Key(
+        default=None, description="Items of each split, where the program scores them one by one."
+    )
+    folder: str = Key(default=".", description="Where the program runs; paths with a slash start there.")
+
+    @property
+    def runs_code(self) -> bool:
+        """Always: that is what it is for."""
+        return True
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.model == "none" and self.model_class is not None:
+            raise ValueError(f"model_class: expected null with model: none, received {self.model_class}")
+        if self.sizes is not None and set(self.sizes) != {"search", "validation", "test"}:
+            raise ValueError(f"sizes: expected search, validation and test, received {sorted(self.sizes)}")
+        return self
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.base import Objective
+        from evaluators.command import Command
+
+        own = self.model_dump(include={"timeout", "inputs", "sizes", "tokenizer"})
+        model_class = None if self.model == "none" else self.model_class or "AutoModelForCausalLM"
+        objectives = [Objective(**objective.model_dump()) for objective in self.objectives]
+        return Command(
+            self.command, objectives, **own, model_class=model_class, folder=folder / self.folder, where=where
+        )
+
+
+class GenerationMetricSpec(ScoreSpec):
+    """One objective of a generation evaluator."""
+
+    metric: Literal["score", "tokens"] = "score"
+
+
+class GenerationBoundSpec(BoundSpec, GenerationMetricSpec):
+    """One bound of a generation evaluator."""
+
+
+class GenerationSpec(_ItemSpec):
+    """What a causal language model writes after prompts, judged by a function."""
+
+    kind: Literal["generation"]
+    prompt: str = Key(default="prompt", description="Column of the prompts.")
+    target: str | None = Key(default=None, description="Column of what is expected; by default nothing is.")
+    tokenizer: str | None = Key(default=None, description="Folder of the tokenizer; by default the base's.")
+    scorer: str = Key(
+        default="exact_match",
+        description="exact_match, contains, prefix, or module:function, called with prediction, target, prompt.",
+    )
+    direction: Literal["maximize", "minimize"] = Key(
+        default="maximize", description="Where a better score is; minimised scores are called loss."
+    )
+    max_new_tokens: int = Key(default=64, ge=1, description="Tokens of a prediction at most.")
+    until: list[Annotated[str, Key(min_length=1)]] = Key(
+        default_factory=list, description="Strings that end a prediction."
+    )
+    chat_template: bool = Key(default=False, description="Say the prompt as a user's turn of a conversation.")
+    system_prompt: str | None = Key(default=None, description="Said before it; needs chat_template.")
+    engine: Literal["transformers", "vllm"] = Key(
+        default="transformers", description="Who generates; vllm starts from the tokenizer's folder, the base's."
+    )
+    batch_size: int = Key(default=32, ge=1)
+    objectives: list[GenerationMetricSpec] = Key(  # type: ignore[assignment]
+        default_factory=lambda: [GenerationMetricSpec()], min_length=1
+    )
+    constraints: list[GenerationBoundSpec] = Key(  # type: ignore[assignment]
+        default_factory=list, description="Bounds that merges must keep."
+    )
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the scorer is a function of the user's."""
+        return ":" in self.scorer
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        from evaluators.generation import SCORERS
+
+        if self.system_prompt is not None and not self.chat_template:
+            raise ValueError("system_prompt: expected chat_template: true beside it, received false")
+        if ":" not in self.scorer and self.scorer not in SCORERS:
+            raise ValueError(f"scorer: expected module:function or one of {sorted(SCORERS)}, received {self.scorer!r}")
+        if self.scorer in SCORERS and self.target is None:
+            raise ValueError(f"target: required key is missing: {self.scorer} compares with a column of targets")
+        return self
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.generation import Generation
+
+        keys = {"scorer", "max_new_tokens", "until", "chat_template", "system_prompt", "engine"}
+        inputs = {"prompt": self.prompt} | ({} if self.target is None else {"target": self.target})
+        options = self._options(folder, where, None, inputs)
+        if self.direction == "minimize":
+            options["metrics"] = [
+                replace(m, metric={"score": "loss"}.get(m.metric, m.metric)) for m in options["metrics"]
+            ]
+        return Generation(self.tokenizer, **self.model_dump(include=keys), **options)
+
+
+class PerplexityMetricSpec(ScoreSpec):
+    """One objective of a perplexity evaluator."""
+
+    metric: Literal["perplexity", "log_perplexity"] = Key(
+        default="perplexity", description="Of all texts of a domain together, or the mean over texts of its logarithm."
+    )
+
+
+class PerplexityBoundSpec(BoundSpec, PerplexityMetricSpec):
+    """One bound of a perplexity evaluator."""
+
+
+class PerplexitySpec(_ItemSpec):
+    """Perplexity of a causal language model on texts."""
+
+    kind: Literal["perplexity"]
+    text: str = Key(default="text", description="Column of the texts.")
+    tokenizer: str | None = Key(default=None, description="Folder of the tokenizer; by default the base's.")
+    max_length: int | None = Key(
+        default=None, ge=1, description="Tokens of a window; by default as many as the model has room for."
+    )
+    stride: int | None = Key(
+        default=None, ge=1, description="Tokens from one window to the next; by default windows do not overlap."
+    )
+    batch_size: int = Key(default=16, ge=1, description="Windows of a forward pass, and texts that share some.")
+    objectives: list[PerplexityMetricSpec] = Key(  # type: ignore[assignment]
+        default_factory=lambda: [PerplexityMetricSpec()], min_length=1
+    )
+    constraints: list[PerplexityBoundSpec] = Key(  # type: ignore[assignment]
+        default_factory=list, description="Bounds that merges must keep."
+    )
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.perplexity import Perplexity
+
+        options = self._options(folder, where, None, {"text": self.text})
+        return Perplexity(self.tokenizer, max_length=self.max_length, stride=self.stride, **options)
+
+
+class DistanceSpec(_Spec):
+    """How far a merge is from the base, without any item."""
+
+    kind: Literal["distance"]
+    name: str = Key(default="distance", min_length=1, description="Name of the objective.")
+    model_class: str = Key(default="AutoModelForCausalLM", description="transformers auto class of the model.")
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from evaluators.distance import Distance
+
+        return Distance(self.name, self.model_class, where)
+
+
 AnySpec = (
     SyntheticSpec
+    | DistanceSpec
     | ClassificationSpec
     | EntropySpec
     | AlignmentSpec
     | LanguageModelSpec
     | LmEvalSpec
+    | SegmentationSpec
+    | CommandSpec
+    | GenerationSpec
+    | PerplexitySpec
     | T3Spec
     | TwinMergingSpec
 )
@@ -403,9 +660,14 @@ EvaluatorSpec = Annotated[AnySpec, Key(discriminator="kind")]
 EVALUATORS: Mapping[str, str] = {
     "alignment": "how far answers are from those of each domain's expert, without labels; gives gradients",
     "classification": "accuracy and cross-entropy of an image classifier on a datasets folder, by domain",
+    "command": "objectives that another program measures, JSON in and JSON out, one process per trial",
+    "distance": "how far a merge is from the base, relative to its size; no items",
     "entropy": "how sure a model is of its answers, without labels; gives gradients",
+    "generation": "what a causal language model writes after prompts, judged by a function or a built-in scorer",
     "language_model": "next-token cross-entropy of a causal language model on token ids; gives gradients",
     "lm_eval": "tasks of the language-model evaluation harness, local or its own, document by document",
+    "perplexity": "logarithm of the perplexity of a causal language model on texts; gives gradients",
+    "segmentation": "Dice, IoU and cross-entropy of masks by a promptable or semantic model, on a datasets folder",
     "synthetic": "analytic problems with known optima, no model; noise and faults for trying out a cluster",
     "t3": "base and one expert merged for each input by how much they disagree, as an image classifier",
     "twin_merging": "shared merge and low-rank vectors of experts, routed for each input, as an image classifier",

@@ -241,6 +241,8 @@ def main() -> None:
     from merging import InputError, MergesearchError
 
     signal.signal(signal.SIGTERM, _interrupt)
+    # Scorers that a study names may lie where the command runs, as for `python -m`.
+    sys.path.insert(0, os.getcwd())
     try:
         app()
     except InputError as error:

@@ -154,7 +154,6 @@ def plan_study(spec: StudySpec, fingerprints: Sequence[str] = (), arenas: Path |
     weights = _weights(spec, evaluator.objectives)
     plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy)
     _check_references(plan)
-    _check_code(spec)
     _check_capabilities(plan)
     check_fidelity(plan)
     return plan
@@ -304,16 +303,6 @@ def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np
         raise InputError(f"selection.weights: expected a weight for each of {names}, missing or unknown: {odd}")
     weights = np.array([given[name] for name in names])
     return np.asarray(weights / weights.sum())
-
-
-def _check_code(spec: StudySpec) -> None:
-    """Refuse evaluators that run code which the study names, unless it says so."""
-    for place, evaluator in enumerate(spec.evaluators):
-        if getattr(evaluator, "runs_code", False) and not spec.allow_code:
-            raise InputError(
-                f"evaluators.{place}: {evaluator.kind} runs code that the study names; if you trust it, set "
-                "allow_code: true at the top of the study file"
-            )
 
 
 def _check_references(plan: Plan) -> None:

@@ -86,7 +86,7 @@ class FidelitySection(Section):
         "the best 1/eta; subset: so many items, all where they look better than the leading trial",
     )
     min_items: int = Field(50, ge=2, description="items before the first look; for subset, all that most trials get")
-    confidence: float = Field(2.0, gt=0, description="race: standard errors of the paired difference that count")
+    confidence: float = Field(1.0, gt=0, description="race: standard errors of the paired difference that count")
     eta: int = Field(3, ge=2, description="halving, hyperband: factor between stages, one of so many goes on")
     estimate: Literal["difference", "mean", "p_irt", "mp_irt", "gp_irt", "gmp_irt"] = Field(
         "difference", description="what the strategy is told of a stopped trial, an estimate of its score on all items"
@@ -338,7 +338,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
 
     base = None if spec.base is None else absolute(spec.base)
     experts = {name: absolute(path) for name, path in spec.experts.items()}
-    return spec.model_copy(
+    resolved = spec.model_copy(
         update={
             "base": base,
             "experts": experts,
@@ -348,6 +348,18 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "evaluators": [_resolve_evaluator(e, folder, base, experts, absolute) for e in spec.evaluators],
         }
     )
+    _check_code(resolved)
+    return resolved
+
+
+def _check_code(spec: StudySpec) -> None:
+    """Refuse evaluators that run code which the study names, unless it says so; before any of it could run."""
+    for place, evaluator in enumerate(spec.evaluators):
+        if getattr(evaluator, "runs_code", False) and not spec.allow_code:
+            raise InputError(
+                f"evaluators.{place}: {evaluator.kind} runs code that the study names; if you trust it, set "
+                "allow_code: true at the top of the study file"
+            )
 
 
 def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | None:
@@ -362,9 +374,9 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
 def _resolve_evaluator(
     spec: Any, folder: Path, base: str | None, experts: Mapping[str, str], absolute: Callable[[str], str]
 ) -> Any:
-    """Evaluators read folders; their tokenizer is by default the base's, and experts that they ask are all by default."""
+    """Evaluators read folders; their tokenizer is by default the base's, and experts that they ask by default all."""
     found: dict[str, Any] = {}
-    for key in ("data", "include_path"):
+    for key in ("data", "include_path", "folder"):
         if getattr(spec, key, None) is not None:
             found[key] = str((folder / getattr(spec, key)).resolve())
     if hasattr(spec, "tokenizer"):

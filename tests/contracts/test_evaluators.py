@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +17,22 @@ import pytest
 from evaluators import SPLITS, Candidate, Evaluator, Measurement
 from evaluators.composite import Composite
 from evaluators.spec import EVALUATORS
+from merging import Source
 from tests.evaluators.items import (
     DOMAINS,
     build,
     candidate_at,
     classification,
     opened,
-    pico_llama,
     pico_vit,
     save,
     three_splits,
     token_splits,
 )
+from tests.evaluators.language import lm_section, make_tasks
+from tests.evaluators.test_segmentation import pico_sam, stored
+from tests.evaluators.test_segmentation import splits as masks
+from tests.evaluators.texts import make_tokenizer, text_folder, text_llama
 
 CASES = {
     "synthetic sphere": ["synthetic"],
@@ -39,6 +48,14 @@ CASES = {
     "entropy of tokens": ["entropy"],
     "t3": ["t3"],
     "twin merging": ["twin_merging"],
+    "tasks": ["lm_eval"],
+    "tasks in the harness's loop": ["lm_eval"],
+    "generation": ["generation"],
+    "perplexity": ["perplexity"],
+    "segmentation": ["segmentation"],
+    "a program": ["command"],
+    "distance": ["distance"],
+    "relative": ["classification"],
 }
 
 
@@ -67,6 +84,19 @@ def sections(case: str) -> list[dict[str, Any]]:
         ],
         "t3": [classification("data", *both) | {"kind": "t3"}],
         "twin merging": [classification("data", *both) | {"kind": "twin_merging"}],
+        "tasks": [lm_section(FOLDER, "choose", "write", objectives=[{"name": "mean"}, {"domains": ["choose"]}])],
+        "tasks in the harness's loop": [lm_section(FOLDER, {"task": "choose", "tier": "two"})],
+        "generation": [
+            texts("generation", target="target", scorer="prefix", max_new_tokens=8, objectives=[{"metric": "tokens"}])
+        ],
+        "perplexity": [texts("perplexity", objectives=[{"metric": "log_perplexity"}])],
+        "segmentation": [unlabelled("segmentation", data="masks", objectives=[{"metric": m} for m in ("dice", "iou")])],
+        "a program": [program()],
+        "distance": [{"kind": "distance", "model_class": "AutoModelForImageClassification"}],
+        "relative": [
+            classification("data", {"normalise": "chance", "chance": 0.1}, {"metric": "cross_entropy"})
+            | {"constraints": [{"at_least": 0.5}]}
+        ],
     }[case]
 
 
@@ -78,18 +108,53 @@ def tokens(kind: str, **options: Any) -> dict[str, Any]:
     return unlabelled(kind, **{"data": "tokens", "objectives": [{}, {"domains": ["day"]}]} | options)
 
 
+def texts(kind: str, **options: Any) -> dict[str, Any]:
+    return unlabelled(kind, data="texts", tokenizer=str(FOLDER / "tokenizer"), **options)
+
+
+def program() -> dict[str, Any]:
+    """One that scores items by the coefficients that it is told."""
+    code = (
+        "import json, sys; r = json.load(sys.stdin); n = {'search': 6, 'validation': 5, 'test': 4}[r['split']];"
+        "s = [sum(map(sum, r['recipe']['field']['values'])) * (k + 1 + n) for k in range(n)][: r['count']];"
+        "print(json.dumps({'values': {'f': sum(s) / len(s)}, 'items': {'f': s}}))"
+    )
+    sizes = {"search": 6, "validation": 5, "test": 4}
+    objectives = [{"name": "f", "direction": "minimize"}]
+    words = [sys.executable, "-c", code]
+    return {"kind": "command", "command": words, "objectives": objectives, "sizes": sizes, "model": "none"}
+
+
+#: Tokenizer and tasks, which their evaluators want in full.
+FOLDER = Path(tempfile.mkdtemp(prefix="mergesearch-contract-"))
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("study")
+    make_tasks(FOLDER, 30)
+    pico_vit(seed=5).save_pretrained(FOLDER / "base")
+    text_folder(folder)
+    make_tokenizer(FOLDER / "tokenizer")
+    stored(folder / "masks", masks())
     save(folder / "data", three_splits())
     save(folder / "tokens", token_splits())
     pico_vit(seed=5).save_pretrained(folder / "teacher")
-    return folder
+    yield folder
+    shutil.rmtree(FOLDER)
+
+
+#: Small models; a vocabulary of the texts' tokenizer holds the token ids of the other items too.
+MAKERS: dict[str, Callable[..., Any]] = {
+    "AutoModelForImageClassification": pico_vit,
+    "AutoModelForCausalLM": text_llama,
+    "AutoModelForMaskGeneration": pico_sam,
+}
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    return {"AutoModelForImageClassification": pico_vit(), "AutoModelForCausalLM": pico_llama()}
+    return {name: maker() for name, maker in MAKERS.items()}
 
 
 @pytest.fixture
@@ -109,7 +174,9 @@ def evaluator(case: str, folder: Path) -> Evaluator:
 
 def candidates(evaluator: Evaluator, model: Any) -> list[Candidate]:
     points = np.random.default_rng(0).random((3, 4)).tolist()
-    return [candidate_at(point, model if evaluator.model_class is not None else None) for point in points]
+    found = [candidate_at(point, model if evaluator.model_class is not None else None) for point in points]
+    base = Source("base", str(FOLDER / "base"))
+    return [replace(candidate, recipe=replace(candidate.recipe, base=base)) for candidate in found]
 
 
 def assert_same(one: Measurement, two: Measurement) -> None:
@@ -134,7 +201,9 @@ class TestEvaluatorContract:
         assert len(set(names)) == len(names)
         assert {objective.direction for objective in nowhere.objectives} <= {"maximize", "minimize"}
         assert nowhere.provides <= {"items", "gradient"}
-        assert (nowhere.model_class is None) == all(section["kind"] == "synthetic" for section in sections(case))
+        assert (nowhere.model_class is None) == all(
+            section["kind"] in ("synthetic", "command") for section in sections(case)
+        )
 
     @pytest.mark.parametrize("split", SPLITS)
     def test_values_for_exactly_the_objectives(self, evaluator: Evaluator, model: Any, split: Any) -> None:
@@ -199,19 +268,22 @@ class TestEvaluatorContract:
                 assert gaps.max() < 1e-5
             smaller = larger
 
-    def test_splits_hold_other_items(self, evaluator: Evaluator, model: Any) -> None:
+    def test_splits_hold_other_items(self, evaluator: Evaluator, model: Any, case: str) -> None:
+        if case == "distance":
+            pytest.skip("there are no items")
         candidate = candidates(evaluator, model)[0]
         values = [evaluator.evaluate(candidate, split).values for split in SPLITS]
         for place in range(3):
             assert values[place] != values[place - 1]
 
     def test_other_candidates_score_otherwise(self, evaluator: Evaluator) -> None:
-        maker = {"AutoModelForImageClassification": pico_vit, "AutoModelForCausalLM": pico_llama}.get(
-            evaluator.model_class or "", lambda seed: None
-        )
+        maker = MAKERS.get(evaluator.model_class or "", lambda seed: None)
         models = [maker(seed) for seed in (0, 1)]
+        base = Source("base", str(FOLDER / "base"))
+        recipes = [replace(candidate_at([0.2 + place / 2] * 4).recipe, base=base) for place in (0, 1)]
         one, two = (
-            evaluator.evaluate(candidate_at([0.2 + place / 2] * 4, models[place]), "search").values for place in (0, 1)
+            evaluator.evaluate(Candidate(recipe, model), "search").values
+            for recipe, model in zip(recipes, models, strict=True)
         )
         assert one != two
 

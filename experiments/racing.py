@@ -1,0 +1,121 @@
+"""What rules that stop trials save on the skills zoo, at what price: ``python -m experiments.racing [--seeds 5]``.
+
+Every row is a real study by CMA-ES on 1,500 search questions (five tasks of lm_eval), with the same number of trials,
+the same seeds and anchors; only its rule differs. What is counted are evaluations of items in the search (anchors, which
+all rows measure in full, are left out); what is compared is the test accuracy of the winner. What is finished is kept in
+``runs/racing`` and not run again; the table goes into ``experiments/0008-racing/README.md``, between its two marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.skills import ZOO, skills_study
+from experiments.strategies import ROOT, interval, run_in_pairs
+
+RUNS, README = ROOT / "runs" / "racing", ROOT / "experiments" / "0008-racing" / "README.md"
+START, STOP = "<!-- table: written by the command above -->", "<!-- end of table -->"
+TRIALS = 150
+
+#: Label -> the study's fidelity.
+RULES: Mapping[str, dict[str, Any]] = {
+    "full": {"rule": "full"},
+    "race": {"rule": "race"},
+    "race, confidence 2": {"rule": "race", "confidence": 2.0},
+    "halving": {"rule": "halving"},
+    "hyperband": {"rule": "hyperband"},
+    "subset of 150": {"rule": "subset", "min_items": 150},
+    "subset of 150, gmp-IRT": {"rule": "subset", "min_items": 150, "estimate": "gmp_irt"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with a seed."""
+
+    rule: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder."""
+        return "".join(char if char.isalnum() else "-" for char in f"{self.rule}-{self.seed}")
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Run a study, or read it if it is finished; its figures."""
+    path = RUNS / f"{case.name}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    import torch
+
+    from search.run import run_study
+    from search.study_file import resolve, validate
+
+    torch.set_num_threads(1)
+    study = skills_study(case.name, seed=case.seed, trials=TRIALS) | {"fidelity": RULES[case.rule]}
+    run = run_study(resolve(validate(study, case.name), ROOT), RUNS / case.name)
+    verdict, size = run.verdict, run.plan.evaluator.size("search")
+    assert verdict is not None
+    searched = [record for record in run.log.records if record.kind != "anchor"]
+    tests = verdict.scores["test"]
+    anchors = [tests[record.number].values["acc"] for record in run.log.records if record.kind == "anchor"]
+    figures = {
+        "share": sum(record.evaluated or size for record in searched) / (size * len(searched)),
+        "complete": sum(record.state == "complete" for record in searched) / len(searched),
+        "test": tests[verdict.winner].values["acc"],
+        "anchor": max(anchors),
+        "optimism": run.log.records[verdict.winner].values["acc"] - tests[verdict.winner].values["acc"],
+    }
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
+    """Share of the evaluations, and test accuracy with its difference to that of full evaluation, seed by seed."""
+    lines = [
+        "| rule | evaluations of items, % | trials in full, % | test accuracy of the winner, % | less that of full |",
+        "|---|---|---|---|---|",
+    ]
+    full = {case.seed: found["test"] for case, found in results.items() if case.rule == "full"}
+    for rule in RULES:
+        rows = {case.seed: found for case, found in results.items() if case.rule == rule}
+        if not rows:
+            continue
+        share, complete = (_mean(100 * found[key] for found in rows.values()) for key in ("share", "complete"))
+        test = _mean(100 * found["test"] for found in rows.values())
+        gap = _mean(100 * (found["test"] - full[seed]) for seed, found in rows.items() if seed in full)
+        lines.append(f"| {rule} | {share} | {complete} | {test} | {'' if rule == 'full' else gap} |")
+    return "\n".join(lines)
+
+
+def _mean(values: Any) -> str:
+    """Mean and half width of its 95 % interval over seeds."""
+    mean, half = interval(list(values))
+    return f"{mean:.1f} ± {half:.1f}"
+
+
+def main() -> None:
+    """Run what is missing, and write the table."""
+    from experiments.zoo.skills import build_skills
+
+    parser = argparse.ArgumentParser(description="Compare rules that stop trials on the skills zoo.")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of every row (default: %(default)s)")
+    parser.add_argument("--rules", nargs="*", choices=list(RULES), default=list(RULES), help="rows to run")
+    options = parser.parse_args()
+    build_skills(ZOO)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    cases = [Case(rule, seed) for seed in range(options.seeds) for rule in options.rules]
+    text = table(run_in_pairs(cases, run_case))
+    before, _, rest = README.read_text().partition(START)
+    README.write_text(f"{before}{START}\n\n{text}\n\n{STOP}{rest.partition(STOP)[2]}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,457 @@
+"""Segmentation: the same figures as a plain loop over masks, promptable or semantic; data that are refused."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from evaluators import SPLITS, Batch, Candidate, Evaluator, Measurement
+from evaluators.segmentation import object_logits, overlap_scores, pixel_cross_entropy, resized
+from evaluators.spec import EVALUATORS, parse_evaluators
+from merging import InputError, NonFiniteError
+from merging.binding import load_model
+from tests.evaluators.items import DOMAINS, build, opened, recipe_at, save
+
+SIDE, CLASSES, COUNT = 16, 3, 10
+METRICS = ("dice", "iou", "cross_entropy")
+RECIPE = recipe_at([0.0])
+
+
+def pico_sam(seed: int = 0) -> Any:
+    """A SAM of one encoder block, for grey images of 16 x 16, that answers with masks of 8 x 8."""
+    from transformers import SamConfig, SamModel
+
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 16,
+            "output_channels": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_channels": 1,
+            "image_size": SIDE,
+            "patch_size": 8,
+            "window_size": 0,
+            "global_attn_indexes": [0],
+            "mlp_dim": 16,
+            "num_pos_feats": 8,
+            "initializer_range": 0.5,
+        },
+        prompt_encoder_config={"hidden_size": 16, "image_size": SIDE, "patch_size": 8, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16,
+            "mlp_dim": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SamModel(config).eval()
+
+
+def pico_segformer(seed: int = 0) -> Any:
+    """A Segformer that gives logits of a quarter of the image's side."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        num_channels=1,
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[3, 3],
+        strides=[2, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
+        num_labels=CLASSES,
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SegformerForSemanticSegmentation(config).eval()
+
+
+def columns(seed: int, count: int = COUNT) -> dict[str, Any]:
+    """Random images, boxes and masks of three classes; the domains take turns."""
+    generator = np.random.default_rng([seed, 7])
+    corner = generator.integers(0, SIDE // 2, (count, 1, 2))
+    return {
+        "pixels": generator.standard_normal((count, SIDE, SIDE)).astype("float32"),
+        "boxes": np.concatenate([corner, corner + 6], axis=2).astype("float32"),
+        "points": (corner[:, :, None] + 3).astype("float32"),
+        "mask": generator.integers(0, CLASSES, (count, SIDE, SIDE)).astype("uint8"),
+        "domain": [DOMAINS[place % 2] for place in range(count)],
+        "id": [f"{seed}-{place}" for place in range(count)],
+    }
+
+
+def splits() -> dict[str, dict[str, Any]]:
+    return {name: columns(seed) for seed, name in enumerate(SPLITS)}
+
+
+def stored(folder: Path, tables: dict[str, dict[str, Any]]) -> Path:
+    """Write them; arrays as nested lists."""
+    plain = {
+        split: {name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in table.items()}
+        for split, table in tables.items()
+    }
+    return save(folder, plain)
+
+
+def section(data: Path | str, *metrics: str, **options: Any) -> dict[str, Any]:
+    """A ``segmentation`` section with the usual columns."""
+    chosen = [{"metric": metric} for metric in metrics or METRICS]
+    usual = {"kind": "segmentation", "data": str(data), "domain": "domain", "id": "id", "objectives": chosen}
+    return usual | options
+
+
+SEMANTIC = {"inputs": {"pixel_values": "pixels"}}
+
+
+def measure(evaluator: Evaluator, model: Any, split: Any = "search") -> Measurement:
+    return evaluator.evaluate(Candidate(RECIPE, model), split)
+
+
+def plain_dice(answer: Any, mask: Any, classes: list[int]) -> float:
+    """From the definition, class by class."""
+    found = [
+        2 * np.sum((answer == c) & (mask == c)) / (np.sum(answer == c) + np.sum(mask == c))
+        for c in classes
+        if np.any(answer == c) or np.any(mask == c)
+    ]
+    return float(np.mean(found)) if found else 1.0
+
+
+def plain_iou(answer: Any, mask: Any, classes: list[int]) -> float:
+    """From the definition, class by class."""
+    found = [
+        np.sum((answer == c) & (mask == c)) / np.sum((answer == c) | (mask == c))
+        for c in classes
+        if np.any(answer == c) or np.any(mask == c)
+    ]
+    return float(np.mean(found)) if found else 1.0
+
+
+def plain_loop(logits: torch.Tensor, masks: Any, classes: list[int]) -> dict[str, npt.NDArray[np.float64]]:
+    """All three metrics of each item from logits ``(items, classes, height, width)``."""
+    answers, log_p = logits.argmax(dim=1).numpy(), logits.double().log_softmax(dim=1).numpy()
+    losses = [-np.take_along_axis(p, m[None], axis=0).mean() for p, m in zip(log_p, masks, strict=True)]
+    pairs = list(zip(answers, masks, strict=True))
+    return {
+        "dice": np.array([plain_dice(a, m, classes) for a, m in pairs]),
+        "iou": np.array([plain_iou(a, m, classes) for a, m in pairs]),
+        "cross_entropy": np.array(losses),
+    }
+
+
+def refusal(*sections: dict[str, Any]) -> str:
+    """The message with which checking and opening an evaluator refuses, one line."""
+    with pytest.raises(InputError) as caught:
+        opened(*sections)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def scores_of(answer: Any, mask: Any, *, background: int | None = 0, ignored: int | None = None) -> tuple[float, float]:
+    """Dice and IoU of one hand-made mask."""
+    answers, masks = (torch.tensor(array, dtype=torch.int64)[None] for array in (answer, mask))
+    found = overlap_scores(answers, masks, masks != (-1 if ignored is None else ignored), 4, background)
+    return float(found["dice"][0]), float(found["iou"][0])
+
+
+@pytest.fixture(scope="module")
+def sam() -> Any:
+    return pico_sam()
+
+
+@pytest.fixture(scope="module")
+def segformer() -> Any:
+    return pico_segformer()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored(tmp_path_factory.mktemp("masks") / "data", splits())
+
+
+class TestMasksByHand:
+    @pytest.mark.parametrize(
+        ("answer", "mask", "options", "dice", "iou"),
+        [
+            ([[1, 1, 0, 0]], [[0, 1, 1, 0]], {}, 1 / 2, 1 / 3),
+            ([[1, 0, 0, 0]], [[1, 0, 0, 0]], {}, 1.0, 1.0),
+            ([[0, 0, 0, 0]], [[0, 0, 0, 0]], {}, 1.0, 1.0),  # nothing to find, nothing found
+            ([[0, 0, 0, 1]], [[0, 0, 0, 0]], {}, 0.0, 0.0),
+            ([[0, 0, 0, 0]], [[0, 1, 1, 0]], {}, 0.0, 0.0),
+            ([[1, 2, 2, 0]], [[1, 2, 0, 0]], {}, (1 + 2 / 3) / 2, (1 + 1 / 2) / 2),
+            ([[1, 3, 0, 0]], [[1, 2, 0, 0]], {}, 1 / 3, 1 / 3),  # a class that only the answer has counts
+            ([[0, 1, 1, 1]], [[0, 0, 1, 1]], {"background": None}, (2 / 3 + 4 / 5) / 2, (1 / 2 + 2 / 3) / 2),
+            ([[0, 1, 1, 1]], [[0, 0, 1, 1]], {"background": 1}, 2 / 3, 1 / 2),
+            ([[1, 1, 1, 0]], [[3, 1, 0, 0]], {"ignored": 3}, 2 / 3, 1 / 2),  # the first pixel counts nowhere
+            ([[1, 1, 1, 1]], [[3, 3, 3, 3]], {"ignored": 3}, 1.0, 1.0),
+        ],
+    )
+    def test_dice_and_iou(self, answer: Any, mask: Any, options: Any, dice: float, iou: float) -> None:
+        assert scores_of(answer, mask, **options) == (pytest.approx(dice, abs=1e-12), pytest.approx(iou, abs=1e-12))
+
+    @given(seed=st.integers(0, 999), present=st.integers(1, 4), background=st.sampled_from([None, 0, 2]))
+    @settings(max_examples=40, deadline=None)
+    def test_agree_with_the_definition(self, seed: int, present: int, background: int | None) -> None:
+        answer, mask = np.random.default_rng(seed).integers(0, present, (2, 5, 7))
+        classes = [c for c in range(4) if c != background]
+        expected = plain_dice(answer, mask, classes), plain_iou(answer, mask, classes)
+        dice, iou = scores_of(answer, mask, background=background)
+        assert (dice, iou) == (pytest.approx(expected[0], abs=1e-12), pytest.approx(expected[1], abs=1e-12))
+        assert scores_of(mask, answer, background=background) == (dice, iou)
+        assert 0 <= iou <= dice <= 1
+
+    def test_cross_entropy_leaves_out_what_is_ignored(self) -> None:
+        logits = torch.tensor([[[[2.0, 0.0, 5.0]], [[0.0, 1.0, -5.0]]]])
+        masks, counted = torch.tensor([[[0, 1, 9]]]), torch.tensor([[[True, True, False]]])
+        expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
+        assert float(pixel_cross_entropy(logits, masks, counted)) == pytest.approx(expected, abs=1e-6)
+        assert float(pixel_cross_entropy(logits, masks, torch.zeros_like(counted))) == 0.0
+
+    def test_logits_are_enlarged_bilinearly(self) -> None:
+        small = torch.tensor([[[[0.0, 4.0]]]])
+        large = resized(small, torch.zeros(1, 1, 4))
+        np.testing.assert_allclose(large.numpy()[0, 0, 0], [0, 1, 3, 4])
+        assert resized(small, torch.zeros(1, 1, 2)) is small
+
+    def test_the_mask_of_the_best_expected_iou_is_taken_and_prompts_are_joined(self) -> None:
+        class Output:
+            pred_masks = torch.tensor([[[[[-1.0, -1]], [[5, -1]]], [[[-2, 3]], [[9, 9]]]]])  # two prompts, two masks
+            iou_scores = torch.tensor([[[0.1, 0.9], [0.8, 0.2]]])
+
+        np.testing.assert_array_equal(object_logits(Output)[0].numpy(), [[[0, 0]], [[5, 3]]])
+
+
+class TestPromptable:
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_agrees_with_a_plain_loop_item_by_item(self, sam: Any, data: Path, split: Any) -> None:
+        table = splits()[split]
+        boxes, pixels = torch.tensor(table["boxes"]), torch.tensor(table["pixels"])[:, None]
+        with torch.no_grad():
+            small = sam(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[:, 0]
+        assert small.shape == (COUNT, 1, 8, 8)
+        large = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")
+        logits = torch.cat([torch.zeros_like(large), large], dim=1)
+        expected = plain_loop(logits, (table["mask"] > 0).astype(int), [1])
+        measured = measure(opened(section(data)), sam, split)
+        for metric in METRICS:
+            np.testing.assert_allclose(measured.items[metric], expected[metric], atol=1e-5, err_msg=metric)
+            assert measured.values[metric] == pytest.approx(expected[metric].mean(), abs=1e-6)
+        assert 0.05 < measured.values["dice"] < 0.95
+
+    def test_points_in_the_place_of_boxes(self, sam: Any, data: Path) -> None:
+        table = splits()["search"]
+        inputs = {"pixel_values": "pixels", "input_points": "points"}
+        measured = measure(opened(section(data, "iou", inputs=inputs)), sam)
+        with torch.no_grad():
+            small = sam(
+                pixel_values=torch.tensor(table["pixels"])[:, None],
+                input_points=torch.tensor(table["points"]),
+                multimask_output=False,
+            ).pred_masks[:, 0]
+        large = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")[:, 0]
+        pairs = zip((large > 0).numpy(), table["mask"] > 0, strict=True)
+        np.testing.assert_allclose(measured.items["iou"], [plain_iou(a, m, [1]) for a, m in pairs])
+
+    def test_several_masks_proposed(self, sam: Any, data: Path) -> None:
+        one, several = (measure(opened(section(data, multimask=flag)), sam) for flag in (False, True))
+        assert one.values != several.values
+
+    def test_another_background(self, sam: Any, data: Path) -> None:
+        found = {b: measure(opened(section(data, "dice", background=b)), sam).values["dice"] for b in (0, 1, None)}
+        assert len(set(found.values())) == 3
+
+    def test_the_auto_class_loads_it(self, sam: Any, data: Path, tmp_path: Path) -> None:
+        sam.save_pretrained(tmp_path / "sam")
+        evaluator = opened(section(data))
+        assert evaluator.model_class == "AutoModelForMaskGeneration"
+        loaded = load_model(str(tmp_path / "sam"), evaluator.model_class)
+        assert measure(evaluator, loaded).values == measure(evaluator, sam).values
+
+
+class TestSemantic:
+    def test_agrees_with_a_plain_loop_item_by_item(self, segformer: Any, data: Path) -> None:
+        table = splits()["search"]
+        with torch.no_grad():
+            small = segformer(pixel_values=torch.tensor(table["pixels"])[:, None]).logits
+        assert small.shape == (COUNT, CLASSES, 8, 8)
+        logits = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")
+        for background, classes in ((0, [1, 2]), (None, [0, 1, 2])):
+            expected = plain_loop(logits, table["mask"].astype(int), classes)
+            measured = measure(opened(section(data, background=background, **SEMANTIC)), segformer)
+            for metric in METRICS:
+                np.testing.assert_allclose(measured.items[metric], expected[metric], atol=1e-5, err_msg=metric)
+        assert len(np.unique(logits.argmax(dim=1))) == CLASSES
+
+    def test_the_auto_class_loads_it(self, segformer: Any, data: Path, tmp_path: Path) -> None:
+        segformer.save_pretrained(tmp_path / "segformer")
+        evaluator = opened(section(data, **SEMANTIC))
+        assert evaluator.model_class == "AutoModelForSemanticSegmentation"
+        loaded = load_model(str(tmp_path / "segformer"), evaluator.model_class)
+        assert measure(evaluator, loaded).values == measure(evaluator, segformer).values
+
+    def test_pixels_that_are_ignored_count_nowhere(self, segformer: Any, tmp_path: Path) -> None:
+        tables = splits()
+        for table in tables.values():
+            table["mask"][:, :4] = 255
+        data = stored(tmp_path / "data", tables)
+        measured = measure(opened(section(data, ignored=255, **SEMANTIC)), segformer)
+        with torch.no_grad():
+            pixels = torch.tensor(tables["search"]["pixels"])[:, None]
+            small = segformer(pixel_values=pixels).logits
+        logits = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")[:, :, 4:]
+        expected = plain_loop(logits, tables["search"]["mask"][:, 4:].astype(int), [1, 2])
+        for metric in METRICS:
+            np.testing.assert_allclose(measured.items[metric], expected[metric], atol=1e-5, err_msg=metric)
+
+    def test_more_classes_than_the_model_has_are_refused(self, segformer: Any, tmp_path: Path) -> None:
+        tables = splits()
+        tables["search"]["mask"][3, 5, 5] = 255
+        evaluator = opened(section(stored(tmp_path / "data", tables), **SEMANTIC))
+        with pytest.raises(InputError, match=r"class numbers 0 to 2.*received 255; .*evaluators\.0\.ignored"):
+            measure(evaluator, segformer)
+
+
+@pytest.mark.parametrize("kind", ["sam", "segformer"])
+class TestContract:
+    def options(self, kind: str) -> dict[str, Any]:
+        return {} if kind == "sam" else SEMANTIC
+
+    def test_declares_what_it_gives(self, kind: str, data: Path) -> None:
+        evaluator = build(section(data, **self.options(kind)))
+        found = {objective.name: objective.direction for objective in evaluator.objectives}
+        assert found == {"dice": "maximize", "iou": "maximize", "cross_entropy": "minimize"}
+        assert evaluator.provides == {"items", "gradient"}
+        assert build(section(data, "dice", "iou", **self.options(kind))).provides == {"items"}
+
+    def test_batch_size_does_not_matter(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
+        model = request.getfixturevalue(kind)
+        whole = measure(opened(section(data, **self.options(kind))), model)
+        again = measure(opened(section(data, **self.options(kind))), model)
+        parts = measure(opened(section(data, batch_size=3, **self.options(kind))), model)
+        assert whole.values == again.values
+        for metric in METRICS:
+            np.testing.assert_allclose(parts.items[metric], whole.items[metric], atol=1e-5)
+
+    def test_fewer_items_are_some_of_all(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
+        model, evaluator = request.getfixturevalue(kind), opened(section(data, **self.options(kind)))
+        whole = measure(evaluator, model).items["cross_entropy"]
+        part = evaluator.evaluate(Candidate(RECIPE, model), "search", 4).items["cross_entropy"]
+        assert part.shape == (4,)
+        assert all(np.isclose(whole, score, atol=1e-5).any() for score in part)
+        assert evaluator.cost("search") == COUNT
+        assert evaluator.cost("search", 4) == 4
+
+    def test_domains(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
+        model, options = request.getfixturevalue(kind), self.options(kind)
+        objectives = [{"name": name, "domains": [name]} for name in DOMAINS] + [{"reduce": "worst"}]
+        values = measure(opened(section(data, **options) | {"objectives": objectives}), model).values
+        mean = measure(opened(section(data, "dice", **options)), model).values["dice"]
+        assert (values["day"] + values["night"]) / 2 == pytest.approx(mean, abs=1e-12)
+        assert values["worst dice"] == min(values["day"], values["night"])
+
+    def test_a_logit_that_is_not_finite_fails_the_trial(self, kind: str, data: Path) -> None:
+        model = pico_sam() if kind == "sam" else pico_segformer()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(math.nan)
+        for metric in METRICS:
+            with pytest.raises(NonFiniteError, match=metric):
+                measure(opened(section(data, metric, **self.options(kind))), model)
+
+    def test_gradient_of_cross_entropy_agrees_with_a_small_step(self, kind: str, data: Path) -> None:
+        model = (pico_sam() if kind == "sam" else pico_segformer()).double()
+        evaluator = opened(section(data, "cross_entropy", **self.options(kind)))
+        candidate = Candidate(RECIPE, model)
+        slope = evaluator.backward(candidate, Batch(0), {"cross_entropy": 1.0})  # type: ignore[attr-defined]
+        before = measure(evaluator, model).values["cross_entropy"]
+        assert slope.loss == pytest.approx(before, rel=1e-6)
+        moved = [p for p in model.parameters() if p.grad is not None and bool((p.grad != 0).any())]
+        assert len(moved) > 5
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in moved))
+        step = 1e-6 / norm
+        with torch.no_grad():
+            for parameter in moved:
+                parameter.sub_(step * parameter.grad)
+        after = measure(evaluator, model).values["cross_entropy"]
+        assert (before - after) / step == pytest.approx(norm**2, rel=1e-3)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"objectives": [{"metric": "accuracy"}]}, "dice"),
+            ({"inputs": {"mask": "mask"}}, "received mask"),
+            ({"inputs": {}}, "at least 1"),
+            ({"ignored": 0}, "to differ"),
+            ({"background": -1}, "greater than or equal to 0"),
+            ({"label": "label"}, "label"),
+            ({"mask": None}, "mask"),
+        ],
+    )
+    def test_keys(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValidationError, match=message):
+            parse_evaluators([section("data") | options])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"mask": "masks"}, r"expected a column 'masks'"),
+            ({"mask": "pixels"}, r"arrays of class numbers in column 'pixels', received"),
+            (
+                {"mask": "rows"},
+                r"evaluators\.0\.mask: expected masks \(height, width\).*received shape \(4,\)",
+            ),
+            ({"inputs": {"pixel_values": "domain"}}, r"arrays of numbers in column 'domain'"),
+        ],
+    )
+    def test_columns(self, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+        tables = splits()
+        for table in tables.values():
+            table["rows"] = np.arange(4 * COUNT).reshape(COUNT, 4)
+        with pytest.raises(InputError, match=message):
+            opened(section(stored(tmp_path / "data", tables), **options))
+
+    def test_masks_of_different_sizes(self, tmp_path: Path) -> None:
+        tables = splits()
+        for table in tables.values():
+            table["mask"] = [mask[: 8 + place % 2].tolist() for place, mask in enumerate(table["mask"])]
+        assert "column of mask: expected arrays of one shape" in refusal(section(stored(tmp_path / "data", tables)))
+
+    def test_the_mask_does_not_tell_items_apart(self, tmp_path: Path) -> None:
+        tables = splits()
+        for table in tables.values():
+            table["mask"] = np.ones_like(table["mask"])
+        opened(section(stored(tmp_path / "one", tables), id=None))
+        tables["test"]["pixels"][0] = tables["search"]["pixels"][0]
+        assert "expected disjoint splits" in refusal(section(stored(tmp_path / "two", tables), id=None))
+
+    def test_specs_are_checked_without_torch(self) -> None:
+        code = (
+            "import sys; from pathlib import Path; from evaluators.spec import parse_evaluators, build_evaluator; "
+            f"build_evaluator(parse_evaluators([{section('data')!r}]), Path()); "
+            "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_it_is_listed(self) -> None:
+        assert "segmentation" in EVALUATORS

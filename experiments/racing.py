@@ -1,9 +1,9 @@
 """What rules that stop trials save on the skills zoo, at what price: ``python -m experiments.racing [--seeds 5]``.
 
 Every row is a real study by CMA-ES on 1,500 search questions (five tasks of lm_eval), with the same number of trials,
-the same seeds and anchors; only its rule differs. What is counted are evaluations of items in the search (anchors, which
-all rows measure in full, are left out); what is compared is the test accuracy of the winner. What is finished is kept in
-``runs/racing`` and not run again; the table goes into ``experiments/0008-racing/README.md``, between its two marks.
+the same seeds and anchors; only its rule differs. What is counted are evaluations of items in the search, without the
+anchors, which all rows measure in full; what is compared is the test accuracy of the winner. What is finished is kept
+in ``runs/racing`` and not run again; the table goes into ``experiments/0008-racing/README.md``, between its two marks.
 """
 
 from __future__ import annotations

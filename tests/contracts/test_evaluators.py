@@ -86,9 +86,7 @@ def sections(case: str) -> list[dict[str, Any]]:
         "twin merging": [classification("data", *both) | {"kind": "twin_merging"}],
         "tasks": [lm_section(FOLDER, "choose", "write", objectives=[{"name": "mean"}, {"domains": ["choose"]}])],
         "tasks in the harness's loop": [lm_section(FOLDER, {"task": "choose", "tier": "two"})],
-        "generation": [
-            texts("generation", target="target", scorer="prefix", max_new_tokens=8, objectives=[{"metric": "tokens"}])
-        ],
+        "generation": [texts("generation", max_new_tokens=8, until=["e"], objectives=[{"metric": "tokens"}], **PREFIX)],
         "perplexity": [texts("perplexity", objectives=[{"metric": "log_perplexity"}])],
         "segmentation": [unlabelled("segmentation", data="masks", objectives=[{"metric": m} for m in ("dice", "iou")])],
         "a program": [program()],
@@ -106,6 +104,9 @@ def unlabelled(kind: str, **options: Any) -> dict[str, Any]:
 
 def tokens(kind: str, **options: Any) -> dict[str, Any]:
     return unlabelled(kind, **{"data": "tokens", "objectives": [{}, {"domains": ["day"]}]} | options)
+
+
+PREFIX = {"target": "target", "scorer": "prefix"}
 
 
 def texts(kind: str, **options: Any) -> dict[str, Any]:
@@ -272,9 +273,10 @@ class TestEvaluatorContract:
         if case == "distance":
             pytest.skip("there are no items")
         candidate = candidates(evaluator, model)[0]
-        values = [evaluator.evaluate(candidate, split).values for split in SPLITS]
+        measured = [evaluator.evaluate(candidate, split) for split in SPLITS]
+        said = [(m.values, {name: scores.tolist() for name, scores in m.items.items()}) for m in measured]
         for place in range(3):
-            assert values[place] != values[place - 1]
+            assert said[place] != said[place - 1]
 
     def test_other_candidates_score_otherwise(self, evaluator: Evaluator) -> None:
         maker = MAKERS.get(evaluator.model_class or "", lambda seed: None)

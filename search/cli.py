@@ -290,7 +290,9 @@ def _show_run(opened: Run, as_json: bool) -> None:
     else:
         lines = [] if as_json else text_lines(data)
     states = [record.state for record in opened.log.records]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "failed", "running") if states.count(s))
+    counts = ", ".join(
+        f"{states.count(s)} {s}" for s in ("complete", "partial", "failed", "running") if states.count(s)
+    )
     closing = ["", *sentences(data), f"{len(states)} trials ({counts}); report: {opened.folder.path / 'report.html'}"]
     _emit(report_dict(data) if as_json else None, as_json, lambda: [*lines, *closing])
 
@@ -306,7 +308,8 @@ def _trial_lines(opened: Run, records: list[Any]) -> list[str]:
 
 
 def _facts(opened: Run, number: int) -> dict[str, str]:
-    """Scores for the model card."""
+    """Scores for the model card, and what they were measured with."""
+    from search.study_file import evaluation_digest
     from search.summary import TRANSDUCTIVE
 
     verdict = opened.verdict
@@ -323,6 +326,7 @@ def _facts(opened: Run, number: int) -> dict[str, str]:
         for name, value in values.items():
             spread = f" ± {errors[name]:.4g}" if name in errors else ""
             facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
+    facts["evaluation settings"] = evaluation_digest(opened.plan.spec)
     if opened.plan.evaluator.transductive:
         facts["evaluation"] = TRANSDUCTIVE
     return facts

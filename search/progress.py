@@ -107,7 +107,8 @@ def describe(event: Event, objectives: list[str]) -> str:
         return name
     if record.failure is not None:
         return f"{name}: {record.failure.kind}: {record.failure.message}"
-    return f"{name}: " + "  ".join(f"{key} {record.values[key]:.4g}" for key in objectives)
+    values = "  ".join(f"{key} {record.values[key]:.4g}" for key in objectives if key in record.values)
+    return f"{name}: {values}" + ("" if record.stopped is None else f" (stopped after {record.stopped} items)")
 
 
 def _json_lines(event: Event) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from merging import RunFolderError
 from merging.atomic import write_atomically
+from search.doubts import doubts, ties
 from search.record import TrialRecord
 from search.summary import ReportData, busy_share, compare, failures, heat_map, progress, timings, without_secrets
 from search.tables import Row, result_table
@@ -73,6 +74,9 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "wall_seconds": data.wall_seconds,
         "trials_per_worker": dict(data.trials_per_worker),
         "busy_share": busy_share(data),
+        "ties": [record.number for record in ties(data)],
+        "repeats": list(data.repeats),
+        "doubts": doubts(data),
         "failures": [asdict(group) for group in failures(data)],
         "normaliser": None if data.normaliser is None else data.normaliser.to_dict(),
         "space": {"names": list(data.names), "lower": list(data.lower), "upper": list(data.upper)},
@@ -98,6 +102,9 @@ def trial_dict(record: TrialRecord) -> dict[str, Any]:
         "state": record.state,
         "values": record.values,
         "errors": record.errors,
+        "stopped": record.stopped,
+        "estimates": record.estimates,
+        "violations": record.violations,
         "seconds": record.seconds,
     }
 

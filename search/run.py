@@ -26,7 +26,7 @@ from search.selection import parse_preference, preferred
 from search.start import begin_at, find_start
 from search.storage import open_storage, read_storage
 from search.study import Event, Study, study_normaliser
-from search.study_file import StudySpec
+from search.study_file import StudySpec, evaluation_digest
 from search.tables import sentences
 from search.trial_log import TrialLog, study_note
 from search.worker import Worker, WorkerSpec
@@ -233,7 +233,7 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         lower=plan.space.lower,
         upper=plan.space.upper,
         resolved=plan.spec.to_dict(),
-        fingerprint=folder.environment(),
+        fingerprint=folder.environment() | {"evaluation settings": evaluation_digest(plan.spec)},
         wall_seconds=busy_seconds(log.records),
         trials_per_worker=workers,
         scale=study_normaliser(plan, log.records) if any(r.kind == "anchor" for r in log.records) else None,

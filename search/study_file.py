@@ -7,6 +7,7 @@ value and what is allowed. Relative paths are relative to the study file. Nothin
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -385,6 +386,18 @@ def _resolve_evaluator(
         given = dict(experts) if spec.teachers is None else spec.teachers
         found["teachers"] = {domain: experts.get(path) or absolute(path) for domain, path in given.items()}
     return spec.model_copy(update=found)
+
+
+def evaluation_digest(spec: StudySpec) -> str:
+    """Hash of all that scores depend on beside the merge: evaluators, batch sizes, tasks, the harness's version.
+
+    Scores of one recipe under two digests are not to be compared: batches of another size may round otherwise.
+    """
+    from importlib.metadata import version
+
+    versions = {name: version(name) for name in ("lm-eval", "torch", "transformers")}
+    content = {"evaluators": spec.to_dict()["evaluators"], "versions": versions}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from evaluators.base import Split
+from evaluators.base import Part, Split
 from evaluators.by_item import ByItem, wide
 from evaluators.model_items import ModelItems, item_means, padded, read_items, run_model, token_mask
 from merging import InputError
@@ -133,7 +133,7 @@ class Alignment(ByItem):
                 )
         return [wide(output.logits), *(wide(hidden[layer]) for layer in self._layers)], batch
 
-    def evaluate(self, candidate: Any, split: Split, items: int | None = None) -> Any:
+    def evaluate(self, candidate: Any, split: Split, items: Part = None) -> Any:
         """As for all; the experts run where the model does."""
         self._device = next(candidate.model.parameters()).device
         return super().evaluate(candidate, split, items)

@@ -34,6 +34,8 @@ import numpy.typing as npt
 from merging import Recipe
 
 Split = Literal["search", "validation", "test"]
+#: The first so many items of the fixed order, items by their places in the split ``(n,)`` (rising), or all.
+Part = int | npt.NDArray[np.intp] | None
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
 
@@ -79,7 +81,7 @@ class Measurement:
         means: ``metric/domain`` -> value there, for objectives of other models that are relative to this one.
         violations: Bound -> how far it is missed; kept at 0 and below.
         weights: Objective name -> weight of each item ``(items,)``, where the value is the sum of weighted items.
-        places: Objective name -> where its items are among all that the split has for it ``(items,)``.
+        places: The same objectives -> where the items are among all that the split has for them ``(items,)``.
     """
 
     values: Mapping[str, float]
@@ -140,6 +142,8 @@ class Evaluator(Protocol):
     transductive: bool
     #: The ``transformers`` auto class of the model it runs, or None when it needs no model.
     model_class: str | None
+    #: Whether items may be asked for by their places.
+    selects: bool
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -174,10 +178,10 @@ class Evaluator(Protocol):
     def cost(self, split: Split, items: int | None = None) -> int:
         """Evaluations of items that one call of :meth:`evaluate` makes; 1 where there are no items."""
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
-        """Score ``candidate`` on the items of ``split``, or on the first ``items`` of them in the fixed order.
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
+        """Score ``candidate`` on the items of ``split``, on the first so many of the fixed order, or on some by place.
 
-        Deterministic for a given recipe, split and number of items.
+        Deterministic for a given recipe, split and part. Places may be asked for only where it :attr:`selects`.
         """
 
     def batch_cost(self, batch: Batch) -> int:

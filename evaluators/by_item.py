@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Batch, Candidate, Measurement, Slope, Split
-from evaluators.items import balanced_order, batch_places, check_items, count_items, load_columns
+from evaluators.base import SPLITS, Batch, Candidate, Measurement, Part, Slope, Split
+from evaluators.items import balanced_order, batch_places, check_items, chosen_places, count_items, load_columns
 from evaluators.objectives import (
     DomainScore,
     Metric,
@@ -73,6 +73,7 @@ class ByItem(ABC):
     #: Metrics that have gradients.
     smooth: ClassVar[frozenset[str]]
     model_class: str | None
+    selects: bool = True
 
     def __init__(
         self,
@@ -157,14 +158,14 @@ class ByItem(ABC):
         size = self.size(split)
         return size if items is None else min(items, size)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """Measure the model on a split.
 
         Raises:
             NonFiniteError: If a score is not finite; names the objective.
         """
         chosen = self._items_of(split)
-        places = np.sort(balanced_order(chosen.domains)[:items])
+        places = chosen_places(chosen.domains, items)
         scores, domains = self._scored(candidate, chosen, places, split), chosen.domains[places]
         by_domain = {metric: self._by_domain(metric, split, places, s, domains) for metric, s in scores.items()}
         return measure(self._metrics, by_domain, candidate.references, self._experts, chosen.domains)

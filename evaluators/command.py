@@ -31,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from evaluators.base import Batch, Candidate, Measurement, Objective, Slope, Split
+from evaluators.base import Batch, Candidate, Measurement, Objective, Part, Slope, Split
 from merging import InputError, MergesearchError, NonFiniteError
 from merging.checkpoint import Checkpoint
 
@@ -64,6 +64,7 @@ class Command:
     """
 
     transductive = False
+    selects = False
     differentiable: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
@@ -118,14 +119,14 @@ class Command:
         size = self.size(split)
         return max(size if items is None else min(items, size), 1)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """Run the program once.
 
         Raises:
             MergesearchError: If it fails, takes too long, or answers something else than asked for; one line.
             NonFiniteError: If a value is not finite.
         """
-        count = min(items, self.size(split)) if items is not None and self._sizes else None
+        count = min(items, self.size(split)) if isinstance(items, int) and self._sizes else None
         request = {
             "split": split,
             "count": count,

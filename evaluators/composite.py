@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from evaluators.base import Batch, Candidate, Evaluator, Measurement, Slope, Split
+from evaluators.base import Batch, Candidate, Evaluator, Measurement, Part, Slope, Split
 from evaluators.objectives import References
 from merging import InputError
 
@@ -41,6 +41,7 @@ class Composite:
         again = sorted({name for name in self.constraints if self.constraints.count(name) > 1})
         if again:
             raise InputError(f"{where}: expected unique names of bounds, received {again} twice; give one a name")
+        self.selects = False  # members have items of their own
         self.transductive = any(member.transductive for member in members)
         shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
         self.differentiable = tuple(name for member in members for name in member.differentiable)
@@ -72,7 +73,7 @@ class Composite:
         """What all members evaluate."""
         return sum(member.cost(split, items) for member in self._members)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """Measurements of all members, side by side; each scores its own first ``items``."""
         parts = []
         for place, member in enumerate(self._members):

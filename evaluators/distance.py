@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluators.base import Batch, Candidate, Measurement, Objective, Slope, Split
+from evaluators.base import Batch, Candidate, Measurement, Objective, Part, Slope, Split
 from merging import MergesearchError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Distance:
     """
 
     transductive = False
+    selects = False
     differentiable: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
@@ -59,7 +60,7 @@ class Distance:
         """One evaluation."""
         return 1
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """The same on every split; reads the base's weights from its checkpoint."""
         moved, size = 0.0, 0.0
         for merged, base in self._pairs(candidate):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import Batch, Split
+from evaluators.base import Batch, Part, Split
 from merging import InputError
 
 if TYPE_CHECKING:
@@ -77,6 +77,13 @@ def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
         members = np.flatnonzero(domains == name)
         share[rng.permutation(members)] = np.arange(len(members)) / len(members)
     return np.lexsort([tie, share])
+
+
+def chosen_places(domains: npt.NDArray[np.str_], part: Part) -> npt.NDArray[np.intp]:
+    """Places of the items of a part, rising ``(n,)``, from the domain of each item of the split ``(items,)``."""
+    if isinstance(part, np.ndarray):
+        return part
+    return np.sort(balanced_order(domains)[:part])
 
 
 def batch_places(domains: npt.NDArray[np.str_], batch: Batch) -> dict[str, tuple[npt.NDArray[np.intp], int]]:

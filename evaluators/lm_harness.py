@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Slope, Split
-from evaluators.items import balanced_order
+from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Part, Slope, Split
+from evaluators.items import balanced_order, chosen_places
 from evaluators.lm_scoring import Answer, Options, Request, can_pack, score_requests
 from evaluators.lm_tasks import (
     SplitTask,
@@ -117,6 +117,7 @@ class LmEval:
     """
 
     transductive = False
+    selects = True
     model_class: str | None = "AutoModelForCausalLM"
     provides = frozenset({"items"})
     differentiable: tuple[str, ...] = ()
@@ -266,7 +267,7 @@ class LmEval:
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """Scores of every task on the documents of a split.
 
         Raises:
@@ -275,7 +276,7 @@ class LmEval:
         """
         kept = self._kept(split)
         domains = self._domains(split)[kept]
-        places = np.sort(balanced_order(domains)[:items])
+        places = chosen_places(domains, items)
         raw = self._answers(candidate, split, kept[places])
         by_task = {str(name): np.flatnonzero(domains[places] == name) for name in np.unique(domains[places])}
         scores: dict[str, dict[str, DomainScore]] = {}

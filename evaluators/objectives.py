@@ -227,10 +227,9 @@ def measure(
             violations[label] = _violation(metric, found.value, scores, references, experts)
             continue
         values[label], errors[label], items[label] = found.value, found.error, found.items
-        own = np.flatnonzero(np.isin(everywhere, chosen if metric.domains is None else list(metric.domains)))
-        places[label] = np.searchsorted(own, found.places)
         if found.weights is not None:
-            weights[label] = found.weights
+            own = np.flatnonzero(np.isin(everywhere, chosen if metric.domains is None else list(metric.domains)))
+            weights[label], places[label] = found.weights, np.searchsorted(own, found.places)
     means = {f"{name}/{domain}": score.value for name, by in scores.items() for domain, score in by.items()}
     return Measurement(values, errors, items, means, violations, weights, places)
 

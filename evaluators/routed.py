@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from evaluators.base import Candidate, Evaluator, Measurement, Split
+from evaluators.base import Candidate, Evaluator, Measurement, Part, Split
 from evaluators.by_item import Array
 from evaluators.classification import Classification
 from evaluators.items import balanced_order
@@ -63,7 +63,7 @@ class RoutedClassification(Classification, ABC):
     def routed(self, candidate: Candidate) -> Routed:
         """The input-dependent merge of a candidate; it takes the resident model over until the next merge."""
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """Score the merge of a recipe with routing, a loaded bundle, or a checkpoint."""
         if candidate.merged is None or not candidate.recipe.routing:
             return super().evaluate(candidate, split, items)

@@ -26,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Slope, Split
+from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Part, Slope, Split
 from merging import InputError
 
 Array = npt.NDArray[np.float64]
@@ -239,6 +239,7 @@ class Synthetic:
 
     model_class: str | None = None
     transductive = False
+    selects = True
     constraints: tuple[str, ...] = ()
 
     def __init__(
@@ -292,7 +293,7 @@ class Synthetic:
         """One evaluation per item, or one."""
         return max(min(self._items, items or self._items), 1)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: int | None = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
         """Losses at the recipe's coefficients.
 
         Raises:
@@ -315,14 +316,15 @@ class Synthetic:
             return Measurement(self._named(noisy.tolist()))
         # Noise of an item is larger by sqrt(items), so that the mean has the standard deviation that was asked for.
         draws = generator.standard_normal((losses.size, self._items))
-        scores = (losses[:, None] + self._noise * np.sqrt(self._items) * draws)[:, :items]
+        places = items if isinstance(items, np.ndarray) else np.arange(self._items)[:items]
+        scores = (losses[:, None] + self._noise * np.sqrt(self._items) * draws)[:, places]
         count = scores.shape[1]
         return Measurement(
             self._named(scores.mean(axis=1).tolist()),
             self._named((scores.std(axis=1) / np.sqrt(count)).tolist()),
             dict(zip((objective.name for objective in self.objectives), scores, strict=True)),
             weights={objective.name: np.full(count, 1 / count) for objective in self.objectives},
-            places={objective.name: np.arange(count) for objective in self.objectives},
+            places={objective.name: places for objective in self.objectives},
         )
 
     def _named(self, values: Iterable[float]) -> dict[str, float]:

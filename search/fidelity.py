@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluators import Measurement
+from evaluators.base import Part
 
 Array = npt.NDArray[np.float64]
 Values = Mapping[str, float]
@@ -40,6 +41,9 @@ class Watch(Protocol):
     @property
     def stages(self) -> tuple[int, ...]:
         """Numbers of items after which it looks, rising, each less than all."""
+
+    def part(self, stage: int) -> Part:
+        """The items of stage number ``stage``."""
 
     def stops(self, stage: int, measured: Measurement) -> bool:
         """Whether the trial ends after stage number ``stage``, with what was measured until then."""
@@ -60,11 +64,11 @@ class Watched:
     stopped: int | None
 
 
-def measure_in_stages(evaluate: Callable[[int | None], Measurement], watch: Watch) -> Watched:
+def measure_in_stages(evaluate: Callable[[Part], Measurement], watch: Watch) -> Watched:
     """Evaluate on more and more items until the rule says stop, or on all."""
     rungs: dict[int, Values] = {}
     for place, stage in enumerate(watch.stages):
-        measured = evaluate(stage)
+        measured = evaluate(watch.part(place))
         rungs[stage] = measured.values
         if watch.stops(place, measured):
             return Watched(measured, rungs, stage)
@@ -76,6 +80,10 @@ class NeverStop:
     """Only notes what is known at every stage."""
 
     stages: tuple[int, ...]
+
+    def part(self, stage: int) -> Part:
+        """The first of the fixed order."""
+        return self.stages[stage]
 
     def stops(self, stage: int, measured: Measurement) -> bool:
         """No."""
@@ -91,12 +99,18 @@ class Race:
         rivals: Item scores of the leading trials, objective -> ``(items,)``, on all items.
         signs: Objective -> factor from score to loss.
         confidence: Standard errors of the paired difference beyond which a trial is worse.
+        selected: Places of the items of the one stage ``(n,)``, where they are not the first of the fixed order.
     """
 
     stages: tuple[int, ...]
     rivals: tuple[Mapping[str, Array], ...]
     signs: Mapping[str, float]
     confidence: float
+    selected: npt.NDArray[np.intp] | None = None
+
+    def part(self, stage: int) -> Part:
+        """The first of the fixed order, or those that were selected."""
+        return self.stages[stage] if self.selected is None else self.selected
 
     def stops(self, stage: int, measured: Measurement) -> bool:
         """Whether some rival is better in every objective, with confidence."""
@@ -122,6 +136,10 @@ class Rungs:
     stages: tuple[int, ...]
     limits: tuple[float, ...]
     scalar: Scalar
+
+    def part(self, stage: int) -> Part:
+        """The first of the fixed order."""
+        return self.stages[stage]
 
     def stops(self, stage: int, measured: Measurement) -> bool:
         """Whether it is beyond the limit."""

@@ -75,6 +75,31 @@ def estimate(kind: str, model: ItemModel, ends: Mask, observed: Array, places: n
     return found
 
 
+def choose_anchors(scores: Array, count: int) -> tuple[npt.NDArray[np.intp], Array]:
+    """Items that stand for all: places ``(count,)``, rising, and how many of all each stands for, as weights.
+
+    The medians of clusters of items that the same models answer alike (Vivek 2024, "Anchor Points: Benchmarking Models
+    with Much Fewer Examples"; Maia Polo 2024, section 3); k-means with a fixed seed.
+
+    Args:
+        scores: Of known models ``(models, items)``.
+        count: How many items; fewer come back where items are answered in fewer ways.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    points = scores.T + 0.0
+    centres, owners = kmeans2(points, count, minit="++", rng=np.random.default_rng(0))
+    places, weights = [], []
+    for cluster in range(count):
+        members = np.flatnonzero(owners == cluster)
+        if members.size:
+            gaps = np.sum((points[members] - centres[cluster]) ** 2, axis=1)
+            places.append(members[int(np.argmin(gaps))])
+            weights.append(members.size / len(points))
+    order = np.argsort(places)
+    return np.array(places)[order], np.array(weights)[order]
+
+
 def fit_items(scores: Array) -> ItemModel:
     """Most probable item parameters and abilities for responses between 0 and 1, ``(models, items)``."""
     from scipy.optimize import minimize

@@ -25,7 +25,7 @@ from search.fidelity import (
     rung_stages,
 )
 from search.front import Normaliser, signs, to_losses
-from search.irt import ItemModel, estimate, fit_items
+from search.irt import ItemModel, choose_anchors, estimate, fit_items
 from search.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -64,6 +64,19 @@ def check_fidelity(plan: Plan) -> None:
             f"{where}: expected objectives that are means over items, received {odd[0]!r}; choose halving or hyperband "
             "with estimate: difference"
         )
+    if section.order == "anchors" and (section.rule != "subset" or not plan.evaluator.selects):
+        raise InputError(
+            "fidelity.order: anchors: expected rule subset and one evaluator that scores any of its items, received "
+            f"{section.rule} and {', '.join(e.kind for e in plan.spec.evaluators)}; set balanced"
+        )
+    if (section.order == "anchors") != (section.estimate == "anchors") and section.estimate in (
+        "anchors",
+        "difference",
+    ):
+        raise InputError(
+            f"fidelity.estimate: expected anchors, mean or an IRT with order: anchors, and not anchors with balanced, "
+            f"received {section.estimate} with {section.order}"
+        )
     if section.rule in ("halving", "hyperband") and not rung_stages(items, section.min_items, section.eta):
         raise InputError(
             f"fidelity.min_items: expected at most {items // section.eta} for a stage below the {items} search items, "
@@ -85,6 +98,7 @@ class Stopping:
     normaliser: Normaliser
     items: int
     fitted: dict[tuple[str, int], ItemModel] = field(default_factory=dict)
+    chosen: list[tuple[npt.NDArray[np.intp], Array]] = field(default_factory=list)
 
     @property
     def section(self) -> FidelitySection:
@@ -105,7 +119,11 @@ class Stopping:
             names = [objective.name for objective in self.plan.objectives]
             factors = dict(zip(names, signs(self.plan.objectives).tolist(), strict=True))
             confidence = self.section.confidence if self.section.rule == "race" else 0.0
-            return Race(self.stages, tuple(dict(rival.items) for rival in rivals), factors, confidence)
+            scores, stages = tuple(dict(rival.items) for rival in rivals), self.stages
+            if self.section.order == "anchors":
+                selected = self._anchor_items(records)[0]
+                return Race((len(selected),), scores, factors, confidence, selected)
+            return Race(stages, scores, factors, confidence)
         return self._rungs(number, records)
 
     def estimates(self, measured: Measurement, stopped: int, records: Sequence[TrialRecord]) -> dict[str, float]:
@@ -113,6 +131,9 @@ class Stopping:
         kind = self.section.estimate
         if kind == "mean":
             return dict(measured.values)
+        if kind == "anchors":
+            weights = self._anchor_items(records)[1]
+            return {name: float(weights @ scores) for name, scores in measured.items.items()}
         if kind == "difference":
             rival = self._compared(stopped, records)
             return (
@@ -137,13 +158,33 @@ class Stopping:
         ends = np.array([record.name == "base" or record.name.startswith("expert ") for record in known])
         return estimate(kind, self.fitted[key], ends, observed, places)
 
+    def _anchor_items(self, records: Sequence[TrialRecord]) -> tuple[npt.NDArray[np.intp], Array]:
+        """Items that stand for others by what the anchors scored, and their weights."""
+        if not self.chosen:
+            known = [r for r in records if r.kind == "anchor" and r.state == "complete" and r.items]
+            scores = np.concatenate([np.array([r.items[o.name] for r in known]) for o in self.plan.objectives])
+            self.chosen.append(choose_anchors(scores, self.section.min_items))
+        return self.chosen[0]
+
     def check_responses(self, records: Sequence[TrialRecord]) -> None:
         """Refuse item response theory on scores that are none.
 
         Raises:
             InputError: If item scores are not between 0 and 1, or the value is not their plain mean.
         """
-        if self.section.rule == "full" or not self.section.estimate.endswith("irt"):
+        irt, anchored = self.section.estimate.endswith("irt"), self.section.order == "anchors"
+        if anchored and not any(record.kind == "anchor" and record.items for record in records):
+            raise InputError(
+                "fidelity.order: anchors: expected anchors that were measured, received none; set balanced"
+            )
+        for record in records if anchored else ():
+            odd = next((name for name, scores in record.items.items() if len(scores) != self.items), None)
+            if odd is not None and record.state == "complete":
+                raise InputError(
+                    f"fidelity.order: anchors: expected objectives over all search items, received {odd!r} over some; "
+                    "set balanced"
+                )
+        if self.section.rule == "full" or not irt:
             return
         for record in records:
             for name, scores in record.items.items():

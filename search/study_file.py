@@ -89,7 +89,10 @@ class FidelitySection(Section):
     min_items: int = Field(50, ge=2, description="items before the first look; for subset, all that most trials get")
     confidence: float = Field(1.0, gt=0, description="race: standard errors of the paired difference that count")
     eta: int = Field(3, ge=2, description="halving, hyperband: factor between stages, one of so many goes on")
-    estimate: Literal["difference", "mean", "p_irt", "mp_irt", "gp_irt", "gmp_irt"] = Field(
+    order: Literal["balanced", "anchors"] = Field(
+        "balanced", description="subset: the first of the fixed order, or items that stand for others, by the anchors"
+    )
+    estimate: Literal["difference", "mean", "anchors", "p_irt", "mp_irt", "gp_irt", "gmp_irt"] = Field(
         "difference", description="what the strategy is told of a stopped trial, an estimate of its score on all items"
     )
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from evaluators import Batch
+    from evaluators.base import Part
     from evaluators.objectives import References
     from merging.binding import MergedModel
     from merging.recalibration import Recalibration
@@ -168,7 +169,7 @@ class Worker:
         model = self._combine(task.recipe, seconds)
         candidate = Candidate(task.recipe, model, self._merged, task.references)
 
-        def evaluate(items: int | None) -> Measurement:
+        def evaluate(items: Part) -> Measurement:
             measured = self._evaluator.evaluate(candidate, task.split, items)
             self._check_finite(measured, task.references is not None)
             return measured

@@ -269,6 +269,20 @@ class TestEvaluatorContract:
                 assert gaps.max() < 1e-5
             smaller = larger
 
+    def test_items_may_be_asked_for_by_place(self, evaluator: Evaluator, model: Any) -> None:
+        if not evaluator.selects or "items" not in evaluator.provides:
+            return
+        candidate = candidates(evaluator, model)[0]
+        whole = evaluator.evaluate(candidate, "search")
+        places = np.array([0, 2, 3])
+        some = evaluator.evaluate(candidates(evaluator, model)[0], "search", places)
+        assert set(some.weights) == set(some.places) == set(evaluator.additive)
+        for name in evaluator.additive:
+            if whole.items[name].size == evaluator.size("search"):
+                np.testing.assert_array_equal(some.places[name], places)
+            np.testing.assert_allclose(some.items[name], whole.items[name][some.places[name]], atol=1e-5)
+            assert some.weights[name] @ some.items[name] == pytest.approx(some.values[name], abs=1e-9)
+
     def test_splits_hold_other_items(self, evaluator: Evaluator, model: Any, case: str) -> None:
         if case == "distance":
             pytest.skip("there are no items")

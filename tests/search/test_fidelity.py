@@ -25,7 +25,7 @@ from search.fidelity import (
     rung_stages,
 )
 from search.front import Normaliser
-from search.irt import ItemModel, estimate, fit_items
+from search.irt import ItemModel, choose_anchors, estimate, fit_items
 from search.stopping import fitted_to, told_losses
 from search.strategies.medsamix import bracket_rungs
 
@@ -214,6 +214,34 @@ class TestItemResponse:
         assert steps == sorted(steps)
         assert all(0.9 * count <= step <= count for count, step in zip(range(1, 200), steps, strict=False))
         assert max(steps) <= 200
+
+
+class TestAnchorItems:
+    def test_every_way_of_answering_has_one_that_stands_for_it(self) -> None:
+        ways = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0]], float)
+        owners = np.repeat(np.arange(4), (10, 20, 30, 40))[np.random.default_rng(0).permutation(100)]
+        places, weights = choose_anchors(ways[:, owners], 4)
+        assert sorted(owners[places].tolist()) == [0, 1, 2, 3]
+        assert {int(owner): round(weight, 2) for owner, weight in zip(owners[places], weights, strict=True)} == {
+            0: 0.1,
+            1: 0.2,
+            2: 0.3,
+            3: 0.4,
+        }
+
+    def test_weighted_anchors_are_closer_than_as_many_items_at_random(self) -> None:
+        answers, _, _ = responses(60, 500, 6)
+        places, weights = choose_anchors(answers[:40], 40)
+        rng = np.random.default_rng(7)
+        errors = [weights @ row[places] - row.mean() for row in answers[40:]]
+        plain = [row[rng.choice(500, 40, replace=False)].mean() - row.mean() for row in answers[40:]]
+        assert np.std(errors) < np.std(plain)
+
+    def test_the_same_twice(self) -> None:
+        answers, _, _ = responses(20, 200, 8)
+        one, two = choose_anchors(answers, 30), choose_anchors(answers, 30)
+        np.testing.assert_array_equal(one[0], two[0])
+        assert one[1].sum() == pytest.approx(1)
 
 
 class TestBounds:

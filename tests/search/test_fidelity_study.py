@@ -24,6 +24,7 @@ RULES: dict[str, dict[str, Any]] = {
     "halving": {"rule": "halving", "min_items": 40},
     "hyperband": {"rule": "hyperband", "min_items": 20},
     "subset": {"rule": "subset", "min_items": 80, "estimate": "mean"},
+    "subset of anchors": {"rule": "subset", "min_items": 60, "order": "anchors", "estimate": "anchors"},
 }
 
 
@@ -45,6 +46,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no items": (
         study("race", evaluators=[{"kind": "synthetic", "problem": "sphere"}]),
         "race: expected evaluators with item scores",
+    ),
+    "anchors in a race": (
+        study({"rule": "race", "order": "anchors", "estimate": "anchors"}),
+        "order: anchors: expected rule subset",
+    ),
+    "differences of anchors": (
+        study({"rule": "subset", "order": "anchors"}),
+        "estimate: expected anchors, mean or an IRT with order: anchors",
     ),
     "unknown": (study("racing"), "fidelity.rule: input should be 'full', 'race'"),
 }

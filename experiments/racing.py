@@ -30,6 +30,7 @@ RULES: Mapping[str, dict[str, Any]] = {
     "hyperband": {"rule": "hyperband"},
     "subset of 150": {"rule": "subset", "min_items": 150},
     "subset of 150, gmp-IRT": {"rule": "subset", "min_items": 150, "estimate": "gmp_irt"},
+    "subset of 150 anchors": {"rule": "subset", "min_items": 150, "order": "anchors", "estimate": "anchors"},
 }
 
 

@@ -4,7 +4,8 @@ A trial is evaluated on the first items of the fixed order, then on more, and no
 stage a rule looks at what is known:
 
 * ``race``: stop when some leading trial is better with confidence in every objective, by paired differences on the same
-  items (Maron and Moore 1994, "Hoeffding Races", here with normal intervals of paired differences).
+  items (Maron and Moore 1994, "Hoeffding Races", here with normal intervals of paired differences), as far as the items
+  that are left could still change it.
 * ``halving``: stop unless among the best 1/η of all that reached this stage (Jamieson and Talwalkar 2016,
   "Non-stochastic Best Arm Identification and Hyperparameter Optimization"; asynchronous as in Li 2020, "A System for
   Massively Parallel Hyperparameter Tuning").
@@ -120,7 +121,9 @@ class Race:
         theirs = rival[name][measured.places[name]]
         ours = measured.items[name].astype(np.float32).astype(np.float64)  # as logs keep them
         loss, error = paired_difference(self.signs[name] * (ours - theirs), measured.weights[name])
-        return loss > self.confidence * error
+        # What is not known is the rest of the items: a sample without replacement (Cochran 1977, eq. 2.20).
+        rest = 1 - len(ours) / len(rival[name])
+        return loss > self.confidence * error * math.sqrt(rest)
 
 
 @dataclass(frozen=True, eq=False)

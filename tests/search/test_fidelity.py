@@ -126,6 +126,15 @@ class TestRace:
         assert dominated.stops(0, both(bad, bad))
         assert not dominated.stops(0, both(good, bad))
 
+    def test_few_items_that_are_left_change_little(self) -> None:
+        rival = np.tile([1.0, 0.0], 500)
+        ours = rival.copy()
+        ours[:36:2], ours[101:127:2] = 0.0, 1.0  # 18 items lost, 13 won
+        loss, error = paired_difference(rival[:900] - ours[:900], np.full(900, 1 / 900))
+        assert 0.5 * error < loss < error
+        race = Race((900,), ({"f": rival},), {"f": -1.0}, 1.0)
+        assert race.stops(0, on(ours, 900))
+
     def test_error_of_a_paired_difference_is_that_of_a_mean(self) -> None:
         gaps = np.random.default_rng(1).standard_normal(40)
         mean, error = paired_difference(gaps, np.full(40, 1 / 40))

@@ -24,7 +24,7 @@ def refusal(data: dict, tmp_path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"budgett": 1}, "budgett: unknown key; did you mean 'budget'? known: anchors, base, budget,"),
+        ({"budgett": 1}, "budgett: unknown key; did you mean 'budget'? known: allow_code, anchors, base,"),
         ({"budget": {"trails": 5}}, "budget.trails: unknown key; did you mean 'trials'? known: evaluations, seconds,"),
         ({"budget": {"trials": 0}}, "budget.trials: input should be greater than or equal to 1, received 0"),
         ({"budget": {}}, "budget: value error, expected at least one of trials, evaluations, seconds, worker_hours"),

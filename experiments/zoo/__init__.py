@@ -1,4 +1,4 @@
-"""Small real models to merge, made on the spot: no download, under a minute on two cores.
+"""Small real models to merge, made on the spot: no download, one to four minutes on two cores.
 
 ``python -m experiments.zoo.digits`` makes the **digits** zoo in ``zoo/digits``::
 
@@ -11,11 +11,23 @@
     ├── data/        items to merge for: splits search, validation, test; columns pixels, label, domain, id
     └── manifest.json    settings and measured accuracies
 
-Each model is an ordinary Hugging Face folder (config, safetensors, image processor). Images are scikit-learn's
-copy of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits"; the images behind the three splits and
-those used for training are disjoint, and every split holds every one of its images once in each domain.
+``python -m experiments.zoo.skills`` makes the **skills** zoo in ``zoo/skills``, two minutes::
 
-It is tuned so that merging matters: the base is mediocre everywhere, each expert is good at home and poor elsewhere,
+    zoo/skills/
+    ├── base/        a Llama of 0.7M parameters with a tokenizer of its own, trained a little on text and five skills
+    ├── addition/ sorting/ brackets/ reversal/ knowledge/    the same model, fine-tuned on one skill
+    ├── data/        of each skill, and of text: splits search, validation, test
+    └── tasks/       task files for lm_eval: multiple choice, log-likelihood, rolling, generation
+
+``python -m experiments.zoo.segments`` makes the **segments** zoo in ``zoo/segments``, three minutes: a small SAM, three
+experts (``tomography``, ``sonography``, ``radiography``), synthetic images of four modalities with boxes and masks.
+
+Each model is an ordinary Hugging Face folder (config, safetensors, image processor or tokenizer). Digits are those of
+scikit-learn's copy of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits"; items behind the three
+splits and those used for training are disjoint in every zoo, and every split of digits holds every one of its images
+once in each domain.
+
+Digits are tuned so that merging matters: the base is mediocre everywhere, each expert is good at home and poor elsewhere,
 and no single coefficient shared by all experts does much for all domains. ``--measure`` prints the table. The same
 settings on the same machine and library versions give the same weights, bit for bit.
 """

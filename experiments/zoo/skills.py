@@ -142,14 +142,19 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
 
 
 def _save_data(folder: Path, settings: Settings) -> None:
-    from datasets import disable_progress_bars
+    import datasets
 
-    disable_progress_bars()
-    counts = settings.questions
-    for skill in SKILLS:
-        asked = {split: questions(skill, split, counts[split], settings.seed) for split in SPLITS}
-        save_questions(folder / skill, asked, skill)
-    save_sentences(folder / "text", {split: sentences(split, counts[split] // 4, settings.seed) for split in SPLITS})
+    counts, silenced = settings.questions, datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        for skill in SKILLS:
+            asked = {split: questions(skill, split, counts[split], settings.seed) for split in SPLITS}
+            save_questions(folder / skill, asked, skill)
+        texts = {split: sentences(split, counts[split] // 4, settings.seed) for split in SPLITS}
+        save_sentences(folder / "text", texts)
+    finally:
+        if not silenced:
+            datasets.enable_progress_bars()
 
 
 def save_tokenizer(folder: Path, settings: Settings) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.zoo.skills_data import SKILLS, SPLITS
+from merging.atomic import write_atomically
 
 
 def write_tasks(folder: Path, home: Path) -> None:
@@ -14,7 +15,9 @@ def write_tasks(folder: Path, home: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, task in task_files(home).items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+        path, content = folder / f"{name}.yaml", yaml.safe_dump(task, sort_keys=False)
+        if not path.is_file() or path.read_text() != content:
+            write_atomically(path, content)
 
 
 def task_files(home: Path) -> dict[str, dict[str, Any]]:

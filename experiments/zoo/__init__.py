@@ -27,7 +27,7 @@ scikit-learn's copy of Alpaydin and Kaynak 1998, "Optical Recognition of Handwri
 splits and those used for training are disjoint in every zoo, and every split of digits holds every one of its images
 once in each domain.
 
-Digits are tuned so that merging matters: the base is mediocre everywhere, each expert is good at home and poor elsewhere,
-and no single coefficient shared by all experts does much for all domains. ``--measure`` prints the table. The same
-settings on the same machine and library versions give the same weights, bit for bit.
+Digits are tuned so that merging matters: the base is mediocre everywhere, each expert is good at home and poor
+elsewhere, and no single coefficient shared by all experts does much for all domains. ``--measure`` prints the table. The
+same settings on the same machine and library versions give the same weights, bit for bit.
 """

@@ -28,6 +28,6 @@ splits and those used for training are disjoint in every zoo, and every split of
 once in each domain.
 
 Digits are tuned so that merging matters: the base is mediocre everywhere, each expert is good at home and poor
-elsewhere, and no single coefficient shared by all experts does much for all domains. ``--measure`` prints the table. The
-same settings on the same machine and library versions give the same weights, bit for bit.
+elsewhere, and no single coefficient shared by all experts does much for all domains. ``--measure`` prints the table.
+The same settings on the same machine and library versions give the same weights, bit for bit.
 """

@@ -22,8 +22,8 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -308,13 +308,15 @@ def save_model(model: Any, folder: Path, tokenizer: str | None) -> None:
     """Write a model as ``transformers`` loads it, with the tokenizer files of a checkpoint."""
     import torch
 
+    from merging.binding import no_progress_bar
+
     # Bound parameters share one buffer, which save_pretrained takes for tied weights; ties themselves stay.
     apart: dict[object, torch.Tensor] = {}
     state = {}
     for name, tensor in model.state_dict().items():
         memory = tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
         state[name] = apart.setdefault(memory, tensor.detach().clone())
-    with _no_progress_bar():
+    with no_progress_bar():
         model.save_pretrained(folder, state_dict=state)
     if tokenizer is None:
         return
@@ -322,20 +324,6 @@ def save_model(model: Any, folder: Path, tokenizer: str | None) -> None:
     for file in [] if source is None else sorted({f for name in COMPANIONS for f in source.glob(name)}):
         if file.is_file() and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Without the bar that transformers draws for every model that it writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _wait(number: int, deadline: float, timeout: float, too_large: threading.Event) -> str | None:

@@ -54,7 +54,7 @@ def load_model(source_path: str, model_class: str) -> nn.Module:
     if checkpoint.folder is None or not checkpoint.config:
         raise CheckpointError(f"{source_path}: expected a folder with config.json, received none; add the model's own")
     dtype = _widest(dtype for _, dtype in checkpoint.merged.values())
-    with _no_progress_bar():
+    with no_progress_bar():
         model, report = auto.from_pretrained(
             str(checkpoint.folder),
             dtype=dtype,
@@ -356,7 +356,7 @@ class MergedModel:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Without the bar that transformers draws for every load: workers would interleave theirs with the study's."""
     from transformers.utils import logging
 

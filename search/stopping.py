@@ -88,10 +88,12 @@ def check_fidelity(plan: Plan) -> None:
 class Stopping:
     """The rule of one study.
 
-    Args:
+    Attributes:
         plan: The study.
         normaliser: Scale of the objectives.
         items: Number of search items.
+        fitted: Objective and number of responses -> item parameters; what the log says, kept.
+        chosen: Items that stand for others, and their weights, once they are known.
     """
 
     plan: Plan
@@ -136,11 +138,9 @@ class Stopping:
             return {name: float(weights @ scores) for name, scores in measured.items.items()}
         if kind == "difference":
             rival = self._compared(stopped, records)
-            return (
-                dict(measured.values)
-                if rival is None
-                else by_difference(measured.values, rival.rungs[stopped], rival.values)
-            )
+            if rival is None:
+                return dict(measured.values)
+            return by_difference(measured.values, rival.rungs[stopped], rival.values)
         return {
             name: self._by_response(kind, name, measured.items[name], measured.places[name], records)
             for name in measured.values
@@ -155,7 +155,7 @@ class Stopping:
         known, key = complete[:count], (name, count)
         if key not in self.fitted:
             self.fitted[key] = fit_items(np.array([record.items[name] for record in known]))
-        ends = np.array([record.name == "base" or record.name.startswith("expert ") for record in known])
+        ends = np.array([_is_end(record) for record in known])
         return estimate(kind, self.fitted[key], ends, observed, places)
 
     def _anchor_items(self, records: Sequence[TrialRecord]) -> tuple[npt.NDArray[np.intp], Array]:
@@ -186,6 +186,11 @@ class Stopping:
                 )
         if self.section.rule == "full" or not irt:
             return
+        if self.section.estimate in ("mp_irt", "gmp_irt") and not any(_is_end(record) for record in records):
+            raise InputError(
+                f"fidelity.estimate: {self.section.estimate}: expected base and experts among the anchors, received "
+                "none; set anchors: default, or choose p_irt"
+            )
         for record in records:
             for name, scores in record.items.items():
                 if record.state == "complete" and (scores.min() < 0 or scores.max() > 1):
@@ -233,6 +238,11 @@ class Stopping:
             reached = [scalar(record.rungs[stage]) for record in records if stage in record.rungs]
             limits.append(halving_limit(reached, self.section.eta))
         return Rungs(left, tuple(limits), scalar)
+
+
+def _is_end(record: TrialRecord) -> bool:
+    """Whether it is one of the models that merges are made of."""
+    return record.kind == "anchor" and (record.name == "base" or record.name.startswith("expert "))
 
 
 def stages_of(section: FidelitySection, items: int) -> tuple[int, ...]:

@@ -109,7 +109,32 @@ class TestRules:
 
     def test_estimates_by_item_response_need_scores_of_answers(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="expected item scores of 'ellipsoid' between 0 and 1"):
-            run_in(study({"rule": "race", "estimate": "mp_irt"}), tmp_path / "run")
+            run_in(study({"rule": "race", "estimate": "p_irt"}), tmp_path / "run")
+        with pytest.raises(InputError, match="expected base and experts among the anchors"):
+            run_in(study({"rule": "race", "estimate": "mp_irt"}), tmp_path / "ends")
+
+    @pytest.mark.parametrize("estimate", ["p_irt", "mp_irt", "gmp_irt"])
+    def test_estimates_by_item_response_resume_too(
+        self, tmp_path: Path, pico_models: Path, pico_items: Path, estimate: str
+    ) -> None:
+        fidelity = {"rule": "subset", "min_items": 10, "estimate": estimate}
+        section = relative(pico_items, {"metric": "accuracy"}, batch_size=4)
+        data = model_study(pico_models, pico_items, evaluators=[section], fidelity=fidelity, strategy="cma_es")
+        whole = run_in(data, tmp_path / "whole")
+        stopped = [record for record in searched(whole) if record.stopped is not None]
+        assert stopped
+        assert all(-0.25 <= record.estimates["accuracy"] <= 1.25 for record in stopped)
+        assert any(record.estimates != record.values for record in stopped)
+
+        def interrupt(event: Event) -> None:
+            if event.kind == "trial" and event.record is not None and event.record.told == 6:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_study(spec_of(data, tmp_path), tmp_path / "run", interrupt)
+        resumed = run_in(data, tmp_path / "run")
+        assert fingerprint(resumed) == fingerprint(whole)
+        assert [record.estimates for record in resumed.log.records] == [r.estimates for r in whole.log.records]
 
     @pytest.mark.parametrize("case", BAD)
     def test_what_cannot_be_served_is_refused(self, tmp_path: Path, case: str) -> None:

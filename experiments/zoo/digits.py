@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.zoo.building import build_beside, holds, one_thread
 from experiments.zoo.digits_data import DOMAINS, LEVELS, Indices, in_domain, load_images, partition, save_items
 from merging import InputError
 
@@ -75,29 +74,13 @@ def build_digits(out: Path = Path("zoo/digits"), settings: Settings | None = Non
         InputError: If ``out`` is something else than a digits zoo.
     """
     chosen = settings or Settings()
-    if is_complete(out, chosen):
-        return out
-    if out.exists() and not (out / "manifest.json").is_file():
-        raise InputError(f"--out: expected a new folder or a digits zoo, received {out}; choose another")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        fresh = Path(scratch) / "zoo"
-        with _one_thread():
-            _write(fresh, chosen, processes)
-        if not is_complete(out, chosen):  # another process may have been faster
-            if out.exists():
-                out.rename(Path(scratch) / "old")
-            fresh.rename(out)
+    build_beside(out, "digits", lambda: is_complete(out, chosen), lambda fresh: _write(fresh, chosen, processes))
     return out
 
 
 def is_complete(out: Path, settings: Settings) -> bool:
     """Whether ``out`` holds the zoo of ``settings``."""
-    path = out / "manifest.json"
-    if not path.is_file():
-        return False
-    manifest = json.loads(path.read_text())
-    return bool(manifest.get("format") == FORMAT and manifest.get("settings") == asdict(settings))
+    return holds(out, FORMAT, settings)
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
@@ -105,7 +88,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     names = ["base", *DOMAINS]
     manifest = json.loads((folder / "manifest.json").read_text())
     chosen = np.array(manifest["test_images"])
-    with _one_thread():
+    with one_thread():
         models = {name: _load(folder / name) for name in names}
         rows = {name: _accuracies(model, chosen) for name, model in models.items()}
         weights = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in models.items()}
@@ -164,7 +147,7 @@ def _make_base(folder: Path, settings: Settings) -> dict[str, float]:
 def _make_expert(folder: Path, settings: Settings, place: int) -> dict[str, float]:
     """Fine-tune and save the expert of domain number ``place``; its test accuracy in each domain."""
     domain = list(DOMAINS)[place]
-    with _one_thread():
+    with one_thread():
         model = _load(folder / "base")
         _train(model, (domain,), settings, settings.expert, settings.seed + 10 + place)
         _save(model, folder / domain)
@@ -176,19 +159,6 @@ def silence_transformers() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting is restored."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _new_model(settings: Settings) -> Any:

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -31,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.zoo.building import build_beside, holds, one_thread
 from experiments.zoo.digits import silence_transformers
 from experiments.zoo.segments_data import DOMAINS, SIDE, Lesions, draw_lesions, save_items, split_lesions
 from merging import InputError
@@ -98,29 +97,13 @@ def build_segments(out: Path = Path("zoo/segments"), settings: Settings | None =
         InputError: If ``out`` is something else than a segments zoo.
     """
     chosen = settings or Settings()
-    if is_complete(out, chosen):
-        return out
-    if out.exists() and not (out / "manifest.json").is_file():
-        raise InputError(f"--out: expected a new folder or a segments zoo, received {out}; choose another")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        fresh = Path(scratch) / "zoo"
-        with _one_thread():
-            _write(fresh, chosen, processes)
-        if not is_complete(out, chosen):  # another process may have been faster
-            if out.exists():
-                out.rename(Path(scratch) / "old")
-            fresh.rename(out)
+    build_beside(out, "segments", lambda: is_complete(out, chosen), lambda fresh: _write(fresh, chosen, processes))
     return out
 
 
 def is_complete(out: Path, settings: Settings) -> bool:
     """Whether ``out`` holds the zoo of ``settings``."""
-    path = out / "manifest.json"
-    if not path.is_file():
-        return False
-    manifest = json.loads(path.read_text())
-    return bool(manifest.get("format") == FORMAT and manifest.get("settings") == asdict(settings))
+    return holds(out, FORMAT, settings)
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
@@ -128,7 +111,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     manifest = json.loads((folder / "manifest.json").read_text())
     recorded = manifest["settings"]
     lesions = split_lesions(recorded["images"], "test", recorded["seed"])
-    with _one_thread():
+    with one_thread():
         models = {name: _load(folder / name) for name in ("base", *EXPERTS)}
         rows = {name: dice_scores(model, lesions) for name, model in models.items()}
         weights = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in models.items()}
@@ -180,7 +163,7 @@ def _make_base(folder: Path, settings: Settings) -> dict[str, float]:
 
 def _make_expert(folder: Path, settings: Settings, name: str) -> dict[str, float]:
     """Fine-tune and save an expert; its test Dice in each domain."""
-    with _one_thread():
+    with one_thread():
         model = _load(folder / "base")
         place = list(EXPERTS).index(name)
         _train(model, _shares(EXPERTS[name], settings.replay), settings, settings.expert, settings.seed + 10 + place)
@@ -192,19 +175,6 @@ def _shares(home: Sequence[str], replay: float) -> dict[str, float]:
     """Domain -> its share of an expert's training items."""
     away = len(DOMAINS) - len(home)
     return {name: (1 - replay) / len(home) if name in home else replay / away for name in DOMAINS}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting is restored."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _new_model(settings: Settings) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.zoo.building import build_beside, holds, one_thread
 from experiments.zoo.digits import silence_transformers
 from experiments.zoo.skills_data import (
     SKILLS,
@@ -95,33 +94,14 @@ def build_skills(out: Path = Path("zoo/skills"), settings: Settings | None = Non
         InputError: If ``out`` is something else than a skills zoo.
     """
     chosen = settings or Settings()
-    if not is_complete(out, chosen):
-        _build(out, chosen, processes)
+    build_beside(out, "skills", lambda: is_complete(out, chosen), lambda fresh: _write(fresh, chosen, processes))
     write_tasks(out / "tasks", out.resolve())
     return out
 
 
 def is_complete(out: Path, settings: Settings) -> bool:
     """Whether ``out`` holds the zoo of ``settings``."""
-    path = out / "manifest.json"
-    if not path.is_file():
-        return False
-    manifest = json.loads(path.read_text())
-    return bool(manifest.get("format") == FORMAT and manifest.get("settings") == asdict(settings))
-
-
-def _build(out: Path, settings: Settings, processes: int) -> None:
-    if out.exists() and not (out / "manifest.json").is_file():
-        raise InputError(f"--out: expected a new folder or a skills zoo, received {out}; choose another")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        fresh = Path(scratch) / "zoo"
-        with _one_thread():
-            _write(fresh, settings, processes)
-        if not is_complete(out, settings):  # another process may have been faster
-            if out.exists():
-                out.rename(Path(scratch) / "old")
-            fresh.rename(out)
+    return holds(out, FORMAT, settings)
 
 
 def _write(folder: Path, settings: Settings, processes: int) -> None:
@@ -196,7 +176,7 @@ def _make_base(folder: Path, settings: Settings) -> None:
 
 def _make_expert(folder: Path, settings: Settings, skill: str) -> None:
     """Fine-tune and save the expert of a skill."""
-    with _one_thread():
+    with one_thread():
         tokenizer, model = _load_tokenizer(folder / "base"), load_model(folder / "base")
         pools = training_pools(tokenizer, settings)
         others = settings.replay / len(pools)
@@ -295,23 +275,10 @@ def _load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting is restored."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def measure(folder: Path, split: str = "test") -> dict[str, dict[str, float]]:
     """Accuracy of every model in every skill, then of the average and of task arithmetic along a line."""
     names = ["base", *SKILLS]
-    with _one_thread():
+    with one_thread():
         models = {name: load_model(folder / name) for name in names}
         score = scorer(folder, split)
         rows = {name: score(model) for name, model in models.items()}

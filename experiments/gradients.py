@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.strategies import DOMAINS, ROOT, ZOO, interval, run_in_pairs
+from experiments.strategies import DOMAINS, ROOT, ZOO, interval, run_in_pairs, write_between
 
 RUNS, README = ROOT / "runs" / "gradients", ROOT / "experiments" / "0005-gradients" / "README.md"
 DATA = ZOO / "data"
@@ -234,8 +234,7 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def write_table(text: str) -> None:
     """Put the tables between their marks."""
-    before, _, rest = README.read_text().partition(START)
-    README.write_text(f"{before}{START}\n\n{text}\n\n{STOP}{rest.partition(STOP)[2]}")
+    write_between(README, START, STOP, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

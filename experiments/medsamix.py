@@ -10,14 +10,13 @@ thread; two at a time. Figures are Dice on test items, which no choice has seen.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from experiments.strategies import ROOT, interval, run_in_pairs
+from experiments.strategies import ROOT, interval, kept, run_in_pairs, write_between
 from experiments.zoo.segments import EXPERTS
 from experiments.zoo.segments_data import DOMAINS
 
@@ -76,10 +75,10 @@ class Case:
 
 def run_case(case: Case) -> dict[str, Any]:
     """Run a study, or read it if it is finished; its figures."""
-    path = RUNS / f"{case.name}.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+    return kept(RUNS / f"{case.name}.json", lambda: _run(case))
+
+
+def _run(case: Case) -> dict[str, Any]:
     import torch
 
     from search.run import run_study
@@ -87,9 +86,7 @@ def run_case(case: Case) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     run = run_study(resolve(validate(case.study(), case.name), ROOT), RUNS / case.name)
-    figures = _figures(run)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+    return _figures(run)
 
 
 def _figures(run: Any) -> dict[str, Any]:
@@ -184,8 +181,7 @@ def _table(rows: Mapping[str, Sequence[Scores]]) -> str:
 
 def write_tables(text: str) -> None:
     """Put the tables between their marks."""
-    before, _, rest = README.read_text().partition(START)
-    README.write_text(f"{before}{START}\n\n{text}\n\n{STOP}{rest.partition(STOP)[2]}")
+    write_between(README, START, STOP, text)
 
 
 def cases(seeds: int, share: float = 1.0) -> list[Case]:

@@ -9,13 +9,12 @@ in ``runs/racing`` and not run again; the table goes into ``experiments/0008-rac
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.skills import ZOO, skills_study
-from experiments.strategies import ROOT, interval, run_in_pairs
+from experiments.strategies import ROOT, interval, kept, run_in_pairs, write_between
 
 RUNS, README = ROOT / "runs" / "racing", ROOT / "experiments" / "0008-racing" / "README.md"
 START, STOP = "<!-- table: written by the command above -->", "<!-- end of table -->"
@@ -49,10 +48,10 @@ class Case:
 
 def run_case(case: Case) -> dict[str, Any]:
     """Run a study, or read it if it is finished; its figures."""
-    path = RUNS / f"{case.name}.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+    return kept(RUNS / f"{case.name}.json", lambda: _run(case))
+
+
+def _run(case: Case) -> dict[str, Any]:
     import torch
 
     from search.run import run_study
@@ -66,15 +65,13 @@ def run_case(case: Case) -> dict[str, Any]:
     searched = [record for record in run.log.records if record.kind != "anchor"]
     tests = verdict.scores["test"]
     anchors = [tests[record.number].values["acc"] for record in run.log.records if record.kind == "anchor"]
-    figures = {
+    return {
         "share": sum(record.evaluated or size for record in searched) / (size * len(searched)),
         "complete": sum(record.state == "complete" for record in searched) / len(searched),
         "test": tests[verdict.winner].values["acc"],
         "anchor": max(anchors),
         "optimism": run.log.records[verdict.winner].values["acc"] - tests[verdict.winner].values["acc"],
     }
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
 
 
 def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
@@ -113,8 +110,7 @@ def main() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     cases = [Case(rule, seed) for seed in range(options.seeds) for rule in options.rules]
     text = table(run_in_pairs(cases, run_case))
-    before, _, rest = README.read_text().partition(START)
-    README.write_text(f"{before}{START}\n\n{text}\n\n{STOP}{rest.partition(STOP)[2]}")
+    write_between(README, START, STOP, text)
     print(text)
 
 

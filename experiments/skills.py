@@ -8,14 +8,13 @@ two at a time on one thread each. What is finished is kept in ``runs/skills`` an
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from experiments.strategies import ROOT, run_in_pairs
+from experiments.strategies import ROOT, kept, run_in_pairs, write_between
 from experiments.zoo.skills_data import SKILLS, SPLITS
 
 ZOO, RUNS = ROOT / "zoo" / "skills", ROOT / "runs" / "skills"
@@ -56,10 +55,10 @@ class Case:
 
 def run_case(case: Case) -> dict[str, Any]:
     """Run a study, or read it if it is finished; its figures."""
-    path = RUNS / f"{case.name}.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+    return kept(RUNS / f"{case.name}.json", lambda: _run(case))
+
+
+def _run(case: Case) -> dict[str, Any]:
     import torch
 
     from search.run import run_study
@@ -76,7 +75,7 @@ def run_case(case: Case) -> dict[str, Any]:
     scale = study_normaliser(run.plan, records)
     losses = [[-record.values[skill] for skill in SKILLS] for record in records if record.state == "complete"]
     anchors = [record for record in records if record.kind == "anchor" and record.state == "complete"]
-    figures = {
+    return {
         "anchors": {record.name: dict(tests[record.number].values) for record in anchors},
         "winner": dict(tests[verdict.winner].values),
         "errors": dict(tests[verdict.winner].errors),
@@ -85,8 +84,6 @@ def run_case(case: Case) -> dict[str, Any]:
         "anchors alone": scale.hypervolume([[-r.values[skill] for skill in SKILLS] for r in anchors]),
         "best of each": {skill: max(records[n].values[skill] for n in verdict.front) for skill in SKILLS},
     }
-    path.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
 
 
 def tables(results: Mapping[Case, Mapping[str, Any]]) -> str:
@@ -116,8 +113,7 @@ def main() -> None:
     build_skills(ZOO)
     RUNS.mkdir(parents=True, exist_ok=True)
     text = tables(run_in_pairs([Case(strategy) for strategy in STRATEGIES], run_case))
-    before, _, rest = README.read_text().partition(START)
-    README.write_text(f"{before}{START}\n\n{text}\n\n{STOP}{rest.partition(STOP)[2]}")
+    write_between(README, START, STOP, text)
     print(text)
 
 

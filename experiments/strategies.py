@@ -270,9 +270,7 @@ def write_table(setting: str, text: str) -> None:
     """Put the table between its marks."""
     path = ROOT / "experiments" / SETTINGS[setting].readme / "README.md"
     start, stop = START.replace("NAME", setting), STOP.replace("NAME", setting)
-    before, _, rest = path.read_text().partition(start)
-    _, _, after = rest.partition(stop)
-    path.write_text(f"{before}{start}\n\n{text}\n\n{stop}{after}")
+    write_between(path, start, stop, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -319,6 +317,22 @@ def _run_all(cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
     _halve_search_items()
     RUNS.mkdir(parents=True, exist_ok=True)
     return run_in_pairs(cases, run_case)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Figures that were written to ``path`` before, or those that are made now, written there."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    figures = make()
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def write_between(path: Path, start: str, stop: str, text: str) -> None:
+    """Put a text between two marks of a page."""
+    before, _, rest = path.read_text().partition(start)
+    path.write_text(f"{before}{start}\n\n{text}\n\n{stop}{rest.partition(stop)[2]}")
 
 
 def run_in_pairs(cases: Sequence[AnyCase], run: Callable[[AnyCase], dict[str, Any]]) -> dict[AnyCase, dict[str, Any]]:

@@ -83,6 +83,10 @@ def run(
     folder: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")] = None,
     set_: SetOption = None,
     progress: Annotated[Style, typer.Option(help="How progress is shown.")] = Style.auto,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A running Ray cluster, as workers.address; auto on its nodes."),
+    ] = None,
     trust_log: Annotated[
         bool, typer.Option("--trust-log", help="Resume from the recorded points even if replay gives others.")
     ] = False,
@@ -90,17 +94,20 @@ def run(
 ) -> None:
     """Run a study, or resume it where it stopped: the same command does both."""
     from evaluators.spec import build_evaluator
+    from search.drain import Drain
     from search.progress import default_style, make_observer
     from search.run import run_study
     from search.study_file import load_study
 
-    spec = load_study(study, set_ or ())
+    spec = load_study(study, [*(set_ or ()), *([] if address is None else [f"workers.address={address}"])])
     path = folder or Path("runs") / spec.name
     style = default_style() if progress is Style.auto else progress.value
     objectives = [objective.name for objective in build_evaluator(spec.evaluators, Path()).objectives]
     observe, close = make_observer(style, objectives)
+    drain, seconds = Drain(), spec.driver.drain_seconds
     try:
-        finished = run_study(spec, path, observe, trust_log=trust_log)
+        with drain.on_signals(seconds, lambda: _say_draining(seconds)):
+            finished = run_study(spec, path, observe, trust_log=trust_log, drain=drain)
     except KeyboardInterrupt:
         close()
         print(f"\nmergesearch: interrupted; `mergesearch run {study}` goes on from here", file=sys.stderr)
@@ -254,6 +261,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _say_draining(seconds: float) -> None:
+    text = f"\nmergesearch: stopping; trials that run have {seconds:g} s to finish, interrupt again to leave them"
+    print(text, file=sys.stderr, flush=True)
 
 
 def _cores() -> int:

@@ -40,8 +40,8 @@ class PlainProgress:
 
     def observe(self, event: Event) -> None:
         """Print what is worth a line."""
-        if event.kind == "warning":
-            self._print(f"warning: {event.text}")
+        if event.kind in ("warning", "workers"):
+            self._print(f"{event.kind}: {event.text}")
         elif event.kind == "phase":
             total = f" ({event.done} of {event.total} done)" if event.total else ""
             self._print(f"{event.text}{total} ...")
@@ -84,8 +84,8 @@ class RichProgress:
             total = event.total or None
             self._task = self._progress.add_task(event.text, total=total, completed=event.done, latest="")
             return
-        if event.kind == "warning":
-            self._progress.console.print(f"warning: {event.text}", highlight=False)
+        if event.kind in ("warning", "workers"):
+            self._progress.console.print(f"{event.kind}: {event.text}", highlight=False)
             return
         if event.kind == "trial" and event.record is not None and event.record.state == "failed":
             self._progress.console.print(f"{event.text}: {describe(event, self._objectives)}", highlight=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,23 @@ from merging.family import open_family
 from search.backends import open_backend
 from search.budget import busy_seconds
 from search.dashboard import note_markdown
+from search.drain import Drain
 from search.fidelity import NeverStop, measure_in_stages
+from search.lease import Lease
 from search.packing import decode_array, encode_array
+from search.patience import Patience
 from search.plan import Plan, plan_study
 from search.record import TrialRecord, Verdict
 from search.report import ReportData, trial_dict, write_report
 from search.run_folder import RunFolder
 from search.selection import parse_preference, preferred
 from search.start import begin_at, find_start
-from search.storage import open_storage, read_storage
+from search.storage import open_engine, open_storage, read_storage
 from search.study import Event, Study, study_normaliser
-from search.study_file import StudySpec, evaluation_digest
+from search.study_file import EXECUTION_KEYS, StudySpec, differences, evaluation_digest
 from search.tables import sentences
 from search.trial_log import TrialLog, study_note
-from search.worker import Worker, WorkerSpec
+from search.worker import NODE_CACHE, Worker, WorkerSpec
 
 if TYPE_CHECKING:
     from search.storage import Storage
@@ -97,9 +101,21 @@ def storage_location(spec: StudySpec, folder: RunFolder) -> str | Path:
 
 
 def run_study(
-    spec: StudySpec, path: Path, notify: Callable[[Event], None] = lambda event: None, *, trust_log: bool = False
+    spec: StudySpec,
+    path: Path,
+    notify: Callable[[Event], None] = lambda event: None,
+    *,
+    trust_log: bool = False,
+    drain: Drain | None = None,
 ) -> Run:
     """Run a study in a folder, or resume it where it stands; writes the report whatever happens after the start.
+
+    Args:
+        spec: The resolved study.
+        path: The run folder.
+        notify: Called with each event.
+        trust_log: Go on from the recorded points even where replay does not reproduce them.
+        drain: Asks the study to stop; it then ends with KeyboardInterrupt once the trials that run have finished.
 
     Raises:
         InputError: If anything the user gave is wrong.
@@ -112,22 +128,56 @@ def run_study(
         stack.callback(folder.release)
         notify(Event("phase", "opening"))
         plan = plan_study(spec, _fingerprints(plan), folder.arenas)
-        log = _open_log(open_storage(storage_location(spec, folder)), plan)
+        patience = Patience(spec.driver.patience_seconds, lambda text: notify(Event("warning", text)))
+        location = storage_location(spec, folder)
+        guard = stack.enter_context(_only_driver(spec, location, patience))
+        log = _open_log(open_storage(location, patience), plan, patience=patience, guard=guard)
+        _check_same(plan, log)
         _check_unchanged(plan, log)
         plan = _begun(plan, log)
         _warn(plan, log, notify)
         run = Run(folder, plan, log)
         verdict = log.verdict()
         if verdict is None:
-            backend = open_backend(spec.workers, worker_spec(plan, folder))
+            say = partial(_say, notify, "workers")
+            backend = open_backend(spec.workers, worker_spec(plan, folder), say, spec.driver.patience_seconds)
             stack.callback(backend.close)
             try:
-                Study(plan, log, backend, notify, trust_log=trust_log).run()
+                Study(plan, log, backend, notify, trust_log=trust_log, drain=drain).run()
             finally:
-                _publish(run)
+                _publish_if_possible(run, notify)
         elif not (path / "report.html").is_file():
-            _publish(run)
+            _publish_if_possible(run, notify)
     return run
+
+
+@contextmanager
+def _only_driver(spec: StudySpec, location: str | Path, patience: Patience) -> Iterator[Callable[[], None]]:
+    """The study's lease, where it is in a database that other drivers reach; what to call before a write."""
+    if isinstance(location, Path):
+        yield lambda: None  # the run folder's lock is enough
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    open_storage(location)  # says what is wrong with the URL
+    lease = Lease(open_engine(location), spec.name, spec.driver.lease_seconds, patience.warn)
+    patience(lease.take, (SQLAlchemyError,), "storage")
+    try:
+        yield lease.check
+    finally:
+        lease.release()
+
+
+def _say(notify: Callable[[Event], None], kind: str, text: str) -> None:
+    notify(Event(kind, text))
+
+
+def _publish_if_possible(run: Run, notify: Callable[[Event], None]) -> None:
+    """Write the report; where there is no room for it, what was found is not lost for that."""
+    try:
+        _publish(run)
+    except OSError as error:
+        notify(Event("warning", f"no report: {run.folder.path}: {error.strerror or error}"))
 
 
 def open_run(path: Path) -> Run:
@@ -151,7 +201,7 @@ def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
     return WorkerSpec(
         template=plan.template,
         evaluators=tuple(evaluator.model_dump(mode="json") for evaluator in plan.spec.evaluators),
-        arenas=str(folder.arenas),
+        arenas=section.cache or str(folder.arenas if section.address is None else NODE_CACHE),
         threads=section.threads,
         device="cuda" if section.gpus else "cpu",
         space=plan.differentiable_space,
@@ -264,7 +314,14 @@ def _publish(run: Run) -> None:
     )
 
 
-def _open_log(storage: Storage, plan: Plan, *, create: bool = True) -> TrialLog:
+def _open_log(
+    storage: Storage,
+    plan: Plan,
+    *,
+    create: bool = True,
+    patience: Patience | None = None,
+    guard: Callable[[], None] = lambda: None,
+) -> TrialLog:
     space = plan.space
     return TrialLog(
         storage,
@@ -274,6 +331,8 @@ def _open_log(storage: Storage, plan: Plan, *, create: bool = True) -> TrialLog:
         plan.template,
         keep_fields=plan.entry.space == "mixed",
         create=create,
+        patience=patience,
+        guard=guard,
     )
 
 
@@ -301,6 +360,23 @@ def _fingerprints(plan: Plan) -> list[str]:
     if plan.layout is None:
         return []
     return [source.fingerprint() for source in open_family(plan.template).sources]
+
+
+def _check_same(plan: Plan, log: TrialLog) -> None:
+    """Refuse another study of the same name in the same database, from whatever folder it was started."""
+    if plan.spec.storage is None:
+        return  # the run folder, which holds the journal, has been checked
+    recorded: dict[str, Any] | None = log.noted("study")
+    ours = {key: value for key, value in plan.spec.to_dict().items() if key not in (*EXECUTION_KEYS, "storage")}
+    if recorded is None:
+        log.note("study", ours)
+        return
+    changed = differences(recorded, ours)
+    if changed:
+        raise RunFolderError(
+            f"storage: expected the study that it holds under the name {plan.spec.name!r}, received one that "
+            f"differs in {'; '.join(changed[:4])}; restore these keys or choose another name"
+        )
 
 
 def _check_unchanged(plan: Plan, log: TrialLog) -> None:

@@ -1,4 +1,4 @@
-"""Opens the storage that a trial log lives in: a journal file, or any Optuna URL."""
+"""Opens the storage that a trial log lives in: a journal file, or a database by its URL."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging import InputError, RunFolderError
+from search.patience import Patience
 
 if TYPE_CHECKING:
     import optuna
+    import sqlalchemy
 
     Storage = optuna.storages.BaseStorage
 
 
-def open_storage(location: str | Path) -> optuna.storages.BaseStorage:
-    """Open a journal file (a path) or any Optuna storage URL.
+#: A server that drops packets is noticed within so many seconds, by libpq's own settings.
+POSTGRES_OPTIONS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+
+
+def open_storage(location: str | Path, patience: Patience | None = None) -> optuna.storages.BaseStorage:
+    """Open a journal file (a path) or a database's URL for writing.
 
     The caller must hold the run's driver lock: a torn last line, left by a crash in mid-append, is cut off here,
     which would destroy the append of a live writer.
@@ -32,16 +44,51 @@ def open_storage(location: str | Path) -> optuna.storages.BaseStorage:
         if isinstance(location, Path):
             try:
                 repair_journal(location)
-                return _journal(location)
+                return _own_journal(location, patience or Patience())
             except OSError as error:
                 raise RunFolderError(f"{location}: expected a journal that can be written, received: {error}") from None
         try:
-            return optuna.storages.get_storage(location)
+            url = database_url(location)
+            rdb = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+            return optuna.storages.get_storage(rdb)  # with its cache of finished trials
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
-                f"storage: expected an Optuna storage that can be opened, received {_without_password(location)}: "
+                f"storage: expected an Optuna storage that can be opened, received {without_password(location)}: "
                 f"{type(error).__name__}; check that the server runs and its driver is installed"
             ) from None
+
+
+def open_engine(location: str) -> sqlalchemy.Engine:
+    """A database engine of its own, with one connection, for what Optuna's storage does not offer."""
+    import sqlalchemy
+
+    url = database_url(location)
+    return sqlalchemy.create_engine(url, **_engine_options(url))
+
+
+def database_url(location: str) -> str:
+    """The URL with the driver that is installed: ``postgresql://`` means psycopg 3.
+
+    Raises:
+        InputError: If it is no database's URL.
+    """
+    scheme, found, rest = location.partition("://")
+    if not found or scheme.startswith(("redis", "journal", "grpc")):
+        raise InputError(
+            f"storage: expected a database's URL (postgresql://USER@HOST/NAME), received {without_password(location)}; "
+            "only databases can refuse a second driver"
+        )
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else location
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    # A connection that broke while idle is replaced without an error.
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):
+        options["connect_args"] = dict(POSTGRES_OPTIONS)
+    return options
 
 
 def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
@@ -56,6 +103,15 @@ def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
         raise RunFolderError(f"{location}: expected the journal of a run, found none; see `mergesearch run`")
     with quiet_optuna():
         return _journal(location)
+
+
+def _own_journal(path: Path, patience: Patience) -> optuna.storages.JournalStorage:
+    """The journal of this process's own run, which nobody else writes."""
+    from optuna.storages import JournalStorage
+
+    from search.journal import RunJournal
+
+    return JournalStorage(RunJournal(path, patience))
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
@@ -98,7 +154,7 @@ def _end_of_last_line(file: Any, size: int) -> int:
     return 0
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)

@@ -22,6 +22,7 @@ from search.backends import Backend
 from search.budget import Purse
 from search.descent import Descent
 from search.doubts import surprises
+from search.drain import Drain
 from search.fidelity import Watch
 from search.front import Normaliser, to_losses
 from search.plan import Plan
@@ -42,8 +43,9 @@ class Event:
     """Something a user may want to see.
 
     Attributes:
-        kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation ended), ``warning``.
-        text: The phase's or split's name.
+        kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation ended), ``workers``
+            (where they are, and what became of them), ``warning``.
+        text: The phase's or split's name, or what there is to say.
         record: The trial concerned.
         done, total: Progress within the phase.
     """
@@ -64,6 +66,7 @@ class Study:
         backend: Where trials run.
         notify: Called with each event.
         trust_log: Go on from the recorded points even where replay does not reproduce them.
+        drain: Asks the study to stop.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class Study:
         notify: Callable[[Event], None] = lambda event: None,
         *,
         trust_log: bool = False,
+        drain: Drain | None = None,
     ) -> None:
         self._plan = plan
         self._log = log
         self._backend = backend
         self._notify = notify
         self._trust_log = trust_log
+        self._drain = drain or Drain()
         self._failures_in_a_row = 0
         self._descents: dict[int, Descent] = {}  # of the trials that have no result yet
         self._references: dict[Split, References] = {}
@@ -316,17 +321,34 @@ class Study:
         return {number: score for number, score in scores.items() if score is not None}
 
     def _pump(self, next_task: Callable[[], Task | None], finish: Callable[[Outcome], None]) -> None:
-        """Keep the backend's slots full until there are no more tasks; results in finishing order."""
-        in_flight = 0
+        """Keep the backend's slots full until there are no more tasks; results in finishing order.
+
+        Raises:
+            KeyboardInterrupt: When asked to stop, once what was in flight has finished.
+        """
+        in_flight, over = 0, False
+        outcomes: list[Outcome] = []
         while True:
-            while in_flight < self._backend.slots and (task := next_task()) is not None:
+            # Results and what is asked after them reach the disk at once; no work begins before that.
+            fresh: list[Task] = []
+            with self._log.together():
+                for outcome in outcomes:
+                    in_flight -= 1
+                    finish(outcome)
+                while not self._drain.requested and in_flight < self._backend.slots:
+                    task = next_task()
+                    over = task is None
+                    if task is None:
+                        break
+                    fresh.append(task)
+                    in_flight += 1
+            for task in fresh:
                 self._backend.submit(task)
-                in_flight += 1
-            if not in_flight:
+            if not in_flight and self._drain.requested:
+                raise KeyboardInterrupt
+            if not in_flight and over:
                 return
-            for outcome in self._backend.wait():
-                in_flight -= 1
-                finish(outcome)
+            outcomes = self._backend.wait()
 
     def _report(self, record: TrialRecord, failure: Failure | None, done: int, total: int) -> None:
         self._notify(Event("trial", record.kind, record, done, total))

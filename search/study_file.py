@@ -118,17 +118,40 @@ class WorkersSection(Section):
     backend: Literal["auto", "inline", "ray"] = Field(
         "auto", description="auto: ray where a count, GPUs or an address is given, else one worker in this process"
     )
-    count: int | None = Field(None, ge=1, description="workers; default: one per GPU asked for, else one per CPU")
+    count: int | None = Field(
+        None, ge=1, description="workers; default: as many as fit, more or fewer as nodes of a cluster join and leave"
+    )
     cpus: float = Field(1, gt=0, description="CPUs of each worker")
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 1 puts one worker on each GPU")
     threads: int = Field(1, ge=1, description="threads of each worker for merging and evaluation on CPU")
-    address: str | None = Field(None, description="address of a running Ray cluster; default: a local one")
+    address: str | None = Field(
+        None, description="address of a running Ray cluster, auto on one of its nodes; default: a local one"
+    )
+    cache: str | None = Field(
+        None,
+        description="folder on every node for prepared weights; default: beside the run, on clusters below the "
+        "node's folder for temporary files",
+    )
 
     @property
     def distributed(self) -> bool:
         """Whether Ray runs the workers."""
         given = self.count is not None or self.gpus > 0 or self.address is not None
         return self.backend == "ray" or (self.backend == "auto" and given)
+
+
+class DriverSection(Section):
+    """How the driver behaves when something goes wrong. Changing it does not change what is searched."""
+
+    drain_seconds: float = Field(
+        30, ge=0, description="after Ctrl-C or SIGTERM, how long trials that run may take to finish"
+    )
+    patience_seconds: float = Field(
+        300, ge=0, description="how long to wait for a storage, a disk or workers that are away before giving up"
+    )
+    lease_seconds: float = Field(
+        60, ge=1, description="silence after which another driver may take over a study in a database"
+    )
 
 
 def _named(value: Any) -> Any:
@@ -178,8 +201,9 @@ class StudySpec(Section):
         description="what is known of base and experts: anchor -> objective -> value; differences are warned of",
     )
     workers: WorkersSection = WorkersSection()
+    driver: DriverSection = DriverSection()
     storage: str | None = Field(
-        None, description="an Optuna storage URL, ${NAME} is read from the environment; default: a journal"
+        None, description="a database's URL, ${NAME} is read from the environment; default: a journal in the run folder"
     )
     max_consecutive_failures: int = Field(10, ge=1)
 
@@ -191,7 +215,7 @@ class StudySpec(Section):
 #: Sections that may be a bare name, and the key that it stands for.
 BARE = {"operator": "name", "strategy": "name", "fidelity": "rule"}
 #: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
-EXECUTION_KEYS = ("workers", "max_consecutive_failures")
+EXECUTION_KEYS = ("workers", "driver", "max_consecutive_failures")
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
@@ -270,6 +294,7 @@ def _check_names(spec: StudySpec, where: str) -> None:
         check_options(spec.strategy.name, spec.strategy.options)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    _check_storage(spec.storage, where)
     if spec.special.vocabulary == "common":
         raise InputError(
             f"{where}: special.vocabulary: expected same, base or union in a study, whose items hold the base's token "
@@ -278,6 +303,26 @@ def _check_names(spec: StudySpec, where: str) -> None:
     if (spec.base is None) != (not spec.experts):
         missing = "base" if spec.base is None else "experts"
         raise InputError(f"{where}: {missing}: expected both base and experts (or neither, for analytic problems)")
+
+
+def _check_storage(url: str | None, where: str) -> None:
+    """Refuse a password in plain text: the study is copied to the run folder, the database and the cluster."""
+    if url is None:
+        return
+    from urllib.parse import urlsplit
+
+    from search.storage import database_url, without_password
+
+    password = urlsplit(url).password
+    if password and "${" not in password:
+        raise InputError(
+            f"{where}: storage: expected the password as ${{NAME}}, to be read from the environment, received it in "
+            f"plain text in {without_password(url)}; or leave it to PGPASSWORD or ~/.pgpass"
+        )
+    try:
+        database_url(url)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

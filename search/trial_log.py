@@ -12,22 +12,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluators import Measurement, Objective, Split
-from merging import Field, Recipe, RunFolderError
+from merging import Field, Recipe, RunFolderError, StudyFailedError
 from search.descent import Descended, State
 from search.packing import decode_array, encode_array, pack_items, unpack_items
+from search.patience import Patience
 from search.record import Kind, Score, TrialRecord, Verdict
 from search.storage import quiet_optuna
 from search.worker import Failure, Outcome
 
 if TYPE_CHECKING:
     import optuna
+
+T = TypeVar("T")
 
 #: What ``ask`` records, and what ``tell`` records, each as one JSON system attribute.
 ASKED, RESULT, ITEMS = "mergesearch:asked", "mergesearch:result", "mergesearch:items"
@@ -48,6 +52,8 @@ class TrialLog:
         template: The study's recipe; anchors record their field, and their operator where it is another.
         keep_fields: Record the field of every trial, for spaces that need weights to decode a point.
         create: Create the study if the storage does not hold it; otherwise that is an error.
+        patience: How long to wait for a storage that is away; default not at all.
+        guard: Called before every write; raises where this process may not write.
     """
 
     def __init__(
@@ -60,21 +66,19 @@ class TrialLog:
         *,
         keep_fields: bool = False,
         create: bool = True,
+        patience: Patience | None = None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self._storage = storage
+        self._patience, self._guard = patience or Patience(0), guard
         self._keeps_fields = keep_fields
         self._objectives = tuple(objectives)
         self._decode = decode
         self._template = template
-        try:
-            self._study_id = _existing_study(storage, name)
-        except RunFolderError:
-            if not create:
-                raise
-            self._study_id = _create_study(storage, name, self._objectives)
+        self._study_id = self._patient(lambda: self._open_study(name, create))
         self._trial_ids: dict[int, int] = {}
         self.records: list[TrialRecord] = []
-        for trial in storage.get_all_trials(self._study_id, deepcopy=False):
+        for trial in self._patient(lambda: storage.get_all_trials(self._study_id, deepcopy=False)):
             self._trial_ids[trial.number] = trial._trial_id
             self.records.append(self._parse(trial))
 
@@ -123,9 +127,8 @@ class TrialLog:
             user_attrs={"kind": name or kind, "recipe": recipe.digest, **(notes or {})},
             system_attrs={ASKED: json.dumps(asked)},
         )
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
         number = len(self.records)
-        self._trial_ids[number] = trial_id
+        self._trial_ids[number] = self._create(number, template)
         record = TrialRecord(number, kind, name, suggestion, point, recipe, tells_before, None, "running", part, looked)
         self.records.append(record)
         return record
@@ -139,7 +142,8 @@ class TrialLog:
         """
         from optuna.trial import TrialState
 
-        trial_id, part = self._trial_ids[number], self.records[number].part
+        part = self.records[number].part
+        attributes: dict[str, Any] = {}
         part = part if outcome.stopped is None else outcome.stopped
         outcome = _as_recorded(outcome)
         measurement = outcome.measurement
@@ -160,32 +164,33 @@ class TrialLog:
             result |= {"stopped": outcome.stopped, "estimates": dict(estimates or {})}
         if measurement and measurement.violations:
             result["violations"] = dict(measurement.violations)
-            self._storage.set_trial_system_attr(trial_id, CONSTRAINTS, list(measurement.violations.values()))
+            attributes[CONSTRAINTS] = list(measurement.violations.values())
         if measurement and measurement.items:
             packed = {key: pack_items(scores) for key, scores in measurement.items.items()}
-            self._storage.set_trial_system_attr(trial_id, ITEMS, json.dumps(packed))
+            attributes[ITEMS] = json.dumps(packed)
         if outcome.descended is not None:
-            self._storage.set_trial_system_attr(trial_id, DESCENDED, json.dumps(_as_text(outcome.descended)))
-        self._storage.set_trial_system_attr(trial_id, RESULT, json.dumps(result))
-        if measurement is None:
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        elif part is not None:
-            # Not complete: dashboards would rank it beside trials on all items.
-            self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
-        else:
+            attributes[DESCENDED] = json.dumps(_as_text(outcome.descended))
+        attributes[RESULT] = json.dumps(result)
+        state, values = TrialState.FAIL, None
+        if measurement is not None:
+            # A part is not complete: dashboards would rank it beside trials on all items.
+            state = TrialState.COMPLETE if part is None else TrialState.PRUNED
+        if measurement is not None and part is None:
             values = [float(measurement.values[objective.name]) for objective in self._objectives]
-            self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+        with self.together():
+            self._persist(lambda: self._finish(self._trial_ids[number], attributes, state, values))
         record = _finished(self.records[number], outcome, told, finished, estimates or {})
         self.records[number] = record
         return record
 
     def note(self, key: str, value: Any) -> None:
         """Record a JSON-able fact of the study."""
-        self._storage.set_study_system_attr(self._study_id, f"mergesearch:{key}", json.dumps(value))
+        text = json.dumps(value)
+        self._persist(lambda: self._storage.set_study_system_attr(self._study_id, f"mergesearch:{key}", text))
 
     def noted(self, key: str) -> Any:
         """A fact recorded by :meth:`note`, or None."""
-        return _read_note(self._storage, self._study_id, key)
+        return self._patient(lambda: _read_note(self._storage, self._study_id, key))
 
     def set_score(self, split: Split, number: int, score: Score | None) -> None:
         """Record a re-evaluation on validation or test items; None: it failed."""
@@ -225,6 +230,78 @@ class TrialLog:
             found = {record.number: self.score(split, record.number)[1] for record in self.records}
             scores[split] = {number: score for number, score in found.items() if score is not None}
         return Verdict(noted["winner"], tuple(noted["front"]), tuple(noted["leaders"]), scores)
+
+    def _open_study(self, name: str, create: bool) -> int:
+        try:
+            return _existing_study(self._storage, name)
+        except RunFolderError:
+            if not create:
+                raise
+            return _create_study(self._storage, name, self._objectives)
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is recorded inside reaches the disk at once, at the end; only a journal has such a way."""
+        together: Callable[[], AbstractContextManager[None]] | None
+        together = getattr(getattr(self._storage, "_backend", None), "together", None)
+        return nullcontext() if together is None else together()
+
+    def _persist(self, write: Callable[[], T]) -> T:
+        """Write as the study's only driver, waiting for a storage that is away; ``write`` may run several times."""
+
+        def guarded() -> T:
+            self._guard()
+            return write()
+
+        return self._patient(guarded)
+
+    def _patient(self, action: Callable[[], T]) -> T:
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        return self._patience(action, (optuna.exceptions.StorageInternalError, SQLAlchemyError), "storage")
+
+    def _create(self, number: int, template: optuna.trial.FrozenTrial) -> int:
+        """Id of the new trial of this number."""
+        storage, again = self._storage, False
+
+        def attempt() -> int:
+            nonlocal again
+            # A connection that broke after the commit has left the trial behind.
+            left = again and storage.get_n_trials(self._study_id) > number
+            again = True
+            if left:
+                trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+                ours = storage.get_trial(trial_id).system_attrs.get(ASKED) == template.system_attrs[ASKED]
+            else:
+                trial_id = storage.create_new_trial(self._study_id, template_trial=template)
+                ours = storage.get_trial_number_from_id(trial_id) == number
+            if not ours:
+                raise StudyFailedError(
+                    f"storage: expected trial {number} to be this driver's, found another's; stop the other driver of "
+                    "this study and run the same command again"
+                )
+            return trial_id
+
+        return self._persist(attempt)
+
+    def _finish(
+        self, trial_id: int, attributes: Mapping[str, Any], state: optuna.trial.TrialState, values: list[float] | None
+    ) -> None:
+        """Attributes first, the state last: it commits them."""
+        import optuna
+
+        storage = self._storage
+        try:
+            for key, value in attributes.items():
+                storage.set_trial_system_attr(trial_id, key, value)
+            storage.set_trial_state_values(trial_id, state, values)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            # A connection that broke after the commit: it is told already, by this very result.
+            if storage.get_trial(trial_id).system_attrs.get(RESULT) != attributes[RESULT]:
+                raise StudyFailedError(
+                    "storage: expected a running trial, found one that another driver has told; run the same "
+                    "command again"
+                ) from None
 
     def publish_note(self, markdown: str) -> None:
         """Set the study's note in the dashboard."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators import Candidate, Measurement, Split
-from merging import NonFiniteError, Recipe
+from merging import InputError, NonFiniteError, Recipe
 from search.descent import Descended, Descent, descend
 from search.fidelity import NeverStop, Watch, Watched, measure_in_stages
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from merging.recalibration import Recalibration
     from spaces import DifferentiableSpace
 
+#: Where nodes of a cluster keep prepared weights: on a disk of their own, readable by their user alone.
+NODE_CACHE = "node"
 #: Why a trial has no values: weights or scores not finite; an exception; the worker died (twice).
 FailureKind = Literal["infeasible", "error", "lost"]
 
@@ -98,7 +101,7 @@ class WorkerSpec:
     Attributes:
         template: The study's recipe; its sources and layout are those of every task, its operator that of nearly all.
         evaluators: The ``evaluators`` section of the resolved study, with absolute paths.
-        arenas: Folder of the shared arena files of this host.
+        arenas: Folder of the shared arena files of this host; :data:`NODE_CACHE` for the host's own.
         threads: Threads for merging and evaluation on CPU.
         device: ``cpu`` or ``cuda``.
         space: What points mean, for strategies that follow gradients.
@@ -121,6 +124,8 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         from evaluators.spec import build_evaluator, parse_evaluators
 
+        if spec.arenas == NODE_CACHE:
+            spec = replace(spec, arenas=str(node_cache()))
         self._spec = spec
         self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path())
         self._evaluator.open()
@@ -239,6 +244,24 @@ class Worker:
         for name in self._names:
             if not math.isfinite(measurement.values[name]) and (whole or not measurement.means):
                 raise NonFiniteError(f"objective {name!r}")
+
+
+def node_cache() -> Path:
+    """This host's folder for prepared weights, below its folder for temporary files; made where it is missing.
+
+    Raises:
+        InputError: If somebody else owns it: what lies there is taken for this study's own weights.
+    """
+    path = Path(tempfile.gettempdir()) / f"mergesearch-{os.getuid()}" / "arenas"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    owner, mode = path.parent.stat().st_uid, path.parent.stat().st_mode & 0o077
+    if owner != os.getuid() or mode:
+        raise InputError(
+            f"workers.cache: expected {path.parent} to be this user's alone, found owner {owner} and mode {mode:o} for "
+            "others; remove it or set workers.cache"
+        )
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def _recalibration(spec: WorkerSpec) -> Recalibration | None:

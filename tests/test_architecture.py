@@ -48,8 +48,8 @@ def test_engines_stay_behind_their_own_files() -> None:
     }
     strategies = "search/strategies"
     assert importers == {
-        "ray": ["search/backends/ray_pool.py"],
-        "optuna": ["search/storage.py", f"{strategies}/optuna.py", "search/trial_log.py"],
+        "ray": ["search/backends/cluster.py"],
+        "optuna": ["search/journal.py", "search/storage.py", f"{strategies}/optuna.py", "search/trial_log.py"],
         "cma": [f"{strategies}/cma_engine.py"],
         "moocore": ["search/front.py"],
         "nevergrad": [f"{strategies}/nevergrad.py"],

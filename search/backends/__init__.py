@@ -6,6 +6,7 @@ cores and GPUs of a machine or cluster busy. ``tests/contracts/test_backends.py`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from search.study_file import WorkersSection
@@ -15,21 +16,33 @@ from search.worker import Outcome, Task, WorkerSpec
 class Backend(Protocol):
     """Runs tasks; hands outcomes back in finishing order."""
 
-    #: How many tasks to keep submitted at a time.
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many tasks to keep submitted at a time; may change."""
 
     def submit(self, task: Task) -> None:
         """Accept a task; returns at once."""
 
     def wait(self) -> list[Outcome]:
-        """Block until at least one submitted task is finished; each outcome is handed out once."""
+        """Block until a submitted task is finished, or ``slots`` has grown; each outcome is handed out once."""
 
     def close(self) -> None:
         """Stop all workers and release everything, whatever is in flight."""
 
 
-def open_backend(section: WorkersSection, spec: WorkerSpec) -> Backend:
+def open_backend(
+    section: WorkersSection,
+    spec: WorkerSpec,
+    notify: Callable[[str], None] = lambda text: None,
+    patience: float = 300.0,
+) -> Backend:
     """Start the workers that the study asks for.
+
+    Args:
+        section: How many, where, and what each takes.
+        spec: What they are built from.
+        notify: Told where workers are placed, and what becomes of them.
+        patience: Seconds to wait for workers of a cluster.
 
     Raises:
         InputError: If the cluster does not have what is asked for.
@@ -38,7 +51,7 @@ def open_backend(section: WorkersSection, spec: WorkerSpec) -> Backend:
     if section.distributed:
         from search.backends.ray_pool import RayPool
 
-        return RayPool(section, spec)
+        return RayPool(section, spec, notify, patience)
     from search.backends.inline import Inline
 
     return Inline(spec)

@@ -1,0 +1,84 @@
+"""Connecting to Ray, and what a cluster has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merging import InputError
+from search.backends.placement import Node
+from search.study_file import WorkersSection
+
+#: No weights travel through Ray's object store; tasks and outcomes are a few kB.
+OBJECT_STORE_BYTES = 200_000_000
+#: The product's own packages, which travel to nodes that do not have them.
+PACKAGES = ("merging", "spaces", "evaluators", "search")
+#: Set by Ray in the processes of a submitted job, whose code travelled with it.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True)
+class ClusterNode(Node):
+    """A node that Ray reports alive; ``id`` is Ray's."""
+
+    id: str = ""
+
+
+def import_ray() -> Any:
+    """The package, or a clear refusal.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("workers.backend: ray is not installed; `pip install ray` or set it to inline") from None
+    return ray
+
+
+def connect(section: WorkersSection) -> Any:
+    """Ray, connected: a Ray of our own on this machine, or the cluster at ``section.address``.
+
+    Raises:
+        InputError: If it does not answer.
+    """
+    # Settings that Ray reads from the environment at import or start, not from arguments.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray = import_ray()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if section.address is None:
+        needed = None if section.count is None or section.gpus else int(-(-section.count * section.cpus // 1))
+        options |= {"num_cpus": needed, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    elif JOB_VARIABLE not in os.environ:
+        options["runtime_env"] = {"py_modules": package_folders()}
+    try:
+        ray.init(address=section.address or "local", **options)
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        where = section.address or "a local Ray"
+        lines = str(error).strip().splitlines()
+        raise InputError(
+            f"workers.address: expected {where} to answer, received: {lines[0] if lines else type(error).__name__}"
+        ) from None
+    return ray
+
+
+def package_folders() -> list[str]:
+    """Folders of the product's packages, as installed here."""
+    root = Path(__file__).resolve().parents[2]
+    return [str(root / name) for name in PACKAGES]
+
+
+def nodes_of(ray: Any) -> list[ClusterNode]:
+    """Nodes that are alive, in the order of their names."""
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        have, node_id = node["Resources"], str(node["NodeID"])
+        name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
+        found.append(ClusterNode(name, have.get("CPU", 0), have.get("GPU", 0), have.get("memory", 0), node_id))
+    return sorted(found, key=lambda node: node.name)

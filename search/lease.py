@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from merging import RunFolderError, StudyFailedError
 from search.patience import reason
+from search.storage import create_once
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -95,7 +96,7 @@ class Lease:
         Raises:
             RunFolderError: If another driver is alive; names it.
         """
-        self._table.create(self._engine, checkfirst=True)
+        create_once(lambda: self._table.create(self._engine, checkfirst=True))
         while not self._try_to_take():
             pass
         self._confirmed = time.monotonic()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from merging import InputError, RunFolderError
 from search.patience import Patience
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     Storage = optuna.storages.BaseStorage
 
+
+T = TypeVar("T")
 
 #: A server that drops packets is noticed within so many seconds, by libpq's own settings.
 POSTGRES_OPTIONS = {
@@ -49,7 +52,8 @@ def open_storage(location: str | Path, patience: Patience | None = None) -> optu
                 raise RunFolderError(f"{location}: expected a journal that can be written, received: {error}") from None
         try:
             url = database_url(location)
-            rdb = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+            rdb = create_once(lambda: optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url)))
+            _report_breaks(rdb.engine)
             return optuna.storages.get_storage(rdb)  # with its cache of finished trials
         except InputError:
             raise
@@ -58,6 +62,39 @@ def open_storage(location: str | Path, patience: Patience | None = None) -> optu
                 f"storage: expected an Optuna storage that can be opened, received {without_password(location)}: "
                 f"{type(error).__name__}; check that the server runs and its driver is installed"
             ) from None
+
+
+class StorageAway(Exception):
+    """The connection to a database broke; whether what was being written is in it, is not known."""
+
+
+def _report_breaks(engine: sqlalchemy.Engine) -> None:
+    """Raise :class:`StorageAway` when a connection breaks.
+
+    Optuna would repeat the creation of a trial by itself, also where only the answer to the commit was lost: the trial
+    would be there twice. Its repetition is for SQLAlchemy's own errors; this one goes up to who can look first.
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "handle_error")
+    def handle(context: sqlalchemy.ExceptionContext) -> None:
+        unreachable = context.connection is None
+        if not context.is_pre_ping and (context.is_disconnect or unreachable):
+            raise StorageAway(str(context.original_exception)) from context.original_exception
+
+
+def create_once(create: Callable[[], T]) -> T:
+    """Do what creates tables where they are missing; of two that do so at a time one fails, and is done again."""
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for pause in (0.2, 0.5, 1.0, 2.0):
+        try:
+            return create()
+        except (IntegrityError, ProgrammingError, OperationalError) as error:
+            if "already exists" not in str(error) and "duplicate key" not in str(error):
+                raise
+            time.sleep(pause)
+    return create()
 
 
 def open_engine(location: str) -> sqlalchemy.Engine:

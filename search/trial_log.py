@@ -25,7 +25,7 @@ from search.descent import Descended, State
 from search.packing import decode_array, encode_array, pack_items, unpack_items
 from search.patience import Patience
 from search.record import Kind, Score, TrialRecord, Verdict
-from search.storage import quiet_optuna
+from search.storage import StorageAway, quiet_optuna
 from search.worker import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -258,7 +258,8 @@ class TrialLog:
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
-        return self._patience(action, (optuna.exceptions.StorageInternalError, SQLAlchemyError), "storage")
+        transient = (StorageAway, optuna.exceptions.StorageInternalError, SQLAlchemyError)
+        return self._patience(action, transient, "storage")
 
     def _create(self, number: int, template: optuna.trial.FrozenTrial) -> int:
         """Id of the new trial of this number."""
@@ -308,9 +309,12 @@ class TrialLog:
         import optuna
         import optuna_dashboard
 
-        with quiet_optuna():
-            name = self._storage.get_study_name_from_id(self._study_id)
-            optuna_dashboard.save_note(optuna.load_study(storage=self._storage, study_name=name), markdown)
+        def save() -> None:
+            with quiet_optuna():
+                name = self._storage.get_study_name_from_id(self._study_id)
+                optuna_dashboard.save_note(optuna.load_study(storage=self._storage, study_name=name), markdown)
+
+        self._persist(save)
 
     def _recorded(self, asked: Mapping[str, Any]) -> Recipe:
         """The recipe of a trial whose field is recorded: the study's sources, its operator or another."""

@@ -55,7 +55,15 @@ class Server:
             user = _account()
             for path in (self.folder, self.folder / "password"):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        self._run("initdb", "-D", f"{self.folder}/data", "-U", USER, "--auth=scram-sha-256", f"--pwfile={self.folder}/password")
+        self._run(
+            "initdb",
+            "-D",
+            f"{self.folder}/data",
+            "-U",
+            USER,
+            "--auth=scram-sha-256",
+            f"--pwfile={self.folder}/password",
+        )
         self.start()
         with psycopg.connect(self.address("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {USER}")
@@ -187,9 +195,13 @@ class Gate:
         while True:
             try:
                 near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                near.close()
+                continue
             self._pairs += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=_copy, args=(source, sink), daemon=True).start()

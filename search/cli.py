@@ -5,17 +5,19 @@ Exit codes: 0 done, 1 the study failed, 2 the input is wrong, 130 interrupted (r
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from search.cli_cluster import register
+from search.cli_options import JsonOption, RunArgument, SetOption, StudyArgument
+from search.cli_options import emit as _emit
 
 if TYPE_CHECKING:
     from search.run import Run
@@ -29,13 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, for example runs/digits.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study file, for example budget.trials=50."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")]
 PreferOption = Annotated[
     list[str] | None,
@@ -243,6 +238,9 @@ def ls(what: Annotated[Listing, typer.Argument(help="What to list.")], as_json: 
     _emit(rows, as_json, lambda: listing_lines(what.value, rows))
 
 
+register(app)
+
+
 def main() -> None:
     """Entry point: one-line errors with the right exit code."""
     from merging import InputError, MergesearchError
@@ -281,10 +279,6 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"mergesearch: error: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-def _emit(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
-    print(json.dumps(data, indent=1) if as_json else "\n".join(lines()))
 
 
 def _show_run(opened: Run, as_json: bool) -> None:

@@ -57,12 +57,9 @@ def connect(section: WorkersSection) -> Any:
         options["runtime_env"] = {"py_modules": package_folders()}
     try:
         ray.init(address=section.address or "local", **options)
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         where = section.address or "a local Ray"
-        lines = str(error).strip().splitlines()
-        raise InputError(
-            f"workers.address: expected {where} to answer, received: {lines[0] if lines else type(error).__name__}"
-        ) from None
+        raise InputError(f"workers.address: expected {where} to answer, received: {_reason(error)}") from None
     return ray
 
 
@@ -82,3 +79,31 @@ def nodes_of(ray: Any) -> list[ClusterNode]:
         name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
         found.append(ClusterNode(name, have.get("CPU", 0), have.get("GPU", 0), have.get("memory", 0), node_id))
     return sorted(found, key=lambda node: node.name)
+
+
+def job_client(address: str) -> Any:
+    """A client of the cluster's job server.
+
+    Raises:
+        InputError: If Ray's job client is not installed, or the server does not answer.
+    """
+    import_ray()
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(address)
+    except ImportError:
+        raise InputError("jobs: expected ray with its job server; `pip install 'mergesearch[cluster]'`") from None
+    except (ConnectionError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"--address: expected the job server of a cluster at {address}, received: {_reason(error)}; it runs beside "
+            "Ray's dashboard, on port 8265 of the head"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line; where the cluster's token is missing, how to give it."""
+    lines = str(error).strip().splitlines()
+    if "auth" in type(error).__name__.lower() or "InvalidAuthToken" in str(error):
+        return "no or a wrong token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token file"
+    return lines[0] if lines else type(error).__name__

@@ -31,7 +31,8 @@ class SyntheticSpec(Section):
     seed: int = Key(default=0, ge=0, description="Seed of optima, rotations and noise.")
     noise: float = Key(default=0.0, ge=0, description="Standard deviation of the measured losses.")
     items: int = Key(default=0, ge=0, description="Items per split; gives item scores and standard errors.")
-    seconds: float = Key(default=0.0, ge=0, description="How long an evaluation takes.")
+    seconds: float = Key(default=0.0, ge=0, description="How long an evaluation takes at least.")
+    spread: float = Key(default=1.0, ge=1, description="How many times as long it takes at most, by recipe.")
     faults: FaultsSpec = FaultsSpec()
 
     def build(self, folder: Path, where: str) -> Evaluator:

@@ -229,7 +229,8 @@ class Synthetic:
         seed: Seed of optima, rotations and noise.
         noise: Standard deviation of the measured losses; the noise is a function of seed, recipe and split.
         items: If positive, each loss is the mean of so many item scores, and comes with a standard error.
-        seconds: How long an evaluation takes, for trying out a cluster.
+        seconds: How long an evaluation takes at least, for trying out a cluster.
+        spread: How many times as long it takes at most, by recipe.
         faults: Recipes that fail, for trying out a cluster.
         where: Key of the study file, for messages.
 
@@ -251,6 +252,7 @@ class Synthetic:
         noise: float = 0.0,
         items: int = 0,
         seconds: float = 0.0,
+        spread: float = 1.0,
         faults: Faults | None = None,
         where: str = "synthetic",
     ) -> None:
@@ -262,7 +264,8 @@ class Synthetic:
         self.provides = frozenset(name for name, provided in given.items() if provided)
         self.additive = tuple(objective.name for objective in self.objectives) if items else ()
         self._problem, self._count, self._seed = problem, count, seed
-        self._noise, self._items, self._seconds = noise, items, seconds
+        self._noise, self._items = noise, items
+        self._seconds, self._spread = seconds, spread
         self._faults = faults or Faults()
         if self._faults.nan + self._faults.error + self._faults.kill > 1:
             raise InputError(f"{where}.faults: expected shares that sum to at most 1, received {self._faults}")
@@ -299,8 +302,9 @@ class Synthetic:
         Raises:
             RuntimeError: If a fault says so.
         """
-        time.sleep(self._seconds)
         digest = candidate.recipe.digest
+        share = _hash("time", digest) / 2**64
+        time.sleep(self._seconds * (1 + (self._spread - 1) * share))
         fault = self._faults.of(digest)
         if fault == "nan":
             return Measurement({objective.name: float("nan") for objective in self.objectives})

@@ -33,21 +33,22 @@ class RunJournal(BaseJournalBackend):
         self._synced = os.fstat(self._fd).st_size
         self._unsynced = b""  # written or not, it is written again after a failure
         self._reader = JournalFileBackend(str(path))
-        self._count = 0  # lines in the file, as far as read or written
+        self._count = 0  # lines in the file
+        self._read = self._synced == 0  # whether that is known
         self._fresh: list[bytes] = []  # the last of them, not yet read back
         self._depth = 0
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Logs from the given one on; what this process has just written is not read from the file again."""
+        """Logs from the given one on; what this process has written is not read from the file again."""
         fresh, self._fresh = self._fresh, []
-        if fresh and self._count - len(fresh) == log_number_from:
+        if self._read and self._count - len(fresh) == log_number_from:
             yield from map(json.loads, fresh)
             return
         number = log_number_from
         for log in self._reader.read_logs(log_number_from):
             number += 1
             yield log
-        self._count = max(self._count, number)
+        self._count, self._read = number, True
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append, waiting for room if there is none.

@@ -18,13 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from merging import InputError, StudyFailedError
-from search.backends.cluster import PACKAGES, job_client, package_folders
+from search.backends.cluster import PACKAGES, ask_server, job_client, package_folders
 from search.study_file import StudySpec
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -93,14 +94,14 @@ def submit(spec: StudySpec, address: str, run: Path, include: Sequence[Path] = (
         "json",
     ]
     with packed(spec, include) as folder:
-        return str(
-            client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=f"{spec.name}-{secrets.token_hex(4)}",
-                runtime_env={"working_dir": str(folder)},
-                metadata={"mergesearch": spec.name, "run": str(run)},
-            )
+        request = partial(
+            client.submit_job,
+            entrypoint=shlex.join(command),
+            submission_id=f"{spec.name}-{secrets.token_hex(4)}",
+            runtime_env={"working_dir": str(folder)},
+            metadata={"mergesearch": spec.name, "run": str(run)},
         )
+        return str(ask_server(request))
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def _include(path: Path, folder: Path) -> None:
 def jobs(address: str) -> list[Job]:
     """Studies that the cluster knows, newest last."""
     client = _client(address)
-    found = [details for details in client.list_jobs() if "mergesearch" in (details.metadata or {})]
+    found = [details for details in ask_server(client.list_jobs) if "mergesearch" in (details.metadata or {})]
     return [_job(client, details) for details in sorted(found, key=lambda d: d.start_time or 0)]
 
 
@@ -163,8 +164,8 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
     _details(client, job_id)
     printed = 0
     while True:
-        running = str(client.get_job_status(job_id)) in ("PENDING", "RUNNING")
-        text = client.get_job_logs(job_id)
+        running = _running(client, job_id)
+        text = ask_server(partial(client.get_job_logs, job_id))
         whole = text if not running else text[: text.rfind("\n") + 1]
         if len(whole) > printed:
             yield whole[printed:]
@@ -183,9 +184,9 @@ def stop(address: str, job_id: str, seconds: float = 60.0) -> Job:
     """
     client = _client(address)
     _details(client, job_id)
-    client.stop_job(job_id)
+    ask_server(partial(client.stop_job, job_id))
     deadline = time.monotonic() + seconds
-    while str(client.get_job_status(job_id)) in ("PENDING", "RUNNING"):
+    while _running(client, job_id):
         if time.monotonic() > deadline:
             raise StudyFailedError(
                 f"{job_id}: expected it to stop within {seconds:g} s; see `mergesearch logs {job_id}`"
@@ -206,6 +207,11 @@ def _client(address: str) -> Any:
             "--address` takes a cluster's own address"
         )
     return job_client(address)
+
+
+def _running(client: Any, job_id: str) -> bool:
+    status = ask_server(partial(client.get_job_status, job_id))
+    return str(getattr(status, "value", status)) in ("PENDING", "RUNNING")
 
 
 def _details(client: Any, job_id: str) -> Any:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from merging import InputError
 from search.backends.placement import Node
 from search.study_file import WorkersSection
+
+T = TypeVar("T")
 
 #: No weights travel through Ray's object store; tasks and outcomes are a few kB.
 OBJECT_STORE_BYTES = 200_000_000
@@ -49,6 +56,7 @@ def connect(section: WorkersSection) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray = import_ray()
+    _check_listening(section.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if section.address is None:
         needed = None if section.count is None or section.gpus else int(-(-section.count * section.cpus // 1))
@@ -56,11 +64,39 @@ def connect(section: WorkersSection) -> Any:
     elif JOB_VARIABLE not in os.environ:
         options["runtime_env"] = {"py_modules": package_folders()}
     try:
-        ray.init(address=section.address or "local", **options)
+        with _own_signals():
+            ray.init(address=section.address or "local", **options)
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         where = section.address or "a local Ray"
         raise InputError(f"workers.address: expected {where} to answer, received: {_reason(error)}") from None
     return ray
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handler of SIGTERM: Ray's, set by ``ray.init``, would end the driver where ours lets trials finish."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_listening(address: str | None) -> None:
+    """Refuse an address where nobody listens: Ray itself would go on trying for minutes."""
+    host, found, port = (address or "").rpartition(":")
+    if not found or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"workers.address: expected {address} to answer, received: {error.strerror or error}; see `ray "
+            "status` there"
+        ) from None
 
 
 def package_folders() -> list[str]:
@@ -87,23 +123,35 @@ def job_client(address: str) -> Any:
     Raises:
         InputError: If Ray's job client is not installed, or the server does not answer.
     """
-    import_ray()
+    ray = import_ray()
     try:
         from ray.job_submission import JobSubmissionClient
 
         return JobSubmissionClient(address)
     except ImportError:
         raise InputError("jobs: expected ray with its job server; `pip install 'mergesearch[cluster]'`") from None
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise InputError(
             f"--address: expected the job server of a cluster at {address}, received: {_reason(error)}; it runs beside "
             "Ray's dashboard, on port 8265 of the head"
         ) from None
 
 
+def ask_server(request: Callable[[], T]) -> T:
+    """What a job server answers.
+
+    Raises:
+        InputError: If it refuses, or does not answer.
+    """
+    try:
+        return request()
+    except (RuntimeError, OSError, import_ray().exceptions.RayError) as error:
+        raise InputError(f"--address: expected the job server to do as asked, received: {_reason(error)}") from None
+
+
 def _reason(error: Exception) -> str:
     """The first line; where the cluster's token is missing, how to give it."""
     lines = str(error).strip().splitlines()
-    if "auth" in type(error).__name__.lower() or "InvalidAuthToken" in str(error):
+    if "auth" in type(error).__name__.lower() or "authentication" in str(error).lower() or "AuthToken" in str(error):
         return "no or a wrong token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token file"
     return lines[0] if lines else type(error).__name__

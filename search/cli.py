@@ -82,6 +82,10 @@ def run(
         str | None,
         typer.Option(metavar="ADDRESS", help="A running Ray cluster, as workers.address; auto on its nodes."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve Prometheus metrics; on loopback unless a host is given."),
+    ] = None,
     trust_log: Annotated[
         bool, typer.Option("--trust-log", help="Resume from the recorded points even if replay gives others.")
     ] = False,
@@ -102,7 +106,7 @@ def run(
     drain, seconds = Drain(), spec.driver.drain_seconds
     try:
         with drain.on_signals(seconds, lambda: _say_draining(seconds)):
-            finished = run_study(spec, path, observe, trust_log=trust_log, drain=drain)
+            finished = run_study(spec, path, observe, trust_log=trust_log, drain=drain, metrics=metrics)
     except KeyboardInterrupt:
         close()
         print(f"\nmergesearch: interrupted; `mergesearch run {study}` goes on from here", file=sys.stderr)
@@ -277,7 +281,9 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"mergesearch: error: {message}", file=sys.stderr)
+    from search.redact import redact
+
+    print(f"mergesearch: error: {redact(message)}", file=sys.stderr)
     sys.exit(code)
 
 

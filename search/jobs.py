@@ -244,7 +244,7 @@ def _job(client: Any, details: Any) -> Job:
 def _last_event(text: str) -> dict[str, Any]:
     """The last line of progress in a driver's log."""
     for line in reversed(text.splitlines()):
-        if line.startswith('{"event": "') and not line.startswith(('{"event": "warning"', '{"event": "workers"')):
+        if line.startswith(('{"event": "phase"', '{"event": "trial"', '{"event": "score"')):
             try:
                 event: dict[str, Any] = json.loads(line)
             except json.JSONDecodeError:

@@ -323,6 +323,11 @@ def _check_references(plan: Plan) -> None:
 def _check_gradients(plan: Plan) -> None:
     """Refuse merges that are not smooth in their coefficients, before weights are read."""
     name, special = plan.entry.name, plan.spec.special
+    if plan.spec.workers.gpus > 1:
+        raise InputError(
+            f"workers.gpus: expected at most 1 with strategy {name}, which follows gradients, received "
+            f"{plan.spec.workers.gpus:g}; a model on several GPUs gives none"
+        )
     if special.batch_norm in ("merge", "recalibrate"):
         raise InputError(
             f"special.batch_norm: expected base or refuse with strategy {name}, as no gradient reaches running "

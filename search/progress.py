@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from search.redact import redacted
 from search.study import Event
 
 #: Plain output: at most one line in this many seconds, besides new phases and failures.
 PLAIN_SECONDS = 5.0
+#: Kinds of events that are a line of text.
+SAID = ("warning", "workers", "metrics")
 
 
 def make_observer(style: str, objectives: list[str]) -> tuple[Callable[[Event], None], Callable[[], None]]:
@@ -40,7 +43,7 @@ class PlainProgress:
 
     def observe(self, event: Event) -> None:
         """Print what is worth a line."""
-        if event.kind in ("warning", "workers"):
+        if event.kind in SAID:
             self._print(f"{event.kind}: {event.text}")
         elif event.kind == "phase":
             total = f" ({event.done} of {event.total} done)" if event.total else ""
@@ -84,7 +87,7 @@ class RichProgress:
             total = event.total or None
             self._task = self._progress.add_task(event.text, total=total, completed=event.done, latest="")
             return
-        if event.kind in ("warning", "workers"):
+        if event.kind in SAID:
             self._progress.console.print(f"{event.kind}: {event.text}", highlight=False)
             return
         if event.kind == "trial" and event.record is not None and event.record.state == "failed":
@@ -117,4 +120,4 @@ def _json_lines(event: Event) -> None:
         record = event.record
         data |= {"trial": record.number, "name": record.name, "state": record.state, "values": dict(record.values)}
         data["failure"] = None if record.failure is None else record.failure.message
-    print(json.dumps(data), file=sys.stderr, flush=True)
+    print(json.dumps(redacted(data)), file=sys.stderr, flush=True)

@@ -45,6 +45,7 @@ class TrialRecord:
         worker: Host and process that ran it.
         finished: When the result was recorded, seconds since 1970; 0 while running.
         descended: What came of its descent, if it has one and that ended well.
+        cpu_share: CPU time of its worker over wall time; None where it was not measured.
         stopped: A rule ended its evaluation after the first so many items; None where none did.
         estimates: Objective name -> what it would have scored on all items, estimated, for stopped trials.
         rungs: Items -> objective name -> value, at every stage that a rule looked at.
@@ -71,6 +72,7 @@ class TrialRecord:
     finished: float = 0.0
     descended: Descended | None = None
     stopped: int | None = None
+    cpu_share: float | None = None
     estimates: Mapping[str, float] = field(default_factory=dict)
     rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     violations: Mapping[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluators import Candidate, Measurement, Split
 from evaluators.spec import build_evaluator
-from merging import InputError, RunFolderError
+from merging import InputError, MergesearchError, RunFolderError
 from merging.family import open_family
 from search.backends import open_backend
 from search.budget import busy_seconds
@@ -20,8 +20,9 @@ from search.dashboard import note_markdown
 from search.drain import Drain
 from search.fidelity import NeverStop, measure_in_stages
 from search.lease import Lease
+from search.observing import observing
 from search.packing import decode_array, encode_array
-from search.patience import Patience
+from search.patience import Patience, reason
 from search.plan import Plan, plan_study
 from search.record import TrialRecord, Verdict
 from search.report import ReportData, trial_dict, write_report
@@ -32,6 +33,7 @@ from search.storage import open_engine, open_storage, read_storage
 from search.study import Event, Study, study_normaliser
 from search.study_file import EXECUTION_KEYS, StudySpec, differences, evaluation_digest
 from search.tables import sentences
+from search.trackers import check_installed
 from search.trial_log import TrialLog, study_note
 from search.worker import NODE_CACHE, Worker, WorkerSpec
 
@@ -107,6 +109,7 @@ def run_study(
     *,
     trust_log: bool = False,
     drain: Drain | None = None,
+    metrics: str | None = None,
 ) -> Run:
     """Run a study in a folder, or resume it where it stands; writes the report whatever happens after the start.
 
@@ -116,12 +119,15 @@ def run_study(
         notify: Called with each event.
         trust_log: Go on from the recorded points even where replay does not reproduce them.
         drain: Asks the study to stop; it then ends with KeyboardInterrupt once the trials that run have finished.
+        metrics: ``HOST:PORT`` or ``PORT`` to serve Prometheus metrics at.
 
     Raises:
         InputError: If anything the user gave is wrong.
         StudyFailedError: If the study cannot go on; what was told is kept and the same call resumes.
     """
     plan = plan_study(spec)
+    for tracker in spec.trackers:
+        check_installed(tracker)
     folder = RunFolder(path)
     with ExitStack() as stack:
         folder.start(spec)
@@ -135,6 +141,7 @@ def run_study(
         _check_same(plan, log)
         _check_unchanged(plan, log)
         plan = _begun(plan, log)
+        notify = stack.enter_context(observing(plan, log, folder, notify, metrics))
         _warn(plan, log, notify)
         run = Run(folder, plan, log)
         verdict = log.verdict()
@@ -176,8 +183,8 @@ def _publish_if_possible(run: Run, notify: Callable[[Event], None]) -> None:
     """Write the report; where there is no room for it, what was found is not lost for that."""
     try:
         _publish(run)
-    except OSError as error:
-        notify(Event("warning", f"no report: {run.folder.path}: {error.strerror or error}"))
+    except (OSError, MergesearchError) as error:
+        notify(Event("warning", f"no report: {reason(error)}; run the same command again to write it"))
 
 
 def open_run(path: Path) -> Run:
@@ -204,6 +211,7 @@ def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
         arenas=section.cache or str(folder.arenas if section.address is None else NODE_CACHE),
         threads=section.threads,
         device="cuda" if section.gpus else "cpu",
+        shards=max(int(section.gpus), 1),
         space=plan.differentiable_space,
     )
 

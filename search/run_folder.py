@@ -6,6 +6,7 @@
         study.yaml          the resolved study; running a changed one here is refused
         environment.json    versions and machine of the first session
         journal.log         the trial log (absent when the study names another storage)
+        events.jsonl        what happened, a JSON line for each event
         driver.lock         held by the live driver; the kernel releases it whatever kills the driver
         report.html ...     written when the study ends or is stopped
 """

@@ -44,7 +44,7 @@ class Event:
 
     Attributes:
         kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation ended), ``workers``
-            (where they are, and what became of them), ``warning``.
+            (where they are, and what became of them), ``metrics`` (where they are served), ``warning``.
         text: The phase's or split's name, or what there is to say.
         record: The trial concerned.
         done, total: Progress within the phase.

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from evaluators.spec import EvaluatorSpec
 from merging import InputError
 from merging.calibration import absolute as in_full
 from merging.checkpoint import absolute_path
 from merging.special import Special, located_special
+from search.trackers.spec import TrackerSpec
 from spaces.spec import SpaceSpec
 
 
@@ -112,6 +113,12 @@ class SelectionSection(Section):
     )
 
 
+def _whole(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("expected a share of one GPU, or whole ones")
+    return gpus
+
+
 class WorkersSection(Section):
     """Who does the work. Changing it does not change what is searched."""
 
@@ -122,7 +129,9 @@ class WorkersSection(Section):
         None, ge=1, description="workers; default: as many as fit, more or fewer as nodes of a cluster join and leave"
     )
     cpus: float = Field(1, gt=0, description="CPUs of each worker")
-    gpus: float = Field(0, ge=0, description="GPUs of each worker; 1 puts one worker on each GPU")
+    gpus: Annotated[float, AfterValidator(_whole)] = Field(
+        0, ge=0, description="GPUs of each worker; 1 puts one worker on each, more spread its model"
+    )
     threads: int = Field(1, ge=1, description="threads of each worker for merging and evaluation on CPU")
     address: str | None = Field(
         None, description="address of a running Ray cluster, auto on one of its nodes; default: a local one"
@@ -202,6 +211,7 @@ class StudySpec(Section):
     )
     workers: WorkersSection = WorkersSection()
     driver: DriverSection = DriverSection()
+    trackers: list[TrackerSpec] = Field(default_factory=list, description="experiment trackers that follow the study")
     storage: str | None = Field(
         None, description="a database's URL, ${NAME} is read from the environment; default: a journal in the run folder"
     )
@@ -215,7 +225,7 @@ class StudySpec(Section):
 #: Sections that may be a bare name, and the key that it stands for.
 BARE = {"operator": "name", "strategy": "name", "fidelity": "rule"}
 #: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
-EXECUTION_KEYS = ("workers", "driver", "max_consecutive_failures")
+EXECUTION_KEYS = ("workers", "driver", "trackers", "max_consecutive_failures")
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
@@ -394,6 +404,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "special": located_special(spec.special, absolute),
             "operator": OperatorSection(name=spec.operator.name, **in_full(spec.operator.options, folder)),
             "start": _resolve_start(spec.start, folder),
+            "trackers": [_resolve_tracker(tracker, folder) for tracker in spec.trackers],
             "evaluators": [_resolve_evaluator(e, folder, base, experts, absolute) for e in spec.evaluators],
         }
     )
@@ -418,6 +429,12 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
     beside, here = folder / start.run, Path(start.run)
     found = here if here.exists() and not beside.exists() else beside
     return start.model_copy(update={"run": str(found.resolve())})
+
+
+def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:
+    """Its folder beside the study file."""
+    found = tracker.folder
+    return tracker if found is None else tracker.model_copy(update={"folder": str((folder / found).resolve())})
 
 
 def _resolve_evaluator(

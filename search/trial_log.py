@@ -156,6 +156,8 @@ class TrialLog:
             "worker": outcome.worker,
             "finished": finished,
         }
+        if outcome.cpu_share is not None:
+            result["cpu_share"] = round(outcome.cpu_share, 3)
         if measurement and part is not None:
             result["values"] = dict(measurement.values)
         if outcome.rungs:
@@ -367,6 +369,7 @@ class TrialLog:
             None if walk is None else _from_text(json.loads(walk)),
             {int(items): values for items, values in result.get("rungs", {}).items()},
             result.get("stopped"),
+            result.get("cpu_share"),
         )
         return _finished(record, outcome, result["told"], result["finished"], result.get("estimates", {}))
 
@@ -456,6 +459,7 @@ def _finished(
         finished=finished,
         descended=outcome.descended,
         stopped=outcome.stopped,
+        cpu_share=outcome.cpu_share,
         estimates=dict(estimates),
         rungs=dict(outcome.rungs),
         violations=dict(measurement.violations) if measurement else {},

@@ -17,6 +17,7 @@ from evaluators import Candidate, Measurement, Split
 from merging import InputError, NonFiniteError, Recipe
 from search.descent import Descended, Descent, descend
 from search.fidelity import NeverStop, Watch, Watched, measure_in_stages
+from search.redact import redact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from evaluators import Batch
     from evaluators.base import Part
     from evaluators.objectives import References
+    from merging.arena import Arenas
     from merging.binding import MergedModel
     from merging.recalibration import Recalibration
     from spaces import DifferentiableSpace
@@ -82,6 +84,7 @@ class Outcome:
         descended: What came of its descent.
         rungs: Items -> values, at every stage of a watched evaluation.
         stopped: Items until a rule stopped it; None where none did.
+        cpu_share: CPU time of the worker over wall time; above 1 with several threads.
     """
 
     task: str
@@ -92,6 +95,7 @@ class Outcome:
     descended: Descended | None = None
     rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     stopped: int | None = None
+    cpu_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class WorkerSpec:
         arenas: Folder of the shared arena files of this host; :data:`NODE_CACHE` for the host's own.
         threads: Threads for merging and evaluation on CPU.
         device: ``cpu`` or ``cuda``.
+        shards: GPUs over which the model is spread.
         space: What points mean, for strategies that follow gradients.
     """
 
@@ -112,6 +117,7 @@ class WorkerSpec:
     arenas: str
     threads: int = 1
     device: str = "cpu"
+    shards: int = 1
     space: DifferentiableSpace | None = None
 
 
@@ -141,7 +147,7 @@ class Worker:
 
     def run(self, task: Task) -> Outcome:
         """Combine, evaluate, measure, descend. Never raises: what goes wrong becomes the outcome's failure."""
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         seconds = {"merge": 0.0, "evaluate": 0.0}
         measurement, descended, failure = None, None, None
         rungs: Mapping[int, Mapping[str, float]] = {}
@@ -155,9 +161,12 @@ class Worker:
             measurement, failure = None, Failure("infeasible", str(error))
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-            measurement, failure = None, Failure("error", text, traceback.format_exc())
-        seconds["overhead"] = time.perf_counter() - started - sum(seconds.values())
-        return Outcome(task.id, measurement, failure, seconds, self._name, descended, rungs, stopped)
+            # The record is kept, shown and sent: what an evaluator's error says of its surroundings is not for it.
+            measurement, failure = None, Failure("error", redact(text), redact(traceback.format_exc()))
+        wall = time.perf_counter() - started
+        seconds["overhead"] = wall - sum(seconds.values())
+        share = (time.process_time() - cpu) / max(wall, 1e-9)
+        return Outcome(task.id, measurement, failure, seconds, self._name, descended, rungs, stopped, share)
 
     def routed(self, recipe: Recipe) -> Any:
         """The merge of a recipe that depends on its input; of use until the next task."""
@@ -283,4 +292,16 @@ def _resident_model(spec: WorkerSpec, model_class: str) -> MergedModel:
     arenas = open_arenas(spec.template, Path(spec.arenas), threads=spec.threads)
     with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
         model = load_model(folder, model_class)
+        if spec.shards > 1:
+            return _sharded_model(spec, model, load_model(folder, model_class), arenas)
     return MergedModel(model, arenas, threads=spec.threads, device=spec.device)
+
+
+def _sharded_model(spec: WorkerSpec, host: Any, model: Any, arenas: Arenas) -> MergedModel:
+    import torch
+
+    from merging.sharding import ShardedModel, dispatch
+
+    # Ray shows a worker its own GPUs only.
+    devices = list(range(min(torch.cuda.device_count(), spec.shards)))
+    return ShardedModel(host, dispatch(model, devices), arenas, threads=spec.threads)

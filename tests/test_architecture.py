@@ -18,7 +18,21 @@ BELOW = {
     "evaluators": {"merging"},
     "search": {"merging", "spaces", "evaluators"},
 }
-HEAVY = ("torch", "transformers", "ray", "optuna", "lm_eval", "datasets", "numba", "matplotlib", "plotly")
+HEAVY = (
+    "torch",
+    "transformers",
+    "ray",
+    "optuna",
+    "lm_eval",
+    "datasets",
+    "numba",
+    "matplotlib",
+    "plotly",
+    "mlflow",
+    "wandb",
+    "tensorboard",
+    "prometheus_client",
+)
 
 
 def imports(path: Path) -> set[str]:

@@ -15,12 +15,16 @@ LABELS, SIDE = 4, 8
 
 @pytest.fixture(scope="session")
 def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of :func:`make_pico_models`."""
+    return make_pico_models(tmp_path_factory.mktemp("models"))
+
+
+def make_pico_models(folder: Path) -> Path:
     """ViTs of two blocks, saved by transformers: ``base``, the experts ``left`` and ``right``, their ``adapters``."""
     from transformers import ViTConfig, ViTForImageClassification
 
     from experiments.zoo.digits_adapters import write_adapter
 
-    folder = tmp_path_factory.mktemp("models")
     config = ViTConfig(
         hidden_size=16,
         num_hidden_layers=2,
@@ -47,11 +51,15 @@ def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pico_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The items of :func:`make_pico_items`."""
+    return make_pico_items(tmp_path_factory.mktemp("items") / "data")
+
+
+def make_pico_items(folder: Path) -> Path:
     """A ``datasets`` folder with the three splits, two domains, unique ids."""
     from datasets import Dataset, DatasetDict
 
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("items") / "data"
     splits = {}
     for split in ("search", "validation", "test"):
         count = 24

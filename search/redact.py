@@ -1,0 +1,52 @@
+"""Secrets in text that leaves the driver: logs, trackers, errors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+#: What stands where a secret stood.
+HIDDEN = "***"
+#: Environment variables with such names hold secrets.
+SECRET_NAMES = ("_TOKEN", "_KEY", "PASSWORD", "_SECRET")
+#: Shorter values are no secrets, and would be found everywhere.
+MIN_SECRET = 8
+
+# A password may hold "/" and "@" (databases accept that), so it ends at the last "@" before a space; a number before a
+# "/" is a port.
+_URL_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?!\d{1,5}/)\S+@")
+_HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}")
+
+
+def redact(text: str) -> str:
+    """``text`` with ``***`` for passwords in URLs, tokens of the hub, and values of secret environment variables.
+
+    Made for plain strings: redact before encoding (JSON escapes what a secret may hold).
+    """
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
+    return _HUB_TOKEN.sub(HIDDEN, _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+
+
+def redacted(value: Any) -> Any:
+    """A copy of JSON-like data with every string, keys included, redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(str(key)): redacted(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(inner) for inner in value]
+    return value
+
+
+def _secrets() -> list[str]:
+    """Values to hide, as they are and as URLs write them; the longest first, since one may hold another."""
+    values = {
+        value
+        for name, value in os.environ.items()
+        if name.upper().endswith(SECRET_NAMES) and len(value) >= MIN_SECRET and not value.isspace()
+    }
+    return sorted(values | {quote(value, safe="") for value in values}, key=len, reverse=True)

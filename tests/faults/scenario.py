@@ -1,0 +1,223 @@
+"""A sweep of 300 trials on four Ray nodes and PostgreSQL, through everything that clusters do to sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from search.run import Run, open_run, run_study
+from tests.cluster import ROOT, Cluster, running
+from tests.postgres import Gate, Server, serve
+from tests.search.conftest import make_pico_items, make_pico_models, model_study
+from tests.search.studies import spec_of, write_study
+
+TRIALS = 300
+HOOKS = Path(__file__).parent / "hooks"
+
+
+@dataclass
+class Fault:
+    """What was done, and what became of it.
+
+    Attributes:
+        name: For the report.
+        told: Trials told when it was done.
+        seconds: From then to the next told trial.
+    """
+
+    name: str
+    told: int
+    seconds: float
+
+
+@dataclass
+class Story:
+    """What is known at the end.
+
+    Attributes:
+        faults: In the order in which they were done.
+        run: The finished run, read by the last driver's folder.
+        undisturbed: The same study in one process, where nothing happened.
+        said: What the drivers printed.
+        left: Names of processes and files that should be gone and are not.
+        changed: Told trials that were lost or changed between two looks.
+    """
+
+    faults: list[Fault] = field(default_factory=list)
+    run: Run | None = None
+    undisturbed: Run | None = None
+    said: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+
+class Sweep:
+    """Drives the faults by the number of told trials in the database."""
+
+    def __init__(self, folder: Path, cluster: Cluster, server: Server, gate: Gate) -> None:
+        self.folder, self.cluster, self.server, self.gate = folder, cluster, server, gate
+        self.story = Story()
+        self.database = server.database()
+        models, items = folder / "models", folder / "items"
+        make_pico_models(models)
+        make_pico_items(items)
+        self.data = model_study(
+            models, items, name="faults", strategy="random", budget={"trials": TRIALS}, driver={"lease_seconds": 20}
+        )
+        self.study = write_study(self.data | {"storage": server.url(gate.port, self.database)}, folder)
+        self._known: dict[int, str] = {}
+
+    def drive(self, name: str, skew: float) -> subprocess.Popen[str]:
+        """Start a driver with a folder and a clock of its own, as on another host."""
+        said = (self.folder / f"{name}.said").open("w")
+        run = self.folder / name
+        command = [sys.executable, "-m", "search", "run", str(self.study), "--run", str(run), "--progress", "plain"]
+        return subprocess.Popen(
+            [*command, "--address", self.cluster.address],
+            cwd=ROOT, env=self.cluster.environment | {"FAULT_SKEW": str(skew)}, stdout=said, stderr=said, text=True,
+        )  # fmt: skip
+
+    def at(self, told: int, name: str, fault: Callable[[], object], process: subprocess.Popen[str]) -> None:
+        """Wait for so many told trials, do it, and time how long until the next one."""
+        self.await_told(told, process)
+        count, began = self.look(), time.monotonic()
+        fault()
+        self.await_told(count + 1, process)
+        self.story.faults.append(Fault(name, count, round(time.monotonic() - began, 1)))
+
+    def await_told(self, count: int, process: subprocess.Popen[str], seconds: float = 240) -> None:
+        """Wait for told trials."""
+        deadline = time.monotonic() + seconds
+        while self.look() < count:
+            assert time.monotonic() < deadline, f"{count} trials not told in time; {self.said()}"
+            if process.poll() is not None:
+                raise AssertionError(f"the driver ended early: {self.said()}")
+            time.sleep(0.1)
+
+    def look(self) -> int:
+        """Told trials, past the gate; notes any that was lost or changed since the last look."""
+        query = (
+            "SELECT t.number, t.state || a.value_json FROM trials t JOIN trial_system_attributes a USING (trial_id) "
+            "WHERE t.state <> 'RUNNING' AND a.key = 'mergesearch:result'"
+        )
+        try:
+            with psycopg.connect(self.server.address(self.database), connect_timeout=3) as connection:
+                now = dict(connection.execute(query).fetchall())
+        except psycopg.errors.UndefinedTable:
+            return 0
+        for number, text in self._known.items():
+            if now.get(number) != text:
+                self.story.changed.append(f"trial {number}: {text} -> {now.get(number)}")
+        self._known = now
+        return len(now)
+
+    def said(self) -> str:
+        """What all drivers printed."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.said")))
+
+    def arm(self, phase: str) -> None:
+        """The next worker that reaches the phase dies in it."""
+        armed = Path(self.cluster.environment["FAULTS"]) / f"kill-{phase}"
+        armed.touch()
+        deadline = time.monotonic() + 60
+        while armed.exists():
+            assert time.monotonic() < deadline, f"no worker reached {phase}"
+            time.sleep(0.05)
+
+    def restart_server(self) -> None:
+        """As in a crash."""
+        self.server.stop()
+        time.sleep(2)
+        self.server.start()
+
+    def cut(self, seconds: float) -> None:
+        """The server cannot be reached for a while."""
+        self.gate.cut()
+        time.sleep(seconds)
+        self.gate.open()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str = "2m") -> Iterator[bool]:
+    """A file system of its own at ``path``, where this process may make one; says whether it is."""
+    path.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)], capture_output=True)
+    try:
+        yield mounted.returncode == 0
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that leaves no room."""
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 1024)
+    return filler
+
+
+def tell(folder: Path) -> Story:
+    """Run the whole story."""
+    shm = set(os.listdir("/dev/shm"))
+    (folder / "faults").mkdir()
+    hooks = {"PYTHONPATH": f"{HOOKS}:{ROOT}", "FAULTS": str(folder / "faults"), "FAULT_SLOW": "1.0"}
+    with serve() as server:
+        hooks["PGPASSWORD"] = server.password
+        with running(**hooks) as cluster, small_disk(folder / "second") as small:
+            gate = Gate(server.port)
+            sweep = Sweep(folder, cluster, server, gate)
+            story = sweep.story
+            cluster.start("head", 1)
+            for name in ("n1", "n2", "n3"):
+                cluster.start(name, 2)
+            _all_faults(sweep, small)
+            gate.cut()
+            recorded = folder / "second" / "study.yaml"  # read past the gate
+            recorded.write_text(recorded.read_text().replace(f":{gate.port}/", f":{server.port}/"))
+            story.run = open_run(folder / "second")
+            story.said.append(sweep.said())
+            story.undisturbed = run_study(spec_of(sweep.data, folder), folder / "undisturbed")
+            cluster.stop()
+            deadline = time.monotonic() + 30
+            while cluster.processes() and time.monotonic() < deadline:
+                time.sleep(0.5)
+            story.left += [" ".join(process.cmdline()[:3]) for process in cluster.processes()]
+    story.left += sorted(set(os.listdir("/dev/shm")) - shm)
+    return story
+
+
+def _all_faults(sweep: Sweep, small: bool) -> None:
+    cluster, story = sweep.cluster, sweep.story
+    first = sweep.drive("first", skew=-3600)
+    sweep.await_told(20, first)
+    for told, phase in ((30, "merge"), (50, "evaluate"), (70, "report")):
+        sweep.at(told, f"worker killed in {phase}", lambda phase=phase: sweep.arm(phase), first)
+    sweep.at(90, "node killed", lambda: cluster.kill("n1"), first)
+    sweep.await_told(110, first)
+    first.kill()
+    first.wait()
+    told, began = sweep.look(), time.monotonic()
+    second = sweep.drive("second", skew=3600)
+    sweep.await_told(told + 1, second)
+    name = "driver killed, another host goes on, clocks two hours apart"
+    story.faults.append(Fault(name, told, round(time.monotonic() - began, 1)))
+    sweep.at(150, "node joined", lambda: cluster.start("n4", 2), second)
+    sweep.at(170, "PostgreSQL crashed and restarted", sweep.restart_server, second)
+    sweep.at(200, "PostgreSQL unreachable for 20 s", lambda: sweep.cut(20), second)
+    if small:
+        sweep.at(250, "run folder full", lambda: fill(sweep.folder / "second"), second)
+    assert second.wait(300) == 0, sweep.said()
+    if small:
+        (sweep.folder / "second" / "filler").unlink()
+        again = sweep.drive("second", skew=0)
+        assert again.wait(120) == 0, sweep.said()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 
+from search.record import TrialRecord, Verdict
 from search.run import Run, open_run, run_study
 from tests.cluster import ROOT, Cluster, running
 from tests.postgres import Gate, Server, serve
@@ -44,7 +45,7 @@ class Story:
 
     Attributes:
         faults: In the order in which they were done.
-        run: The finished run, read by the last driver's folder.
+        records, verdict: Of the finished run, read by the last driver's folder.
         undisturbed: The same study in one process, where nothing happened.
         said: What the drivers printed.
         left: Names of processes and files that should be gone and are not.
@@ -52,7 +53,8 @@ class Story:
     """
 
     faults: list[Fault] = field(default_factory=list)
-    run: Run | None = None
+    records: list[TrialRecord] = field(default_factory=list)
+    verdict: Verdict | None = None
     undisturbed: Run | None = None
     said: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -184,7 +186,8 @@ def tell(folder: Path) -> Story:
             gate.cut()
             recorded = folder / "second" / "study.yaml"  # read past the gate
             recorded.write_text(recorded.read_text().replace(f":{gate.port}/", f":{server.port}/"))
-            story.run = open_run(folder / "second")
+            finished = open_run(folder / "second")
+            story.records, story.verdict = finished.log.records, finished.verdict
             story.said.append(sweep.said())
             story.undisturbed = run_study(spec_of(sweep.data, folder), folder / "undisturbed")
             cluster.stop()

@@ -21,15 +21,15 @@ def test_a_sweep_survives_what_clusters_do(tmp_path: Path) -> None:
     story = tell(tmp_path)
     assert story.changed == []
     assert story.left == []
-    assert story.run is not None
     assert story.undisturbed is not None
-    records, expected = story.run.log.records, story.undisturbed.log.records
+    records, expected = story.records, story.undisturbed.log.records
     assert len(records) == TRIALS
     found = [(r.number, r.kind, r.recipe.digest, r.state, tuple(r.values.items())) for r in records]
     assert found == [(r.number, r.kind, r.recipe.digest, r.state, tuple(r.values.items())) for r in expected]
     told = [record.told for record in records if record.told is not None]
     assert sorted(told) == list(range(len(told)))
-    assert story.run.verdict == story.undisturbed.verdict
+    assert story.verdict is not None
+    assert story.verdict == story.undisturbed.verdict
     assert len(story.faults) >= 9
     said = "\n".join(story.said)
     assert "left the cluster" in said

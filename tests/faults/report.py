@@ -34,7 +34,7 @@ def page(story: Story, seconds: float) -> str:
         "trials told twice": len(told) - len(set(told)),
         "trials that differ from the same study in one undisturbed process, to the bit": differ,
         "winner": f"trial {story.verdict.winner}, undisturbed trial {other.winner}",
-        "processes and shared-memory files left behind": len(story.left),
+        "processes and shared-memory files left behind": ", ".join(story.left) or "none",
     }
     machine = f"{psutil.cpu_count()} cores, {platform.system()}"
     lines = [
@@ -57,7 +57,8 @@ def page(story: Story, seconds: float) -> str:
         "",
         "Each driver had a run folder of its own, as on another host; the second one's was a file system of 2 MB",
         "that was filled. Clocks were wrong by an hour, one ahead and one behind. `tests/search/test_kill.py` has 50",
-        "randomised kill schedules of a driver on a journal, `tests/search/test_postgres.py` commits whose answers are lost.",
+        "randomised kill schedules of a driver on a journal, `tests/search/test_postgres.py` commits whose answers are",
+        "lost.",
         "",
     ]
     return "\n".join(lines)

@@ -213,23 +213,49 @@ def merge(
 
 @app.command(epilog="Example: mergesearch dashboard runs/digits --port 8080")
 def dashboard(
-    folder: RunArgument,
+    folder: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run; or give --storage.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="A database, all studies of which are shown.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on the host; 0 picks a free one.")] = 8080,
-    host: Annotated[str, typer.Option(help="Address to bind; there is no authentication.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to bind; anything but loopback needs a token or a proxy.")
+    ] = "127.0.0.1",
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Token that every request must bring; made if it is missing.")
+    ] = None,
+    proxy_header: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Header that a reverse proxy sets for users it knows.")
+    ] = None,
+    allow_writes: Annotated[bool, typer.Option("--allow-writes", help="Let notes be edited; needs a token.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Bind beyond loopback without token and proxy.")] = False,
 ) -> None:
-    """Serve the run in optuna-dashboard, read-only, until Ctrl-C; the report is at /report."""
+    """Serve runs in optuna-dashboard, read-only, until Ctrl-C; the report is at /report."""
+    from merging import InputError
     from search.dashboard import serve
+    from search.dashboard_access import find_token
     from search.run import storage_location
     from search.run_folder import RunFolder
 
-    run_folder = RunFolder(folder)
-    location = storage_location(run_folder.load(), run_folder)
+    if (folder is None) == (storage is None):
+        raise InputError(f"dashboard: expected a run folder or --storage, received {'both' if folder else 'neither'}")
+    location: str | Path = os.path.expandvars(storage or "")
+    if folder is not None:
+        run_folder = RunFolder(folder)
+        location = storage_location(run_folder.load(), run_folder)
+    report = None if folder is None else folder / "report.html"
+    what = folder or "the studies of the database"
+    end = " (report at {url}report)" if folder else ""
     serve(
         location,
-        run_folder.path / "report.html",
+        report,
         host=host,
         port=port,
-        ready=lambda url: print(f"serving {folder} at {url} (report at {url}report); Ctrl-C stops", flush=True),
+        token=find_token(token_file),
+        proxy_header=proxy_header,
+        allow_writes=allow_writes,
+        insecure=insecure,
+        ready=lambda url: print(f"serving {what} at {url}{end.format(url=url)}; Ctrl-C stops", flush=True),
     )
 
 

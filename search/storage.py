@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from merging import InputError, RunFolderError
-from search.patience import Patience
+from search.patience import Patience, reason
 
 if TYPE_CHECKING:
     import optuna
@@ -129,17 +129,42 @@ def _engine_options(url: str) -> dict[str, Any]:
 
 
 def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
-    """Open for reading beside a running driver: nothing is repaired or created.
+    """Open for reading beside a running driver: nothing is repaired or created; the right to read is enough.
 
     Raises:
-        RunFolderError: If there is no journal.
+        RunFolderError: If there is no journal, or no study was ever started in the database.
+        InputError: If the database cannot be reached.
     """
     if not isinstance(location, Path):
-        return open_storage(location)
+        return _read_database(location)
     if not location.is_file():
         raise RunFolderError(f"{location}: expected the journal of a run, found none; see `mergesearch run`")
     with quiet_optuna():
         return _journal(location)
+
+
+def _read_database(location: str) -> optuna.storages.BaseStorage:
+    import optuna
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
+
+    url = database_url(location)
+    missing = location.startswith("sqlite:///") and not Path(location.removeprefix("sqlite:///")).exists()
+    try:
+        engine = sqlalchemy.create_engine(url, **_engine_options(url))
+        if missing or not sqlalchemy.inspect(engine).has_table("studies"):
+            raise RunFolderError(
+                f"{without_password(location)}: expected a database with studies, found none; see `mergesearch run`"
+            )
+        engine.dispose()
+        with quiet_optuna():
+            rdb = optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url), skip_table_creation=True)
+            return optuna.storages.get_storage(rdb)
+    except SQLAlchemyError as error:
+        raise InputError(
+            f"storage: expected a database that can be read, received {without_password(location)}: "
+            f"{without_password(reason(error))}; check that the server runs"
+        ) from None
 
 
 def _own_journal(path: Path, patience: Patience) -> optuna.storages.JournalStorage:

@@ -1,7 +1,7 @@
 """``make bench``: every benchmark, one after the other."""
 
-from experiments.bench import combine, command, driver, gradient, language, merge, strategies
+from experiments.bench import combine, command, driver, gradient, language, merge, service, strategies
 
-for benchmark in (combine, gradient, driver, language, command, merge, strategies):
+for benchmark in (combine, gradient, driver, service, language, command, merge, strategies):
     benchmark.main()
     print()

@@ -18,7 +18,7 @@ import pytest
 from merging import InputError, RunFolderError, StudyFailedError
 from search.lease import Holder, Lease, holder_of
 from search.run import open_run, run_study
-from search.storage import open_engine
+from search.storage import open_engine, read_storage
 from search.study_file import load_study
 from tests.postgres import Gate, Server, serve
 from tests.search.studies import analytic, fingerprint, spec_of, write_study
@@ -257,6 +257,26 @@ class TestLease:
         second.take()
         assert time.monotonic() - began < 5
         second.release()
+
+
+def test_a_reader_needs_no_right_to_write(server: Server, url: str, tmp_path: Path) -> None:
+    """What a dashboard's account has; and reading creates nothing."""
+    database = url.rpartition("/")[2]
+    with pytest.raises(RunFolderError, match="expected a database with studies, found none"):
+        read_storage(url)
+    run = run_study(spec_of(study(url) | {"budget": {"trials": 9}}, tmp_path), tmp_path / "run")
+    with psycopg.connect(server.address(database), autocommit=True) as connection:
+        name = f"reader_{database}"
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{server.password}'")
+        connection.execute(f"GRANT USAGE ON SCHEMA public TO {name}")
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}")
+    reading = read_storage(url.replace("mergesearch@", f"{name}@"))
+    assert reading.get_n_trials(reading.get_study_id_from_name("shared")) == len(run.log.records)
+    with pytest.raises(Exception, match="An exception is raised"):
+        reading.set_study_system_attr(reading.get_study_id_from_name("shared"), "x", 1)
+    with pytest.raises(RunFolderError, match="found none"):
+        read_storage(f"sqlite:///{tmp_path}/nothing.db")
+    assert not (tmp_path / "nothing.db").exists()
 
 
 def test_storages_that_cannot_hold_a_lease_and_plain_passwords_are_refused(tmp_path: Path) -> None:

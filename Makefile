@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow bench lint format golden peers docs clean
+.PHONY: help install demo test test-fast test-slow bench lint format faults golden peers docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test-slow: install  ## kill schedules and other long tests
 
 bench: install  ## performance figures as ratios inside one run
 	$(BIN)/python -m experiments.bench
+
+faults: install  ## a sweep through everything that clusters do; rewrites docs/faults.md
+	$(BIN)/python -m tests.faults.report
 
 golden: install  ## rewrite the golden recommendations (an algorithm change: say so in CHANGELOG.md)
 	$(BIN)/python -m tests.golden.write

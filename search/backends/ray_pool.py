@@ -132,7 +132,7 @@ class RayPool:
         return outcomes
 
     def _take(self, slot: _Slot, ref: Any) -> Outcome | None:
-        if ref is slot.hello:
+        if ref == slot.hello:
             self._welcome(slot)
             return None
         if slot not in self._ready:
@@ -160,7 +160,7 @@ class RayPool:
         self._queue.extendleft(task for _, task in reversed(waiting))
         # Ray may report the loss of an actor before that of its node, and says so in words only.
         alive = slot.node in {node.id for node in nodes_of(self._ray)}
-        node_lost = not alive or "its node has died" in str(error)
+        node_lost = not alive or getattr(error, "preempted", False) or "its node has died" in str(error)
         kills = self._kills.get(running.id, 0) + (not node_lost)
         self._grow()
         if kills < KILLS_TO_FAIL:
@@ -238,7 +238,7 @@ class RayPool:
             cause = getattr(error, "cause", None) or error
             text = f"a worker could not be built: {_last_line(cause)}"
             # A worker that died while loading may have been killed; one that raised would raise again.
-            final = isinstance(error, self._ray.exceptions.RayTaskError) or "died" not in str(error)
+            final = getattr(error, "actor_init_failed", False)
             if not self._ready and (final or self._broken >= BROKEN_TO_STOP):
                 raise StudyFailedError(text) from error
             self._notify(text)

@@ -35,7 +35,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
             "--port=6379": f"--port={cluster.port}",
             "--dashboard-port=8265": f"--dashboard-port={cluster.dashboard}",
             "@db/": f"@127.0.0.1:{server.port}/",
-            "/tmp/mergesearch-runs": str(tmp_path / "on the cluster").replace(" ", "-"),
+            "/shared/runs": str(tmp_path / "on the cluster").replace(" ", "-"),
             "--metrics 9100": f"--metrics {free_port()}",
             "ray start": f"ray start --temp-dir {cluster.folder}/ray --object-store-memory=100000000",
         }

@@ -148,6 +148,27 @@ def test_interruption_is_clean_and_resumable(signum: int, tmp_path: Path, undist
     assert (fingerprint(run), run.verdict) == (expected, verdict)
 
 
+@pytest.mark.parametrize(("drain", "signals"), [(60, 2), (1, 1), (0, 1)])
+def test_what_takes_too_long_is_left_and_runs_again(drain: float, signals: int, tmp_path: Path) -> None:
+    """A second signal, or the end of the grace, interrupts a trial in the middle of its evaluation."""
+    slow = {"kind": "synthetic", "problem": "sphere", "seconds": 30}
+    data = STUDY | {"name": "slow", "evaluators": [slow], "driver": {"drain_seconds": drain}}
+    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    process = subprocess.Popen(command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while b"mergesearch:asked" not in (folder / "journal.log").read_bytes() if lines(folder) else True:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    began = time.monotonic()
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 15
+    assert ("trials that run have" in errors) == (drain > 0)
+    assert [record.state for record in open_run(folder).log.records] == ["running"]
+
+
 #: Ray's own agents notice the loss of their node by polling and leave within about a minute of a SIGKILL.
 SLOW_TO_LEAVE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +101,19 @@ def submit(spec: StudySpec, address: str, run: Path, include: Sequence[Path] = (
             runtime_env={"working_dir": str(folder)},
             metadata={"mergesearch": spec.name, "run": str(run)},
         )
-        return str(ask_server(request))
+        return str(ask_server(partial(_once_ready, request)))
+
+
+def _once_ready(request: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Ask again while a cluster that has just started has no agent yet to run drivers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return request()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 @contextmanager

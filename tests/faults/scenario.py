@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from search.record import TrialRecord, Verdict
@@ -195,8 +197,13 @@ def tell(folder: Path) -> Story:
             while cluster.processes() and time.monotonic() < deadline:
                 time.sleep(0.5)
             story.left += [" ".join(process.cmdline()[:3]) for process in cluster.processes()]
-    story.left += sorted(set(os.listdir("/dev/shm")) - shm)
+    story.left += sorted(name for name in set(os.listdir("/dev/shm")) - shm if not _of_another(name))
     return story
+
+
+def _of_another(name: str) -> bool:
+    """Whether a shared-memory file names a process that lives: all of the cluster's are gone, so it is another's."""
+    return any(psutil.pid_exists(int(number)) for number in re.findall(r"\d+", name))
 
 
 def _all_faults(sweep: Sweep, small: bool) -> None:

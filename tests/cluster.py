@@ -54,6 +54,8 @@ class Cluster:
         command = [RAY, "start", *where, f"--num-cpus={cpus}", "--object-store-memory=100000000", "--block"]
         # Ray's nodes share files below their folder; on one machine each needs its own.
         command += [f"--temp-dir={self.folder / name}", "--disable-usage-stats", *options]
+        # Each node's agent, which starts jobs, has one port by default, whatever else runs on the machine.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         log = (self.folder / f"{name}.log").open("ab")
         self.nodes[name] = subprocess.Popen(
             command, stdout=log, stderr=log, cwd=self.folder, env=self.environment, start_new_session=True

@@ -37,7 +37,8 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
             "@db/": f"@127.0.0.1:{server.port}/",
             "/shared/runs": str(tmp_path / "on the cluster").replace(" ", "-"),
             "--metrics 9100": f"--metrics {free_port()}",
-            "ray start": f"ray start --temp-dir {cluster.folder}/ray --object-store-memory=100000000",
+            "ray start": f"ray start --temp-dir {cluster.folder}/ray --object-store-memory=100000000 "
+            f"--dashboard-agent-listen-port={free_port()}",
         }
         script = ["set -ex"]
         for command in commands:

@@ -724,8 +724,11 @@ def test_a_head_that_dies_or_never_answers_fails_the_job(job: Job) -> None:
 
 
 def test_one_head_with_the_driver_and_a_worker_on_each_other_node(job: Job) -> None:
-    job.driver(on_term=None, at_once=0)
+    job.driver(on_term=0)
     process = job.start(str(job.folder / "study.yaml"), str(job.folder / "run"), "--set", "budget.trials=9")
+    job.wait_for("mergesearch up")
+    job.wait_for("token 600", times=2)  # steps start in their own time
+    process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     steps = [call for call in job.calls if call.startswith("srun ")]
     assert len(steps) == 2

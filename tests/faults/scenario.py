@@ -81,7 +81,7 @@ class Sweep:
 
     def drive(self, name: str, skew: float) -> subprocess.Popen[str]:
         """Start a driver with a folder and a clock of its own, as on another host."""
-        said = (self.folder / f"{name}.said").open("w")
+        said = (self.folder / f"{name}.said").open("a")
         run = self.folder / name
         command = [sys.executable, "-m", "search", "run", str(self.study), "--run", str(run), "--progress", "plain"]
         return subprocess.Popen(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from search.cli_cluster import register
-from search.cli_options import JsonOption, RunArgument, SetOption, StudyArgument
+from search.cli_options import JsonOption, RunArgument, SetOption, StudyArgument, usable_cores
 from search.cli_options import emit as _emit
 
 if TYPE_CHECKING:
@@ -167,11 +167,11 @@ def export(
     routing = dict(record.recipe.routing)
     result: dict[str, Any] = {"trial": record.number, "out": str(out), "routing": routing.get("method")}
     if routing:
-        export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=_cores())
+        export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
         what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
         lines = [f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"]
     else:
-        exported = export_model(record.recipe, out, facts=facts, overwrite=overwrite, threads=_cores())
+        exported = export_model(record.recipe, out, facts=facts, overwrite=overwrite, threads=usable_cores())
         result["rounding"] = exported.rounding.share
         lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
     if not no_rescore and record.state == "complete":
@@ -205,7 +205,7 @@ def merge(
 
     loaded = load_recipe(recipe)
     started = time.perf_counter()
-    rounding = export_model(loaded, out, overwrite=overwrite, dtype=dtype, threads=threads or _cores()).rounding
+    rounding = export_model(loaded, out, overwrite=overwrite, dtype=dtype, threads=threads or usable_cores()).rounding
     seconds = time.perf_counter() - started
     result = {"digest": loaded.digest, "out": str(out), "rounding": rounding.share, "seconds": seconds}
     _emit(result, as_json, lambda: [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"])
@@ -294,11 +294,6 @@ def main() -> None:
 def _say_draining(seconds: float) -> None:
     text = f"\nmergesearch: stopping; trials that run have {seconds:g} s to finish, interrupt again to leave them"
     print(text, file=sys.stderr, flush=True)
-
-
-def _cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

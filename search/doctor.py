@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merging import MergesearchError
+from search.cli_options import usable_cores
 from search.patience import reason
 from search.plan import Plan, plan_study
+from search.redact import redact
 from search.run_folder import FINGERPRINTED, environment
-from search.storage import open_engine, without_password
+from search.storage import open_engine
 from search.study_file import StudySpec, WorkersSection, load_study
+from search.worker import node_cache_folder
 
 State = Literal["ok", "warn", "fail"]
 #: Bytes that a run's folder should have left for its journal and report.
@@ -82,7 +85,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:  # a diagnosis must not end in a traceback
-        return Check(name, "fail", without_password(reason(error)))
+        return Check(name, "fail", redact(reason(error)))
 
 
 def _versions() -> Check:
@@ -98,8 +101,9 @@ def _versions() -> Check:
 def _devices() -> Iterator[Check]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("cpus", "ok", f"{cores} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}")
+    yield Check(
+        "cpus", "ok", f"{usable_cores()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
+    )
     if not torch.cuda.is_available():
         yield Check("gpus", "ok", f"none (torch {torch.__version__})")
         return
@@ -131,7 +135,8 @@ def _disks(plan: Plan | None) -> Iterator[Check]:
 
 def _cached(path: Path) -> str:
     """What prepared weights of earlier studies take."""
-    folders = (path / "runs" / ".arenas", path / f"mergesearch-{os.getuid()}" / "arenas")
+    own = node_cache_folder()
+    folders = [path / "runs" / ".arenas", *([own] if own.is_relative_to(path) else [])]
     size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     return f", of which {_gb(size)} prepared weights could be deleted" if size else ""
 
@@ -174,7 +179,7 @@ def _storage(url: str, spec: StudySpec | None) -> Check:
     holder = None if spec is None else holder_of(engine, spec.name)
     engine.dispose()
     held = f", study {spec.name!r} is driven by {holder}" if spec is not None and holder else ""
-    return Check("storage", "ok", f"{without_password(url)}: a commit takes {1000 * sorted(times)[2]:.1f} ms{held}")
+    return Check("storage", "ok", f"{redact(url)}: a commit takes {1000 * sorted(times)[2]:.1f} ms{held}")
 
 
 def _cluster(section: WorkersSection) -> Check:

@@ -80,23 +80,11 @@ def submit(spec: StudySpec, address: str, run: Path, include: Sequence[Path] = (
         InputError: If the cluster does not answer, or something cannot be packed.
     """
     client = _client(address)
-    command = [
-        "python",
-        "-m",
-        "search",
-        "run",
-        "study.yaml",
-        "--run",
-        str(run),
-        "--address",
-        "auto",
-        "--progress",
-        "json",
-    ]
+    command = f"python -m search run study.yaml --run {shlex.quote(str(run))} --address auto --progress json"
     with packed(spec, include) as folder:
         request = partial(
             client.submit_job,
-            entrypoint=shlex.join(command),
+            entrypoint=command,
             submission_id=f"{spec.name}-{secrets.token_hex(4)}",
             runtime_env={"working_dir": str(folder)},
             metadata={"mergesearch": spec.name, "run": str(run)},

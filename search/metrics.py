@@ -77,8 +77,7 @@ class Window:
 
     def add(self, record: TrialRecord) -> None:
         """A trial has just ended."""
-        share = getattr(record, "cpu_share", None)
-        work = _Work(self._clock(), record.worker, sum(record.seconds.values()), share)
+        work = _Work(self._clock(), record.worker, sum(record.seconds.values()), record.cpu_share)
         with self._lock:
             self._work.append(work)
 

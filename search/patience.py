@@ -64,9 +64,13 @@ class Patience:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause in one line, without a URL's password: libraries wrap it in general advice."""
+    """The innermost cause in one line: libraries wrap it in general advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = str(getattr(error, "orig", None) or error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return first_line(getattr(error, "orig", None) or error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its name if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

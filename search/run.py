@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ from search.selection import parse_preference, preferred
 from search.start import begin_at, find_start
 from search.storage import open_engine, open_storage, read_storage
 from search.study import Event, Study, study_normaliser
-from search.study_file import EXECUTION_KEYS, StudySpec, differences, evaluation_digest
+from search.study_file import EXECUTION_KEYS, StudySpec, differences, evaluation_digest, listed
 from search.tables import sentences
 from search.trackers import check_installed
 from search.trial_log import TrialLog, study_note
@@ -136,8 +135,9 @@ def run_study(
         plan = plan_study(spec, _fingerprints(plan), folder.arenas)
         patience = Patience(spec.driver.patience_seconds, lambda text: notify(Event("warning", text)))
         location = storage_location(spec, folder)
+        storage = open_storage(location, patience)
         guard = stack.enter_context(_only_driver(spec, location, patience))
-        log = _open_log(open_storage(location, patience), plan, patience=patience, guard=guard)
+        log = _open_log(storage, plan, patience=patience, guard=guard)
         _check_same(plan, log)
         _check_unchanged(plan, log)
         plan = _begun(plan, log)
@@ -146,8 +146,12 @@ def run_study(
         run = Run(folder, plan, log)
         verdict = log.verdict()
         if verdict is None:
-            say = partial(_say, notify, "workers")
-            backend = open_backend(spec.workers, worker_spec(plan, folder), say, spec.driver.patience_seconds)
+            backend = open_backend(
+                spec.workers,
+                worker_spec(plan, folder),
+                lambda text: notify(Event("workers", text)),
+                spec.driver.patience_seconds,
+            )
             stack.callback(backend.close)
             try:
                 Study(plan, log, backend, notify, trust_log=trust_log, drain=drain).run()
@@ -166,17 +170,12 @@ def _only_driver(spec: StudySpec, location: str | Path, patience: Patience) -> I
         return
     from sqlalchemy.exc import SQLAlchemyError
 
-    open_storage(location)  # says what is wrong with the URL
     lease = Lease(open_engine(location), spec.name, spec.driver.lease_seconds, patience.warn)
     patience(lease.take, (SQLAlchemyError,), "storage")
     try:
         yield lease.check
     finally:
         lease.release()
-
-
-def _say(notify: Callable[[Event], None], kind: str, text: str) -> None:
-    notify(Event(kind, text))
 
 
 def _publish_if_possible(run: Run, notify: Callable[[Event], None]) -> None:
@@ -383,7 +382,7 @@ def _check_same(plan: Plan, log: TrialLog) -> None:
     if changed:
         raise RunFolderError(
             f"storage: expected the study that it holds under the name {plan.spec.name!r}, received one that "
-            f"differs in {'; '.join(changed[:4])}; restore these keys or choose another name"
+            f"differs in {listed(changed)}; restore these keys or choose another name"
         )
 
 

@@ -27,7 +27,7 @@ import yaml
 
 from merging import RunFolderError
 from merging.atomic import write_atomically
-from search.study_file import StudySpec, differences, validate
+from search.study_file import StudySpec, differences, listed, validate
 
 #: Packages whose version can change a result.
 FINGERPRINTED = (
@@ -126,10 +126,9 @@ class RunFolder:
     def _check_same(self, spec: StudySpec) -> None:
         changed = differences(self.load().to_dict(), spec.to_dict())
         if changed:
-            more = f" (and {len(changed) - 4} more)" if len(changed) > 4 else ""
             raise RunFolderError(
                 f"{self.path}: expected the study recorded here, received one that differs in "
-                f"{'; '.join(changed[:4])}{more}; restore these keys or choose another --run"
+                f"{listed(changed)}; restore these keys or choose another --run"
             )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from merging import InputError, RunFolderError
 from search.patience import Patience, reason
+from search.redact import redact
 
 if TYPE_CHECKING:
     import optuna
@@ -59,7 +60,7 @@ def open_storage(location: str | Path, patience: Patience | None = None) -> optu
             raise
         except Exception as error:
             raise InputError(
-                f"storage: expected an Optuna storage that can be opened, received {without_password(location)}: "
+                f"storage: expected an Optuna storage that can be opened, received {redact(location)}: "
                 f"{type(error).__name__}; check that the server runs and its driver is installed"
             ) from None
 
@@ -114,7 +115,7 @@ def database_url(location: str) -> str:
     scheme, found, rest = location.partition("://")
     if not found or scheme.startswith(("redis", "journal", "grpc")):
         raise InputError(
-            f"storage: expected a database's URL (postgresql://USER@HOST/NAME), received {without_password(location)}; "
+            f"storage: expected a database's URL (postgresql://USER@HOST/NAME), received {redact(location)}; "
             "only databases can refuse a second driver"
         )
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else location
@@ -154,7 +155,7 @@ def _read_database(location: str) -> optuna.storages.BaseStorage:
         engine = sqlalchemy.create_engine(url, **_engine_options(url))
         if missing or not sqlalchemy.inspect(engine).has_table("studies"):
             raise RunFolderError(
-                f"{without_password(location)}: expected a database with studies, found none; see `mergesearch run`"
+                f"{redact(location)}: expected a database with studies, found none; see `mergesearch run`"
             )
         engine.dispose()
         with quiet_optuna():
@@ -162,8 +163,8 @@ def _read_database(location: str) -> optuna.storages.BaseStorage:
             return optuna.storages.get_storage(rdb)
     except SQLAlchemyError as error:
         raise InputError(
-            f"storage: expected a database that can be read, received {without_password(location)}: "
-            f"{without_password(reason(error))}; check that the server runs"
+            f"storage: expected a database that can be read, received {redact(location)}: "
+            f"{redact(reason(error))}; check that the server runs"
         ) from None
 
 
@@ -214,13 +215,6 @@ def _end_of_last_line(file: Any, size: int) -> int:
             return int(start + newline + 1)
         end = start
     return 0
-
-
-def without_password(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
 @contextlib.contextmanager

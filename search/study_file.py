@@ -321,13 +321,14 @@ def _check_storage(url: str | None, where: str) -> None:
         return
     from urllib.parse import urlsplit
 
-    from search.storage import database_url, without_password
+    from search.redact import redact
+    from search.storage import database_url
 
     password = urlsplit(url).password
     if password and "${" not in password:
         raise InputError(
             f"{where}: storage: expected the password as ${{NAME}}, to be read from the environment, received it in "
-            f"plain text in {without_password(url)}; or leave it to PGPASSWORD or ~/.pgpass"
+            f"plain text in {redact(url)}; or leave it to PGPASSWORD or ~/.pgpass"
         )
     try:
         database_url(url)
@@ -474,6 +475,12 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         for key in keys
         if flat_ours.get(key) != flat_theirs.get(key) and key.split(".")[0] not in EXECUTION_KEYS
     ]
+
+
+def listed(changed: Sequence[str]) -> str:
+    """The first few of :func:`differences`, and how many more there are."""
+    more = f" (and {len(changed) - 4} more)" if len(changed) > 4 else ""
+    return "; ".join(changed[:4]) + more
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

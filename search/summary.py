@@ -16,6 +16,7 @@ from evaluators import SPLITS, Objective, Split
 from merging import Field, InputError, Layout
 from search.front import Front, Normaliser, signs, to_losses
 from search.record import Score, TrialRecord, Verdict
+from search.redact import redact
 
 Array = npt.NDArray[np.float64]
 
@@ -450,13 +451,12 @@ def block_means(field_: Field, layout: Layout) -> tuple[tuple[str, ...], Array]:
 
 
 SECRET_KEY = re.compile(r"password|passwd|secret|token$|api_?key", re.IGNORECASE)
-URL_PASSWORD = re.compile(r"(\w+://[^\s/:@]*):[^\s/@]*@")
 
 
 def without_secrets(value: Any) -> Any:
-    """``value`` with passwords inside URLs, and values of keys that name a secret, replaced by ``***``."""
+    """``value`` with what :func:`redact` hides, and values of keys that name a secret, replaced by ``***``."""
     if isinstance(value, str):
-        return URL_PASSWORD.sub(r"\1:***@", value)
+        return redact(value)
     if isinstance(value, Mapping):
         return {
             key: "***" if SECRET_KEY.search(str(key)) and isinstance(item, str) and item else without_secrets(item)

@@ -255,13 +255,18 @@ class Worker:
                 raise NonFiniteError(f"objective {name!r}")
 
 
+def node_cache_folder() -> Path:
+    """This host's folder for prepared weights, below its folder for temporary files."""
+    return Path(tempfile.gettempdir()) / f"mergesearch-{os.getuid()}" / "arenas"
+
+
 def node_cache() -> Path:
-    """This host's folder for prepared weights, below its folder for temporary files; made where it is missing.
+    """:func:`node_cache_folder`, made where it is missing.
 
     Raises:
         InputError: If somebody else owns it: what lies there is taken for this study's own weights.
     """
-    path = Path(tempfile.gettempdir()) / f"mergesearch-{os.getuid()}" / "arenas"
+    path = node_cache_folder()
     path.parent.mkdir(mode=0o700, exist_ok=True)
     owner, mode = path.parent.stat().st_uid, path.parent.stat().st_mode & 0o077
     if owner != os.getuid() or mode:

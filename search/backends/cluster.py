@@ -8,12 +8,12 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from merging import InputError
 from search.backends.placement import Node
+from search.patience import first_line
 from search.study_file import WorkersSection
 
 T = TypeVar("T")
@@ -24,13 +24,6 @@ OBJECT_STORE_BYTES = 200_000_000
 PACKAGES = ("merging", "spaces", "evaluators", "search")
 #: Set by Ray in the processes of a submitted job, whose code travelled with it.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-
-
-@dataclass(frozen=True)
-class ClusterNode(Node):
-    """A node that Ray reports alive; ``id`` is Ray's."""
-
-    id: str = ""
 
 
 def import_ray() -> Any:
@@ -105,7 +98,7 @@ def package_folders() -> list[str]:
     return [str(root / name) for name in PACKAGES]
 
 
-def nodes_of(ray: Any) -> list[ClusterNode]:
+def nodes_of(ray: Any) -> list[Node]:
     """Nodes that are alive, in the order of their names."""
     found = []
     for node in ray.nodes():
@@ -113,7 +106,7 @@ def nodes_of(ray: Any) -> list[ClusterNode]:
             continue
         have, node_id = node["Resources"], str(node["NodeID"])
         name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
-        found.append(ClusterNode(name, have.get("CPU", 0), have.get("GPU", 0), have.get("memory", 0), node_id))
+        found.append(Node(name, have.get("CPU", 0), have.get("GPU", 0), node_id))
     return sorted(found, key=lambda node: node.name)
 
 
@@ -151,7 +144,6 @@ def ask_server(request: Callable[[], T]) -> T:
 
 def _reason(error: Exception) -> str:
     """The first line; where the cluster's token is missing, how to give it."""
-    lines = str(error).strip().splitlines()
     if "auth" in type(error).__name__.lower() or "authentication" in str(error).lower() or "AuthToken" in str(error):
         return "no or a wrong token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token file"
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

@@ -15,13 +15,13 @@ class Node:
     Attributes:
         name: Its address.
         cpus, gpus: What it offers to workers.
-        memory: Bytes that it offers.
+        id: Ray's own name for it.
     """
 
     name: str
     cpus: float
     gpus: float
-    memory: float = 0.0
+    id: str = ""
 
     def holds(self, section: WorkersSection) -> int:
         """How many workers fit."""

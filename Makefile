@@ -53,8 +53,8 @@ peers: .venv-peers/.installed  ## rewrite the golden tensors of other packages, 
 	touch $@
 
 docs: install  ## write the pages of operators and strategies, and the README's table, from their declarations
-	$(BIN)/python -c "from pathlib import Path; from merging.operators.pages import write_pages; write_pages(Path('docs/operators'))"
-	$(BIN)/python -c "from pathlib import Path; from search.strategies.pages import write_pages; write_pages(Path('.'))"
+	$(BIN)/python -c "from pathlib import Path; from mergesearch.merging.operators.pages import write_pages; write_pages(Path('docs/operators'))"
+	$(BIN)/python -c "from pathlib import Path; from mergesearch.search.strategies.pages import write_pages; write_pages(Path('.'))"
 
 format: install  ## format the sources
 	$(BIN)/ruff format .

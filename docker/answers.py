@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Health check: exits 0 when every URL answers with the expected status within five seconds.
 
-``answers URL ...`` expects 200; ``answers --status 401 URL`` expects a server that is up and refuses strangers. The
-image has no curl or wget, and needs none.
+``answers URL ...`` expects 200; ``answers --status 401 URL`` expects a server that is up and
+refuses strangers. The image has no curl or wget, and needs none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ SECONDS = 5.0
 def status(url: str) -> int:
     """The status that ``url`` answers with; no redirect is followed."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=SECONDS)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "127.0.0.1", parts.port, timeout=SECONDS
+    )
     try:
         connection.request("GET", parts.path or "/")
         return connection.getresponse().status

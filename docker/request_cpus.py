@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Asks the autoscaler of the Ray cluster on this node for CPUs, then becomes a command.
 
-``request-cpus 4x8 COMMAND ...`` asks for four bundles of 8 CPUs, ``2x8+1`` for two of 8 CPUs and a GPU. The driver
-takes the nodes that there are and never waits for more: by itself an autoscaler would see no demand and add nothing.
-What is asked for stays asked for until the cluster ends; nodes join the study as they come.
+``request-cpus 4x8 COMMAND ...`` asks for four bundles of 8 CPUs, ``2x8+1`` for two of 8 CPUs and a
+GPU. The driver takes the nodes that there are and never waits for more: by itself an autoscaler
+would see no demand and add nothing. What is asked for stays asked for until the cluster ends; nodes
+join the study as they come.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def bundles(text: str) -> list[dict[str, float]]:
     """
     found = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+))?", text)
     if found is None:
-        raise ValueError(f"expected COUNTxCPUS or COUNTxCPUS+GPUS, for example 4x8, received {text!r}")
+        raise ValueError(
+            f"expected COUNTxCPUS or COUNTxCPUS+GPUS, for example 4x8, received {text!r}"
+        )
     count, cpus, gpus = (int(number or 0) for number in found.groups())
     bundle = {name: float(amount) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
     return [dict(bundle) for _ in range(count)]

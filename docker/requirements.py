@@ -1,4 +1,6 @@
-"""Prints what ``pyproject.toml`` and the extras named need: a layer that the code does not touch."""
+"""Prints what ``pyproject.toml`` and the extras named need: a layer that the code does not
+touch.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from evaluators.base import SPLITS, Batch, Candidate, Evaluator, Measurement, Objective, Slope, Split
+from mergesearch.evaluators.base import (
+    SPLITS,
+    Batch,
+    Candidate,
+    Evaluator,
+    LossAndGradient,
+    Measurement,
+    Objective,
+    Split,
+)
 
-__all__ = ["SPLITS", "Batch", "Candidate", "Evaluator", "Measurement", "Objective", "Slope", "Split"]
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "Candidate",
+    "Evaluator",
+    "LossAndGradient",
+    "Measurement",
+    "Objective",
+    "Split",
+]

@@ -3,23 +3,23 @@
 An evaluator scores a *candidate* on the items of a *split*::
 
     evaluator = build_evaluators([{"kind": "classification", ...}], folder)
-    evaluator.objectives                        # names and directions, known before any weight is read
-    evaluator.open()                            # load items once per worker
-    evaluator.evaluate(candidate, "search")     # -> Measurement
+    evaluator.objectives # names and directions, known before any weight is read evaluator.open() #
+    load items once per worker evaluator.evaluate(candidate, "search") # -> Measurement
 
-Values are in the user's direction (accuracy is maximised as accuracy); the search flips signs once, at its
-own boundary. Items of the three splits are disjoint: the search sees ``search``, the winner is chosen on
-``validation``, and reported once on ``test``.
+Values are in the user's direction (accuracy is maximised as accuracy); the search flips signs once,
+at its own boundary. Items of the three splits are disjoint: the search sees ``search``, the winner
+is chosen on ``validation``, and reported once on ``test``.
 
-A search may ask for a part of the items: the first so many of a fixed order that is the same in every worker and
-balanced over domains, so that the items of a smaller part are among those of a larger one.
+A search may ask for a part of the items: the first so many of a fixed order that is the same in
+every worker and balanced over domains, so that the items of a smaller part are among those of a
+larger one.
 
 Evaluators that provide gradients also run backwards, on a :class:`Batch` of the search items::
 
     slope = evaluator.backward(candidate, Batch(number=0, size=16), {"entropy": 1.0})
 
-adds the gradient of the weighted losses to ``.grad`` of the model's parameters, one domain after the other, so that
-memory does not grow with the number of domains.
+adds the gradient of the weighted losses to ``.grad`` of the model's parameters, one domain after
+the other, so that memory does not grow with the number of domains.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from merging import Recipe
+from mergesearch.merging import Recipe
 
 Split = Literal["search", "validation", "test"]
-#: The first so many items of the fixed order, items by their places in the split ``(n,)`` (rising), or all.
-Part = int | npt.NDArray[np.intp] | None
+#: The first so many items of the fixed order, items by their places in the split ``(n,)`` (rising),
+#: or all.
+ItemSubset = int | npt.NDArray[np.intp] | None
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
 
@@ -51,15 +52,16 @@ class Objective:
 class Candidate:
     """What is evaluated: the recipe and, where the evaluator needs one, the merged model.
 
-    ``model`` is the worker's resident ``torch.nn.Module`` whose parameters are views into the merged arena; it
-    changes with the next trial, so an evaluator must not keep it. ``merged`` is what merges into it
-    (:class:`merging.binding.MergedModel`), for merges that depend on their input.
+    ``model`` is the worker's resident ``torch.nn.Module`` whose parameters are views into the
+    merged arena; it changes with the next trial, so an evaluator must not keep it. ``merged`` is
+    what merges into it (:class:`mergesearch.merging.resident.merged_model.MergedModel`), for merges
+    that depend on their input.
 
     Attributes:
-        references: Anchor -> ``metric/domain`` -> value on the items in question, for objectives that are relative to
-            other models; None while those are measured themselves.
-        scored: Scores of the items that evaluators have scored already, so that more of them can be asked for without
-            scoring those again; theirs alone.
+        references: Anchor -> ``metric/domain`` -> value on the items in question, for objectives
+            that are relative to other models; None while those are measured themselves.
+        scored: Scores of the items that evaluators have scored already, so that more of them can be
+            asked for without scoring those again; theirs alone.
     """
 
     recipe: Recipe
@@ -76,12 +78,15 @@ class Measurement:
     Attributes:
         values: Objective name -> value in the user's direction.
         errors: Objective name -> standard error of the value over items, where it is known.
-        items: Objective name -> score of each item ``(items,)``, in the order of the split; where only a part was
-            asked for, of the items in that part.
-        means: ``metric/domain`` -> value there, for objectives of other models that are relative to this one.
+        items: Objective name -> score of each item ``(items,)``, in the order of the split; where
+            only a part was asked for, of the items in that part.
+        means: ``metric/domain`` -> value there, for objectives of other models that are relative to
+            this one.
         violations: Bound -> how far it is missed; kept at 0 and below.
-        weights: Objective name -> weight of each item ``(items,)``, where the value is the sum of weighted items.
-        places: The same objectives -> where the items are among all that the split has for them ``(items,)``.
+        weights: Objective name -> weight of each item ``(items,)``, where the value is the sum of
+            weighted items.
+        places: The same objectives -> where the items are among all that the split has for them
+            ``(items,)``.
     """
 
     values: Mapping[str, float]
@@ -97,13 +102,15 @@ class Measurement:
 class Batch:
     """Which search items one gradient step looks at.
 
-    Every domain has an endless stream of its items, shuffled anew in every round by the seed; batch ``number`` holds
-    places ``number * size`` to ``(number + 1) * size`` of it (:func:`evaluators.items.batch_places`).
+    Every domain has an endless stream of its items, shuffled anew in every round by the seed; batch
+    ``number`` holds places ``number * size`` to ``(number + 1) * size`` of it
+    (:func:`mergesearch.evaluators.items.batch_places`).
 
     Attributes:
         number: Place of the batch in the streams, from 0.
         size: Items of each domain; None takes all of them.
-        samples: Draw from the first so many items of each domain in the fixed order only; None means all.
+        samples: Draw from the first so many items of each domain in the fixed order only; None
+            means all.
         share, shares: The part of the batch that is looked at, for workers that split it.
         seed: Shuffles the streams.
     """
@@ -117,14 +124,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Slope:
+class LossAndGradient:
     """What one backward pass found.
 
     Attributes:
-        loss: The weighted sum of the losses on the batch, or the part of it that this share contributes: the mean
-            over shares is that of the whole batch.
-        field: For problems without a model, the gradient with respect to the field's values ``(K, segments)``; None
-            where it lies in ``.grad`` of the model's parameters.
+        loss: The weighted sum of the losses on the batch, or the part of it that this share
+            contributes: the mean over shares is that of the whole batch.
+        field: For problems without a model, the gradient with respect to the field's values
+            ``(K, segments)``; None where it lies in ``.grad`` of the model's parameters.
     """
 
     loss: float
@@ -136,7 +143,8 @@ class Evaluator(Protocol):
 
     #: Extras beyond the values: subset of {"items", "gradient"}.
     provides: frozenset[str]
-    #: Names of the objectives that :meth:`backward` can follow; all of them are minimised. Empty without "gradient".
+    #: Names of the objectives that :meth:`backward` can follow; all of them are minimised. Empty
+    #: without "gradient".
     differentiable: tuple[str, ...]
     #: Whether the search items are the test items, without their labels.
     transductive: bool
@@ -155,44 +163,62 @@ class Evaluator(Protocol):
 
     @property
     def additive(self) -> tuple[str, ...]:
-        """Objectives whose value is a weighted sum of their items' scores, also on a part of the items."""
+        """Objectives whose value is a weighted sum of their items' scores, also on a part of the
+        items.
+        """
 
     def check(self) -> None:
-        """Refuse wrong input (missing data, overlapping or empty splits) before any weight is read."""
+        """Refuse wrong input (missing data, overlapping or empty splits) before any weight is
+        read.
+        """
 
     def references(self) -> frozenset[str]:
-        """Anchors that must be measured before anything else, for objectives that are relative to them.
+        """Anchors that must be measured before anything else, for objectives that are relative to
+        them.
 
-        Names as of :mod:`search.anchors`, ``base`` and ``expert NAME``; known after :meth:`check`.
+        Names as of :mod:`mergesearch.search.plan.anchors`, ``base`` and ``expert NAME``; known
+        after :meth:`check`.
         """
 
     def warnings(self, sources: Sequence[str]) -> list[str]:
-        """What a user should know of the models' folders (base, experts) before they are evaluated; one line each."""
+        """What a user should know of the models' folders (base, experts) before they are evaluated;
+        one line each.
+        """
 
     def open(self) -> None:
         """Load the items; called once in each worker, before the first evaluation."""
 
     def size(self, split: Split) -> int:
-        """Number of items of a split, 0 where there are none; known after :meth:`check`, before :meth:`open`."""
+        """Number of items of a split, 0 where there are none; known after :meth:`check`, before
+        :meth:`open`.
+        """
 
     def cost(self, split: Split, items: int | None = None) -> int:
-        """Evaluations of items that one call of :meth:`evaluate` makes; 1 where there are no items."""
+        """Evaluations of items that one call of :meth:`evaluate` makes; 1 where there are no
+        items.
+        """
 
-    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
-        """Score ``candidate`` on the items of ``split``, on the first so many of the fixed order, or on some by place.
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
+        """Score ``candidate`` on the items of ``split``, on the first so many of the fixed order,
+        or on some by place.
 
-        Deterministic for a given recipe, split and part. Places may be asked for only where it :attr:`selects`.
+        Deterministic for a given recipe, split and part. Places may be asked for only where it
+        :attr:`selects`.
         """
 
     def batch_cost(self, batch: Batch) -> int:
         """Items that one call of :meth:`backward` looks at; known after :meth:`check`."""
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
-        """Add the gradient of ``Σ weight · loss`` on a batch to ``.grad`` of the model's parameters.
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
+        """Add the gradient of ``Σ weight · loss`` on a batch to ``.grad`` of the model's
+        parameters.
 
-        A loss is the mean over the objective's domains of the mean over the domain's items. With shares, each counts
-        its own items only and divides by the number in its share's fraction of the batch, so that the mean over all
-        shares is the gradient on the whole batch, whatever their sizes.
+        A loss is the mean over the objective's domains of the mean over the domain's items. With
+        shares, each counts its own items only and divides by the number in its share's fraction of
+        the batch, so that the mean over all shares is the gradient on the whole batch, whatever
+        their sizes.
 
         Args:
             candidate: The model; its gradients are not cleared first.

@@ -1,8 +1,8 @@
 """What evaluators that score items by running a model on them share.
 
-Objectives are means of item scores over domains, or the worst domain. A member says how a batch of items is scored; the
-item order is that of the folder and the arithmetic is deterministic, so a recipe scores the same each time and in each
-worker.
+Objectives are means of item scores over domains, or the worst domain. A member says how a batch of
+items is scored; the item order is that of the folder and the arithmetic is deterministic, so a
+recipe scores the same each time and in each worker.
 """
 
 from __future__ import annotations
@@ -18,9 +18,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Batch, Candidate, Measurement, Part, Slope, Split
-from evaluators.items import balanced_order, batch_places, check_items, chosen_places, count_items, load_columns
-from evaluators.objectives import (
+from mergesearch.evaluators.base import (
+    SPLITS,
+    Batch,
+    Candidate,
+    ItemSubset,
+    LossAndGradient,
+    Measurement,
+    Split,
+)
+from mergesearch.evaluators.items import (
+    balanced_order,
+    batch_places,
+    check_items,
+    chosen_places,
+    count_items,
+    load_columns,
+)
+from mergesearch.evaluators.objectives import (
     DomainScore,
     Metric,
     additive_of,
@@ -31,7 +46,7 @@ from evaluators.objectives import (
     objectives_of,
     score_domains,
 )
-from merging import InputError, NonFiniteError
+from mergesearch.merging import InputError, NonFiniteError
 
 __all__ = ["ByItem", "Items", "Metric", "domain_names", "wide"]
 
@@ -58,16 +73,20 @@ class ByItem(ABC):
     Args:
         data: Folder written by ``DatasetDict.save_to_disk``.
         metrics: The objectives, and bounds.
-        splits: ``search``, ``validation``, ``test`` -> name of that split in the folder, where it differs.
+        splits: ``search``, ``validation``, ``test`` -> name of that split in the folder, where it
+            differs.
         columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None.
         batch_size: Items per forward pass.
         where: Key of the study file, for messages.
         transductive: Search on the test items themselves, for members that read no labels.
-        max_items: Search on so many of the search items only, the first of the fixed order; None means all.
-        experts: Domain -> its expert, where that has another name; for objectives relative to experts.
+        max_items: Search on so many of the search items only, the first of the fixed order; None
+            means all.
+        experts: Domain -> its expert, where that has another name; for objectives relative to
+            experts.
 
     Raises:
-        InputError: If two objectives have one name, domains are asked for without a domain column, or one twice.
+        InputError: If two objectives have one name, domains are asked for without a domain column,
+            or one twice.
     """
 
     #: Metrics that have gradients.
@@ -89,27 +108,46 @@ class ByItem(ABC):
         experts: Mapping[str, str] | None = None,
     ) -> None:
         self._max_items, self._experts = max_items, dict(experts or {})
-        self._data, self._metrics, self._batch_size, self._where = data, tuple(metrics), batch_size, where
-        self._splits: dict[Split, str] = {split: (splits or {}).get(split, split) for split in SPLITS}
+        self._data, self._metrics, self._batch_size, self._where = (
+            data,
+            tuple(metrics),
+            batch_size,
+            where,
+        )
+        self._splits: dict[Split, str] = {
+            split: (splits or {}).get(split, split) for split in SPLITS
+        }
         self._columns, self.transductive = columns, transductive
         if transductive:
             self._splits["search"] = self._splits["test"]
         check_metrics(self._metrics, where, by_domain=columns.get("domain") is not None)
-        self.objectives, self.constraints = objectives_of(self._metrics), constraints_of(self._metrics)
+        self.objectives, self.constraints = (
+            objectives_of(self._metrics),
+            constraints_of(self._metrics),
+        )
         self.additive = additive_of(self._metrics)
-        plain = (m for m in metrics if m.metric in self.smooth and m.reduce == "mean" and m.normalise is None)
+        plain = (
+            m
+            for m in metrics
+            if m.metric in self.smooth and m.reduce == "mean" and m.normalise is None
+        )
         self.differentiable = tuple(metric.label for metric in plain if not metric.bounds)
         self.provides = frozenset({"items", "gradient"} if self.differentiable else {"items"})
         self._items: dict[Split, Any] = {}
         self._domains: set[str] = set()  # of all splits, once checked
 
     def check(self) -> None:
-        """Refuse a missing folder, split or column, empty or overlapping splits, unknown or missing domains.
+        """Refuse a missing folder, split or column, empty or overlapping splits, unknown or missing
+        domains.
 
         Raises:
             InputError: In one line.
         """
-        roles = {split: name for split, name in self._splits.items() if not (self.transductive and split == "search")}
+        roles = {
+            split: name
+            for split, name in self._splits.items()
+            if not (self.transductive and split == "search")
+        }
         domains = check_items(self._data, roles, self._columns, f"{self._where}.data")
         domains.setdefault("search", domains["test"])
         for metric in self._metrics:
@@ -117,7 +155,8 @@ class ByItem(ABC):
                 odd = sorted(set(metric.domains or ()) - domains[split])
                 if odd:
                     raise InputError(
-                        f"{self._where}.objectives: expected domains among {sorted(domains[split])} (those of the "
+                        f"{self._where}.objectives: expected domains "
+                        f"among {sorted(domains[split])} (those of the "
                         f"{split} items), received {odd[0]!r}"
                     )
         everywhere = self._domains = set.union(*domains.values())
@@ -126,8 +165,10 @@ class ByItem(ABC):
             absent = sorted(everywhere - domains[split])
             if absent and any(metric.domains is None for metric in self._metrics):
                 raise InputError(
-                    f"{self._where}.data: {self._data}: expected items of every domain in every split, received none "
-                    f"of {absent[0]!r} in {self._splits[split]!r}; add some, or name the domains of each objective"
+                    f"{self._where}.data: {self._data}: expected items of every domain in every "
+                    "split, received none "
+                    f"of {absent[0]!r} in {self._splits[split]!r}; add some, or name the domains "
+                    "of each objective"
                 )
 
     def references(self) -> frozenset[str]:
@@ -142,7 +183,9 @@ class ByItem(ABC):
         """Read the items of all splits."""
         for split in SPLITS:
             items = self._read(load_columns(self._data, self._splits[split], self._columns))
-            self._items[split] = items.rows(self._kept(items.domains)) if split == "search" else items
+            self._items[split] = (
+                items.rows(self._kept(items.domains)) if split == "search" else items
+            )
 
     def size(self, split: Split) -> int:
         """Items of a split, as far as they are used."""
@@ -158,7 +201,7 @@ class ByItem(ABC):
         size = self.size(split)
         return size if items is None else min(items, size)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Measure the model on a split.
 
         Raises:
@@ -167,8 +210,13 @@ class ByItem(ABC):
         chosen = self._items_of(split)
         places = chosen_places(chosen.domains, items)
         scores, domains = self._scored(candidate, chosen, places, split), chosen.domains[places]
-        by_domain = {metric: self._by_domain(metric, split, places, s, domains) for metric, s in scores.items()}
-        return measure(self._metrics, by_domain, candidate.references, self._experts, chosen.domains)
+        by_domain = {
+            metric: self._by_domain(metric, split, places, s, domains)
+            for metric, s in scores.items()
+        }
+        return measure(
+            self._metrics, by_domain, candidate.references, self._experts, chosen.domains
+        )
 
     def batch_cost(self, batch: Batch) -> int:
         """Items of the batch's share, over all domains."""
@@ -182,7 +230,9 @@ class ByItem(ABC):
         domains = domain_names(found.get("domain"), count_items(self._data, self._splits["search"]))
         return domains[self._kept(domains)]
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
         """Run backwards domain by domain: only one domain's graph is alive at a time.
 
         Raises:
@@ -195,9 +245,11 @@ class ByItem(ABC):
                 if factors:
                     part = items.rows(places[start : start + self._batch_size])
                     total += self._backward(candidate.model, part, factors, batch.shares / size)
-        return Slope(total)
+        return LossAndGradient(total)
 
-    def _backward(self, model: Any, items: Items, factors: Mapping[str, float], scale: float) -> float:
+    def _backward(
+        self, model: Any, items: Items, factors: Mapping[str, float], scale: float
+    ) -> float:
         scores = self._scores(model, items)
         parts = [factor * scores[metric].sum() for metric, factor in factors.items()]
         loss = scale * sum(parts[1:], parts[0])
@@ -207,8 +259,12 @@ class ByItem(ABC):
         loss.backward()  # type: ignore[no-untyped-call]
         return value
 
-    def _factors(self, domain: str, everywhere: set[str], weights: Mapping[str, float]) -> dict[str, float]:
-        """Metric -> its weight in the loss of one domain, over all objectives that measure there."""
+    def _factors(
+        self, domain: str, everywhere: set[str], weights: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Metric -> its weight in the loss of one domain, over all objectives that measure
+        there.
+        """
         factors: dict[str, float] = {}
         for metric in self._metrics:
             chosen = everywhere if metric.domains is None else set(metric.domains)
@@ -221,7 +277,9 @@ class ByItem(ABC):
     def _scored(
         self, candidate: Candidate, items: Items, places: npt.NDArray[np.intp], split: Split
     ) -> dict[str, Array]:
-        """Metric -> score of the items at ``places``; those that this candidate was scored on before are kept."""
+        """Metric -> score of the items at ``places``; those that this candidate was scored on
+        before are kept.
+        """
         key = (id(self), split)
         before, scores = candidate.scored.get(key, (np.empty(0, np.intp), {}))
         fresh = np.setdiff1d(places, before)
@@ -230,7 +288,10 @@ class ByItem(ABC):
             found = self._item_scores(candidate.model, part)
             merged = np.concatenate([before, fresh])
             order = np.argsort(merged)
-            scores = {m: np.concatenate([scores[m], s] if m in scores else [s])[order] for m, s in found.items()}
+            scores = {
+                m: np.concatenate([scores[m], s] if m in scores else [s])[order]
+                for m, s in found.items()
+            }
             candidate.scored[key] = before, scores = merged[order], scores
         rows = np.searchsorted(before, places)
         return {metric: values[rows] for metric, values in scores.items()}
@@ -243,7 +304,9 @@ class ByItem(ABC):
         scores: Array,
         domains: npt.NDArray[np.str_],
     ) -> dict[str, DomainScore]:
-        """A metric's score in every domain: the mean of its items, unless a member has it otherwise."""
+        """A metric's score in every domain: the mean of its items, unless a member has it
+        otherwise.
+        """
         found = score_domains(scores, domains)
         return {name: replace(score, places=places[score.places]) for name, score in found.items()}
 
@@ -254,7 +317,9 @@ class ByItem(ABC):
         found: dict[str, list[torch.Tensor]] = {}
         with torch.inference_mode():
             for start in range(0, len(items.domains), self._batch_size):
-                for metric, scores in self._scores(model, items.rows(slice(start, start + self._batch_size))).items():
+                for metric, scores in self._scores(
+                    model, items.rows(slice(start, start + self._batch_size))
+                ).items():
                     found.setdefault(metric, []).append(scores)
         return {metric: torch.cat(parts).double().cpu().numpy() for metric, parts in found.items()}
 
@@ -268,7 +333,9 @@ class ByItem(ABC):
 
     @abstractmethod
     def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
-        """Metric -> score of each item ``(items,)`` of a batch, with a graph where gradients are on."""
+        """Metric -> score of each item ``(items,)`` of a batch, with a graph where gradients are
+        on.
+        """
 
 
 def domain_names(column: Any, count: int) -> npt.NDArray[np.str_]:

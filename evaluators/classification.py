@@ -1,4 +1,5 @@
-"""Accuracy and cross-entropy of an image classifier on a ``datasets`` folder, overall or by domain, item by item.
+"""Accuracy and cross-entropy of an image classifier on a ``datasets`` folder, overall or by domain,
+item by item.
 
 One forward pass over a split serves all objectives.
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.by_item import ByItem, Metric, domain_names, wide
+from mergesearch.evaluators.by_item import ByItem, Metric, domain_names, wide
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,9 @@ __all__ = ["Classification", "Metric"]
 
 @dataclass(frozen=True, eq=False)
 class _Items:
-    """A split in memory: images ``(items, channels, height, width)``, labels ``(items,)``, domain names."""
+    """A split in memory: images ``(items, channels, height, width)``, labels ``(items,)``, domain
+    names.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -1,14 +1,15 @@
 """Objectives that another program measures: one process per trial, JSON in and JSON out.
 
-The program reads one JSON object from its standard input and answers with one JSON object in the last line of its
-standard output::
+The program reads one JSON object from its standard input and answers with one JSON object in the
+last line of its standard output::
 
-    {"split": "search", "count": null, "model": "/tmp/…", "recipe": {…}, "objectives": [{"name": …, "direction": …}],
-     "inputs": …}
+    {"split": "search", "count": null, "model": "/tmp/…", "recipe": {…}, "objectives": [{"name": …,
+     "direction": …}], "inputs": …}
     {"values": {"loss": 0.5}, "errors": {"loss": 0.1}, "items": {"loss": [0.4, 0.6]}}
 
-``count`` asks for the first so many items of the split, in an order that never changes; null means all. ``errors`` and
-``items`` are optional; items are expected where the study says how many there are.
+``count`` asks for the first so many items of the split, in an order that never changes; null means
+all. ``errors`` and ``items`` are optional; items are expected where the study says how many there
+are.
 """
 
 from __future__ import annotations
@@ -31,12 +32,27 @@ from typing import IO, Any
 
 import numpy as np
 
-from evaluators.base import Batch, Candidate, Measurement, Objective, Part, Slope, Split
-from merging import InputError, MergesearchError, NonFiniteError
-from merging.checkpoint import Checkpoint
+from mergesearch.evaluators.base import (
+    Batch,
+    Candidate,
+    ItemSubset,
+    LossAndGradient,
+    Measurement,
+    Objective,
+    Split,
+)
+from mergesearch.merging import InputError, MergesearchError, NonFiniteError
+from mergesearch.merging.checkpoints.opening import open_checkpoint
 
 #: Files beside a checkpoint that say how text or images become inputs.
-COMPANIONS = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*processor_config.json")
+COMPANIONS = (
+    "*token*.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "*processor_config.json",
+)
 #: Bytes of standard output that are read.
 OUTPUT_LIMIT = 16 * 2**20
 #: Lines of standard error that are kept.
@@ -54,7 +70,8 @@ class Command:
         timeout: Seconds that it may take.
         inputs: Anything that JSON holds, handed through.
         sizes: Items of each split; None where the program knows no items.
-        model_class: ``transformers`` auto class of the model that is saved for it; None hands over the recipe alone.
+        model_class: ``transformers`` auto class of the model that is saved for it; None hands over
+            the recipe alone.
         tokenizer: Checkpoint whose tokenizer files are put beside the model.
         folder: Where it runs; a program with a slash in its name is looked for from there.
         where: Key of the study file, for messages.
@@ -85,10 +102,17 @@ class Command:
         names = [objective.name for objective in objectives]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError(f"{where}.objectives: expected unique names, received {twice} twice; rename one")
+            raise InputError(
+                f"{where}.objectives: expected unique names, received {twice} twice; rename one"
+            )
         self._command, self.objectives, self._timeout = tuple(command), tuple(objectives), timeout
         self._inputs, self._sizes = inputs, dict(sizes or {})
-        self.model_class, self._tokenizer, self._folder, self._where = model_class, tokenizer, folder, where
+        self.model_class, self._tokenizer, self._folder, self._where = (
+            model_class,
+            tokenizer,
+            folder,
+            where,
+        )
         self.provides = frozenset({"items"} if sizes else ())
 
     def check(self) -> None:
@@ -119,11 +143,12 @@ class Command:
         size = self.size(split)
         return max(size if items is None else min(items, size), 1)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Run the program once.
 
         Raises:
-            MergesearchError: If it fails, takes too long, or answers something else than asked for; one line.
+            MergesearchError: If it fails, takes too long, or answers something else than asked for;
+                one line.
             NonFiniteError: If a value is not finite.
         """
         count = min(items, self.size(split)) if isinstance(items, int) and self._sizes else None
@@ -145,26 +170,34 @@ class Command:
         """Nothing: there are no gradients."""
         return 0
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
         """Refused: a program gives no gradients.
 
         Raises:
             MergesearchError: Always.
         """
-        raise MergesearchError(f"{self._where}: expected no gradients of a program, received a request for some")
+        raise MergesearchError(
+            f"{self._where}: expected no gradients of a program, received a request for some"
+        )
 
     def _program(self) -> str:
         name, key = self._command[0], f"{self._where}.command"
         if os.sep not in name:
             found = shutil.which(name)
             if found is None:
-                raise InputError(f"{key}: expected a program, found no {name!r} in PATH; give its path")
+                raise InputError(
+                    f"{key}: expected a program, found no {name!r} in PATH; give its path"
+                )
             return found
         path = (self._folder / name).absolute()
         if not path.is_file():
             raise InputError(f"{key}: expected a program, found no {path}")
         if not os.access(path, os.X_OK):
-            raise InputError(f"{key}: expected a program that may be executed, received {path}; chmod +x it")
+            raise InputError(
+                f"{key}: expected a program that may be executed, received {path}; chmod +x it"
+            )
         return str(path)
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -183,7 +216,8 @@ class Command:
             answer = None
         if not isinstance(answer, dict):
             raise self._refused(
-                f"expected a JSON object in the last line of its output, received {line[:80]!r}{finished.last_words}"
+                "expected a JSON object in the last line of its output, "
+                f"received {line[:80]!r}{finished.last_words}"
             )
         return answer
 
@@ -195,7 +229,9 @@ class Command:
         errors = self._numbers(answer, "errors", required=False)
         negative = next((name for name, error in errors.items() if error < 0), None)
         if negative is not None:
-            raise self._refused(f"errors: expected 0 or more, received {errors[negative]:g} for {negative!r}")
+            raise self._refused(
+                f"errors: expected 0 or more, received {errors[negative]:g} for {negative!r}"
+            )
         items = self._items(answer, count if count is not None else self.size(split))
         for name, scores in items.items():
             errors.setdefault(name, float(scores.std() / math.sqrt(scores.size)))
@@ -207,9 +243,14 @@ class Command:
         given, names = answer.get(key) or {}, [objective.name for objective in self.objectives]
         if not isinstance(given, dict):
             raise self._refused(f"{key}: expected an object, received {type(given).__name__}")
-        unknown, missing = sorted(set(given) - set(names)), [name for name in names if name not in given]
+        unknown, missing = (
+            sorted(set(given) - set(names)),
+            [name for name in names if name not in given],
+        )
         if unknown:
-            raise self._refused(f"{key}: expected objectives among {names}, received {unknown[0]!r}")
+            raise self._refused(
+                f"{key}: expected objectives among {names}, received {unknown[0]!r}"
+            )
         if missing and required:
             raise self._refused(f"{key}: expected all of {names}, received none for {missing[0]!r}")
         return {name: given[name] for name in names if name in given}
@@ -218,7 +259,9 @@ class Command:
         found = {}
         for name, value in self._by_name(answer, key, required).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise self._refused(f"{key}: expected a number for {name!r}, received {json.dumps(value)[:40]}")
+                raise self._refused(
+                    f"{key}: expected a number for {name!r}, received {json.dumps(value)[:40]}"
+                )
             if not math.isfinite(value):
                 raise NonFiniteError(f"{self._where}: {key} of {name!r}")
             found[name] = float(value)
@@ -227,15 +270,23 @@ class Command:
     def _items(self, answer: Mapping[str, Any], count: int) -> dict[str, Any]:
         given = self._by_name(answer, "items", required=bool(self._sizes))
         if given and not self._sizes:
-            raise self._refused("items: expected none, received some; say how many each split has, with sizes")
+            raise self._refused(
+                "items: expected none, received some; say how many each split has, with sizes"
+            )
         found = {}
         for name, scores in given.items():
             if not isinstance(scores, list) or len(scores) != count:
                 received = len(scores) if isinstance(scores, list) else type(scores).__name__
-                raise self._refused(f"items: expected {count} numbers for {name!r}, received {received}")
-            odd = next((s for s in scores if isinstance(s, bool) or not isinstance(s, int | float)), None)
+                raise self._refused(
+                    f"items: expected {count} numbers for {name!r}, received {received}"
+                )
+            odd = next(
+                (s for s in scores if isinstance(s, bool) or not isinstance(s, int | float)), None
+            )
             if odd is not None or None in scores:
-                raise self._refused(f"items: expected numbers for {name!r}, received {json.dumps(odd)[:40]}")
+                raise self._refused(
+                    f"items: expected numbers for {name!r}, received {json.dumps(odd)[:40]}"
+                )
             found[name] = np.array(scores, dtype=np.float64)
             if not np.isfinite(found[name]).all():
                 raise NonFiniteError(f"{self._where}: items of {name!r}")
@@ -279,14 +330,18 @@ def run_program(command: Sequence[str], text: str, timeout: float, folder: Path)
     """
     finished, pipe = Finished(), subprocess.PIPE
     try:
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, start_new_session=True
+        )
     except OSError as error:
         finished.problem = f"expected a program that starts, received {error.strerror or error}"
         return finished
     output, too_large = bytearray(), threading.Event()
     threads = [
         threading.Thread(target=_write, args=(process.stdin, text.encode()), daemon=True),
-        threading.Thread(target=_read_output, args=(process.stdout, output, too_large), daemon=True),
+        threading.Thread(
+            target=_read_output, args=(process.stdout, output, too_large), daemon=True
+        ),
         threading.Thread(target=_read_errors, args=(process.stderr, finished.errors), daemon=True),
     ]
     try:
@@ -308,9 +363,10 @@ def save_model(model: Any, folder: Path, tokenizer: str | None) -> None:
     """Write a model as ``transformers`` loads it, with the tokenizer files of a checkpoint."""
     import torch
 
-    from merging.binding import no_progress_bar
+    from mergesearch.merging.models.loading import no_progress_bar
 
-    # Bound parameters share one buffer, which save_pretrained takes for tied weights; ties themselves stay.
+    # Bound parameters share one buffer, which save_pretrained takes for tied weights; ties
+    # themselves stay.
     apart: dict[object, torch.Tensor] = {}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -320,14 +376,18 @@ def save_model(model: Any, folder: Path, tokenizer: str | None) -> None:
         model.save_pretrained(folder, state_dict=state)
     if tokenizer is None:
         return
-    source = Path(tokenizer) if Path(tokenizer).is_dir() else Checkpoint.open(tokenizer).folder
-    for file in [] if source is None else sorted({f for name in COMPANIONS for f in source.glob(name)}):
+    source = Path(tokenizer) if Path(tokenizer).is_dir() else open_checkpoint(tokenizer).folder
+    for file in (
+        [] if source is None else sorted({f for name in COMPANIONS for f in source.glob(name)})
+    ):
         if file.is_file() and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
 
 
 def _wait(number: int, deadline: float, timeout: float, too_large: threading.Event) -> str | None:
-    """Wait for a process without reaping it, so that its number stays its group's; says what was wrong, if anything."""
+    """Wait for a process without reaping it, so that its number stays its group's; says what was
+    wrong, if anything.
+    """
     pause = 0.001
     while os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if too_large.wait(pause):

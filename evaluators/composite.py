@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from evaluators.base import Batch, Candidate, Evaluator, Measurement, Part, Slope, Split
-from evaluators.objectives import References
-from merging import InputError
+from mergesearch.evaluators.base import (
+    Batch,
+    Candidate,
+    Evaluator,
+    ItemSubset,
+    LossAndGradient,
+    Measurement,
+    Split,
+)
+from mergesearch.evaluators.objectives import References
+from mergesearch.merging import InputError
 
 
 class Composite:
@@ -16,7 +24,8 @@ class Composite:
     It provides the item scores that all of them provide, and the gradients of those that have some.
 
     Raises:
-        InputError: If two objectives have the same name, or two evaluators need different model classes.
+        InputError: If two objectives have the same name, or two evaluators need different model
+            classes.
     """
 
     def __init__(self, members: Sequence[Evaluator], where: str = "evaluators") -> None:
@@ -24,23 +33,34 @@ class Composite:
         routed = next((member for member in members if getattr(member, "parameters", ())), None)
         if routed is not None and len(members) > 1:
             raise InputError(
-                f"{where}: expected an evaluator that merges for each input alone, received {len(members)}: others "
+                f"{where}: expected an evaluator that merges for each input alone, "
+                f"received {len(members)}: others "
                 "would score a checkpoint; list its objectives in its own section"
             )
         self.objectives = tuple(objective for member in members for objective in member.objectives)
         names = [objective.name for objective in self.objectives]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError(f"{where}: expected unique names of objectives, received {twice} twice; give one a name")
-        classes = sorted({member.model_class for member in members if member.model_class is not None})
+            raise InputError(
+                f"{where}: expected unique names of objectives, received {twice} twice; give one a "
+                "name"
+            )
+        classes = sorted(
+            {member.model_class for member in members if member.model_class is not None}
+        )
         if len(classes) > 1:
-            raise InputError(f"{where}: expected evaluators of one kind of model, received {classes}; use two studies")
+            raise InputError(
+                f"{where}: expected evaluators of one kind of model, received {classes}; use two "
+                "studies"
+            )
         self.model_class: str | None = classes[0] if classes else None
         self.constraints = tuple(name for member in members for name in member.constraints)
         self.additive = tuple(name for member in members for name in member.additive)
         again = sorted({name for name in self.constraints if self.constraints.count(name) > 1})
         if again:
-            raise InputError(f"{where}: expected unique names of bounds, received {again} twice; give one a name")
+            raise InputError(
+                f"{where}: expected unique names of bounds, received {again} twice; give one a name"
+            )
         self.selects = False  # members have items of their own
         self.transductive = any(member.transductive for member in members)
         shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
@@ -58,7 +78,9 @@ class Composite:
 
     def warnings(self, sources: Sequence[str]) -> list[str]:
         """What all members say, each line once."""
-        return list(dict.fromkeys(line for member in self._members for line in member.warnings(sources)))
+        return list(
+            dict.fromkeys(line for member in self._members for line in member.warnings(sources))
+        )
 
     def open(self) -> None:
         """Open every member."""
@@ -73,7 +95,7 @@ class Composite:
         """What all members evaluate."""
         return sum(member.cost(split, items) for member in self._members)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Measurements of all members, side by side; each scores its own first ``items``."""
         parts = []
         for place, member in enumerate(self._members):
@@ -83,7 +105,11 @@ class Composite:
             values={name: value for part in parts for name, value in part.values.items()},
             errors={name: value for part in parts for name, value in part.errors.items()},
             items={name: scores for part in parts for name, scores in part.items.items()},
-            means={f"{place}:{name}": value for place, part in enumerate(parts) for name, value in part.means.items()},
+            means={
+                f"{place}:{name}": value
+                for place, part in enumerate(parts)
+                for name, value in part.means.items()
+            },
             violations={name: value for part in parts for name, value in part.violations.items()},
             weights={name: weights for part in parts for name, weights in part.weights.items()},
             places={name: places for part in parts for name, places in part.places.items()},
@@ -93,15 +119,21 @@ class Composite:
         """What all members with gradients look at."""
         return sum(member.batch_cost(batch) for member in self._members if member.differentiable)
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
         """Gradients of the members that have a weight, one after the other."""
         slopes = []
         for member in self._members:
-            own = {name: weight for name, weight in weights.items() if name in member.differentiable}
+            own = {
+                name: weight for name, weight in weights.items() if name in member.differentiable
+            }
             if own:
                 slopes.append(member.backward(candidate, batch, own))
         fields = [slope.field for slope in slopes if slope.field is not None]
-        return Slope(sum(slope.loss for slope in slopes), sum(fields[1:], fields[0]) if fields else None)
+        return LossAndGradient(
+            sum(slope.loss for slope in slopes), sum(fields[1:], fields[0]) if fields else None
+        )
 
 
 def _those_of(place: int, references: References | None) -> References | None:
@@ -110,6 +142,8 @@ def _those_of(place: int, references: References | None) -> References | None:
         return None
     mark = f"{place}:"
     return {
-        model: {name.removeprefix(mark): value for name, value in means.items() if name.startswith(mark)}
+        model: {
+            name.removeprefix(mark): value for name, value in means.items() if name.startswith(mark)
+        }
         for model, means in references.items()
     }

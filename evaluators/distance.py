@@ -1,6 +1,8 @@
-"""How far a merge is from the base: ‖merged − base‖₂ / ‖base‖₂ over all merged tensors; costs no item.
+"""How far a merge is from the base: ‖merged − base‖₂ / ‖base‖₂ over all merged tensors; costs no
+item.
 
-Beside an objective of quality it shows what each step away from the base buys; as a bound it keeps merges near.
+Beside an objective of quality it shows what each step away from the base buys; as a bound it keeps
+merges near.
 """
 
 from __future__ import annotations
@@ -9,8 +11,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluators.base import Batch, Candidate, Measurement, Objective, Part, Slope, Split
-from merging import MergesearchError
+from mergesearch.evaluators.base import (
+    Batch,
+    Candidate,
+    ItemSubset,
+    LossAndGradient,
+    Measurement,
+    Objective,
+    Split,
+)
+from mergesearch.merging import MergesearchError
+from mergesearch.merging.checkpoints.opening import open_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +47,9 @@ class Distance:
         self.objectives = (Objective(name, "minimize"),)
         self.model_class: str | None = model_class
         self._where = where
-        self._known: tuple[Any, Mapping[str, Any]] | None = None  # a model, and where its stored tensors are
+        self._known: tuple[Any, Mapping[str, Any]] | None = (
+            None  # a model, and where its stored tensors are
+        )
 
     def check(self) -> None:
         """Nothing to refuse: there is no data."""
@@ -60,7 +73,7 @@ class Distance:
         """One evaluation."""
         return 1
 
-    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """The same on every split; reads the base's weights from its checkpoint."""
         moved, size = 0.0, 0.0
         for merged, base in self._pairs(candidate):
@@ -73,22 +86,28 @@ class Distance:
         """Nothing: there are no gradients."""
         return 0
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
         """Refused: strategies follow losses on items.
 
         Raises:
             MergesearchError: Always.
         """
-        raise MergesearchError(f"{self._where}: expected no gradients of a distance, received a request for some")
+        raise MergesearchError(
+            f"{self._where}: expected no gradients of a distance, received a request for some"
+        )
 
     def _pairs(self, candidate: Candidate) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Merged and base tensor, by stored name."""
-        from merging.binding import stored_places
-        from merging.checkpoint import Checkpoint
+        from mergesearch.merging.models.parameter_views import parameter_views
 
-        base, state = Checkpoint.open(candidate.recipe.base.path, "base"), candidate.model.state_dict()
+        base, state = (
+            open_checkpoint(candidate.recipe.base.path, "base"),
+            candidate.model.state_dict(),
+        )
         if self._known is None or self._known[0] is not candidate.model:
-            self._known = candidate.model, stored_places(candidate.model)
+            self._known = candidate.model, parameter_views(candidate.model)
         places = self._known[1]
         for name in sorted(base.merged):
             if name in places:

@@ -1,8 +1,9 @@
 """How sure a model is of its answers: mean prediction entropy on items without labels.
 
-Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575): H = -Σ_c p_c log p_c in
-nats, averaged over the answers of an item (one for a classifier, one per token for a language model), the items of a
-domain, and the domains. A model that is sure of wrong answers has a low entropy too: judge by other objectives.
+Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575): H = -Σ_c
+p_c log p_c in nats, averaged over the answers of an item (one for a classifier, one per token for a
+language model), the items of a domain, and the domains. A model that is sure of wrong answers has a
+low entropy too: judge by other objectives.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from evaluators.by_item import ByItem, wide
-from evaluators.model_items import ModelItems, item_means, read_items, run_model
+from mergesearch.evaluators.by_item import ByItem, wide
+from mergesearch.evaluators.model_items import ModelItems, item_means, read_items, run_model
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,5 @@
-"""Items on disk: a ``datasets`` folder read through its Arrow files, checked without loading ``datasets``.
+"""Items on disk: a ``datasets`` folder read through its Arrow files, checked without loading
+``datasets``.
 
 The three splits must be disjoint: an item that the search has seen would flatter the winner.
 """
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import Batch, Part, Split
-from merging import InputError
+from mergesearch.evaluators.base import Batch, ItemSubset, Split
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,13 +29,14 @@ TEXTS = ("prompt", "target", "text")
 def check_items(
     data: Path, splits: Mapping[Split, str], columns: Mapping[str, str | None], where: str
 ) -> dict[Split, set[str]]:
-    """Refuse missing, empty or overlapping splits and wrong columns; returns the domains of each split.
+    """Refuse missing, empty or overlapping splits and wrong columns; returns the domains of each
+    split.
 
     Args:
         data: Folder written by ``DatasetDict.save_to_disk``.
         splits: Role -> name of the split in the folder.
-        columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None. Items without an id
-            are known by the first input.
+        columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None.
+            Items without an id are known by the first input.
         where: Key of the study file, for messages.
 
     Raises:
@@ -46,10 +48,14 @@ def check_items(
         shared = ids[one] & ids[other]
         if shared:
             raise InputError(
-                f"{where}: {data}: expected disjoint splits, received {len(shared)} items in both {splits[one]!r} and "
+                f"{where}: {data}: expected disjoint splits, received {len(shared)} items in both "
+                f"{splits[one]!r} and "
                 f"{splits[other]!r}, for example {min(shared)!r}"
             )
-    return {role: _domains(data / splits[role], table, columns["domain"]) for role, table in tables.items()}
+    return {
+        role: _domains(data / splits[role], table, columns["domain"])
+        for role, table in tables.items()
+    }
 
 
 def count_items(data: Path, split: str) -> int:
@@ -64,9 +70,11 @@ def count_items(data: Path, split: str) -> int:
 
 
 def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
-    """A fixed random order of the items ``(items,)`` whose every beginning holds the domains in proportion.
+    """A fixed random order of the items ``(items,)`` whose every beginning holds the domains in
+    proportion.
 
-    The first items are one of each domain. The order follows from the domains alone, so that all workers agree.
+    The first items are one of each domain. The order follows from the domains alone, so that all
+    workers agree.
 
     Args:
         domains: Domain of each item ``(items,)``.
@@ -79,15 +87,20 @@ def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
     return np.lexsort([tie, share])
 
 
-def chosen_places(domains: npt.NDArray[np.str_], part: Part) -> npt.NDArray[np.intp]:
-    """Places of the items of a part, rising ``(n,)``, from the domain of each item of the split ``(items,)``."""
+def chosen_places(domains: npt.NDArray[np.str_], part: ItemSubset) -> npt.NDArray[np.intp]:
+    """Places of the items of a part, rising ``(n,)``, from the domain of each item of the split
+    ``(items,)``.
+    """
     if isinstance(part, np.ndarray):
         return part
     return np.sort(balanced_order(domains)[:part])
 
 
-def batch_places(domains: npt.NDArray[np.str_], batch: Batch) -> dict[str, tuple[npt.NDArray[np.intp], int]]:
-    """Domain -> the items ``(n,)`` of a batch's share, by place in the split, and how many the whole batch has.
+def batch_places(
+    domains: npt.NDArray[np.str_], batch: Batch
+) -> dict[str, tuple[npt.NDArray[np.intp], int]]:
+    """Domain -> the items ``(n,)`` of a batch's share, by place in the split, and how many the
+    whole batch has.
 
     A domain with fewer items than a batch gives all of them, once. A share may be empty.
 
@@ -101,7 +114,9 @@ def batch_places(domains: npt.NDArray[np.str_], batch: Batch) -> dict[str, tuple
         size = len(pool) if batch.size is None else min(batch.size, len(pool))
         first = batch.number * size
         rounds = range(first // len(pool), (first + size - 1) // len(pool) + 1)
-        stream = np.concatenate([np.random.default_rng([batch.seed, index, r]).permutation(pool) for r in rounds])
+        stream = np.concatenate(
+            [np.random.default_rng([batch.seed, index, r]).permutation(pool) for r in rounds]
+        )
         taken = stream[first - rounds.start * len(pool) :][:size]
         share = taken[batch.share * size // batch.shares : (batch.share + 1) * size // batch.shares]
         found[name] = share, size
@@ -139,12 +154,15 @@ def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
         raise InputError(
-            f"{where}: {data}: expected a readable split {split!r}, received {type(error).__name__}; "
+            f"{where}: {data}: expected a readable split {split!r}, received "
+            f"{type(error).__name__}; "
             f"splits there: {known}"
         ) from None
     # Before the columns: an empty split has no file, and so no column either.
     if not table.num_rows:
-        raise InputError(f"{where}: {data}: expected items in split {split!r}, received an empty one")
+        raise InputError(
+            f"{where}: {data}: expected items in split {split!r}, received an empty one"
+        )
     _check_columns(table, columns, f"{where}: {folder}")
     return table
 
@@ -152,24 +170,34 @@ def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str
 def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: str) -> None:
     import pyarrow as pa
 
-    missing = sorted(column for column in columns.values() if column and column not in table.column_names)
+    missing = sorted(
+        column for column in columns.values() if column and column not in table.column_names
+    )
     if missing:
-        raise InputError(f"{where}: expected a column {missing[0]!r}, received only {sorted(table.column_names)}")
+        raise InputError(
+            f"{where}: expected a column {missing[0]!r}, received only {sorted(table.column_names)}"
+        )
     for role in sorted(set(TEXTS) & set(columns)):
         if columns[role] is not None:
             _check_text(table, role, str(columns[role]), where)
     for column in _inputs({role: column for role, column in columns.items() if role not in TEXTS}):
         kind = table.schema.field(column).type
         if not (pa.types.is_integer(_leaf(kind)) or pa.types.is_floating(_leaf(kind))):
-            raise InputError(f"{where}: expected arrays of numbers in column {column!r}, received {kind}")
+            raise InputError(
+                f"{where}: expected arrays of numbers in column {column!r}, received {kind}"
+            )
     label = columns.get("label")
     if label is not None and not pa.types.is_integer(table.schema.field(label).type):
         received = table.schema.field(label).type
-        raise InputError(f"{where}: expected class numbers in column {label!r}, received {received}")
+        raise InputError(
+            f"{where}: expected class numbers in column {label!r}, received {received}"
+        )
     mask = columns.get("mask")
     if mask is not None and not pa.types.is_integer(_leaf(table.schema.field(mask).type)):
         received = table.schema.field(mask).type
-        raise InputError(f"{where}: expected arrays of class numbers in column {mask!r}, received {received}")
+        raise InputError(
+            f"{where}: expected arrays of class numbers in column {mask!r}, received {received}"
+        )
 
 
 def _check_text(table: pa.Table, role: str, column: str, where: str) -> None:
@@ -179,12 +207,18 @@ def _check_text(table: pa.Table, role: str, column: str, where: str) -> None:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise InputError(f"{where}: expected texts in column {column!r}, received {kind}")
     if role != "target" and table.column(column).null_count:
-        raise InputError(f"{where}: expected a text for every item in column {column!r}, received none for some")
+        raise InputError(
+            f"{where}: expected a text for every item in column {column!r}, received none for some"
+        )
 
 
 def _inputs(columns: Mapping[str, str | None]) -> list[str]:
     """Columns that a model reads."""
-    return [column for role, column in columns.items() if role not in ("label", "domain", "id") and column is not None]
+    return [
+        column
+        for role, column in columns.items()
+        if role not in ("label", "domain", "id") and column is not None
+    ]
 
 
 def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
@@ -194,7 +228,11 @@ def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
     first = table.column(_inputs(columns)[0])
     if set(TEXTS) & set(columns):
         return {text_identity(text) for text in first.to_pylist()}
-    return {hashlib.sha256(row.tobytes()).hexdigest()[:16] for chunk in first.chunks for row in _rows(chunk)}
+    return {
+        hashlib.sha256(row.tobytes()).hexdigest()[:16]
+        for chunk in first.chunks
+        for row in _rows(chunk)
+    }
 
 
 def text_identity(text: str) -> str:
@@ -216,7 +254,9 @@ def _leaf(kind: pa.DataType) -> pa.DataType:
 
 
 def _rows(array: pa.Array) -> Iterator[npt.NDArray[np.float64]]:
-    """The numbers of each row, whatever their nesting and type, flat; read from the buffers, for large images."""
+    """The numbers of each row, whatever their nesting and type, flat; read from the buffers, for
+    large images.
+    """
     import pyarrow as pa
 
     bounds: npt.NDArray[Any] = np.arange(len(array) + 1)
@@ -230,16 +270,25 @@ def _rows(array: pa.Array) -> Iterator[npt.NDArray[np.float64]]:
         else:
             break
     # Not `to_numpy`, which imports pandas.
-    numbers = np.from_dlpack(array if not array.null_count else array.cast("float64").fill_null(float("nan")))
+    numbers = np.from_dlpack(
+        array if not array.null_count else array.cast("float64").fill_null(float("nan"))
+    )
     for start, stop in pairwise(bounds):
         yield numbers[start:stop].astype(np.float64)
 
 
 def _domains(folder: Path, table: pa.Table, column: str | None) -> set[str]:
-    """Names of the domains of a split; a column of class numbers has them in the description of the data."""
+    """Names of the domains of a split; a column of class numbers has them in the description of the
+    data.
+    """
     if column is None:
         return set()
     info = folder / "dataset_info.json"
-    feature = json.loads(info.read_text()).get("features", {}).get(column, {}) if info.is_file() else {}
+    feature = (
+        json.loads(info.read_text()).get("features", {}).get(column, {}) if info.is_file() else {}
+    )
     values = table.column(column).unique().to_pylist()
-    return {feature["names"][value] if feature.get("_type") == "ClassLabel" else str(value) for value in values}
+    return {
+        feature["names"][value] if feature.get("_type") == "ClassLabel" else str(value)
+        for value in values
+    }

@@ -1,4 +1,6 @@
-"""Items as keyword arguments of any model: arrays of one shape, or sequences of tokens that are padded in a batch."""
+"""Items as keyword arguments of any model: arrays of one shape, or sequences of tokens that are
+padded in a batch.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.by_item import domain_names
-from merging import InputError
+from mergesearch.evaluators.by_item import domain_names
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +26,11 @@ class ModelItems:
     """A split in memory.
 
     Attributes:
-        inputs: Argument of the model -> a tensor ``(items, ...)``, or a tensor ``(tokens,)`` for each item.
+        inputs: Argument of the model -> a tensor ``(items, ...)``, or a tensor ``(tokens,)`` for
+            each item.
         domains: Domain of each item ``(items,)``.
-        extra: What else is known of each item, ``(items, ...)`` or one tensor for each; not for the model.
+        extra: What else is known of each item, ``(items, ...)`` or one tensor for each; not for the
+            model.
     """
 
     inputs: Mapping[str, torch.Tensor | list[torch.Tensor]]
@@ -41,19 +45,31 @@ class ModelItems:
         return ModelItems(inputs, self.domains[numbers], extra)
 
     def arguments(self, model: Any) -> dict[str, torch.Tensor]:
-        """Keyword arguments ``(items, ...)`` on the model's device, floating ones in its dtype; sequences are padded.
+        """Keyword arguments ``(items, ...)`` on the model's device, floating ones in its dtype;
+        sequences are padded.
 
-        Sequences of different lengths get an ``attention_mask``, unless the items bring one. Ids are padded with the
-        model's own padding token, by which some models find where a sequence ends.
+        Sequences of different lengths get an ``attention_mask``, unless the items bring one. Ids
+        are padded with the model's own padding token, by which some models find where a sequence
+        ends.
         """
         import torch
 
         like, padding = next(model.parameters()), getattr(model.config, "pad_token_id", None) or 0
-        lengths = {len(row) for values in self.inputs.values() if isinstance(values, list) for row in values}
-        batch = {n: padded(values, padding if n == "input_ids" else 0) for n, values in self.inputs.items()}
+        lengths = {
+            len(row)
+            for values in self.inputs.values()
+            if isinstance(values, list)
+            for row in values
+        }
+        batch = {
+            n: padded(values, padding if n == "input_ids" else 0)
+            for n, values in self.inputs.items()
+        }
         if len(lengths) > 1 and "attention_mask" not in batch:
             ragged = next(values for values in self.inputs.values() if isinstance(values, list))
-            batch["attention_mask"] = padded([torch.ones(len(row), dtype=torch.int64) for row in ragged])
+            batch["attention_mask"] = padded(
+                [torch.ones(len(row), dtype=torch.int64) for row in ragged]
+            )
         return {
             name: tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in batch.items()
@@ -61,7 +77,9 @@ class ModelItems:
 
 
 def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What the model says to a batch of items, and the arguments that it was given; no keys and values are kept."""
+    """What the model says to a batch of items, and the arguments that it was given; no keys and
+    values are kept.
+    """
     settings = getattr(getattr(model, "config", None), "get_text_config", None)
     if settings is not None:
         settings().use_cache = False
@@ -70,8 +88,14 @@ def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[
 
 
 def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
-    """Items from columns by role; every role but label, domain and id is an argument of the model."""
-    inputs = {name: _as_input(name, values, where) for name, values in columns.items() if name not in ROLES}
+    """Items from columns by role; every role but label, domain and id is an argument of the
+    model.
+    """
+    inputs = {
+        name: _as_input(name, values, where)
+        for name, values in columns.items()
+        if name not in ROLES
+    }
     count = len(next(iter(inputs.values())))
     return ModelItems(inputs, domain_names(columns.get("domain"), count), {})
 
@@ -86,7 +110,9 @@ def padded(values: torch.Tensor | list[torch.Tensor], value: float = 0) -> torch
 
 
 def token_mask(batch: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Which of the answers ``(items, tokens)`` count, as numbers of the dtype of ``like``; all without a mask."""
+    """Which of the answers ``(items, tokens)`` count, as numbers of the dtype of ``like``; all
+    without a mask.
+    """
     import torch
 
     mask = batch.get("attention_mask")
@@ -94,14 +120,18 @@ def token_mask(batch: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.T
 
 
 def item_means(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over the tokens that count ``(items,)`` of ``(items, tokens)``; what is ``(items,)`` stays."""
+    """Mean over the tokens that count ``(items,)`` of ``(items, tokens)``; what is ``(items,)``
+    stays.
+    """
     if values.ndim == 1:
         return values
     mask = token_mask(batch, values)
     return (values * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def _taken(values: torch.Tensor | list[torch.Tensor], numbers: list[int]) -> torch.Tensor | list[torch.Tensor]:
+def _taken(
+    values: torch.Tensor | list[torch.Tensor], numbers: list[int]
+) -> torch.Tensor | list[torch.Tensor]:
     return [values[number] for number in numbers] if isinstance(values, list) else values[numbers]
 
 
@@ -111,13 +141,17 @@ def _as_input(name: str, values: Any, where: str) -> torch.Tensor | list[torch.T
     if isinstance(values, np.ndarray) and values.dtype == object:
         if any(np.ndim(row) != 1 or not len(row) for row in values):
             raise InputError(
-                f"{where}: column of {name}: expected arrays of one shape, or sequences that are not empty"
+                f"{where}: column of {name}: expected arrays of one shape, or sequences that are "
+                "not empty"
             )
         kind = np.float32 if any(np.asarray(row).dtype.kind == "f" for row in values) else np.int64
         return [torch.from_numpy(np.array(row, kind)) for row in values]
     array = np.asarray(values)
     if 0 in array.shape:
-        raise InputError(f"{where}: column of {name}: expected items that are not empty, received shape {array.shape}")
+        raise InputError(
+            f"{where}: column of {name}: expected items that are not empty, received shape "
+            f"{array.shape}"
+        )
     if array.dtype.kind == "f" or name == "pixel_values":
         tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))
         # (items, height, width): the channel axis is implied

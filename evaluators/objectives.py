@@ -1,9 +1,12 @@
-"""What users state: objectives and bounds made from scores by domain, as means, worst cases, or relative to models.
+"""What users state: objectives and bounds made from scores by domain, as means, worst cases, or
+relative to models.
 
 A domain's value s is compared with what is known of it before it is reduced over domains:
 
-* ``expert``: (s − r) / (e − r), e the value of the domain's own expert, r the level of chance (0 unless given);
-* ``base``: (s − r) / (b − r), b the value of the base: *retention* on tasks that a merge should not harm;
+* ``expert``: (s − r) / (e − r), e the value of the domain's own expert, r the level of chance (0
+  unless given);
+* ``base``: (s − r) / (b − r), b the value of the base: *retention* on tasks that a merge should not
+  harm;
 * ``chance``: (s − r) / (1 − r);
 * ``forgetting``: max(0, b − s), or max(0, s − b) where less is better; minimised.
 
@@ -20,8 +23,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import Measurement, Objective
-from merging import InputError, NonFiniteError
+from mergesearch.evaluators.base import Measurement, Objective
+from mergesearch.merging import InputError, NonFiniteError
 
 Array = npt.NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
@@ -75,7 +78,9 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """The name: ``accuracy``, ``accuracy[rotated]``, ``worst accuracy of expert``, unless one was given."""
+        """The name: ``accuracy``, ``accuracy[rotated]``, ``worst accuracy of expert``, unless one
+        was given.
+        """
         if self.name is not None:
             return self.name
         where = f"[{', '.join(self.domains)}]" if self.domains is not None else ""
@@ -83,9 +88,13 @@ class Metric:
         if self.normalise == "forgetting":
             text = f"{how}forgetting of {self.metric}{where}"
         else:
-            text = f"{how}{self.metric}{where}" + (f" of {self.normalise}" if self.normalise else "")
+            text = f"{how}{self.metric}{where}" + (
+                f" of {self.normalise}" if self.normalise else ""
+            )
         limits = (("at least", self.at_least), ("at most", self.at_most))
-        return " ".join([text, *(f"{words} {limit}" for words, limit in limits if limit is not None)])
+        return " ".join(
+            [text, *(f"{words} {limit}" for words, limit in limits if limit is not None)]
+        )
 
     @property
     def better(self) -> Direction:
@@ -109,9 +118,11 @@ class DomainScore:
     """A metric in one domain.
 
     Attributes:
-        value: The domain's value; the mean of ``items`` unless the metric is made of them otherwise.
+        value: The domain's value; the mean of ``items`` unless the metric is made of them
+            otherwise.
         error: Its standard error.
-        items: Score of each of the domain's items ``(n,)``, in the order of the split; better where the metric is.
+        items: Score of each of the domain's items ``(n,)``, in the order of the split; better where
+            the metric is.
         places: Where those items are in the split ``(n,)``.
         mean: Whether the value is the mean of the items.
     """
@@ -124,12 +135,16 @@ class DomainScore:
 
 
 def score_domains(scores: Array, domains: npt.NDArray[np.str_]) -> dict[str, DomainScore]:
-    """Domain -> mean of its items' scores, from those of a split ``(items,)`` and the domain of each."""
+    """Domain -> mean of its items' scores, from those of a split ``(items,)`` and the domain of
+    each.
+    """
     found = {}
     for name in np.unique(domains).tolist():
         places = np.flatnonzero(domains == name)
         part = scores[places]
-        found[name] = DomainScore(float(part.mean()), float(part.std() / math.sqrt(part.size)), part, places)
+        found[name] = DomainScore(
+            float(part.mean()), float(part.std() / math.sqrt(part.size)), part, places
+        )
     return found
 
 
@@ -140,7 +155,8 @@ class Reduced:
     Attributes:
         value, error: Its value and standard error.
         items: Scores of the items behind it ``(items,)``, in the order of the split.
-        weights: Weight of each of them ``(items,)``, if the value is ``Σ weight · item``; else None.
+        weights: Weight of each of them ``(items,)``, if the value is ``Σ weight · item``; else
+            None.
         places: Where they are in the split ``(items,)``.
     """
 
@@ -159,8 +175,9 @@ def reduce_metric(
 ) -> Reduced:
     """Value, standard error and the item scores behind them.
 
-    The mean over domains is the mean of the domains' values, its error that of independent ones; the worst domain
-    brings its own error and items. Items of a normalised mean are normalised too, so that they add up to it.
+    The mean over domains is the mean of the domains' values, its error that of independent ones;
+    the worst domain brings its own error and items. Items of a normalised mean are normalised too,
+    so that they add up to it.
 
     Args:
         metric: What to measure.
@@ -169,27 +186,56 @@ def reduce_metric(
         experts: Domain -> its expert, where that has another name.
     """
     # A small part of the items may lack a domain.
-    chosen = sorted(scores) if metric.domains is None else [domain for domain in metric.domains if domain in scores]
+    chosen = (
+        sorted(scores)
+        if metric.domains is None
+        else [domain for domain in metric.domains if domain in scores]
+    )
     maps = [_relative(metric, domain, references, experts or {}) for domain in chosen]
     parts = [scores[domain] for domain in chosen]
     if metric.normalise == "forgetting":
-        values = np.array([_forgotten(metric, part.value, low) for part, (_, low) in zip(parts, maps, strict=True)])
-        errors = np.array([part.error if value else 0.0 for part, value in zip(parts, values, strict=True)])
+        values = np.array(
+            [
+                _forgotten(metric, part.value, low)
+                for part, (_, low) in zip(parts, maps, strict=True)
+            ]
+        )
+        errors = np.array(
+            [part.error if value else 0.0 for part, value in zip(parts, values, strict=True)]
+        )
     else:
-        values = np.array([factor * (part.value - low) for part, (factor, low) in zip(parts, maps, strict=True)])
-        errors = np.array([abs(factor) * part.error for part, (factor, _) in zip(parts, maps, strict=True)])
+        values = np.array(
+            [factor * (part.value - low) for part, (factor, low) in zip(parts, maps, strict=True)]
+        )
+        errors = np.array(
+            [abs(factor) * part.error for part, (factor, _) in zip(parts, maps, strict=True)]
+        )
     if metric.reduce == "worst":
         worst = int(np.argmin(values) if metric.better == "maximize" else np.argmax(values))
-        return Reduced(float(values[worst]), float(errors[worst]), parts[worst].items, None, parts[worst].places)
+        return Reduced(
+            float(values[worst]),
+            float(errors[worst]),
+            parts[worst].items,
+            None,
+            parts[worst].places,
+        )
     places = np.concatenate([part.places for part in parts])
     order = np.argsort(places, kind="stable")
-    linear = metric.reduce == "mean" and metric.normalise != "forgetting" and all(part.mean for part in parts)
+    linear = (
+        metric.reduce == "mean"
+        and metric.normalise != "forgetting"
+        and all(part.mean for part in parts)
+    )
     if not linear:
         items, weights = np.concatenate([part.items for part in parts])[order], None
     else:
-        scaled = [factor * (part.items - low) for part, (factor, low) in zip(parts, maps, strict=True)]
+        scaled = [
+            factor * (part.items - low) for part, (factor, low) in zip(parts, maps, strict=True)
+        ]
         items = np.concatenate(scaled)[order]
-        weights = np.concatenate([np.full(p.items.size, 1 / (p.items.size * len(parts))) for p in parts])[order]
+        weights = np.concatenate(
+            [np.full(p.items.size, 1 / (p.items.size * len(parts))) for p in parts]
+        )[order]
     if metric.reduce == "geometric_mean":
         value, error = _geometric_mean(values, errors)
     else:
@@ -222,22 +268,34 @@ def measure(
         chosen = [domain for domain in known if metric.domains is None or domain in metric.domains]
         if not chosen or not all(math.isfinite(known[domain].value) for domain in chosen):
             raise NonFiniteError(f"objective {metric.label!r}")
-        found, label = reduce_metric(metric, scores[metric.metric], references, experts), metric.label
+        found, label = (
+            reduce_metric(metric, scores[metric.metric], references, experts),
+            metric.label,
+        )
         if metric.bounds:
             violations[label] = _violation(metric, found.value, scores, references, experts)
             continue
         values[label], errors[label], items[label] = found.value, found.error, found.items
         if found.weights is not None:
-            own = np.flatnonzero(np.isin(everywhere, chosen if metric.domains is None else list(metric.domains)))
+            own = np.flatnonzero(
+                np.isin(everywhere, chosen if metric.domains is None else list(metric.domains))
+            )
             weights[label], places[label] = found.weights, np.searchsorted(own, found.places)
-    means = {f"{name}/{domain}": score.value for name, by in scores.items() for domain, score in by.items()}
+    means = {
+        f"{name}/{domain}": score.value
+        for name, by in scores.items()
+        for domain, score in by.items()
+    }
     return Measurement(values, errors, items, means, violations, weights, places)
 
 
 def needed_references(
-    metrics: Sequence[Metric], domains: Mapping[str, Collection[str]] | Collection[str], experts: Mapping[str, str]
+    metrics: Sequence[Metric],
+    domains: Mapping[str, Collection[str]] | Collection[str],
+    experts: Mapping[str, str],
 ) -> frozenset[str]:
-    """Names of the models that must be measured first: ``base``, and ``expert NAME`` of each domain in question.
+    """Names of the models that must be measured first: ``base``, and ``expert NAME`` of each domain
+    in question.
 
     Args:
         metrics: Objectives and bounds.
@@ -247,7 +305,10 @@ def needed_references(
     found = set()
     for metric in metrics:
         known = domains[metric.metric] if isinstance(domains, Mapping) else domains
-        if metric.normalise in ("base", "forgetting") or "base" in (metric.at_least, metric.at_most):
+        if metric.normalise in ("base", "forgetting") or "base" in (
+            metric.at_least,
+            metric.at_most,
+        ):
             found.add("base")
         if metric.normalise == "expert":
             found |= {f"expert {experts.get(domain, domain)}" for domain in metric.domains or known}
@@ -261,7 +322,9 @@ def objectives_of(metrics: Sequence[Metric]) -> tuple[Objective, ...]:
 
 def additive_of(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """Objectives that are weighted sums of their items' scores, if the domains' values are."""
-    linear = (m for m in metrics if not m.bounds and m.reduce == "mean" and m.normalise != "forgetting")
+    linear = (
+        m for m in metrics if not m.bounds and m.reduce == "mean" and m.normalise != "forgetting"
+    )
     return tuple(metric.label for metric in linear)
 
 
@@ -279,15 +342,26 @@ def check_metrics(metrics: Sequence[Metric], where: str, *, by_domain: bool) -> 
     names = [metric.label for metric in metrics]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"{where}.objectives: expected unique names, received {twice} twice; give one a name")
-    again = next((m for m in metrics if m.domains is not None and len(set(m.domains)) < len(m.domains)), None)
+        raise InputError(
+            f"{where}.objectives: expected unique names, received {twice} twice; give one a name"
+        )
+    again = next(
+        (m for m in metrics if m.domains is not None and len(set(m.domains)) < len(m.domains)), None
+    )
     if again is not None:
-        raise InputError(f"{where}.objectives: expected each domain once, received {again.domains}; drop the repeat")
+        raise InputError(
+            f"{where}.objectives: expected each domain once, received {again.domains}; drop the "
+            "repeat"
+        )
     named = next((m.label for m in metrics if m.domains is not None or m.reduce != "mean"), None)
     if named is not None and not by_domain:
-        raise InputError(f"{where}.domain: required key is missing: objective {named!r} needs a domain column")
+        raise InputError(
+            f"{where}.domain: required key is missing: objective {named!r} needs a domain column"
+        )
     if not any(not metric.bounds for metric in metrics):
-        raise InputError(f"{where}.objectives: expected at least one objective beside bounds, received none")
+        raise InputError(
+            f"{where}.objectives: expected at least one objective beside bounds, received none"
+        )
 
 
 def _relative(
@@ -307,7 +381,8 @@ def _relative(
         return 1.0, top
     if abs(top - low) < TINY:
         raise InputError(
-            f"objective {metric.label!r}: expected {model} to differ from chance ({low:g}) in {key}, received "
+            f"objective {metric.label!r}: expected {model} to differ from chance ({low:g}) in "
+            f"{key}, received "
             f"{top:g}; normalise by something else"
         )
     return 1 / (top - low), low
@@ -336,12 +411,16 @@ def _violation(
     references: References | None,
     experts: Mapping[str, str],
 ) -> float:
-    """How far a bound is missed, 0 or less where it is kept; in units of the bound where that is above 1."""
+    """How far a bound is missed, 0 or less where it is kept; in units of the bound where that is
+    above 1.
+    """
     missed = []
     for bound, sign in ((metric.at_least, 1.0), (metric.at_most, -1.0)):
         if bound is None:
             continue
-        level = _base_level(metric, scores, references, experts) if bound == "base" else float(bound)
+        level = (
+            _base_level(metric, scores, references, experts) if bound == "base" else float(bound)
+        )
         missed.append((sign * (level - value) - metric.tolerance) / max(1.0, abs(level)))
     return max(missed)
 
@@ -356,7 +435,9 @@ def _base_level(
         return math.nan
     means = references["base"]
     known = {
-        domain: DomainScore(means[f"{metric.metric}/{domain}"], 0.0, score.items, score.places, mean=False)
+        domain: DomainScore(
+            means[f"{metric.metric}/{domain}"], 0.0, score.items, score.places, mean=False
+        )
         for domain, score in scores[metric.metric].items()
     }
     return reduce_metric(metric, known, references, experts).value

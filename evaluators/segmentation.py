@@ -1,11 +1,13 @@
-"""Dice, intersection over union and cross-entropy of a model that predicts masks, overall or by domain, item by item.
+"""Dice, intersection over union and cross-entropy of a model that predicts masks, overall or by
+domain, item by item.
 
-Promptable models (SAM and its kin) take boxes or points beside the image and answer with one mask for each prompt: a
-pixel belongs to the object if it does for any prompt. Other models give logits for every class and pixel. Either way
-answers are resized to the mask's size before they are compared, which therefore must show the same part of the image.
+Promptable models (SAM and its kin) take boxes or points beside the image and answer with one mask
+for each prompt: a pixel belongs to the object if it does for any prompt. Other models give logits
+for every class and pixel. Either way answers are resized to the mask's size before they are
+compared, which therefore must show the same part of the image.
 
-An item's Dice (or IoU) is the mean over the classes that occur in its mask or in the answer, without the background; 1
-where none occurs in either.
+An item's Dice (or IoU) is the mean over the classes that occur in its mask or in the answer,
+without the background; 1 where none occurs in either.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from evaluators.by_item import ByItem, wide
-from evaluators.model_items import ModelItems, read_items, run_model
-from merging import InputError
+from mergesearch.evaluators.by_item import ByItem, wide
+from mergesearch.evaluators.model_items import ModelItems, read_items, run_model
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +31,13 @@ class Segmentation(ByItem):
 
     Args:
         model_class: The ``transformers`` auto class of the model; None: as the inputs have it.
-        background: Class number that does not count, or None; for promptable models all others are the object.
+        background: Class number that does not count, or None; for promptable models all others are
+            the object.
         ignored: Class number of pixels that count nowhere, or None.
-        multimask: Let a promptable model propose several masks, and take the one that it expects most of.
-        **by_item: As for :class:`ByItem`; the column ``mask`` holds class numbers ``(height, width)``.
+        multimask: Let a promptable model propose several masks, and take the one that it expects
+            most of.
+        **by_item: As for :class:`ByItem`; the column ``mask`` holds class numbers
+            ``(height, width)``.
     """
 
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
@@ -59,7 +64,10 @@ class Segmentation(ByItem):
         masks = inputs.pop("mask")
         if isinstance(masks, list) or masks.ndim != 3:
             received = "rows" if isinstance(masks, list) else f"shape {tuple(masks.shape[1:])}"
-            raise InputError(f"{self._where}.mask: expected masks (height, width) of one size, received {received}")
+            raise InputError(
+                f"{self._where}.mask: expected masks (height, width) of one size, received "
+                f"{received}"
+            )
         if self._options:
             masks = _binary(masks, self._background or 0, self._ignored)
         return ModelItems(inputs, items.domains, {"mask": masks})
@@ -71,7 +79,11 @@ class Segmentation(ByItem):
         masks = items.extra["mask"]
         assert isinstance(masks, torch.Tensor)
         logits = resized(wide(object_logits(output) if self._options else output.logits), masks)
-        counted = torch.ones_like(masks, dtype=torch.bool) if self._ignored is None else masks != self._ignored
+        counted = (
+            torch.ones_like(masks, dtype=torch.bool)
+            if self._ignored is None
+            else masks != self._ignored
+        )
         self._check_classes(masks[counted], logits.shape[1])
         masks, counted = masks.to(logits.device), counted.to(logits.device)
         # A pixel of NaN has an argmax too; it must not count as an answer.
@@ -85,8 +97,10 @@ class Segmentation(ByItem):
         odd = found[(found < 0) | (found >= classes)]
         if odd.numel():
             raise InputError(
-                f"{self._where}.mask: expected class numbers 0 to {classes - 1}, as the model has classes, received "
-                f"{int(odd[0])}; name the number of pixels that do not count in {self._where}.ignored"
+                f"{self._where}.mask: expected class numbers 0 to {classes - 1}, as the model has "
+                "classes, received "
+                f"{int(odd[0])}; name the number of pixels that do not count in "
+                f"{self._where}.ignored"
             )
 
 
@@ -94,19 +108,23 @@ def object_logits(output: Any) -> torch.Tensor:
     """Logits of "not the object", which are 0, and of the object ``(items, 2, height, width)``.
 
     Args:
-        output: Of a promptable model: ``pred_masks`` ``(items, prompts, masks, height, width)`` and ``iou_scores``
-            ``(items, prompts, masks)``, by which one mask is taken for each prompt.
+        output: Of a promptable model: ``pred_masks`` ``(items, prompts, masks, height, width)`` and
+            ``iou_scores`` ``(items, prompts, masks)``, by which one mask is taken for each prompt.
     """
     import torch
 
     masks = output.pred_masks
-    best = output.iou_scores.argmax(dim=2, keepdim=True)[..., None, None].expand(-1, -1, -1, *masks.shape[3:])
+    best = output.iou_scores.argmax(dim=2, keepdim=True)[..., None, None].expand(
+        -1, -1, -1, *masks.shape[3:]
+    )
     logits = masks.gather(2, best)[:, :, 0].amax(dim=1)
     return torch.stack([torch.zeros_like(logits), logits], dim=1)
 
 
 def resized(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Logits ``(items, classes, h, w)`` at the size of masks ``(items, height, width)``, bilinearly."""
+    """Logits ``(items, classes, h, w)`` at the size of masks ``(items, height, width)``,
+    bilinearly.
+    """
     from torch.nn.functional import interpolate
 
     if logits.shape[2:] == masks.shape[1:]:
@@ -115,7 +133,11 @@ def resized(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def overlap_scores(
-    answers: torch.Tensor, masks: torch.Tensor, counted: torch.Tensor, classes: int, background: int | None
+    answers: torch.Tensor,
+    masks: torch.Tensor,
+    counted: torch.Tensor,
+    classes: int,
+    background: int | None,
 ) -> dict[str, torch.Tensor]:
     """``dice`` and ``iou`` of each item ``(items,)``.
 
@@ -136,12 +158,16 @@ def overlap_scores(
     ratios = {"dice": 2 * shared / total, "iou": shared / (total - shared)}
     number = occurs.sum(dim=1)
     return {
-        name: torch.where(number > 0, torch.where(occurs, ratio, 0).sum(dim=1) / number.clamp(min=1), 1.0)
+        name: torch.where(
+            number > 0, torch.where(occurs, ratio, 0).sum(dim=1) / number.clamp(min=1), 1.0
+        )
         for name, ratio in ratios.items()
     }
 
 
-def pixel_cross_entropy(logits: torch.Tensor, masks: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def pixel_cross_entropy(
+    logits: torch.Tensor, masks: torch.Tensor, counted: torch.Tensor
+) -> torch.Tensor:
     """Mean over the pixels of each item that count ``(items,)``, in nats; 0 where none does."""
     from torch.nn.functional import cross_entropy
 
@@ -150,7 +176,9 @@ def pixel_cross_entropy(logits: torch.Tensor, masks: torch.Tensor, counted: torc
 
 
 def _pixels(numbers: torch.Tensor, counted: torch.Tensor, classes: int) -> torch.Tensor:
-    """How many of the pixels that count are of each class ``(items, classes)``; counts, so that sums are exact."""
+    """How many of the pixels that count are of each class ``(items, classes)``; counts, so that
+    sums are exact.
+    """
     import torch
 
     items = torch.arange(len(numbers), device=numbers.device)[:, None, None]

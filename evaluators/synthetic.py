@@ -1,16 +1,19 @@
-"""Analytic problems with known optima and no model, for testing strategies, and faults for trying out a cluster.
+"""Analytic problems with known optima and no model, for testing strategies, and faults for trying
+out a cluster.
 
-The coordinates are the coefficients of the recipe: ``x = recipe.field.values.ravel()``, float64 ``(dim,)``. All
-objectives are minimised, and all optima lie in the unit box.
+The coordinates are the coefficients of the recipe: ``x = recipe.field.values.ravel()``, float64
+``(dim,)``. All objectives are minimised, and all optima lie in the unit box.
 
-==================  =====================================================================================
-``sphere``          squared distance to an optimum
-``ellipsoid``       the same in rotated coordinates, with eigenvalues from 1 to 1000
-``quadratic_tasks`` one rotated quadratic per task, eigenvalues from 1 to 10, each with its own optimum: what
+==================
+===================================================================================== ``sphere``
+squared distance to an optimum ``ellipsoid`` the same in rotated coordinates, with eigenvalues from
+1 to 1000 ``quadratic_tasks`` one rotated quadratic per task, eigenvalues from 1 to 10, each with
+its own optimum: what
                     several experts pulling in different directions look like near the base
-``zdt1``            two objectives with front ``f2 = 1 - sqrt(f1)`` (Zitzler, Deb and Thiele 2000, "Comparison of
-                    Multiobjective Evolutionary Algorithms: Empirical Results")
-==================  =====================================================================================
+``zdt1`` two objectives with front ``f2 = 1 - sqrt(f1)`` (Zitzler, Deb and Thiele 2000, "Comparison
+                    of Multiobjective Evolutionary Algorithms: Empirical Results")
+==================
+=====================================================================================
 """
 
 from __future__ import annotations
@@ -26,8 +29,17 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from evaluators.base import SPLITS, Batch, Candidate, Measurement, Objective, Part, Slope, Split
-from merging import InputError
+from mergesearch.evaluators.base import (
+    SPLITS,
+    Batch,
+    Candidate,
+    ItemSubset,
+    LossAndGradient,
+    Measurement,
+    Objective,
+    Split,
+)
+from mergesearch.merging import InputError
 
 Array = npt.NDArray[np.float64]
 
@@ -42,7 +54,8 @@ class Problem:
 
     Attributes:
         losses: x ``(dim,)`` -> losses ``(objectives,)``.
-        tradeoff: weights ``(objectives,)``, summing to 1 -> the Pareto-optimal point ``(dim,)`` of that weighting.
+        tradeoff: weights ``(objectives,)``, summing to 1 -> the Pareto-optimal point ``(dim,)`` of
+            that weighting.
         objectives: Number of losses.
         slopes: x ``(dim,)`` -> gradients ``(objectives, dim)``, where losses are smooth everywhere.
     """
@@ -53,7 +66,8 @@ class Problem:
     slopes: Callable[[Array], Array] | None = None
 
     def pareto_set(self, count: int) -> Array:
-        """``(n, dim)`` Pareto-optimal points: the optimum of each objective first, ``count`` trade-offs after them.
+        """``(n, dim)`` Pareto-optimal points: the optimum of each objective first, ``count``
+        trade-offs after them.
 
         With one objective that is its optimum, once.
         """
@@ -66,14 +80,18 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """Best point of each objective ``(objectives, dim)``, and all losses there ``(objectives, objectives)``."""
+    """Best point of each objective ``(objectives, dim)``, and all losses there
+    ``(objectives, objectives)``.
+    """
 
     points: Array
     losses: Array
 
 
 def _mixtures(objectives: int, count: int) -> Array:
-    """``count`` weightings: evenly spaced for two objectives, Dirichlet with a fixed seed for more."""
+    """``count`` weightings: evenly spaced for two objectives, Dirichlet with a fixed seed for
+    more.
+    """
     if objectives == 2:
         first = np.linspace(0, 1, count + 2)[1:-1]
         return np.stack([1 - first, first], axis=1)
@@ -81,9 +99,11 @@ def _mixtures(objectives: int, count: int) -> Array:
 
 
 def _quadratics(centres: Array, condition: float, generator: np.random.Generator) -> Problem:
-    """``f_t(x) = (x - c_t)' H_t (x - c_t)`` with random rotations and eigenvalues from 1 to ``condition``.
+    """``f_t(x) = (x - c_t)' H_t (x - c_t)`` with random rotations and eigenvalues from 1 to
+    ``condition``.
 
-    The weighted sum has its minimum at ``(Σ w_t H_t)⁻¹ Σ w_t H_t c_t``; over all weights, that is the Pareto set.
+    The weighted sum has its minimum at ``(Σ w_t H_t)⁻¹ Σ w_t H_t c_t``; over all weights, that is
+    the Pareto set.
     """
     tasks, dim = centres.shape
     eigenvalues = condition ** np.linspace(0, 1, dim) if dim > 1 else np.ones(1)
@@ -94,7 +114,9 @@ def _quadratics(centres: Array, condition: float, generator: np.random.Generator
 
     def losses(x: Array) -> Array:
         offsets = x - centres
-        return np.array([offset @ hessian @ offset for offset, hessian in zip(offsets, hessians, strict=True)])
+        return np.array(
+            [offset @ hessian @ offset for offset, hessian in zip(offsets, hessians, strict=True)]
+        )
 
     def tradeoff(weights: Array) -> Array:
         if weights.max() == 1.0:
@@ -103,7 +125,9 @@ def _quadratics(centres: Array, condition: float, generator: np.random.Generator
         return np.asarray(np.linalg.solve(np.tensordot(weights, hessians, 1), right))
 
     def slopes(x: Array) -> Array:
-        return np.array([2 * hessian @ (x - centre) for centre, hessian in zip(centres, hessians, strict=True)])
+        return np.array(
+            [2 * hessian @ (x - centre) for centre, hessian in zip(centres, hessians, strict=True)]
+        )
 
     return Problem(losses, tradeoff, tasks, slopes)
 
@@ -115,7 +139,10 @@ def _centres(generator: np.random.Generator, tasks: int, dim: int) -> Array:
 def _sphere(dim: int, objectives: int, generator: np.random.Generator) -> Problem:
     centre = _centres(generator, 1, dim)[0]
     return Problem(
-        lambda x: np.array([np.sum((x - centre) ** 2)]), lambda weights: centre, 1, lambda x: 2 * (x - centre)[None]
+        lambda x: np.array([np.sum((x - centre) ** 2)]),
+        lambda weights: centre,
+        1,
+        lambda x: 2 * (x - centre)[None],
     )
 
 
@@ -129,10 +156,13 @@ def _quadratic_tasks(dim: int, objectives: int, generator: np.random.Generator) 
 
 def _zdt1(dim: int, objectives: int, generator: np.random.Generator) -> Problem:
     if dim < 2:
-        raise InputError(f"problem: zdt1 needs at least 2 coordinates, received {dim}; set space.dim")
+        raise InputError(
+            f"problem: zdt1 needs at least 2 coordinates, received {dim}; set space.dim"
+        )
 
     def losses(x: Array) -> Array:
-        # Only defined in the unit box: outside it, the value at the nearest point plus the squared distance to it.
+        # Only defined in the unit box: outside it, the value at the nearest point plus the squared
+        # distance to it.
         inside = np.clip(x, 0, 1)
         g = 1 + 9 * inside[1:].mean()
         front = np.array([inside[0], g * (1 - np.sqrt(inside[0] / g))])
@@ -147,27 +177,32 @@ def _zdt1(dim: int, objectives: int, generator: np.random.Generator) -> Problem:
 
 
 @dataclass(frozen=True)
-class Family:
-    """How to make a problem of any dimension, and how many objectives it may have (least, default, most)."""
+class ProblemFamily:
+    """How to make a problem of any dimension, and how many objectives it may have (least, default,
+    most).
+    """
 
     make: Callable[[int, int, np.random.Generator], Problem]
     objectives: tuple[int, int, float]
 
 
-PROBLEMS: dict[str, Family] = {
-    "sphere": Family(_sphere, (1, 1, 1)),
-    "ellipsoid": Family(_ellipsoid, (1, 1, 1)),
-    "quadratic_tasks": Family(_quadratic_tasks, (1, 2, float("inf"))),
-    "zdt1": Family(_zdt1, (2, 2, 2)),
+PROBLEMS: dict[str, ProblemFamily] = {
+    "sphere": ProblemFamily(_sphere, (1, 1, 1)),
+    "ellipsoid": ProblemFamily(_ellipsoid, (1, 1, 1)),
+    "quadratic_tasks": ProblemFamily(_quadratic_tasks, (1, 2, float("inf"))),
+    "zdt1": ProblemFamily(_zdt1, (2, 2, 2)),
 }
 
 
 @lru_cache(maxsize=8)
-def make_problem(problem: str, dim: int, *, objectives: int | None = None, seed: int = 0) -> Problem:
+def make_problem(
+    problem: str, dim: int, *, objectives: int | None = None, seed: int = 0
+) -> Problem:
     """The problem called ``problem`` in ``dim`` coordinates; the same seed gives the same problem.
 
     Raises:
-        InputError: If there is no such problem, or it cannot have so many objectives or coordinates.
+        InputError: If there is no such problem, or it cannot have so many objectives or
+            coordinates.
     """
     count = _objective_count(problem, objectives)
     return PROBLEMS[problem].make(dim, count, np.random.default_rng([seed, dim]))
@@ -182,7 +217,9 @@ def optimum(problem: str, dim: int, *, objectives: int | None = None, seed: int 
 
 def _objective_count(problem: str, objectives: int | None, where: str = "") -> int:
     if problem not in PROBLEMS:
-        raise InputError(f"{where}problem: expected one of {sorted(PROBLEMS)}, received {problem!r}")
+        raise InputError(
+            f"{where}problem: expected one of {sorted(PROBLEMS)}, received {problem!r}"
+        )
     least, default, most = PROBLEMS[problem].objectives
     count = default if objectives is None else objectives
     if not least <= count <= most:
@@ -193,7 +230,8 @@ def _objective_count(problem: str, objectives: int | None, where: str = "") -> i
 
 @dataclass(frozen=True)
 class Faults:
-    """Share of all recipes that fail, by a hash of their digest: the same recipes each time, on every worker.
+    """Share of all recipes that fail, by a hash of their digest: the same recipes each time, on
+    every worker.
 
     Attributes:
         nan: The losses are NaN.
@@ -227,8 +265,10 @@ class Synthetic:
         problem: One of :data:`PROBLEMS`.
         objectives: Number of losses, where the problem leaves a choice.
         seed: Seed of optima, rotations and noise.
-        noise: Standard deviation of the measured losses; the noise is a function of seed, recipe and split.
-        items: If positive, each loss is the mean of so many item scores, and comes with a standard error.
+        noise: Standard deviation of the measured losses; the noise is a function of seed, recipe
+            and split.
+        items: If positive, each loss is the mean of so many item scores, and comes with a standard
+            error.
         seconds: How long an evaluation takes at least, for trying out a cluster.
         spread: How many times as long it takes at most, by recipe.
         faults: Recipes that fail, for trying out a cluster.
@@ -257,9 +297,16 @@ class Synthetic:
         where: str = "synthetic",
     ) -> None:
         count = _objective_count(problem, objectives, f"{where}.")
-        names = [f"task {place + 1}" if problem == "quadratic_tasks" else f"f{place + 1}" for place in range(count)]
-        self.objectives = tuple(Objective(name, "minimize") for name in (names if count > 1 else [problem]))
-        self.differentiable = () if problem == "zdt1" else tuple(objective.name for objective in self.objectives)
+        names = [
+            f"task {place + 1}" if problem == "quadratic_tasks" else f"f{place + 1}"
+            for place in range(count)
+        ]
+        self.objectives = tuple(
+            Objective(name, "minimize") for name in (names if count > 1 else [problem])
+        )
+        self.differentiable = (
+            () if problem == "zdt1" else tuple(objective.name for objective in self.objectives)
+        )
         given = {"items": bool(items), "gradient": bool(self.differentiable)}
         self.provides = frozenset(name for name, provided in given.items() if provided)
         self.additive = tuple(objective.name for objective in self.objectives) if items else ()
@@ -268,7 +315,9 @@ class Synthetic:
         self._seconds, self._spread = seconds, spread
         self._faults = faults or Faults()
         if self._faults.nan + self._faults.error + self._faults.kill > 1:
-            raise InputError(f"{where}.faults: expected shares that sum to at most 1, received {self._faults}")
+            raise InputError(
+                f"{where}.faults: expected shares that sum to at most 1, received {self._faults}"
+            )
 
     def check(self) -> None:
         """Nothing to refuse: there is no data."""
@@ -296,7 +345,7 @@ class Synthetic:
         """One evaluation per item, or one."""
         return max(min(self._items, items or self._items), 1)
 
-    def evaluate(self, candidate: Candidate, split: Split, items: Part = None) -> Measurement:
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Losses at the recipe's coefficients.
 
         Raises:
@@ -318,7 +367,8 @@ class Synthetic:
         if not self._items:
             noisy = losses + self._noise * generator.standard_normal(losses.shape)
             return Measurement(self._named(noisy.tolist()))
-        # Noise of an item is larger by sqrt(items), so that the mean has the standard deviation that was asked for.
+        # Noise of an item is larger by sqrt(items), so that the mean has the standard deviation
+        # that was asked for.
         draws = generator.standard_normal((losses.size, self._items))
         places = items if isinstance(items, np.ndarray) else np.arange(self._items)[:items]
         scores = (losses[:, None] + self._noise * np.sqrt(self._items) * draws)[:, places]
@@ -332,17 +382,23 @@ class Synthetic:
         )
 
     def _named(self, values: Iterable[float]) -> dict[str, float]:
-        return {objective.name: value for objective, value in zip(self.objectives, values, strict=True)}
+        return {
+            objective.name: value for objective, value in zip(self.objectives, values, strict=True)
+        }
 
     def batch_cost(self, batch: Batch) -> int:
         """One evaluation: there are no items to draw from."""
         return 1
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
-        """Exact losses and gradients, whatever the batch; noise and faults concern measurements only."""
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
+        """Exact losses and gradients, whatever the batch; noise and faults concern measurements
+        only.
+        """
         x = candidate.recipe.field.values.ravel()
         problem = self.problem(x.size)
         assert problem.slopes is not None
         given = np.array([weights.get(objective.name, 0.0) for objective in self.objectives])
         gradient = (given @ problem.slopes(x)).reshape(candidate.recipe.field.values.shape)
-        return Slope(float(given @ problem.losses(x)), gradient)
+        return LossAndGradient(float(given @ problem.losses(x)), gradient)

@@ -1,8 +1,9 @@
-"""``make demo``: from nothing to an exported best model, through the same commands that a user types.
+"""``make demo``: from nothing to an exported best model, through the same commands that a user
+types.
 
-Builds the digits zoo, runs the sweep of ``experiments/0001-digits`` with two Ray workers, prints the result table,
-draws the front, exports the winner, loads it back with transformers and scores it again. A second call reuses
-the zoo and the finished run.
+Builds the digits zoo, runs the sweep of ``experiments/0001-digits`` with two Ray workers, prints
+the result table, draws the front, exports the winner, loads it back with transformers and scores it
+again. A second call reuses the zoo and the finished run.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ def main() -> None:
 
 def mergesearch(*arguments: str) -> None:
     """One call of the command line."""
-    step(sys.executable, "-m", "search", *arguments, shown=shlex.join(["mergesearch", *arguments]))
+    step(
+        sys.executable,
+        "-m",
+        "mergesearch",
+        *arguments,
+        shown=shlex.join(["mergesearch", *arguments]),
+    )
 
 
 def step(*command: str, shown: str) -> None:

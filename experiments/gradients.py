@@ -1,9 +1,11 @@
-"""Merges with and without gradients on the digits zoo, equal wall time each: ``python -m experiments.gradients``.
+"""Merges with and without gradients on the digits zoo, equal wall time each:
+``python -m experiments.gradients``.
 
-Every searched row is a real study on one thread, run for the same seconds, two studies at a time; the figure is the
-test accuracy (mean of the four domains) of what the strategy recommends when its time is over. No label decides
-anything in the rows without labels. What is finished is kept in ``runs/gradients`` and not run again; the table goes
-into ``experiments/0005-gradients/README.md``, between its two marks.
+Every searched row is a real study on one thread, run for the same seconds, two studies at a time;
+the figure is the test accuracy (mean of the four domains) of what the strategy recommends when its
+time is over. No label decides anything in the rows without labels. What is finished is kept in
+``runs/gradients`` and not run again; the table goes into ``experiments/0005-gradients/README.md``,
+between its two marks.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Method:
 
     Attributes:
         label: What it is called.
-        looks: What it looks at beside weights: ``nothing``, ``items``, ``test items`` (without labels), ``labels``.
+        looks: What it looks at beside weights: ``nothing``, ``items``, ``test items`` (without
+            labels), ``labels``.
         sections: Of its study; for a merge without search, its operator alone.
         seeded: Whether seeds change anything.
     """
@@ -62,12 +65,19 @@ def _label_free(looks: str) -> Iterator[Method]:
         sections = {"strategy": "adamerging", "space": space, "evaluators": entropy}
         yield Method(f"AdaMerging, {granularity}-wise", looks, sections)
     plus = {"strategy": "adamerging", "space": {"granularity": "tensor"}, "evaluators": entropy}
-    yield Method("AdaMerging++, tensor-wise", looks, plus | {"operator": {"name": "ties", "merge": "sum"}})
+    yield Method(
+        "AdaMerging++, tensor-wise", looks, plus | {"operator": {"name": "ties", "merge": "sum"}}
+    )
     paper = {"samples": 5, "batch_size": 2, "gamma": 5.0}
-    for name, label in (("expert_merging", "Expert Merging"), ("expert_merging_pp", "Expert Merging++")):
+    for name, label in (
+        ("expert_merging", "Expert Merging"),
+        ("expert_merging_pp", "Expert Merging++"),
+    ):
         for suffix, options in (("", {}), (", 5 items, gamma 5", paper)):
             strategy = {"name": name, **options}
-            yield Method(label + suffix, looks, {"strategy": strategy, "space": {}, "evaluators": alignment})
+            yield Method(
+                label + suffix, looks, {"strategy": strategy, "space": {}, "evaluators": alignment}
+            )
     follow = {"strategy": "adamerging", "space": {"granularity": "tensor"}, "evaluators": alignment}
     yield Method("Adam on alignment, tensor-wise", looks, follow)
     blocks = {"strategy": "cma_es", "space": {"granularity": "block", "bounds": [0.0, 1.0]}}
@@ -83,7 +93,9 @@ def _with_labels() -> Iterator[Method]:
         ("Frank-Wolfe, soft", {"variant": "soft"}),
     ):
         strategy = {"name": "frank_wolfe", **options}
-        yield Method(label, "labels", {"strategy": strategy, "space": tensors, "evaluators": CROSS_ENTROPY})
+        yield Method(
+            label, "labels", {"strategy": strategy, "space": tensors, "evaluators": CROSS_ENTROPY}
+        )
     follow = {"strategy": "adamerging", "space": tensors, "evaluators": CROSS_ENTROPY}
     yield Method("Adam on cross-entropy, tensor-wise", "labels", follow)
     warm = {"strategy": "gradient_warm_cma", "space": blocks, "evaluators": BOTH}
@@ -117,7 +129,9 @@ class Case:
     def name(self) -> str:
         """Name of its run folder."""
         method = METHODS[self.method]
-        words = "".join(char if char.isalnum() else "-" for char in f"{method.label} {method.looks}")
+        words = "".join(
+            char if char.isalnum() else "-" for char in f"{method.label} {method.looks}"
+        )
         return f"{words}-{self.seed}-{self.seconds:g}"
 
     def study(self) -> dict[str, Any]:
@@ -126,8 +140,16 @@ class Case:
         operator = sections.get("operator")
         if operator in ("fisher", "regmean_pp"):
             data = {name: str(RUNS / "items" / name) for name in DOMAINS}
-            inputs = {"model_class": "AutoModelForImageClassification", "inputs": {"pixel_values": "pixels"}}
-            calibration = inputs | {"data": data, "split": "search", "samples": SAMPLES, "seed": self.seed}
+            inputs = {
+                "model_class": "AutoModelForImageClassification",
+                "inputs": {"pixel_values": "pixels"},
+            }
+            calibration = inputs | {
+                "data": data,
+                "split": "search",
+                "samples": SAMPLES,
+                "seed": self.seed,
+            }
             sections["operator"] = {"name": operator, "calibration": calibration}
         return {
             "name": self.name,
@@ -156,16 +178,16 @@ def run_case(case: Case) -> dict[str, Any]:
 
 
 def _spec(case: Case) -> Any:
-    from search.study_file import resolve, validate
+    from mergesearch.search.spec.study_file import resolve, validate
 
     return resolve(validate(case.study(), case.name), ROOT)
 
 
 def _merged(case: Case) -> dict[str, Any]:
     """A merge at its operator's default."""
-    from merging import Field
-    from merging.operators import get_operator
-    from search.plan import plan_study
+    from mergesearch.merging import Field
+    from mergesearch.merging.operators import get_operator
+    from mergesearch.search.plan.planning import plan_study
 
     plan = plan_study(_spec(case))
     operator, experts = get_operator(plan.template.operator), len(plan.template.experts)
@@ -177,12 +199,16 @@ def _merged(case: Case) -> dict[str, Any]:
 
 def _searched(case: Case) -> dict[str, Any]:
     """What the strategy recommends when its time is over."""
-    from search.run import run_study
+    from mergesearch.search.runs.driver import run_study
 
     run = run_study(_spec(case), RUNS / case.name)
     (chosen,) = (record for record in run.log.records if record.kind == "recommended")
     searched = [record for record in run.log.records if record.kind == "search"]
-    steps = [len(record.descended.losses) for record in searched if record.descended is not None]
+    steps = [
+        len(record.gradient_result.losses)
+        for record in searched
+        if record.gradient_result is not None
+    ]
     spent = sum(sum(record.seconds.values()) for record in searched)
     return {
         "accuracy": _accuracy(chosen.recipe),
@@ -195,7 +221,8 @@ def _searched(case: Case) -> dict[str, Any]:
 
 def _accuracy(recipe: Any) -> float:
     """Mean test accuracy over the domains, by a worker that has seen nothing of the study."""
-    from search.worker import Task, Worker, WorkerSpec
+    from mergesearch.search.workers.messages import Task, WorkerSpec
+    from mergesearch.search.workers.worker import Worker
 
     worker = Worker(WorkerSpec(recipe, tuple(ACCURACY), str(RUNS / ".arenas")))
     outcome = worker.run(Task("", recipe, "test"))
@@ -226,8 +253,13 @@ def table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         ]
         for (mean, half), method, found in sorted(rows, key=lambda row: -row[0][0]):
             spread = f" ± {half:.1f}" if len(found) > 1 else ""
-            trials, steps = (f"{np.mean([r[key] for r in found]):.0f}" for key in ("trials", "steps"))
-            lines.append(f"| {method.label} | {found[0].get('dim', '')} | {trials} | {steps} | {mean:.1f}{spread} |")
+            trials, steps = (
+                f"{np.mean([r[key] for r in found]):.0f}" for key in ("trials", "steps")
+            )
+            lines.append(
+                f"| {method.label} | {found[0].get('dim', '')} | {trials} | {steps} | "
+                f"{mean:.1f}{spread} |"
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -239,10 +271,18 @@ def write_table(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of every method (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="time of every search (default: %(default)s)")
-    parser.add_argument("--only", default="", help="run methods whose label holds this, and write no table")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="seeds of every method (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=12.0, help="time of every search (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", default="", help="run methods whose label holds this, and write no table"
+    )
     options = parser.parse_args(arguments)
     chosen = [place for place, method in enumerate(METHODS) if options.only in method.label]
     cases = [
@@ -252,7 +292,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if METHODS[place].seeded or not seed
     ]
     results = _run_all(cases)
-    by_method = {str(place): [results[c] for c in cases if c.method == place and c in results] for place in chosen}
+    by_method = {
+        str(place): [results[c] for c in cases if c.method == place and c in results]
+        for place in chosen
+    }
     text = table(by_method)
     print(text)
     if len(results) == len(cases) and not options.only:
@@ -260,14 +303,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _save_by_domain() -> None:
-    """The search items of every domain in a folder of its own, for operators that run each expert on its own items."""
+    """The search items of every domain in a folder of its own, for operators that run each expert
+    on its own items.
+    """
     from datasets import DatasetDict, load_from_disk
 
     for name in DOMAINS:
         folder = RUNS / "items" / name
         if not folder.exists():
             items = load_from_disk(str(DATA / "search"))
-            rows = np.flatnonzero(np.array(items.features["domain"].int2str(items["domain"][:])) == name)
+            rows = np.flatnonzero(
+                np.array(items.features["domain"].int2str(items["domain"][:])) == name
+            )
             DatasetDict({"search": items.select(rows)}).save_to_disk(str(folder))
 
 

@@ -1,11 +1,13 @@
-"""Do competition, attraction and split points pay in M2N2? Two halves of a digit classifier, merged four ways.
+"""Do competition, attraction and split points pay in M2N2? Two halves of a digit classifier, merged
+four ways.
 
-``python -m experiments.m2n2_digits`` trains the parents, runs every variant from the same ones, and prints the table of
-``experiments/0002-m2n2/README.md``; with ``--write`` it writes the table there.
+``python -m experiments.m2n2_digits`` trains the parents, runs every variant from the same ones, and
+prints the table of ``experiments/0002-m2n2/README.md``; with ``--write`` it writes the table there.
 
-The task is the one of the method's authors: the 1,797 scans of scikit-learn as they come, the first 80 % for training,
-a perceptron 64-256-10, one parent that has seen the digits 0 to 4, one that has seen 5 to 9. The base is zero, so that
-a merge is a weighted sum of the parents. The strategy is the product's, through ask and tell; so is the merge.
+The task is the one of the method's authors: the 1,797 scans of scikit-learn as they come, the first
+80 % for training, a perceptron 64-256-10, one parent that has seen the digits 0 to 4, one that has
+seen 5 to 9. The base is zero, so that a merge is a weighted sum of the parents. The strategy is the
+product's, through ask and tell; so is the merge.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, Layout, Recipe, Source
-from merging.kernels import combine
-from merging.segment_gram import SegmentGram
-from search.strategies import build_strategy, check_options
-from search.strategies.m2n2 import M2n2
-from search.strategy import Point, Problem, Told
-from spaces import SegmentSpace, arc_bounds, segment_space
+from mergesearch.merging import Field, Layout, Recipe, Source
+from mergesearch.merging.kernels.dispatch import combine
+from mergesearch.merging.resident.segment_gram import SegmentGram
+from mergesearch.search.strategies.base import Point, Problem, TrialResult
+from mergesearch.search.strategies.m2n2 import M2n2
+from mergesearch.search.strategies.table import build_strategy, check_options
+from mergesearch.spaces import SegmentSpace, arc_bounds, segment_space
 
 README = Path(__file__).parent / "0002-m2n2" / "README.md"
 
@@ -63,7 +65,11 @@ class Images:
     @classmethod
     def of(cls, pixels: npt.NDArray[Any], digits: npt.NDArray[Any]) -> Images:
         """Images of pixels as they come."""
-        return cls(pixels.astype(np.float32), digits.astype(np.int64), np.empty((len(digits), HIDDEN), np.float32))
+        return cls(
+            pixels.astype(np.float32),
+            digits.astype(np.int64),
+            np.empty((len(digits), HIDDEN), np.float32),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +121,9 @@ def load_images() -> tuple[Images, Images]:
 
     scans = load_digits()
     cut = int(0.8 * len(scans.data))
-    return Images.of(scans.data[:cut], scans.target[:cut]), Images.of(scans.data[cut:], scans.target[cut:])
+    return Images.of(scans.data[:cut], scans.target[:cut]), Images.of(
+        scans.data[cut:], scans.target[cut:]
+    )
 
 
 def make_task(seed: int) -> Task:
@@ -127,7 +135,9 @@ def make_task(seed: int) -> Task:
     rows = np.zeros((2, layout.size), np.float32)
     for parent, row in enumerate(rows):
         mine = (train.digits >= 5) == bool(parent)
-        trained = train_parent(layout, train.pixels[mine], train.digits[mine], np.random.default_rng([seed, parent]))
+        trained = train_parent(
+            layout, train.pixels[mine], train.digits[mine], np.random.default_rng([seed, parent])
+        )
         for name, tensor in trained.items():
             spec = layout.by_name[name]
             row[spec.start : spec.stop] = tensor.ravel()
@@ -137,7 +147,9 @@ def make_task(seed: int) -> Task:
 def train_parent(
     layout: Layout, pixels: Floats, digits: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> dict[str, Floats]:
-    """Tensors by name after a few steps on all images at once, from uniform weights as ``torch.nn.Linear`` has them."""
+    """Tensors by name after a few steps on all images at once, from uniform weights as
+    ``torch.nn.Linear`` has them.
+    """
     import torch
     from torch.nn import functional
 
@@ -150,7 +162,9 @@ def train_parent(
         ).requires_grad_()
     optimizer = torch.optim.Adam(tensors.values(), lr=RATE)
     for _ in range(STEPS):
-        hidden = functional.linear(torch.from_numpy(pixels), tensors["hidden.weight"], tensors["hidden.bias"]).relu()
+        hidden = functional.linear(
+            torch.from_numpy(pixels), tensors["hidden.weight"], tensors["hidden.bias"]
+        ).relu()
         logits = functional.linear(hidden, tensors["output.weight"], tensors["output.bias"])
         loss = functional.cross_entropy(logits, torch.from_numpy(digits))
         optimizer.zero_grad()
@@ -163,10 +177,14 @@ def make_space(task: Task) -> SegmentSpace:
     """Fields of up to 64 segments over both parents."""
     size = task.layout.size
     sources = (Source("0 to 4", "0-4"), Source("5 to 9", "5-9"))
-    template = Recipe(Source("zero", "zero"), sources, "task_arithmetic", Field.constant(size, [0.0, 0.0]))
+    template = Recipe(
+        Source("zero", "zero"), sources, "task_arithmetic", Field.constant(size, [0.0, 0.0])
+    )
     low, high = arc_bounds(0.0, 1.0)
     gram = SegmentGram.of_arrays(np.zeros(size, np.float32), task.rows).gram
-    return segment_space(template, task.layout, segments=SEGMENTS, low=low, high=high, start=0.5, gram=gram)
+    return segment_space(
+        template, task.layout, segments=SEGMENTS, low=low, high=high, start=0.5, gram=gram
+    )
 
 
 def make_problem(task: Task, space: SegmentSpace, evaluations: int) -> Problem:
@@ -189,10 +207,10 @@ def make_problem(task: Task, space: SegmentSpace, evaluations: int) -> Problem:
     )
 
 
-def measure(task: Task, space: SegmentSpace, point: Point, id: int | None = None) -> Told:
+def measure(task: Task, space: SegmentSpace, point: Point, id: int | None = None) -> TrialResult:
     """The result of a trial on the training images."""
     scores = task.scores(space.field(point), task.train)
-    return Told(id, point, np.array([-scores.mean()]), {"accuracy": scores})
+    return TrialResult(id, point, np.array([-scores.mean()]), {"accuracy": scores})
 
 
 def run_variant(seed: int, variant: str, evaluations: int) -> Result:
@@ -209,14 +227,19 @@ def run_variant(seed: int, variant: str, evaluations: int) -> Result:
     means = strategy.archive.scores.mean(axis=1)
     answer = strategy.archive.fields[int(means.argmax())]
     test = 100 * float(task.scores(answer, task.test).mean())
-    return Result(seed, variant, 100 * float(means.max()), test, answer.segments, time.perf_counter() - began)
+    return Result(
+        seed, variant, 100 * float(means.max()), test, answer.segments, time.perf_counter() - began
+    )
 
 
 def run_known(seed: int) -> list[Result]:
     """The better parent and their average, which need no search."""
     task = make_task(seed)
     fields = [Field.constant(task.layout.size, c) for c in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5])]
-    scored = [[100 * float(task.scores(one, images).mean()) for images in (task.train, task.test)] for one in fields]
+    scored = [
+        [100 * float(task.scores(one, images).mean()) for images in (task.train, task.test)]
+        for one in fields
+    ]
     better = max(scored[:2])
     named = {"better parent": better, "average of the parents": scored[2]}
     return [Result(seed, name, train, test, 1, 0.0) for name, (train, test) in named.items()]
@@ -226,13 +249,19 @@ def run_all(seeds: int, evaluations: int, processes: int) -> list[Result]:
     """Every variant from every seed, one search in each process at a time."""
     tasks = [(seed, variant, evaluations) for seed in range(seeds) for variant in VARIANTS]
     known = list(itertools.chain.from_iterable(run_known(seed) for seed in range(seeds)))
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read when a process starts
+    os.environ.update(
+        OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"
+    )  # read when a process starts
     found = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for result in pool.imap_unordered(_run, tasks):
             found.append(result)
             each = 1e3 * result.seconds / evaluations
-            print(f"{len(found)}/{len(tasks)} {result} {each:.2f} ms each", file=sys.stderr, flush=True)
+            print(
+                f"{len(found)}/{len(tasks)} {result} {each:.2f} ms each",
+                file=sys.stderr,
+                flush=True,
+            )
     return [*known, *found]
 
 
@@ -252,7 +281,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def differences(results: Sequence[Result], one: str, other: str) -> list[float]:
     """Test accuracy of one variant minus that of another from the same parents, for each seed."""
     test = {(result.seed, result.variant): result.test for result in results}
-    return [test[seed, one] - test[seed, other] for seed in sorted({result.seed for result in results})]
+    return [
+        test[seed, one] - test[seed, other] for seed in sorted({result.seed for result in results})
+    ]
 
 
 def render(results: Sequence[Result], evaluations: int) -> str:
@@ -263,13 +294,16 @@ def render(results: Sequence[Result], evaluations: int) -> str:
 def _lines(results: Sequence[Result], evaluations: int) -> Iterator[str]:
     names = list(dict.fromkeys(result.variant for result in results if result.seconds == 0))
     seeds = sorted({result.seed for result in results})
-    yield f"{len(seeds)} pairs of parents, {evaluations:,} evaluations per search; accuracy in %, mean ± 95 % interval."
+    pairs = f"{len(seeds)} pairs of parents, {evaluations:,} evaluations per search"
+    yield f"{pairs}; accuracy in %, mean ± 95 % interval."
     yield ""
     yield "| merge | test | training | lowest and highest test |"
     yield "|---|---|---|---|"
     means = {}
     for name in (*names, *VARIANTS):
-        test, train = ([getattr(r, split) for r in results if r.variant == name] for split in ("test", "train"))
+        test, train = (
+            [getattr(r, split) for r in results if r.variant == name] for split in ("test", "train")
+        )
         (means[name], width), (train_mean, train_width) = interval(test), interval(train)
         cells = f"{means[name]:.1f} ± {width:.1f} | {train_mean:.1f} ± {train_width:.1f}"
         yield f"| {name} | {cells} | {min(test):.1f} to {max(test):.1f} |"
@@ -285,16 +319,20 @@ def _lines(results: Sequence[Result], evaluations: int) -> Iterator[str]:
     ):
         found = differences(results, one, other)
         mean, width = interval(found)
-        yield f"| {label} | {mean:+.1f} ± {width:.1f} | {sum(d > 0 for d in found)} of {len(found)} |"
+        better = f"{sum(d > 0 for d in found)} of {len(found)}"
+        yield f"| {label} | {mean:+.1f} ± {width:.1f} | {better} |"
     yield ""
     holds = means[full] > means[unsplit] > means[plain]
-    yield f"M2N2 > no split point > plain GA on the means: **{'holds' if holds else 'does not hold'}**."
+    answer = "holds" if holds else "does not hold"
+    yield f"M2N2 > no split point > plain GA on the means: **{answer}**."
 
 
 def write_table(text: str, path: Path = README) -> None:
     """Replace what stands between the markers of the README."""
     pattern = r"(<!-- table: begin -->\n).*(\n<!-- table: end -->)"
-    new, count = re.subn(pattern, lambda m: m[1] + text + m[2], path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    new, count = re.subn(
+        pattern, lambda m: m[1] + text + m[2], path.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     if count != 1:
         raise ValueError(f"{path}: expected one pair of table markers, found {count}")
     path.write_text(new, encoding="utf-8")
@@ -302,13 +340,21 @@ def write_table(text: str, path: Path = README) -> None:
 
 def main() -> None:
     """Run the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10, help="pairs of parents (at least 2)")
-    parser.add_argument("--evaluations", type=int, default=10_000, help="merges that each search scores")
-    parser.add_argument("--processes", type=int, default=2, help="searches at a time, one thread each")
+    parser.add_argument(
+        "--evaluations", type=int, default=10_000, help="merges that each search scores"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, help="searches at a time, one thread each"
+    )
     parser.add_argument("--write", action="store_true", help="write the table into the README")
     options = parser.parse_args()
-    text = render(run_all(options.seeds, options.evaluations, options.processes), options.evaluations)
+    text = render(
+        run_all(options.seeds, options.evaluations, options.processes), options.evaluations
+    )
     print(text)
     if options.write:
         write_table(text)

@@ -1,10 +1,12 @@
-"""One SAM for four modalities, or one for each, by MedSAMix and others: ``python -m experiments.medsamix [--quick]``.
+"""One SAM for four modalities, or one for each, by MedSAMix and others:
+``python -m experiments.medsamix [--quick]``.
 
-After Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation" (arXiv 2508.11032),
-on the segments zoo: a search for every domain (their single-task regime), a search on the mean Dice of all, and one
-with an objective for each (their multi-task regime). Each case is a real study, run as a user would run it, on one
-thread; two at a time. Figures are Dice on test items, which no choice has seen. What is finished is kept in
-``runs/medsamix`` and not run again; the tables go into ``experiments/0007-medsamix/README.md``, between its two marks.
+After Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation"
+(arXiv 2508.11032), on the segments zoo: a search for every domain (their single-task regime), a
+search on the mean Dice of all, and one with an objective for each (their multi-task regime). Each
+case is a real study, run as a user would run it, on one thread; two at a time. Figures are Dice on
+test items, which no choice has seen. What is finished is kept in ``runs/medsamix`` and not run
+again; the tables go into ``experiments/0007-medsamix/README.md``, between its two marks.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ ITEMS = {"kind": "segmentation", "data": str(ZOO / "data"), "domain": "domain", 
 BY_DOMAIN = [{"name": name, "domains": [name]} for name in DOMAINS]
 BLOCKS = {"granularity": "block", "bounds": [0.0, 1.0]}
 
-#: What is searched for -> the objectives; every domain by itself, their mean, or all of them at once.
+#: What is searched for -> the objectives; every domain by itself, their mean, or all of them at
+#: once.
 GOALS: dict[str, list[dict[str, Any]]] = {
     **{name: [row] for name, row in zip(DOMAINS, BY_DOMAIN, strict=True)},
     "mean": [{"name": "mean"}],
@@ -37,8 +40,11 @@ GOALS: dict[str, list[dict[str, Any]]] = {
 #: Label -> sections of a study with one objective, and with several.
 METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "medsamix": ({"strategy": "medsamix", "operator": "stack", "space": {}},) * 2,
-    "cma_es": ({"strategy": "cma_es", "space": BLOCKS}, {"strategy": "cma_parego", "space": BLOCKS}),
-    "random": ({"strategy": "random", "space": BLOCKS},) * 2,
+    "cma_es": (
+        {"strategy": "cma_es", "space": BLOCKS},
+        {"strategy": "cma_parego", "space": BLOCKS},
+    ),
+    "sobol": ({"strategy": "sobol", "space": BLOCKS},) * 2,
 }
 #: Trials of the paper: 120 for a task by itself, 200 for several.
 TRIALS, SEVERAL_TRIALS = 120, 200
@@ -81,8 +87,8 @@ def run_case(case: Case) -> dict[str, Any]:
 def _run(case: Case) -> dict[str, Any]:
     import torch
 
-    from search.run import run_study
-    from search.study_file import resolve, validate
+    from mergesearch.search.runs.driver import run_study
+    from mergesearch.search.spec.study_file import resolve, validate
 
     torch.set_num_threads(1)
     run = run_study(resolve(validate(case.study(), case.name), ROOT), RUNS / case.name)
@@ -90,9 +96,11 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 def _figures(run: Any) -> dict[str, Any]:
-    """Test Dice in every domain: of the winner, of the anchors, and of the front's best merge for each objective."""
-    from search.selection import preferred
-    from search.study import study_normaliser
+    """Test Dice in every domain: of the winner, of the anchors, and of the front's best merge for
+    each objective.
+    """
+    from mergesearch.search.study.problem import study_normaliser
+    from mergesearch.search.study.selection import preferred
 
     records, objectives = run.log.records, run.plan.objectives
     score = _scorer(run.plan.template)
@@ -105,16 +113,21 @@ def _figures(run: Any) -> dict[str, Any]:
     return {
         "dim": len(run.plan.space.names),
         "winner": score(records[run.verdict.winner].recipe),
-        "anchors": {r.name: score(r.recipe) for r in records if r.kind == "anchor" and r.state == "complete"},
+        "anchors": {
+            r.name: score(r.recipe) for r in records if r.kind == "anchor" and r.state == "complete"
+        },
         "members": members,
     }
 
 
 def _scorer(template: Any) -> Callable[[Any], dict[str, float]]:
     """Recipe -> test Dice by domain, by a worker that has seen nothing of the study."""
-    from search.worker import Task, Worker, WorkerSpec
+    from mergesearch.search.workers.messages import Task, WorkerSpec
+    from mergesearch.search.workers.worker import Worker
 
-    worker = Worker(WorkerSpec(template, (ITEMS | {"objectives": BY_DOMAIN},), str(RUNS / ".arenas")))
+    worker = Worker(
+        WorkerSpec(template, (ITEMS | {"objectives": BY_DOMAIN},), str(RUNS / ".arenas"))
+    )
 
     def score(recipe: Any) -> dict[str, float]:
         outcome = worker.run(Task("", recipe, "test"))
@@ -129,7 +142,9 @@ def tables(results: Mapping[Case, Mapping[str, Any]]) -> str:
     anchors = next(found["anchors"] for case, found in results.items() if case.method == "cma_es")
     known: dict[str, list[Scores]] = {name: [scores] for name, scores in anchors.items()}
     best: dict[str, list[Scores]] = {
-        "the best anchor of each domain": [{d: max(scores[d] for scores in anchors.values()) for d in DOMAINS}]
+        "the best anchor of each domain": [
+            {d: max(scores[d] for scores in anchors.values()) for d in DOMAINS}
+        ]
     }
     return "\n\n".join(
         [
@@ -148,7 +163,9 @@ def _shared(results: Mapping[Case, Mapping[str, Any]]) -> dict[str, list[Scores]
         for method, sections in METHODS.items():
             label = f"{sections[goal == 'several']['strategy']}, {words}"
             rows[label] = [
-                found["winner"] for case, found in results.items() if (case.goal, case.method) == (goal, method)
+                found["winner"]
+                for case, found in results.items()
+                if (case.goal, case.method) == (goal, method)
             ]
     return rows
 
@@ -157,12 +174,18 @@ def _special(results: Mapping[Case, Mapping[str, Any]]) -> dict[str, list[Scores
     """Label -> for every seed, what the merge for each domain scores there."""
     rows: dict[str, list[Scores]] = {}
     for method, (one, several) in METHODS.items():
-        own = {(c.goal, c.seed): found["winner"] for c, found in results.items() if c.method == method}
+        own = {
+            (c.goal, c.seed): found["winner"] for c, found in results.items() if c.method == method
+        }
         seeds = sorted({seed for goal, seed in own if goal in DOMAINS})
         whole = [seed for seed in seeds if all((domain, seed) in own for domain in DOMAINS)]
-        rows[f"{one['strategy']}, a search for each"] = [{d: own[d, seed][d] for d in DOMAINS} for seed in whole]
+        rows[f"{one['strategy']}, a search for each"] = [
+            {d: own[d, seed][d] for d in DOMAINS} for seed in whole
+        ]
         rows[f"{several['strategy']}, one search, its front"] = [
-            found["members"] for case, found in results.items() if (case.goal, case.method) == ("several", method)
+            found["members"]
+            for case, found in results.items()
+            if (case.goal, case.method) == ("several", method)
         ]
     return rows
 
@@ -172,8 +195,12 @@ def _table(rows: Mapping[str, Sequence[Scores]]) -> str:
     lines = ["| merge | " + " | ".join(DOMAINS) + " | mean |", "|---" * (len(DOMAINS) + 2) + "|"]
     for label, found in rows.items():
         if found:
-            by_domain = [f"{100 * np.mean([scores[domain] for scores in found]):.1f}" for domain in DOMAINS]
-            mean, half = interval([100 * float(np.mean([scores[d] for d in DOMAINS])) for scores in found])
+            by_domain = [
+                f"{100 * np.mean([scores[domain] for scores in found]):.1f}" for domain in DOMAINS
+            ]
+            mean, half = interval(
+                [100 * float(np.mean([scores[d] for d in DOMAINS])) for scores in found]
+            )
             spread = f" ± {half:.1f}" if len(found) > 1 else ""
             lines.append(f"| {label} | {' | '.join(by_domain)} | {mean:.1f}{spread} |")
     return "\n".join(lines)
@@ -196,9 +223,15 @@ def cases(seeds: int, share: float = 1.0) -> list[Case]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of every study (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="one seed, a quarter of the trials; writes no table")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds of every study (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, a quarter of the trials; writes no table"
+    )
     options = parser.parse_args(arguments)
     chosen = cases(1, 0.25) if options.quick else cases(options.seeds)
     results = _run_all(chosen)

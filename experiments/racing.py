@@ -1,9 +1,11 @@
-"""What rules that stop trials save on the skills zoo, at what price: ``python -m experiments.racing [--seeds 5]``.
+"""What rules that stop trials save on the skills zoo, at what price:
+``python -m experiments.racing [--seeds 5]``.
 
-Every row is a real study by CMA-ES on 1,500 search questions (five tasks of lm_eval), with the same number of trials,
-the same seeds and anchors; only its rule differs. What is counted are evaluations of items in the search, without the
-anchors, which all rows measure in full; what is compared is the test accuracy of the winner. What is finished is kept
-in ``runs/racing`` and not run again; the table goes into ``experiments/0008-racing/README.md``, between its two marks.
+Every row is a real study by CMA-ES on 1,500 search questions (five tasks of lm_eval), with the same
+number of trials, the same seeds and anchors; only its rule differs. What is counted are evaluations
+of items in the search, without the anchors, which all rows measure in full; what is compared is the
+test accuracy of the winner. What is finished is kept in ``runs/racing`` and not run again; the
+table goes into ``experiments/0008-racing/README.md``, between its two marks.
 """
 
 from __future__ import annotations
@@ -29,7 +31,12 @@ RULES: Mapping[str, dict[str, Any]] = {
     "hyperband": {"rule": "hyperband"},
     "subset of 150": {"rule": "subset", "min_items": 150},
     "subset of 150, gmp-IRT": {"rule": "subset", "min_items": 150, "estimate": "gmp_irt"},
-    "subset of 150 anchors": {"rule": "subset", "min_items": 150, "order": "anchors", "estimate": "anchors"},
+    "subset of 150 anchors": {
+        "rule": "subset",
+        "min_items": 150,
+        "order": "representative",
+        "estimate": "representative",
+    },
 }
 
 
@@ -54,8 +61,8 @@ def run_case(case: Case) -> dict[str, Any]:
 def _run(case: Case) -> dict[str, Any]:
     import torch
 
-    from search.run import run_study
-    from search.study_file import resolve, validate
+    from mergesearch.search.runs.driver import run_study
+    from mergesearch.search.spec.study_file import resolve, validate
 
     torch.set_num_threads(1)
     study = skills_study(case.name, seed=case.seed, trials=TRIALS) | {"fidelity": RULES[case.rule]}
@@ -64,20 +71,28 @@ def _run(case: Case) -> dict[str, Any]:
     assert verdict is not None
     searched = [record for record in run.log.records if record.kind != "anchor"]
     tests = verdict.scores["test"]
-    anchors = [tests[record.number].values["acc"] for record in run.log.records if record.kind == "anchor"]
+    anchors = [
+        tests[record.number].values["acc"] for record in run.log.records if record.kind == "anchor"
+    ]
     return {
         "share": sum(record.evaluated or size for record in searched) / (size * len(searched)),
         "complete": sum(record.state == "complete" for record in searched) / len(searched),
         "test": tests[verdict.winner].values["acc"],
         "anchor": max(anchors),
-        "optimism": run.log.records[verdict.winner].values["acc"] - tests[verdict.winner].values["acc"],
+        "optimism": run.log.records[verdict.winner].values["acc"]
+        - tests[verdict.winner].values["acc"],
     }
 
 
 def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
-    """Share of the evaluations, and test accuracy with its difference to that of full evaluation, seed by seed."""
+    """Share of the evaluations, and test accuracy with its difference to that of full evaluation,
+    seed by seed.
+    """
     lines = [
-        "| rule | evaluations of items, % | trials in full, % | test accuracy of the winner, % | less that of full |",
+        (
+            "| rule | evaluations of items, % | trials in full, % | "
+            "test accuracy of the winner, % | less that of full |"
+        ),
         "|---|---|---|---|---|",
     ]
     full = {case.seed: found["test"] for case, found in results.items() if case.rule == "full"}
@@ -85,10 +100,16 @@ def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
         rows = {case.seed: found for case, found in results.items() if case.rule == rule}
         if not rows:
             continue
-        share, complete = (_mean(100 * found[key] for found in rows.values()) for key in ("share", "complete"))
+        share, complete = (
+            _mean(100 * found[key] for found in rows.values()) for key in ("share", "complete")
+        )
         test = _mean(100 * found["test"] for found in rows.values())
-        gap = _mean(100 * (found["test"] - full[seed]) for seed, found in rows.items() if seed in full)
-        lines.append(f"| {rule} | {share} | {complete} | {test} | {'' if rule == 'full' else gap} |")
+        gap = _mean(
+            100 * (found["test"] - full[seed]) for seed, found in rows.items() if seed in full
+        )
+        lines.append(
+            f"| {rule} | {share} | {complete} | {test} | {'' if rule == 'full' else gap} |"
+        )
     return "\n".join(lines)
 
 
@@ -102,9 +123,15 @@ def main() -> None:
     """Run what is missing, and write the table."""
     from experiments.zoo.skills import build_skills
 
-    parser = argparse.ArgumentParser(description="Compare rules that stop trials on the skills zoo.")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of every row (default: %(default)s)")
-    parser.add_argument("--rules", nargs="*", choices=list(RULES), default=list(RULES), help="rows to run")
+    parser = argparse.ArgumentParser(
+        description="Compare rules that stop trials on the skills zoo."
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="seeds of every row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rules", nargs="*", choices=list(RULES), default=list(RULES), help="rows to run"
+    )
     options = parser.parse_args()
     build_skills(ZOO)
     RUNS.mkdir(parents=True, exist_ok=True)

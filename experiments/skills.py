@@ -1,8 +1,8 @@
 """Five skills at once on the skills zoo, against every anchor: ``python -m experiments.skills``.
 
-Studies by strategies for several objectives on five tasks of lm_eval, 300 trials each, run as a user would run them,
-two at a time on one thread each. What is finished is kept in ``runs/skills`` and not run again; the tables go into
-``experiments/0006-skills/README.md``, between its two marks.
+Studies by strategies for several objectives on five tasks of lm_eval, 300 trials each, run as a
+user would run them, two at a time on one thread each. What is finished is kept in ``runs/skills``
+and not run again; the tables go into ``experiments/0006-skills/README.md``, between its two marks.
 """
 
 from __future__ import annotations
@@ -61,28 +61,40 @@ def run_case(case: Case) -> dict[str, Any]:
 def _run(case: Case) -> dict[str, Any]:
     import torch
 
-    from search.run import run_study
-    from search.study import study_normaliser
-    from search.study_file import resolve, validate
+    from mergesearch.search.runs.driver import run_study
+    from mergesearch.search.spec.study_file import resolve, validate
+    from mergesearch.search.study.problem import study_normaliser
 
     torch.set_num_threads(1)
     objectives = [{"name": skill, "domains": [f"skills_{skill}"]} for skill in SKILLS]
     study = skills_study(case.name, seed=case.seed, trials=TRIALS, objectives=objectives)
-    run = run_study(resolve(validate(study | {"strategy": case.strategy}, case.name), ROOT), RUNS / case.name)
+    run = run_study(
+        resolve(validate(study | {"strategy": case.strategy}, case.name), ROOT), RUNS / case.name
+    )
     verdict, records = run.verdict, run.log.records
     assert verdict is not None
     tests = verdict.scores["test"]
     scale = study_normaliser(run.plan, records)
-    losses = [[-record.values[skill] for skill in SKILLS] for record in records if record.state == "complete"]
-    anchors = [record for record in records if record.kind == "anchor" and record.state == "complete"]
+    losses = [
+        [-record.values[skill] for skill in SKILLS]
+        for record in records
+        if record.state == "complete"
+    ]
+    anchors = [
+        record for record in records if record.kind == "anchor" and record.state == "complete"
+    ]
     return {
         "anchors": {record.name: dict(tests[record.number].values) for record in anchors},
         "winner": dict(tests[verdict.winner].values),
         "errors": dict(tests[verdict.winner].errors),
         "front": len(verdict.front),
         "hypervolume": scale.hypervolume(losses),
-        "anchors alone": scale.hypervolume([[-r.values[skill] for skill in SKILLS] for r in anchors]),
-        "best of each": {skill: max(records[n].values[skill] for n in verdict.front) for skill in SKILLS},
+        "anchors alone": scale.hypervolume(
+            [[-r.values[skill] for skill in SKILLS] for r in anchors]
+        ),
+        "best of each": {
+            skill: max(records[n].values[skill] for n in verdict.front) for skill in SKILLS
+        },
     }
 
 
@@ -90,16 +102,25 @@ def tables(results: Mapping[Case, Mapping[str, Any]]) -> str:
     """Test accuracy of the compromises and all anchors, then what the fronts hold."""
     lines = ["| merge | " + " | ".join(SKILLS) + " | mean |", "|---" * (len(SKILLS) + 2) + "|"]
     anchors = next(iter(results.values()))["anchors"]
-    rows = anchors | {f"**{case.strategy}, best compromise**": found["winner"] for case, found in results.items()}
+    rows = anchors | {
+        f"**{case.strategy}, best compromise**": found["winner"] for case, found in results.items()
+    }
     for name, scores in rows.items():
         cells = [f"{100 * scores[skill]:.1f}" for skill in SKILLS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {100 * np.mean([scores[s] for s in SKILLS]):.1f} |")
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {100 * np.mean([scores[s] for s in SKILLS]):.1f} |"
+        )
     fronts = [
-        "| strategy | trials on the front | hypervolume | of the anchors alone | best of each skill on the front |",
+        (
+            "| strategy | trials on the front | hypervolume | of the anchors alone | best of each "
+            "skill on the front |"
+        ),
         "|---|---|---|---|---|",
     ]
     for case, found in results.items():
-        best = ", ".join(f"{skill} {100 * value:.0f}" for skill, value in found["best of each"].items())
+        best = ", ".join(
+            f"{skill} {100 * value:.0f}" for skill, value in found["best of each"].items()
+        )
         volumes = f"{found['hypervolume']:.3f} | {found['anchors alone']:.3f}"
         fronts.append(f"| {case.strategy} | {found['front']} | {volumes} | {best} |")
     return "\n".join([*lines, "", *fronts])
@@ -109,7 +130,9 @@ def main() -> None:
     """Run what is missing, and write the tables."""
     from experiments.zoo.skills import build_skills
 
-    argparse.ArgumentParser(description="Search five skills at once on the skills zoo.").parse_args()
+    argparse.ArgumentParser(
+        description="Search five skills at once on the skills zoo."
+    ).parse_args()
     build_skills(ZOO)
     RUNS.mkdir(parents=True, exist_ok=True)
     text = tables(run_in_pairs([Case(strategy) for strategy in STRATEGIES], run_case))

@@ -1,11 +1,13 @@
-"""Every strategy on the digits zoo, several seeds each: ``python -m experiments.strategies single|tasks|blocks``.
+"""Every strategy on the digits zoo, several seeds each:
+``python -m experiments.strategies single|tasks|blocks``.
 
-Each case is a real study, run as a user would run it, on one thread; two at a time. What is finished is kept in
-``runs/strategies`` and not run again, and the table goes into the experiment's README, between its two marks.
+Each case is a real study, run as a user would run it, on one thread; two at a time. What is
+finished is kept in ``runs/strategies`` and not run again, and the table goes into the experiment's
+README, between its two marks.
 
 ``single``   one objective, mean accuracy over the four domains (``experiments/0003-one-objective``)
-``tasks``    four objectives, one coefficient for each expert (``experiments/0004-several-objectives``)
-``blocks``   two objectives, a coefficient for each block and expert (the same experiment)
+``tasks`` four objectives, one coefficient for each expert (``experiments/0004-several-objectives``)
+``blocks`` two objectives, a coefficient for each block and expert (the same experiment)
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ ZOO, RUNS = ROOT / "zoo" / "digits", ROOT / "runs" / "strategies"
 DATA = ZOO / "data-small"
 DOMAINS = ("upright", "rotated", "mirrored", "inverted")
 START, STOP = "<!-- table NAME: written by the command above -->", "<!-- end of table NAME -->"
-#: Scans behind the search items, each once in every domain: half of the zoo's, which halves the time of a trial.
+#: Scans behind the search items, each once in every domain: half of the zoo's, which halves the
+#: time of a trial.
 SCANS = 200
 #: Half width of a 95 % interval of a mean in standard errors, by number of seeds (Student's t).
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -82,15 +85,18 @@ SINGLE = (
     _named("pso"),
     _named("model_swarms"),
     _named("evogm"),
-    _named("random"),
+    _named("sobol"),
 )
-SEVERAL = ("map", "nested_map", "nsga2", "nsga3", "sms_emoa", "cma_parego", "portfolio", "random")
+SEVERAL = ("map", "nested_map", "nsga2", "nsga3", "sms_emoa", "cma_parego", "portfolio", "sobol")
 TASKS = (*map(_named, SEVERAL), _named("bayesian_map"), _named("optuna", sampler="nsga2"), MEDSAMIX)
 BLOCKS = (*map(_named, SEVERAL), _named("optuna", sampler="nsga2"))
 
 
 def _by_domain(names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    return [{"name": name, "metric": "accuracy", "domains": list(domains)} for name, domains in names.items()]
+    return [
+        {"name": name, "metric": "accuracy", "domains": list(domains)}
+        for name, domains in names.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,11 @@ class Setting:
 
 SETTINGS = {
     "single": Setting(
-        SINGLE, "0003-one-objective", 500, {"granularity": "block", "bounds": [0.0, 1.0]}, [{"name": "accuracy"}]
+        SINGLE,
+        "0003-one-objective",
+        500,
+        {"granularity": "block", "bounds": [0.0, 1.0]},
+        [{"name": "accuracy"}],
     ),
     "tasks": Setting(
         TASKS,
@@ -147,7 +157,12 @@ class Case:
         """Name of its run folder."""
         label = SETTINGS[self.setting].methods[self.method].label
         return "-".join(
-            [self.setting, *label.replace("(", "").replace(")", "").split(), str(self.seed), str(self.trials)]
+            [
+                self.setting,
+                *label.replace("(", "").replace(")", "").split(),
+                str(self.seed),
+                str(self.trials),
+            ]
         )
 
     def study(self) -> dict[str, Any]:
@@ -174,8 +189,8 @@ def run_case(case: Case) -> dict[str, Any]:
         return found
     import torch
 
-    from search.run import run_study
-    from search.study_file import resolve, validate
+    from mergesearch.search.runs.driver import run_study
+    from mergesearch.search.spec.study_file import resolve, validate
 
     torch.set_num_threads(1)
     run = run_study(resolve(validate(case.study(), case.name), ROOT), RUNS / case.name)
@@ -185,27 +200,40 @@ def run_case(case: Case) -> dict[str, Any]:
 
 
 def _one(run: Any) -> dict[str, Any]:
-    """Test score of the winner and of the anchors, the best score on search items, and how the seconds went."""
+    """Test score of the winner and of the anchors, the best score on search items, and how the
+    seconds went.
+    """
     (name,) = (objective.name for objective in run.plan.objectives)
     verdict, records = run.verdict, run.log.records
     test = {number: score.values[name] for number, score in verdict.scores["test"].items()}
-    searched = [record.values[name] for record in records if record.kind != "anchor" and record.state == "complete"]
+    searched = [
+        record.values[name]
+        for record in records
+        if record.kind != "anchor" and record.state == "complete"
+    ]
     return {
         "dim": len(run.plan.space.names),
         "winner": test[verdict.winner],
-        "anchors": {record.name: test[record.number] for record in records if record.number in test and record.name},
+        "anchors": {
+            record.name: test[record.number]
+            for record in records
+            if record.number in test and record.name
+        },
         "search": max(searched),
         "whole": len(searched),
     }
 
 
 def _front(run: Any) -> dict[str, Any]:
-    """Hypervolume of the front of search and recommendation, on search items and again on test items."""
-    from search.front import to_losses
-    from search.run import worker_spec
-    from search.selection import front_numbers
-    from search.study import study_normaliser
-    from search.worker import Task, Worker
+    """Hypervolume of the front of search and recommendation, on search items and again on test
+    items.
+    """
+    from mergesearch.search.front import to_losses
+    from mergesearch.search.runs.opened import worker_spec
+    from mergesearch.search.study.problem import study_normaliser
+    from mergesearch.search.study.selection import front_numbers
+    from mergesearch.search.workers.messages import Task
+    from mergesearch.search.workers.worker import Worker
 
     objectives, records = run.plan.objectives, run.log.records
     scale = study_normaliser(run.plan, records)
@@ -214,10 +242,15 @@ def _front(run: Any) -> dict[str, Any]:
     def volumes(members: Sequence[Any]) -> list[float]:
         again = [worker.run(Task("", record.recipe, "test")).measurement for record in members]
         values = [[record.values for record in members], [m.values for m in again if m is not None]]
-        return [scale.hypervolume([to_losses(v, objectives) for v in rows]) if rows else 0.0 for rows in values]
+        return [
+            scale.hypervolume([to_losses(v, objectives) for v in rows]) if rows else 0.0
+            for rows in values
+        ]
 
     found = [record for record in records if record.number in {*front_numbers(records, objectives)}]
-    anchors = [record for record in records if record.kind == "anchor" and record.state == "complete"]
+    anchors = [
+        record for record in records if record.kind == "anchor" and record.state == "complete"
+    ]
     (search, test), (search_anchors, test_anchors) = volumes(found), volumes(anchors)
     return {
         "dim": len(run.plan.space.names),
@@ -233,7 +266,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     array = np.asarray(values, dtype=np.float64)
     if array.size < 2:
         return float(array.mean()), math.nan
-    return float(array.mean()), T95.get(array.size, 1.96) * float(array.std(ddof=1)) / math.sqrt(array.size)
+    return float(array.mean()), T95.get(array.size, 1.96) * float(array.std(ddof=1)) / math.sqrt(
+        array.size
+    )
 
 
 def table(setting: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -242,7 +277,10 @@ def table(setting: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> s
 
 
 def _single_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    rows = [(interval([100 * r["winner"] for r in found]), label, found) for label, found in results.items()]
+    rows = [
+        (interval([100 * r["winner"] for r in found]), label, found)
+        for label, found in results.items()
+    ]
     lines = [
         "| strategy | dimensions | test accuracy of the winner, % | best on search items, % |",
         "|---|---|---|---|",
@@ -252,18 +290,29 @@ def _single_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         lines.append(f"| {label} | {found[0]['dim']} | {mean:.1f} ± {half:.1f} | {best:.1f} |")
     anchors = next(iter(results.values()))[0]["anchors"]
     lines += ["", "| anchor | test accuracy, % |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {100 * value:.1f} |" for name, value in anchors.items())])
+    return "\n".join(
+        [*lines, *(f"| {name} | {100 * value:.1f} |" for name, value in anchors.items())]
+    )
 
 
 def _front_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    rows = [(interval([r["test"] for r in found]), label, found) for label, found in results.items()]
-    lines = ["| strategy | hypervolume, test items | hypervolume, search items | members |", "|---|---|---|---|"]
+    rows = [
+        (interval([r["test"] for r in found]), label, found) for label, found in results.items()
+    ]
+    lines = [
+        "| strategy | hypervolume, test items | hypervolume, search items | members |",
+        "|---|---|---|---|",
+    ]
     for (mean, half), label, found in sorted(rows, key=lambda row: -row[0][0]):
         seen, spread = interval([r["search"] for r in found])
         members = np.mean([r["members"] for r in found])
-        lines.append(f"| {label} | {mean:.3f} ± {half:.3f} | {seen:.3f} ± {spread:.3f} | {members:.0f} |")
+        lines.append(
+            f"| {label} | {mean:.3f} ± {half:.3f} | {seen:.3f} ± {spread:.3f} | {members:.0f} |"
+        )
     anchors = next(iter(results.values()))[0]["anchors"]
-    return "\n".join([*lines, f"| the anchors alone | {anchors['test']:.3f} | {anchors['search']:.3f} | |"])
+    return "\n".join(
+        [*lines, f"| the anchors alone | {anchors['test']:.3f} | {anchors['search']:.3f} | |"]
+    )
 
 
 def write_table(setting: str, text: str) -> None:
@@ -275,19 +324,33 @@ def write_table(setting: str, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("setting", choices=sorted(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of every strategy (default: %(default)s)")
-    parser.add_argument("--trials", type=int, help="trials of every study (default: those of the experiment)")
-    parser.add_argument("--only", default="", help="run strategies whose name holds this, and write no table")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="seeds of every strategy (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trials", type=int, help="trials of every study (default: those of the experiment)"
+    )
+    parser.add_argument(
+        "--only", default="", help="run strategies whose name holds this, and write no table"
+    )
     options = parser.parse_args(arguments)
     setting = SETTINGS[options.setting]
     trials = options.trials or setting.trials
     chosen = [place for place, method in enumerate(setting.methods) if options.only in method.label]
-    cases = [Case(options.setting, place, seed, trials) for seed in range(options.seeds) for place in chosen]
+    cases = [
+        Case(options.setting, place, seed, trials)
+        for seed in range(options.seeds)
+        for place in chosen
+    ]
     results = _run_all(cases)
     by_label = {
-        setting.methods[place].label: [results[case] for case in cases if case.method == place and case in results]
+        setting.methods[place].label: [
+            results[case] for case in cases if case.method == place and case in results
+        ]
         for place in chosen
     }
     text = table(options.setting, {label: found for label, found in by_label.items() if found})
@@ -304,7 +367,10 @@ def _halve_search_items() -> None:
     if not DATA.exists():
         settings = Settings()
         splits = partition(len(load_images()[1]), settings.images, settings.seed)
-        save_items(DATA, {name: splits[name][: SCANS if name == "search" else None] for name in settings.images})
+        save_items(
+            DATA,
+            {name: splits[name][: SCANS if name == "search" else None] for name in settings.images},
+        )
 
 
 def _run_all(cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
@@ -335,8 +401,12 @@ def write_between(path: Path, start: str, stop: str, text: str) -> None:
     path.write_text(f"{before}{start}\n\n{text}\n\n{stop}{rest.partition(stop)[2]}")
 
 
-def run_in_pairs(cases: Sequence[AnyCase], run: Callable[[AnyCase], dict[str, Any]]) -> dict[AnyCase, dict[str, Any]]:
-    """Figures of every case, two at a time on one thread each; one that fails is told and left out."""
+def run_in_pairs(
+    cases: Sequence[AnyCase], run: Callable[[AnyCase], dict[str, Any]]
+) -> dict[AnyCase, dict[str, Any]]:
+    """Figures of every case, two at a time on one thread each; one that fails is told and left
+    out.
+    """
     from experiments.zoo.digits import silence_transformers
 
     results = {}

@@ -1,14 +1,14 @@
 """How weights combine: checkpoints, arenas, operators, recipes, kernels, export.
 
-The bottom of the house: imports nothing from ``spaces``, ``evaluators`` or ``search``. Importing this
-package loads neither torch nor numba; the functions that need them import them.
+The bottom of the house: imports nothing from ``spaces``, ``evaluators`` or ``search``. Importing
+this package loads neither torch nor numba; the functions that need them import them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from merging.errors import (
+from mergesearch.merging.errors import (
     CheckpointError,
     InputError,
     MergesearchError,
@@ -18,12 +18,12 @@ from merging.errors import (
     RunFolderError,
     StudyFailedError,
 )
-from merging.field import Field
-from merging.layout import Layout, TensorSpec
-from merging.recipe import Recipe, Source
+from mergesearch.merging.recipe import Recipe, Source
+from mergesearch.merging.tensors.field import Field
+from mergesearch.merging.tensors.layout import Layout, TensorSpec
 
 if TYPE_CHECKING:
-    from merging.in_memory import merge
+    from mergesearch.merging.in_memory import merge
 
 __all__ = [
     "CheckpointError",
@@ -46,7 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # `merge` imports torch; everything else here must stay light for the command line.
     if name == "merge":
-        from merging.in_memory import merge
+        from mergesearch.merging.in_memory import merge
 
         return merge
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

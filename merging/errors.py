@@ -22,7 +22,9 @@ class MergesearchError(Exception):
 
 
 class InputError(MergesearchError):
-    """Something the user gave is wrong; the message names the file, the key, the value and what is allowed."""
+    """Something the user gave is wrong; the message names the file, the key, the value and what is
+    allowed.
+    """
 
 
 class CheckpointError(InputError):

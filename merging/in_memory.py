@@ -1,6 +1,7 @@
 """Merging without arenas: state dicts in memory, or any tensor source, one tensor at a time.
 
-Bit for bit what an arena gives: the same rows, accumulated in the same precision, rounded once to the base's dtype.
+Bit for bit what an arena gives: the same rows, accumulated in the same precision, rounded once to
+the base's dtype.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ from typing import Any
 
 import torch
 
-from merging.errors import CheckpointError, RecipeError
-from merging.field import Field
-from merging.host import stored_numbers
-from merging.kernels import accumulation_dtype, combine, term_weights
-from merging.kernels.lowrank import combine_factors, kept_factors
-from merging.layout import Layout, TensorSpec
-from merging.operators import Basis, Operator, Options, TensorSource, get_operator
-from merging.operators.task_vectors import is_stored_whole
-from merging.rounding import Rounding, rounding_of
-from merging.special import PLAIN, Special, Treatment, finish, parse_special, prepare_basis
-from merging.states import align_states, warn_of_integers
-from merging.streaming import alone, each
+from mergesearch.merging.errors import CheckpointError, RecipeError
+from mergesearch.merging.family.basis import prepare_basis
+from mergesearch.merging.family.special_tensors import PLAIN, SpecialTensors, postprocess
+from mergesearch.merging.family.state_dicts import align_states, warn_of_integers
+from mergesearch.merging.kernels.dispatch import accumulation_dtype, combine, term_weights
+from mergesearch.merging.kernels.host import stored_numbers
+from mergesearch.merging.kernels.lowrank import combine_factors
+from mergesearch.merging.operators import Basis, Operator, Options, TensorSource, get_operator
+from mergesearch.merging.operators.parts.task_vectors import is_stored_whole
+from mergesearch.merging.policies import TensorPolicies, parse_policies
+from mergesearch.merging.resident.packing import low_rank_factors
+from mergesearch.merging.tensors.field import Field
+from mergesearch.merging.tensors.layout import Layout, TensorSpec
+from mergesearch.merging.tensors.parallel import parallel_map, run_single_threaded
+from mergesearch.merging.tensors.rounding import Rounding, rounding_of
 
 StateDict = Mapping[str, torch.Tensor]
 Coefficients = float | Sequence[float] | Field | None
@@ -37,47 +41,67 @@ def merge(
     *,
     operator: str = "task_arithmetic",
     coefficients: Coefficients = None,
-    special: Special | Mapping[str, Any] | None = None,
+    special: TensorPolicies | Mapping[str, Any] | None = None,
     **hyperparameters: Any,
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts into a new one, in the order, dtypes and devices of the base.
 
-    Floating tensors are merged; integers and booleans are copied from the base. Tensors that share their memory in
-    the base (tied weights) are merged once and share their memory in the result. Inputs are not modified.
+    Floating tensors are merged; integers and booleans are copied from the base. Tensors that share
+    their memory in the base (tied weights) are merged once and share their memory in the result.
+    Inputs are not modified.
 
     Args:
         base: Name -> tensor.
         experts: State dicts with the names and shapes of the base, in order, or by name.
-        operator: A name in :data:`merging.operators.OPERATORS`.
-        coefficients: One number for all directions, one per direction, or a :class:`Field` over the flat index of
-            the floating tensors (:meth:`Layout.build`); None takes the operator's default.
-        special: Policies for running statistics, scalars, new heads and ties (:class:`merging.special.Special`).
+        operator: A name in :data:`mergesearch.merging.operators.OPERATORS`.
+        coefficients: One number for all directions, one per direction, or a :class:`Field` over the
+            flat index of the floating tensors (:meth:`Layout.build`); None takes the operator's
+            default.
+        special: Policies for running statistics, scalars, new heads and ties
+            (:class:`mergesearch.merging.policies.TensorPolicies`).
         **hyperparameters: The operator's own.
 
     Raises:
-        CheckpointError: If an expert has other names, shapes or kinds of tensors, or unties what the base ties.
-        RecipeError: If the operator, a hyperparameter or the coefficients are not what they should be.
+        CheckpointError: If an expert has other names, shapes or kinds of tensors, or unties what
+            the base ties.
+        RecipeError: If the operator, a hyperparameter or the coefficients are not what they should
+            be.
     """
     states = list(experts.values() if isinstance(experts, Mapping) else experts)
-    labels = [str(name) for name in experts] if isinstance(experts, Mapping) else [str(i) for i in range(len(states))]
+    labels = (
+        [str(name) for name in experts]
+        if isinstance(experts, Mapping)
+        else [str(i) for i in range(len(states))]
+    )
     if not states:
         raise RecipeError("merge: expected at least one expert, received none")
-    policies = parse_special(special)
+    policies = parse_policies(special)
     aligned = align_states(base, states, policies)
     base, states = aligned.base, list(aligned.experts)
     kept = {name: name for name in base} if policies.tied == "untie" else _tied_names(base)
     for label, state in zip(labels, states, strict=True):
         _check_expert(label, state, base, kept)
     warn_of_integers(base, states)
-    named = {name: t for name, t in base.items() if kept[name] == name and name not in aligned.copied}
-    layout = Layout.build({name: (tuple(t.shape), _dtype_name(t)) for name, t in named.items() if _is_merged(t)})
+    named = {
+        name: t for name, t in base.items() if kept[name] == name and name not in aligned.copied
+    }
+    layout = Layout.build(
+        {name: (tuple(t.shape), _dtype_name(t)) for name, t in named.items() if _is_merged(t)}
+    )
     chosen = get_operator(operator)
     options = chosen.check(layout, len(states), hyperparameters)
     field = _field(coefficients, chosen, len(states), options, layout)
-    sources = [MappingSource(label, state, layout.names) for label, state in zip(labels, states, strict=True)]
+    sources = [
+        MappingSource(label, state, layout.names)
+        for label, state in zip(labels, states, strict=True)
+    ]
     first = MappingSource("base", base, layout.names)
     merged = dict(merge_stream(first, sources, operator, options, field, layout, aligned.treatment))
-    copied = {name: t.detach().clone() for name, t in base.items() if kept[name] == name and name not in merged}
+    copied = {
+        name: t.detach().clone()
+        for name, t in base.items()
+        if kept[name] == name and name not in merged
+    }
     return {name: (merged | copied)[kept[name]] for name in base}
 
 
@@ -88,21 +112,23 @@ def merge_stream(
     options: Mapping[str, Any],
     field: Field,
     layout: Layout,
-    treatment: Treatment = PLAIN,
+    treatment: SpecialTensors = PLAIN,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Merge the tensors of ``layout`` one at a time, in its order: (name, merged tensor in the base's dtype).
+    """Merge the tensors of ``layout`` one at a time, in its order: (name, merged tensor in the
+    base's dtype).
 
     Holds no more than the operator's working set for one tensor, in the accumulation dtype.
 
     Raises:
-        RecipeError: If the operator or an option is unknown, or the field does not fit layout and experts.
+        RecipeError: If the operator or an option is unknown, or the field does not fit layout and
+            experts.
     """
     merge_one = tensor_merger(base, experts, operator, options, field, layout, treatment)
 
     def work(spec: TensorSpec) -> tuple[str, torch.Tensor]:
         return spec.name, merge_one(spec, spec.dtype)[0]
 
-    return each(work, layout.tensors)
+    return parallel_map(work, layout.tensors)
 
 
 def tensor_merger(
@@ -112,19 +138,24 @@ def tensor_merger(
     options: Mapping[str, Any],
     field: Field,
     layout: Layout,
-    treatment: Treatment = PLAIN,
+    treatment: SpecialTensors = PLAIN,
     threads: int = 1,
 ) -> TensorMerger:
-    """Prepare, and return the function that merges one tensor of ``layout`` and stores it in a dtype.
+    """Prepare, and return the function that merges one tensor of ``layout`` and stores it in a
+    dtype.
 
-    The function may run in several threads at once, as :func:`merging.streaming.each` runs it.
+    The function may run in several threads at once, as
+    :func:`mergesearch.merging.tensors.parallel.parallel_map` runs it.
 
     Raises:
-        RecipeError: If the operator or an option is unknown, or the field does not fit layout and experts.
+        RecipeError: If the operator or an option is unknown, or the field does not fit layout and
+            experts.
     """
     chosen = get_operator(operator)
     full = chosen.check(layout, len(experts), options)
-    basis = alone(lambda: prepare_basis(chosen, base, experts, full, treatment), threads)
+    basis = run_single_threaded(
+        lambda: prepare_basis(chosen, base, experts, full, treatment), threads
+    )
     if field.size != layout.size or field.directions != basis.directions:
         raise RecipeError(
             f"field: expected {basis.directions} directions over {layout.size} positions, "
@@ -133,12 +164,14 @@ def tensor_merger(
     wide = getattr(torch, accumulation_dtype(layout))
 
     def as_stored(spec: TensorSpec) -> bool:
-        special = spec.size == 0 or wide == torch.float64 or spec.name in treatment.finished
+        special = spec.size == 0 or wide == torch.float64 or spec.name in treatment.postprocessed
         return not special and is_stored_whole(experts, spec.name)
 
     def merge_one(spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
         stored = getattr(torch, dtype)
-        merged = _merge_stored(base, experts, basis, spec, field, stored) if as_stored(spec) else None
+        merged = (
+            _merge_stored(base, experts, basis, spec, field, stored) if as_stored(spec) else None
+        )
         if merged is not None:
             return merged
         exact = merge_wide(spec)
@@ -151,15 +184,17 @@ def tensor_merger(
             return tensor.clone()
         out = torch.empty(spec.size, dtype=wide, device=tensor.device)
         part = field.restrict(spec.start, spec.stop)
-        kept = kept_factors(basis, spec, treatment.finished)
+        kept = low_rank_factors(basis, spec, treatment.postprocessed)
         if kept is not None:
             left, right = (factor.to(tensor.device, wide) for factor in (kept.left, kept.right))
             combine_factors(tensor.reshape(-1), left, right, kept.owner, part, out, threads=1)
             return out.view(spec.shape)
         rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
-        angles = None if basis.angles is None else Field.constant(spec.size, [basis.angles(spec.name)])
+        angles = (
+            None if basis.angles is None else Field.constant(spec.size, [basis.angles(spec.name)])
+        )
         combine(tensor.reshape(-1), rows, part, basis.form, out, angles=angles, threads=1)
-        return finish(treatment, spec.name, out.view(spec.shape), tensor, spec.dtype)
+        return postprocess(treatment, spec.name, out.view(spec.shape), tensor, spec.dtype)
 
     return merge_one
 
@@ -172,7 +207,9 @@ def _merge_stored(
     field: Field,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, Rounding] | None:
-    """One tensor from the sources as they are stored; None if the operator has no such way, or they are not fit."""
+    """One tensor from the sources as they are stored; None if the operator has no such way, or they
+    are not fit.
+    """
     if basis.direct is None or dtype not in (torch.float32, torch.bfloat16):
         return None
     tensors = [source.read(spec.name).detach() for source in (base, *experts)]
@@ -180,7 +217,9 @@ def _merge_stored(
     if any(array is None for array in numbers):
         return None
     out, part = torch.empty(spec.shape, dtype=dtype), field.restrict(spec.start, spec.stop)
-    sums = basis.direct(spec.name, numbers, term_weights(part, basis.form), part.boundaries, stored_numbers(out))
+    sums = basis.direct(
+        spec.name, numbers, term_weights(part, basis.form), part.boundaries, stored_numbers(out)
+    )
     return None if sums is None else (out, Rounding(*sums, frozenset({_dtype_name(out)})))
 
 
@@ -208,7 +247,8 @@ def _dtype_name(tensor: torch.Tensor) -> str:
 
 
 def _is_merged(tensor: torch.Tensor) -> bool:
-    # Complex and 8-bit floats count, so that the layout refuses them rather than copying them silently.
+    # Complex and 8-bit floats count, so that the layout refuses them rather than copying them
+    # silently.
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -235,10 +275,14 @@ def _check_expert(label: str, state: StateDict, base: StateDict, kept: Mapping[s
         other = state[name]
         if other.shape != tensor.shape or _is_merged(other) != _is_merged(tensor):
             ours, theirs = (f"{_dtype_name(t)} {tuple(t.shape)}" for t in (tensor, other))
-            raise CheckpointError(f"expert {label}: tensor {name!r}: expected {ours} as in the base, received {theirs}")
+            raise CheckpointError(
+                f"expert {label}: tensor {name!r}: expected {ours} as in the base, received "
+                f"{theirs}"
+            )
         if kept[name] != name and not _same_values(other, state[kept[name]]):
             raise CheckpointError(
-                f"expert {label}: expected {name!r} equal to {kept[name]!r}, tied in the base, received other values; "
+                f"expert {label}: expected {name!r} equal to {kept[name]!r}, tied in the base, "
+                "received other values; "
                 "untie them in the base (clone) to merge them apart"
             )
 
@@ -247,12 +291,20 @@ def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
-def _field(coefficients: Coefficients, operator: Operator, experts: int, options: Options, layout: Layout) -> Field:
+def _field(
+    coefficients: Coefficients, operator: Operator, experts: int, options: Options, layout: Layout
+) -> Field:
     if isinstance(coefficients, Field):
         return coefficients
     directions = operator.directions(experts, options)
     chosen = operator.default(experts, options) if coefficients is None else coefficients
-    values = [float(value) for value in chosen] if isinstance(chosen, Iterable) else [float(chosen)] * directions
+    values = (
+        [float(value) for value in chosen]
+        if isinstance(chosen, Iterable)
+        else [float(chosen)] * directions
+    )
     if len(values) != directions:
-        raise RecipeError(f"coefficients: expected one number or {directions}, received {len(values)}")
+        raise RecipeError(
+            f"coefficients: expected one number or {directions}, received {len(values)}"
+        )
     return Field.constant(layout.size, values)

@@ -1,8 +1,8 @@
 """The complete, frozen description of a merge; the only thing that travels to workers.
 
-A recipe is pure data: sources, operator with hyperparameters, coefficient field. ``digest`` identifies it.
-Reading the shorthand that people write by hand (``coefficients: 0.3``) needs the layout of the base and
-lives in :mod:`merging.recipe_file`.
+A recipe is pure data: sources, operator with hyperparameters, coefficient field. ``digest``
+identifies it. Reading the shorthand that people write by hand (``coefficients: 0.3``) needs the
+layout of the base and lives in :mod:`mergesearch.merging.recipe_file`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from merging.errors import RecipeError
-from merging.field import Field
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.tensors.field import Field
 
 FORMAT = 1
 
@@ -46,15 +46,17 @@ class Recipe:
 
     Attributes:
         base: The common base.
-        experts: Experts in order; their number need not equal ``field.directions`` for fused operators.
-        operator: Name in :data:`merging.operators.OPERATORS`.
+        experts: Experts in order; their number need not equal ``field.directions`` for fused
+            operators.
+        operator: Name in :data:`mergesearch.merging.operators.OPERATORS`.
         hyperparameters: The operator's keyword arguments, sorted ``(name, value)`` pairs.
         field: Coefficients over the flat index.
-        layout: Digest of the layout the field speaks of (empty for analytic problems without weights).
-        special: Policies for special tensors (:class:`merging.special.Special`) where they are not the default,
-            sorted ``(name, value)`` pairs.
-        routing: Of a merge that depends on its input: the method and its parameters, sorted ``(name, value)`` pairs;
-            empty for a checkpoint.
+        layout: Digest of the layout the field speaks of (empty for analytic problems without
+            weights).
+        special: Policies for special tensors (:class:`mergesearch.merging.policies.TensorPolicies`)
+            where they are not the default, sorted ``(name, value)`` pairs.
+        routing: Of a merge that depends on its input: the method and its parameters, sorted
+            ``(name, value)`` pairs; empty for a checkpoint.
     """
 
     base: Source
@@ -79,12 +81,15 @@ class Recipe:
     def basis_key(self) -> str:
         """Identity of the prepared basis: everything but the coefficients.
 
-        Names of experts count only where masks are drawn, an order declared, or items given, by name.
+        Names of experts count only where masks are drawn, an order declared, or items given, by
+        name.
         """
-        from merging.operators import OPERATORS
+        from mergesearch.merging.operators import OPERATORS
 
         operator = OPERATORS.get(self.operator)
-        by_name = operator is not None and bool(operator.stochastic or operator.order_sensitive or operator.needs)
+        by_name = operator is not None and bool(
+            operator.stochastic or operator.order_sensitive or operator.needs
+        )
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
         names = [[e.name for e in self.experts]] if by_name else []
         special = [["special", sorted(self.special)]] if self.special else []
@@ -94,7 +99,11 @@ class Recipe:
     def digest(self) -> str:
         """Identity of the merged model."""
         field = self.field.compact()
-        data = self.basis_key.encode() + field.boundaries.astype("<i8").tobytes() + field.values.astype("<f8").tobytes()
+        data = (
+            self.basis_key.encode()
+            + field.boundaries.astype("<i8").tobytes()
+            + field.values.astype("<f8").tobytes()
+        )
         if self.routing:
             data += _digest(["routing", sorted(self.routing)]).encode()
         return hashlib.sha256(data).hexdigest()[:16]
@@ -120,12 +129,14 @@ class Recipe:
         Raises:
             RecipeError: If a key is missing or unknown, or the format is newer than this version.
         """
-        from merging.special import parse_special
+        from mergesearch.merging.policies import parse_policies
 
         expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
         if set(data) - {"special", "routing"} != expected:
             odd = sorted((set(data) - {"special", "routing"}) ^ expected)
-            raise RecipeError(f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}")
+            raise RecipeError(
+                f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}"
+            )
         if data["format"] != FORMAT:
             raise RecipeError(f"recipe: expected format {FORMAT}, received {data['format']!r}")
         return cls(
@@ -135,7 +146,7 @@ class Recipe:
             field=Field.from_dict(data["field"]),
             hyperparameters=tuple(sorted(data["hyperparameters"].items())),
             layout=data["layout"],
-            special=parse_special(data.get("special")).choices,
+            special=parse_policies(data.get("special")).choices,
             routing=tuple(sorted(data.get("routing", {}).items())),
         )
 

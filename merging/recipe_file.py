@@ -1,6 +1,7 @@
 """Recipes on disk: the exact form, and the shorthand that people write by hand.
 
-The shorthand names checkpoints and says coefficients per expert and, if wanted, per tensor-name pattern::
+The shorthand names checkpoints and says coefficients per expert and, if wanted, per tensor-name
+pattern::
 
     base: zoo/base
     experts: {rotated: zoo/rotated, mirrored: zoo/mirrored}
@@ -9,9 +10,10 @@ The shorthand names checkpoints and says coefficients per expert and, if wanted,
       default: 0.3
       '.*\\.layer\\.0\\..*': [0.1, 0.5]     # one number for all experts, or one each
 
-Patterns must match the whole tensor name; the first that does decides. Without coefficients, the operator's default
-holds. Hyperparameters of the operator go under ``hyperparameters``, policies for vocabularies, running statistics and
-other special tensors under ``special``. Relative paths start at the recipe's folder.
+Patterns must match the whole tensor name; the first that does decides. Without coefficients, the
+operator's default holds. Hyperparameters of the operator go under ``hyperparameters``, policies for
+vocabularies, running statistics and other special tensors under ``special``. Relative paths start
+at the recipe's folder.
 """
 
 from __future__ import annotations
@@ -28,16 +30,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from merging.atomic import write_atomically
-from merging.calibration import absolute
-from merging.checkpoint import Checkpoint, absolute_path, is_hub_name, short_name
-from merging.errors import RecipeError
-from merging.family import align_family
-from merging.field import Field
-from merging.layout import Layout
-from merging.preflight import layout_of
-from merging.recipe import Recipe, Source
-from merging.special import Special, located_special, parse_special
+from mergesearch.merging.checkpoints.atomic import write_atomically
+from mergesearch.merging.checkpoints.locations import absolute_path, is_hub_name, short_name
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.family.family import align_family
+from mergesearch.merging.family.preflight import layout_of
+from mergesearch.merging.models.calibration_spec import absolute
+from mergesearch.merging.policies import TensorPolicies, located_special, parse_policies
+from mergesearch.merging.recipe import Recipe, Source
+from mergesearch.merging.tensors.field import Field
+from mergesearch.merging.tensors.layout import Layout
 
 _KEYS = ("base", "experts", "operator", "hyperparameters", "special", "coefficients")
 _REQUIRED = ("base", "experts", "operator")
@@ -62,29 +65,38 @@ def load_recipe(path: Path) -> Recipe:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise RecipeError(f"{path}: expected a recipe as `mergesearch export` writes it, received: {error}") from error
+        raise RecipeError(
+            f"{path}: expected a recipe as `mergesearch export` writes it, received: {error}"
+        ) from error
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the exact form as YAML or JSON, by the suffix, in one step: readers see the old file or the new one.
+    """Write the exact form as YAML or JSON, by the suffix, in one step: readers see the old file or
+    the new one.
 
     Raises:
         RecipeError: If the suffix is neither, or the folder cannot be written.
     """
     if path.suffix not in _SUFFIXES:
-        raise RecipeError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, received {path.suffix!r}")
+        raise RecipeError(
+            f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, received {path.suffix!r}"
+        )
     data = located(recipe, Path.cwd()).to_dict()
     text = json.dumps(data, indent=1) if path.suffix == ".json" else _yaml_text(data)
     try:
         write_atomically(path, text)
     except OSError as error:
-        raise RecipeError(f"{path}: expected a writable place, received: {error.strerror}") from error
+        raise RecipeError(
+            f"{path}: expected a writable place, received: {error.strerror}"
+        ) from error
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:
     # Line breaks beyond ASCII, written as they are, would be read as spaces.
     plain = _BREAKS.isdisjoint(json.dumps(data, ensure_ascii=False))
-    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=plain, width=120)
+    return yaml.safe_dump(
+        data, sort_keys=False, default_flow_style=None, allow_unicode=plain, width=120
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,17 +104,23 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
-        raise RecipeError(f"{path}: expected a readable recipe file, received: {error.strerror}") from error
+        raise RecipeError(
+            f"{path}: expected a readable recipe file, received: {error.strerror}"
+        ) from error
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise RecipeError(f"{path}: expected YAML or JSON, received something else: {reason}") from error
+        raise RecipeError(
+            f"{path}: expected YAML or JSON, received something else: {reason}"
+        ) from error
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: expected keys {', '.join(_KEYS)}, received {type(data).__name__}")
+        raise RecipeError(
+            f"{path}: expected keys {', '.join(_KEYS)}, received {type(data).__name__}"
+        )
     return data
 
 
 def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
-    from merging.operators import get_operator
+    from mergesearch.merging.operators import get_operator
 
     _check_keys(data)
     base = _source("base", data["base"], "", folder)
@@ -112,7 +130,7 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
     if not isinstance(options, dict):
         raise RecipeError(f"hyperparameters: expected a mapping, received {options!r}")
     special = located_special(
-        parse_special(data.get("special")), lambda path: _source("special", path, "", folder).path
+        parse_policies(data.get("special")), lambda path: _source("special", path, "", folder).path
     )
     layout = _layout(base, experts, special)
     options = operator.check(layout, len(experts), absolute(options, folder))
@@ -128,21 +146,27 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
     )
 
 
-def _layout(base: Source, experts: Sequence[Source], special: Special) -> Layout:
+def _layout(base: Source, experts: Sequence[Source], special: TensorPolicies) -> Layout:
     """The layout of a merge: that of the base, unless policies change it."""
-    origin = Checkpoint.open(base.path, base.name)
+    origin = open_checkpoint(base.path, base.name)
     if not special.choices:
         return layout_of(origin)
-    return align_family(origin, [Checkpoint.open(expert.path, expert.name) for expert in experts], special).layout
+    return align_family(
+        origin, [open_checkpoint(expert.path, expert.name) for expert in experts], special
+    ).layout
 
 
 def _check_keys(data: Mapping[str, Any]) -> None:
     unknown = [str(key) for key in data if key not in _KEYS]
     if unknown:
-        raise RecipeError(f"unknown key {', '.join(map(repr, unknown))}; known keys are {', '.join(_KEYS)}")
+        raise RecipeError(
+            f"unknown key {', '.join(map(repr, unknown))}; known keys are {', '.join(_KEYS)}"
+        )
     missing = [key for key in _REQUIRED if key not in data]
     if missing:
-        raise RecipeError(f"missing key {', '.join(map(repr, missing))}; known keys are {', '.join(_KEYS)}")
+        raise RecipeError(
+            f"missing key {', '.join(map(repr, missing))}; known keys are {', '.join(_KEYS)}"
+        )
 
 
 def _text(key: str, value: Any) -> str:
@@ -155,16 +179,21 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
     if isinstance(value, list):
         sources = [_source(f"experts[{i}]", path, "", folder) for i, path in enumerate(value)]
     elif isinstance(value, dict):
-        sources = [_source(f"experts.{name}", path, str(name), folder) for name, path in value.items()]
+        sources = [
+            _source(f"experts.{name}", path, str(name), folder) for name, path in value.items()
+        ]
     else:
-        raise RecipeError(f"experts: expected a list of paths or a mapping of name to path, received {value!r}")
+        raise RecipeError(
+            f"experts: expected a list of paths or a mapping of name to path, received {value!r}"
+        )
     if not sources:
         raise RecipeError("experts: expected at least one, received none")
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RecipeError(
-            f"experts: expected different names, received {twice!r} twice; write `experts: {{name: path}}`"
+            f"experts: expected different names, received {twice!r} twice; write `experts: {{name: "
+            "path}}`"
         )
     return tuple(sources)
 
@@ -177,7 +206,9 @@ def _source(key: str, path: Any, name: str, folder: Path) -> Source:
 
 
 def located(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with local paths, which start at ``folder``, in full; hub names stay as they are."""
+    """The recipe with local paths, which start at ``folder``, in full; hub names stay as they
+    are.
+    """
     base, *experts = (_absolute(source, folder) for source in (recipe.base, *recipe.experts))
     return replace(recipe, base=base, experts=tuple(experts))
 
@@ -190,12 +221,17 @@ def _absolute(source: Source, folder: Path) -> Source:
 def _field(value: Any, layout: Layout, directions: int) -> Field:
     if not isinstance(value, dict):
         return Field.constant(layout.size, _coefficients("coefficients", value, directions))
-    rules = [(str(key), _coefficients(f"coefficients.{key}", v, directions)) for key, v in value.items()]
+    rules = [
+        (str(key), _coefficients(f"coefficients.{key}", v, directions)) for key, v in value.items()
+    ]
     default = next((row for key, row in rules if key == "default"), None)
     patterns = [(_compiled(key), row) for key, row in rules if key != "default"]
     for pattern, _ in patterns:
         if not any(pattern.fullmatch(name) for name in layout.names):
-            raise RecipeError(f"coefficients.{pattern.pattern}: matches no tensor; there are {_some(layout.names)}")
+            raise RecipeError(
+                f"coefficients.{pattern.pattern}: matches no tensor; there are "
+                f"{_some(layout.names)}"
+            )
     return _tensor_field(layout, [_row_of(name, patterns, default) for name in layout.names])
 
 
@@ -204,7 +240,10 @@ def _row_of(
 ) -> list[float]:
     row = next((row for pattern, row in patterns if pattern.fullmatch(name)), default)
     if row is None:
-        raise RecipeError(f"coefficients: no pattern matches tensor {name!r}; add `default: NUMBER` or another pattern")
+        raise RecipeError(
+            f"coefficients: no pattern matches tensor {name!r}; add `default: NUMBER` or another "
+            "pattern"
+        )
     return row
 
 
@@ -219,13 +258,18 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise RecipeError(f"coefficients.{pattern}: expected a regular expression, received: {error}") from error
+        raise RecipeError(
+            f"coefficients.{pattern}: expected a regular expression, received: {error}"
+        ) from error
 
 
 def _coefficients(key: str, value: Any, directions: int) -> list[float]:
     numbers = value if isinstance(value, list) else [value] * directions
     if len(numbers) != directions:
-        raise RecipeError(f"{key}: expected one number or a list of {directions}, received a list of {len(numbers)}")
+        raise RecipeError(
+            f"{key}: expected one number or a list of {directions}, received a list of "
+            f"{len(numbers)}"
+        )
     return [_number(key, number) for number in numbers]
 
 
@@ -241,4 +285,6 @@ def _number(key: str, value: Any) -> float:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return ", ".join(map(repr, names[:4])) + (
+        f" and {len(names) - 4} more" if len(names) > 4 else ""
+    )

@@ -1,8 +1,9 @@
 """Front metrics: what is dominated, how much is covered, whom to keep.
 
-Everything here speaks of losses (minimised); :func:`to_losses` is the one place where signs flip. Figures stay
-comparable during a whole study because a :class:`Normaliser` is made once, from the anchors. Volumes come from
-moocore (C), whose values equal those of the other libraries at a fiftieth of the time.
+Everything here speaks of losses (minimised); :func:`to_losses` is the one place where signs flip.
+Figures stay comparable during a whole study because a :class:`Normaliser` is made once, from the
+anchors. Volumes come from moocore (C), whose values equal those of the other libraries at a
+fiftieth of the time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from evaluators import Objective
-from merging import InputError, StudyFailedError
+from mergesearch.evaluators import Objective
+from mergesearch.merging import InputError, StudyFailedError
 
 Array = npt.NDArray[np.float64]
 
@@ -24,12 +25,16 @@ MARGIN = 0.1
 
 def signs(objectives: Sequence[Objective]) -> Array:
     """Factor from values in the user's direction to losses, ``(objectives,)``."""
-    return np.array([-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives])
+    return np.array(
+        [-1.0 if objective.direction == "maximize" else 1.0 for objective in objectives]
+    )
 
 
 def to_losses(values: Mapping[str, float], objectives: Sequence[Objective]) -> Array:
     """Values by objective name, in the user's direction -> losses ``(objectives,)``."""
-    return signs(objectives) * np.array([values[objective.name] for objective in objectives], dtype=np.float64)
+    return signs(objectives) * np.array(
+        [values[objective.name] for objective in objectives], dtype=np.float64
+    )
 
 
 def nondominated(losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
@@ -51,7 +56,10 @@ def hypervolume(losses: npt.ArrayLike, reference: npt.ArrayLike) -> float:
 
     Rows that are not finite, or not better than the reference everywhere, add nothing.
     """
-    losses, reference = np.asarray(losses, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    losses, reference = (
+        np.asarray(losses, dtype=np.float64),
+        np.asarray(reference, dtype=np.float64),
+    )
     inside = losses[(losses < reference).all(axis=1) & np.isfinite(losses).all(axis=1)]
     if not len(inside):
         return 0.0
@@ -74,7 +82,8 @@ class Normaliser:
 
     @classmethod
     def from_anchors(cls, losses: npt.ArrayLike) -> Normaliser:
-        """From the anchors' losses ``(anchors, objectives)``; rows that are not finite are left out.
+        """From the anchors' losses ``(anchors, objectives)``; rows that are not finite are left
+        out.
 
         Raises:
             StudyFailedError: If no anchor has finite losses.
@@ -83,10 +92,12 @@ class Normaliser:
         finite = losses[np.isfinite(losses).all(axis=1)]
         if not finite.size:
             raise StudyFailedError(
-                "expected at least one anchor with finite losses, received none; `mergesearch show` lists the failures"
+                "expected at least one anchor with finite losses, received none; `mergesearch "
+                "show` lists the failures"
             )
         low, high = finite.min(axis=0), finite.max(axis=0)
-        # Anchors that all score the same say nothing of the range: take the size of the loss itself.
+        # Anchors that all score the same say nothing of the range: take the size of the loss
+        # itself.
         size = np.where(low == 0, 1.0, np.abs(low))
         return cls(low, np.where(high - low > 1e-9 * size, high, low + size))
 
@@ -109,7 +120,9 @@ class Normaliser:
         return np.asarray(self.normalise(losses) @ np.asarray(weights, dtype=np.float64))
 
     def hypervolume(self, losses: npt.ArrayLike) -> float:
-        """Volume of ``(n, objectives)`` in normalised losses; ``1.1 ** objectives`` for the ideal of the anchors."""
+        """Volume of ``(n, objectives)`` in normalised losses; ``1.1 ** objectives`` for the ideal
+        of the anchors.
+        """
         return hypervolume(self.normalise(losses), self.reference)
 
     def to_dict(self) -> dict[str, list[float]]:
@@ -127,7 +140,10 @@ class Normaliser:
             raise InputError(f"normaliser: expected keys 'high' and 'low', received {sorted(data)}")
         low, high = np.asarray(data["low"], np.float64), np.asarray(data["high"], np.float64)
         if low.shape != high.shape or low.ndim != 1 or not np.all(high > low):
-            raise InputError(f"normaliser: expected low < high per objective, received {data['low']}, {data['high']}")
+            raise InputError(
+                f"normaliser: expected low < high per objective, received {data['low']}, "
+                f"{data['high']}"
+            )
         return cls(low, high)
 
 
@@ -135,9 +151,9 @@ class Normaliser:
 class Front:
     """The front so far and its hypervolume, updated trial by trial.
 
-    A trial costs one comparison with the members, and a small volume only if it joins: its exclusive share is its
-    own box less what the members already cover of that box (While 2012, "A Fast Way of Calculating Exact
-    Hypervolumes"). 5,000 trials take a fraction of a second.
+    A trial costs one comparison with the members, and a small volume only if it joins: its
+    exclusive share is its own box less what the members already cover of that box (While 2012, "A
+    Fast Way of Calculating Exact Hypervolumes"). 5,000 trials take a fraction of a second.
 
     Attributes:
         scale: Normaliser of the study.
@@ -153,14 +169,18 @@ class Front:
         self._members = np.empty((0, len(self.scale.low)))
 
     def add(self, number: int, losses: npt.ArrayLike) -> bool:
-        """Add a trial's losses ``(objectives,)``; True if it joins the front. Losses that are not finite never do."""
+        """Add a trial's losses ``(objectives,)``; True if it joins the front. Losses that are not
+        finite never do.
+        """
         point = self.scale.normalise(losses)
         joins = bool(np.isfinite(point).all()) and not self._dominated(point)
         gain = self._exclusive(point) if joins else 0.0
         self.history.append(self.hypervolume + gain)
         if joins:
             stays = (self._members < point).any(axis=1) | (self._members == point).all(axis=1)
-            self.numbers = [n for n, stay in zip(self.numbers, stays, strict=True) if stay] + [number]
+            self.numbers = [n for n, stay in zip(self.numbers, stays, strict=True) if stay] + [
+                number
+            ]
             self._members = np.vstack([self._members[stays], point])
         return joins
 
@@ -187,12 +207,14 @@ class Front:
         return max(box - hypervolume(limited[nondominated(limited)], reference), 0.0)
 
 
-def choose_leaders(losses: npt.ArrayLike, scalars: npt.ArrayLike, scale: Normaliser, count: int) -> list[int]:
+def choose_leaders(
+    losses: npt.ArrayLike, scalars: npt.ArrayLike, scale: Normaliser, count: int
+) -> list[int]:
     """Up to ``count`` rows worth a second look, most important first.
 
-    In order: the best scalarised, the best of each objective, then the members of the front that add most
-    hypervolume to those already chosen (greedy subset selection), then the best scalarised of the rest. With one
-    objective that is simply the best ``count``.
+    In order: the best scalarised, the best of each objective, then the members of the front that
+    add most hypervolume to those already chosen (greedy subset selection), then the best scalarised
+    of the rest. With one objective that is simply the best ``count``.
 
     Args:
         losses: ``(n, objectives)``; rows that are not finite are never chosen.
@@ -207,11 +229,14 @@ def choose_leaders(losses: npt.ArrayLike, scalars: npt.ArrayLike, scale: Normali
     front = [int(row) for row in np.flatnonzero(nondominated(points))]
     if not front:
         return []
-    extremes = [min(front, key=lambda row: (points[row, m], scalars[row])) for m in range(points.shape[1])]
+    extremes = [
+        min(front, key=lambda row: (points[row, m], scalars[row])) for m in range(points.shape[1])
+    ]
     finite = np.flatnonzero(np.isfinite(points).all(axis=1))
     best = [int(row) for row in finite[np.argsort(scalars[finite], kind="stable")]]
     chosen = list(dict.fromkeys([best[0], *extremes]))[:count]
-    # Members behind the anchors' reference still count, else a one-sided front would lose its far end.
+    # Members behind the anchors' reference still count, else a one-sided front would lose its far
+    # end.
     reference = np.maximum(scale.reference, points[front].max(axis=0) + MARGIN)
     rest = [row for row in front if row not in chosen]
     while rest and len(chosen) < count:

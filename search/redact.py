@@ -15,14 +15,15 @@ SECRET_NAMES = ("_TOKEN", "_KEY", "PASSWORD", "_SECRET")
 #: Shorter values are no secrets, and would be found everywhere.
 MIN_SECRET = 8
 
-# A password may hold "/" and "@" (databases accept that), so it ends at the last "@" before a space; a number before a
-# "/" is a port.
+# A password may hold "/" and "@" (databases accept that), so it ends at the last "@" before a
+# space; a number before a "/" is a port.
 _URL_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?!\d{1,5}/)\S+@")
 _HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}")
 
 
 def redact(text: str) -> str:
-    """``text`` with ``***`` for passwords in URLs, tokens of the hub, and values of secret environment variables.
+    """``text`` with ``***`` for passwords in URLs, tokens of the hub, and values of secret
+    environment variables.
 
     Made for plain strings: redact before encoding (JSON escapes what a secret may hold).
     """
@@ -43,7 +44,9 @@ def redacted(value: Any) -> Any:
 
 
 def _secrets() -> list[str]:
-    """Values to hide, as they are and as URLs write them; the longest first, since one may hold another."""
+    """Values to hide, as they are and as URLs write them; the longest first, since one may hold
+    another.
+    """
     values = {
         value
         for name, value in os.environ.items()

@@ -1,4 +1,5 @@
-"""Which merges are allowed, as a box of numbers: groups of tensors, granularities, curves over depth.
+"""Which merges are allowed, as a box of numbers: groups of tensors, granularities, curves over
+depth.
 
 Importing this package loads neither pydantic nor scipy; the functions that need them import them.
 """
@@ -7,17 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from merging.places import Place, classify
-from spaces.adapter_space import AdapterSpace, adapter_space
-from spaces.box_space import BoxSpace
-from spaces.coefficient_space import CoefficientSpace, DifferentiableSpace, Point, Row, Space
-from spaces.groups import GRANULARITIES, Granularity, Group, group_tensors
-from spaces.mixed_space import MixedSpace, mixed_space
-from spaces.parameter_space import ParameterSpace
-from spaces.segment_space import SegmentSpace, arc_bounds, segment_space
+from mergesearch.merging.tensors.roles import TensorRole, classify
+from mergesearch.spaces.adapter_space import AdapterSpace, adapter_space
+from mergesearch.spaces.box_space import BoxSpace
+from mergesearch.spaces.coefficient_space import (
+    CoefficientSpace,
+    DifferentiableSpace,
+    Point,
+    Row,
+    Space,
+)
+from mergesearch.spaces.groups import GRANULARITIES, Granularity, Group, group_tensors
+from mergesearch.spaces.mixed_space import MixedSpace, mixed_space
+from mergesearch.spaces.parameter_space import ParameterSpace
+from mergesearch.spaces.segment_space import SegmentSpace, arc_bounds, segment_space
 
 if TYPE_CHECKING:
-    from spaces.spec import DepthSpec, SpaceSpec, build_space
+    from mergesearch.spaces.spec import DepthSpec, SpaceSpec, build_space
 
 __all__ = [
     "GRANULARITIES",
@@ -30,12 +37,12 @@ __all__ = [
     "Group",
     "MixedSpace",
     "ParameterSpace",
-    "Place",
     "Point",
     "Row",
     "SegmentSpace",
     "Space",
     "SpaceSpec",
+    "TensorRole",
     "adapter_space",
     "arc_bounds",
     "build_space",
@@ -49,7 +56,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # pydantic is needed to read study files only.
     if name in ("DepthSpec", "SpaceSpec", "build_space"):
-        from spaces import spec
+        from mergesearch.spaces import spec
 
         return getattr(spec, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

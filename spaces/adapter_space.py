@@ -1,12 +1,12 @@
 """Pools of LoRA adapters: how much of each to keep, and how far to add it.
 
-The space of Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories"
-(Evo-Merging), over the operator ``lora_sparse``. A point holds what is kept of each adapter's A, alpha in [0, 1], and
-then its signed scale, beta in [−1.5, 1.5]. The operator prunes at most 95 %, so an alpha below 0.05 counts as 0.05; a
-scale of 0 leaves an adapter out.
+The space of Chen 2025, "Black-box model merging for language-model-as-a-service with massive model
+repositories" (Evo-Merging), over the operator ``lora_sparse``. A point holds what is kept of each
+adapter's A, alpha in [0, 1], and then its signed scale, beta in [−1.5, 1.5]. The operator prunes at
+most 95 %, so an alpha below 0.05 counts as 0.05; a scale of 0 leaves an adapter out.
 
-Unlike in other spaces, the recipes of two points differ in hyperparameters, not in coefficients alone: there is no one
-basis that all trials share.
+Unlike in other spaces, the recipes of two points differ in hyperparameters, not in coefficients
+alone: there is no one basis that all trials share.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, InputError, Layout, Recipe, RecipeError
-from spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
-from spaces.partition import weighted_mean
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError
+from mergesearch.spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
+from mergesearch.spaces.partition import weighted_mean
 
 if TYPE_CHECKING:
-    from merging.operators import Operator
+    from mergesearch.merging.operators import Operator
 
 #: What ``lora_sparse`` prunes at most.
 MOST_PRUNED = 0.95
@@ -34,7 +34,8 @@ class AdapterSpace:
     """What to keep of N adapters, then their N scales.
 
     Attributes:
-        template: The merge whose coefficients and sparsity are replaced; its operator is ``lora_sparse``.
+        template: The merge whose coefficients and sparsity are replaced; its operator is
+            ``lora_sparse``.
         layout: Where the tensors lie.
     """
 
@@ -54,7 +55,11 @@ class AdapterSpace:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """``rotated/keep``, ..., then ``rotated/scale``, ..."""
-        return tuple(f"{expert.name}/{what}" for what in ("keep", "scale") for expert in self.template.experts)
+        return tuple(
+            f"{expert.name}/{what}"
+            for what in ("keep", "scale")
+            for expert in self.template.experts
+        )
 
     @cached_property
     def lower(self) -> Point:
@@ -73,17 +78,24 @@ class AdapterSpace:
 
     def field(self, point: Point) -> Field:
         """One segment with the scales as coefficients; NaN and infinity pass through."""
-        return Field.constant(self.layout.size, check_point(point, 2 * self.adapters)[self.adapters :])
+        return Field.constant(
+            self.layout.size, check_point(point, 2 * self.adapters)[self.adapters :]
+        )
 
     def decode(self, point: Point) -> Recipe:
-        """The merge at ``point``: sparsity 1 − alpha for each adapter, and the scales as coefficients."""
+        """The merge at ``point``: sparsity 1 − alpha for each adapter, and the scales as
+        coefficients.
+        """
         keep = check_point(point, 2 * self.adapters)[: self.adapters]
         sparsity = np.clip(1.0 - keep, 0.0, MOST_PRUNED).tolist()
         options = self.template.options | {"sparsity": sparsity}
-        return replace(self.template, hyperparameters=tuple(sorted(options.items())), field=self.field(point))
+        return replace(
+            self.template, hyperparameters=tuple(sorted(options.items())), field=self.field(point)
+        )
 
     def encode(self, field: Field) -> Point | None:
-        """The point with the template's sparsity and the coefficients of ``field``, or None if they are not constant.
+        """The point with the template's sparsity and the coefficients of ``field``, or None if they
+        are not constant.
 
         The point may lie outside the bounds.
         """
@@ -99,21 +111,28 @@ class AdapterSpace:
             RecipeError: If ``finer`` is anything else.
         """
         if not isinstance(finer, AdapterSpace) or finer.names != self.names:
-            raise RecipeError(f"refine: a {finer.title} space cannot hold a point of a {self.title} space")
+            raise RecipeError(
+                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
+            )
         return check_point(point, 2 * self.adapters).copy()
 
     def summary(self, point: Point) -> dict[str, float]:
-        """The coordinates up to 16 of them, else what is kept on average, mean scales, and the first scales."""
+        """The coordinates up to 16 of them, else what is kept on average, mean scales, and the
+        first scales.
+        """
         point = check_point(point, 2 * self.adapters)
         if point.size <= SUMMARY_SIZE:
             return dict(zip(self.names, point.tolist(), strict=True))
         keep, scales = point[: self.adapters], point[self.adapters :]
         means = {"keep": keep.mean(), "scale": scales.mean(), "|scale|": np.abs(scales).mean()}
-        named = zip(self.names[self.adapters :], scales[: SUMMARY_SIZE - len(means)].tolist(), strict=False)
+        named = zip(
+            self.names[self.adapters :], scales[: SUMMARY_SIZE - len(means)].tolist(), strict=False
+        )
         return {name: float(mean) for name, mean in means.items()} | dict(named)
 
     def summary_of(self, field: Field) -> dict[str, float]:
-        """The same numbers for a field, which knows nothing of sparsity: the template's, and mean coefficients.
+        """The same numbers for a field, which knows nothing of sparsity: the template's, and mean
+        coefficients.
 
         Raises:
             RecipeError: If ``field`` has another size or number of directions.
@@ -124,7 +143,9 @@ class AdapterSpace:
                 f"received {field.directions} over {field.size}"
             )
         width = np.diff(field.boundaries).astype(np.float64)
-        return self.summary(np.append(self._kept(), [weighted_mean(row, width) for row in field.values]))
+        return self.summary(
+            np.append(self._kept(), [weighted_mean(row, width) for row in field.values])
+        )
 
     def table(self) -> tuple[Row, ...]:
         """One row: both numbers of an adapter hold for all tensors."""
@@ -132,7 +153,7 @@ class AdapterSpace:
 
     @property
     def _operator(self) -> Operator:
-        from merging.operators import get_operator  # needs pydantic
+        from mergesearch.merging.operators import get_operator
 
         return get_operator("lora_sparse")
 
@@ -145,7 +166,7 @@ class AdapterSpace:
 
     def _kept(self) -> npt.NDArray[np.float64]:
         """What the template keeps of each adapter ``(adapters,)``."""
-        from merging.operators.sparse import one_minus
+        from mergesearch.merging.operators.parts.election import one_minus
 
         sparsity = self._operator.complete(self.template.options)["sparsity"]
         shares = sparsity if isinstance(sparsity, list) else [sparsity] * self.adapters
@@ -159,5 +180,7 @@ def adapter_space(template: Recipe, layout: Layout) -> AdapterSpace:
         InputError: If the operator is not ``lora_sparse``.
     """
     if template.operator != "lora_sparse":
-        raise InputError(f"operator: the space of adapters expects 'lora_sparse', received {template.operator!r}")
+        raise InputError(
+            f"operator: the space of adapters expects 'lora_sparse', received {template.operator!r}"
+        )
     return AdapterSpace(template, layout)

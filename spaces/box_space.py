@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, Recipe, RecipeError
-from spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
+from mergesearch.merging import Field, Recipe, RecipeError
+from mergesearch.spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,10 @@ class BoxSpace:
         """
         check_point(point, self.dim)
         if gradient.shape != (1, self.dim):
-            raise RecipeError(f"pull back: expected a gradient of shape {(1, self.dim)}, received {gradient.shape}")
+            raise RecipeError(
+                f"pull back: expected a gradient of shape {(1, self.dim)}, received "
+                f"{gradient.shape}"
+            )
         return np.array(gradient[0], dtype=np.float64)
 
     def decode(self, point: Point) -> Recipe:
@@ -72,11 +75,15 @@ class BoxSpace:
         """
         found = finer.encode(self.field(point))
         if found is None:
-            raise RecipeError(f"refine: a {finer.title} space cannot hold a point of a {self.title} space")
+            raise RecipeError(
+                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
+            )
         return found
 
     def summary(self, point: Point) -> dict[str, float]:
-        """The coordinates up to 16 of them, else their mean, extremes, and root mean square distance from the start."""
+        """The coordinates up to 16 of them, else their mean, extremes, and root mean square
+        distance from the start.
+        """
         array = check_point(point, self.dim)
         if self.dim <= SUMMARY_SIZE:
             return dict(zip(self.names, array.tolist(), strict=True))
@@ -96,7 +103,8 @@ class BoxSpace:
         point = self.encode(field)
         if point is None:
             raise RecipeError(
-                f"field: expected 1 direction over {self.dim} positions, received {field.directions} over {field.size}"
+                f"field: expected 1 direction over {self.dim} positions, received "
+                f"{field.directions} over {field.size}"
             )
         return self.summary(point)
 

@@ -1,12 +1,12 @@
 """Tensors cut into chunks, more of them where a merge changes most.
 
-Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided Layer Chunking"
-(arXiv 2509.25712). The importance of tensor l is its share of ``Σ_k |α_k| Σ_i |τ_k,l,i|``, and it gets
-``m_l = floor(B N I_l^κ / Σ_j I_j^κ)`` chunks, N being the number of tensors. A tensor of no chunk keeps the coefficient
-that it starts with. What we changed:
+Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided
+Layer Chunking" (arXiv 2509.25712). The importance of tensor l is its share of
+``Σ_k |α_k| Σ_i |τ_k,l,i|``, and it gets ``m_l = floor(B N I_l^κ / Σ_j I_j^κ)`` chunks, N being the
+number of tensors. A tensor of no chunk keeps the coefficient that it starts with. What we changed:
 
-* Chunks are ``floor(s n / m)`` to ``floor((s + 1) n / m)``, as even as can be. The authors' chunks of ``ceil(n / m)``
-  may be fewer than m, which leaves coefficients that nothing depends on.
+* Chunks are ``floor(s n / m)`` to ``floor((s + 1) n / m)``, as even as can be. The authors' chunks
+  of ``ceil(n / m)`` may be fewer than m, which leaves coefficients that nothing depends on.
 * α is where the search begins rather than the result of a first search over whole tensors.
 """
 
@@ -18,14 +18,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from merging import Layout
-from spaces.groups import Group, group_tensors
+from mergesearch.merging import Layout
+from mergesearch.spaces.groups import Group, group_tensors
 
 _Array = npt.NDArray[np.float64]
 
 
 def importance(sums: _Array, coefficients: _Array) -> _Array:
-    """Share of each tensor in the size of the merge's change ``(tensors,)``; even where nothing changes.
+    """Share of each tensor in the size of the merge's change ``(tensors,)``; even where nothing
+    changes.
 
     Args:
         sums: Σ |task vector| of every expert and tensor ``(K, tensors)``.
@@ -38,7 +39,13 @@ def importance(sums: _Array, coefficients: _Array) -> _Array:
 
 
 def chunk_counts(
-    share: _Array, elements: Sequence[int], total: float, concentration: float, *, most: int | None, remainder: bool
+    share: _Array,
+    elements: Sequence[int],
+    total: float,
+    concentration: float,
+    *,
+    most: int | None,
+    remainder: bool,
 ) -> npt.NDArray[np.int64]:
     """Chunks of every tensor ``(tensors,)``, never more than it has elements.
 
@@ -68,14 +75,20 @@ def chunk_groups(
 
     Args:
         layout: The tensors.
-        counts: Chunks of each tensor that is not excluded and not empty, in the order of the layout.
+        counts: Chunks of each tensor that is not excluded and not empty, in the order of the
+            layout.
         exclude: Names of tensors to leave out.
     """
     whole = tensors_of(layout, exclude)
     chunks = [
-        chunk for group, count in zip(whole, counts.tolist(), strict=True) if count for chunk in _cut(group, count)
+        chunk
+        for group, count in zip(whole, counts.tolist(), strict=True)
+        if count
+        for chunk in _cut(group, count)
     ]
-    return tuple(chunks), tuple(group for group, count in zip(whole, counts.tolist(), strict=True) if not count)
+    return tuple(chunks), tuple(
+        group for group, count in zip(whole, counts.tolist(), strict=True) if not count
+    )
 
 
 def tensors_of(layout: Layout, exclude: Collection[str] = ()) -> list[Group]:

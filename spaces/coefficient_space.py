@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, Layout, Recipe, RecipeError
-from merging.places import classify
-from spaces.depth_basis import Curve
-from spaces.groups import Group, group_tensors
-from spaces.partition import Partition, difference, weighted_mean
+from mergesearch.merging import Field, Layout, Recipe, RecipeError
+from mergesearch.merging.tensors.roles import classify
+from mergesearch.spaces.depth_basis import Curve
+from mergesearch.spaces.groups import Group, group_tensors
+from mergesearch.spaces.partition import Partition, difference, weighted_mean
 
 Point = npt.NDArray[np.float64]
 
@@ -28,7 +28,9 @@ _Index = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table that describes a space: tensors that share a group or a curve, and their coefficients."""
+    """One line of the table that describes a space: tensors that share a group or a curve, and
+    their coefficients.
+    """
 
     group: str
     tensors: tuple[str, ...]
@@ -68,11 +70,13 @@ class Space(Protocol):
     def encode(self, field: Field) -> Point | None:
         """The point whose field equals ``field`` exactly, or None if the space does not hold it.
 
-        The point may lie outside the bounds: a known merge need not be one that the search may propose.
+        The point may lie outside the bounds: a known merge need not be one that the search may
+        propose.
         """
 
     def refine(self, point: Point, finer: Space) -> Point:
-        """The point of ``finer`` with the same coefficients (to rounding where a curve has to be fitted).
+        """The point of ``finer`` with the same coefficients (to rounding where a curve has to be
+        fitted).
 
         It may lie outside the bounds of ``finer``.
 
@@ -84,7 +88,9 @@ class Space(Protocol):
         """At most 16 named numbers for dashboards, with the same names for every point."""
 
     def summary_of(self, field: Field) -> dict[str, float]:
-        """The same numbers for a field that the space need not hold, read as well as they can be."""
+        """The same numbers for a field that the space need not hold, read as well as they can
+        be.
+        """
 
     def table(self) -> tuple[Row, ...]:
         """Groups with their tensors, parameters and number of coefficients."""
@@ -95,7 +101,8 @@ class DifferentiableSpace(Space, Protocol):
     """A space whose fields depend smoothly on the point."""
 
     def pull_back(self, point: Point, gradient: npt.NDArray[np.float64]) -> Point:
-        """Gradient with respect to the point, from that with respect to the values of ``field(point)``.
+        """Gradient with respect to the point, from that with respect to the values of
+        ``field(point)``.
 
         Args:
             point: ``(dim,)``.
@@ -117,16 +124,19 @@ def check_point(point: Point, dim: int) -> Point:
 
 @dataclass(frozen=True, eq=False)
 class CoefficientSpace:
-    """Coefficients of the template's directions, constant on groups of tensors or along curves over depth.
+    """Coefficients of the template's directions, constant on groups of tensors or along curves over
+    depth.
 
-    A point holds the coordinates of the first direction, then those of the second, and so on; within a direction
-    first the terms of the curves, then one coefficient for each group that no curve covers.
+    A point holds the coordinates of the first direction, then those of the second, and so on;
+    within a direction first the terms of the curves, then one coefficient for each group that no
+    curve covers.
 
     Attributes:
         template: The merge whose field is replaced; its field tells the number of directions K.
         layout: Where the tensors lie.
         title: What the space is, in a few words.
-        groups: Disjoint groups of tensors; tensors in no group stay at the base, with coefficient 0.
+        groups: Disjoint groups of tensors; tensors in no group stay at the base, with coefficient
+            0.
         lower, upper, start: float64 ``(dim,)``.
         curves: Curves over some of the groups.
         shared: One set of coordinates for all directions.
@@ -160,8 +170,14 @@ class CoefficientSpace:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the coordinates of one direction; empty where one coefficient covers everything."""
-        terms = [f"{curve.name}/{term}".lstrip("/") for curve in self.curves for term in curve.basis.term_names]
+        """Names of the coordinates of one direction; empty where one coefficient covers
+        everything.
+        """
+        terms = [
+            f"{curve.name}/{term}".lstrip("/")
+            for curve in self.curves
+            for term in curve.basis.term_names
+        ]
         whole = len(self.groups) == 1 and self.groups[0].name == "all"
         return (*terms, *("" if whole else self.groups[index].name for index in self._own))
 
@@ -171,16 +187,22 @@ class CoefficientSpace:
         if self.shared:
             return tuple(label or "global" for label in self.labels)
         names = self._direction_names
-        return tuple(f"{name}/{label}" if label else name for name in names for label in self.labels)
+        return tuple(
+            f"{name}/{label}" if label else name for name in names for label in self.labels
+        )
 
     def decode(self, point: Point) -> Recipe:
         """The merge at ``point``."""
         return self.template.with_field(self.field(point))
 
     def field(self, point: Point) -> Field:
-        """The coefficients at ``point``: an exact gather for groups; NaN and infinity pass through."""
+        """The coefficients at ``point``: an exact gather for groups; NaN and infinity pass
+        through.
+        """
         rows = check_point(point, self.dim).reshape(-1, len(self.labels))
-        table = np.zeros((rows.shape[0], len(self.groups) + 1))  # the last column is for what stays at the base
+        table = np.zeros(
+            (rows.shape[0], len(self.groups) + 1)
+        )  # the last column is for what stays at the base
         for curve, place in self._slices:
             values = curve.basis.evaluate(rows[:, place])[:, curve.rows]
             table[:, curve.groups] = values if self.clip is None else _clip(values, *self.clip)
@@ -189,10 +211,14 @@ class CoefficientSpace:
         if self._own.size:
             table[:, self._own] = rows[:, -self._own.size :]
         values = table[:, self._partition.owners]
-        return Field(self._partition.boundaries, np.repeat(values, self.directions, axis=0) if self.shared else values)
+        return Field(
+            self._partition.boundaries,
+            np.repeat(values, self.directions, axis=0) if self.shared else values,
+        )
 
     def pull_back(self, point: Point, gradient: npt.NDArray[np.float64]) -> Point:
-        """Gradient with respect to the point, from that with respect to the values of ``field(point)``.
+        """Gradient with respect to the point, from that with respect to the values of
+        ``field(point)``.
 
         Values that are clipped pull at nothing.
 
@@ -219,8 +245,9 @@ class CoefficientSpace:
     def encode(self, field: Field) -> Point | None:
         """The point whose field equals ``field`` exactly, or None; it may lie outside the bounds.
 
-        Curves hold constants and lines between given ends exactly. Other cosines and splines are found again only
-        as far as floating point allows, so a field that came from them often gives None.
+        Curves hold constants and lines between given ends exactly. Other cosines and splines are
+        found again only as far as floating point allows, so a field that came from them often gives
+        None.
         """
         if field.directions != self.directions or field.size != self.layout.size:
             return None
@@ -230,8 +257,9 @@ class CoefficientSpace:
     def project(self, field: Field) -> Point:
         """Read ``field`` in the coordinates of this space, as well as it can be read.
 
-        Groups read the parameter-weighted mean coefficient, curves go through those means by least squares (a line
-        through its two ends). Fields that the space holds are read exactly, or to rounding for cosines and splines.
+        Groups read the parameter-weighted mean coefficient, curves go through those means by least
+        squares (a line through its two ends). Fields that the space holds are read exactly, or to
+        rounding for cosines and splines.
 
         Raises:
             RecipeError: If ``field`` has another size or number of directions.
@@ -244,10 +272,12 @@ class CoefficientSpace:
         return np.concatenate([*parts, means[:, self._own]], axis=1).ravel()
 
     def refine(self, point: Point, finer: Space) -> Point:
-        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of ``finer``.
+        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of
+        ``finer``.
 
-        Values are copied where ``finer`` has a coefficient per group, and terms are copied to a curve of the same
-        basis; a curve of another basis is fitted, and must meet the values to rounding (1e-12).
+        Values are copied where ``finer`` has a coefficient per group, and terms are copied to a
+        curve of the same basis; a curve of another basis is fitted, and must meet the values to
+        rounding (1e-12).
 
         Raises:
             RecipeError: If ``finer`` cannot hold them.
@@ -257,18 +287,24 @@ class CoefficientSpace:
         if exact is not None:
             return exact
         if not isinstance(finer, CoefficientSpace):
-            raise RecipeError(f"refine: a {finer.title} space cannot hold a point of a {self.title} space")
+            raise RecipeError(
+                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
+            )
         scale = max(1.0, float(np.abs(field.values).max()))
         for candidate in (self._copy_terms(point, finer), finer.project(field)):
             if difference(finer.field(candidate), field) <= ROUNDING * scale:
                 return candidate
         raise RecipeError(
-            f"refine: a {finer.title} space cannot hold this point of a {self.title} space: coefficients differ "
-            f"at {self._partition.farthest(finer.field(candidate), field)!r}; choose a granularity that splits it"
+            f"refine: a {finer.title} space cannot hold this point of a {self.title} space: "
+            "coefficients differ "
+            f"at {self._partition.farthest(finer.field(candidate), field)!r}; choose a granularity "
+            "that splits it"
         )
 
     def summary(self, point: Point) -> dict[str, float]:
-        """The coordinates themselves up to 16 of them, else mean coefficients; names are the same for every point."""
+        """The coordinates themselves up to 16 of them, else mean coefficients; names are the same
+        for every point.
+        """
         if self.dim <= SUMMARY_SIZE:
             return dict(zip(self.names, check_point(point, self.dim).tolist(), strict=True))
         return self._mean_coefficients(self.field(point))
@@ -280,12 +316,17 @@ class CoefficientSpace:
         return self._mean_coefficients(field)
 
     def table(self) -> tuple[Row, ...]:
-        """Curves and groups with their tensors, parameters and coefficients; what stays at the base comes last."""
+        """Curves and groups with their tensors, parameters and coefficients; what stays at the base
+        comes last.
+        """
         copies = 1 if self.shared else self.directions
         rows = []
         for curve in self.curves:
             members = [self.groups[index] for index in curve.groups]
-            label = f"{curve.name or 'depth'}: {curve.basis.name} curve over {curve.basis.blocks} blocks"
+            label = (
+                f"{curve.name or 'depth'}: {curve.basis.name} curve over {curve.basis.blocks} "
+                "blocks"
+            )
             tensors = tuple(name for group in members for name in group.tensors)
             parameters = sum(group.parameters for group in members)
             rows.append(Row(label, tensors, parameters, copies * curve.basis.terms))
@@ -299,7 +340,9 @@ class CoefficientSpace:
         grouped = {name for group in self.groups for name in group.tensors}
         rest = [spec for spec in self.layout.tensors if spec.name not in grouped]
         if rest:
-            rows.append(Row("kept at the base", tuple(s.name for s in rest), sum(s.size for s in rest), 0))
+            rows.append(
+                Row("kept at the base", tuple(s.name for s in rest), sum(s.size for s in rest), 0)
+            )
         return tuple(rows)
 
     @cached_property
@@ -313,13 +356,18 @@ class CoefficientSpace:
     def _own(self) -> _Index:
         """Groups with a coefficient of their own."""
         covered = {int(index) for curve in self.curves for index in curve.groups} | {*self.held}
-        return np.array([index for index in range(len(self.groups)) if index not in covered], np.intp)
+        return np.array(
+            [index for index in range(len(self.groups)) if index not in covered], np.intp
+        )
 
     @cached_property
     def _slices(self) -> tuple[tuple[Curve, slice], ...]:
         """Curves with the places of their terms among the coordinates of a direction."""
         stops = np.cumsum([curve.basis.terms for curve in self.curves], dtype=int).tolist()
-        return tuple((c, slice(stop - c.basis.terms, stop)) for c, stop in zip(self.curves, stops, strict=True))
+        return tuple(
+            (c, slice(stop - c.basis.terms, stop))
+            for c, stop in zip(self.curves, stops, strict=True)
+        )
 
     @cached_property
     def _partition(self) -> Partition:
@@ -329,7 +377,9 @@ class CoefficientSpace:
         """Sums over the segments of each group, and over the directions that share a coordinate."""
         expected = (self.directions, len(self._partition.owners))
         if gradient.shape != expected:
-            raise RecipeError(f"pull back: expected a gradient of shape {expected}, received {gradient.shape}")
+            raise RecipeError(
+                f"pull back: expected a gradient of shape {expected}, received {gradient.shape}"
+            )
         rows = gradient.sum(axis=0, keepdims=True) if self.shared else gradient
         table = np.zeros((len(self.groups) + 1, len(rows)))
         np.add.at(table, self._partition.owners, rows.T)
@@ -343,7 +393,9 @@ class CoefficientSpace:
             )
 
     def _copy_terms(self, point: Point, finer: CoefficientSpace) -> Point:
-        """The point of ``finer`` whose curves repeat the terms of this space's curves of the same basis, then zeros."""
+        """The point of ``finer`` whose curves repeat the terms of this space's curves of the same
+        basis, then zeros.
+        """
         source = point.reshape(-1, len(self.labels))
         target = finer.project(self.field(point)).reshape(-1, len(finer.labels))
         for curve, place in finer._slices:
@@ -354,11 +406,16 @@ class CoefficientSpace:
         return target.ravel()
 
     def _mean_coefficients(self, field: Field) -> dict[str, float]:
-        """Parameter-weighted mean coefficient per expert (the first eight), third of depth, attention, and MLP."""
+        """Parameter-weighted mean coefficient per expert (the first eight), third of depth,
+        attention, and MLP.
+        """
         self._check_field(field)
         pieces = self._partition.split(field)
         mean = pieces.values.mean(axis=0)
-        rows = {f"expert {name}": row for name, row in zip(self._direction_names[:8], pieces.values, strict=False)}
+        rows = {
+            f"expert {name}": row
+            for name, row in zip(self._direction_names[:8], pieces.values, strict=False)
+        }
         summary = {label: weighted_mean(row, pieces.weight) for label, row in rows.items()}
         for label, members in self._portraits.items():
             share = pieces.weight * members[pieces.tensor]
@@ -368,10 +425,14 @@ class CoefficientSpace:
 
     @cached_property
     def _portraits(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Which of the partition's tensors each number of the summary averages, beside those per expert."""
+        """Which of the partition's tensors each number of the summary averages, beside those per
+        expert.
+        """
         depths = {group.name: group.depth for group in group_tensors(self.layout, "tensor")}
         names = self._partition.tensors
-        depth = np.array([np.nan if depths[name] is None else depths[name] for name in names], np.float64)
+        depth = np.array(
+            [np.nan if depths[name] is None else depths[name] for name in names], np.float64
+        )
         module = np.array([classify(name).module for name in names])
         return {
             "depth early": depth < 1 / 3,

@@ -2,12 +2,14 @@
 
 The coefficient of direction k in block l is ``c[k, l] = Σ_j x[k, j] φ_j(l)``. Three bases:
 
-* ``linear``: the coefficients of the first and the last block, and a straight line between them (Wang 2024, LiNeS:
-  Post-training layer scaling prevents forgetting and enhances model merging). Bounds on the two bound the line.
-* ``dct``: cosines ``cos(π j (l + ½) / L)``, the constant first, the others times √2, so that all columns are
-  orthogonal with unit root mean square. Bounds on the numbers do not bound the curve.
-* ``bspline``: control points of a clamped uniform B-spline, cubic from four points on (de Boor 1978, A Practical
-  Guide to Splines). Weights are non-negative and sum to one, so bounds on the points bound the curve.
+* ``linear``: the coefficients of the first and the last block, and a straight line between them
+  (Wang 2024, LiNeS: Post-training layer scaling prevents forgetting and enhances model merging).
+  Bounds on the two bound the line.
+* ``dct``: cosines ``cos(π j (l + ½) / L)``, the constant first, the others times √2, so that all
+  columns are orthogonal with unit root mean square. Bounds on the numbers do not bound the curve.
+* ``bspline``: control points of a clamped uniform B-spline, cubic from four points on (de Boor
+  1978, A Practical Guide to Splines). Weights are non-negative and sum to one, so bounds on the
+  points bound the curve.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from merging import InputError
-from merging.places import Part, Place, block_axes, classify
-from spaces.groups import Group
+from mergesearch.merging import InputError
+from mergesearch.merging.tensors.roles import ModelPart, TensorRole, block_axes, classify
+from mergesearch.spaces.groups import Group
 
 BasisName = Literal["linear", "dct", "bspline"]
 Ends = Literal["own", "curve"]
@@ -33,7 +35,7 @@ BASES: tuple[BasisName, ...] = get_args(BasisName)
 _Array = npt.NDArray[np.float64]
 _Index = npt.NDArray[np.intp]
 
-_BLOCK_PARTS: tuple[Part, ...] = ("attention", "mlp", "other")
+_BLOCK_PARTS: tuple[ModelPart, ...] = ("attention", "mlp", "other")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,9 @@ class Basis:
 
     @property
     def bounding(self) -> bool:
-        """Whether bounds on the coordinates bound the curve (rows are non-negative and sum to one)."""
+        """Whether bounds on the coordinates bound the curve (rows are non-negative and sum to
+        one).
+        """
         return self.name != "dct"
 
     @property
@@ -68,20 +72,25 @@ class Basis:
 
     @cached_property
     def _leading(self) -> _Index:
-        """Per block, the term from which :meth:`evaluate` starts: the heaviest, or the constant of the cosines."""
+        """Per block, the term from which :meth:`evaluate` starts: the heaviest, or the constant of
+        the cosines.
+        """
         return self.matrix.argmax(axis=1) if self.bounding else np.zeros(self.blocks, np.intp)
 
     @cached_property
     def _others(self) -> tuple[_Index, ...]:
         """Per term, the blocks to which it adds beside the leading term."""
         leading = self._leading
-        return tuple(np.flatnonzero((self.matrix[:, j] != 0) & (leading != j)) for j in range(self.terms))
+        return tuple(
+            np.flatnonzero((self.matrix[:, j] != 0) & (leading != j)) for j in range(self.terms)
+        )
 
     def evaluate(self, coordinates: _Array) -> _Array:
         """Curves at the blocks: ``(curves, terms)`` -> ``(curves, blocks)``.
 
-        Bounding bases are summed as differences from the heaviest term: equal coordinates then give exactly that
-        constant, and the ends are exactly the end coordinates. NaN reaches only the blocks that its term touches.
+        Bounding bases are summed as differences from the heaviest term: equal coordinates then give
+        exactly that constant, and the ends are exactly the end coordinates. NaN reaches only the
+        blocks that its term touches.
         """
         lead = coordinates[:, self._leading]
         values = lead.copy()
@@ -98,10 +107,11 @@ class Basis:
         return np.multiply.outer(values, shape)
 
     def solve(self, values: _Array, rows: _Index) -> _Array:
-        """Coordinates of the curves through ``values`` at blocks ``rows``: ``(curves, rows)`` -> ``(curves, terms)``.
+        """Coordinates of the curves through ``values`` at blocks ``rows``: ``(curves, rows)`` ->
+        ``(curves, terms)``.
 
-        Exact for constants, and for lines whose ends are given; otherwise least squares, which meets the values to
-        rounding if the basis holds them.
+        Exact for constants, and for lines whose ends are given; otherwise least squares, which
+        meets the values to rounding if the basis holds them.
         """
         if self.name == "linear" and rows.size and rows[0] == 0 and rows[-1] == self.blocks - 1:
             return values[:, [0, -1]]
@@ -109,10 +119,12 @@ class Basis:
         return self.constant(values[:, 0]) + (values - values[:, :1]) @ inverse.T
 
     def box(self, low: float, high: float) -> tuple[_Array, _Array]:
-        """Bounds of the coordinates, each ``(terms,)``, for coefficients meant to lie in ``low..high``.
+        """Bounds of the coordinates, each ``(terms,)``, for coefficients meant to lie in
+        ``low..high``.
 
-        The constant of the cosines gets those bounds, cosine j plus or minus ``(high - low) / (1 + j)``: smooth
-        curves are tried first, and the curve may leave ``low..high`` unless it is clipped.
+        The constant of the cosines gets those bounds, cosine j plus or minus
+        ``(high - low) / (1 + j)``: smooth curves are tried first, and the curve may leave
+        ``low..high`` unless it is clipped.
         """
         if self.bounding:
             return np.full(self.terms, low), np.full(self.terms, high)
@@ -126,12 +138,17 @@ def make_basis(name: BasisName, terms: int, blocks: int) -> Basis:
     """Sample a basis at ``blocks`` evenly spaced depths ``l / (L - 1)``.
 
     Raises:
-        InputError: If there are fewer than one or more terms than blocks, or a line has not two terms.
+        InputError: If there are fewer than one or more terms than blocks, or a line has not two
+            terms.
     """
     if name == "linear" and terms != 2:
-        raise InputError(f"space.depth.size: expected 2 (or nothing) for a linear curve, received {terms}")
+        raise InputError(
+            f"space.depth.size: expected 2 (or nothing) for a linear curve, received {terms}"
+        )
     if not 1 <= terms <= blocks:
-        raise InputError(f"space.depth.size: expected 1 to {blocks} (the number of blocks), received {terms}")
+        raise InputError(
+            f"space.depth.size: expected 1 to {blocks} (the number of blocks), received {terms}"
+        )
     depth = np.arange(blocks) / max(blocks - 1, 1)
     if name == "linear":
         return Basis(name, np.stack([1.0 - depth, depth], axis=1))
@@ -156,10 +173,12 @@ def _splines(terms: int, depth: _Array) -> _Array:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One curve of a space: ``groups[i]`` takes the value at block ``rows[i]`` of the tower's depth axis."""
+    """One curve of a space: ``groups[i]`` takes the value at block ``rows[i]`` of the tower's depth
+    axis.
+    """
 
     tower: str
-    part: Part | None
+    part: ModelPart | None
     basis: Basis
     groups: _Index
     rows: _Index
@@ -170,7 +189,9 @@ class Curve:
         return "/".join(word for word in (self.tower, self.part) if word)
 
     def extends(self, other: Curve) -> bool:
-        """Whether this curve holds ``other``, restricted to its groups, with the same leading terms and zeros after."""
+        """Whether this curve holds ``other``, restricted to its groups, with the same leading terms
+        and zeros after.
+        """
         same_axis = self.tower == other.tower and self.basis.blocks == other.basis.blocks
         covered = other.part in (None, self.part)
         more = self.basis.terms == other.basis.terms or (
@@ -187,10 +208,12 @@ def make_curves(
     Args:
         groups: Groups at granularity ``block``, or ``block_module`` with ``modules``.
         basis: Name of the basis.
-        size: Number of terms; None for two on a line, otherwise four or as many as there are blocks.
+        size: Number of terms; None for two on a line, otherwise four or as many as there are
+            blocks.
         modules: Separate curves for attention and MLP.
-        ends: With ``curve``, embeddings take the value at the first block, the final norm and the head that at the
-            last (from the attention and the MLP curve if they are separate); with ``own`` no curve covers them.
+        ends: With ``curve``, embeddings take the value at the first block, the final norm and the
+            head that at the last (from the attention and the MLP curve if they are separate); with
+            ``own`` no curve covers them.
 
     Raises:
         InputError: If ``size`` does not fit the number of blocks.
@@ -201,7 +224,7 @@ def make_curves(
     for tower, axis in axes.items():
         terms = size if size is not None else 2 if basis == "linear" else min(4, len(axis))
         sampled = make_basis(basis, terms, len(axis))
-        parts: list[Part | None] = [None]
+        parts: list[ModelPart | None] = [None]
         if modules:
             parts = [part for part in _BLOCK_PARTS if _in_blocks(places, tower, part)]
         for part in parts:
@@ -211,16 +234,34 @@ def make_curves(
                 if place.block is not None and place.tower == tower and part in (None, place.part)
             }
             if ends == "curve":
-                outside = [i for i, p in enumerate(places) if p.block is None and (p.tower == tower or len(axes) == 1)]
+                outside = [
+                    i
+                    for i, p in enumerate(places)
+                    if p.block is None and (p.tower == tower or len(axes) == 1)
+                ]
                 if part == parts[0]:
                     rows |= {index: 0 for index in outside if places[index].part == "embedding"}
                 if part == ("mlp" if "mlp" in parts else parts[-1]):
-                    rows |= {index: len(axis) - 1 for index in outside if places[index].part in ("final", "head")}
+                    rows |= {
+                        index: len(axis) - 1
+                        for index in outside
+                        if places[index].part in ("final", "head")
+                    }
             order = sorted(rows, key=lambda index: (rows[index], index))
             label = tower if len(axes) > 1 else ""
-            curves.append(Curve(label, part, sampled, np.array(order), np.array([rows[index] for index in order])))
+            curves.append(
+                Curve(
+                    label,
+                    part,
+                    sampled,
+                    np.array(order),
+                    np.array([rows[index] for index in order]),
+                )
+            )
     return tuple(curves)
 
 
-def _in_blocks(places: Sequence[Place], tower: str, part: Part) -> bool:
-    return any(place.block is not None and place.tower == tower and place.part == part for place in places)
+def _in_blocks(places: Sequence[TensorRole], tower: str, part: ModelPart) -> bool:
+    return any(
+        place.block is not None and place.tower == tower and place.part == part for place in places
+    )

@@ -1,7 +1,7 @@
 """From tensor names to groups that share coefficients.
 
-:func:`group_tensors` collects the tensors of a layout at one of the granularities; where a tensor is in its model
-comes from :mod:`merging.places`.
+:func:`group_tensors` collects the tensors of a layout at one of the granularities; where a tensor
+is in its model comes from :mod:`mergesearch.merging.tensors.roles`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from merging import InputError, Layout, TensorSpec
-from merging.places import Module, Part, Place, block_axes, classify, depth_of
+from mergesearch.merging import InputError, Layout, TensorSpec
+from mergesearch.merging.tensors.roles import (
+    ModelPart,
+    Module,
+    TensorRole,
+    block_axes,
+    classify,
+    depth_of,
+)
 
 #: How finely coefficients vary, from coarse to fine.
 Granularity = Literal["global", "task", "module", "block", "block_module", "tensor"]
@@ -26,7 +33,8 @@ class Group:
     Attributes:
         name: Label in tables, for example ``block 3/attention``.
         tensors: Names of the tensors, in the order of the layout.
-        ranges: Flat ``(start, stop)`` ranges in increasing order; padding belongs to the tensor before it.
+        ranges: Flat ``(start, stop)`` ranges in increasing order; padding belongs to the tensor
+            before it.
         parameters: Number of parameters, padding excluded.
         depth: 0 for the first block of its tower, 1 for the last, None outside the blocks.
         module: The module, where all its tensors are of one, else None.
@@ -40,13 +48,15 @@ class Group:
     module: Module | None
 
 
-def group_tensors(layout: Layout, granularity: Granularity, exclude: Collection[str] = ()) -> tuple[Group, ...]:
+def group_tensors(
+    layout: Layout, granularity: Granularity, exclude: Collection[str] = ()
+) -> tuple[Group, ...]:
     """Groups that cover every tensor of ``layout`` but the excluded ones, each exactly once.
 
-    ``global`` and ``task`` make one group (and differ in whether experts share its coefficient); ``module`` one per
-    module; ``block`` one per block, and ``block_module`` one per block and part, beside ``embedding``, ``final``,
-    ``head`` and ``other`` for what lies outside the blocks; ``tensor`` one per tensor. Where a model has several
-    towers, labels start with the tower.
+    ``global`` and ``task`` make one group (and differ in whether experts share its coefficient);
+    ``module`` one per module; ``block`` one per block, and ``block_module`` one per block and part,
+    beside ``embedding``, ``final``, ``head`` and ``other`` for what lies outside the blocks;
+    ``tensor`` one per tensor. Where a model has several towers, labels start with the tower.
 
     Args:
         layout: The tensors.
@@ -54,30 +64,40 @@ def group_tensors(layout: Layout, granularity: Granularity, exclude: Collection[
         exclude: Names of tensors to leave out.
 
     Raises:
-        InputError: If no numbered block is recognised at a granularity that needs blocks, or nothing is left.
+        InputError: If no numbered block is recognised at a granularity that needs blocks, or
+            nothing is left.
     """
     specs = [spec for spec in layout.tensors if spec.name not in exclude]
     if not specs:
-        raise InputError("space.exclude: expected at least one tensor to stay, received patterns that match all")
+        raise InputError(
+            "space.exclude: expected at least one tensor to stay, received patterns that match all"
+        )
     axes = block_axes(classify(spec.name) for spec in specs)
     if granularity in ("block", "block_module") and not axes:
         raise InputError(
-            f"space.granularity: {granularity!r} needs numbered blocks, received {len(specs)} tensors without any, "
+            f"space.granularity: {granularity!r} needs numbered blocks, received {len(specs)} "
+            "tensors without any, "
             f"such as {specs[0].name!r}; use 'task', 'module' or 'tensor'"
         )
     buckets: dict[str, list[TensorSpec]] = {}
     for spec in sorted(specs, key=lambda spec: _order(classify(spec.name), granularity)):
-        buckets.setdefault(_label(spec.name, granularity, several_towers=len(axes) > 1), []).append(spec)
+        buckets.setdefault(_label(spec.name, granularity, several_towers=len(axes) > 1), []).append(
+            spec
+        )
     ends = dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
-    return tuple(_group(name, members, granularity, axes, ends) for name, members in buckets.items())
+    return tuple(
+        _group(name, members, granularity, axes, ends) for name, members in buckets.items()
+    )
 
 
-_PARTS: tuple[Part, ...] = ("embedding", "attention", "mlp", "other", "final", "head")
+_PARTS: tuple[ModelPart, ...] = ("embedding", "attention", "mlp", "other", "final", "head")
 _MODULES: tuple[Module, ...] = get_args(Module)
 
 
-def _order(place: Place, granularity: Granularity) -> tuple[str, int, int, int]:
-    """Sort key: per tower embedding, blocks, final norm, head; modules in their fixed order; tensors as they lie."""
+def _order(place: TensorRole, granularity: Granularity) -> tuple[str, int, int, int]:
+    """Sort key: per tower embedding, blocks, final norm, head; modules in their fixed order;
+    tensors as they lie.
+    """
     if granularity in ("global", "task", "tensor"):
         return ("", 0, 0, 0)
     if granularity == "module":
@@ -99,7 +119,9 @@ def _label(name: str, granularity: Granularity, *, several_towers: bool) -> str:
         return tower + place.module
     if place.block is None:
         return tower + place.part
-    return f"{tower}block {place.block}" + (f"/{place.part}" if granularity == "block_module" else "")
+    return f"{tower}block {place.block}" + (
+        f"/{place.part}" if granularity == "block_module" else ""
+    )
 
 
 def _group(

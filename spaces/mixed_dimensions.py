@@ -1,6 +1,7 @@
-"""The coordinates of the mixed space: which tensors share parameters, and what each method has to be told.
+"""The coordinates of the mixed space: which tensors share parameters, and what each method has to
+be told.
 
-See :mod:`spaces.mixed_space`.
+See :mod:`mergesearch.spaces.mixed_space`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from merging import InputError, Layout, Recipe
-from merging.places import Place, block_axes, classify
+from mergesearch.merging import InputError, Layout, Recipe
+from mergesearch.merging.tensors.roles import TensorRole, block_axes, classify
 
 Method = Literal["linear", "task_arithmetic", "ties", "slerp"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
 #: Which tensors of a group share parameters.
-Part = Literal["attention", "mlp", "other"]
+CellPart = Literal["attention", "mlp", "other"]
 
-_PARTS: tuple[Part, ...] = get_args(Part)
+_PARTS: tuple[CellPart, ...] = get_args(CellPart)
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Dimension:
 
     Attributes:
         name: Name of the coordinate.
-        kind: ``real``, or one of ``choices``: in their order (``integer``) or without one (``categorical``).
-        low, high: The box. A choice is a real number in [0, number of choices) that is rounded down.
+        kind: ``real``, or one of ``choices``: in their order (``integer``) or without one
+            (``categorical``).
+        low, high: The box. A choice is a real number in [0, number of choices) that is rounded
+            down.
         choices: What the numbers 0, 1, ... stand for, unless the dimension is real.
-        condition: (index of another dimension, number of its choice) under which this one is active; None: always.
+        condition: (index of another dimension, number of its choice) under which this one is
+            active; None: always.
     """
 
     name: str
@@ -77,12 +81,14 @@ class Coordinates:
         self.dimensions: list[Dimension] = []
         self.choices: list[int | None] = []
 
-    def add(self, name: str, members: Mapping[Part, Sequence[str]], layout: Layout) -> None:
+    def add(self, name: str, members: Mapping[CellPart, Sequence[str]], layout: Layout) -> None:
         """A group of the tensors of each part."""
         choice = None
         if len(self._methods) > 1:
             choice, high = len(self.dimensions), float(len(self._methods))
-            self.dimensions.append(Dimension(f"{name}/method", "categorical", 0.0, high, self._methods))
+            self.dimensions.append(
+                Dimension(f"{name}/method", "categorical", 0.0, high, self._methods)
+            )
         for part in (part for part in _PARTS if part in members):
             label, tensors = f"{name}/{part}", tuple(members[part])
             places = {method: self._append(label, method, choice) for method in self._methods}
@@ -93,17 +99,26 @@ class Coordinates:
 
     def _append(self, label: str, method: Method, choice: int | None) -> slice:
         """Append the parameters of a method; where they are."""
-        start, condition = len(self.dimensions), None if choice is None else (choice, self._methods.index(method))
+        start, condition = (
+            len(self.dimensions),
+            None if choice is None else (choice, self._methods.index(method)),
+        )
         for plain in self._parameters[method]:
-            self.dimensions.append(replace(plain, name=f"{label}/{method} {plain.name}", condition=condition))
+            self.dimensions.append(
+                replace(plain, name=f"{label}/{method} {plain.name}", condition=condition)
+            )
         return slice(start, len(self.dimensions))
 
 
 def _parameters(template: Recipe) -> dict[Method, list[Dimension]]:
     """What each method has to be told for a cell."""
-    from merging.operators import get_operator  # needs pydantic
+    from mergesearch.merging.operators import get_operator
 
-    experts, densities, ties = len(template.experts), tuple(densities_of(template)), get_operator("ties")
+    experts, densities, ties = (
+        len(template.experts),
+        tuple(densities_of(template)),
+        get_operator("ties"),
+    )
     each = [Dimension(expert.name, "real", 0.0, 1.0) for expert in template.experts]
     return {
         "linear": each,
@@ -116,41 +131,48 @@ def _parameters(template: Recipe) -> dict[Method, list[Dimension]]:
     }
 
 
-def grouped(layout: Layout, layers: int) -> dict[str, dict[Part, list[str]]]:
-    """Group -> part -> tensors: blocks in their order, ``layers`` at a time; what lies outside them comes last."""
+def grouped(layout: Layout, layers: int) -> dict[str, dict[CellPart, list[str]]]:
+    """Group -> part -> tensors: blocks in their order, ``layers`` at a time; what lies outside them
+    comes last.
+    """
     places = {spec.name: classify(spec.name) for spec in layout.tensors}
     axes = block_axes(places.values())
     if not axes:
         raise InputError(
-            f"space.layers: expected numbered blocks, received {len(places)} tensors without any, such as "
+            f"space.layers: expected numbered blocks, received {len(places)} tensors without any, "
+            "such as "
             f"{next(iter(places))!r}; search another space"
         )
-    groups: dict[str, dict[Part, list[str]]] = {}
+    groups: dict[str, dict[CellPart, list[str]]] = {}
     for name, place in sorted(places.items(), key=lambda item: _depth(item[1])):
         group = groups.setdefault(_label(place, axes, layers), {})
-        part: Part = place.module if place.module in ("attention", "mlp") else "other"
+        part: CellPart = place.module if place.module in ("attention", "mlp") else "other"
         group.setdefault(part, []).append(name)
     return groups
 
 
-def _depth(place: Place) -> tuple[bool, str, int]:
+def _depth(place: TensorRole) -> tuple[bool, str, int]:
     outside = place.block is None
     return (outside, "" if outside else place.tower, -1 if place.block is None else place.block)
 
 
-def _label(place: Place, axes: Mapping[str, tuple[int, ...]], layers: int) -> str:
+def _label(place: TensorRole, axes: Mapping[str, tuple[int, ...]], layers: int) -> str:
     if place.block is None:
         return "outside"
     axis = axes[place.tower]
     first = axis.index(place.block) // layers * layers
     blocks = axis[first : first + layers]
     tower = f"{place.tower}/" if len(axes) > 1 and place.tower else ""
-    return f"{tower}block {blocks[0]}" if len(blocks) == 1 else f"{tower}blocks {blocks[0]}-{blocks[-1]}"
+    return (
+        f"{tower}block {blocks[0]}"
+        if len(blocks) == 1
+        else f"{tower}blocks {blocks[0]}-{blocks[-1]}"
+    )
 
 
 def densities_of(template: Recipe) -> list[float]:
     """The densities of a stack."""
-    from merging.operators import get_operator
+    from mergesearch.merging.operators import get_operator
 
     densities: list[float] = get_operator("stack").complete(template.options)["densities"]
     return densities

@@ -1,18 +1,21 @@
-"""Which operator merges which layers, and how: methods and their parameters as conditional dimensions.
+"""Which operator merges which layers, and how: methods and their parameters as conditional
+dimensions.
 
-The space of Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation", over the rows
-of the operator ``stack``: consecutive groups of blocks each choose one of four methods, and inside a group attention,
-MLP and everything else have parameters of their own for it. What lies outside the blocks is a last group.
+The space of Yang 2025, "MedSAMix: a training-free model merging approach for medical image
+segmentation", over the rows of the operator ``stack``: consecutive groups of blocks each choose one
+of four methods, and inside a group attention, MLP and everything else have parameters of their own
+for it. What lies outside the blocks is a last group.
 
 * ``linear``: weights, one per expert, normalised to sum to 1 (all zero: uniform).
 * ``task_arithmetic``: one scale of the sum of task vectors.
 * ``ties``: a density among those of the stack, and a scale.
-* ``slerp``: scores, one per expert; the two experts with the largest are joined along the arc between their full
-  weights, the weight of the second being s2 / (s1 + s2). So both ends are reached, which the softmax of the authors'
-  code, confined to [0.27, 0.73], does not allow.
+* ``slerp``: scores, one per expert; the two experts with the largest are joined along the arc
+  between their full weights, the weight of the second being s2 / (s1 + s2). So both ends are
+  reached, which the softmax of the authors' code, confined to [0.27, 0.73], does not allow.
 
-Parameters of methods that are not chosen are inactive: the merge does not depend on them, and :meth:`canonical` gives
-them one fixed value, so that they carry no information. (In the authors' code they stay as dimensions of noise.)
+Parameters of methods that are not chosen are inactive: the merge does not depend on them, and
+:meth:`canonical` gives them one fixed value, so that they carry no information. (In the authors'
+code they stay as dimensions of noise.)
 """
 
 from __future__ import annotations
@@ -26,14 +29,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, InputError, Layout, Recipe, RecipeError
-from spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
-from spaces.mixed_dimensions import METHODS, Cell, Coordinates, Dimension, Method, densities_of, grouped
-from spaces.partition import difference, weighted_mean
-from spaces.segment_space import Gram
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError
+from mergesearch.spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
+from mergesearch.spaces.mixed_dimensions import (
+    METHODS,
+    Cell,
+    Coordinates,
+    Dimension,
+    Method,
+    densities_of,
+    grouped,
+)
+from mergesearch.spaces.partition import difference, weighted_mean
+from mergesearch.spaces.segment_space import Gram
 
 if TYPE_CHECKING:
-    from merging.operators.stack import StackRows
+    from mergesearch.merging.operators.stack import StackRows
 
 #: Methods that a field is read as, the simplest first.
 _READABLE: tuple[Method, ...] = ("task_arithmetic", "linear", "ties")
@@ -53,8 +64,8 @@ class MixedSpace:
         cells: Tensors that share parameters; together all tensors.
         dimensions: The coordinates.
         choices: Coordinate of each group's method; None where there is only one.
-        gram: Inner products of base and rows, for the angles of arcs; asked only when a point with ``slerp`` is
-            decoded, and read as far as the task vectors, the first K rows.
+        gram: Inner products of base and rows, for the angles of arcs; asked only when a point with
+            ``slerp`` is decoded, and read as far as the task vectors, the first K rows.
     """
 
     template: Recipe
@@ -93,10 +104,14 @@ class MixedSpace:
 
     @cached_property
     def start(self) -> Point:
-        """Task arithmetic at its default everywhere, which needs no angles (or the first method, in the middle)."""
-        from merging.operators import get_operator  # needs pydantic
+        """Task arithmetic at its default everywhere, which needs no angles (or the first method, in
+        the middle).
+        """
+        from mergesearch.merging.operators import get_operator
 
-        point = self._everywhere("task_arithmetic" if "task_arithmetic" in self.methods else self.methods[0])
+        point = self._everywhere(
+            "task_arithmetic" if "task_arithmetic" in self.methods else self.methods[0]
+        )
         default = get_operator("task_arithmetic").default(len(self.template.experts), {})
         for cell in self.cells:
             point[cell.places.get("task_arithmetic", slice(0))] = default
@@ -104,7 +119,9 @@ class MixedSpace:
 
     @cached_property
     def seeds(self) -> tuple[Point, ...]:
-        """Every expert by itself, as a linear merge with one weight, where ``linear`` is among the methods."""
+        """Every expert by itself, as a linear merge with one weight, where ``linear`` is among the
+        methods.
+        """
         if "linear" not in self.methods:
             return ()
         seeds = []
@@ -126,7 +143,8 @@ class MixedSpace:
         return np.asarray((parents < 0) | (self._codes(points)[..., parents] == values))
 
     def canonical(self, points: Point) -> Point:
-        """The same merges, with choices in the middle of their bins and inactive coordinates at their fixed value.
+        """The same merges, with choices in the middle of their bins and inactive coordinates at
+        their fixed value.
 
         Points are ``(..., dim)``.
         """
@@ -138,7 +156,8 @@ class MixedSpace:
         return self.template.with_field(self.field(point))
 
     def field(self, point: Point) -> Field:
-        """The coefficients at ``point``: one column per tensor. Parameters that are not finite pass through.
+        """The coefficients at ``point``: one column per tensor. Parameters that are not finite pass
+        through.
 
         Raises:
             RecipeError: If an arc is needed and there is nothing to take its angle from.
@@ -165,7 +184,8 @@ class MixedSpace:
         return point if difference(self.field(point), field) == 0.0 else None
 
     def refine(self, point: Point, finer: Space) -> Point:
-        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of ``finer``.
+        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of
+        ``finer``.
 
         Raises:
             RecipeError: If ``finer`` cannot hold them.
@@ -174,7 +194,9 @@ class MixedSpace:
             return self.canonical(check_point(point, self.dim))
         found = finer.encode(self.field(point))
         if found is None:
-            raise RecipeError(f"refine: a {finer.title} space cannot hold a point of a {self.title} space")
+            raise RecipeError(
+                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
+            )
         return found
 
     def summary(self, point: Point) -> dict[str, float]:
@@ -182,7 +204,8 @@ class MixedSpace:
         return self.summary_of(self.field(point))
 
     def summary_of(self, field: Field) -> dict[str, float]:
-        """Mean coefficient of each task vector (the first eight), of TIES at each density, and of the base.
+        """Mean coefficient of each task vector (the first eight), of TIES at each density, and of
+        the base.
 
         Raises:
             RecipeError: If ``field`` has another size or number of directions.
@@ -211,7 +234,8 @@ class MixedSpace:
             rows.append(Row(name, tensors, parameters, own + (self.choices[group] is not None)))
         return tuple(rows)
 
-    # --- coefficients of a cell -----------------------------------------------------------------------------------
+    # --- coefficients of a cell
+    # ------------------------------------------------------------------------
 
     def _columns(self, method: Method, values: _Array, members: npt.NDArray[np.intp]) -> _Array:
         """Coefficients of a cell's tensors, ``(directions, 1 or tensors)``."""
@@ -227,7 +251,7 @@ class MixedSpace:
         return column
 
     def _arc_columns(self, scores: _Array, members: npt.NDArray[np.intp]) -> _Array:
-        from merging.operators.stack import arc_weights
+        from mergesearch.merging.operators.stack import arc_weights
 
         columns = np.zeros((self._rows.count, members.size))
         if not np.all(np.isfinite(scores)):
@@ -244,7 +268,8 @@ class MixedSpace:
         """Inner products of base and task vectors on every tensor, ``(tensors, 1 + K, 1 + K)``."""
         if self.gram is None:
             raise RecipeError(
-                "space: slerp needs the angles between experts, received no weights to take them from; "
+                "space: slerp needs the angles between experts, received no weights to take them "
+                "from; "
                 "leave slerp out of the methods, or give the space `gram`"
             )
         size = 1 + len(self.template.experts)
@@ -254,14 +279,22 @@ class MixedSpace:
             raise RecipeError(f"space: expected inner products {expected}, received {found.shape}")
         return np.asarray(found[:, :size, :size], np.float64)
 
-    # --- reading a field ------------------------------------------------------------------------------------------
+    # --- reading a field
+    # ------------------------------------------------------------------------
 
     def _read_group(self, group: int, columns: Sequence[_Array | None], point: Point) -> bool:
         """Write the coordinates of a group into ``point``; False if no method gives its columns."""
-        cells = [(cell, column) for cell, column in zip(self.cells, columns, strict=True) if cell.group == group]
+        cells = [
+            (cell, column)
+            for cell, column in zip(self.cells, columns, strict=True)
+            if cell.group == group
+        ]
         for method in (known for known in _READABLE if known in self.methods):
             read = [None if column is None else self._read(method, column) for _, column in cells]
-            if all(values is not None or column is None for values, (_, column) in zip(read, cells, strict=True)):
+            if all(
+                values is not None or column is None
+                for values, (_, column) in zip(read, cells, strict=True)
+            ):
                 place = self.choices[group]
                 if place is not None:
                     point[place] = self.methods.index(method) + 0.5
@@ -277,14 +310,17 @@ class MixedSpace:
         tasks = column[rows.tasks]
         if method == "ties":
             place = int(used[0]) // rows.experts - 1 if used.size else 0
-            return [place + 0.5, float(column[rows.trimmed(max(place, 0))][0])] if place >= 0 else None
+            return (
+                [place + 0.5, float(column[rows.trimmed(max(place, 0))][0])] if place >= 0 else None
+            )
         if used.size and used[-1] >= rows.experts:
             return None
         if method == "linear":
             return tasks.tolist() if abs(tasks.sum() - 1.0) < 1e-12 else None
         return [float(tasks[0])] if np.all(tasks == tasks[0]) else None
 
-    # --- constants ------------------------------------------------------------------------------------------------
+    # --- constants
+    # ------------------------------------------------------------------------
 
     def _everywhere(self, method: Method) -> Point:
         """The point with one method in all groups, its parameters in the middle."""
@@ -316,7 +352,9 @@ class MixedSpace:
     def _conditions(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
         """Parent (-1: none) and number of its choice for each dimension."""
         conditions = [dimension.condition or (-1, 0) for dimension in self.dimensions]
-        return np.array([parent for parent, _ in conditions], np.intp), np.array([value for _, value in conditions])
+        return np.array([parent for parent, _ in conditions], np.intp), np.array(
+            [value for _, value in conditions]
+        )
 
     @cached_property
     def _densities(self) -> list[float]:
@@ -324,7 +362,7 @@ class MixedSpace:
 
     @cached_property
     def _rows(self) -> StackRows:
-        from merging.operators.stack import StackRows
+        from mergesearch.merging.operators.stack import StackRows
 
         return StackRows(len(self.template.experts), len(self._densities))
 
@@ -338,7 +376,10 @@ class MixedSpace:
         """Which of the tensors that hold anything belong to each cell."""
         sized = [spec.name for spec in self.layout.tensors if spec.size]
         number = {name: place for place, name in enumerate(sized)}
-        return tuple(np.array([number[n] for n in cell.tensors if n in number], np.intp) for cell in self.cells)
+        return tuple(
+            np.array([number[n] for n in cell.tensors if n in number], np.intp)
+            for cell in self.cells
+        )
 
 
 def mixed_space(
@@ -362,12 +403,16 @@ def mixed_space(
         InputError: If the operator is another, no block is recognised, or a value is not allowed.
     """
     if template.operator != "stack":
-        raise InputError(f"operator: the mixed space expects 'stack', received {template.operator!r}; set it")
+        raise InputError(
+            f"operator: the mixed space expects 'stack', received {template.operator!r}; set it"
+        )
     if layers < 1:
         raise InputError(f"space.layers: expected at least 1 block per group, received {layers}")
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods or len(set(methods)) != len(methods):
-        raise InputError(f"space.methods: expected different ones of {list(METHODS)}, received {list(methods)}")
+        raise InputError(
+            f"space.methods: expected different ones of {list(METHODS)}, received {list(methods)}"
+        )
     builder = Coordinates(template, tuple(methods))
     for name, members in grouped(layout, layers).items():
         builder.add(name, members, layout)

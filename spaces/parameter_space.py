@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from merging import Field, Recipe, RecipeError
-from spaces.coefficient_space import Point, Row, Space, check_point
+from mergesearch.merging import Field, Recipe, RecipeError
+from mergesearch.spaces.coefficient_space import Point, Row, Space, check_point
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterSpace:
-    """A box whose points are parameters of a recipe's routing; the coefficient field stays as it is.
+    """A box whose points are parameters of a recipe's routing; the coefficient field stays as it
+    is.
 
     Attributes:
         names: Names of the parameters.
         lower, upper, start: float64 ``(dim,)``.
         template: Recipe whose routing is set.
-        fixed: ``(name, value)`` pairs of the routing that no coordinate moves, the method among them.
+        fixed: ``(name, value)`` pairs of the routing that no coordinate moves, the method among
+            them.
     """
 
     names: tuple[str, ...]
@@ -40,7 +42,9 @@ class ParameterSpace:
     def decode(self, point: Point) -> Recipe:
         """The template, routed by the parameters at ``point``."""
         values = zip(self.names, check_point(point, len(self.names)).tolist(), strict=True)
-        return replace(self.template, routing=tuple(sorted({**dict(self.fixed), **dict(values)}.items())))
+        return replace(
+            self.template, routing=tuple(sorted({**dict(self.fixed), **dict(values)}.items()))
+        )
 
     def encode(self, field: Field) -> Point | None:
         """None: no coefficients alone are a point of this space."""
@@ -52,8 +56,14 @@ class ParameterSpace:
         Raises:
             RecipeError: If ``finer`` is anything else.
         """
-        if not isinstance(finer, ParameterSpace) or finer.names != self.names or finer.title != self.title:
-            raise RecipeError(f"refine: a {finer.title} space cannot hold a point of a {self.title} space")
+        if (
+            not isinstance(finer, ParameterSpace)
+            or finer.names != self.names
+            or finer.title != self.title
+        ):
+            raise RecipeError(
+                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
+            )
         return check_point(point, len(self.names)).copy()
 
     def summary(self, point: Point) -> dict[str, float]:

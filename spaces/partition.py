@@ -1,4 +1,6 @@
-"""Groups laid over the flat index: which segment belongs to which group, and means of fields over groups."""
+"""Groups laid over the flat index: which segment belongs to which group, and means of fields over
+groups.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, Layout
-from spaces.groups import Group
+from mergesearch.merging import Field, Layout
+from mergesearch.spaces.groups import Group
 
 _Array = npt.NDArray[np.float64]
 _Index = npt.NDArray[np.intp]
@@ -34,7 +36,9 @@ class Pieces:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Disjoint groups over a layout; a tensor in no group counts to a last group, numbered ``len(groups)``."""
+    """Disjoint groups over a layout; a tensor in no group counts to a last group, numbered
+    ``len(groups)``.
+    """
 
     layout: Layout
     groups: tuple[Group, ...]
@@ -46,7 +50,9 @@ class Partition:
 
     @cached_property
     def boundaries(self) -> npt.NDArray[np.int64]:
-        """Starts of the longest runs of tensors of one group, and the size of the layout: ``(segments + 1,)``."""
+        """Starts of the longest runs of tensors of one group, and the size of the layout:
+        ``(segments + 1,)``.
+        """
         starts = [start for start, _ in self._runs]
         return np.array([*starts, self.layout.size], np.int64)
 
@@ -58,7 +64,9 @@ class Partition:
     @cached_property
     def _runs(self) -> list[tuple[int, int]]:
         rest, at = len(self.groups), 0
-        pieces = sorted((*ends, index) for index, group in enumerate(self.groups) for ends in group.ranges)
+        pieces = sorted(
+            (*ends, index) for index, group in enumerate(self.groups) for ends in group.ranges
+        )
         runs: list[tuple[int, int]] = []
         for start, stop, index in [*pieces, (self.layout.size, self.layout.size, rest)]:
             between = [(at, rest)] if start > at else []
@@ -91,7 +99,9 @@ class Partition:
         return Pieces(fine.values[:, used], weight[used], tensor[used], group[used])
 
     def means(self, field: Field) -> _Array:
-        """Parameter-weighted mean coefficient of each group ``(directions, groups)``; exact where it is constant."""
+        """Parameter-weighted mean coefficient of each group ``(directions, groups)``; exact where
+        it is constant.
+        """
         pieces = self.split(field)
         _, first = np.unique(pieces.group, return_index=True)
         reference = pieces.values[:, first]

@@ -1,8 +1,10 @@
-"""Coefficients that may change anywhere: fields of a limited number of segments, each of any length.
+"""Coefficients that may change anywhere: fields of a limited number of segments, each of any
+length.
 
-A point holds the inner boundaries first, as positions of the flat index in increasing order, then the coefficients of
-the first direction in every segment, then those of the second, and so on. A field has one point: segments that are not
-used lie at the end, with boundaries at the end of the flat index and the coefficients of the last one that is.
+A point holds the inner boundaries first, as positions of the flat index in increasing order, then
+the coefficients of the first direction in every segment, then those of the second, and so on. A
+field has one point: segments that are not used lie at the end, with boundaries at the end of the
+flat index and the coefficients of the last one that is.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from merging import Field, InputError, Layout, Recipe, RecipeError
-from spaces.coefficient_space import Point, Row, Space, check_point
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError
+from mergesearch.spaces.coefficient_space import Point, Row, Space, check_point
 
-#: Boundaries of segments -> inner products of base and rows in each, ``(segments, K + 1, K + 1)``, base first; a row is
-#: what a coefficient of 1 adds to the base (:meth:`merging.segment_gram.SegmentGram.gram`).
+#: Boundaries of segments -> inner products of base and rows in each, ``(segments, K + 1, K + 1)``,
+#: base first; a row is what a coefficient of 1 adds to the base
+#: (:meth:`mergesearch.merging.resident.segment_gram.SegmentGram.gram`).
 Gram = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]
 
-#: Directions with a number of their own in a summary; with the segments and three thirds, 16 at most.
+#: Directions with a number of their own in a summary; with the segments and three thirds, 16 at
+#: most.
 _SUMMARISED = 12
 
 
@@ -34,7 +38,8 @@ class SegmentSpace:
         layout: Where the tensors lie.
         segments: Most segments S of a field.
         lower, upper, start: float64 ``(S - 1 + S * K,)``.
-        gram: Inner products of base and rows, read from the weights when it is first called; None where there are none.
+        gram: Inner products of base and rows, read from the weights when it is first called; None
+            where there are none.
     """
 
     template: Recipe
@@ -65,15 +70,22 @@ class SegmentSpace:
         """``boundary 1``, ..., then ``DIRECTION/segment 1``, ..."""
         places = range(1, self.segments + 1)
         boundaries = [f"boundary {place}" for place in places[:-1]]
-        return (*boundaries, *(f"{name}/segment {place}" for name in self._direction_names for place in places))
+        return (
+            *boundaries,
+            *(f"{name}/segment {place}" for name in self._direction_names for place in places),
+        )
 
     def field(self, point: Point) -> Field:
-        """The coefficients at ``point``; boundaries are rounded, moved into the flat index and sorted.
+        """The coefficients at ``point``; boundaries are rounded, moved into the flat index and
+        sorted.
 
         NaN and infinite coefficients pass through; a boundary that is NaN is not used.
         """
         array, size = check_point(point, self.dim), self.layout.size
-        boundaries, values = array[: self.segments - 1], array[self.segments - 1 :].reshape(self.directions, -1)
+        boundaries, values = (
+            array[: self.segments - 1],
+            array[self.segments - 1 :].reshape(self.directions, -1),
+        )
         inner = np.clip(np.rint(np.where(np.isnan(boundaries), size, boundaries)), 0, size)
         edges = np.concatenate([[0], np.sort(inner).astype(np.int64), [size]])
         used = np.diff(edges) > 0
@@ -84,33 +96,45 @@ class SegmentSpace:
         return self.template.with_field(self.field(point))
 
     def encode(self, field: Field) -> Point | None:
-        """The one point of ``field``, or None if it has too many segments; it may lie outside the bounds."""
+        """The one point of ``field``, or None if it has too many segments; it may lie outside the
+        bounds.
+        """
         if field.directions != self.directions or field.size != self.layout.size:
             return None
         compact = field.compact()
         spare = self.segments - compact.segments
         if spare < 0:
             return None
-        values = np.concatenate([compact.values, np.repeat(compact.values[:, -1:], spare, axis=1)], axis=1)
-        return np.concatenate([compact.boundaries[1:-1], np.full(spare, field.size), values.ravel()])
+        values = np.concatenate(
+            [compact.values, np.repeat(compact.values[:, -1:], spare, axis=1)], axis=1
+        )
+        return np.concatenate(
+            [compact.boundaries[1:-1], np.full(spare, field.size), values.ravel()]
+        )
 
     def refine(self, point: Point, finer: Space) -> Point:
-        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of ``finer``.
+        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of
+        ``finer``.
 
         Raises:
             RecipeError: If ``finer`` cannot hold them.
         """
         found = finer.encode(self.field(point))
         if found is None:
-            raise RecipeError(f"refine: a {finer.title} space cannot hold this point of a space of {self.title}")
+            raise RecipeError(
+                f"refine: a {finer.title} space cannot hold this point of a space of {self.title}"
+            )
         return found
 
     def summary(self, point: Point) -> dict[str, float]:
-        """Number of segments, mean coefficient of each of the first 12 directions, and of each third of the weights."""
+        """Number of segments, mean coefficient of each of the first 12 directions, and of each
+        third of the weights.
+        """
         return self.summary_of(self.field(point))
 
     def summary_of(self, field: Field) -> dict[str, float]:
-        """The same numbers for a field that may have more segments. Means are taken over the flat index.
+        """The same numbers for a field that may have more segments. Means are taken over the flat
+        index.
 
         Raises:
             RecipeError: If ``field`` has another size or number of directions.
@@ -122,16 +146,23 @@ class SegmentSpace:
             )
         summary = {"segments": float(field.compact().segments)}
         means = _mean(field)
-        summary |= {f"expert {n}": float(m) for n, m in zip(self._direction_names[:_SUMMARISED], means, strict=False)}
+        summary |= {
+            f"expert {n}": float(m)
+            for n, m in zip(self._direction_names[:_SUMMARISED], means, strict=False)
+        }
         edges = np.linspace(0, field.size, 4).round().astype(int).tolist()
-        for name, start, stop in zip(("first", "middle", "last"), edges[:-1], edges[1:], strict=True):
+        for name, start, stop in zip(
+            ("first", "middle", "last"), edges[:-1], edges[1:], strict=True
+        ):
             part = field.restrict(start, stop) if start < stop else field
             summary[f"{name} third"] = float(_mean(part).mean())
         return summary
 
     def table(self) -> tuple[Row, ...]:
         """One row: any segment may hold any tensors, or parts of them."""
-        return (Row(f"{self.title}, anywhere", self.layout.names, self.layout.parameters, self.dim),)
+        return (
+            Row(f"{self.title}, anywhere", self.layout.names, self.layout.parameters, self.dim),
+        )
 
     @cached_property
     def _direction_names(self) -> tuple[str, ...]:
@@ -151,10 +182,12 @@ def segment_space(
     start: float,
     gram: Gram | None = None,
 ) -> SegmentSpace:
-    """The space of fields with at most ``segments`` segments and coefficients between ``low`` and ``high``.
+    """The space of fields with at most ``segments`` segments and coefficients between ``low`` and
+    ``high``.
 
     Args:
-        template: The merge whose field the points replace; its field tells the number of directions K.
+        template: The merge whose field the points replace; its field tells the number of directions
+            K.
         layout: Where the merged tensors lie.
         segments: Most segments of a field.
         low, high: Bounds of every coefficient; see :func:`arc_bounds`.
@@ -165,22 +198,29 @@ def segment_space(
         InputError: If the bounds are not in order, or do not hold the start.
     """
     if not low < high:
-        raise InputError(f"space.bounds: expected [low, high] with low < high, received [{low:g}, {high:g}]")
+        raise InputError(
+            f"space.bounds: expected [low, high] with low < high, received [{low:g}, {high:g}]"
+        )
     if not low <= start <= high:
-        raise InputError(f"space.start: expected a coefficient in [{low:g}, {high:g}], received {start:g}")
+        raise InputError(
+            f"space.start: expected a coefficient in [{low:g}, {high:g}], received {start:g}"
+        )
     inner, coefficients = segments - 1, segments * template.field.directions
     # A boundary at 0 would cut nothing off.
     lower = np.concatenate([np.full(inner, 1.0), np.full(coefficients, float(low))])
     upper = np.concatenate([np.full(inner, float(layout.size)), np.full(coefficients, float(high))])
-    begin = np.concatenate([np.full(inner, float(layout.size)), np.full(coefficients, float(start))])
+    begin = np.concatenate(
+        [np.full(inner, float(layout.size)), np.full(coefficients, float(start))]
+    )
     return SegmentSpace(template, layout, segments, lower, upper, begin, gram)
 
 
 def arc_bounds(low: float, high: float) -> tuple[float, float]:
     """Bounds for searches that follow arcs, where an operator's own are ``low`` and ``high``.
 
-    They hold the base (0) and every expert (1), and twice as much: a point on the arc between two fields is a weighted
-    sum of them whose weights add up to as much as √2 where the task vectors are at right angles, and arcs follow arcs.
+    They hold the base (0) and every expert (1), and twice as much: a point on the arc between two
+    fields is a weighted sum of them whose weights add up to as much as √2 where the task vectors
+    are at right angles, and arcs follow arcs.
     """
     return 2.0 * min(low, 0.0), 2.0 * max(high, 1.0)
 
@@ -189,5 +229,7 @@ def _mean(field: Field) -> npt.NDArray[np.float64]:
     """Mean of each direction over the positions ``(directions,)``; exact where it is constant."""
     weight, first = np.diff(field.boundaries), field.values[:, :1]
     with np.errstate(invalid="ignore", over="ignore"):
-        mean: npt.NDArray[np.float64] = field.values[:, 0] + ((field.values - first) * weight).sum(1) / field.size
+        mean: npt.NDArray[np.float64] = (
+            field.values[:, 0] + ((field.values - first) * weight).sum(1) / field.size
+        )
     return mean

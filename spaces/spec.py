@@ -11,12 +11,12 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Key
 
-from merging import InputError, Layout, Recipe
-from spaces.box_space import BoxSpace
-from spaces.chunks import chunk_counts, chunk_groups, importance, tensors_of
-from spaces.coefficient_space import CoefficientSpace, Point, Space
-from spaces.depth_basis import Curve, make_curves
-from spaces.groups import Granularity, group_tensors
+from mergesearch.merging import InputError, Layout, Recipe
+from mergesearch.spaces.box_space import BoxSpace
+from mergesearch.spaces.chunks import chunk_counts, chunk_groups, importance, tensors_of
+from mergesearch.spaces.coefficient_space import CoefficientSpace, Point, Space
+from mergesearch.spaces.depth_basis import Curve, make_curves
+from mergesearch.spaces.groups import Granularity, group_tensors
 
 # Strict, so that `true` and "0.3" are refused; whole numbers are accepted.
 _Number = Annotated[float, Key(strict=True, allow_inf_nan=False)]
@@ -28,35 +28,51 @@ class DepthSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     basis: Literal["linear", "dct", "bspline"] = Key(
-        description="linear: values at the first and the last block; dct: cosines; bspline: control points."
+        description="linear: values at the first and the last block; dct: cosines; bspline: "
+        "control points."
     )
     size: int | None = Key(
-        default=None, strict=True, description="Numbers per curve; by default 2 for linear, else 4 (or all blocks)."
+        default=None,
+        strict=True,
+        description="Numbers per curve; by default 2 for linear, else 4 (or all blocks).",
     )
-    modules: bool = Key(default=False, strict=True, description="Separate curves for attention and MLP.")
+    modules: bool = Key(
+        default=False, strict=True, description="Separate curves for attention and MLP."
+    )
     ends: Literal["own", "curve"] = Key(
         default="own",
-        description="Embeddings, final norm and head: coefficients of their own, or the end values of the curve.",
+        description="Embeddings, final norm and head: coefficients of their own, or the end values "
+        "of the curve.",
     )
     clip: bool = Key(
         default=False,
         strict=True,
-        description="Clip the coefficients of the curve into the bounds; only cosines can leave them.",
+        description="Clip the coefficients of the curve into the bounds; only cosines can leave "
+        "them.",
     )
 
 
 class ChunkSpec(BaseModel):
-    """The ``space.chunks`` section: how many chunks tensors are cut into, by how much the experts change them."""
+    """The ``space.chunks`` section: how many chunks tensors are cut into, by how much the experts
+    change them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     total: float = Key(default=1.1, gt=0, strict=True, description="Chunks in all, per tensor.")
     concentration: float = Key(
-        default=1.0, ge=0, strict=True, description="0: as many everywhere; above 1: more where much changes."
+        default=1.0,
+        ge=0,
+        strict=True,
+        description="0: as many everywhere; above 1: more where much changes.",
     )
-    most: int | None = Key(default=None, ge=1, strict=True, description="Chunks of one tensor at most.")
+    most: int | None = Key(
+        default=None, ge=1, strict=True, description="Chunks of one tensor at most."
+    )
     remainder: bool = Key(
-        default=False, strict=True, description="Hand out what rounding down leaves over, largest fractions first."
+        default=False,
+        strict=True,
+        description="Hand out what rounding down leaves over, largest fractions first.",
     )
 
 
@@ -65,37 +81,54 @@ class SpaceSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    granularity: Literal["global", "task", "module", "block", "block_module", "tensor", "chunk"] | None = Key(
+    granularity: (
+        Literal["global", "task", "module", "block", "block_module", "tensor", "chunk"] | None
+    ) = Key(
         default=None,
-        description="How finely coefficients vary: global (one, shared by all experts), task (one per expert), module, "
-        "block, block_module (block x {attention, mlp}), tensor, chunk (parts of tensors, more where experts change "
+        description="How finely coefficients vary: global (one, shared by all experts), task (one "
+        "per expert), module, "
+        "block, block_module (block x {attention, mlp}), tensor, chunk (parts of tensors, more "
+        "where experts change "
         "them most). By default block, or task with a depth curve.",
     )
-    chunks: ChunkSpec | None = Key(default=None, description="How many chunks, for granularity chunk only.")
+    chunks: ChunkSpec | None = Key(
+        default=None, description="How many chunks, for granularity chunk only."
+    )
     depth: DepthSpec | None = Key(
         default=None,
-        description="Curves over depth, shared by all experts with granularity global, else per expert (task).",
+        description="Curves over depth, shared by all experts with granularity global, else per "
+        "expert (task).",
     )
     bounds: tuple[_Number, _Number] | None = Key(
         default=None, description="[low, high] of every coefficient; by default the operator's."
     )
     start: _Number | list[_Number] | None = Key(
         default=None,
-        description="Where the search begins: one coefficient, a list with one per expert, or a list with one per "
+        description="Where the search begins: one coefficient, a list with one per expert, or a "
+        "list with one per "
         "coordinate; by default the operator's.",
     )
     exclude: list[str] = Key(
         default_factory=list,
-        description="Regular expressions; tensors whose name contains a match stay at the base, with coefficient 0.",
+        description="Regular expressions; tensors whose name contains a match stay at the base, "
+        "with coefficient 0.",
     )
     dim: int | None = Key(
-        default=None, strict=True, description="Number of coordinates, for analytic problems without weights only."
+        default=None,
+        strict=True,
+        description="Number of coordinates, for analytic problems without weights only.",
     )
     segments: int | None = Key(
-        default=None, strict=True, ge=2, description="Most segments of a merge, for strategies that move split points."
+        default=None,
+        strict=True,
+        ge=2,
+        description="Most segments of a merge, for strategies that move split points.",
     )
     layers: int | None = Key(
-        default=None, strict=True, ge=1, description="Blocks in a layer group, for strategies that choose operators."
+        default=None,
+        strict=True,
+        ge=1,
+        description="Blocks in a layer group, for strategies that choose operators.",
     )
 
     def check_kind(self, kind: str, who: str) -> None:
@@ -109,7 +142,9 @@ class SpaceSpec(BaseModel):
             InputError: If such a key is given.
         """
         allowed = _KEYS[kind]
-        odd = sorted(key for key in self.model_fields_set - allowed if getattr(self, key) not in (None, []))
+        odd = sorted(
+            key for key in self.model_fields_set - allowed if getattr(self, key) not in (None, [])
+        )
         if odd:
             known = ", ".join(sorted(allowed)) or "none"
             raise InputError(f"space.{odd[0]}: means nothing to {who}; keys of its space: {known}")
@@ -117,7 +152,9 @@ class SpaceSpec(BaseModel):
 
 #: Keys of the section that mean something, by the kind of space that a strategy searches.
 _KEYS: dict[str, frozenset[str]] = {
-    "coefficients": frozenset({"granularity", "chunks", "depth", "bounds", "start", "exclude", "dim"}),
+    "coefficients": frozenset(
+        {"granularity", "chunks", "depth", "bounds", "start", "exclude", "dim"}
+    ),
     "segments": frozenset({"segments", "bounds", "start"}),
     "mixed": frozenset({"layers"}),
     "product": frozenset(),
@@ -137,12 +174,13 @@ def build_space(
 
     Args:
         spec: The ``space`` section.
-        template: The merge whose field the points replace; its field tells the number of directions.
+        template: The merge whose field the points replace; its field tells the number of
+            directions.
         layout: Where the merged tensors lie; None for an analytic problem without weights.
         default_bounds: The operator's bounds of a coefficient.
         default_start: The operator's default coefficient.
-        change_sums: Σ |task vector| of every expert and tensor of the layout ``(K, tensors)``; only called for chunks,
-            as it reads weights.
+        change_sums: Σ |task vector| of every expert and tensor of the layout ``(K, tensors)``; only
+            called for chunks, as it reads weights.
 
     Raises:
         InputError: If a value of the section is not allowed, or does not fit the tensors.
@@ -151,19 +189,28 @@ def build_space(
     if layout is None:
         return _box(spec, template, low, high, default_start)
     if spec.dim is not None:
-        raise InputError(f"space.dim: {spec.dim}: only allowed for analytic problems; models have space.granularity")
+        raise InputError(
+            f"space.dim: {spec.dim}: only allowed for analytic problems; models have "
+            "space.granularity"
+        )
     excluded = _excluded(spec.exclude, layout)
     if spec.granularity == "chunk":
         assert change_sums is not None
-        return _chunk_space(spec, template, layout, excluded, (low, high), default_start, change_sums())
+        return _chunk_space(
+            spec, template, layout, excluded, (low, high), default_start, change_sums()
+        )
     if spec.chunks is not None:
         raise InputError("space.chunks: only allowed with space.granularity: chunk")
     granularity = _granularity(spec)
-    groups = tuple(group for group in group_tensors(layout, granularity, excluded) if group.parameters)
+    groups = tuple(
+        group for group in group_tensors(layout, granularity, excluded) if group.parameters
+    )
     curves: tuple[Curve, ...] = ()
     if spec.depth is not None:
         depth = spec.depth
-        curves = make_curves(groups, depth.basis, depth.size, modules=depth.modules, ends=depth.ends)
+        curves = make_curves(
+            groups, depth.basis, depth.size, modules=depth.modules, ends=depth.ends
+        )
     shared = spec.granularity == "global"
     own = len(groups) - sum(curve.groups.size for curve in curves)
     copies = 1 if shared else template.field.directions
@@ -198,9 +245,15 @@ def _chunk_space(
         raise InputError("space.granularity: 'chunk' cannot be combined with space.depth")
     section, directions = spec.chunks or ChunkSpec(), template.field.directions
     values = default_start if spec.start is None else spec.start
-    begin = np.broadcast_to(np.asarray(values, np.float64), directions) if np.size(values) in (1, directions) else None
+    begin = (
+        np.broadcast_to(np.asarray(values, np.float64), directions)
+        if np.size(values) in (1, directions)
+        else None
+    )
     if begin is None:
-        raise InputError(f"space.start: expected a number or a list of {directions} (one per expert), for chunks")
+        raise InputError(
+            f"space.start: expected a number or a list of {directions} (one per expert), for chunks"
+        )
     whole = tensors_of(layout, excluded)
     place = {name: index for index, name in enumerate(layout.names)}
     of_tensors = sums[:, [place[group.tensors[0]] for group in whole]]
@@ -216,7 +269,10 @@ def _chunk_space(
     )
     chunks, held = chunk_groups(layout, counts, excluded)
     if not chunks:
-        raise InputError(f"space.chunks.total: expected at least one chunk, received {section.total:g}, which gives 0")
+        raise InputError(
+            f"space.chunks.total: expected at least one chunk, received {section.total:g}, which "
+            "gives 0"
+        )
     size = directions * len(chunks)
     lower, upper = np.full(size, bounds[0]), np.full(size, bounds[1])
     space = CoefficientSpace(
@@ -237,7 +293,9 @@ def _chunk_space(
 def _bounds(spec: SpaceSpec, default: tuple[float, float]) -> tuple[float, float]:
     low, high = spec.bounds or default
     if not low < high:
-        raise InputError(f"space.bounds: expected [low, high] with low < high, received [{low:g}, {high:g}]")
+        raise InputError(
+            f"space.bounds: expected [low, high] with low < high, received [{low:g}, {high:g}]"
+        )
     return float(low), float(high)
 
 
@@ -249,7 +307,8 @@ def _granularity(spec: SpaceSpec) -> Granularity:
     if spec.granularity not in (None, "global", "task"):
         raise InputError(
             f"space.granularity: {spec.granularity!r} cannot be combined with space.depth; "
-            "allowed with curves are 'global' and 'task' (separate attention and MLP curves: depth.modules: true)"
+            "allowed with curves are 'global' and 'task' (separate attention and MLP curves: "
+            "depth.modules: true)"
         )
     return "block_module" if spec.depth.modules else "block"
 
@@ -258,7 +317,9 @@ def _title(spec: SpaceSpec, granularity: Granularity) -> str:
     if spec.depth is None:
         return granularity
     shared = "shared " if spec.granularity == "global" else ""
-    return f"{shared}{spec.depth.basis} curve" + (" x {attention, mlp}" if spec.depth.modules else "")
+    return f"{shared}{spec.depth.basis} curve" + (
+        " x {attention, mlp}" if spec.depth.modules else ""
+    )
 
 
 def _excluded(patterns: Sequence[str], layout: Layout) -> frozenset[str]:
@@ -267,7 +328,9 @@ def _excluded(patterns: Sequence[str], layout: Layout) -> frozenset[str]:
         try:
             pattern = re.compile(text)
         except re.error as error:
-            raise InputError(f"space.exclude: expected a regular expression, received {text!r}: {error}") from None
+            raise InputError(
+                f"space.exclude: expected a regular expression, received {text!r}: {error}"
+            ) from None
         matched = [name for name in layout.names if pattern.search(name)]
         if not matched:
             raise InputError(
@@ -278,28 +341,39 @@ def _excluded(patterns: Sequence[str], layout: Layout) -> frozenset[str]:
     return frozenset(excluded)
 
 
-def _box_of_coordinates(curves: Sequence[Curve], own: int, copies: int, low: float, high: float) -> tuple[Point, Point]:
+def _box_of_coordinates(
+    curves: Sequence[Curve], own: int, copies: int, low: float, high: float
+) -> tuple[Point, Point]:
     boxes = [curve.basis.box(low, high) for curve in curves]
     lower = np.concatenate([*(box[0] for box in boxes), np.full(own, low)])
     upper = np.concatenate([*(box[1] for box in boxes), np.full(own, high)])
     return np.tile(lower, copies), np.tile(upper, copies)
 
 
-def _start(spec: SpaceSpec, curves: Sequence[Curve], own: int, copies: int, dim: int, default: float) -> Point:
+def _start(
+    spec: SpaceSpec, curves: Sequence[Curve], own: int, copies: int, dim: int, default: float
+) -> Point:
     values = float(default) if spec.start is None else spec.start
-    given = np.full(copies, values, np.float64) if isinstance(values, float) else np.array(values, np.float64)
+    given = (
+        np.full(copies, values, np.float64)
+        if isinstance(values, float)
+        else np.array(values, np.float64)
+    )
     if given.size == dim and isinstance(values, list):
         return given
     if given.size != copies:
         raise InputError(
-            f"space.start: expected a number, or a list of {copies} (one per expert) or {dim} (one per coordinate), "
+            f"space.start: expected a number, or a list of {copies} (one per expert) or {dim} (one "
+            "per coordinate), "
             f"received a list of {given.size}"
         )
     constants = [curve.basis.constant(given) for curve in curves]
     return np.concatenate([*constants, np.repeat(given[:, None], own, axis=1)], axis=1).ravel()
 
 
-def _check_start(spec: SpaceSpec, names: Sequence[str], start: Point, lower: Point, upper: Point) -> None:
+def _check_start(
+    spec: SpaceSpec, names: Sequence[str], start: Point, lower: Point, upper: Point
+) -> None:
     outside = np.flatnonzero((start < lower) | (start > upper))
     if outside.size:
         index = int(outside[0])
@@ -310,16 +384,28 @@ def _check_start(spec: SpaceSpec, names: Sequence[str], start: Point, lower: Poi
         )
 
 
-def _box(spec: SpaceSpec, template: Recipe, low: float, high: float, default_start: float) -> BoxSpace:
+def _box(
+    spec: SpaceSpec, template: Recipe, low: float, high: float, default_start: float
+) -> BoxSpace:
     given = [key for key in ("granularity", "chunks", "depth", "exclude") if getattr(spec, key)]
     if given:
-        raise InputError(f"space.{given[0]}: only allowed with models; an analytic problem has dim, bounds and start")
+        raise InputError(
+            f"space.{given[0]}: only allowed with models; an analytic problem has dim, bounds and "
+            "start"
+        )
     if spec.dim is None or spec.dim < 1:
         raise InputError(f"space.dim: expected a whole number of at least 1, received {spec.dim}")
     values = float(default_start) if spec.start is None else spec.start
-    start = np.full(spec.dim, values, np.float64) if isinstance(values, float) else np.array(values, np.float64)
+    start = (
+        np.full(spec.dim, values, np.float64)
+        if isinstance(values, float)
+        else np.array(values, np.float64)
+    )
     if start.size != spec.dim:
-        raise InputError(f"space.start: expected a number or a list of {spec.dim}, received a list of {start.size}")
+        raise InputError(
+            f"space.start: expected a number or a list of {spec.dim}, received a list of "
+            f"{start.size}"
+        )
     box = BoxSpace(spec.dim, np.full(spec.dim, low), np.full(spec.dim, high), start, template)
     _check_start(spec, box.names, start, box.lower, box.upper)
     return box

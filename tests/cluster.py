@@ -1,4 +1,6 @@
-"""A Ray cluster of several nodes on this machine: real ``ray start`` processes, each with its own folder, none left."""
+"""A Ray cluster of several nodes on this machine: real ``ray start`` processes, each with its own
+folder, none left.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +50,35 @@ class Cluster:
     def start(self, name: str, cpus: int, *options: str) -> None:
         """Start a node and return at once; the first one is the head, and is waited for."""
         head = not self.nodes
-        where = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1"]
+        where = [
+            "--head",
+            f"--port={self.port}",
+            f"--dashboard-port={self.dashboard}",
+            "--dashboard-host=127.0.0.1",
+        ]
         if not head:
             where = [f"--address={self.address}"]
-        command = [RAY, "start", *where, f"--num-cpus={cpus}", "--object-store-memory=100000000", "--block"]
+        command = [
+            RAY,
+            "start",
+            *where,
+            f"--num-cpus={cpus}",
+            "--object-store-memory=100000000",
+            "--block",
+        ]
         # Ray's nodes share files below their folder; on one machine each needs its own.
         command += [f"--temp-dir={self.folder / name}", "--disable-usage-stats", *options]
-        # Each node's agent, which starts jobs, has one port by default, whatever else runs on the machine.
+        # Each node's agent, which starts jobs, has one port by default, whatever else runs on the
+        # machine.
         command += [f"--dashboard-agent-listen-port={free_port()}"]
         log = (self.folder / f"{name}.log").open("ab")
         self.nodes[name] = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=self.folder, env=self.environment, start_new_session=True
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=self.folder,
+            env=self.environment,
+            start_new_session=True,
         )
         if head:
             self._await_head()
@@ -66,7 +86,10 @@ class Cluster:
     def kill(self, name: str) -> None:
         """SIGKILL everything of a node, as when its machine loses power."""
         process = self.nodes.pop(name)
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
         for member in family:
             with contextlib.suppress(psutil.Error):
                 member.kill()
@@ -93,7 +116,10 @@ class Cluster:
         mark, found = self.environment["RAY_AUTH_TOKEN_PATH"], []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("RAY_AUTH_TOKEN_PATH") == mark and process.pid != os.getpid():
+                if (
+                    process.environ().get("RAY_AUTH_TOKEN_PATH") == mark
+                    and process.pid != os.getpid()
+                ):
                     found.append(process)
         return found
 
@@ -131,8 +157,16 @@ def running(**environment: str) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def mergesearch(cluster: Cluster, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def mergesearch(
+    cluster: Cluster, *arguments: str, **options: object
+) -> subprocess.CompletedProcess[str]:
     """The command line, in the cluster's environment."""
-    command = [sys.executable, "-m", "search", *arguments]
-    settings = {"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT, "env": cluster.environment} | options
+    command = [sys.executable, "-m", "mergesearch", *arguments]
+    settings = {
+        "capture_output": True,
+        "text": True,
+        "timeout": 120,
+        "cwd": ROOT,
+        "env": cluster.environment,
+    } | options
     return subprocess.run(command, **settings)

@@ -1,4 +1,6 @@
-"""A PostgreSQL server of the tests' own: installed programs, loopback, never root, gone with the test."""
+"""A PostgreSQL server of the tests' own: installed programs, loopback, never root, gone with the
+test.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ def programs() -> Path | None:
     places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
     found = shutil.which("initdb")
     places += [] if found is None else [Path(found).parent]
-    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+    return next(
+        (
+            place
+            for place in places
+            if (place / "initdb").exists() and (place / "postgres").exists()
+        ),
+        None,
+    )
 
 
 def free_port() -> int:
@@ -79,7 +88,7 @@ class Server:
         settings = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
         log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen(
-            [str(self.bin / "postgres"), "-D", f"{self.folder}/data", "-p", str(self.port), *settings],
+            [self.bin / "postgres", "-D", f"{self.folder}/data", "-p", str(self.port), *settings],
             stdout=log, stderr=log, cwd=self.folder, start_new_session=True, **_identity(),
         )  # fmt: skip
         deadline = time.monotonic() + 60
@@ -93,7 +102,9 @@ class Server:
                 time.sleep(0.05)
 
     def stop(self, signum: int = signal.SIGQUIT) -> None:
-        """Stop: SIGQUIT is PostgreSQL's immediate shutdown, as in a crash; the next start recovers."""
+        """Stop: SIGQUIT is PostgreSQL's immediate shutdown, as in a crash; the next start
+        recovers.
+        """
         if self.process is not None:
             self.process.send_signal(signum)
             self.process.wait(30)
@@ -116,7 +127,11 @@ class Server:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(self.bin / program), *arguments], capture_output=True, text=True, cwd=self.folder, **_identity()
+            [str(self.bin / program), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            **_identity(),
         )
         assert done.returncode == 0, done.stderr
 
@@ -160,7 +175,9 @@ def serve() -> Iterator[Server]:
 
 
 class Gate:
-    """A way to the server that can be cut: connections break and new ones are refused, as if the network were gone."""
+    """A way to the server that can be cut: connections break and new ones are refused, as if the
+    network were gone.
+    """
 
     def __init__(self, target: int) -> None:
         self._target, self.port = target, free_port()

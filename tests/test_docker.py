@@ -1,4 +1,6 @@
-"""The files under docker/: linters agree, what they promise holds, and their scripts run for real without an engine."""
+"""The files under docker/: linters agree, what they promise holds, and their scripts run for real
+without an engine.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ import psycopg
 import pytest
 import yaml
 
-from merging import RunFolderError
-from search.study_file import validate
+from mergesearch.merging import RunFolderError
+from mergesearch.search.spec.study_file import validate
 from tests.postgres import Server, free_port, serve
 from tests.search.studies import analytic, write_study
 
@@ -37,7 +39,9 @@ ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
 SBATCH = DOCKER / "slurm" / "mergesearch.sbatch"
-FILES = [path for path in sorted(DOCKER.rglob("*")) if path.is_file() and path.parent.name != "secrets"]
+FILES = [
+    path for path in sorted(DOCKER.rglob("*")) if path.is_file() and path.parent.name != "secrets"
+]
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 MANIFESTS = sorted(DOCKER.glob("kuberay/*.yaml"))
 BIN = Path(sys.executable).parent
@@ -52,7 +56,9 @@ def tool(name: str) -> str:
 
 
 def succeeds(*command: str | Path, **options: Any) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120, **options)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=120, **options
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -96,16 +102,22 @@ TEMPLATES = {
     "submitter": RAYJOB["spec"]["submitterPodTemplate"],
     "head": CLUSTER["headGroupSpec"]["template"],
     "worker": WORKERS["template"],
-    "postgres": next(document for document in DOCUMENTS if document["kind"] == "StatefulSet")["spec"]["template"],
+    "postgres": next(document for document in DOCUMENTS if document["kind"] == "StatefulSet")[
+        "spec"
+    ]["template"],
 }
 
 
 # Linters
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.suffix == ".yaml"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.suffix == ".yaml"], ids=lambda path: path.name
+)
 def test_yaml_passes_yamllint(path: Path) -> None:
-    rules = "{line-length: {max: 120}, document-start: disable, comments: {min-spaces-from-content: 2}}"
+    rules = (
+        "{line-length: {max: 120}, document-start: disable, comments: {min-spaces-from-content: 2}}"
+    )
     succeeds(tool("yamllint"), "--strict", "-d", f"{{extends: default, rules: {rules}}}", path)
 
 
@@ -126,9 +138,21 @@ def test_compose_files_keep_the_schema(name: str) -> None:
 
 def test_compose_itself_reads_the_files() -> None:
     docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True).returncode != 0:
+    if (
+        docker is None
+        or subprocess.run([docker, "compose", "version"], capture_output=True).returncode != 0
+    ):
         pytest.skip("docker compose is not installed")
-    succeeds(docker, "compose", "-f", DOCKER / "compose.yaml", "-f", DOCKER / "compose.gpu.yaml", "config", "--quiet")
+    succeeds(
+        docker,
+        "compose",
+        "-f",
+        DOCKER / "compose.yaml",
+        "-f",
+        DOCKER / "compose.gpu.yaml",
+        "config",
+        "--quiet",
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,8 +186,16 @@ def test_the_rayjob_uses_fields_that_kuberay_knows() -> None:
     assert set(CLUSTER) == cluster
     assert set(CLUSTER["headGroupSpec"]) == {"rayStartParams", "template"}
     assert set(WORKERS) == group
-    assert set(CLUSTER["autoscalerOptions"]) == {"version", "idleTimeoutSeconds", "securityContext", "resources"}
-    parameters = [*CLUSTER["headGroupSpec"]["rayStartParams"].values(), *WORKERS["rayStartParams"].values()]
+    assert set(CLUSTER["autoscalerOptions"]) == {
+        "version",
+        "idleTimeoutSeconds",
+        "securityContext",
+        "resources",
+    }
+    parameters = [
+        *CLUSTER["headGroupSpec"]["rayStartParams"].values(),
+        *WORKERS["rayStartParams"].values(),
+    ]
     assert all(isinstance(value, str) for value in parameters), "KubeRay takes strings only"
 
 
@@ -177,12 +209,17 @@ def instructions(name: str) -> list[str]:
 
 
 def sources_copied() -> list[str]:
-    words = [[word for word in line.split() if not word.startswith("--")] for line in instructions("COPY")]
+    words = [
+        [word for word in line.split() if not word.startswith("--")]
+        for line in instructions("COPY")
+    ]
     return [source for line in words for source in line[:-1]]
 
 
 def admitted(path: str) -> bool:
-    """Whether .dockerignore lets ``path`` into the build; the last rule that matches it or a parent decides."""
+    """Whether .dockerignore lets ``path`` into the build; the last rule that matches it or a parent
+    decides.
+    """
     parents = [path, *(str(parent) for parent in Path(path).parents)]
     decided = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -204,15 +241,24 @@ def test_the_image_is_never_root_and_says_how_it_is() -> None:
 
 
 def test_base_images_are_pinned_to_a_patch_release() -> None:
-    outside = [line.split()[0] for line in instructions("FROM") if line.split()[0] not in ("base", "torch-${DEVICE}")]
+    outside = [
+        line.split()[0]
+        for line in instructions("FROM")
+        if line.split()[0] not in ("base", "torch-${DEVICE}")
+    ]
     assert outside
     assert all(re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm", name) for name in outside)
-    for device in (COMPOSE["services"]["head"]["build"]["args"], GPU["services"]["head"]["build"]["args"]):
+    for device in (
+        COMPOSE["services"]["head"]["build"]["args"],
+        GPU["services"]["head"]["build"]["args"],
+    ):
         assert any(line.endswith(f" AS torch-{device['DEVICE']}") for line in instructions("FROM"))
 
 
 def test_every_install_keeps_the_constraints_and_leaves_no_cache() -> None:
-    installs = [part for line in instructions("RUN") for part in line.split("&&") if "pip install" in part]
+    installs = [
+        part for line in instructions("RUN") for part in line.split("&&") if "pip install" in part
+    ]
     assert len(installs) == 4
     assert all("--no-cache-dir" in part for part in installs)
     assert all("--constraint constraints.txt" in part or "--no-deps ." in part for part in installs)
@@ -220,7 +266,9 @@ def test_every_install_keeps_the_constraints_and_leaves_no_cache() -> None:
 
 def test_requirements_are_those_of_the_project_and_the_cluster() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    printed = succeeds(sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml", "cluster").splitlines()
+    printed = succeeds(
+        sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml", "cluster"
+    ).splitlines()
     assert printed == project["dependencies"] + project["optional-dependencies"]["cluster"]
     assert {"torch>=2.6", "ray[default]>=2.50"} <= set(printed)
 
@@ -229,7 +277,13 @@ def test_the_build_sees_what_it_copies_and_no_secret() -> None:
     for source in sources_copied():
         assert (ROOT / source).exists(), source
         assert admitted(source), source
-    hidden = ["docker/secrets/postgres_password", "zoo/digits/base", "runs/digits/journal.log", ".git/config", ".env"]
+    hidden = [
+        "docker/secrets/postgres_password",
+        "zoo/digits/base",
+        "runs/digits/journal.log",
+        ".git/config",
+        ".env",
+    ]
     assert not [path for path in hidden if admitted(path)]
     assert not admitted("search/__pycache__/cli.cpython-311.pyc")
 
@@ -241,11 +295,22 @@ def test_what_is_copied_builds_the_whole_product(tmp_path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
         copy(ROOT / source, target)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
     succeeds(*pip, "--wheel-dir", tmp_path, context)
     built = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    packages = ("evaluators", "merging", "search", "spaces")
-    wanted = {str(path.relative_to(ROOT)) for name in packages for path in (ROOT / name).rglob("*.py")}
+    packages = ("mergesearch", "evaluators", "merging", "search", "spaces")
+    wanted = {
+        str(path.relative_to(ROOT)) for name in packages for path in (ROOT / name).rglob("*.py")
+    }
     assert wanted <= built
 
 
@@ -261,8 +326,13 @@ def test_services_are_pinned_checked_restarted_and_local(services: dict[str, Any
         assert service["restart"] == "unless-stopped", name
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert "no-new-privileges:true" in service["security_opt"], name
-        assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in service.get("ports", [])), name
-        assert all(each == {"condition": "service_healthy"} for each in service.get("depends_on", {}).values()), name
+        assert all(
+            re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in service.get("ports", [])
+        ), name
+        assert all(
+            each == {"condition": "service_healthy"}
+            for each in service.get("depends_on", {}).values()
+        ), name
 
 
 def test_services_that_run_the_product_run_one_image() -> None:
@@ -276,7 +346,9 @@ def test_secrets_are_files_that_only_those_who_need_them_get() -> None:
         path = DOCKER / secret["file"]
         succeeds("git", "check-ignore", "--quiet", path, cwd=ROOT)
         assert not admitted(str(path.resolve().relative_to(ROOT)))
-    given = {name: sorted(service.get("secrets", [])) for name, service in COMPOSE["services"].items()}
+    given = {
+        name: sorted(service.get("secrets", [])) for name, service in COMPOSE["services"].items()
+    }
     assert given == {
         "head": ["postgres_password", "ray_token"],
         "worker": ["ray_token"],
@@ -289,7 +361,9 @@ def test_secrets_are_files_that_only_those_who_need_them_get() -> None:
 
 def test_models_are_read_only_and_runs_are_kept() -> None:
     for name in ("head", "worker"):
-        assert any(volume.endswith(":/models:ro") for volume in COMPOSE["services"][name]["volumes"])
+        assert any(
+            volume.endswith(":/models:ro") for volume in COMPOSE["services"][name]["volumes"]
+        )
     assert "runs:/runs" in COMPOSE["services"]["head"]["volumes"]
     assert set(COMPOSE["volumes"]) == {"database", "runs"}
 
@@ -298,24 +372,33 @@ def test_models_are_read_only_and_runs_are_kept() -> None:
 def test_no_file_holds_a_secret_or_a_moving_tag(path: Path) -> None:
     text = path.read_text()
     assert not re.search(r"://[^/\s:@]+:[^/\s@]+@", text), "a URL with a password"
-    assert not re.search(r"\b(PGPASSWORD|POSTGRES_PASSWORD|RAY_AUTH_TOKEN|MERGESEARCH_DASHBOARD_TOKEN)\b\s*[:=]", text)
+    assert not re.search(
+        r"\b(PGPASSWORD|POSTGRES_PASSWORD|RAY_AUTH_TOKEN|MERGESEARCH_DASHBOARD_TOKEN)\b\s*[:=]",
+        text,
+    )
     assert not re.search(r"image:.*:latest|^FROM \S+:latest", text, re.MULTILINE)
 
 
 def test_commands_in_the_files_are_options_of_the_command_line() -> None:
     import typer.main
 
-    from search.cli import app
+    from mergesearch.search.cli.main import app
 
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     dashboard = " ".join(["mergesearch", *COMPOSE["services"]["dashboard"]["command"]])
     readme = re.sub(r"\\\n\s*", "", (DOCKER / "README.md").read_text())
     texts = [dashboard, RAYJOB["spec"]["entrypoint"], SBATCH.read_text(), readme]
-    used = [found for text in texts for found in re.findall(r"\bmergesearch (run|submit|dashboard|doctor) (.*)", text)]
+    used = [
+        found
+        for text in texts
+        for found in re.findall(r"\bmergesearch (run|submit|dashboard|doctor) (.*)", text)
+    ]
     assert {verb for verb, _ in used} == {"run", "submit", "dashboard", "doctor"}
     for verb, rest in used:
         known = {option for parameter in verbs[verb].params for option in parameter.opts}
-        assert set(re.findall(r"(?<=\s)--[a-z-]+", f" {rest.split('#')[0]}")) <= known, f"{verb} {rest}"
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", f" {rest.split('#')[0]}")) <= known, (
+            f"{verb} {rest}"
+        )
 
 
 # Kubernetes
@@ -328,7 +411,10 @@ def test_pods_keep_the_restricted_standard(role: str) -> None:
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in pod["containers"]:
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert {"requests", "limits"} <= set(container["resources"])
         assert re.search(r":\d[\w.-]*$", container["image"])
 
@@ -344,18 +430,30 @@ def test_passwords_come_from_a_secret_that_no_file_holds() -> None:
     assert not [document for document in DOCUMENTS if document["kind"] == "Secret"]
     for role in ("head", "postgres"):
         volumes = TEMPLATES[role]["spec"]["volumes"]
-        assert {"secretName": "mergesearch-postgres", "defaultMode": 0o440} in [each.get("secret") for each in volumes]
+        assert {"secretName": "mergesearch-postgres", "defaultMode": 0o440} in [
+            each.get("secret") for each in volumes
+        ]
     for role, template in TEMPLATES.items():
-        for variable in (each for container in template["spec"]["containers"] for each in container.get("env", [])):
+        for variable in (
+            each
+            for container in template["spec"]["containers"]
+            for each in container.get("env", [])
+        ):
             assert "PASSWORD" not in variable["name"] or variable["name"].endswith("_FILE"), role
     assert "password" not in str(TEMPLATES["worker"])
 
 
 def test_network_policies_name_roles_that_exist() -> None:
-    roles = {template["metadata"]["labels"]["mergesearch-role"] for template in TEMPLATES.values()} | {"dashboard"}
+    roles = {
+        template["metadata"]["labels"]["mergesearch-role"] for template in TEMPLATES.values()
+    } | {"dashboard"}
     for policy in (document for document in DOCUMENTS if document["kind"] == "NetworkPolicy"):
         text = str(policy)
-        named = {role for role in ("head", "worker", "submitter", "postgres", "dashboard") if f"'{role}'" in text}
+        named = {
+            role
+            for role in ("head", "worker", "submitter", "postgres", "dashboard")
+            if f"'{role}'" in text
+        }
         assert named
         assert named <= roles
 
@@ -373,7 +471,10 @@ def test_the_study_of_the_job_is_valid_and_mounted_where_it_is_run() -> None:
     study = next(document for document in DOCUMENTS if document["kind"] == "ConfigMap")
     spec = validate(yaml.safe_load(study["data"]["study.yaml"]), "study.yaml")
     assert spec.storage == "postgresql+psycopg://mergesearch@postgres/mergesearch"
-    mounts = {m["name"]: m["mountPath"] for m in TEMPLATES["head"]["spec"]["containers"][0]["volumeMounts"]}
+    mounts = {
+        m["name"]: m["mountPath"]
+        for m in TEMPLATES["head"]["spec"]["containers"][0]["volumeMounts"]
+    }
     assert f"{mounts['study']}/study.yaml" in RAYJOB["spec"]["entrypoint"]
     assert f"--run {mounts['runs']}/" in RAYJOB["spec"]["entrypoint"]
 
@@ -387,7 +488,9 @@ def test_the_job_names_the_ray_that_is_installed() -> None:
 # Scripts of the image
 
 
-def secrets_environment(folder: Path, password: str | None = None, token: str | None = None) -> dict[str, str]:
+def secrets_environment(
+    folder: Path, password: str | None = None, token: str | None = None
+) -> dict[str, str]:
     """The environment of a container whose secrets are in ``folder``."""
     for name, value in (("password", password), ("token", token)):
         if value is not None:
@@ -408,14 +511,21 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.xdist_group("postgres")
-@pytest.mark.parametrize("password", ["plain", r"co:lon\and \: more", "  blank ends  ", "ends with \\"])
+@pytest.mark.parametrize(
+    "password", ["plain", r"co:lon\and \: more", "  blank ends  ", "ends with \\"]
+)
 def test_libpq_accepts_the_password_file(tmp_path: Path, server: Server, password: str) -> None:
     role = f"role{abs(hash(password))}"
     with psycopg.connect(server.address("postgres"), autocommit=True) as connection:
         connection.execute(
-            psycopg.sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(psycopg.sql.Identifier(role), password)
+            psycopg.sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                psycopg.sql.Identifier(role), password
+            )
         )
-    code = f"import psycopg; psycopg.connect('postgresql://{role}@127.0.0.1:{server.port}/mergesearch').close()"
+    code = (
+        "import psycopg; "
+        f"psycopg.connect('postgresql://{role}@127.0.0.1:{server.port}/mergesearch').close()"
+    )
     environment = secrets_environment(tmp_path, password + "\n")
     environment |= {"POSTGRES_USER": role, "POSTGRES_HOST": "127.0.0.1"}
     run = [DOCKER / "with-secrets.sh", sys.executable, "-c", code]
@@ -429,7 +539,12 @@ def test_the_password_is_not_offered_to_another_server(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         foreign.settimeout(20)
         url = f"postgresql://mergesearch@127.0.0.1:{foreign.getsockname()[1]}/x?sslmode=disable&connect_timeout=5"
-        run = [str(DOCKER / "with-secrets.sh"), sys.executable, "-c", f"import psycopg; psycopg.connect({url!r})"]
+        run = [
+            str(DOCKER / "with-secrets.sh"),
+            sys.executable,
+            "-c",
+            f"import psycopg; psycopg.connect({url!r})",
+        ]
         environment = secrets_environment(tmp_path, "s3cret-word")
         process = subprocess.Popen(run, env=environment, stderr=subprocess.PIPE, text=True)
         connection, _ = foreign.accept()
@@ -444,7 +559,13 @@ def test_the_password_is_not_offered_to_another_server(tmp_path: Path) -> None:
 
 def test_secrets_become_private_files_and_nothing_else(tmp_path: Path) -> None:
     environment = secrets_environment(tmp_path, "s3cret-word\n", "t0ken-word\n")
-    out = succeeds(DOCKER / "with-secrets.sh", "bash", "-c", "env; tr '\\0' ' ' < /proc/$$/cmdline", env=environment)
+    out = succeeds(
+        DOCKER / "with-secrets.sh",
+        "bash",
+        "-c",
+        "env; tr '\\0' ' ' < /proc/$$/cmdline",
+        env=environment,
+    )
     assert "s3cret-word" not in out
     assert "t0ken-word" not in out
     assert (tmp_path / "pgpass").read_text() == "postgres:*:*:mergesearch:s3cret-word\n"
@@ -455,13 +576,18 @@ def test_secrets_become_private_files_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_container_without_secrets_just_runs(tmp_path: Path) -> None:
-    assert succeeds(DOCKER / "with-secrets.sh", "echo", "as it is", env=secrets_environment(tmp_path)) == "as it is\n"
+    assert (
+        succeeds(DOCKER / "with-secrets.sh", "echo", "as it is", env=secrets_environment(tmp_path))
+        == "as it is\n"
+    )
     assert not (tmp_path / "pgpass").exists()
 
 
 def test_an_empty_secret_is_refused_in_one_line(tmp_path: Path) -> None:
     run = [str(DOCKER / "with-secrets.sh"), "echo", "ran"]
-    done = subprocess.run(run, env=secrets_environment(tmp_path, "\n"), capture_output=True, text=True)
+    done = subprocess.run(
+        run, env=secrets_environment(tmp_path, "\n"), capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -469,7 +595,12 @@ def test_an_empty_secret_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_with_secrets_leaves_signals_and_exit_codes_to_the_command(tmp_path: Path) -> None:
-    run = [str(DOCKER / "with-secrets.sh"), "bash", "-c", "trap 'exit 130' TERM; echo up; while :; do sleep 0.05; done"]
+    run = [
+        str(DOCKER / "with-secrets.sh"),
+        "bash",
+        "-c",
+        "trap 'exit 130' TERM; echo up; while :; do sleep 0.05; done",
+    ]
     process = subprocess.Popen(run, env=secrets_environment(tmp_path), stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
@@ -512,7 +643,9 @@ def test_health_checks_tell_answers_apart(site: str, arguments: list[str], code:
 
 def test_health_checks_fail_where_nobody_listens() -> None:
     url = f"http://127.0.0.1:{free_port()}/"
-    done = subprocess.run([sys.executable, DOCKER / "answers.py", url], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, DOCKER / "answers.py", url], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "ConnectionRefusedError" in done.stdout
 
@@ -521,7 +654,9 @@ def test_health_checks_fail_where_nobody_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         started = time.monotonic()
-        done = subprocess.run([sys.executable, DOCKER / "answers.py", url], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [sys.executable, DOCKER / "answers.py", url], capture_output=True, text=True, timeout=30
+        )
     assert done.returncode == 1
     assert time.monotonic() - started < 12
 
@@ -538,7 +673,9 @@ def test_requests_for_cpus_are_read_or_refused() -> None:
 
 
 class Job:
-    """A job of the batch script, on one machine; ``calls`` is what its programs were called with, in order."""
+    """A job of the batch script, on one machine; ``calls`` is what its programs were called with,
+    in order.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -559,7 +696,10 @@ class Job:
         }
         # Options of srun end at the command.
         self.program("srun", 'note "$@"; while [[ $1 == --* ]]; do shift; done; exec "$@"')
-        self.program("scontrol", 'note "$@"; [[ $1 == show ]] && echo "JobId=$4 JobState=$STATE Reason=None"; exit 0')
+        self.program(
+            "scontrol",
+            'note "$@"; [[ $1 == show ]] && echo "JobId=$4 JobState=$STATE Reason=None"; exit 0',
+        )
         ray = """
             [[ $1 == health-check ]] && { [[ ! -e $CALLS.sick ]]; exit; }
             trap 'note ended; exit 0' TERM
@@ -578,14 +718,20 @@ class Job:
         path.chmod(0o755)
 
     def driver(self, on_term: int | None, at_once: int | None = None) -> None:
-        """A driver that ends with ``at_once``, or waits for SIGTERM and ends, a little later, with ``on_term``."""
-        wait = f"trap 'note TERM; sleep 0.3; exit {on_term}' TERM; note up; while :; do sleep 0.05; done"
+        """A driver that ends with ``at_once``, or waits for SIGTERM and ends, a little later, with
+        ``on_term``.
+        """
+        wait = (
+            f"trap 'note TERM; sleep 0.3; exit {on_term}' TERM; note up; while :; do sleep "
+            "0.05; done"
+        )
         self.program("mergesearch", f'note "$@"; {wait if at_once is None else f"exit {at_once}"}')
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Slurm's own way: the script is the leader, and signals reach it alone."""
+        given = arguments or (str(self.folder / "study.yaml"), str(self.folder / "run"))
         process = subprocess.Popen(
-            ["bash", str(SBATCH), *(arguments or (str(self.folder / "study.yaml"), str(self.folder / "run")))],
+            ["bash", str(SBATCH), *given],
             env=self.environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self.processes.append(process)
@@ -638,8 +784,12 @@ def running_below(folder: Path) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (137, False), (130, True)])
-def test_sigterm_reaches_the_driver_and_130_alone_requeues(job: Job, code: int, requeued: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (1, False), (2, False), (137, False), (130, True)]
+)
+def test_sigterm_reaches_the_driver_and_130_alone_requeues(
+    job: Job, code: int, requeued: bool
+) -> None:
     job.driver(on_term=code)
     process = job.start()
     job.wait_for("mergesearch up")
@@ -725,7 +875,9 @@ def test_a_head_that_dies_or_never_answers_fails_the_job(job: Job) -> None:
 
 def test_one_head_with_the_driver_and_a_worker_on_each_other_node(job: Job) -> None:
     job.driver(on_term=0)
-    process = job.start(str(job.folder / "study.yaml"), str(job.folder / "run"), "--set", "budget.trials=9")
+    process = job.start(
+        str(job.folder / "study.yaml"), str(job.folder / "run"), "--set", "budget.trials=9"
+    )
     job.wait_for("mergesearch up")
     job.wait_for("token 600", times=2)  # steps start in their own time
     process.send_signal(signal.SIGTERM)
@@ -738,7 +890,9 @@ def test_one_head_with_the_driver_and_a_worker_on_each_other_node(job: Job) -> N
     assert "--nodes=2 --ntasks=2 --exclude=node1 ray start" in steps[1]
     assert steps[1].endswith("--address=127.0.0.1:24711")
     assert not [call for call in job.calls if call.startswith("ray stop")]
-    driver = f"mergesearch run {job.folder}/study.yaml --run {job.folder}/run --address 127.0.0.1:24711"
+    driver = (
+        f"mergesearch run {job.folder}/study.yaml --run {job.folder}/run --address 127.0.0.1:24711"
+    )
     assert f"{driver} --progress json --set budget.trials=9" in job.calls
     assert {call for call in job.calls if call.startswith("token")} == {"token 600"}
 
@@ -763,10 +917,14 @@ def test_slurm_is_told_to_warn_and_to_requeue() -> None:
     told = re.findall(r"^#SBATCH (\S+)$", SBATCH.read_text(), re.MULTILINE)
     assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append", "--exclusive"} <= set(told)
     first_command = next(
-        number for number, line in enumerate(SBATCH.read_text().splitlines()) if line and not line.startswith("#")
+        number
+        for number, line in enumerate(SBATCH.read_text().splitlines())
+        if line and not line.startswith("#")
     )
     last_option = max(
-        number for number, line in enumerate(SBATCH.read_text().splitlines()) if line.startswith("#SBATCH")
+        number
+        for number, line in enumerate(SBATCH.read_text().splitlines())
+        if line.startswith("#SBATCH")
     )
     assert last_option < first_command, "Slurm stops reading options at the first command"
 
@@ -779,7 +937,13 @@ def test_slurm_is_told_to_warn_and_to_requeue() -> None:
 def test_an_interrupted_job_resumes_to_the_same_trials_on_a_real_cluster(tmp_path: Path) -> None:
     job = Job(tmp_path)
     (job.bin / "ray").unlink()
-    evaluator = {"kind": "synthetic", "problem": "sphere", "items": 10, "noise": 0.05, "seconds": 0.2}
+    evaluator = {
+        "kind": "synthetic",
+        "problem": "sphere",
+        "items": 10,
+        "noise": 0.05,
+        "seconds": 0.2,
+    }
     study = write_study(analytic(trials=60, evaluators=[evaluator]), tmp_path)
     port = _port_below(30000)
     job.environment |= {
@@ -825,7 +989,7 @@ def _port_below(limit: int) -> int:
 
 def _records(run: Path) -> list[dict[str, Any]]:
     """Finished trials of a run: number, point and values."""
-    from search.run import open_run
+    from mergesearch.search.runs.opened import open_run
 
     return [
         {"number": r.number, "point": str(r.suggestion), "values": dict(r.values), "state": r.state}
@@ -847,7 +1011,9 @@ def _finished_in(run: Path, wanted: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-def test_the_head_of_compose_is_healthy_asks_for_its_token_and_takes_requests(tmp_path: Path) -> None:
+def test_the_head_of_compose_is_healthy_asks_for_its_token_and_takes_requests(
+    tmp_path: Path,
+) -> None:
     gcs, dashboard, agent = (free_port() for _ in range(3))
     moved = {
         "--port=6379": f"--port={gcs}",
@@ -861,10 +1027,13 @@ def test_the_head_of_compose_is_healthy_asks_for_its_token_and_takes_requests(tm
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4 + "\n")
     environment = (
-        os.environ | head["environment"] | {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        os.environ
+        | head["environment"]
+        | {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}"}
     )
     urls = [
-        word.replace("8265", str(dashboard)).replace("52365", str(agent)) for word in head["healthcheck"]["test"][2:]
+        word.replace("8265", str(dashboard)).replace("52365", str(agent))
+        for word in head["healthcheck"]["test"][2:]
     ]
     folder = Path(f"/tmp/ray-docker-{os.getpid()}")  # short, for Ray's sockets
     process = subprocess.Popen(
@@ -873,12 +1042,20 @@ def test_the_head_of_compose_is_healthy_asks_for_its_token_and_takes_requests(tm
     )  # fmt: skip
     try:
         _healthy(urls)
-        succeeds(sys.executable, DOCKER / "answers.py", "--status", "401", f"http://127.0.0.1:{dashboard}/api/jobs/")
+        succeeds(
+            sys.executable,
+            DOCKER / "answers.py",
+            "--status",
+            "401",
+            f"http://127.0.0.1:{dashboard}/api/jobs/",
+        )
         at = environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
         asked = [sys.executable, DOCKER / "request_cpus.py", "3x8", "echo", "and then the driver"]
         assert succeeds(*asked, env=at).endswith("and then the driver\n")
         deadline = time.monotonic() + 40
-        while "{'CPU': 8.0}: 3" not in succeeds(BIN / "ray", "status", "--address", f"127.0.0.1:{gcs}", env=at):
+        while "{'CPU': 8.0}: 3" not in succeeds(
+            BIN / "ray", "status", "--address", f"127.0.0.1:{gcs}", env=at
+        ):
             assert time.monotonic() < deadline
             time.sleep(1)
     finally:
@@ -889,6 +1066,11 @@ def test_the_head_of_compose_is_healthy_asks_for_its_token_and_takes_requests(tm
 
 def _healthy(urls: list[str]) -> None:
     deadline = time.monotonic() + 90
-    while subprocess.run([sys.executable, DOCKER / "answers.py", *urls], capture_output=True).returncode != 0:
+    while (
+        subprocess.run(
+            [sys.executable, DOCKER / "answers.py", *urls], capture_output=True
+        ).returncode
+        != 0
+    ):
         assert time.monotonic() < deadline
         time.sleep(1)

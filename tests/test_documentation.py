@@ -1,4 +1,6 @@
-"""Documents that cannot rot: links resolve, study files in them and beside them validate, listed commands exist."""
+"""Documents that cannot rot: links resolve, study files in them and beside them validate, listed
+commands exist.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.study_file import load_study, validate
+from mergesearch.search.plan.loading import load_study
+from mergesearch.search.spec.study_file import validate
 
 ROOT = Path(__file__).parents[1]
 NOT_OURS = {".venv", ".venv-peers", "runs", "zoo"}
-DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in NOT_OURS)
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in NOT_OURS
+)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -28,13 +33,15 @@ def test_the_readme_study_is_valid() -> None:
     assert validate(yaml.safe_load(block[1]), "README.md").budget.trials == 200
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/*/study.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("experiments/*/study.yaml")), ids=lambda path: path.parent.name
+)
 def test_study_files_of_experiments_are_valid(path: Path) -> None:
     assert load_study(path).experts
 
 
 def test_the_readme_lists_every_verb() -> None:
-    from search.cli import app
+    from mergesearch.search.cli.main import app
 
     text = (ROOT / "README.md").read_text()
     for command in app.registered_commands:
@@ -50,14 +57,14 @@ def test_the_targets_of_the_makefile_that_documents_name_exist() -> None:
 
 
 def test_the_pages_of_the_operators_are_those_that_make_docs_writes() -> None:
-    from merging.operators.pages import pages
+    from mergesearch.merging.operators.pages import pages
 
     written = {path.name: path.read_text() for path in (ROOT / "docs" / "operators").glob("*.md")}
     assert written == pages(), "run `make docs`"
 
 
 def test_the_page_and_the_table_of_the_strategies_are_those_that_make_docs_writes() -> None:
-    from search.strategies.pages import START, page, with_table
+    from mergesearch.search.strategies.pages import START, page, with_table
 
     assert (ROOT / "docs" / "strategies.md").read_text() == page(), "run `make docs`"
     readme = (ROOT / "README.md").read_text()
@@ -68,8 +75,8 @@ def test_the_page_and_the_table_of_the_strategies_are_those_that_make_docs_write
 def test_every_option_of_a_strategy_has_a_meaning() -> None:
     import inspect
 
-    from search.strategies import STRATEGIES
-    from search.strategies.pages import described
+    from mergesearch.search.strategies.pages import described
+    from mergesearch.search.strategies.table import STRATEGIES
 
     silent = [
         f"{entry.name}.{option}"
@@ -81,8 +88,13 @@ def test_every_option_of_a_strategy_has_a_meaning() -> None:
 
 
 def test_every_hyperparameter_has_a_meaning() -> None:
-    from merging.operators import OPERATORS
-    from merging.operators.schema import meaning
+    from mergesearch.merging.operators import OPERATORS
+    from mergesearch.merging.operators.schema import meaning
 
-    silent = [f"{o.name}.{n}" for o in OPERATORS.values() for n, p in o.hyperparameters.items() if not meaning(p)]
+    silent = [
+        f"{o.name}.{n}"
+        for o in OPERATORS.values()
+        for n, p in o.hyperparameters.items()
+        if not meaning(p)
+    ]
     assert silent == []

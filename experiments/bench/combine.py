@@ -1,9 +1,10 @@
-"""How close does ``combine`` come to the machine's memory bandwidth, and how far is it ahead of a plain loop?
+"""How close does ``combine`` come to the machine's memory bandwidth, and how far is it ahead of a
+plain loop?
 
-``python -m experiments.bench.combine`` prints a table and, as its last line, the same figures as JSON: 50M parameters
-in 110 tensors and 14 groups, four directions, fp32. Variants take turns and the best time of each counts, so that
-a neighbour's load hits all of them alike; only the ratios are worth quoting. ``ties`` is live TIES: vectors trimmed to
-a fifth, signs elected anew in the trial.
+``python -m experiments.bench.combine`` prints a table and, as its last line, the same figures as
+JSON: 50M parameters in 110 tensors and 14 groups, four directions, fp32. Variants take turns and
+the best time of each counts, so that a neighbour's load hits all of them alike; only the ratios are
+worth quoting. ``ties`` is live TIES: vectors trimmed to a fifth, signs elected anew in the trial.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from merging import Field, Layout
-from merging.kernels import Form, Kernel, combine
+from mergesearch.merging import Field, Layout
+from mergesearch.merging.kernels.dispatch import combine
+from mergesearch.merging.kernels.forms import Form, Kernel
 
 PARAMETERS, TENSORS, GROUPS, DIRECTIONS = 50_000_000, 110, 14, 4
 ROUNDS = 12
@@ -27,7 +29,8 @@ ROUNDS = 12
 #: Standard deviations beyond which a fifth of a normal distribution lies.
 KEPT_FROM = 1.2816
 
-#: What the kernel must reach: share of the read bandwidth, and times faster than the naive loop (one thread).
+#: What the kernel must reach: share of the read bandwidth, and times faster than the naive loop
+#: (one thread).
 READ_SHARE, SPEEDUP = 0.70, 5.0
 
 #: What live TIES may cost: times task arithmetic on the same vectors (one thread).
@@ -55,7 +58,9 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Arenas with plausible numbers: base ``(n,)``, basis and trimmed ``(4, n)``, out ``(n,)``; 14 segments."""
+    """Arenas with plausible numbers: base ``(n,)``, basis and trimmed ``(4, n)``, out ``(n,)``; 14
+    segments.
+    """
 
     layout: Layout
     base: npt.NDArray[np.float32]
@@ -67,16 +72,26 @@ class Problem:
     @classmethod
     def make(cls, parameters: int = PARAMETERS) -> Problem:
         """Tensors of equal size, cut into groups at tensor boundaries."""
-        layout = Layout.build({f"layer.{i}.weight": ((parameters // TENSORS,), "float32") for i in range(TENSORS)})
+        layout = Layout.build(
+            {f"layer.{i}.weight": ((parameters // TENSORS,), "float32") for i in range(TENSORS)}
+        )
         generator = np.random.default_rng(0)
         base = generator.standard_normal(layout.size, dtype=np.float32) * np.float32(0.02)
-        # Directions are shifted copies: as good as fresh numbers for bandwidth, and ten times quicker to make.
+        # Directions are shifted copies: as good as fresh numbers for bandwidth, and ten times
+        # quicker to make.
         basis = np.stack([np.roll(base, k + 1) for k in range(DIRECTIONS)]) * np.float32(0.05)
         starts = list(layout.segment_starts())
         edges = [starts[TENSORS * group // GROUPS] for group in range(GROUPS)]
         values = generator.uniform(0.1, 0.9, (DIRECTIONS, GROUPS))
         trimmed = np.where(np.abs(basis) > KEPT_FROM * np.float32(0.001), basis, np.float32(0))
-        return cls(layout, base, basis, trimmed, np.zeros_like(base), Field(np.array([*edges, layout.size]), values))
+        return cls(
+            layout,
+            base,
+            basis,
+            trimmed,
+            np.zeros_like(base),
+            Field(np.array([*edges, layout.size]), values),
+        )
 
     def views(self, array: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """A state dict of views into a flat array."""
@@ -85,7 +100,9 @@ class Problem:
 
 
 def naive_merge(problem: Problem) -> Callable[[], None]:
-    """What everybody writes first: a new state dict, tensor by tensor, then copied into the model."""
+    """What everybody writes first: a new state dict, tensor by tensor, then copied into the
+    model.
+    """
     base, model = problem.views(problem.base), problem.views(problem.out)
     vectors = [problem.views(row) for row in problem.basis]
     starts = [spec.start for spec in problem.layout.tensors]
@@ -104,8 +121,12 @@ def naive_merge(problem: Problem) -> Callable[[], None]:
     return merge
 
 
-def best_seconds(variants: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Best time of each variant over rounds in which they take turns; the first, untimed round warms up."""
+def best_seconds(
+    variants: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Best time of each variant over rounds in which they take turns; the first, untimed round
+    warms up.
+    """
     best = dict.fromkeys(variants, float("inf"))
     for number in range(rounds + 1):
         for name, variant in variants.items():
@@ -124,7 +145,9 @@ def measure(problem: Problem, threads: int) -> tuple[list[Figures], dict[str, fl
 
     def run_kernel(kernel: Kernel, form: Form = "delta") -> None:
         rows = problem.basis if form == "delta" else problem.trimmed
-        combine(problem.base, rows, problem.field, form, problem.out, kernel=kernel, threads=threads)
+        combine(
+            problem.base, rows, problem.field, form, problem.out, kernel=kernel, threads=threads
+        )
 
     seconds = best_seconds(
         {
@@ -137,7 +160,10 @@ def measure(problem: Problem, threads: int) -> tuple[list[Figures], dict[str, fl
         }
     )
     one = problem.base.nbytes
-    bandwidth = {"read": DIRECTIONS * one / seconds["read"] / 1e9, "copy": 2 * one / seconds["copy"] / 1e9}
+    bandwidth = {
+        "read": DIRECTIONS * one / seconds["read"] / 1e9,
+        "copy": 2 * one / seconds["copy"] / 1e9,
+    }
     figures = [
         Figures(
             variant=name,
@@ -159,7 +185,9 @@ def run(parameters: int = PARAMETERS) -> dict[str, Any]:
         results = {threads: measure(problem, threads) for threads in (1, 2)}
     finally:
         torch.set_num_threads(before)
-    numba, ties = (next(f for f in results[1][0] if f.variant == name) for name in ("numba", "ties"))
+    numba, ties = (
+        next(f for f in results[1][0] if f.variant == name) for name in ("numba", "ties")
+    )
     return {
         "benchmark": "combine",
         "parameters": problem.layout.parameters,
@@ -176,20 +204,36 @@ def run(parameters: int = PARAMETERS) -> dict[str, Any]:
 def main() -> None:
     """Print the table, then one line of JSON."""
     report = run()
-    print(f"combine: {report['parameters']:,} parameters, {DIRECTIONS} directions, fp32, best of {ROUNDS}")
-    print(f"{'threads':>7} {'variant':<8} {'ms':>7} {'reads/read bw':>14} {'moved/read bw':>14} {'x naive':>8}")
+    print(
+        f"combine: {report['parameters']:,} parameters, {DIRECTIONS} directions, fp32, best of "
+        f"{ROUNDS}"
+    )
+    print(
+        f"{'threads':>7} {'variant':<8} {'ms':>7} {'reads/read bw':>14} {'moved/read bw':>14} "
+        f"{'x naive':>8}"
+    )
     for row in report["figures"]:
         print(
-            f"{row['threads']:>7} {row['variant']:<8} {row['milliseconds']:>7.1f} {row['read_share']:>14.0%} "
+            f"{row['threads']:>7} {row['variant']:<8} {row['milliseconds']:>7.1f} "
+            f"{row['read_share']:>14.0%} "
             f"{row['moved_share']:>14.0%} {row['speedup']:>8.1f}"
         )
     for threads, bandwidth in report["bandwidth_gb_per_s"].items():
-        print(f"{threads:>7} bandwidth: read {bandwidth['read']:.1f} GB/s, copy {bandwidth['copy']:.1f} GB/s")
+        print(
+            f"{threads:>7} bandwidth: read {bandwidth['read']:.1f} GB/s, copy "
+            f"{bandwidth['copy']:.1f} GB/s"
+        )
     verdict = "reached" if report["reached"] else "MISSED"
-    print(f"target (numba, one thread): reads >= {READ_SHARE:.0%} of read bandwidth, >= {SPEEDUP:g}x naive: {verdict}")
+    print(
+        f"target (numba, one thread): reads >= {READ_SHARE:.0%} of read bandwidth, >= {SPEEDUP:g}x "
+        f"naive: {verdict}"
+    )
     verdict = "reached" if report["live_ties"] <= TIES_RATIO else "MISSED"
     ratio = report["live_ties"]
-    print(f"target (one thread): live TIES <= {TIES_RATIO:g}x task arithmetic, measured {ratio:.2f}x: {verdict}")
+    print(
+        f"target (one thread): live TIES <= {TIES_RATIO:g}x task arithmetic, measured "
+        f"{ratio:.2f}x: {verdict}"
+    )
     print(json.dumps(report))
 
 

@@ -15,7 +15,9 @@ def cpu_seconds(*arguments: str) -> float:
     best = float("inf")
     for _ in range(REPEATS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "search", *arguments], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "mergesearch", *arguments], check=True, capture_output=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return best
@@ -23,7 +25,10 @@ def cpu_seconds(*arguments: str) -> float:
 
 def main() -> None:
     """Print help's cost beside that of a bare interpreter."""
-    figures = {"help": round(cpu_seconds("--help"), 3), "ls strategies": round(cpu_seconds("ls", "strategies"), 3)}
+    figures = {
+        "help": round(cpu_seconds("--help"), 3),
+        "ls strategies": round(cpu_seconds("ls", "strategies"), 3),
+    }
     print("command line (CPU seconds)")
     for name, seconds in figures.items():
         print(f"  mergesearch {name:<14} {seconds:.3f}")

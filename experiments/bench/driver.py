@@ -1,4 +1,6 @@
-"""What a trial costs the driver: ask, log, tell, with an objective that takes no time. CPU time, not wall time."""
+"""What a trial costs the driver: ask, log, tell, with an objective that takes no time. CPU time,
+not wall time.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from search.run import run_study
-from search.study import Event
-from search.study_file import resolve, validate
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.spec.study_file import resolve, validate
+from mergesearch.search.study.events import Event
 
 DIM, TRIALS = 1000, 5000
 #: Mean CPU time over this many trials before each mark.
@@ -19,7 +21,9 @@ MARKS = (100, 500, 1000, 2000, 3000, 4000, 5000)
 
 
 def measure() -> dict[str, Any]:
-    """CPU milliseconds per trial at several sizes of the log, and what opening the finished log takes."""
+    """CPU milliseconds per trial at several sizes of the log, and what opening the finished log
+    takes.
+    """
     study = {
         "name": "driver",
         "space": {"dim": DIM, "bounds": [0.0, 1.0], "start": 0.3},
@@ -31,13 +35,20 @@ def measure() -> dict[str, Any]:
     clock: dict[int, float] = {}
 
     def note(event: Event) -> None:
-        if event.kind == "trial" and event.record is not None and event.record.told is not None:
-            clock[event.record.told + 1] = time.process_time()
+        if (
+            event.kind == "trial"
+            and event.record is not None
+            and event.record.tell_index is not None
+        ):
+            clock[event.record.tell_index + 1] = time.process_time()
 
     with tempfile.TemporaryDirectory() as folder:
         run_study(resolve(validate(study, "bench"), Path(folder)), Path(folder) / "run", note)
         size = (Path(folder) / "run" / "journal.log").stat().st_size
-    cost = {mark: 1e3 * (clock[mark] - clock[max(1, mark - WINDOW)]) / (mark - max(1, mark - WINDOW)) for mark in MARKS}
+    cost = {
+        mark: 1e3 * (clock[mark] - clock[max(1, mark - WINDOW)]) / (mark - max(1, mark - WINDOW))
+        for mark in MARKS
+    }
     return {
         "dim": DIM,
         "ms_cpu_per_trial": {mark: round(value, 2) for mark, value in cost.items()},
@@ -52,7 +63,10 @@ def main() -> None:
     print(f"driver cost per trial, d = {DIM}, log included (CPU ms, mean of {WINDOW} trials)")
     for mark, value in figures["ms_cpu_per_trial"].items():
         print(f"  at {mark:>5} trials  {value:6.2f} ms")
-    print(f"  growth 100 -> {TRIALS}: {figures['growth']}x; journal {figures['journal_kB_per_trial']} kB per trial")
+    print(
+        f"  growth 100 -> {TRIALS}: {figures['growth']}x; journal "
+        f"{figures['journal_kB_per_trial']} kB per trial"
+    )
     print(json.dumps({"driver": figures}))
 
 

@@ -1,10 +1,12 @@
-"""What one gradient step costs: time of the coefficients' gradient beside the machine's read bandwidth, and memory.
+"""What one gradient step costs: time of the coefficients' gradient beside the machine's read
+bandwidth, and memory.
 
-``python -m experiments.bench.gradient`` prints two tables and, as its last line, the same figures as JSON. Time: the
-arrays of the bench of ``combine`` (50M parameters, four directions, 14 segments). Memory: a real ViT with four
-experts, in a process of its own for every number of tasks; what a step adds to the process at its peak, beside the
-bytes of base, basis, merged weights, gradient, and of what autograd keeps for one task. Libraries are loaded and
-kernels compiled before; the allocator gives large blocks back at once.
+``python -m experiments.bench.gradient`` prints two tables and, as its last line, the same figures
+as JSON. Time: the arrays of the bench of ``combine`` (50M parameters, four directions, 14
+segments). Memory: a real ViT with four experts, in a process of its own for every number of tasks;
+what a step adds to the process at its peak, beside the bytes of base, basis, merged weights,
+gradient, and of what autograd keeps for one task. Libraries are loaded and kernels compiled before;
+the allocator gives large blocks back at once.
 """
 
 from __future__ import annotations
@@ -25,17 +27,27 @@ import numpy as np
 import torch
 
 from experiments.bench.combine import DIRECTIONS, TENSORS, Problem, best_seconds
-from merging import Field, Recipe, Source
-from merging.arena import open_arenas
-from merging.binding import MergedModel, load_model
-from merging.gradient import Terms, coefficient_gradient
-from merging.kernels import combine
-from merging.packing import Packing
+from mergesearch.merging import Field, Recipe, Source
+from mergesearch.merging.kernels.dispatch import combine
+from mergesearch.merging.models.loading import load_model
+from mergesearch.merging.resident.arena import open_arenas
+from mergesearch.merging.resident.gradient import Terms, coefficient_gradient
+from mergesearch.merging.resident.merged_model import MergedModel
+from mergesearch.merging.resident.packing import Packing
 
 EXPERTS, TASKS, BATCH = 4, (1, 2, 4, 8), 16
-MODEL = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048}
+MODEL = {
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+}
 #: glibc keeps what is freed for later, unless it is told not to; that would be counted as a task's.
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,9 @@ def measure_time() -> dict[str, Any]:
         {
             "read": lambda: [row.sum() for row in rows],
             "gradient": lambda: coefficient_gradient(terms, gradient, problem.field, threads=1),
-            "combine": lambda: combine(problem.base, problem.basis, problem.field, "delta", problem.out, threads=1),
+            "combine": lambda: combine(
+                problem.base, problem.basis, problem.field, "delta", problem.out, threads=1
+            ),
         }
     )
     one = problem.base.nbytes
@@ -84,7 +98,9 @@ def write_models(folder: Path) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, num_labels=100, **MODEL))
+        model = ViTForImageClassification(
+            ViTConfig(image_size=32, patch_size=4, num_labels=100, **MODEL)
+        )
     model.save_pretrained(folder / "base")
     for place in range(EXPERTS):
         generator = torch.Generator().manual_seed(place + 1)
@@ -95,7 +111,9 @@ def write_models(folder: Path) -> None:
 
 
 def step_memory(folder: Path, tasks: int) -> Memory:
-    """One step in this process: merge, a backward pass for every task, the gradient of the coefficients."""
+    """One step in this process: merge, a backward pass for every task, the gradient of the
+    coefficients.
+    """
     torch.set_num_threads(1)
     experts = tuple(Source(f"expert-{k}", str(folder / f"expert-{k}")) for k in range(EXPERTS))
     base = Source("base", str(folder / "base"))
@@ -166,15 +184,27 @@ def measure_memory() -> list[Memory]:
         write_models(Path(folder))
         rows = []
         for tasks in (TASKS[0], *TASKS):  # the first writes the arenas
-            command = [sys.executable, "-m", "experiments.bench.gradient", "--folder", folder, "--tasks", str(tasks)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ALLOCATOR)
+            command = [
+                sys.executable,
+                "-m",
+                "experiments.bench.gradient",
+                "--folder",
+                folder,
+                "--tasks",
+                str(tasks),
+            ]
+            done = subprocess.run(
+                command, check=True, capture_output=True, text=True, env=os.environ | ALLOCATOR
+            )
             rows.append(Memory(**json.loads(done.stdout.splitlines()[-1])))
     return rows[1:]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, then one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tasks", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args([] if arguments is None else arguments)
@@ -184,19 +214,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timed, rows = measure_time(), measure_memory()
     print("gradient of coefficients: 50M parameters, 4 directions, fp32, one thread")
     print(
-        f"  {timed['milliseconds']['gradient']:.1f} ms, {timed['gradient_read_share']:.0%} of read bandwidth "
+        f"  {timed['milliseconds']['gradient']:.1f} ms, {timed['gradient_read_share']:.0%} of read "
+        "bandwidth "
         f"({timed['read_gb_per_s']:.1f} GB/s), {timed['gradient_over_combine']:.2f}x combine"
     )
     print(f"memory of a step: ViT of 25M parameters, {EXPERTS} experts, batches of {BATCH}, MB")
     print(
-        f"{'tasks':>7} {'peak':>7} {'base + basis + merged + gradient + activations':>50} {'of these activations':>22}"
+        f"{'tasks':>7} {'peak':>7} {'base + basis + merged + gradient + activations':>50} "
+        f"{'of these activations':>22}"
     )
     for row in rows:
-        print(f"{row.tasks:>7} {row.peak / 1e6:>7.0f} {row.listed / 1e6:>50.0f} {row.activations / 1e6:>22.0f}")
+        print(
+            f"{row.tasks:>7} {row.peak / 1e6:>7.0f} {row.listed / 1e6:>50.0f} "
+            f"{row.activations / 1e6:>22.0f}"
+        )
     spread = max(row.peak for row in rows) / min(row.peak for row in rows)
     fits = all(row.peak <= row.listed for row in rows)
-    print(f"at most what is listed: {'reached' if fits else 'MISSED'}; largest over smallest peak: {spread:.3f}")
-    print(json.dumps({"benchmark": "gradient", "time": timed, "memory": [asdict(row) for row in rows]}))
+    print(
+        f"at most what is listed: {'reached' if fits else 'MISSED'}; largest over smallest peak: "
+        f"{spread:.3f}"
+    )
+    print(
+        json.dumps(
+            {"benchmark": "gradient", "time": timed, "memory": [asdict(row) for row in rows]}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a trial costs with tasks of lm_eval: 500 documents of four choices, by the harness and by both tiers."""
+"""What a trial costs with tasks of lm_eval: 500 documents of four choices, by the harness and by
+both tiers.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from evaluators import Candidate
-from evaluators.lm_harness import LmEval
-from evaluators.lm_tasks import TaskOptions, quiet
-from evaluators.objectives import Metric
-from merging import Field, Recipe, Source
+from mergesearch.evaluators import Candidate
+from mergesearch.evaluators.harness.evaluator import LmEval
+from mergesearch.evaluators.harness.tasks import TaskOptions, quiet
+from mergesearch.evaluators.objectives import Metric
+from mergesearch.merging import Field, Recipe, Source
 
 DOCUMENTS, CHOICES, CONTEXT, ANSWER = 500, 4, 48, 5
 VOCABULARY, BATCH, ROUNDS = 2000, 64, 3
@@ -42,7 +44,9 @@ def measure() -> dict[str, Any]:
 
 
 def best_seconds(ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Wall seconds of the fastest of a few calls of each, in turn, after one that does not count."""
+    """Wall seconds of the fastest of a few calls of each, in turn, after one that does not
+    count.
+    """
     for run in ways.values():
         run()
     best = dict.fromkeys(ways, float("inf"))
@@ -112,7 +116,9 @@ def _forward(model: Any, rows: list[list[int]]) -> None:
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             part = [torch.tensor(row) for row in rows[start : start + BATCH]]
-            model(input_ids=torch.nn.utils.rnn.pad_sequence(part, batch_first=True), use_cache=False)
+            model(
+                input_ids=torch.nn.utils.rnn.pad_sequence(part, batch_first=True), use_cache=False
+            )
 
 
 def _token_rows(folder: Path) -> list[list[int]]:
@@ -158,8 +164,14 @@ def _write(folder: Path) -> None:
     disable_progress_bars()
     made, kept = {}, []
     for split, count in zip(SPLITS, (4, 4, DOCUMENTS), strict=True):
-        contexts = [generator.integers(2, VOCABULARY, generator.integers(CONTEXT // 2, CONTEXT)) for _ in range(count)]
-        choices = [[generator.integers(2, VOCABULARY, ANSWER) for _ in range(CHOICES)] for _ in range(count)]
+        contexts = [
+            generator.integers(2, VOCABULARY, generator.integers(CONTEXT // 2, CONTEXT))
+            for _ in range(count)
+        ]
+        choices = [
+            [generator.integers(2, VOCABULARY, ANSWER) for _ in range(CHOICES)]
+            for _ in range(count)
+        ]
         made[split] = Dataset.from_dict(
             {
                 "question": [_text(context) for context in contexts],
@@ -196,9 +208,15 @@ def _text(tokens: Any) -> str:
 def main() -> None:
     """Print seconds per trial, and their ratio to the forward passes alone."""
     figures = measure()
-    print(f"lm_eval: {DOCUMENTS} documents x {CHOICES} choices, one thread, best of {ROUNDS}, seconds per trial")
+    print(
+        f"lm_eval: {DOCUMENTS} documents x {CHOICES} choices, one thread, best of {ROUNDS}, "
+        "seconds per trial"
+    )
     for name, value in figures["seconds"].items():
-        print(f"  {name:<28} {value:7.3f} s   {figures['of_forward'][name]:5.2f}x the forward passes alone")
+        print(
+            f"  {name:<28} {value:7.3f} s   {figures['of_forward'][name]:5.2f}x the forward passes "
+            "alone"
+        )
     print(json.dumps({"language": figures}))
 
 

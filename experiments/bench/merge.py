@@ -1,10 +1,12 @@
-"""``mergesearch merge`` beside ``mergekit-yaml``: the same checkpoints, the same merges, the same number of threads.
+"""``mergesearch merge`` beside ``mergekit-yaml``: the same checkpoints, the same merges, the same
+number of threads.
 
-``python -m experiments.bench.merge`` writes a Llama-shaped base and three experts in bf16 and in fp32, merges them with
-both tools as separate processes that take turns, and prints a table and, as its last line, the same figures as JSON.
-Checkpoints lie in the page cache. "inside" is the merge call alone, without the start of the process. Bytes are those
-of the inputs that take part and of the output. Ours is flushed to disk and says what every input was (SHA-256), which
-mergekit does neither of.
+``python -m experiments.bench.merge`` writes a Llama-shaped base and three experts in bf16 and in
+fp32, merges them with both tools as separate processes that take turns, and prints a table and, as
+its last line, the same figures as JSON. Checkpoints lie in the page cache. "inside" is the merge
+call alone, without the start of the process. Bytes are those of the inputs that take part and of
+the output. Ours is flushed to disk and says what every input was (SHA-256), which mergekit does
+neither of.
 
 Needs ``.venv-peers`` (``make peers``), prints one line without it.
 """
@@ -50,15 +52,17 @@ EXPERTS = ("one", "two", "three")
 #: Both programs as users start them, with a clock around the function that merges.
 OURS = """
 import sys, time
-import merging.export, merging.in_memory, merging.kernels.ties_numba  # what the call would load
-from search.cli import main
-merge = merging.export.export_model
+# What the call would load.
+import mergesearch.merging.export.folder, mergesearch.merging.in_memory
+import mergesearch.merging.kernels.ties_numba
+from mergesearch.search.cli import main
+merge = mergesearch.merging.export.folder.export_model
 def timed(*arguments, **options):
     start, cpu = time.perf_counter(), time.process_time()
     result = merge(*arguments, **options)
     print("inside", time.perf_counter() - start, time.process_time() - cpu, file=sys.stderr)
     return result
-merging.export.export_model = timed
+mergesearch.merging.export.folder.export_model = timed
 main()
 """
 THEIRS = """
@@ -101,8 +105,19 @@ class Method:
 METHODS = (
     Method("linear", "average", 1 / 3, "linear", 1.0, 1.0, around_base=False),
     Method("task arithmetic", "task_arithmetic", 0.3, "task_arithmetic", 0.3, 1.0),
-    Method("TIES 0.2", "ties", 1.0, "ties", 1.0, 20.0, {"density": 0.2, "scope": "tensor"}, {"density": 0.2}),
-    Method("DARE-TIES 0.2", "dare_ties", 1.0, "dare_ties", 1.0, None, {"drop": 0.8}, {"density": 0.2}),
+    Method(
+        "TIES 0.2",
+        "ties",
+        1.0,
+        "ties",
+        1.0,
+        20.0,
+        {"density": 0.2, "scope": "tensor"},
+        {"density": 0.2},
+    ),
+    Method(
+        "DARE-TIES 0.2", "dare_ties", 1.0, "dare_ties", 1.0, None, {"drop": 0.8}, {"density": 0.2}
+    ),
 )
 
 
@@ -130,7 +145,11 @@ class Figures:
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model."""
-    hidden, inner, vocabulary = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
+    hidden, inner, vocabulary = (
+        CONFIG["hidden_size"],
+        CONFIG["intermediate_size"],
+        CONFIG["vocab_size"],
+    )
     block = {
         **{f"self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"},
         "mlp.gate_proj.weight": (inner, hidden),
@@ -141,7 +160,11 @@ def tensor_shapes() -> dict[str, tuple[int, ...]]:
     }
     return {
         "model.embed_tokens.weight": (vocabulary, hidden),
-        **{f"model.layers.{i}.{n}": s for i in range(CONFIG["num_hidden_layers"]) for n, s in block.items()},
+        **{
+            f"model.layers.{i}.{n}": s
+            for i in range(CONFIG["num_hidden_layers"])
+            for n, s in block.items()
+        },
         "model.norm.weight": (hidden,),
         "lm_head.weight": (vocabulary, hidden),
     }
@@ -188,7 +211,9 @@ def write_recipes(folder: Path, method: Method, dtype: str) -> tuple[Path, Path]
     return ours, theirs
 
 
-def run_tool(program: str, python: Path, arguments: Sequence[str], out: Path) -> tuple[float, float, float]:
+def run_tool(
+    program: str, python: Path, arguments: Sequence[str], out: Path
+) -> tuple[float, float, float]:
     """Seconds of one run: (whole process, merge call, CPU seconds of the merge call)."""
     shutil.rmtree(out, ignore_errors=True)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(THREADS))
@@ -209,7 +234,9 @@ def run_tool(program: str, python: Path, arguments: Sequence[str], out: Path) ->
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written per second by a copy between two arrays far larger than any cache, in GB/s."""
+    """Bytes read and written per second by a copy between two arrays far larger than any cache, in
+    GB/s.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -274,7 +301,9 @@ def run(show: Callable[[Figures], None] = lambda row: None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster ours is, and how many times fewer CPU seconds; ``reached`` is None without a target."""
+    """How many times faster ours is, and how many times fewer CPU seconds; ``reached`` is None
+    without a target.
+    """
 
     dtype: str
     method: str
@@ -291,7 +320,9 @@ def speedups(figures: Sequence[Figures]) -> list[Speedup]:
     found = []
     for dtype in DTYPES:
         for method in METHODS:
-            ours, theirs = (seconds[dtype, method.name, tool] for tool in ("mergesearch", "mergekit"))
+            ours, theirs = (
+                seconds[dtype, method.name, tool] for tool in ("mergesearch", "mergekit")
+            )
             inside = theirs.inside / ours.inside
             reached = None if method.target is None else inside >= method.target
             wall, cpu = theirs.wall / ours.wall, theirs.cpu / ours.cpu
@@ -305,7 +336,10 @@ def main() -> None:
         print("merge: no .venv-peers to compare with; `make peers` creates it")
         return
     parameters = sum(int(np.prod(shape)) for shape in tensor_shapes().values())
-    print(f"merge: {parameters:,} parameters, {len(EXPERTS)} experts, {THREADS} threads, best of {ROUNDS}")
+    print(
+        f"merge: {parameters:,} parameters, {len(EXPERTS)} experts, {THREADS} threads, best of "
+        f"{ROUNDS}"
+    )
     heads = f"{'wall s':>7} {'inside s':>9} {'CPU s':>7} {'GB/s':>6} {'of copy':>8}"
     print(f"{'dtype':<9} {'method':<16} {'tool':<12} {heads}", flush=True)
     report = run(_show)
@@ -314,7 +348,8 @@ def main() -> None:
         verdict = {None: "no target", True: "reached", False: "MISSED"}[row["reached"]]
         target = "" if row["target"] is None else f" (target {row['target']:g}x)"
         print(
-            f"{row['dtype']:<9} {row['method']:<16} {row['inside']:.1f}x inside, {row['cpu']:.1f}x in CPU seconds, "
+            f"{row['dtype']:<9} {row['method']:<16} {row['inside']:.1f}x inside, {row['cpu']:.1f}x "
+            "in CPU seconds, "
             f"{row['wall']:.1f}x as a process{target}: {verdict}"
         )
     print(json.dumps(report))
@@ -322,7 +357,8 @@ def main() -> None:
 
 def _show(row: Figures) -> None:
     print(
-        f"{row.dtype:<9} {row.method:<16} {row.tool:<12} {row.wall:>7.2f} {row.inside:>9.2f} {row.cpu:>7.2f} "
+        f"{row.dtype:<9} {row.method:<16} {row.tool:<12} {row.wall:>7.2f} {row.inside:>9.2f} "
+        f"{row.cpu:>7.2f} "
         f"{row.gb_per_s:>6.2f} {row.copy_share:>8.1%}",
         flush=True,
     )

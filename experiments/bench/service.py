@@ -1,7 +1,9 @@
-"""What the service costs: trials per second through driver and record, its memory, its resume, and idle workers.
+"""What the service costs: trials per second through driver and record, its memory, its resume, and
+idle workers.
 
-Eight workers are simulated: Ray actors that take a logical CPU each, with an objective that takes no time, or sleeps.
-Beside the figures stands what the disk (fsync) or the database (commit) allows on this machine, in the same run.
+Eight workers are simulated: Ray actors that take a logical CPU each, with an objective that takes
+no time, or sleeps. Beside the figures stands what the disk (fsync) or the database (commit) allows
+on this machine, in the same run.
 
 Run it with ``python -m experiments.bench.service [--trials 10000] [--postgres URL]``.
 """
@@ -19,19 +21,22 @@ from typing import Any
 import psutil
 
 from experiments.bench.timing import seconds_of
-from search.run import run_study
-from search.study import Event
-from search.study_file import StudySpec, resolve, validate
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.spec.sections import StudySpec
+from mergesearch.search.spec.study_file import resolve, validate
+from mergesearch.search.study.events import Event
 
 WORKERS, TRIALS = 8, 10_000
 
 
 def study(name: str, trials: int, storage: str | None = None, **evaluator: float) -> StudySpec:
-    """An analytic study on simulated workers; a random search, which costs the driver next to nothing itself."""
+    """An analytic study on simulated workers; a random search, which costs the driver next to
+    nothing itself.
+    """
     data: dict[str, Any] = {
         "name": name,
         "space": {"dim": 8, "bounds": [0.0, 1.0], "start": 0.3},
-        "strategy": "random",
+        "strategy": "sobol",
         "evaluators": [{"kind": "synthetic", "problem": "sphere", **evaluator}],
         "budget": {"trials": trials},
         "anchors": "none",
@@ -54,7 +59,7 @@ class Watch:
 
     def observe(self, event: Event) -> None:
         """Note a told trial."""
-        if event.kind != "trial" or event.record is None or event.record.told is None:
+        if event.kind != "trial" or event.record is None or event.record.tell_index is None:
             return
         self.times.append(time.perf_counter())
         self.busy.append(sum(event.record.seconds.values()))
@@ -63,7 +68,9 @@ class Watch:
 
 
 def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[str, Any]:
-    """Trials per second, memory, and what resuming the finished record takes until the search would go on."""
+    """Trials per second, memory, and what resuming the finished record takes until the search would
+    go on.
+    """
     watch, spec = Watch(), study("service", trials, storage)
     cpu = time.process_time()
     run_study(spec, folder / "run", watch.observe)
@@ -71,7 +78,9 @@ def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[st
     figures = {
         "trials": len(watch.times),
         "trials_per_second": (len(watch.times) - 1) / (watch.times[-1] - watch.times[0]),
-        "last_thousand_per_second": 999 / (watch.times[-1] - watch.times[-1000]) if len(watch.times) > 1000 else None,
+        "last_thousand_per_second": 999 / (watch.times[-1] - watch.times[-1000])
+        if len(watch.times) > 1000
+        else None,
         "driver_cpu_ms_per_trial": 1e3 * cpu / trials,
         "memory_MB": watch.memory,
     }
@@ -80,7 +89,9 @@ def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[st
 
 
 def _resume(folder: Path, spec: StudySpec) -> float:
-    """Seconds from the command to the first new trial of a journal without its last ones; a database is opened only."""
+    """Seconds from the command to the first new trial of a journal without its last ones; a
+    database is opened only.
+    """
     journal = folder / "run" / "journal.log"
     if spec.storage is None:
         lines = journal.read_bytes().splitlines(keepends=True)
@@ -98,7 +109,9 @@ def _resume(folder: Path, spec: StudySpec) -> float:
 
 
 def idle(folder: Path, trials: int = 600) -> dict[str, float]:
-    """Share of the workers' time in which they wait, with evaluation times spread by a factor of five."""
+    """Share of the workers' time in which they wait, with evaluation times spread by a factor of
+    five.
+    """
     watch = Watch()
     run_study(study("idle", trials, seconds=0.05, spread=5.0), folder / "idle", watch.observe)
     # From the first result to the last: start and end of the pool are not the scheduler's.
@@ -122,7 +135,7 @@ def commit_rate(url: str) -> float:
     """Commits of one row per second."""
     import sqlalchemy as sa
 
-    from search.storage import open_engine
+    from mergesearch.search.record.storage import open_engine
 
     engine = open_engine(url)
     table = sa.Table("bench", sa.MetaData(), sa.Column("text", sa.String(600)))
@@ -140,15 +153,24 @@ def commit_rate(url: str) -> float:
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=TRIALS)
-    parser.add_argument("--postgres", metavar="URL", help="measure a database instead of the journal")
+    parser.add_argument(
+        "--postgres", metavar="URL", help="measure a database instead of the journal"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        limit = fsync_rate(folder) if arguments.postgres is None else commit_rate(arguments.postgres)
+        limit = (
+            fsync_rate(folder) if arguments.postgres is None else commit_rate(arguments.postgres)
+        )
         figures = throughput(folder, arguments.trials, arguments.postgres)
-        figures |= {"limit": "fsync" if arguments.postgres is None else "commit", "limit_per_second": limit}
+        figures |= {
+            "limit": "fsync" if arguments.postgres is None else "commit",
+            "limit_per_second": limit,
+        }
         if arguments.postgres is None:
             figures["idle"] = idle(folder)
     print(json.dumps({"service": figures}, indent=1))

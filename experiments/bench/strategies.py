@@ -1,8 +1,10 @@
-"""What strategies cost in many dimensions, after thousands of results: ``python -m experiments.bench.strategies``.
+"""What strategies cost in many dimensions, after thousands of results:
+``python -m experiments.bench.strategies``.
 
-Each runs in a process of its own on one thread: 2,000 dimensions (or the most that it bears), eight suggestions
-outstanding, until 5,000 results have been told or its share of the time is over. What counts is the CPU of an ask and
-a tell together, averaged over the last results: a model that is refitted every so often is counted in full.
+Each runs in a process of its own on one thread: 2,000 dimensions (or the most that it bears), eight
+suggestions outstanding, until 5,000 results have been told or its share of the time is over. What
+counts is the CPU of an ask and a tell together, averaged over the last results: a model that is
+refitted every so often is counted in full.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ BAR_MS = 50.0
 
 def measure(name: str) -> dict[str, Any]:
     """Figures of one strategy."""
-    from merging import InputError
-    from search.strategies import STRATEGIES, build_strategy, check_options
+    from mergesearch.merging import InputError
+    from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
     from tests.contracts.problems import make_problem, told
 
     entry = STRATEGIES[name]
@@ -59,10 +61,15 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table and whether the bar holds: at most 50 ms a trial, but for those that say so."""
-    from search.strategies import STRATEGIES
+    """Print the table and whether the bar holds: at most 50 ms a trial, but for those that say
+    so.
+    """
+    from mergesearch.search.strategies.table import STRATEGIES
 
-    print(f"ask and tell at {DIM} dimensions, mean CPU of the last {WINDOW} of {TRIALS} results (bar {BAR_MS:g} ms)")
+    print(
+        f"ask and tell at {DIM} dimensions, mean CPU of the last {WINDOW} of {TRIALS} results (bar "
+        f"{BAR_MS:g} ms)"
+    )
     figures = {}
     for name in STRATEGIES:
         command = [sys.executable, "-m", "experiments.bench.strategies", name]
@@ -70,7 +77,8 @@ def main() -> None:
         figures[name] = row = json.loads(done.stdout.splitlines()[-1])
         verdict = "" if row["ms"] <= BAR_MS else "  says so" if row["slow"] else "  ABOVE THE BAR"
         print(
-            f"  {name:<14} d {row['dim']:>5}  told {row['told']:>5}  {row['ms']:8.2f} ms (worst {row['worst_ms']:.0f})"
+            f"  {name:<14} d {row['dim']:>5}  told {row['told']:>5}  {row['ms']:8.2f} ms (worst "
+            f"{row['worst_ms']:.0f})"
             f"  {row['MB']:7.1f} MB{verdict}",
             flush=True,
         )

@@ -3,31 +3,31 @@
 ``python -m experiments.zoo.digits`` makes the **digits** zoo in ``zoo/digits``::
 
     zoo/digits/
-    ├── base/        a ViT of 203,082 parameters (six blocks of width 64, 8x8 grey images, ten classes)
-    ├── upright/     the same model, fine-tuned on one domain only: four experts that share a base
-    ├── rotated/         turned by 90 degrees
-    ├── mirrored/        left and right exchanged
-    ├── inverted/        black and white exchanged
-    ├── data/        items to merge for: splits search, validation, test; columns pixels, label, domain, id
-    └── manifest.json    settings and measured accuracies
+    ├── base/ a ViT of 203,082 parameters (six blocks of width 64, 8x8 grey images, ten classes) ├──
+    upright/ the same model, fine-tuned on one domain only: four experts that share a base ├──
+    rotated/ turned by 90 degrees ├── mirrored/ left and right exchanged ├── inverted/ black and
+    white exchanged ├── data/ items to merge for: splits search, validation, test; columns pixels,
+    label, domain, id └── manifest.json settings and measured accuracies
 
 ``python -m experiments.zoo.skills`` makes the **skills** zoo in ``zoo/skills``, two minutes::
 
     zoo/skills/
-    ├── base/        a Llama of 0.7M parameters with a tokenizer of its own, trained a little on text and five skills
-    ├── addition/ sorting/ brackets/ reversal/ knowledge/    the same model, fine-tuned on one skill
-    ├── data/        of each skill, and of text: splits search, validation, test
-    └── tasks/       task files for lm_eval: multiple choice, log-likelihood, rolling, generation
+    ├── base/ a Llama of 0.7M parameters with a tokenizer of its own, trained a little on text and
+    five skills ├── addition/ sorting/ brackets/ reversal/ knowledge/ the same model, fine-tuned on
+    one skill ├── data/ of each skill, and of text: splits search, validation, test └── tasks/ task
+    files for lm_eval: multiple choice, log-likelihood, rolling, generation
 
-``python -m experiments.zoo.segments`` makes the **segments** zoo in ``zoo/segments``, three minutes: a small SAM, three
-experts (``tomography``, ``sonography``, ``radiography``), synthetic images of four modalities with boxes and masks.
+``python -m experiments.zoo.segments`` makes the **segments** zoo in ``zoo/segments``, three
+minutes: a small SAM, three experts (``tomography``, ``sonography``, ``radiography``), synthetic
+images of four modalities with boxes and masks.
 
-Each model is an ordinary Hugging Face folder (config, safetensors, image processor or tokenizer). Digits are those of
-scikit-learn's copy of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits"; items behind the three
-splits and those used for training are disjoint in every zoo, and every split of digits holds every one of its images
-once in each domain.
+Each model is an ordinary Hugging Face folder (config, safetensors, image processor or tokenizer).
+Digits are those of scikit-learn's copy of Alpaydin and Kaynak 1998, "Optical Recognition of
+Handwritten Digits"; items behind the three splits and those used for training are disjoint in every
+zoo, and every split of digits holds every one of its images once in each domain.
 
-Digits are tuned so that merging matters: the base is mediocre everywhere, each expert is good at home and poor
-elsewhere, and no single coefficient shared by all experts does much for all domains. ``--measure`` prints the table.
-The same settings on the same machine and library versions give the same weights, bit for bit.
+Digits are tuned so that merging matters: the base is mediocre everywhere, each expert is good at
+home and poor elsewhere, and no single coefficient shared by all experts does much for all domains.
+``--measure`` prints the table. The same settings on the same machine and library versions give the
+same weights, bit for bit.
 """

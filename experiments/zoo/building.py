@@ -1,4 +1,6 @@
-"""What all zoos are built by: whole or not at all, reused where the settings are the same, on one thread."""
+"""What all zoos are built by: whole or not at all, reused where the settings are the same, on one
+thread.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merging import InputError
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def build_beside(out: Path, kind: str, complete: Callable[[], bool], write: Callable[[Path], None]) -> None:
+def build_beside(
+    out: Path, kind: str, complete: Callable[[], bool], write: Callable[[Path], None]
+) -> None:
     """Make a zoo in ``out`` unless it is complete there.
 
-    It is written beside ``out`` and renamed when complete, so a killed build leaves nothing half-made there.
+    It is written beside ``out`` and renamed when complete, so a killed build leaves nothing
+    half-made there.
 
     Args:
         out: Folder to make.
@@ -33,7 +38,9 @@ def build_beside(out: Path, kind: str, complete: Callable[[], bool], write: Call
     if complete():
         return
     if out.exists() and not (out / "manifest.json").is_file():
-        raise InputError(f"--out: expected a new folder or a {kind} zoo, received {out}; choose another")
+        raise InputError(
+            f"--out: expected a new folder or a {kind} zoo, received {out}; choose another"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         fresh = Path(scratch) / "zoo"
@@ -56,7 +63,9 @@ def holds(out: Path, number: int, settings: DataclassInstance) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting is restored."""
+    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting
+    is restored.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,6 @@
-"""Make the digits zoo: ``python -m experiments.zoo.digits [--out zoo/digits] [--seed 0] [--measure]``."""
+"""Make the digits zoo:
+``python -m experiments.zoo.digits [--out zoo/digits] [--seed 0] [--measure]``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.zoo.building import build_beside, holds, one_thread
-from experiments.zoo.digits_data import DOMAINS, LEVELS, Indices, in_domain, load_images, partition, save_items
-from merging import InputError
+from experiments.zoo.digits_data import (
+    DOMAINS,
+    LEVELS,
+    Indices,
+    in_domain,
+    load_images,
+    partition,
+    save_items,
+)
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -47,34 +57,47 @@ class Settings:
 
     Attributes:
         seed: Seed of the partition, the initial weights and the batches.
-        base: Brief training on all domains: long enough to learn the digits a little, too short to learn them well.
+        base: Brief training on all domains: long enough to learn the digits a little, too short to
+            learn them well.
         expert: Fine-tuning on one domain.
         images: Scans behind each split; the rest is for training. A split has four items per scan.
-        initial_spread: ``initializer_range`` of the ViT. The usual 0.02 learns nothing in so few steps.
+        initial_spread: ``initializer_range`` of the ViT. The usual 0.02 learns nothing in so few
+            steps.
     """
 
     seed: int = 0
     base: Training = Training(steps=38, rate=2e-3)
     expert: Training = Training(steps=200, rate=7e-4)
-    images: Mapping[str, int] = field(default_factory=lambda: {"search": 400, "validation": 250, "test": 350})
+    images: Mapping[str, int] = field(
+        default_factory=lambda: {"search": 400, "validation": 250, "test": 350}
+    )
     initial_spread: float = 0.12
 
 
-def build_digits(out: Path = Path("zoo/digits"), settings: Settings | None = None, *, processes: int = 2) -> Path:
+def build_digits(
+    out: Path = Path("zoo/digits"), settings: Settings | None = None, *, processes: int = 2
+) -> Path:
     """Make the zoo in ``out``, or reuse it if it is there with the same settings.
 
-    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing half-made there.
+    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing
+    half-made there.
 
     Args:
         out: Folder to make.
         settings: What to make.
-        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no process.
+        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no
+            process.
 
     Raises:
         InputError: If ``out`` is something else than a digits zoo.
     """
     chosen = settings or Settings()
-    build_beside(out, "digits", lambda: is_complete(out, chosen), lambda fresh: _write(fresh, chosen, processes))
+    build_beside(
+        out,
+        "digits",
+        lambda: is_complete(out, chosen),
+        lambda fresh: _write(fresh, chosen, processes),
+    )
     return out
 
 
@@ -84,14 +107,19 @@ def is_complete(out: Path, settings: Settings) -> bool:
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
-    """Test accuracy of every model in every domain, then of task arithmetic at each coefficient of the line."""
+    """Test accuracy of every model in every domain, then of task arithmetic at each coefficient of
+    the line.
+    """
     names = ["base", *DOMAINS]
     manifest = json.loads((folder / "manifest.json").read_text())
     chosen = np.array(manifest["test_images"])
     with one_thread():
         models = {name: _load(folder / name) for name in names}
         rows = {name: _accuracies(model, chosen) for name, model in models.items()}
-        weights = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in models.items()}
+        weights = {
+            name: {key: value.clone() for key, value in m.state_dict().items()}
+            for name, m in models.items()
+        }
         merged = models["base"]
         for coefficient in LINE:
             merged.load_state_dict(_task_arithmetic(weights, coefficient))
@@ -100,10 +128,13 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
-    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task Arithmetic")."""
+    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task
+    Arithmetic").
+    """
     base = weights["base"]
     return {
-        key: value + coefficient * sum((weights[domain][key] - value for domain in DOMAINS), start=0 * value)
+        key: value
+        + coefficient * sum((weights[domain][key] - value for domain in DOMAINS), start=0 * value)
         for key, value in base.items()
     }
 
@@ -145,7 +176,9 @@ def _make_base(folder: Path, settings: Settings) -> dict[str, float]:
 
 
 def _make_expert(folder: Path, settings: Settings, place: int) -> dict[str, float]:
-    """Fine-tune and save the expert of domain number ``place``; its test accuracy in each domain."""
+    """Fine-tune and save the expert of domain number ``place``; its test accuracy in each
+    domain.
+    """
     domain = list(DOMAINS)[place]
     with one_thread():
         model = _load(folder / "base")
@@ -178,25 +211,34 @@ def _new_model(settings: Settings) -> Any:
         id2label=names,
         label2id={name: digit for digit, name in names.items()},
     )
-    # transformers draws initial weights from the global generator and takes no other; the fork gives it back as it was.
+    # transformers draws initial weights from the global generator and takes no other; the fork
+    # gives it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return ViTForImageClassification(config)
 
 
-def _train(model: Any, domains: Sequence[str], settings: Settings, training: Training, seed: int) -> None:
+def _train(
+    model: Any, domains: Sequence[str], settings: Settings, training: Training, seed: int
+) -> None:
     """Adam on random batches with pixel noise, drawn from a generator of its own."""
     import torch
 
     images, digits = load_images()
     chosen = _splits(settings)["training"]
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.from_numpy(np.concatenate([in_domain(images[chosen], domain) for domain in domains]))[:, None]
+    inputs = torch.from_numpy(
+        np.concatenate([in_domain(images[chosen], domain) for domain in domains])
+    )[:, None]
     labels = torch.from_numpy(np.tile(digits[chosen], len(domains)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.rate, weight_decay=0.0, fused=True
+    )
     model.train()
     for step in range(training.steps):
-        optimizer.param_groups[0]["lr"] = training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        optimizer.param_groups[0]["lr"] = (
+            training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        )
         rows = torch.randint(len(inputs), (training.batch,), generator=generator)
         batch = inputs[rows]
         batch = batch + training.noise * torch.randn(batch.shape, generator=generator)
@@ -222,7 +264,9 @@ def _accuracies(model: Any, chosen: Indices) -> dict[str, float]:
 
 
 def _save(model: Any, folder: Path) -> None:
-    """An ordinary Hugging Face folder: config, safetensors, and a processor for grey images with levels 0 to 16."""
+    """An ordinary Hugging Face folder: config, safetensors, and a processor for grey images with
+    levels 0 to 16.
+    """
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     model.save_pretrained(folder)
@@ -245,7 +289,11 @@ def _load(folder: Path) -> Any:
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(f"{'test accuracy, %':<18}" + "".join(f"{domain:>10}" for domain in DOMAINS) + f"{'mean':>10}")
+    print(
+        f"{'test accuracy, %':<18}"
+        + "".join(f"{domain:>10}" for domain in DOMAINS)
+        + f"{'mean':>10}"
+    )
     for name, row in rows.items():
         figures = [*row.values(), float(np.mean(list(row.values())))]
         print(f"{name:<18}" + "".join(f"{100 * figure:>10.1f}" for figure in figures))
@@ -256,9 +304,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Make a base, four experts and their items from scikit-learn's digits."
     )
-    parser.add_argument("--out", type=Path, default=Path("zoo/digits"), help="folder to make (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
-    parser.add_argument("--measure", action="store_true", help="also print accuracies, and the task-arithmetic line")
+    parser.add_argument(
+        "--out", type=Path, default=Path("zoo/digits"), help="folder to make (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="also print accuracies, and the task-arithmetic line"
+    )
     options = parser.parse_args(arguments)
     silence_transformers()
     settings = Settings(seed=options.seed)
@@ -268,7 +322,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    print(f"{folder}: " + ("already there, reused" if reused else f"base, {len(DOMAINS)} experts, data; {seconds} s"))
+    print(
+        f"{folder}: "
+        + (
+            "already there, reused"
+            if reused
+            else f"base, {len(DOMAINS)} experts, data; {seconds} s"
+        )
+    )
     if options.measure:
         _print_table(measure(folder))
 

@@ -1,8 +1,10 @@
-"""LoRA adapters that stand for the experts of the digits zoo: each linear layer's task vector, cut to low rank.
+"""LoRA adapters that stand for the experts of the digits zoo: each linear layer's task vector, cut
+to low rank.
 
-``python -m experiments.zoo.digits_adapters`` writes ``zoo/digits/adapters/NAME`` in the form that peft writes, for
-experiments with pools of adapters. The cut is the truncated singular value decomposition, the nearest matrix of that
-rank (Eckart 1936, "The approximation of one matrix by another of lower rank").
+``python -m experiments.zoo.digits_adapters`` writes ``zoo/digits/adapters/NAME`` in the form that
+peft writes, for experiments with pools of adapters. The cut is the truncated singular value
+decomposition, the nearest matrix of that rank (Eckart 1936, "The approximation of one matrix by
+another of lower rank").
 """
 
 from __future__ import annotations
@@ -35,9 +37,16 @@ def write_adapter(base: Path, expert: Path, out: Path, rank: int) -> None:
     from safetensors.torch import save_file
     from transformers import ViTForImageClassification
 
-    models = [ViTForImageClassification.from_pretrained(path, local_files_only=True) for path in (base, expert)]
+    models = [
+        ViTForImageClassification.from_pretrained(path, local_files_only=True)
+        for path in (base, expert)
+    ]
     one, other = (dict(model.named_modules()) for model in models)
-    linear = [name for name, module in one.items() if type(module).__name__ == "Linear" and "layers" in name]
+    linear = [
+        name
+        for name, module in one.items()
+        if type(module).__name__ == "Linear" and "layers" in name
+    ]
     tensors: dict[str, torch.Tensor] = {}
     for name in linear:
         up, down = _factors((other[name].weight - one[name].weight).detach(), rank)
@@ -64,15 +73,21 @@ def _factors(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor
 
     left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
     root = values[:rank].sqrt()
-    return (left[:, :rank] * root).float().contiguous(), (root[:, None] * right[:rank]).float().contiguous()
+    return (left[:, :rank] * root).float().contiguous(), (
+        root[:, None] * right[:rank]
+    ).float().contiguous()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     from experiments.zoo.digits import build_digits, silence_transformers
 
-    parser = argparse.ArgumentParser(description="Cut the experts of the digits zoo down to LoRA adapters.")
-    parser.add_argument("--zoo", type=Path, default=Path("zoo/digits"), help="the zoo (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Cut the experts of the digits zoo down to LoRA adapters."
+    )
+    parser.add_argument(
+        "--zoo", type=Path, default=Path("zoo/digits"), help="the zoo (default: %(default)s)"
+    )
     silence_transformers()
     options = parser.parse_args(arguments)
     print(extract_adapters(build_digits(options.zoo)))

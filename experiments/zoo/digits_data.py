@@ -1,4 +1,6 @@
-"""The digits of the zoo in four domains, and the ``datasets`` folder of search, validation and test items."""
+"""The digits of the zoo in four domains, and the ``datasets`` folder of search, validation and test
+items.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,16 @@ def partition(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, Indi
     order = np.random.default_rng(seed).permutation(count)
     stops = np.cumsum(list(sizes.values()))
     if stops[-1] >= count:
-        raise ValueError(f"expected splits of fewer than {count} images in total, received {dict(sizes)}")
+        raise ValueError(
+            f"expected splits of fewer than {count} images in total, received {dict(sizes)}"
+        )
     return dict(zip([*sizes, "training"], np.split(order, stops), strict=True))
 
 
 def save_items(folder: Path, splits: Mapping[str, Indices]) -> None:
-    """Write a ``datasets.DatasetDict`` in which every image of a split appears once in each domain."""
+    """Write a ``datasets.DatasetDict`` in which every image of a split appears once in each
+    domain.
+    """
     import datasets
 
     images, digits = load_images()
@@ -60,7 +66,10 @@ def save_items(folder: Path, splits: Mapping[str, Indices]) -> None:
     try:
         features = _features()
         datasets.DatasetDict(
-            {name: datasets.Dataset.from_dict(table, features=features) for name, table in tables.items()}
+            {
+                name: datasets.Dataset.from_dict(table, features=features)
+                for name, table in tables.items()
+            }
         ).save_to_disk(str(folder))
     finally:
         if not silenced:

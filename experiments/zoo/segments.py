@@ -1,17 +1,18 @@
-"""Make the segments zoo: ``python -m experiments.zoo.segments [--out zoo/segments] [--seed 0] [--measure]``.
+"""Make the segments zoo:
+``python -m experiments.zoo.segments [--out zoo/segments] [--seed 0] [--measure]``.
 
-Four made-up modalities (``segments_data``), a small SAM and three experts, after the roles of Yang 2025, "MedSAMix: a
-training-free model merging approach for medical image segmentation" (arXiv 2508.11032)::
+Four made-up modalities (``segments_data``), a small SAM and three experts, after the roles of Yang
+2025, "MedSAMix: a training-free model merging approach for medical image segmentation" (arXiv
+2508.11032)::
 
     zoo/segments/
-    ├── base/        the generalist: SAM of 4 + 2 layers for 32 x 32 grey images, trained briefly on all domains
-    ├── tomography/  fine-tuned on ct and mri
-    ├── sonography/  fine-tuned on ultrasound
-    ├── radiography/ fine-tuned on xray
-    ├── data/        splits search, validation, test; columns pixels, boxes, mask, domain, id
-    └── manifest.json    settings and measured Dice scores
+    ├── base/ the generalist: SAM of 4 + 2 layers for 32 x 32 grey images, trained briefly on all
+    domains ├── tomography/ fine-tuned on ct and mri ├── sonography/ fine-tuned on ultrasound ├──
+    radiography/ fine-tuned on xray ├── data/ splits search, validation, test; columns pixels,
+    boxes, mask, domain, id └── manifest.json settings and measured Dice scores
 
-Experts see some items of the other domains too, as those of the paper do: they are worse there, not lost.
+Experts see some items of the other domains too, as those of the paper do: they are worse there, not
+lost.
 """
 
 from __future__ import annotations
@@ -31,8 +32,15 @@ import numpy as np
 
 from experiments.zoo.building import build_beside, holds, one_thread
 from experiments.zoo.digits import silence_transformers
-from experiments.zoo.segments_data import DOMAINS, SIDE, Lesions, draw_lesions, save_items, split_lesions
-from merging import InputError
+from experiments.zoo.segments_data import (
+    DOMAINS,
+    SIDE,
+    Lesions,
+    draw_lesions,
+    save_items,
+    split_lesions,
+)
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +78,10 @@ class Settings:
         expert: Fine-tuning.
         replay: Share of an expert's training items that are of other domains.
         drawn: Training items of each domain.
-        images: Items of each domain in each split. The paper searches on a fifth of the items, as here.
-        initial_spread: ``initializer_range`` of the model. The usual 0.02 learns nothing in so few steps.
+        images: Items of each domain in each split. The paper searches on a fifth of the items, as
+            here.
+        initial_spread: ``initializer_range`` of the model. The usual 0.02 learns nothing in so few
+            steps.
     """
 
     seed: int = 0
@@ -79,25 +89,36 @@ class Settings:
     expert: Training = Training(steps=500, rate=8e-4)
     replay: float = 0.2
     drawn: int = 1500
-    images: Mapping[str, int] = field(default_factory=lambda: {"search": 40, "validation": 40, "test": 120})
+    images: Mapping[str, int] = field(
+        default_factory=lambda: {"search": 40, "validation": 40, "test": 120}
+    )
     initial_spread: float = 0.1
 
 
-def build_segments(out: Path = Path("zoo/segments"), settings: Settings | None = None, *, processes: int = 2) -> Path:
+def build_segments(
+    out: Path = Path("zoo/segments"), settings: Settings | None = None, *, processes: int = 2
+) -> Path:
     """Make the zoo in ``out``, or reuse it if it is there with the same settings.
 
-    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing half-made there.
+    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing
+    half-made there.
 
     Args:
         out: Folder to make.
         settings: What to make.
-        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no process.
+        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no
+            process.
 
     Raises:
         InputError: If ``out`` is something else than a segments zoo.
     """
     chosen = settings or Settings()
-    build_beside(out, "segments", lambda: is_complete(out, chosen), lambda fresh: _write(fresh, chosen, processes))
+    build_beside(
+        out,
+        "segments",
+        lambda: is_complete(out, chosen),
+        lambda fresh: _write(fresh, chosen, processes),
+    )
     return out
 
 
@@ -107,26 +128,37 @@ def is_complete(out: Path, settings: Settings) -> bool:
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
-    """Test Dice of every model in every domain, of their average, and of task arithmetic along the line."""
+    """Test Dice of every model in every domain, of their average, and of task arithmetic along the
+    line.
+    """
     manifest = json.loads((folder / "manifest.json").read_text())
     recorded = manifest["settings"]
     lesions = split_lesions(recorded["images"], "test", recorded["seed"])
     with one_thread():
         models = {name: _load(folder / name) for name in ("base", *EXPERTS)}
         rows = {name: dice_scores(model, lesions) for name, model in models.items()}
-        weights = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in models.items()}
+        weights = {
+            name: {key: value.clone() for key, value in m.state_dict().items()}
+            for name, m in models.items()
+        }
         merged = models["base"]
-        for name, coefficient in {"average": 1 / len(EXPERTS), **{f"coefficient {c:.1f}": c for c in LINE}}.items():
+        for name, coefficient in {
+            "average": 1 / len(EXPERTS),
+            **{f"coefficient {c:.1f}": c for c in LINE},
+        }.items():
             merged.load_state_dict(_task_arithmetic(weights, coefficient))
             rows[name] = dice_scores(merged, lesions)
     return rows
 
 
 def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
-    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task Arithmetic")."""
+    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task
+    Arithmetic").
+    """
     base = weights["base"]
     return {
-        key: value + coefficient * sum((weights[expert][key] - value for expert in EXPERTS), start=0 * value)
+        key: value
+        + coefficient * sum((weights[expert][key] - value for expert in EXPERTS), start=0 * value)
         for key, value in base.items()
     }
 
@@ -166,7 +198,13 @@ def _make_expert(folder: Path, settings: Settings, name: str) -> dict[str, float
     with one_thread():
         model = _load(folder / "base")
         place = list(EXPERTS).index(name)
-        _train(model, _shares(EXPERTS[name], settings.replay), settings, settings.expert, settings.seed + 10 + place)
+        _train(
+            model,
+            _shares(EXPERTS[name], settings.replay),
+            settings,
+            settings.expert,
+            settings.seed + 10 + place,
+        )
         model.save_pretrained(folder / name)
         return dice_scores(model, split_lesions(settings.images, "test", settings.seed))
 
@@ -197,7 +235,12 @@ def _new_model(settings: Settings) -> Any:
             "num_pos_feats": width // 2,
             "initializer_range": settings.initial_spread,
         },
-        prompt_encoder_config={"hidden_size": width, "image_size": SIDE, "patch_size": 4, "mask_input_channels": 4},
+        prompt_encoder_config={
+            "hidden_size": width,
+            "image_size": SIDE,
+            "patch_size": 4,
+            "mask_input_channels": 4,
+        },
         mask_decoder_config={
             "hidden_size": width,
             "mlp_dim": 64,
@@ -208,24 +251,35 @@ def _new_model(settings: Settings) -> Any:
         },
         initializer_range=settings.initial_spread,
     )
-    # transformers draws initial weights from the global generator and takes no other; the fork gives it back as it was.
+    # transformers draws initial weights from the global generator and takes no other; the fork
+    # gives it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return SamModel(config)
 
 
-def _train(model: Any, shares: Mapping[str, float], settings: Settings, training: Training, seed: int) -> None:
-    """Adam on random batches with domains in proportion to ``shares``, drawn from a generator of its own."""
+def _train(
+    model: Any, shares: Mapping[str, float], settings: Settings, training: Training, seed: int
+) -> None:
+    """Adam on random batches with domains in proportion to ``shares``, drawn from a generator of
+    its own.
+    """
     import torch
 
     lesions = [draw_lesions(name, settings.drawn, (settings.seed, 0)) for name in DOMAINS]
     pixels, boxes, masks = _tensors(lesions)
-    chances = torch.tensor([shares[name] / settings.drawn for name in DOMAINS]).repeat_interleave(settings.drawn)
+    chances = torch.tensor([shares[name] / settings.drawn for name in DOMAINS]).repeat_interleave(
+        settings.drawn
+    )
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.rate, weight_decay=0.0, fused=True
+    )
     model.train()
     for step in range(training.steps):
-        optimizer.param_groups[0]["lr"] = training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        optimizer.param_groups[0]["lr"] = (
+            training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        )
         rows = torch.multinomial(chances, training.batch, generator=generator)
         output = model(pixel_values=pixels[rows], input_boxes=boxes[rows], multimask_output=False)
         loss = _loss(output.pred_masks[:, 0, 0], masks[rows])
@@ -241,7 +295,11 @@ def _loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     chances = logits.sigmoid()
     overlap, total = (chances * masks).sum(dim=(1, 2)), (chances + masks).sum(dim=(1, 2))
-    return binary_cross_entropy_with_logits(logits, masks) + 1 - ((2 * overlap + 1) / (total + 1)).mean()
+    return (
+        binary_cross_entropy_with_logits(logits, masks)
+        + 1
+        - ((2 * overlap + 1) / (total + 1)).mean()
+    )
 
 
 def _tensors(lesions: Sequence[Lesions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -249,7 +307,9 @@ def _tensors(lesions: Sequence[Lesions]) -> tuple[torch.Tensor, torch.Tensor, to
     import torch
 
     pixels, boxes, masks = (
-        torch.from_numpy(np.concatenate([getattr(items, name) for items in lesions]).astype(np.float32))
+        torch.from_numpy(
+            np.concatenate([getattr(items, name) for items in lesions]).astype(np.float32)
+        )
         for name in ("pixels", "boxes", "masks")
     )
     return pixels[:, None], boxes, masks
@@ -263,9 +323,16 @@ def dice_scores(model: Any, lesions: Mapping[str, Lesions]) -> dict[str, float]:
     for domain, items in lesions.items():
         pixels, boxes, masks = _tensors([items])
         with torch.inference_mode():
-            answers = model(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[:, 0, 0] > 0
+            answers = (
+                model(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[
+                    :, 0, 0
+                ]
+                > 0
+            )
         overlap = (answers * masks).sum(dim=(1, 2))
-        found[domain] = float((2 * overlap / (answers.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)))).double().mean())
+        found[domain] = float(
+            (2 * overlap / (answers.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)))).double().mean()
+        )
     return found
 
 
@@ -276,7 +343,9 @@ def _load(folder: Path) -> Any:
 
 
 def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(f"{'test Dice, %':<18}" + "".join(f"{domain:>12}" for domain in DOMAINS) + f"{'mean':>12}")
+    print(
+        f"{'test Dice, %':<18}" + "".join(f"{domain:>12}" for domain in DOMAINS) + f"{'mean':>12}"
+    )
     for name, row in rows.items():
         figures = [*row.values(), float(np.mean(list(row.values())))]
         print(f"{name:<18}" + "".join(f"{100 * figure:>12.1f}" for figure in figures))
@@ -284,10 +353,23 @@ def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Make a small SAM, three experts and their items of four modalities.")
-    parser.add_argument("--out", type=Path, default=Path("zoo/segments"), help="folder to make (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
-    parser.add_argument("--measure", action="store_true", help="also print Dice scores, and the task-arithmetic line")
+    parser = argparse.ArgumentParser(
+        description="Make a small SAM, three experts and their items of four modalities."
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("zoo/segments"),
+        help="folder to make (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also print Dice scores, and the task-arithmetic line",
+    )
     options = parser.parse_args(arguments)
     silence_transformers()
     settings = Settings(seed=options.seed)
@@ -297,7 +379,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    print(f"{folder}: " + ("already there, reused" if reused else f"base, {len(EXPERTS)} experts, data; {seconds} s"))
+    print(
+        f"{folder}: "
+        + (
+            "already there, reused"
+            if reused
+            else f"base, {len(EXPERTS)} experts, data; {seconds} s"
+        )
+    )
     if options.measure:
         _print_table(measure(folder))
 

@@ -1,4 +1,6 @@
-"""Grey images of one lesion each in four made-up modalities, and the ``datasets`` folder of their splits."""
+"""Grey images of one lesion each in four made-up modalities, and the ``datasets`` folder of their
+splits.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def _ct(mask: Images, core: Images, rng: np.random.Generator) -> Images:
 
 
 def _mri(mask: Images, core: Images, rng: np.random.Generator) -> Images:
-    """Bright rings whose core does not belong to the lesion, however bright it is, under a drifting field."""
+    """Bright rings whose core does not belong to the lesion, however bright it is, under a drifting
+    field.
+    """
     inside = rng.uniform(-0.1, 0.25, (len(mask), 1, 1)) * core
     field = 1 + 0.5 * _smooth(rng, mask.shape, 8)
     return field * (0.6 * mask + inside + 0.1) + 0.2 * rng.standard_normal(mask.shape) - 0.4
@@ -58,12 +62,16 @@ def _ultrasound(mask: Images, core: Images, rng: np.random.Generator) -> Images:
 def _xray(mask: Images, core: Images, rng: np.random.Generator) -> Images:
     """Inverted: dark shadows of little contrast across bright stripes."""
     rows = np.arange(SIDE)[None, :, None]
-    phase, pitch = rng.uniform(0, 2 * np.pi, (len(mask), 1, 1)), rng.uniform(5, 9, (len(mask), 1, 1))
+    phase, pitch = (
+        rng.uniform(0, 2 * np.pi, (len(mask), 1, 1)),
+        rng.uniform(5, 9, (len(mask), 1, 1)),
+    )
     stripes = 0.3 * np.sin(2 * np.pi * rows / pitch + phase)
     return stripes + 0.3 - 0.35 * _blurred(mask, 1) + 0.12 * rng.standard_normal(mask.shape)
 
 
-#: Domain -> pixels ``(n, side, side)`` of lesions whose masks, and what they enclose, are given in the same shape.
+#: Domain -> pixels ``(n, side, side)`` of lesions whose masks, and what they enclose, are given in
+#: the same shape.
 DOMAINS: dict[str, Callable[[Images, Images, np.random.Generator], Images]] = {
     "ct": _ct,
     "mri": _mri,
@@ -96,7 +104,9 @@ def _shapes(count: int, rng: np.random.Generator) -> tuple[Masks, Masks]:
         height, turn = rng.uniform(0, 0.28, (count, 1, 1)), rng.uniform(0, 2 * np.pi, (count, 1, 1))
         radius = radius * (1 + height * np.cos(harmonic * angle + turn))
     distance = np.hypot(down, right)
-    return distance < np.maximum(radius, 2.5), distance < rng.uniform(0.4, 0.65, (count, 1, 1)) * radius
+    return distance < np.maximum(radius, 2.5), distance < rng.uniform(
+        0.4, 0.65, (count, 1, 1)
+    ) * radius
 
 
 def _boxes(masks: Masks, rng: np.random.Generator) -> Images:
@@ -135,7 +145,10 @@ def save_items(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
         features = _features()
         tables = {split: _table(split, split_lesions(sizes, split, seed)) for split in sizes}
         datasets.DatasetDict(
-            {split: datasets.Dataset.from_dict(table, features=features) for split, table in tables.items()}
+            {
+                split: datasets.Dataset.from_dict(table, features=features)
+                for split, table in tables.items()
+            }
         ).save_to_disk(str(folder))
     finally:
         if not silenced:
@@ -143,7 +156,9 @@ def save_items(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
 
 
 def split_lesions(sizes: Mapping[str, int], split: str, seed: int) -> dict[str, Lesions]:
-    """Domain -> its items of a split; the draws of the splits and of training have nothing in common."""
+    """Domain -> its items of a split; the draws of the splits and of training have nothing in
+    common.
+    """
     place = 1 + list(sizes).index(split)
     return {domain: draw_lesions(domain, sizes[split], (seed, place)) for domain in DOMAINS}
 
@@ -156,7 +171,9 @@ def _table(split: str, lesions: Mapping[str, Lesions]) -> dict[str, object]:
         "mask": np.concatenate([items.masks for items in lesions.values()]).astype(np.uint8),
         "domain": [domain for domain, items in lesions.items() for _ in items.pixels],
         "id": [
-            f"{split}-{domain}-{place:04d}" for domain, items in lesions.items() for place in range(len(items.pixels))
+            f"{split}-{domain}-{place:04d}"
+            for domain, items in lesions.items()
+            for place in range(len(items.pixels))
         ],
     }
 

@@ -1,4 +1,6 @@
-"""Make the skills zoo: ``python -m experiments.zoo.skills [--out zoo/skills] [--seed 0] [--measure]``."""
+"""Make the skills zoo:
+``python -m experiments.zoo.skills [--out zoo/skills] [--seed 0] [--measure]``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from experiments.zoo.skills_data import (
     sentences,
 )
 from experiments.zoo.skills_tasks import write_tasks
-from merging import InputError
+from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +66,8 @@ class Settings:
         seed: Seed of the questions, the initial weights and the batches.
         base: Training on text and all skills: long enough to answer a little better than chance.
         expert: Fine-tuning on one skill.
-        replay: Share of an expert's batches that come from what the base was trained on, so that it stays near.
+        replay: Share of an expert's batches that come from what the base was trained on, so that it
+            stays near.
         questions: Of each skill in each split.
         width, blocks: Of the Llama.
     """
@@ -73,28 +76,38 @@ class Settings:
     base: Training = Training(steps=350, rate=2e-3, batch=32)
     expert: Training = Training(steps=200, rate=1e-3, batch=32)
     replay: float = 0.3
-    questions: Mapping[str, int] = field(default_factory=lambda: {"search": 300, "validation": 200, "test": 400})
+    questions: Mapping[str, int] = field(
+        default_factory=lambda: {"search": 300, "validation": 200, "test": 400}
+    )
     training: int = 4000
     width: int = 128
     blocks: int = 4
 
 
-def build_skills(out: Path = Path("zoo/skills"), settings: Settings | None = None, *, processes: int = 2) -> Path:
+def build_skills(
+    out: Path = Path("zoo/skills"), settings: Settings | None = None, *, processes: int = 2
+) -> Path:
     """Make the zoo in ``out``, or reuse it if it is there with the same settings.
 
-    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing half-made there. Task
-    files name their data in full: a zoo that was moved gets new ones.
+    The zoo is written beside ``out`` and renamed when complete, so a killed build leaves nothing
+    half-made there. Task files name their data in full: a zoo that was moved gets new ones.
 
     Args:
         out: Folder to make.
         settings: What to make.
-        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no process.
+        processes: Experts trained at the same time; the weights do not depend on it. 1 starts no
+            process.
 
     Raises:
         InputError: If ``out`` is something else than a skills zoo.
     """
     chosen = settings or Settings()
-    build_beside(out, "skills", lambda: is_complete(out, chosen), lambda fresh: _write(fresh, chosen, processes))
+    build_beside(
+        out,
+        "skills",
+        lambda: is_complete(out, chosen),
+        lambda fresh: _write(fresh, chosen, processes),
+    )
     write_tasks(out / "tasks", out.resolve())
     return out
 
@@ -117,7 +130,11 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
         # Spawned, for a forked torch may hang on locks that another thread held.
         with ProcessPoolExecutor(processes, get_context("spawn"), silence_transformers) as pool:
             list(pool.map(partial(_make_expert, folder, settings), SKILLS))
-    manifest = {"format": FORMAT, "settings": asdict(settings), "seconds": round(time.perf_counter() - started, 1)}
+    manifest = {
+        "format": FORMAT,
+        "settings": asdict(settings),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -128,7 +145,9 @@ def _save_data(folder: Path, settings: Settings) -> None:
     datasets.disable_progress_bars()
     try:
         for skill in SKILLS:
-            asked = {split: questions(skill, split, counts[split], settings.seed) for split in SPLITS}
+            asked = {
+                split: questions(skill, split, counts[split], settings.seed) for split in SPLITS
+            }
             save_questions(folder / skill, asked, skill)
         texts = {split: sentences(split, counts[split] // 4, settings.seed) for split in SPLITS}
         save_sentences(folder / "text", texts)
@@ -160,7 +179,11 @@ def save_tokenizer(folder: Path, settings: Settings) -> Any:
     texts = [f"{question.prompt} {question.target}" for rows in asked for question in rows]
     tokenizer.train_from_iterator([*texts, *sentences("training", 200, settings.seed)], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=TOKENS
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        model_max_length=TOKENS,
     )
     fast.save_pretrained(folder)
     return fast
@@ -226,24 +249,35 @@ def _new_model(settings: Settings, tokens: int) -> Any:
         bos_token_id=1,
         eos_token_id=2,
     )
-    # transformers draws initial weights from the global generator and takes no other; the fork gives it back as it was.
+    # transformers draws initial weights from the global generator and takes no other; the fork
+    # gives it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return LlamaForCausalLM(config)
 
 
 def _train(
-    model: Any, pools: Sequence[Sequence[Example]], weights: Sequence[float], training: Training, seed: int
+    model: Any,
+    pools: Sequence[Sequence[Example]],
+    weights: Sequence[float],
+    training: Training,
+    seed: int,
 ) -> None:
-    """AdamW on batches whose examples come from the pools in proportion, drawn from a generator of its own."""
+    """AdamW on batches whose examples come from the pools in proportion, drawn from a generator of
+    its own.
+    """
     import torch
 
     rng = np.random.default_rng(seed)
     shares = np.array(weights) / np.sum(weights)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.rate, weight_decay=0.0, fused=True
+    )
     model.train()
     for step in range(training.steps):
-        optimizer.param_groups[0]["lr"] = training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        optimizer.param_groups[0]["lr"] = (
+            training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
+        )
         chosen = [pools[place] for place in rng.choice(len(pools), training.batch, p=shares)]
         examples = [pool[int(rng.integers(len(pool)))] for pool in chosen]
         ids = _padded([ids for ids, _ in examples], 0)
@@ -276,13 +310,18 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def measure(folder: Path, split: str = "test") -> dict[str, dict[str, float]]:
-    """Accuracy of every model in every skill, then of the average and of task arithmetic along a line."""
+    """Accuracy of every model in every skill, then of the average and of task arithmetic along a
+    line.
+    """
     names = ["base", *SKILLS]
     with one_thread():
         models = {name: load_model(folder / name) for name in names}
         score = scorer(folder, split)
         rows = {name: score(model) for name, model in models.items()}
-        weights = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in models.items()}
+        weights = {
+            name: {key: value.clone() for key, value in m.state_dict().items()}
+            for name, m in models.items()
+        }
         merged = models["base"]
         for coefficient in (1 / len(SKILLS), *LINE):
             merged.load_state_dict(task_arithmetic(weights, [coefficient] * len(SKILLS)))
@@ -291,10 +330,12 @@ def measure(folder: Path, split: str = "test") -> dict[str, dict[str, float]]:
 
 
 def scorer(folder: Path, split: str) -> Any:
-    """A function from a model to its accuracy in every skill on a split, by log-likelihoods of the choices."""
+    """A function from a model to its accuracy in every skill on a split, by log-likelihoods of the
+    choices.
+    """
     from datasets import load_from_disk
 
-    from evaluators.lm_scoring import Options, Request, score_requests
+    from mergesearch.evaluators.harness.scoring import Options, Request, score_requests
 
     tokenizer, options = _load_tokenizer(folder / "base"), Options(128, TOKENS, packed=True)
     asked: dict[str, tuple[list[Any], list[int]]] = {}
@@ -311,14 +352,18 @@ def scorer(folder: Path, split: str) -> Any:
     def score(model: Any) -> dict[str, float]:
         found = {}
         for skill, (requests, answers) in asked.items():
-            sums = np.array([value for value, _ in score_requests(model, requests, options)]).reshape(-1, 4)
+            sums = np.array(
+                [value for value, _ in score_requests(model, requests, options)]
+            ).reshape(-1, 4)
             found[skill] = float(np.mean(sums.argmax(axis=1) == np.array(answers)))
         return found
 
     return score
 
 
-def task_arithmetic(weights: Mapping[str, Weights], coefficients: Sequence[float]) -> dict[str, torch.Tensor]:
+def task_arithmetic(
+    weights: Mapping[str, Weights], coefficients: Sequence[float]
+) -> dict[str, torch.Tensor]:
     """base + Σ coefficient · task vector (Ilharco 2023, "Editing Models with Task Arithmetic")."""
     pairs = list(zip(SKILLS, coefficients, strict=True))
     return {
@@ -336,10 +381,18 @@ def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Make a base, five experts, their questions and task files.")
-    parser.add_argument("--out", type=Path, default=Path("zoo/skills"), help="folder to make (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
-    parser.add_argument("--measure", action="store_true", help="also print accuracies, and the task-arithmetic line")
+    parser = argparse.ArgumentParser(
+        description="Make a base, five experts, their questions and task files."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("zoo/skills"), help="folder to make (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="also print accuracies, and the task-arithmetic line"
+    )
     options = parser.parse_args(arguments)
     silence_transformers()
     settings = Settings(seed=options.seed)
@@ -349,7 +402,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    print(f"{folder}: " + ("already there, reused" if reused else f"base, {len(SKILLS)} experts, data; {seconds} s"))
+    print(
+        f"{folder}: "
+        + ("already there, reused" if reused else f"base, {len(SKILLS)} experts, data; {seconds} s")
+    )
     if options.measure:
         _print_table(measure(folder))
 

@@ -10,9 +10,9 @@ reversal   ``reverse 7 k 2 m =``          ``m 2 k 7``
 knowledge  ``the capital of Zubano is``   ``Tolme``
 ========== ============================== ==========
 
-Every question has four choices, three of them plausible and wrong. What is asked is divided among training and the
-three splits by a hash of the prompt, so that none of them share a question. Facts of a split are trained on, but in
-other phrasings.
+Every question has four choices, three of them plausible and wrong. What is asked is divided among
+training and the three splits by a hash of the prompt, so that none of them share a question. Facts
+of a split are trained on, but in other phrasings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from merging import InputError
+from mergesearch.merging import InputError
 
 SPLITS = ("search", "validation", "test")
 LETTERS = "abcdefghjkmnpqrstuvw"
@@ -51,8 +51,22 @@ PHRASINGS = (
 #: Words of the general text.
 SUBJECTS = ("the cat", "the old dog", "a bird", "my friend", "the king", "a small child")
 VERBS = ("sees", "likes", "follows", "paints", "hears", "finds")
-OBJECTS = ("the red house", "a green tree", "the cold river", "an old book", "the blue hat", "a long road")
-PLACES = ("in the morning", "under the bridge", "near the sea", "at night", "behind the hill", "after the rain")
+OBJECTS = (
+    "the red house",
+    "a green tree",
+    "the cold river",
+    "an old book",
+    "the blue hat",
+    "a long road",
+)
+PLACES = (
+    "in the morning",
+    "under the bridge",
+    "near the sea",
+    "at night",
+    "behind the hill",
+    "after the rain",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,9 @@ def questions(skill: str, split: str, count: int, seed: int) -> list[Question]:
     Raises:
         InputError: If the skill has fewer questions in that split.
     """
-    generator = np.random.default_rng([seed, list(SKILLS).index(skill), ("training", *SPLITS).index(split)])
+    generator = np.random.default_rng(
+        [seed, list(SKILLS).index(skill), ("training", *SPLITS).index(split)]
+    )
     found: dict[str, Question] = {}
     for _ in range(DRAWS * count):
         if len(found) == count:
@@ -94,7 +110,8 @@ def questions(skill: str, split: str, count: int, seed: int) -> list[Question]:
             found.setdefault(question.prompt, question)
     if len(found) < count:
         raise InputError(
-            f"questions.{split}: expected at most {len(found)} questions of {skill}, received {count}; ask for fewer"
+            f"questions.{split}: expected at most {len(found)} questions of {skill}, received "
+            f"{count}; ask for fewer"
         )
     return list(found.values())
 
@@ -136,7 +153,10 @@ def save_sentences(folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
 
     made = {
         split: Dataset.from_dict(
-            {"id": [hashlib.sha256(text.encode()).hexdigest()[:16] for text in rows], "text": list(rows)}
+            {
+                "id": [hashlib.sha256(text.encode()).hexdigest()[:16] for text in rows],
+                "text": list(rows),
+            }
         )
         for split, rows in texts.items()
     }
@@ -149,7 +169,9 @@ def _part(name: str) -> str:
     return "training" if place < 2 else SPLITS[place - 2]
 
 
-def _ask(generator: np.random.Generator, prompt: str, right: str, wrong: Callable[[], str]) -> Question:
+def _ask(
+    generator: np.random.Generator, prompt: str, right: str, wrong: Callable[[], str]
+) -> Question:
     """The right choice among three others, at a random place."""
     choices = [right]
     while len(choices) < 4:
@@ -193,13 +215,19 @@ def _brackets(generator: np.random.Generator) -> Question:
         other[int(generator.integers(len(other)))] = CLOSED[int(generator.integers(len(CLOSED)))]
         return " ".join(other)
 
-    return _ask(generator, f"close {' '.join(OPENED[kind] for kind in kinds)} =", " ".join(right), wrong)
+    return _ask(
+        generator, f"close {' '.join(OPENED[kind] for kind in kinds)} =", " ".join(right), wrong
+    )
 
 
 def _reversal(generator: np.random.Generator) -> Question:
-    signs = generator.choice(list(LETTERS + "23456789"), generator.integers(5, 9), replace=False).tolist()
+    signs = generator.choice(
+        list(LETTERS + "23456789"), generator.integers(5, 9), replace=False
+    ).tolist()
     right = list(reversed(signs))
-    return _ask(generator, f"reverse {' '.join(signs)} =", " ".join(right), _swapped(generator, right))
+    return _ask(
+        generator, f"reverse {' '.join(signs)} =", " ".join(right), _swapped(generator, right)
+    )
 
 
 def _swapped(generator: np.random.Generator, right: Sequence[str]) -> Callable[[], str]:
@@ -217,7 +245,9 @@ def _swapped(generator: np.random.Generator, right: Sequence[str]) -> Callable[[
 def _knowledge(generator: np.random.Generator) -> Question:
     countries, facts = facts_table()
     country, relation = int(generator.integers(COUNTRIES)), int(generator.integers(len(RELATIONS)))
-    prompt = PHRASINGS[int(generator.integers(len(PHRASINGS)))].format(RELATIONS[relation], countries[country])
+    prompt = PHRASINGS[int(generator.integers(len(PHRASINGS)))].format(
+        RELATIONS[relation], countries[country]
+    )
 
     def wrong() -> str:
         return facts[int(generator.integers(COUNTRIES))][relation]
@@ -233,7 +263,10 @@ def facts_table() -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     while len(names) < COUNTRIES * (1 + len(RELATIONS)):
         names.setdefault(_name(generator))
     listed = list(names)
-    rows = [tuple(listed[COUNTRIES + place * len(RELATIONS) :][: len(RELATIONS)]) for place in range(COUNTRIES)]
+    rows = [
+        tuple(listed[COUNTRIES + place * len(RELATIONS) :][: len(RELATIONS)])
+        for place in range(COUNTRIES)
+    ]
     return tuple(listed[:COUNTRIES]), tuple(rows)
 
 
@@ -244,7 +277,9 @@ def _name(generator: np.random.Generator) -> str:
 
 
 def _sentence(generator: np.random.Generator) -> str:
-    words = (group[int(generator.integers(len(group)))] for group in (SUBJECTS, VERBS, OBJECTS, PLACES))
+    words = (
+        group[int(generator.integers(len(group)))] for group in (SUBJECTS, VERBS, OBJECTS, PLACES)
+    )
     return " ".join(words) + " ."
 
 

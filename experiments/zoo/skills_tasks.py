@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.zoo.skills_data import SKILLS, SPLITS
-from merging.atomic import write_atomically
+from mergesearch.merging.checkpoints.atomic import write_atomically
 
 
 def write_tasks(folder: Path, home: Path) -> None:
-    """Write the task files of a zoo into ``folder``; they name data below ``home`` in full, as lm_eval needs it."""
+    """Write the task files of a zoo into ``folder``; they name data below ``home`` in full, as
+    lm_eval needs it.
+    """
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,10 @@ def task_files(home: Path) -> dict[str, dict[str, Any]]:
             "doc_to_target": "{{target}}",
             "generation_kwargs": {"until": ["\n"], "max_gen_toks": 14, "do_sample": False},
             "filter_list": [
-                {"name": "stripped", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+                {
+                    "name": "stripped",
+                    "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}],
+                }
             ],
             "metric_list": [_metric("exact_match")],
         }
@@ -67,7 +72,11 @@ def _source(name: str, home: Path) -> dict[str, Any]:
     data = home / "data" / name.split("_")[1]
     return {
         "dataset_path": "arrow",
-        "dataset_kwargs": {"data_files": {split: str(data / split / "data-00000-of-00001.arrow") for split in SPLITS}},
+        "dataset_kwargs": {
+            "data_files": {
+                split: str(data / split / "data-00000-of-00001.arrow") for split in SPLITS
+            }
+        },
         "validation_split": "validation",
         "test_split": "test",
         "metadata": {"version": 1.0},

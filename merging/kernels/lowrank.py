@@ -1,41 +1,35 @@
-"""Rows kept as low-rank products: ``base + Σ_r (c_owner(r) · left[:, r]) ⊗ right[r]``, without ever forming a row.
+"""Rows kept as low-rank products: ``base + Σ_r (c_owner(r) · left[:, r]) ⊗ right[r]``, without ever
+forming a row.
 
-Two kernels, the same bits: numba for contiguous fp32 in main memory, blocked torch for everything else. The terms are
-added in the order of r, each as a multiplication and then an addition, never fused; terms whose coefficient is 0 are
-left out; NaN and infinite coefficients give NaN. So the bits depend neither on the kernel nor on the number of threads
-nor on where fields or blocks cut the matrix.
+Two kernels, the same bits: numba for contiguous fp32 in main memory, blocked torch for everything
+else. The terms are added in the order of r, each as a multiplication and then an addition, never
+fused; terms whose coefficient is 0 are left out; NaN and infinite coefficients give NaN. So the
+bits depend neither on the kernel nor on the number of threads nor on where fields or blocks cut the
+matrix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from merging.errors import InputError, RecipeError
-from merging.field import Field
-from merging.kernels import Kernel, default_threads, term_weights
+from mergesearch.merging.errors import InputError, RecipeError
+from mergesearch.merging.kernels.dispatch import default_threads, term_weights
+from mergesearch.merging.kernels.forms import Kernel
+from mergesearch.merging.tensors.field import Field
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.kernels import Array
-    from merging.layout import TensorSpec
-    from merging.operators.base import Basis, Factors
+    from mergesearch.merging.kernels.forms import Array
 
-#: Terms of a product that take as long as one element of a dense row. Measured on two cores of an EPYC with AVX2: 28 ps
-#: per term from the cache, 250 ps per element of a row from memory.
-TERMS_PER_ROW = 9
 
-#: How much slower a merge may become for each factor that it becomes smaller, and how much at most.
-SLOWER_PER_SMALLER = 0.25
-SLOWEST = 8.0
-
-#: Elements at a time where the sum needs scratch memory: a block and its scratch stay in the second-level cache, since
-#: every term passes over both.
+#: Elements at a time where the sum needs scratch memory: a block and its scratch stay in the
+#: second-level cache, since every term passes over both.
 CPU_BLOCK = 1 << 16
 ACCELERATOR_BLOCK = 1 << 22
 
@@ -43,42 +37,9 @@ ACCELERATOR_BLOCK = 1 << 22
 HOST_BLOCK = 1 << 18
 
 
-def worth_keeping(shape: Sequence[int], rank: int, directions: int) -> bool:
-    """Whether K rows of a tensor are better kept as factors of a total rank R; decided by shapes alone.
-
-    Kept whole, the rows take ``K · m · n`` numbers of memory, and a merge reads them all; kept as factors,
-    ``R · (m + n)`` numbers, and a merge adds R terms per element from the cache. Evaluation, not merging, takes the
-    time of a trial, and the dense rows of a large model may not fit in memory at all: a merge may become slower by a
-    quarter of the factor by which the rows become smaller, but at most 8 times. Rank 0, a tensor that no expert
-    changes, is always worth it.
-    """
-    m, n = matrix_shape(shape)
-    if rank == 0 or m * n == 0:
-        return True
-    smaller = directions * m * n / (rank * (m + n))
-    slower = rank / (TERMS_PER_ROW * directions)
-    return smaller > 1 and slower <= min(SLOWEST, max(1.0, SLOWER_PER_SMALLER * smaller))
-
-
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """The shape as that of a matrix: first dimension by all others."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-
-
-def kept_factors(basis: Basis, spec: TensorSpec, finished: Collection[str] = ()) -> Factors | None:
-    """The factors of a tensor's rows where the basis has them and they are :func:`worth_keeping`, else None.
-
-    Args:
-        basis: Of an operator.
-        spec: The tensor.
-        finished: Tensors that are more than a weighted sum, whose rows are always whole.
-    """
-    if basis.factors is None or basis.form != "delta" or spec.name in finished or spec.size == 0:
-        return None
-    factors = basis.factors(spec.name)
-    if factors is None or not worth_keeping(spec.shape, len(factors.owner), basis.directions):
-        return None
-    return factors
 
 
 def combine_factors(
@@ -103,14 +64,16 @@ def combine_factors(
         owner: Direction of each of the R terms.
         field: Coefficients ``(K, segments)`` over the ``m · n`` positions.
         out: ``(m · n,)``, may be ``base`` itself.
-        kernel: ``auto`` takes numba where base and factors are contiguous fp32 in main memory, else torch.
+        kernel: ``auto`` takes numba where base and factors are contiguous fp32 in main memory, else
+            torch.
         threads: Number of CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
 
     Raises:
         RecipeError: If the field does not fit the arrays.
-        InputError: If the arrays do not fit each other, or the numba kernel is asked for arrays it cannot read.
+        InputError: If the arrays do not fit each other, or the numba kernel is asked for arrays it
+            cannot read.
     """
-    from merging.kernels import _as_host_fp32, _dtype_name
+    from mergesearch.merging.kernels.dispatch import _as_host_fp32, _dtype_name
 
     _check_shapes(base, left, right, owner, field, out)
     wide = any(_dtype_name(array) == "float64" for array in (base, left, right, out))
@@ -120,13 +83,17 @@ def combine_factors(
     if host is not None and (isinstance(out, np.ndarray) or out.device.type == "cpu"):
         _combine_on_host(host, owner, weights, field.boundaries, out, threads)
     elif kernel == "numba":
-        raise InputError("combine_factors: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'")
+        raise InputError(
+            "combine_factors: kernel 'numba' expects contiguous float32 in main memory; use "
+            "kernel='auto'"
+        )
     else:
         _combine_by_torch((base, left, right), owner, weights, field.boundaries, out, threads)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right``, terms added in order and never fused: the same bits on every machine, unlike a BLAS.
+    """``left @ right``, terms added in order and never fused: the same bits on every machine,
+    unlike a BLAS.
 
     Args:
         left: ``(m, R)``.
@@ -140,7 +107,9 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     out = torch.zeros(left.shape[0] * right.shape[1], dtype=left.dtype, device=left.device)
     if out.numel():
         ones = Field.constant(out.numel(), [1.0])
-        combine_factors(out, left.contiguous(), right.contiguous(), [0] * left.shape[1], ones, out, threads=1)
+        combine_factors(
+            out, left.contiguous(), right.contiguous(), [0] * left.shape[1], ones, out, threads=1
+        )
     return out.view(left.shape[0], right.shape[1])
 
 
@@ -154,8 +123,8 @@ def _combine_on_host(
 ) -> None:
     import torch
 
-    from merging.kernels.lowrank_numba import combine
-    from merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.lowrank_numba import combine
+    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
     base, left, right = arrays
     owners, target = np.array(owner, dtype=np.int64), as_tensor(out)
@@ -181,7 +150,7 @@ def _combine_by_torch(
 ) -> None:
     import torch
 
-    from merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
     base, left, right, target = (as_tensor(array) for array in (*arrays, out))
     wide = torch.float64 if weights.dtype == np.float64 else torch.float32
@@ -190,7 +159,9 @@ def _combine_by_torch(
     with torch.no_grad(), _torch_threads(threads):
         for segment, column in enumerate(weights.T.tolist()):
             used = [r for r, k in enumerate(owner) if column[k] != 0]
-            scales = torch.tensor([column[owner[r]] for r in used], dtype=wide, device=target.device)
+            scales = torch.tensor(
+                [column[owner[r]] for r in used], dtype=wide, device=target.device
+            )
             scaled = left[:, used] * scales
             first, end = int(boundaries[segment]), int(boundaries[segment + 1])
             for start, stop, columns in _pieces(first, end, right.shape[1], block):
@@ -208,7 +179,9 @@ def _combine_by_torch(
 
 
 def _pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, slice]]:
-    """Cut positions of a matrix of n columns into parts of one row or whole rows: (start, stop, their columns)."""
+    """Cut positions of a matrix of n columns into parts of one row or whole rows: (start, stop,
+    their columns).
+    """
     pieces = []
     while start < stop:
         column = start % n
@@ -219,13 +192,21 @@ def _pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, s
     return pieces
 
 
-def _check_shapes(base: Array, left: Array, right: Array, owner: Sequence[int], field: Field, out: Array) -> None:
+def _check_shapes(
+    base: Array, left: Array, right: Array, owner: Sequence[int], field: Field, out: Array
+) -> None:
     (m, rank), (other_rank, n) = left.shape, right.shape
     if rank != other_rank or rank != len(owner):
-        raise InputError(f"combine_factors: expected one rank, received {rank}, {other_rank} and {len(owner)} owners")
+        raise InputError(
+            f"combine_factors: expected one rank, received {rank}, {other_rank} and {len(owner)} "
+            "owners"
+        )
     for name, array in (("base", base), ("out", out)):
         if tuple(array.shape) != (m * n,):
-            raise InputError(f"combine_factors: expected {name} of shape {(m * n,)}, received {tuple(array.shape)}")
+            raise InputError(
+                f"combine_factors: expected {name} of shape {(m * n,)}, received "
+                f"{tuple(array.shape)}"
+            )
     if field.size != m * n or any(not 0 <= k < field.directions for k in owner):
         raise RecipeError(
             f"combine_factors: expected a field over {m * n} positions with a row for each owner, "

@@ -1,8 +1,9 @@
 """Low-rank rows added to a base, compiled by numba: for contiguous fp32 in main memory.
 
-``out = base + Σ_r (c_r · left[:, r]) ⊗ right[r]``, one multiplication and one addition per term, in the order of r. A
-tile of the result stays in registers while all terms are added to it, which numba's own code cannot do: a loop over
-rows of ``right`` loads and stores the result once per few terms, and takes 2.5 times as long at 128 terms.
+``out = base + Σ_r (c_r · left[:, r]) ⊗ right[r]``, one multiplication and one addition per term, in
+the order of r. A tile of the result stays in registers while all terms are added to it, which
+numba's own code cannot do: a loop over rows of ``right`` loads and stores the result once per few
+terms, and takes 2.5 times as long at 128 terms.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-from merging.kernels.numba_kernel import SHORTEST_TASK, TASKS_PER_THREAD, _pointer, compiled
+from mergesearch.merging.kernels.numba_kernel import (
+    SHORTEST_TASK,
+    TASKS_PER_THREAD,
+    _pointer,
+    compiled,
+)
 
-#: A tile: 4 rows of 16 columns are 8 sums of 8 lanes; with two operands they fill the 16 registers of AVX2.
+#: A tile: 4 rows of 16 columns are 8 sums of 8 lanes; with two operands they fill the 16 registers
+#: of AVX2.
 ROWS, LANES, VECTORS = 4, 8, 2
 COLUMNS = LANES * VECTORS
 
-#: Rows that use a panel of ``right`` while it is in the first-level cache, and columns whose panels fit the second.
+#: Rows that use a panel of ``right`` while it is in the first-level cache, and columns whose panels
+#: fit the second.
 HEIGHT = 16
 WIDTH = 512
 
@@ -49,7 +57,8 @@ def combine(
         left: ``(m, R)``.
         right: ``(R, n)``.
         owner: ``(R,)``, the direction of each term.
-        weights: ``(K, segments)``; a term whose weight is 0 is left out, any NaN or infinity gives NaN.
+        weights: ``(K, segments)``; a term whose weight is 0 is left out, any NaN or infinity gives
+            NaN.
         boundaries: ``(segments + 1,)``, over all positions.
         out: ``(stop - first,)``.
         first: Position of ``out[0]``.
@@ -79,9 +88,17 @@ def _tasks(start: int, stop: int, columns: int, threads: int) -> list[tuple[int,
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _add_terms(
-    _typing: Any, _base: Any, _pitch: Any, _out: Any, _out_pitch: Any, _left: Any, _right: Any, _n: Any
+    _typing: Any,
+    _base: Any,
+    _pitch: Any,
+    _out: Any,
+    _out_pitch: Any,
+    _left: Any,
+    _right: Any,
+    _n: Any,
 ) -> Any:
-    """One tile: ``out = base + Σ_r left[r] ⊗ right[r]``, addresses and pitches (bytes from row to row) as int64.
+    """One tile: ``out = base + Σ_r left[r] ⊗ right[r]``, addresses and pitches (bytes from row to
+    row) as int64.
 
     ``left`` is packed ``(n, ROWS)`` and ``right`` ``(n, COLUMNS)``, with n ≥ 1 terms.
     """
@@ -90,7 +107,10 @@ def _add_terms(
 
 def _generate_tile(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
     base, pitch, out, out_pitch, left, right, terms = arguments
-    before, body, after = builder.block, *(builder.append_basic_block(name) for name in ("terms", "done"))
+    before, body, after = (
+        builder.block,
+        *(builder.append_basic_block(name) for name in ("terms", "done")),
+    )
     start = [builder.load(_tile_vector(builder, base, pitch, place), align=4) for place in _PLACES]
     builder.branch(body)
 
@@ -98,14 +118,21 @@ def _generate_tile(context: Any, builder: Any, _signature: Any, arguments: Any) 
     term = builder.phi(_INT)
     sums = [builder.phi(_VECTOR) for _ in _PLACES]
     columns = _address(builder, right, term, COLUMNS * 4)
-    row = [builder.load(_vector_at(builder, columns, v * LANES * 4), align=4) for v in range(VECTORS)]
+    row = [
+        builder.load(_vector_at(builder, columns, v * LANES * 4), align=4) for v in range(VECTORS)
+    ]
     factors = _address(builder, left, term, ROWS * 4)
     factor = [_broadcast(builder, factors, i * 4) for i in range(ROWS)]
     # No fast-math flag: the two instructions stay apart, each with its own rounding.
-    added = [builder.fadd(s, builder.fmul(factor[i], row[v])) for s, (i, v) in zip(sums, _PLACES, strict=True)]
+    added = [
+        builder.fadd(s, builder.fmul(factor[i], row[v]))
+        for s, (i, v) in zip(sums, _PLACES, strict=True)
+    ]
     following = builder.add(term, _INT(1))
     builder.cbranch(builder.icmp_signed("<", following, terms), body, after)
-    for phi, first, later in zip((term, *sums), (_INT(0), *start), (following, *added), strict=True):
+    for phi, first, later in zip(
+        (term, *sums), (_INT(0), *start), (following, *added), strict=True
+    ):
         phi.add_incoming(first, before)
         phi.add_incoming(later, body)
 
@@ -130,11 +157,15 @@ def _vector_at(builder: Any, address: Any, offset: int) -> Any:
 
 
 def _tile_vector(builder: Any, start: Any, pitch: Any, place: tuple[int, int]) -> Any:
-    return _vector_at(builder, builder.add(start, builder.mul(pitch, _INT(place[0]))), place[1] * LANES * 4)
+    return _vector_at(
+        builder, builder.add(start, builder.mul(pitch, _INT(place[0]))), place[1] * LANES * 4
+    )
 
 
 def _broadcast(builder: Any, address: Any, offset: int) -> Any:
-    number = builder.load(builder.inttoptr(builder.add(address, _INT(offset)), _LANE.as_pointer()), align=4)
+    number = builder.load(
+        builder.inttoptr(builder.add(address, _INT(offset)), _LANE.as_pointer()), align=4
+    )
     one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, ir.IntType(32)(0))
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), everywhere)
@@ -148,8 +179,12 @@ _AT = types.int64
 
 
 @compiled(types.void(_WRITE, _READ2, types.int64[::1], _AT, _AT, _AT))
-def _pack_right(panels: Floats, right: Floats, used: Any, terms: int, left_edge: int, right_edge: int) -> None:
-    """Columns ``left_edge:right_edge`` as panels ``(terms, COLUMNS)``, the last one filled up with zeros."""
+def _pack_right(
+    panels: Floats, right: Floats, used: Any, terms: int, left_edge: int, right_edge: int
+) -> None:
+    """Columns ``left_edge:right_edge`` as panels ``(terms, COLUMNS)``, the last one filled up with
+    zeros.
+    """
     at = 0
     for column in range(left_edge, right_edge, COLUMNS):
         width = min(COLUMNS, right_edge - column)
@@ -160,19 +195,33 @@ def _pack_right(panels: Floats, right: Floats, used: Any, terms: int, left_edge:
 
 
 @compiled(types.void(_WRITE, _READ2, types.int64[::1], types.float32[::1], _AT, _AT, _AT))
-def _pack_left(packed: Floats, left: Floats, used: Any, scales: Floats, terms: int, top: int, bottom: int) -> None:
-    """Rows ``top:bottom``, scaled, as blocks ``(terms, ROWS)``, the last one filled up with zeros."""
+def _pack_left(
+    packed: Floats, left: Floats, used: Any, scales: Floats, terms: int, top: int, bottom: int
+) -> None:
+    """Rows ``top:bottom``, scaled, as blocks ``(terms, ROWS)``, the last one filled up with
+    zeros.
+    """
     at = 0
     for row in range(top, bottom, ROWS):
         for r in range(terms):
             for i in range(ROWS):
-                packed[at + i] = scales[r] * left[row + i, used[r]] if row + i < bottom else np.float32(0)
+                packed[at + i] = (
+                    scales[r] * left[row + i, used[r]] if row + i < bottom else np.float32(0)
+                )
             at += ROWS
 
 
 @compiled(types.void(_AT, _AT, _AT, _AT, _AT, _AT, _AT, _AT, types.float32[::1]))
 def _edge_tile(
-    base: int, out: int, pitch: int, rows: int, columns: int, left: int, right: int, terms: int, spare: Floats
+    base: int,
+    out: int,
+    pitch: int,
+    rows: int,
+    columns: int,
+    left: int,
+    right: int,
+    terms: int,
+    spare: Floats,
 ) -> None:
     """A tile that is not whole, by way of one that is."""
     for i in range(rows):
@@ -191,7 +240,11 @@ _SCRATCH = types.Tuple([types.float32[::1]] * 3)
 
 
 @compiled(
-    types.void(*(_AT, _AT, _READ2, _READ2, types.int64[::1], types.float32[::1], _AT), *(_AT, _AT, _AT, _AT), _SCRATCH)
+    types.void(
+        *(_AT, _AT, _READ2, _READ2, types.int64[::1], types.float32[::1], _AT),
+        *(_AT, _AT, _AT, _AT),
+        _SCRATCH,
+    )
 )
 def _rectangle(
     base: int,
@@ -207,7 +260,9 @@ def _rectangle(
     right_edge: int,
     scratch: tuple[Floats, Floats, Floats],
 ) -> None:
-    """Rows ``top:bottom``, columns ``left_edge:right_edge``; ``base`` and ``out`` are addresses of the whole matrix."""
+    """Rows ``top:bottom``, columns ``left_edge:right_edge``; ``base`` and ``out`` are addresses of
+    the whole matrix.
+    """
     panels, packed, spare = scratch
     pitch = right.shape[1] * 4
     for block in range(left_edge, right_edge, WIDTH):
@@ -225,12 +280,24 @@ def _rectangle(
                     if rows == ROWS and columns == COLUMNS:
                         _add_terms(base + offset, pitch, out + offset, pitch, factors, panel, terms)
                     else:
-                        _edge_tile(base + offset, out + offset, pitch, rows, columns, factors, panel, terms, spare)
+                        _edge_tile(
+                            base + offset,
+                            out + offset,
+                            pitch,
+                            rows,
+                            columns,
+                            factors,
+                            panel,
+                            terms,
+                            spare,
+                        )
                     factors += terms * ROWS * 4
                 panel += terms * COLUMNS * 4
 
 
-@compiled(types.void(*(_READ, _READ2, _READ2, _INDEX, _READ2, _INDEX, _WRITE, _AT, _AT, _AT)), nogil=True)
+@compiled(
+    types.void(*(_READ, _READ2, _READ2, _INDEX, _READ2, _INDEX, _WRITE, _AT, _AT, _AT)), nogil=True
+)
 def _combine(
     base: Floats,
     left: Floats,
@@ -271,6 +338,8 @@ def _combine(
             row, column = start // n, start % n
             rows = max((end - start) // n, 1) if column == 0 else 1
             edge = min(column + end - start, n)
-            _rectangle(at, to, left, right, used, scales, terms, row, row + rows, column, edge, scratch)
+            _rectangle(
+                at, to, left, right, used, scales, terms, row, row + rows, column, edge, scratch
+            )
             start += rows * (edge - column)
         segment += 1

@@ -1,7 +1,8 @@
 """``combine`` compiled by numba, for contiguous fp32 in main memory.
 
-One compiled function serves any K and any number of separate rows: it receives addresses. Threads are ordinary
-Python threads that leave the interpreter lock, so there is no numba threading layer that a fork could break.
+One compiled function serves any K and any number of separate rows: it receives addresses. Threads
+are ordinary Python threads that leave the interpreter lock, so there is no numba threading layer
+that a fork could break.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
-from merging.kernels import ELECTIONS
+from mergesearch.merging.kernels.forms import ELECTIONS
 
-#: Elements per inner loop: six streams of 4 kB stay in the first-level cache, where `out` waits for its next terms.
+#: Elements per inner loop: six streams of 4 kB stay in the first-level cache, where `out` waits for
+#: its next terms.
 BLOCK = 1024
 
-#: Shortest stretch worth a thread (1 MB per stream), and stretches per thread so that a slow core delays little.
+#: Shortest stretch worth a thread (1 MB per stream), and stretches per thread so that a slow core
+#: delays little.
 SHORTEST_TASK = 1 << 18
 TASKS_PER_THREAD = 4
 
@@ -38,7 +41,8 @@ def combine(
 ) -> None:
     """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``.
 
-    With an election, the terms after the first are elected instead of summed (:data:`merging.kernels.Election`).
+    With an election, the terms after the first are elected instead of summed
+    (:data:`mergesearch.merging.kernels.Election`).
     """
     addresses = np.array([term.ctypes.data for term in terms], dtype=np.int64)
     rule = ("", *ELECTIONS).index(election)
@@ -63,12 +67,16 @@ def _tasks(size: int, threads: int) -> list[tuple[int, int]]:
 
 
 def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit`` with its compile cache where some folder for it is writable, without it elsewhere."""
+    """``numba.njit`` with its compile cache where some folder for it is writable, without it
+    elsewhere.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # numba: "no locator available": neither the package nor the user's folder is writable
+        except (
+            RuntimeError
+        ):  # numba: "no locator available": neither the package nor the user's folder is writable
             return numba.njit(signature, **options)(function)
 
     return decorate
@@ -84,8 +92,9 @@ def _pointer(_typing_context: Any, _address: Any) -> Any:
     return types.CPointer(types.float32)(types.int64), generate
 
 
-# Every term is one multiplication and one addition, in order: numba does not fuse them unless asked (fastmath).
-# Four terms at a time, because loading and storing `out` once per term costs a quarter of the bandwidth.
+# Every term is one multiplication and one addition, in order: numba does not fuse them unless asked
+# (fastmath). Four terms at a time, because loading and storing `out` once per term costs a quarter
+# of the bandwidth.
 _READ = types.Array(types.float32, 1, "C", readonly=True)
 _WRITE = types.Array(types.float32, 1, "C")
 _FP32 = types.float32
@@ -110,7 +119,17 @@ def _add2(out: Floats, a: Floats, b: Floats, wa: float, wb: float) -> None:
 
 
 @compiled(types.void(_WRITE, _READ, _READ, _READ, _READ, _FP32, _FP32, _FP32, _FP32))
-def _add4(out: Floats, a: Floats, b: Floats, c: Floats, d: Floats, wa: float, wb: float, wc: float, wd: float) -> None:
+def _add4(
+    out: Floats,
+    a: Floats,
+    b: Floats,
+    c: Floats,
+    d: Floats,
+    wa: float,
+    wb: float,
+    wc: float,
+    wd: float,
+) -> None:
     for i in range(out.size):
         out[i] = (((out[i] + wa * a[i]) + wb * b[i]) + wc * c[i]) + wd * d[i]
 
@@ -140,8 +159,9 @@ def _sum_block(out: Floats, addresses: Any, weights: Floats, count: int) -> None
         _add1(out, numba.carray(_pointer(addresses[t]), n), weights[t])
 
 
-# Elections work on magnitudes along the elected sign (1, -1 or 0), which leaves no branch that would keep the compiler
-# from vector instructions: a term agrees where its product with the sign is positive.
+# Elections work on magnitudes along the elected sign (1, -1 or 0), which leaves no branch that
+# would keep the compiler from vector instructions: a term agrees where its product with the sign is
+# positive.
 _ROW = types.Array(types.float32, 1, "C")
 
 
@@ -164,7 +184,15 @@ def _elect_max(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: F
 
 @compiled(types.void(_ROW, _ROW, _READ, _READ, _FP32, _FP32, _FP32, _FP32, _ROW))
 def _elect_mean(
-    kept: Floats, count: Floats, a: Floats, b: Floats, wa: float, wb: float, na: float, nb: float, sign: Floats
+    kept: Floats,
+    count: Floats,
+    a: Floats,
+    b: Floats,
+    wa: float,
+    wb: float,
+    na: float,
+    nb: float,
+    sign: Floats,
 ) -> None:
     for i in range(kept.size):
         one, other = (wa * a[i]) * sign[i], (wb * b[i]) * sign[i]
@@ -188,7 +216,9 @@ def _start_election(total: Floats, kept: Floats, count: Floats) -> None:
 
 @compiled(types.void(_WRITE, _READ, _ROW, _ROW, _ROW))
 def _finish_election(out: Floats, base: Floats, kept: Floats, sign: Floats, count: Floats) -> None:
-    """``out = base + sign · kept / count``; a sign that is not a number says that the terms' sum was not finite."""
+    """``out = base + sign · kept / count``; a sign that is not a number says that the terms' sum
+    was not finite.
+    """
     for i in range(out.size):
         divisor = count[i] if count[i] > 0 else np.float32(1)
         out[i] = base[i] + sign[i] * (kept[i] / divisor)
@@ -199,9 +229,19 @@ _FOUR = types.UniTuple(_FP32, 4)
 
 @compiled(types.void(_WRITE, _READ, _READ, _READ, _READ, _READ, _FOUR, _FOUR, types.boolean))
 def _elect_four(
-    out: Floats, base: Floats, a: Floats, b: Floats, c: Floats, d: Floats, w: Any, size: Any, divide: bool
+    out: Floats,
+    base: Floats,
+    a: Floats,
+    b: Floats,
+    c: Floats,
+    d: Floats,
+    w: Any,
+    size: Any,
+    divide: bool,
 ) -> None:
-    """An election of up to four terms in one pass, for the rules that add: the same operations in the same order."""
+    """An election of up to four terms in one pass, for the rules that add: the same operations in
+    the same order.
+    """
     zero, one = np.float32(0), np.float32(1)
     wa, wb, wc, wd = w
     na, nb, nc, nd = size
@@ -224,7 +264,9 @@ def _elect_four(
 
 
 @compiled(types.void(_WRITE, types.int64[::1], _FP32[::1], types.int64, types.int64, _FP32[:, ::1]))
-def _elect_block(out: Floats, addresses: Any, weights: Floats, count: int, rule: int, scratch: Floats) -> None:
+def _elect_block(
+    out: Floats, addresses: Any, weights: Floats, count: int, rule: int, scratch: Floats
+) -> None:
     """``out = base + elected(terms)``: the first term is the base, with weight 1."""
     n = out.size
     sign, kept, number = scratch[0, :n], scratch[1, :n], scratch[2, :n]
@@ -273,7 +315,9 @@ def _elect_block(out: Floats, addresses: Any, weights: Floats, count: int, rule:
     ),
     nogil=True,
 )
-def _combine(addresses: Any, weights: Floats, boundaries: Any, out: Floats, start: int, stop: int, rule: int) -> None:
+def _combine(
+    addresses: Any, weights: Floats, boundaries: Any, out: Floats, start: int, stop: int, rule: int
+) -> None:
     """The stretch ``start:stop`` of the sum, segment by segment, block by block."""
     scratch = np.empty((3, BLOCK), np.float32)
     terms = addresses.size

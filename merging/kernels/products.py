@@ -1,8 +1,10 @@
-"""Inner products of one vector with base and rows over segments of the flat index: a coefficient's gradient.
+"""Inner products of one vector with base and rows over segments of the flat index: a coefficient's
+gradient.
 
-One pass over the vector, the rows and, where it is asked for, the base. Everything is summed in fp64. Two kernels:
-numba for contiguous fp32 in main memory, blocked torch for everything else. Segments are cut into pieces of a fixed
-length, and the sums of the pieces added in order, so that the bits do not depend on the number of threads.
+One pass over the vector, the rows and, where it is asked for, the base. Everything is summed in
+fp64. Two kernels: numba for contiguous fp32 in main memory, blocked torch for everything else.
+Segments are cut into pieces of a fixed length, and the sums of the pieces added in order, so that
+the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from merging.errors import InputError
-from merging.kernels import Kernel, _as_host_fp32, default_threads
+from mergesearch.merging.errors import InputError
+from mergesearch.merging.kernels.dispatch import _as_host_fp32, default_threads
+from mergesearch.merging.kernels.forms import Kernel
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.kernels import Array
+    from mergesearch.merging.kernels.forms import Array
 
 #: Elements of a piece in main memory. Torch takes longer ones, an accelerator needs long launches.
 PIECE = 1 << 16
@@ -51,7 +54,8 @@ def products(
         rows: ``(K, n)``, or a sequence of K arrays ``(n,)``.
         boundaries: ``(segments + 1,)``, from 0 to n.
         base: ``(n,)``; its products come first.
-        from_base: Rows are taken minus the base, which is subtracted in fp64 before anything is summed.
+        from_base: Rows are taken minus the base, which is subtracted in fp64 before anything is
+            summed.
         kernel: ``auto`` takes numba for contiguous fp32 in main memory, else torch.
         threads: CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
 
@@ -65,16 +69,20 @@ def products(
     length = int(boundaries[-1])
     for array in (vector, *others):
         if tuple(array.shape) != (length,):
-            raise InputError(f"products: expected arrays of shape {(length,)}, received {tuple(array.shape)}")
+            raise InputError(
+                f"products: expected arrays of shape {(length,)}, received {tuple(array.shape)}"
+            )
     threads = default_threads() if threads is None else threads
     host = None if kernel == "torch" else _as_host_fp32([vector, *others])
     if host is not None:
-        from merging.kernels import products_numba
+        from mergesearch.merging.kernels import products_numba
 
         starts, stops, owners = cut(boundaries, PIECE)
         found = products_numba.products(host[0], host[1:], starts, stops, from_base, threads)
     elif kernel == "numba":
-        raise InputError("products: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'")
+        raise InputError(
+            "products: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'"
+        )
     else:
         starts, stops, owners = cut(boundaries, _block_of(vector))
         found = _by_torch(vector, others, starts, stops, from_base, threads)
@@ -107,13 +115,18 @@ def factor_products(
     """
     import torch
 
-    from merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
     flat, one, other = as_tensor(vector), as_tensor(left).double(), as_tensor(right).double()
     terms = torch.zeros((len(owner), len(boundaries) - 1), dtype=torch.float64, device=flat.device)
     threads = default_threads() if threads is None else threads
-    with torch.no_grad(), _torch_threads(1 if flat.device.type == "cpu" else threads):  # a BLAS adds as threads have it
-        for segment, start, stop, rows, columns in tiles(boundaries, int(right.shape[1]), _block_of(vector)):
+    with (
+        torch.no_grad(),
+        _torch_threads(1 if flat.device.type == "cpu" else threads),
+    ):  # a BLAS adds as threads have it
+        for segment, start, stop, rows, columns in tiles(
+            boundaries, int(right.shape[1]), _block_of(vector)
+        ):
             part = flat[start:stop].double().view(rows.stop - rows.start, -1)
             terms[:, segment] += ((part @ other[:, columns].T) * one[rows]).sum(0)
     found = np.zeros((directions, len(boundaries) - 1))
@@ -122,7 +135,9 @@ def factor_products(
 
 
 def cut(boundaries: _Index, length: int) -> tuple[_Index, _Index, _Index]:
-    """Pieces of at most ``length`` that no boundary cuts: their starts, stops and segments, each ``(pieces,)``."""
+    """Pieces of at most ``length`` that no boundary cuts: their starts, stops and segments, each
+    ``(pieces,)``.
+    """
     grid = np.arange(0, int(boundaries[-1]), length)
     edges = np.union1d(boundaries, grid).astype(np.int64)
     return edges[:-1], edges[1:], np.searchsorted(boundaries, edges[:-1], side="right") - 1
@@ -135,9 +150,13 @@ def joined(found: _Wide, owners: _Index, segments: int) -> _Wide:
     return np.ascontiguousarray(total.T)
 
 
-def tiles(boundaries: _Index, width: int, block: int) -> Iterator[tuple[int, int, int, slice, slice]]:
-    """Cut a matrix into parts of one row or whole rows: segment, start, stop, rows and columns of each."""
-    from merging.kernels.lowrank import _pieces
+def tiles(
+    boundaries: _Index, width: int, block: int
+) -> Iterator[tuple[int, int, int, slice, slice]]:
+    """Cut a matrix into parts of one row or whole rows: segment, start, stop, rows and columns of
+    each.
+    """
+    from mergesearch.merging.kernels.lowrank import _pieces
 
     for segment, (first, end) in enumerate(pairwise(boundaries.tolist())):
         for start, stop, columns in _pieces(first, end, width, block):
@@ -150,11 +169,16 @@ def _block_of(vector: Array) -> int:
 
 
 def _by_torch(
-    vector: Array, others: Sequence[Array], starts: _Index, stops: _Index, from_base: bool, threads: int
+    vector: Array,
+    others: Sequence[Array],
+    starts: _Index,
+    stops: _Index,
+    from_base: bool,
+    threads: int,
 ) -> _Wide:
     import torch
 
-    from merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
     flat, tensors = as_tensor(vector), [as_tensor(other) for other in others]
     found = torch.zeros((len(tensors), len(starts)), dtype=torch.float64, device=flat.device)

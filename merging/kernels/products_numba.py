@@ -1,7 +1,7 @@
 """Inner products compiled by numba, for contiguous fp32 in main memory.
 
-Additions are spread over lanes of their own, in a fixed order: the compiler may use vector instructions of any width
-without a change of bits.
+Additions are spread over lanes of their own, in a fixed order: the compiler may use vector
+instructions of any width without a change of bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from merging.kernels.numba_kernel import Floats, _pointer, compiled
+from mergesearch.merging.kernels.numba_kernel import Floats, _pointer, compiled
 
 #: Sums that run side by side: those of a few rows stay in the first-level cache.
 LANES = 64
@@ -35,7 +35,12 @@ _PLACES = types.Array(types.int64, 1, "C", readonly=True)
 
 
 def products(
-    vector: Floats, others: Sequence[Floats], starts: _Index, stops: _Index, from_first: bool, threads: int
+    vector: Floats,
+    others: Sequence[Floats],
+    starts: _Index,
+    stops: _Index,
+    from_first: bool,
+    threads: int,
 ) -> _Wide:
     """Inner products of ``vector`` with each of ``others``, over pieces: fp64 ``(others, pieces)``.
 
@@ -46,7 +51,14 @@ def products(
 
     def work(first: int) -> None:
         last = min(first + PIECES_PER_TASK, len(starts))
-        _products(vector.ctypes.data, addresses, starts[first:last], stops[first:last], from_first, found[first:last])
+        _products(
+            vector.ctypes.data,
+            addresses,
+            starts[first:last],
+            stops[first:last],
+            from_first,
+            found[first:last],
+        )
 
     tasks = range(0, len(starts), PIECES_PER_TASK)
     if threads <= 1 or len(tasks) <= 1:
@@ -90,10 +102,19 @@ def _add_difference(lanes: _Wide, a: Floats, b: Floats, c: Floats) -> None:
 
 
 @compiled(
-    types.void(types.int64, types.int64[::1], _PLACES, _PLACES, types.boolean, types.Array(types.float64, 2, "C")),
+    types.void(
+        types.int64,
+        types.int64[::1],
+        _PLACES,
+        _PLACES,
+        types.boolean,
+        types.Array(types.float64, 2, "C"),
+    ),
     nogil=True,
 )
-def _products(vector: int, addresses: Any, starts: _Index, stops: _Index, from_first: bool, out: _Wide) -> None:
+def _products(
+    vector: int, addresses: Any, starts: _Index, stops: _Index, from_first: bool, out: _Wide
+) -> None:
     """Fill ``out`` ``(pieces, rows)``."""
     rows = addresses.size
     lanes = np.empty((rows, LANES), np.float64)
@@ -106,7 +127,9 @@ def _products(vector: int, addresses: Any, starts: _Index, stops: _Index, from_f
             for row in range(rows):
                 other = numba.carray(_pointer(addresses[row] + 4 * at), n)
                 if from_first and row > 0:
-                    _add_difference(lanes[row], block, other, numba.carray(_pointer(addresses[0] + 4 * at), n))
+                    _add_difference(
+                        lanes[row], block, other, numba.carray(_pointer(addresses[0] + 4 * at), n)
+                    )
                 else:
                     _add(lanes[row], block, other)
             at += n

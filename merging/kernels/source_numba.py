@@ -1,8 +1,9 @@
-"""Sources combined as they are stored, fp32 or bf16, in one pass: no widened copy of any tensor is made.
+"""Sources combined as they are stored, fp32 or bf16, in one pass: no widened copy of any tensor is
+made.
 
-The same operations in the same order as :func:`merging.kernels.combine` on widened rows, so the same bits; blocks that
-stay in the first-level cache take the place of copies. bf16 is the upper half of fp32: widening is a shift, narrowing
-rounds to nearest, ties to even.
+The same operations in the same order as :func:`mergesearch.merging.kernels.combine` on widened
+rows, so the same bits; blocks that stay in the first-level cache take the place of copies. bf16 is
+the upper half of fp32: widening is a shift, narrowing rounds to nearest, ties to even.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import intrinsic
 
-from merging.kernels.numba_kernel import _add1, _pointer, _set1, compiled
+from mergesearch.merging.kernels.numba_kernel import _add1, _pointer, _set1, compiled
 
 #: Elements at a time.
 BLOCK = 1024
@@ -72,7 +73,9 @@ def _widen(out: Any, source: Any) -> None:
 def _narrow(out: Any, source: Any) -> None:
     for i in range(out.size):
         bits = _bits_of(source[i])
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        rounded = (
+            bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        ) >> np.uint32(16)
         out[i] = np.uint16(rounded) if source[i] == source[i] else np.uint16(0x7FC0)
 
 
@@ -103,7 +106,9 @@ def _difference(addresses: Any, kinds: Any, out: Any) -> None:
 
 @compiled(types.void(types.int64, types.int64, types.int64, _ROW, _ROW, _ROW, types.float64[::1]))
 def _store(out: int, kind: int, start: int, total: Any, base: Any, scratch: Any, sums: Any) -> None:
-    """Store a block from ``start`` of the array at ``out``; adds what rounding lost, and the change, to ``sums``."""
+    """Store a block from ``start`` of the array at ``out``; adds what rounding lost, and the
+    change, to ``sums``.
+    """
     if kind == 0:
         _copy(numba.carray(_pointer(out + 4 * start), total.size), total)
         return
@@ -130,9 +135,18 @@ def _store(out: int, kind: int, start: int, total: Any, base: Any, scratch: Any,
     nogil=True,
 )
 def _merge(
-    addresses: Any, kinds: Any, weights: Any, boundaries: Any, delta: bool, out: int, out_kind: int, sums: Any
+    addresses: Any,
+    kinds: Any,
+    weights: Any,
+    boundaries: Any,
+    delta: bool,
+    out: int,
+    out_kind: int,
+    sums: Any,
 ) -> None:
-    """The weighted sum of sources, base first, into ``out``; adds what rounding lost and the change to ``sums``."""
+    """The weighted sum of sources, base first, into ``out``; adds what rounding lost and the change
+    to ``sums``.
+    """
     scratch = np.empty((4, BLOCK), np.float32)
     for segment in range(boundaries.size - 1):
         for start in range(boundaries[segment], boundaries[segment + 1], BLOCK):
@@ -161,7 +175,9 @@ def _merge(
 
 
 def difference(one: Any, other: Any, out: npt.NDArray[np.float32]) -> None:
-    """``out = one − other``; fp32 arrays, or bf16 as its bits in uint16, all contiguous ``(n,)``."""
+    """``out = one − other``; fp32 arrays, or bf16 as its bits in uint16, all contiguous
+    ``(n,)``.
+    """
     _difference(*_places([one, other]), out)
 
 
@@ -192,5 +208,7 @@ def merge_sources(
 
 def _places(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
-    kinds = np.array([_BF16 if array.dtype == np.uint16 else _FP32 for array in arrays], dtype=np.int64)
+    kinds = np.array(
+        [_BF16 if array.dtype == np.uint16 else _FP32 for array in arrays], dtype=np.int64
+    )
     return addresses, kinds

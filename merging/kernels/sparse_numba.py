@@ -1,6 +1,7 @@
 """Counting, trimming and electing compiled by numba, for contiguous fp32 in main memory.
 
-The same results, to the bit, as the torch code that they stand in for, in one pass without temporaries.
+The same results, to the bit, as the torch code that they stand in for, in one pass without
+temporaries.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from merging.kernels.numba_kernel import _pointer, compiled
+from mergesearch.merging.kernels.numba_kernel import _pointer, compiled
 
 Floats = npt.NDArray[np.float32]
 RULES = ("mean", "sum", "max")
@@ -25,7 +26,8 @@ _COUNTS = types.Array(types.int64, 1, "C")
 
 @compiled(types.void(_KEYS, _COUNTS), nogil=True)
 def count_upper(bits: Any, counts: Any) -> None:
-    """Count magnitudes, given as the bits of fp32, by their upper 16 bits; ``counts`` is ``(4, 65536)``, flat.
+    """Count magnitudes, given as the bits of fp32, by their upper 16 bits; ``counts`` is
+    ``(4, 65536)``, flat.
 
     Four histograms in turn: neighbours often share a bin, and would wait for each other's addition.
     """
@@ -41,7 +43,9 @@ def count_upper(bits: Any, counts: Any) -> None:
 
 @compiled(types.void(_KEYS, types.uint32, _COUNTS), nogil=True)
 def count_lower(bits: Any, upper: int, counts: Any) -> None:
-    """Count magnitudes whose upper 16 bits are ``upper`` by their lower 16 bits; ``counts`` is ``(65536,)``."""
+    """Count magnitudes whose upper 16 bits are ``upper`` by their lower 16 bits; ``counts`` is
+    ``(65536,)``.
+    """
     for i in range(bits.size):
         if (bits[i] >> 16) & 0x7FFF == upper:
             counts[bits[i] & 0xFFFF] += 1
@@ -149,7 +153,11 @@ def _cancels(addresses: Any, n: int) -> bool:
     totals, scratch = np.empty(BLOCK, np.float64), np.empty((2, BLOCK), np.float32)
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
-        total, size, sign = totals[: stop - start], scratch[0, : stop - start], scratch[1, : stop - start]
+        total, size, sign = (
+            totals[: stop - start],
+            scratch[0, : stop - start],
+            scratch[1, : stop - start],
+        )
         total[:] = 0
         size[:] = 0
         for k in range(addresses.size):
@@ -181,8 +189,8 @@ def elect_rows(rows: Sequence[Floats], rule: str, majority: int) -> int:
 
     Args:
         rows: K contiguous arrays ``(n,)``, finite.
-        rule: ``mean`` divides what is kept by its number, ``sum`` leaves it, ``max`` keeps the largest, shared by equal
-            ones.
+        rule: ``mean`` divides what is kept by its number, ``sum`` leaves it, ``max`` keeps the
+            largest, shared by equal ones.
         majority: The sign taken where terms cancel exactly: 1, -1, or 0 for none.
 
     Returns:

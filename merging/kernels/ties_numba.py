@@ -1,7 +1,8 @@
-"""TIES from weights as they are stored, fp32 or bf16: difference, trimming, election and sum in one pass.
+"""TIES from weights as they are stored, fp32 or bf16: difference, trimming, election and sum in one
+pass.
 
-The same operations in the same order as on prepared rows, so the same bits, without making the rows: blocks of all
-experts lie in the cache at once.
+The same operations in the same order as on prepared rows, so the same bits, without making the
+rows: blocks of all experts lie in the cache at once.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from merging.kernels.numba_kernel import _set1, compiled
-from merging.kernels.source_numba import _load, _places, _store
-from merging.kernels.sparse_numba import (
+from mergesearch.merging.kernels.numba_kernel import _set1, compiled
+from mergesearch.merging.kernels.source_numba import _load, _places, _store
+from mergesearch.merging.kernels.sparse_numba import (
     BLOCK,
     RULES,
     _keep_agreeing,
@@ -32,18 +33,27 @@ _INDEX = types.int64[::1]
 
 @compiled(types.void(_ROW, _ROW, types.float32, _ROW, types.Array(types.float64, 1, "C")))
 def _take(row: Any, base: Any, limit: float, size: Any, total: Any) -> None:
-    """Make a row its trimmed difference from the base; add it to the totals, and its magnitude to the sizes."""
+    """Make a row its trimmed difference from the base; add it to the totals, and its magnitude to
+    the sizes.
+    """
     for i in range(row.size):
         change = row[i] - base[i]
         kept = change if abs(change) >= limit else np.float32(0)
         row[i] = kept
-        size[i] = size[i] + (abs(kept) + np.float32(0) * change)  # NaN where the change is not finite, kept or not
+        size[i] = size[i] + (
+            abs(kept) + np.float32(0) * change
+        )  # NaN where the change is not finite, kept or not
         total[i] = total[i] + np.float64(kept)
 
 
-@compiled(types.boolean(_INDEX, _INDEX, types.float32[::1], types.int64, types.int64, _ROWS, _TOTAL))
-def _trimmed(addresses: Any, kinds: Any, limits: Any, start: int, n: int, rows: Any, total: Any) -> bool:
-    """Fill a block: ``rows[0]`` the base, ``rows[k]`` trimmed differences, the last row the sum of their magnitudes.
+@compiled(
+    types.boolean(_INDEX, _INDEX, types.float32[::1], types.int64, types.int64, _ROWS, _TOTAL)
+)
+def _trimmed(
+    addresses: Any, kinds: Any, limits: Any, start: int, n: int, rows: Any, total: Any
+) -> bool:
+    """Fill a block: ``rows[0]`` the base, ``rows[k]`` trimmed differences, the last row the sum of
+    their magnitudes.
 
     Returns whether all of it is finite.
     """
@@ -57,7 +67,9 @@ def _trimmed(addresses: Any, kinds: Any, limits: Any, start: int, n: int, rows: 
         _take(row, base, limits[k - 1], size, total[:n])
     odd = 0
     for i in range(n):
-        odd += 1 if size[i] - size[i] != 0 else 0  # counted: whole numbers add up in vectors, fp32 ones do not
+        odd += (
+            1 if size[i] - size[i] != 0 else 0
+        )  # counted: whole numbers add up in vectors, fp32 ones do not
     return odd == 0
 
 
@@ -76,7 +88,9 @@ def _balance(addresses: Any, kinds: Any, limits: Any, size: int) -> int:
 
 @compiled(types.void(_ROWS, types.int64, types.int64, _ROW, _ROW, _ROW))
 def _reduce_to_largest(rows: Any, terms: int, n: int, sign: Any, size: Any, count: Any) -> None:
-    """Of the rows keep the largest magnitudes of the elected sign; ``count`` is how many share them."""
+    """Of the rows keep the largest magnitudes of the elected sign; ``count`` is how many share
+    them.
+    """
     size[:] = 0
     for k in range(1, terms):
         _keep_agreeing(rows[k, :n], sign, count)
@@ -135,7 +149,12 @@ def _merge(
             n = min(BLOCK, boundaries[segment + 1] - start)
             if not _trimmed(addresses, kinds, limits, start, n, rows, total):
                 return -1
-            size, sign, count, merged = rows[terms, :n], scratch[0, :n], scratch[1, :n], scratch[2, :n]
+            size, sign, count, merged = (
+                rows[terms, :n],
+                scratch[0, :n],
+                scratch[1, :n],
+                scratch[2, :n],
+            )
             cancelled += _signs(total[:n], size, sign, majority)
             count[:] = 0
             if rule == 2:
@@ -152,7 +171,9 @@ def _merge(
 
 
 def balance_stored(sources: Sequence[Any], limits: Sequence[float]) -> int:
-    """Positions whose trimmed differences sum to more than 0, minus those whose sum to less; finite sources."""
+    """Positions whose trimmed differences sum to more than 0, minus those whose sum to less; finite
+    sources.
+    """
     return int(_balance(*_places(sources), np.array(limits, dtype=np.float32), sources[0].size))
 
 
@@ -177,8 +198,8 @@ def merge_elected(
         out: ``(n,)``, fp32 or bf16.
 
     Returns:
-        Positions where terms cancel exactly (-1 if something is not finite: nothing that was written holds then),
-        Σ (stored − merged)² and Σ (merged − base)².
+        Positions where terms cancel exactly (-1 if something is not finite: nothing that was
+        written holds then), Σ (stored − merged)² and Σ (merged − base)².
     """
     sums, (target,), (kind,) = np.zeros(2), *_places([out])
     bounds = np.array(limits, dtype=np.float32)

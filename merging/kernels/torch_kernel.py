@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-#: Elements per block: 1 MB of fp32, a second-level cache; an accelerator needs long launches instead.
+#: Elements per block: 1 MB of fp32, a second-level cache; an accelerator needs long launches
+#: instead.
 CPU_BLOCK = 1 << 18
 ACCELERATOR_BLOCK = 1 << 24
 
@@ -31,7 +32,8 @@ def combine(
 ) -> None:
     """Write ``Σ_t weights[t] · terms[t]`` into ``out`` ``(n,)``; weights are ``(terms, segments)``.
 
-    With an election, the terms after the first are elected instead of summed (:data:`merging.kernels.Election`).
+    With an election, the terms after the first are elected instead of summed
+    (:data:`mergesearch.merging.kernels.Election`).
     """
     tensors, target = [as_tensor(term) for term in terms], as_tensor(out)
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
@@ -39,7 +41,11 @@ def combine(
     scratch = torch.empty((2, min(block, target.numel())), dtype=wide, device=target.device)
     with torch.no_grad(), _torch_threads(threads):
         for segment, column in enumerate(weights.T.tolist()):
-            used = [(tensor, weight) for tensor, weight in zip(tensors, column, strict=True) if weight != 0]
+            used = [
+                (tensor, weight)
+                for tensor, weight in zip(tensors, column, strict=True)
+                if weight != 0
+            ]
             end = int(boundaries[segment + 1])
             for start in range(int(boundaries[segment]), end, block):
                 stop = min(start + block, end)
@@ -50,8 +56,12 @@ def combine(
                     _sum_block(blocks, target[start:stop], scratch[:, : stop - start])
 
 
-def _sum_block(terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, scratch: torch.Tensor) -> None:
-    """Weighted sum of a block, accumulated in the dtype of ``scratch`` ``(2, block)``, rounded once to ``out``'s."""
+def _sum_block(
+    terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, scratch: torch.Tensor
+) -> None:
+    """Weighted sum of a block, accumulated in the dtype of ``scratch`` ``(2, block)``, rounded once
+    to ``out``'s.
+    """
     total = out if out.dtype == scratch.dtype else scratch[0]
     if not terms:
         total.zero_()
@@ -62,13 +72,18 @@ def _sum_block(terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, s
         else:
             scaled.copy_(tensor).mul_(weight)
         if place:
-            total.add_(scaled)  # a separate addition: add_(alpha=weight) may fuse and round once instead of twice
+            total.add_(
+                scaled
+            )  # a separate addition: add_(alpha=weight) may fuse and round once instead of twice
     if total is not out:
         out.copy_(total)
 
 
 def _elect_block(
-    blocks: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, wide: torch.dtype, election: str
+    blocks: Sequence[tuple[torch.Tensor, float]],
+    out: torch.Tensor,
+    wide: torch.dtype,
+    election: str,
 ) -> None:
     """The base, first and with weight 1, plus what is elected from the other terms."""
     terms = [tensor.to(wide) * weight for tensor, weight in blocks[1:]]

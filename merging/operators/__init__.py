@@ -5,37 +5,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from merging.errors import RecipeError
-from merging.operators.average import AVERAGE
-from merging.operators.base import IDENTITIES, Basis, Factors, Operator, Options, TensorSource
-from merging.operators.breadcrumbs import BREADCRUMBS
-from merging.operators.concrete import CONCRETE
-from merging.operators.consensus import CONSENSUS
-from merging.operators.dare import DARE, DARE_TIES
-from merging.operators.della import DELLA, DELLA_LINEAR
-from merging.operators.doge import DOGE
-from merging.operators.emr import EMR
-from merging.operators.fisher import FISHER
-from merging.operators.iso import ISO_C, ISO_CTS
-from merging.operators.knots import KNOTS
-from merging.operators.layer_swap import LAYER_SWAP
-from merging.operators.lines import LINES
-from merging.operators.lora_sparse import LORA_SPARSE
-from merging.operators.model_stock import MODEL_STOCK
-from merging.operators.opcm import OPCM
-from merging.operators.optmerge import OPTMERGE
-from merging.operators.pcb import PCB
-from merging.operators.regmean import REGMEAN
-from merging.operators.regmean_pp import REGMEAN_PP
-from merging.operators.sce import SCE
-from merging.operators.slerp import SLERP
-from merging.operators.stack import STACK
-from merging.operators.task_arithmetic import TASK_ARITHMETIC
-from merging.operators.ties import TIES
-from merging.operators.tsv import TSV
-from merging.operators.varm import VARM
-from merging.operators.widen import WIDEN
-from merging.operators.wudi import WUDI
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.operators.average import AVERAGE
+from mergesearch.merging.operators.base import IDENTITIES, Basis, Operator
+from mergesearch.merging.operators.breadcrumbs import BREADCRUMBS
+from mergesearch.merging.operators.concrete import CONCRETE
+from mergesearch.merging.operators.consensus import CONSENSUS
+from mergesearch.merging.operators.dare import DARE, DARE_TIES
+from mergesearch.merging.operators.della import DELLA, DELLA_LINEAR
+from mergesearch.merging.operators.doge import DOGE
+from mergesearch.merging.operators.emr import EMR
+from mergesearch.merging.operators.fisher import FISHER
+from mergesearch.merging.operators.iso import ISO_C, ISO_CTS
+from mergesearch.merging.operators.knots import KNOTS
+from mergesearch.merging.operators.layer_swap import LAYER_SWAP
+from mergesearch.merging.operators.lines import LINES
+from mergesearch.merging.operators.lora_sparse import LORA_SPARSE
+from mergesearch.merging.operators.model_stock import MODEL_STOCK
+from mergesearch.merging.operators.opcm import OPCM
+from mergesearch.merging.operators.optmerge import OPTMERGE
+from mergesearch.merging.operators.pcb import PCB
+from mergesearch.merging.operators.regmean import REGMEAN
+from mergesearch.merging.operators.regmean_pp import REGMEAN_PP
+from mergesearch.merging.operators.sce import SCE
+from mergesearch.merging.operators.slerp import SLERP
+from mergesearch.merging.operators.stack import STACK
+from mergesearch.merging.operators.task_arithmetic import TASK_ARITHMETIC
+from mergesearch.merging.operators.ties import TIES
+from mergesearch.merging.operators.tsv import TSV
+from mergesearch.merging.operators.varm import VARM
+from mergesearch.merging.operators.widen import WIDEN
+from mergesearch.merging.operators.wudi import WUDI
+from mergesearch.merging.tensors.source import Factors, Options, TensorSource
 
 __all__ = [
     "IDENTITIES",

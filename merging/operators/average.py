@@ -1,8 +1,9 @@
 """Weight averaging, or "model soup".
 
-Wortsman 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time". Here with the base as one more ingredient, (1 − Σ c_k) base + Σ c_k expert_k: uniform coefficients
-1/K leave the base out, and every expert is reached bit for bit, which base + difference cannot promise.
+Wortsman 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time". Here with the base as one more ingredient, (1 − Σ c_k) base + Σ
+c_k expert_k: uniform coefficients 1/K leave the base out, and every expert is reached bit for bit,
+which base + difference cannot promise.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from merging.operators.base import Basis, Operator, TensorSource
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +26,15 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
 
         like = base.read(name)
         tensors = [expert.read(name).to(like.device) for expert in experts]
-        return [tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32) for tensor in tensors]
+        return [
+            tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+            for tensor in tensors
+        ]
 
-    def direct(_name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any) -> tuple[float, float]:
-        from merging.kernels.source_numba import merge_sources
+    def direct(
+        _name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
+    ) -> tuple[float, float]:
+        from mergesearch.merging.kernels.source_numba import merge_sources
 
         return merge_sources(numbers, weights, boundaries, False, out)
 

@@ -1,8 +1,10 @@
 """What an operator is: a function that prepares a basis, and what is declared about it.
 
-Almost every published merge is ``base + Σ_k c_k · T_k(expert_k − base)`` once T is fixed. ``prepare`` fixes T, once;
-a trial is then one weighted sum (:func:`merging.kernels.combine`). The keyword-only parameters of ``prepare`` are
-the operator's hyperparameters: their names, annotations and defaults are the schema, and there is no other.
+Almost every published merge is ``base + Σ_k c_k · T_k(expert_k − base)`` once T is fixed.
+``prepare`` fixes T, once; a trial is then one weighted sum
+(:func:`mergesearch.merging.kernels.combine`). The keyword-only parameters of ``prepare`` are the
+operator's hyperparameters: their names, annotations and defaults are the schema, and there is no
+other.
 """
 
 from __future__ import annotations
@@ -11,69 +13,48 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from merging.errors import RecipeError
-from merging.kernels import Form
-from merging.layout import Layout
-from merging.operators.schema import meaning, type_text
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.kernels.forms import Form
+from mergesearch.merging.operators.schema import meaning, type_text
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Factors, Options
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.memo import Memo
 
-#: What ``prepare`` must see at once: E one element, R a row, T a whole tensor, G whole-model statistics, S forward
-#: passes in depth order.
-Scope = Literal["E", "R", "T", "G", "S"]
+#: What ``prepare`` must see at once: E one element, R a row, T a whole tensor, G whole-model
+#: statistics, S forward passes in depth order.
+PreparationScope = Literal["E", "R", "T", "G", "S"]
 
-#: What ``prepare`` needs besides weights: inputs of the model, inputs without labels to learn on, labelled items.
+#: What ``prepare`` needs besides weights: inputs of the model, inputs without labels to learn on,
+#: labelled items.
 Needs = Literal["inputs", "unlabeled", "labeled"]
 
 #: Families, as the documentation groups them.
-Family = Literal["linear", "sparse", "spectral", "column", "data", "learned"]
+OperatorFamily = Literal["linear", "sparse", "spectral", "column", "data", "learned"]
 
-Options = Mapping[str, Any]
 
-#: Properties that an operator may declare; each is checked by ``tests/contracts/test_operators.py``.
+#: Properties that an operator may declare; each is checked by
+#: ``tests/contracts/test_operators.py``.
 IDENTITIES: Mapping[str, str] = {
     "base_at_zero": "coefficients 0 give the base, bit for bit",
     "expert_at_one_hot": "a one-hot coefficient gives that expert, bit for bit",
     "expert_near_one_hot": "a one-hot coefficient gives that expert, within rounding",
     "single_expert": "one expert with coefficient 1 gives that expert, within rounding",
-    "identical_experts": "at the default coefficients, copies of one expert give that expert, within rounding",
-    "permutation": "permuting experts together with their coefficients changes nothing but rounding",
+    "identical_experts": "at the default coefficients, copies of one expert give that expert, "
+    "within rounding",
+    "permutation": "permuting experts together with their coefficients changes nothing but "
+    "rounding",
     "linearity": "merged − base is linear in the coefficients, within rounding",
     "homogeneity": "scaling all task vectors by s > 0 scales merged − base by s, within rounding",
-    "zero_vector": "an expert equal to the base adds nothing, whatever its coefficient, within rounding",
-    "default_ignores_zero_vector": "as zero_vector, and the default coefficients stay what they were",
+    "zero_vector": "an expert equal to the base adds nothing, whatever its coefficient, within "
+    "rounding",
+    "default_ignores_zero_vector": "as zero_vector, and the default coefficients stay what they "
+    "were",
 }
-
-
-class TensorSource(Protocol):
-    """Named tensors, read one at a time: a checkpoint on disk, or a mapping in memory."""
-
-    @property
-    def name(self) -> str:
-        """Short name of the source, as in recipes; random masks and declared orders go by it."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of the tensors that are merged, in the order of the layout."""
-
-    @property
-    def memo(self) -> Memo | None:
-        """Where results that other hyperparameters can use again are kept, or None."""
-
-    @property
-    def identity(self) -> str:
-        """What the weights are, for the keys of ``memo``; empty where there is none."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor, in its stored dtype; not to be modified."""
 
 
 #: See :attr:`Basis.direct`; numbers are fp32, or bf16 as its bits in uint16.
@@ -85,14 +66,16 @@ class Basis:
     """K prepared directions, worked out tensor by tensor so that preparation streams.
 
     Attributes:
-        form: How :func:`merging.kernels.combine` reads the rows.
+        form: How :func:`mergesearch.merging.kernels.combine` reads the rows.
         directions: Number of directions K.
         rows: Tensor name -> K tensors of the base's shape, in fp32 (fp64 where a source is fp64).
         angles: Tensor name -> angle between base and row in radians, for the form ``slerp`` only.
-        factors: Tensor name -> the rows of that tensor as low-rank products, or None where they are kept whole.
-        direct: A way to merge a tensor from its sources as they are stored, with the bits of its rows but without
-            making them: (name, numbers of base and experts, weights ``(1 + K, segments)``, boundaries, where to) ->
-            Σ (stored − merged)² and Σ (merged − base)², or None where it does not apply.
+        factors: Tensor name -> the rows of that tensor as low-rank products, or None where they are
+            kept whole.
+        direct: A way to merge a tensor from its sources as they are stored, with the bits of its
+            rows but without making them: (name, numbers of base and experts, weights
+            ``(1 + K, segments)``, boundaries, where to) -> Σ (stored − merged)² and Σ (merged −
+            base)², or None where it does not apply.
     """
 
     form: Form
@@ -101,21 +84,6 @@ class Basis:
     angles: Callable[[str], float] | None = None
     factors: Callable[[str], Factors | None] | None = None
     direct: Direct | None = None
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The rows of one matrix as low-rank products: ``row_k = left[:, owner == k] @ right[owner == k]``.
-
-    Attributes:
-        left: ``(m, R)``, fp32.
-        right: ``(R, n)``, fp32.
-        owner: Direction of each of the R columns, non-decreasing.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor
-    owner: tuple[int, ...]
 
 
 def _one_per_expert(experts: int, _options: Options) -> int:
@@ -130,26 +98,31 @@ def _copies(experts: int) -> float:
 class Operator:
     """A way to turn experts into directions, with what is known about it.
 
-    Functions of ``(experts, options)`` receive the number of experts and the complete hyperparameters.
+    Functions of ``(experts, options)`` receive the number of experts and the complete
+    hyperparameters.
 
     Attributes:
         name: Name in recipes and study files.
-        prepare: ``prepare(base, experts, **hyperparameters) -> Basis``; hyperparameters are keyword-only.
+        prepare: ``prepare(base, experts, **hyperparameters) -> Basis``; hyperparameters are
+            keyword-only.
         summary: One line for listings.
         paper: "Lastname YEAR, title".
         family: Where the documentation puts it.
         scope: What preparation must see at once.
-        identities: Declared properties at the default hyperparameters, a subset of :data:`IDENTITIES`.
+        identities: Declared properties at the default hyperparameters, a subset of
+            :data:`IDENTITIES`.
         default: ``(experts, options)`` -> the coefficient that the paper uses.
         bounds: ``(experts, options)`` -> sensible lower and upper bound of a searched coefficient.
         directions: ``(experts, options)`` -> number of directions of the basis.
         needs: What preparation needs besides the weights.
-        plain: Hyperparameters under which the operator changes task vectors least (density 1, drop rate 0), if it
-            has such.
+        plain: Hyperparameters under which the operator changes task vectors least (density 1, drop
+            rate 0), if it has such.
         plain_identities: What holds at ``plain``.
         experts: Least and greatest number of experts that make sense (None: no limit).
-        refuse: ``(layout, experts, options)`` -> why it cannot work, before weights are read, or None.
-        copies: Number of experts -> how many tensors as large as the largest preparation holds at once.
+        refuse: ``(layout, experts, options)`` -> why it cannot work, before weights are read, or
+            None.
+        copies: Number of experts -> how many tensors as large as the largest preparation holds at
+            once.
         order_sensitive: Whether the order of the experts matters (then permutation does not hold).
         stochastic: Whether preparation draws random numbers (then ``seed`` is a hyperparameter).
     """
@@ -158,8 +131,8 @@ class Operator:
     prepare: Callable[..., Basis]
     summary: str
     paper: str
-    family: Family
-    scope: Scope
+    family: OperatorFamily
+    scope: PreparationScope
     identities: frozenset[str]
     default: Callable[[int, Options], float]
     bounds: Callable[[int, Options], tuple[float, float]]
@@ -189,10 +162,14 @@ class Operator:
         for name in options:
             if name not in known:
                 allowed = f"one of {sorted(known)}" if known else "none"
-                raise RecipeError(f"operator {self.name}: unknown hyperparameter {name!r}, expected {allowed}")
+                raise RecipeError(
+                    f"operator {self.name}: unknown hyperparameter {name!r}, expected {allowed}"
+                )
         for name, parameter in known.items():
             if name not in options and parameter.default is parameter.empty:
-                told = f"operator {self.name}: hyperparameter {name!r} has no default, give it a value"
+                told = (
+                    f"operator {self.name}: hyperparameter {name!r} has no default, give it a value"
+                )
                 raise RecipeError(f"{told} ({what})" if (what := meaning(parameter)) else told)
         return {
             name: self._checked(parameter, options[name]) if name in options else parameter.default
@@ -208,9 +185,18 @@ class Operator:
         full = self.complete(options)
         least, most = self.experts
         if experts < least or (most is not None and experts > most):
-            wanted = f"at least {least}" if most is None else f"{least}" if least == most else f"{least} to {most}"
+            wanted = (
+                f"at least {least}"
+                if most is None
+                else f"{least}"
+                if least == most
+                else f"{least} to {most}"
+            )
             word = "expert" if wanted == "1" else "experts"
-            raise RecipeError(f"operator {self.name}: expected {wanted} {word} beside the base, received {experts}")
+            raise RecipeError(
+                f"operator {self.name}: expected {wanted} {word} beside the base, received "
+                f"{experts}"
+            )
         reason = None if self.refuse is None else self.refuse(layout, experts, full)
         if reason is not None:
             raise RecipeError(f"operator {self.name}: {reason}")
@@ -220,14 +206,23 @@ class Operator:
         from pydantic import TypeAdapter, ValidationError
 
         try:
-            # Strict: "0.2" is not 0.2, True is not 1. Annotated[float, Field(gt=0)] carries a range.
+            # Strict: "0.2" is not 0.2, True is not 1. Annotated[float, Field(gt=0)] carries a
+            # range.
             return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
             first, *others = error.errors()
-            place, reason = [parameter.name, *map(str, first["loc"])], first["msg"].removeprefix("Value error, ")
+            place, reason = (
+                [parameter.name, *map(str, first["loc"])],
+                first["msg"].removeprefix("Value error, "),
+            )
             received = first["input"]
             if others:  # one for each choice, in the words of the checker
-                place, reason, received = place[:1], f"expected {type_text(parameter.annotation)}", value
+                place, reason, received = (
+                    place[:1],
+                    f"expected {type_text(parameter.annotation)}",
+                    value,
+                )
             raise RecipeError(
-                f"operator {self.name}: hyperparameter {'.'.join(place)!r}: {reason}, received {received!r}"
+                f"operator {self.name}: hyperparameter {'.'.join(place)!r}: {reason}, received "
+                f"{received!r}"
             ) from None

@@ -1,12 +1,14 @@
 """Model Breadcrumbs: leave out the largest changes and the small ones, keep what lies between.
 
-Davari 2024, "Model Breadcrumbs: scaling multi-task model merging with sparse masks". Of the n magnitudes of a row, in
-descending order, those of the ranks (γn, (γ + β)n] are kept; β is called ``density``. As in the authors' code rows run
-along the last dimension; tools that rank a whole tensor are reproduced by ``scope="tensor"``. Defaults follow the
-authors' example. ``elect`` adds the election of TIES ("breadcrumbs_ties" elsewhere).
+Davari 2024, "Model Breadcrumbs: scaling multi-task model merging with sparse masks". Of the n
+magnitudes of a row, in descending order, those of the ranks (γn, (γ + β)n] are kept; β is called
+``density``. As in the authors' code rows run along the last dimension; tools that rank a whole
+tensor are reproduced by ``scope="tensor"``. Defaults follow the authors' example. ``elect`` adds
+the election of TIES ("breadcrumbs_ties" elsewhere).
 
-Numbers of elements are ⌊γn⌋ left out and ⌈βn⌉ kept: a small tensor loses no outlier rather than all it has. Equal
-magnitudes are ranked by position. Otherwise than there, norms, biases and scalars are left whole unless asked.
+Numbers of elements are ⌊γn⌋ left out and ⌈βn⌉ kept: a small tensor loses no outlier rather than all
+it has. Equal magnitudes are ranked by position. Otherwise than there, norms, biases and scalars are
+left whole unless asked.
 """
 
 from __future__ import annotations
@@ -18,15 +20,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.layout import Layout
-from merging.magnitudes import count_kept, largest_mask
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.sparse import SHARED_IDENTITIES, Fractional, elected_basis, finite_task_vectors, is_exempt
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import (
+    SHARED_IDENTITIES,
+    Fractional,
+    elected_basis,
+    finite_task_vectors,
+    is_exempt,
+)
+from mergesearch.merging.operators.parts.magnitudes import count_kept, largest_mask
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.operators.sparse import Vectors
+    from mergesearch.merging.operators.parts.election import Vectors
 
 #: Elements sorted at a time, in whole rows.
 BLOCK = 1 << 22
@@ -36,21 +45,36 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    density: Annotated[Fractional, Field(description="fraction of elements kept, below the outliers")] = 0.2,
-    gamma: Annotated[float, Field(ge=0, lt=1, description="fraction of elements left out as outliers")] = 0.1,
-    scope: Annotated[Literal["row", "tensor"], Field(description="among which elements magnitudes are ranked")] = "row",
+    density: Annotated[
+        Fractional, Field(description="fraction of elements kept, below the outliers")
+    ] = 0.2,
+    gamma: Annotated[
+        float, Field(ge=0, lt=1, description="fraction of elements left out as outliers")
+    ] = 0.1,
+    scope: Annotated[
+        Literal["row", "tensor"], Field(description="among which elements magnitudes are ranked")
+    ] = "row",
     elect: Annotated[bool, Field(description="elect a sign at every position, as in TIES")] = False,
-    vectors: Annotated[Literal["pass", "trim"], Field(description="whether 1-D tensors are thinned")] = "pass",
+    vectors: Annotated[
+        Literal["pass", "trim"], Field(description="whether 1-D tensors are thinned")
+    ] = "pass",
 ) -> Basis:
     """Task vectors without their largest and without their small elements."""
     thin = middling(base, experts, density, gamma, scope, vectors)
     if elect:
-        return elected_basis(base, experts, thin, "mean", "frozen", ["breadcrumbs", density, gamma, scope, vectors])
+        return elected_basis(
+            base, experts, thin, "mean", "frozen", ["breadcrumbs", density, gamma, scope, vectors]
+        )
     return Basis("delta", len(experts), thin)
 
 
 def middling(
-    base: TensorSource, experts: Sequence[TensorSource], density: float, gamma: float, scope: str, vectors: str
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    density: float,
+    gamma: float,
+    scope: str,
+    vectors: str,
 ) -> Vectors:
     """Tensor name -> task vectors with only the magnitudes between outliers and noise."""
 
@@ -64,12 +88,16 @@ def middling(
 
 
 def keep_between(vector: torch.Tensor, density: float, gamma: float, scope: str) -> torch.Tensor:
-    """``vector``, overwritten with 0 outside the ranks ``⌊γn⌋ + 1`` to ``⌊γn⌋ + ⌈βn⌉`` of its rows, or of the whole."""
+    """``vector``, overwritten with 0 outside the ranks ``⌊γn⌋ + 1`` to ``⌊γn⌋ + ⌈βn⌉`` of its rows,
+    or of the whole.
+    """
     if vector.numel() == 0:
         return vector
     if scope == "tensor":
         outliers, last = _ranks(vector.numel(), density, gamma)
-        return vector.masked_fill_(largest_mask(vector, outliers) | ~largest_mask(vector, last), 0.0)
+        return vector.masked_fill_(
+            largest_mask(vector, outliers) | ~largest_mask(vector, last), 0.0
+        )
     vector = vector.contiguous()
     rows = vector.view(-1, vector.shape[-1])
     outliers, last = _ranks(rows.shape[1], density, gamma)
@@ -92,7 +120,8 @@ def _refuse_range(_layout: Layout, _experts: int, options: Options) -> str | Non
     density, gamma = options["density"], options["gamma"]
     if Fraction(repr(float(density))) + Fraction(repr(float(gamma))) > 1:
         return (
-            f"expected density + gamma <= 1, received density {density} and gamma {gamma}; density counts "
+            f"expected density + gamma <= 1, received density {density} and gamma {gamma}; density "
+            "counts "
             "fractions of all elements, not of those that the outliers leave"
         )
     return None

@@ -1,14 +1,17 @@
-"""Concrete subspace: one mask for all task vectors, learned so that the merged model is sure of its answers.
+"""Concrete subspace: one mask for all task vectors, learned so that the merged model is sure of its
+answers.
 
-Tang 2023, "Concrete subspace learning based interference elimination for multi-task model fusion": every element of the
-model has a logit x. In each step relaxed Bernoulli masks m = σ((log u − log(1 − u) + x) / T) are drawn, the model
-base + λ Σ_k (m / mean m) ⊙ τ_k (mean m per tensor) answers one batch of every task, and x follows the gradient of the
-entropy of the answers, by Adam. Coefficient λ reproduces.
+Tang 2023, "Concrete subspace learning based interference elimination for multi-task model fusion":
+every element of the model has a logit x. In each step relaxed Bernoulli masks m = σ((log u − log(1
+− u) + x) / T) are drawn, the model base + λ Σ_k (m / mean m) ⊙ τ_k (mean m per tensor) answers one
+batch of every task, and x follows the gradient of the entropy of the answers, by Adam. Coefficient
+λ reproduces.
 
-The authors' final model uses one more random mask. Here it is σ(x / T), the mask of the median draw u = 1/2, likewise
-divided by its mean: the merge is then a function of what was learned. The noise is counter-based, keyed by seed, step
-and tensor name. Gradients with respect to x follow from those with respect to the weights tensor by tensor, so nothing
-but one forward pass is ever differentiated. Running statistics and other buffers are not masked.
+The authors' final model uses one more random mask. Here it is σ(x / T), the mask of the median draw
+u = 1/2, likewise divided by its mean: the merge is then a function of what was learned. The noise
+is counter-based, keyed by seed, step and tensor name. Gradients with respect to x follow from those
+with respect to the weights tensor by tensor, so nothing but one forward pass is ever
+differentiated. Running statistics and other buffers are not masked.
 """
 
 from __future__ import annotations
@@ -19,12 +22,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from merging.calibration import Bench, CalibrationOption, Items, Pieces, answers, piecewise, refuse_calibration
-from merging.errors import CheckpointError
-from merging.masks import uniform_bits
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.task_arithmetic import TASK_ARITHMETIC
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.models.calibration_spec import CalibrationOption, refuse_calibration
+from mergesearch.merging.models.expert_runner import ExpertRunner, Items, answers
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.masks import uniform_bits
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.operators.task_arithmetic import TASK_ARITHMETIC
+from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -35,22 +41,29 @@ def prepare(
     experts: Sequence[TensorSource],
     *,
     calibration: Annotated[
-        CalibrationOption, Field(description="Unlabelled items to learn on, and the model that runs them.")
+        CalibrationOption,
+        Field(description="Unlabelled items to learn on, and the model that runs them."),
     ],
-    steps: Annotated[int, Field(ge=0, description="Steps of Adam; 0 leaves the task vectors unmasked.")] = 2000,
+    steps: Annotated[
+        int, Field(ge=0, description="Steps of Adam; 0 leaves the task vectors unmasked.")
+    ] = 2000,
     learning_rate: Annotated[float, Field(gt=0, description="Learning rate of Adam.")] = 1e-3,
-    temperature: Annotated[float, Field(gt=0, description="T of the relaxed Bernoulli distribution.")] = 0.5,
-    scale: Annotated[float, Field(gt=0, le=1, description="Coefficient λ while the mask is learned.")] = 0.3,
+    temperature: Annotated[
+        float, Field(gt=0, description="T of the relaxed Bernoulli distribution.")
+    ] = 0.5,
+    scale: Annotated[
+        float, Field(gt=0, le=1, description="Coefficient λ while the mask is learned.")
+    ] = 0.3,
     seed: Annotated[int, Field(ge=0, description="Chooses among draws of masks.")] = 0,
 ) -> Basis:
     """Task vectors times the learned mask.
 
-    While it learns it holds the model and its gradient, and per element of the model the summed task vector, the
-    logit with its two moments, and the drawn mask.
+    While it learns it holds the model and its gradient, and per element of the model the summed
+    task vector, the logit with its two moments, and the drawn mask.
     """
-    bench = Bench(calibration, base)
+    bench = ExpertRunner(calibration, base)
     names = [expert.name for expert in experts]
-    learned = piecewise(
+    learned = memoised_per_tensor(
         (base, *experts),
         bench.key(["concrete", steps, learning_rate, temperature, scale, seed], names),
         partial(_learned, bench, experts, steps, learning_rate, temperature, scale, seed),
@@ -68,7 +81,7 @@ def prepare(
 
 
 def _learned(
-    bench: Bench,
+    bench: ExpertRunner,
     experts: Sequence[TensorSource],
     steps: int,
     learning_rate: float,
@@ -87,7 +100,9 @@ def _learned(
         masks = {}
         for name, change in changes.items():
             masks[name] = _drawn(logits[name], temperature, seed, step, name)
-            bench.put(name, bench.base.read(name).to(change) + change * masks[name] / masks[name].mean())
+            bench.load_one(
+                name, bench.base.read(name).to(change) + change * masks[name] / masks[name].mean()
+            )
         bench.model.zero_grad()
         for own in batches:
             torch.autograd.backward(_entropy(bench, own[step % len(own)]))
@@ -97,14 +112,19 @@ def _learned(
     for name, values in logits.items():
         if not bool(values.isfinite().all()):
             raise CheckpointError(
-                f"calibration: expected finite gradients of tensor {name!r}, received NaN or infinity; "
+                f"calibration: expected finite gradients of tensor {name!r}, received NaN or "
+                "infinity; "
                 "check the experts and the items"
             )
         yield name, {"logits": values.cpu()}
 
 
-def _mount_sum(bench: Bench, experts: Sequence[TensorSource], scale: float) -> dict[str, torch.Tensor]:
-    """λ Σ τ_k of every parameter, on the model's device; buffers are merged into the model with it once."""
+def _mount_sum(
+    bench: ExpertRunner, experts: Sequence[TensorSource], scale: float
+) -> dict[str, torch.Tensor]:
+    """λ Σ τ_k of every parameter, on the model's device; buffers are merged into the model with it
+    once.
+    """
     import torch
 
     changes = {}
@@ -114,11 +134,13 @@ def _mount_sum(bench: Bench, experts: Sequence[TensorSource], scale: float) -> d
         if isinstance(bench.tensors[place.parameter], torch.nn.Parameter):
             changes[name] = change.to(bench.tensors[place.parameter].device)
         else:
-            bench.put(name, bench.base.read(name).to(change) + change)
+            bench.load_one(name, bench.base.read(name).to(change) + change)
     return changes
 
 
-def _drawn(logits: torch.Tensor, temperature: float, seed: int, step: int, name: str) -> torch.Tensor:
+def _drawn(
+    logits: torch.Tensor, temperature: float, seed: int, step: int, name: str
+) -> torch.Tensor:
     """A relaxed Bernoulli mask; the shape of ``logits``."""
     import torch
 
@@ -127,16 +149,18 @@ def _drawn(logits: torch.Tensor, temperature: float, seed: int, step: int, name:
     return ((uniform.logit().to(logits) + logits) / temperature).sigmoid()
 
 
-def _entropy(bench: Bench, items: Items) -> torch.Tensor:
+def _entropy(bench: ExpertRunner, items: Items) -> torch.Tensor:
     """Mean entropy of the answers to a batch."""
     log_p = answers(bench.run(items), items.inputs).log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1).mean()
 
 
 def _gradient(
-    bench: Bench, name: str, change: torch.Tensor, mask: torch.Tensor, temperature: float
+    bench: ExpertRunner, name: str, change: torch.Tensor, mask: torch.Tensor, temperature: float
 ) -> torch.Tensor | None:
-    """Gradient with respect to the logits, from that with respect to the weights base + change · m / mean m."""
+    """Gradient with respect to the logits, from that with respect to the weights base + change · m
+    / mean m.
+    """
     place = bench.places[name]
     whole = bench.tensors[place.parameter].grad
     if whole is None:
@@ -151,7 +175,8 @@ CONCRETE = Operator(
     name="concrete",
     prepare=prepare,
     summary="task vectors under one mask, learned from unlabelled items",
-    paper="Tang 2023, Concrete subspace learning based interference elimination for multi-task model fusion",
+    paper="Tang 2023, Concrete subspace learning based interference elimination for multi-task "
+    "model fusion",
     family="learned",
     scope="S",
     identities=frozenset({"base_at_zero", "permutation", "linearity"}),

@@ -1,14 +1,15 @@
 """Consensus merging: drop the weights that too few tasks use.
 
-Wang 2024, "Localizing task information for improved model merging and compression" (TALL masks). Task t uses an entry
-if m_t = |τ_t| > λ_t |τ_MTL − τ_t|, τ_MTL being the multi-task vector Σ_k τ_k (unscaled), or what TIES makes of the task
-vectors (its sum, density 0.2). Entries used by fewer than ``agreement`` tasks are dropped: 2 removes those of no task
-("catastrophic") and of one task ("selfish"), 1 the former alone, 0 nothing (task arithmetic, or TIES), more than there
-are experts everything (the base).
+Wang 2024, "Localizing task information for improved model merging and compression" (TALL masks).
+Task t uses an entry if m_t = |τ_t| > λ_t |τ_MTL − τ_t|, τ_MTL being the multi-task vector Σ_k τ_k
+(unscaled), or what TIES makes of the task vectors (its sum, density 0.2). Entries used by fewer
+than ``agreement`` tasks are dropped: 2 removes those of no task ("catastrophic") and of one task
+("selfish"), 1 the former alone, 0 nothing (task arithmetic, or TIES), more than there are experts
+everything (the base).
 
-The authors choose λ_t for every task on validation data, from 0.2, 0.3, ..., 0.6; the default is the middle, and a list
-gives one number per expert. Their masks also restore single tasks from the multi-task vector, which needs the task at
-inference and is not done here.
+The authors choose λ_t for every task on validation data, from 0.2, 0.3, ..., 0.6; the default is
+the middle, and a list gives one number per expert. Their masks also restore single tasks from the
+multi-task vector, which needs the task at inference and is not done here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.layout import Layout
-from merging.operators import ties
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.sparse import finite_task_vectors
+from mergesearch.merging.operators import ties
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import finite_task_vectors
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +35,19 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    agreement: Annotated[int, Field(ge=0, description="number of tasks that must use an entry for it to be kept")] = 2,
+    agreement: Annotated[
+        int, Field(ge=0, description="number of tasks that must use an entry for it to be kept")
+    ] = 2,
     threshold: Annotated[
         Threshold | list[Threshold],
-        Field(description="how much of an entry's change must be the task's own, one number or one per expert"),
+        Field(
+            description="how much of an entry's change must be the task's own, one number or one "
+            "per expert"
+        ),
     ] = 0.4,
     multitask: Annotated[
-        Literal["sum", "ties"], Field(description="multi-task vector that masks are compared with and that is merged")
+        Literal["sum", "ties"],
+        Field(description="multi-task vector that masks are compared with and that is merged"),
     ] = "sum",
 ) -> Basis:
     """Task vectors, or their TIES terms, where enough tasks agree to use them."""
@@ -55,8 +63,12 @@ def prepare(
     return Basis("delta", len(experts), rows)
 
 
-def _users(vectors: Sequence[torch.Tensor], terms: Sequence[torch.Tensor], thresholds: Sequence[float]) -> torch.Tensor:
-    """Σ_t m_t: how many tasks use each entry, K task vectors and K terms of τ_MTL ``S`` -> ``S``."""
+def _users(
+    vectors: Sequence[torch.Tensor], terms: Sequence[torch.Tensor], thresholds: Sequence[float]
+) -> torch.Tensor:
+    """Σ_t m_t: how many tasks use each entry, K task vectors and K terms of τ_MTL ``S`` ->
+    ``S``.
+    """
     import torch
 
     together = sum(terms[1:], start=terms[0])
@@ -69,12 +81,22 @@ def _users(vectors: Sequence[torch.Tensor], terms: Sequence[torch.Tensor], thres
 def _refuse(_layout: Layout, experts: int, options: Options) -> str | None:
     threshold = options["threshold"]
     if isinstance(threshold, list) and len(threshold) != experts:
-        return f"threshold: expected one number or {experts}, one per expert, received {len(threshold)}"
+        return (
+            f"threshold: expected one number or {experts}, one per expert, received "
+            f"{len(threshold)}"
+        )
     return None
 
 
 _IDENTITIES = frozenset(
-    {"base_at_zero", "permutation", "linearity", "homogeneity", "zero_vector", "default_ignores_zero_vector"}
+    {
+        "base_at_zero",
+        "permutation",
+        "linearity",
+        "homogeneity",
+        "zero_vector",
+        "default_ignores_zero_vector",
+    }
 )
 
 CONSENSUS = Operator(

@@ -1,13 +1,16 @@
-"""DARE: drop elements of task vectors at random, rescale the survivors, then add (``dare``) or elect (``dare_ties``).
+"""DARE: drop elements of task vectors at random, rescale the survivors, then add (``dare``) or
+elect (``dare_ties``).
 
-Yu 2024, "Language models are super Mario: absorbing abilities from homologous models as a free lunch". As there, the
-survivors are divided by the probability of survival, which keeps every element right on average; tools that match the
-L1 norm of the tensor instead are reproduced by ``rescale="l1"``. The default drop rate is the paper's for language
-models, 0.9, which needs small task vectors (below about 0.002); vision models need about 0.5.
+Yu 2024, "Language models are super Mario: absorbing abilities from homologous models as a free
+lunch". As there, the survivors are divided by the probability of survival, which keeps every
+element right on average; tools that match the L1 norm of the tensor instead are reproduced by
+``rescale="l1"``. The default drop rate is the paper's for language models, 0.9, which needs small
+task vectors (below about 0.002); vision models need about 0.5.
 
-Otherwise than in popular code, norms, biases and scalars are not thinned unless asked (one in ten of a norm's few
-elements, ten times as large, is noise), and masks come from counters (:mod:`merging.masks`), not from a generator
-whose state depends on the order of tensors.
+Otherwise than in popular code, norms, biases and scalars are not thinned unless asked (one in ten
+of a norm's few elements, ten times as large, is noise), and masks come from counters
+(:mod:`mergesearch.merging.operators.parts.masks`), not from a generator whose state depends on the
+order of tensors.
 """
 
 from __future__ import annotations
@@ -19,9 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from merging.masks import keep_mask
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.sparse import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Merge,
     Mode,
@@ -32,16 +34,23 @@ from merging.operators.sparse import (
     one_minus,
     refuse_election,
 )
+from mergesearch.merging.operators.parts.masks import keep_mask
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.operators.sparse import Vectors
+    from mergesearch.merging.operators.parts.election import Vectors
 
-Drop = Annotated[float, Field(ge=0, lt=1, description="probability with which an element is dropped")]
+Drop = Annotated[
+    float, Field(ge=0, lt=1, description="probability with which an element is dropped")
+]
 Rescale = Annotated[
     Literal["inverse_prob", "l1", "l2", "none"],
-    Field(description="survivors are divided by their probability, or scaled to the tensor's norm before dropping"),
+    Field(
+        description="survivors are divided by their probability, or scaled to the tensor's norm "
+        "before dropping"
+    ),
 ]
 #: Elements rescaled at a time: what it takes besides the vector stays small.
 BLOCK = 1 << 18
@@ -73,7 +82,9 @@ def prepare_elected(
     seed: Seed = 0,
     vectors: Thinned = "pass",
 ) -> Basis:
-    """Thinned task vectors, each reduced to where it has the elected sign; all survivors take part."""
+    """Thinned task vectors, each reduced to where it has the elected sign; all survivors take
+    part.
+    """
     thin = dropped(base, experts, drop, rescale, seed, vectors)
     key = ["dare", drop, rescale, seed, vectors, [expert.name for expert in experts]]
     return elected_basis(base, experts, thin, merge, mode, key)
@@ -94,13 +105,21 @@ def dropped(
         found = finite_task_vectors(base, experts, name)
         if is_exempt(base.shape(name), vectors):
             return found
-        return [survivors(v, seed, e.name, name, keep, rescale) for e, v in zip(experts, found, strict=True)]
+        return [
+            survivors(v, seed, e.name, name, keep, rescale)
+            for e, v in zip(experts, found, strict=True)
+        ]
 
     return thin
 
 
 def survivors(
-    vector: torch.Tensor, seed: int, expert: str, name: str, keep: float | torch.Tensor, rescale: str
+    vector: torch.Tensor,
+    seed: int,
+    expert: str,
+    name: str,
+    keep: float | torch.Tensor,
+    rescale: str,
 ) -> torch.Tensor:
     """A task vector with elements kept by chance and rescaled; ``vector`` is overwritten.
 
@@ -122,7 +141,9 @@ def survivors(
 
 
 def _divided(vector: torch.Tensor, keep: float | torch.Tensor) -> torch.Tensor:
-    """``vector / keep`` in place, as a product with the rounded inverse: equal probabilities give equal bits."""
+    """``vector / keep`` in place, as a product with the rounded inverse: equal probabilities give
+    equal bits.
+    """
     if isinstance(keep, float):
         return vector.mul_(1 / keep)
     vector = vector.contiguous()
@@ -138,7 +159,9 @@ def _norm(vector: torch.Tensor, rescale: str) -> float:
         return 1.0
     # numpy, because the order of torch's sum, and so its bits, depends on the number of threads
     flat = vector.detach().cpu().reshape(-1).numpy()
-    blocks = (flat[start : start + BLOCK].astype(np.float64) for start in range(0, flat.size, BLOCK))
+    blocks = (
+        flat[start : start + BLOCK].astype(np.float64) for start in range(0, flat.size, BLOCK)
+    )
     if rescale == "l1":
         return math.fsum(float(np.abs(block).sum()) for block in blocks)
     return math.sqrt(math.fsum(float(np.square(block).sum()) for block in blocks))
@@ -171,7 +194,8 @@ DARE = Operator(
 DARE_TIES = Operator(
     name="dare_ties",
     prepare=prepare_elected,
-    summary="drop elements of task vectors at random, elect a sign at every position, merge what agrees with it",
+    summary="drop elements of task vectors at random, elect a sign at every position, merge what "
+    "agrees with it",
     paper="Yu 2024, Language models are super Mario",
     family="sparse",
     scope="G",

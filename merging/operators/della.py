@@ -1,14 +1,15 @@
 """DELLA: drop by chance, but large changes less often than small ones; then elect or add.
 
-Deep 2024, "DELLA-Merging: reducing interference in model merging through magnitude-based sampling". Elements are ranked
-by magnitude within their row, and the probability of survival rises with the rank from density − ε to density + ε.
-As in the authors' code every survivor is divided by its own probability, so that the thinned vector is right on
-average; tools that match the L1 norm of the tensor instead are reproduced by ``rescale="l1"``. With ε = 0 this is
-DARE, mask for mask. Defaults follow the authors' example: drop rate 0.3, window 2ε = 0.14.
+Deep 2024, "DELLA-Merging: reducing interference in model merging through magnitude-based sampling".
+Elements are ranked by magnitude within their row, and the probability of survival rises with the
+rank from density − ε to density + ε. As in the authors' code every survivor is divided by its own
+probability, so that the thinned vector is right on average; tools that match the L1 norm of the
+tensor instead are reproduced by ``rescale="l1"``. With ε = 0 this is DARE, mask for mask. Defaults
+follow the authors' example: drop rate 0.3, window 2ε = 0.14.
 
-Otherwise than there, norms, biases and scalars are not thinned unless asked, a row of one element survives with
-probability density (the ranks' formula gives 0/0), and tensors of more than two dimensions have rows of
-``(out, in · kh · kw)``.
+Otherwise than there, norms, biases and scalars are not thinned unless asked, a row of one element
+survives with probability density (the ranks' formula gives 0/0), and tensors of more than two
+dimensions have rows of ``(out, in · kh · kw)``.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from merging.layout import Layout
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.dare import BOUNDS, Rescale, Thinned, survivors
-from merging.operators.sparse import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.dare import BOUNDS, Rescale, Thinned, survivors
+from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
     Merge,
@@ -33,18 +33,24 @@ from merging.operators.sparse import (
     is_exempt,
     refuse_election,
 )
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.operators.sparse import Vectors
+    from mergesearch.merging.operators.parts.election import Vectors
 
 Density = Annotated[Fractional, Field(description="mean probability with which an element is kept")]
 Epsilon = Annotated[
-    float, Field(ge=0, lt=0.5, description="the largest of a row is kept with probability density + epsilon")
+    float,
+    Field(
+        ge=0, lt=0.5, description="the largest of a row is kept with probability density + epsilon"
+    ),
 ]
 
-#: Elements ranked at a time, in whole rows: ranks are 64-bit integers, several times the size of the row.
+#: Elements ranked at a time, in whole rows: ranks are 64-bit integers, several times the size of
+#: the row.
 BLOCK = 1 << 22
 
 
@@ -77,7 +83,9 @@ def prepare_linear(
     vectors: Thinned = "pass",
 ) -> Basis:
     """Task vectors thinned by magnitude and chance, the survivors rescaled."""
-    return Basis("delta", len(experts), sampled(base, experts, density, epsilon, rescale, seed, vectors))
+    return Basis(
+        "delta", len(experts), sampled(base, experts, density, epsilon, rescale, seed, vectors)
+    )
 
 
 def sampled(
@@ -99,13 +107,16 @@ def sampled(
         found = finite_task_vectors(base, experts, name)
         if is_exempt(base.shape(name), vectors):
             return found
-        return [thin_one(expert, name, vector) for expert, vector in zip(experts, found, strict=True)]
+        return [
+            thin_one(expert, name, vector) for expert, vector in zip(experts, found, strict=True)
+        ]
 
     return thin
 
 
 def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """``p_i = (density − ε) + (r_i − 1) / (n − 1) · 2ε`` with ranks ``r = 1..n`` of magnitudes in their row, ascending.
+    """``p_i = (density − ε) + (r_i − 1) / (n − 1) · 2ε`` with ranks ``r = 1..n`` of magnitudes in
+    their row, ascending.
 
     Equal magnitudes are ranked by position.
 
@@ -125,7 +136,9 @@ def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> 
     length = rows.shape[1]
     if length == 1:
         return torch.full_like(vector, density, dtype=torch.float64)
-    ladder = (density - epsilon) + torch.arange(length, dtype=torch.float64) / (length - 1) * (2 * epsilon)
+    ladder = (density - epsilon) + torch.arange(length, dtype=torch.float64) / (length - 1) * (
+        2 * epsilon
+    )
     ladder = ladder.clamp_(max=1.0).to(vector.device)
     keep = torch.empty(rows.shape, dtype=torch.float64, device=vector.device)
     height = max(1, BLOCK // length)
@@ -140,8 +153,10 @@ def _refuse_range(layout: Layout, experts: int, options: Options) -> str | None:
     density, epsilon = (Fraction(repr(float(options[name]))) for name in ("density", "epsilon"))
     if not 0 < density - epsilon <= density + epsilon <= 1:
         return (
-            f"expected 0 < density - epsilon and density + epsilon <= 1, received density {options['density']} and "
-            f"epsilon {options['epsilon']}; take an epsilon of at most {float(min(density, 1 - density)):.4g}"
+            "expected 0 < density - epsilon and density + epsilon <= 1, received density "
+            f"{options['density']} and "
+            f"epsilon {options['epsilon']}; take an epsilon of at most "
+            f"{float(min(density, 1 - density)):.4g}"
         )
     return refuse_election(layout, experts, options) if "merge" in options else None
 
@@ -149,7 +164,8 @@ def _refuse_range(layout: Layout, experts: int, options: Options) -> str | None:
 DELLA = Operator(
     name="della",
     prepare=prepare,
-    summary="drop small changes more often than large ones, elect a sign at every position, merge what agrees with it",
+    summary="drop small changes more often than large ones, elect a sign at every position, merge "
+    "what agrees with it",
     paper="Deep 2024, DELLA-Merging",
     family="sparse",
     scope="G",

@@ -1,19 +1,22 @@
 """DOGE: task vectors corrected along what they do not share.
 
-Wei 2025, "Modeling multi-task model merging as adaptive projective gradient descent", the data-free variant for task
-arithmetic. Per matrix, with λ_k = η / ‖τ_k‖:
+Wei 2025, "Modeling multi-task model merging as adaptive projective gradient descent", the data-free
+variant for task arithmetic. Per matrix, with λ_k = η / ‖τ_k‖:
 
-1. The shared subspace: the ⌊s/K⌋ first left singular vectors of every τ_k (s = min(m, n)) side by side, of which the
-   ⌊s/subspace⌋ first left singular vectors are kept. Π projects onto them.
-2. One δ for all experts minimises Σ_j Σ_rows (Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i (τ_i + δ)))² by Adam from 0, on the
-   gradient less its part in the shared subspace, ∇ − Π ∇. Adam rescales elements, so that δ itself is not free of it.
-3. merged = Σ_k λ_k · M_k ⊙ (τ_k + δ); M_k keeps the largest magnitudes of τ_k over all matrices of the model.
+1. The shared subspace: the ⌊s/K⌋ first left singular vectors of every τ_k (s = min(m, n)) side by
+   side, of which the ⌊s/subspace⌋ first left singular vectors are kept. Π projects onto them.
+2. One δ for all experts minimises Σ_j Σ_rows (Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i (τ_i + δ)))² by Adam
+   from 0, on the gradient less its part in the shared subspace, ∇ − Π ∇. Adam rescales elements, so
+   that δ itself is not free of it.
+3. merged = Σ_k λ_k · M_k ⊙ (τ_k + δ); M_k keeps the largest magnitudes of τ_k over all matrices of
+   the model.
 
-Each term is a direction with a coefficient of its own; 1 reproduces DOGE. ``subspace`` is a divisor, in the authors'
-code as here. Singular vectors of numerically zero singular values, which are arbitrary, are left out of the shared
-subspace, and K counts the experts that changed the matrix: one that did not takes no part. Elements of τ_k that are 0
-are never kept. Only matrices inside blocks are merged, as in the paper; the rest stays the base's. Adam's steps depend
-on the scale of task vectors: twice the task vectors do not give twice the merge.
+Each term is a direction with a coefficient of its own; 1 reproduces DOGE. ``subspace`` is a
+divisor, in the authors' code as here. Singular vectors of numerically zero singular values, which
+are arbitrary, are left out of the shared subspace, and K counts the experts that changed the
+matrix: one that did not takes no part. Elements of τ_k that are 0 are never kept. Only matrices
+inside blocks are merged, as in the paper; the rest stays the base's. Adam's steps depend on the
+scale of task vectors: twice the task vectors do not give twice the merge.
 """
 
 from __future__ import annotations
@@ -23,19 +26,22 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from merging.magnitudes import Histogram, count_kept, kth_largest, magnitude_histogram
-from merging.memo import remembered
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.inner_products import norm
-from merging.operators.sparse import Fractional
-from merging.operators.task_vectors import difference
-from merging.spectral import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import Fractional
+from mergesearch.merging.operators.parts.inner_products import norm
+from mergesearch.merging.operators.parts.magnitudes import (
+    Histogram,
+    count_kept,
+    kth_largest,
+    magnitude_histogram,
+)
+from mergesearch.merging.operators.parts.singular import (
     Convolutions,
     Fused,
     Matrices,
     Others,
-    Part,
     Selection,
+    SingularPart,
     decompose,
     is_matrix,
     numerical_rank,
@@ -44,13 +50,16 @@ from merging.spectral import (
     shapes_of,
     singular,
 )
+from mergesearch.merging.operators.parts.task_vectors import difference
+from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-#: Adam's settings: Kingma 2015, "Adam: a method for stochastic optimization", with the authors' rate.
+#: Adam's settings: Kingma 2015, "Adam: a method for stochastic optimization", with the authors'
+#: rate.
 RATE = 1e-4
 DECAY = 0.9, 0.999
 EPSILON = 1e-8
@@ -60,9 +69,15 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    eta: Annotated[float, Field(gt=0, description="length that each task vector of a matrix is scaled to")] = 0.07,
-    density: Annotated[Fractional, Field(description="fraction of elements that is kept, over all matrices")] = 0.3,
-    subspace: Annotated[int, Field(ge=1, description="the shared subspace has min(m, n) over this dimensions")] = 6,
+    eta: Annotated[
+        float, Field(gt=0, description="length that each task vector of a matrix is scaled to")
+    ] = 0.07,
+    density: Annotated[
+        Fractional, Field(description="fraction of elements that is kept, over all matrices")
+    ] = 0.3,
+    subspace: Annotated[
+        int, Field(ge=1, description="the shared subspace has min(m, n) over this dimensions")
+    ] = 6,
     steps: Annotated[int, Field(ge=0, description="steps of Adam towards the correction")] = 400,
     matrices: Matrices = "blocks",
     conv: Convolutions = "others",
@@ -70,10 +85,12 @@ def prepare(
     others: Others = "base",
 ) -> Basis:
     """The corrected, thinned and scaled task vectors."""
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     thresholds = [_threshold(base, expert, selection, density) for expert in experts]
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         lengths = [norm(delta) for delta in deltas]
         scales = [eta / length if length > 0 else 0.0 for length in lengths]
         correction = _correction(base, experts, part, deltas, scales, [eta, subspace, steps])
@@ -85,61 +102,85 @@ def prepare(
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
-def _threshold(base: TensorSource, expert: TensorSource, selection: Selection, density: float) -> float:
+def _threshold(
+    base: TensorSource, expert: TensorSource, selection: Selection, density: float
+) -> float:
     """Magnitude from which on elements of a task vector are kept; 0 if there is no matrix."""
 
     def matrices() -> Iterator[tuple[str, torch.Tensor]]:
         for name in base.names:
             if is_matrix(name, base.shape(name), selection):
-                yield f"expert {expert.name!r}: tensor {name!r}", difference(expert.read(name), base.read(name))
+                yield (
+                    f"expert {expert.name!r}: tensor {name!r}",
+                    difference(expert.read(name), base.read(name)),
+                )
 
     def compute() -> dict[str, torch.Tensor]:
         return magnitude_histogram(matrices).to_tensors()
 
     key = ["magnitudes of matrices", selection.matrices, selection.conv]
     first = Histogram.from_tensors(remembered([base, expert], key, compute))
-    return kth_largest(matrices, count_kept(density, first.total), first=first) if first.total else 0.0
+    return (
+        kth_largest(matrices, count_kept(density, first.total), first=first) if first.total else 0.0
+    )
 
 
 def _correction(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: Part,
+    part: SingularPart,
     deltas: Sequence[torch.Tensor],
     scales: Sequence[float],
     key: list[float],
 ) -> torch.Tensor:
-    """δ, ``(m, n)``, in the dtype of the task vectors; ``key`` holds η, the divisor and the number of steps."""
+    """δ, ``(m, n)``, in the dtype of the task vectors; ``key`` holds η, the divisor and the number
+    of steps.
+    """
     _, divisor, steps = key
 
     def compute() -> dict[str, torch.Tensor]:
         shared = shared_subspace(base, experts, part, deltas, int(divisor))
         return {"delta": descend(deltas, scales, shared, int(steps)).to(deltas[0].dtype)}
 
-    return remembered([base, *experts], ["correction common to task vectors", *part.key, *key], compute)["delta"]
+    return remembered(
+        [base, *experts], ["correction common to task vectors", *part.key, *key], compute
+    )["delta"]
 
 
 def shared_subspace(
-    base: TensorSource, experts: Sequence[TensorSource], part: Part, deltas: Sequence[torch.Tensor], divisor: int
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    part: SingularPart,
+    deltas: Sequence[torch.Tensor],
+    divisor: int,
 ) -> torch.Tensor:
     """Orthonormal columns that span it, ``(m, r)``, r at most ``⌊min(m, n) / divisor⌋``."""
     import torch
 
     share = min(part.shape) // max(1, sum(bool(delta.any()) for delta in deltas))
-    found = [singular(base, expert, part, delta, share) for expert, delta in zip(experts, deltas, strict=True)]
+    found = [
+        singular(base, expert, part, delta, share)
+        for expert, delta in zip(experts, deltas, strict=True)
+    ]
     dtype = deltas[0].dtype
-    vectors = torch.cat([svd.left[:, : numerical_rank(svd.values, part.shape, dtype)] for svd in found], dim=1)
+    vectors = torch.cat(
+        [svd.left[:, : numerical_rank(svd.values, part.shape, dtype)] for svd in found], dim=1
+    )
     if vectors.shape[1] == 0:
         return vectors
     joint = decompose(vectors)
-    return joint.left[:, : min(min(part.shape) // divisor, numerical_rank(joint.values, vectors.shape, dtype))]
+    return joint.left[
+        :, : min(min(part.shape) // divisor, numerical_rank(joint.values, vectors.shape, dtype))
+    ]
 
 
-def descend(deltas: Sequence[torch.Tensor], scales: Sequence[float], shared: torch.Tensor, steps: int) -> torch.Tensor:
+def descend(
+    deltas: Sequence[torch.Tensor], scales: Sequence[float], shared: torch.Tensor, steps: int
+) -> torch.Tensor:
     """δ after ``steps`` of Adam on the projected gradient.
 
-    With Λ = Σ λ_i and c_j = Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i τ_i), the gradient is −2 Λ Σ_j r_j ⊙ τ_j for the residuals
-    r_j = c_j − Λ Σ_columns τ_j ⊙ δ, one number per row and expert.
+    With Λ = Σ λ_i and c_j = Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i τ_i), the gradient is −2 Λ Σ_j r_j ⊙ τ_j
+    for the residuals r_j = c_j − Λ Σ_columns τ_j ⊙ δ, one number per row and expert.
 
     Args:
         deltas: τ_k, ``(m, n)`` each.
@@ -174,10 +215,12 @@ DOGE = Operator(
     paper="Wei 2025, Modeling multi-task model merging as adaptive projective gradient descent",
     family="spectral",
     scope="G",
-    identities=frozenset({"base_at_zero", "permutation", "linearity", "zero_vector", "default_ignores_zero_vector"}),
+    identities=frozenset(
+        {"base_at_zero", "permutation", "linearity", "zero_vector", "default_ignores_zero_vector"}
+    ),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 2.0),
-    # Task vectors as they are read and stacked by rows, products of them, rows before and after they are put in place;
-    # δ, its gradient, its moments and the decompositions.
+    # Task vectors as they are read and stacked by rows, products of them, rows before and after
+    # they are put in place; δ, its gradient, its moments and the decompositions.
     copies=lambda experts: 5 * experts + 9,
 )

@@ -1,20 +1,23 @@
 """The unified vector of EMR-Merging: at every position the largest entry of the elected sign.
 
-Huang 2024, "EMR-Merging: tuning-free high-performance model merging". Elect: the sign of the sum of the task vectors.
-Unify: the largest magnitude among the entries of that sign. The paper then gives every task its own mask and rescaler
-of this vector; both need to be told the task at inference, so they are no part of one static merge and not made here.
+Huang 2024, "EMR-Merging: tuning-free high-performance model merging". Elect: the sign of the sum of
+the task vectors. Unify: the largest magnitude among the entries of that sign. The paper then gives
+every task its own mask and rescaler of this vector; both need to be told the task at inference, so
+they are no part of one static merge and not made here.
 
-What is left has one coefficient per expert, over the positions where that expert holds the maximum; equal maxima are
-shared, so that the order of the experts does not matter. Where the sum is exactly 0 the authors' code elects the
-negative sign; here nothing is added, so that negating all task vectors negates the result.
+What is left has one coefficient per expert, over the positions where that expert holds the maximum;
+equal maxima are shared, so that the order of the experts does not matter. Where the sum is exactly
+0 the authors' code elects the negative sign; here nothing is added, so that negating all task
+vectors negates the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.sparse import elect, finite_task_vectors
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import elect, finite_task_vectors
+from mergesearch.merging.tensors.source import TensorSource
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
@@ -30,7 +33,8 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
 EMR = Operator(
     name="emr",
     prepare=prepare,
-    summary="the largest entry of the elected sign at every position (EMR's unified vector, without task masks)",
+    summary="the largest entry of the elected sign at every position (EMR's unified vector, "
+    "without task masks)",
     paper="Huang 2024, EMR-Merging",
     family="sparse",
     scope="E",

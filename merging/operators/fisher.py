@@ -1,13 +1,15 @@
 """Fisher merging: weigh every element of every expert by how sharply its answers depend on it.
 
-Matena 2022, "Merging models with Fisher-weighted averaging", Eq. 3: merged = Σ_k w_k F_k ⊙ θ_k / Σ_j w_j F_j with F_k
-the diagonal of the Fisher information of expert k on items of its task. In task vectors, expert k contributes
-w_k F_k ⊙ τ_k / Σ_j w_j F_j, and coefficient 1 reproduces (w_k = 1).
+Matena 2022, "Merging models with Fisher-weighted averaging", Eq. 3: merged = Σ_k w_k F_k ⊙ θ_k /
+Σ_j w_j F_j with F_k the diagonal of the Fisher information of expert k on items of its task. In
+task vectors, expert k contributes w_k F_k ⊙ τ_k / Σ_j w_j F_j, and coefficient 1 reproduces (w_k =
+1).
 
-F is the mean over items of Σ_c p_c (∂ log p_c / ∂θ)², item by item; implementations that sum the logarithms of a batch
-before they square have cross terms between items and classes. With many classes one class is drawn from the model for
-each item. For models that answer token by token the answers count as independent, and F is the sum over tokens.
-``given`` labels make it the empirical Fisher information, which is another quantity (Kunstner 2019).
+F is the mean over items of Σ_c p_c (∂ log p_c / ∂θ)², item by item; implementations that sum the
+logarithms of a batch before they square have cross terms between items and classes. With many
+classes one class is drawn from the model for each item. For models that answer token by token the
+answers count as independent, and F is the sum over tokens. ``given`` labels make it the empirical
+Fisher information, which is another quantity (Kunstner 2019).
 
 ``floor`` is added to every F, so elements on which no answer depends are averaged.
 """
@@ -21,14 +23,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.calibration import Bench, ExpertItems, Items, Pieces, answers, piecewise, refuse_calibration
-from merging.errors import CheckpointError, InputError
-from merging.layout import Layout
-from merging.masks import uniform_bits
-from merging.memo import Tensors
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.inner_products import norm
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_calibration
+from mergesearch.merging.models.expert_runner import ExpertRunner, Items, answers
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import norm
+from mergesearch.merging.operators.parts.masks import uniform_bits
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.memo import Tensors
+from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -47,22 +52,25 @@ def prepare(
     labels: Annotated[
         Labels,
         Field(
-            description="Classes to differentiate: all (one answer per item and up to 10 classes, else as sampled), "
+            description="Classes to differentiate: all (one answer per item and up to 10 classes, "
+            "else as sampled), "
             "one drawn from the model, or the label of the item."
         ),
     ] = "exact",
     floor: Annotated[float, Field(gt=0, description="Added to every Fisher information.")] = 1e-6,
-    normalise: Annotated[bool, Field(description="Scale each expert's to norm 1 over the whole model.")] = False,
+    normalise: Annotated[
+        bool, Field(description="Scale each expert's to norm 1 over the whole model.")
+    ] = False,
     seed: Annotated[int, Field(ge=0, description="Chooses among draws of classes.")] = 0,
 ) -> Basis:
     """Task vectors weighted by Fisher information.
 
-    Holds the model, one expert's Fisher information and one gradient while items are run; without a memo, the Fisher
-    information of all experts.
+    Holds the model, one expert's Fisher information and one gradient while items are run; without a
+    memo, the Fisher information of all experts.
     """
-    bench = Bench(calibration, base)
+    bench = ExpertRunner(calibration, base)
     information = [
-        piecewise(
+        memoised_per_tensor(
             (base, expert),
             bench.key(["fisher", labels, seed], [expert.name]),
             partial(_information, bench, expert, labels, seed),
@@ -84,10 +92,14 @@ def prepare(
 
 def _scale(information: Callable[[str], Tensors], base: TensorSource, floor: float) -> float:
     """1 / ‖F‖ over the whole model, with the floor, so that the norm is never 0."""
-    return 1 / math.sqrt(sum(norm(_floored(information, name, base, floor)) ** 2 for name in base.names))
+    return 1 / math.sqrt(
+        sum(norm(_floored(information, name, base, floor)) ** 2 for name in base.names)
+    )
 
 
-def _floored(information: Callable[[str], Tensors], name: str, base: TensorSource, floor: float) -> torch.Tensor:
+def _floored(
+    information: Callable[[str], Tensors], name: str, base: TensorSource, floor: float
+) -> torch.Tensor:
     """F + floor of one tensor; buffers and empty tensors have no Fisher information."""
     import torch
 
@@ -95,15 +107,23 @@ def _floored(information: Callable[[str], Tensors], name: str, base: TensorSourc
     return torch.full(tuple(base.shape(name)), floor) if found is None else found + floor
 
 
-def _information(bench: Bench, expert: TensorSource, labels: Labels, seed: int) -> Pieces:
+def _information(bench: ExpertRunner, expert: TensorSource, labels: Labels, seed: int) -> Pieces:
     """Fisher information of all parameters of one expert."""
     import torch
 
-    bench.mount(expert)
-    parameters = {name: bench.tensors[name] for name in {place.parameter for place in bench.places.values()}}
-    parameters = {name: tensor for name, tensor in parameters.items() if isinstance(tensor, torch.nn.Parameter)}
+    bench.load_all(expert)
+    parameters = {
+        name: bench.tensors[name] for name in {place.parameter for place in bench.places.values()}
+    }
+    parameters = {
+        name: tensor
+        for name, tensor in parameters.items()
+        if isinstance(tensor, torch.nn.Parameter)
+    }
     totals = {
-        name: torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32), requires_grad=False)
+        name: torch.zeros_like(
+            tensor, dtype=torch.promote_types(tensor.dtype, torch.float32), requires_grad=False
+        )
         for name, tensor in parameters.items()
     }
     count = 0
@@ -114,11 +134,14 @@ def _information(bench: Bench, expert: TensorSource, labels: Labels, seed: int) 
             count += 1
     for name, place in bench.places.items():
         if place.parameter in totals:
-            yield name, {"fisher": _checked(place.of(totals[place.parameter]) / count, name, expert).cpu()}
+            yield (
+                name,
+                {"fisher": _checked(place.of(totals[place.parameter]) / count, name, expert).cpu()},
+            )
 
 
 def _log_likelihoods(
-    bench: Bench, item: Items, labels: Labels, seed: int, number: int
+    bench: ExpertRunner, item: Items, labels: Labels, seed: int, number: int
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """(weight, log-likelihood) of what is differentiated for one item."""
     log_p = answers(bench.run(item), item.inputs).log_softmax(dim=1)
@@ -130,19 +153,30 @@ def _log_likelihoods(
 
 
 def _drawn(log_p: torch.Tensor, seed: int, number: int) -> torch.Tensor:
-    """A class for each answer ``(answers,)``, drawn from the model; the same however items are batched."""
+    """A class for each answer ``(answers,)``, drawn from the model; the same however items are
+    batched.
+    """
     import torch
 
     bits = uniform_bits(seed, "labels", f"item {number}", 0, len(log_p)).astype("float64")
     places = torch.from_numpy((bits + 0.5) / 2.0**32).to(log_p.device)
-    chosen = torch.searchsorted(log_p.detach().double().exp().cumsum(dim=1), places[:, None]).squeeze(1)
+    chosen = torch.searchsorted(
+        log_p.detach().double().exp().cumsum(dim=1), places[:, None]
+    ).squeeze(1)
     return chosen.clamp(max=log_p.shape[1] - 1)  # the sum may end below 1
 
 
 def _given(item: Items, log_p: torch.Tensor) -> torch.Tensor:
     if item.labels is None or item.labels.shape != (len(log_p),):
-        received = "none" if item.labels is None else f"shape {list(item.labels.shape[1:])} for {len(log_p)} answers"
-        raise InputError(f"operator fisher: labels 'given': expected a class number per item, received {received}")
+        received = (
+            "none"
+            if item.labels is None
+            else f"shape {list(item.labels.shape[1:])} for {len(log_p)} answers"
+        )
+        raise InputError(
+            "operator fisher: labels 'given': expected a class number per item, received "
+            f"{received}"
+        )
     return item.labels.to(log_p.device)
 
 
@@ -154,16 +188,21 @@ def _add_squares(
 ) -> None:
     import torch
 
-    gradients = torch.autograd.grad(log_likelihood, list(parameters.values()), retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        log_likelihood, list(parameters.values()), retain_graph=True, allow_unused=True
+    )
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
-            totals[name].addcmul_(gradient.to(totals[name].dtype), gradient.to(totals[name].dtype), value=weight)
+            totals[name].addcmul_(
+                gradient.to(totals[name].dtype), gradient.to(totals[name].dtype), value=weight
+            )
 
 
 def _checked(information: torch.Tensor, name: str, expert: TensorSource) -> torch.Tensor:
     if not bool(information.isfinite().all()):
         raise CheckpointError(
-            f"expert {expert.name!r}: expected finite gradients of tensor {name!r} on the calibration items, received "
+            f"expert {expert.name!r}: expected finite gradients of tensor {name!r} on the "
+            "calibration items, received "
             "NaN or infinity; check the expert and the items"
         )
     return information
@@ -173,7 +212,10 @@ def _refuse(layout: Layout, experts: int, options: Options) -> str | None:
     calibration = options["calibration"]
     label = calibration["label"] if isinstance(calibration, dict) else calibration.label
     if options["labels"] == "given" and label is None:
-        return "labels 'given': expected calibration.label to name the column of class numbers, received none"
+        return (
+            "labels 'given': expected calibration.label to name the column of class numbers, "
+            "received none"
+        )
     return refuse_calibration(layout, experts, options)
 
 
@@ -184,7 +226,9 @@ FISHER = Operator(
     paper="Matena 2022, Merging models with Fisher-weighted averaging",
     family="data",
     scope="G",
-    identities=frozenset({"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity"}),
+    identities=frozenset(
+        {"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity"}
+    ),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
     needs=frozenset({"inputs"}),

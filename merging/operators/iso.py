@@ -1,17 +1,21 @@
 """Iso-C and Iso-CTS: the directions of the summed task vectors, all with the same strength.
 
-Marczak 2025, "No task left behind: isotropic model merging with common and task-specific subspaces". Per matrix, with
-Σ_k τ_k = U Σ Vᵀ and the mean σ̄ of its singular values:
+Marczak 2025, "No task left behind: isotropic model merging with common and task-specific
+subspaces". Per matrix, with Σ_k τ_k = U Σ Vᵀ and the mean σ̄ of its singular values:
 
-* Iso-C: merged = σ̄ U Vᵀ. The same is P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ, so every expert has a row P τ_k of its own.
-* Iso-CTS: the largest of the common directions, and with them the largest of every (I − U_c U_cᵀ) τ_k; both sides are
-  replaced by their polar factors, and all singular values by their mean. One row: no split by experts is natural.
+* Iso-C: merged = σ̄ U Vᵀ. The same is P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ, so every expert has a
+  row P τ_k of its own.
+* Iso-CTS: the largest of the common directions, and with them the largest of every (I − U_c U_cᵀ)
+  τ_k; both sides are replaced by their polar factors, and all singular values by their mean. One
+  row: no split by experts is natural.
 
-Only singular values that are numerically not zero are flattened. The published formula gives directions in which no
-expert moves, arbitrary ones, the same strength as all others; of a sum of LoRA experts they are nearly all. Weights
-that were merged with LoRA and then rounded (to bf16, say) move a little in all directions: ``floor`` leaves those out.
+Only singular values that are numerically not zero are flattened. The published formula gives
+directions in which no expert moves, arbitrary ones, the same strength as all others; of a sum of
+LoRA experts they are nearly all. Weights that were merged with LoRA and then rounded (to bf16, say)
+move a little in all directions: ``floor`` leaves those out.
 
-The default coefficient 1.5 is the one with which FusionBench reports both for eight CLIP experts; the paper tunes it.
+The default coefficient 1.5 is the one with which FusionBench reports both for eight CLIP experts;
+the paper tunes it.
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.spectral import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.singular import (
     Convolutions,
     Fused,
     Matrices,
     Others,
-    Part,
     Selection,
+    SingularPart,
     Svd,
     decompose,
     numerical_rank,
@@ -39,12 +43,16 @@ from merging.spectral import (
     shapes_of,
     singular_of_sum,
 )
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
 
 Floor = Annotated[
-    float, Field(ge=0, lt=1, description="singular values up to this fraction of the largest count as zero")
+    float,
+    Field(
+        ge=0, lt=1, description="singular values up to this fraction of the largest count as zero"
+    ),
 ]
 
 
@@ -54,7 +62,10 @@ def prepare_common(
     *,
     flatten: Annotated[
         Literal["nonzero", "all"],
-        Field(description="singular values that are set to their mean: those that are not zero, or all, as published"),
+        Field(
+            description="singular values that are set to their mean: those that are not zero, or "
+            "all, as published"
+        ),
     ] = "nonzero",
     floor: Floor = 0.0,
     matrices: Matrices = "all",
@@ -64,7 +75,7 @@ def prepare_common(
 ) -> Basis:
     """``P τ_k`` for every matrix, and a share of the mean for other tensors."""
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         svd = singular_of_sum(base, experts, part, deltas)
         rank = numerical_rank(svd.values, part.shape, deltas[0].dtype, floor=floor)
         kept = svd.top(rank)
@@ -74,21 +85,27 @@ def prepare_common(
         rest = svd.left[:, rank:] @ svd.right[rank:] * (mean / len(deltas))
         return [row + rest for row in levelled(kept, mean, deltas)]
 
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
 def levelled(common: Svd, mean: float, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """``U diag(mean / σ_i) Uᵀ τ_k`` for every task vector ``(m, n)``; no σ_i may be 0."""
     gain = (mean / common.values)[:, None]
-    return [common.left @ (gain * (common.left.T @ delta.to(common.left.dtype))) for delta in deltas]
+    return [
+        common.left @ (gain * (common.left.T @ delta.to(common.left.dtype))) for delta in deltas
+    ]
 
 
 def prepare_common_and_specific(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    common: Annotated[float, Field(gt=0, le=1, description="fraction of the directions that are common ones")] = 0.8,
+    common: Annotated[
+        float, Field(gt=0, le=1, description="fraction of the directions that are common ones")
+    ] = 0.8,
     floor: Floor = 0.0,
     matrices: Matrices = "all",
     conv: Convolutions = "others",
@@ -97,21 +114,26 @@ def prepare_common_and_specific(
 ) -> Basis:
     """The merged task vector as one row: isotropic for matrices, the mean for other tensors."""
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         dtype, shape = deltas[0].dtype, part.shape
         shared, each = directions_of(min(shape), len(deltas), common)
         svd = singular_of_sum(base, experts, part, deltas)
         first = svd.top(min(shared, numerical_rank(svd.values, shape, dtype, floor=floor)))
-        return [isotropic([first, *(specific(first, delta, each, floor) for delta in deltas)], dtype)]
+        return [
+            isotropic([first, *(specific(first, delta, each, floor) for delta in deltas)], dtype)
+        ]
 
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     return Basis("delta", 1, rows_by_matrix(base, experts, selection, formula, fused=True))
 
 
 def directions_of(total: int, experts: int, common: float) -> tuple[int, int]:
     """Number of common directions, and of those of each expert.
 
-    What is not common is rounded to a multiple of the number of experts, with halves to even as in the authors' code.
+    What is not common is rounded to a multiple of the number of experts, with halves to even as in
+    the authors' code.
     """
     specific = total - math.floor(Fraction(repr(common)) * total)
     each = min(round(specific / experts), total // experts)
@@ -119,7 +141,9 @@ def directions_of(total: int, experts: int, common: float) -> tuple[int, int]:
 
 
 def specific(first: Svd, delta: torch.Tensor, count: int, floor: float) -> Svd:
-    """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``, without those that are only rounding."""
+    """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``, without those that are only
+    rounding.
+    """
     wide = delta.to(first.left.dtype)
     svd = decompose(wide - first.left @ (first.left.T @ wide))
     # Against the norm of all of τ_k: of a low-rank one nothing but rounding is left.
@@ -147,7 +171,8 @@ ISO_C = Operator(
     identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
     default=lambda _experts, _options: 1.5,
     bounds=lambda _experts, _options: (0.3, 3.0),
-    # Task vectors, rows before and after they are put in place; one decomposition and the work space of that.
+    # Task vectors, rows before and after they are put in place; one decomposition and the work
+    # space of that.
     copies=lambda experts: 3 * experts + 10,
 )
 

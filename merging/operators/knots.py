@@ -1,14 +1,15 @@
 """KnOTS: merge in coordinates that all experts share.
 
-Stoica 2025, "Model merging with SVD to tie the KnOTS". Low-rank experts (LoRA) change few directions, and each its own:
-element by element they hardly meet, so that TIES and DARE have nothing to resolve. Side by side,
-[τ_1 ... τ_K] = U Σ [V_1 ... V_K]: another method X merges the coordinates Σ V_k, merged = U X(Σ V_1, ..., Σ V_K). With
-X = task arithmetic nothing changes.
+Stoica 2025, "Model merging with SVD to tie the KnOTS". Low-rank experts (LoRA) change few
+directions, and each its own: element by element they hardly meet, so that TIES and DARE have
+nothing to resolve. Side by side, [τ_1 ... τ_K] = U Σ [V_1 ... V_K]: another method X merges the
+coordinates Σ V_k, merged = U X(Σ V_1, ..., Σ V_K). With X = task arithmetic nothing changes.
 
-Here Σ V_k is worked out as Uᵀ τ_k, which needs no V. Coordinates are trimmed tensor by tensor, where the authors' code
-ranks those of all layers together; weights and biases are not joined to one matrix; singular values are dropped below
-what is numerically zero instead of below 1e-5, and coordinates that are only rounding errors are set to 0, for they
-would take part in the means of TIES.
+Here Σ V_k is worked out as Uᵀ τ_k, which needs no V. Coordinates are trimmed tensor by tensor,
+where the authors' code ranks those of all layers together; weights and biases are not joined to one
+matrix; singular values are dropped below what is numerically zero instead of below 1e-5, and
+coordinates that are only rounding errors are set to 0, for they would take part in the means of
+TIES.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import keep_largest
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.dare import Drop, survivors
-from merging.operators.sparse import Fractional, Seed, elect, one_minus
-from merging.spectral import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.dare import Drop, survivors
+from mergesearch.merging.operators.parts.election import Fractional, Seed, elect, one_minus
+from mergesearch.merging.operators.parts.magnitudes import keep_largest
+from mergesearch.merging.operators.parts.singular import (
     Convolutions,
     Fused,
     Matrices,
     Others,
-    Part,
     Selection,
+    SingularPart,
     numerical_rank,
     rows_by_matrix,
     shapes_of,
     singular_side_by_side,
 )
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +48,12 @@ def prepare(
     experts: Sequence[TensorSource],
     *,
     inner: Annotated[Inner, Field(description="what merges the shared coordinates")] = "ties",
-    density: Annotated[Fractional, Field(description="fraction of coordinates that ties keeps")] = 0.2,
-    drop: Annotated[Drop, Field(description="probability with which dare_ties drops a coordinate")] = 0.1,
+    density: Annotated[
+        Fractional, Field(description="fraction of coordinates that ties keeps")
+    ] = 0.2,
+    drop: Annotated[
+        Drop, Field(description="probability with which dare_ties drops a coordinate")
+    ] = 0.1,
     seed: Seed = 0,
     matrices: Matrices = "all",
     conv: Convolutions = "others",
@@ -57,7 +63,7 @@ def prepare(
     """``U X_k(Σ V_k)`` for every matrix, and a share of the mean for other tensors."""
     names = [expert.name for expert in experts]
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         svd = singular_side_by_side(base, experts, part, deltas)
         joined = (part.shape[0], part.shape[1] * len(experts))
         left = svd.left[:, : numerical_rank(svd.values, joined, deltas[0].dtype)]
@@ -74,7 +80,9 @@ def prepare(
             )
         return [left @ c for c in found]
 
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
@@ -83,18 +91,22 @@ def coordinates(left: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     import torch
 
     found = left.T @ delta.to(left.dtype)
-    # A few roundings, and still far below the usual coordinate, ‖τ‖ / sqrt(r n), of the largest matrices.
+    # A few roundings, and still far below the usual coordinate, ‖τ‖ / sqrt(r n), of the largest
+    # matrices.
     noise = 16 * torch.finfo(delta.dtype).eps * float(delta.norm())
     return found.masked_fill_(found.abs() <= noise, 0.0)
 
 
 def _default(_experts: int, options: Options) -> float:
-    # Those of the authors' configurations for eight vision experts of rank 16; task arithmetic's own.
+    # Those of the authors' configurations for eight vision experts of rank 16; task arithmetic's
+    # own.
     return {"ties": 0.6, "dare_ties": 0.7, "task_arithmetic": 0.3}[options["inner"]]
 
 
 def _bounds(_experts: int, options: Options) -> tuple[float, float]:
-    return {"ties": (0.0, 1.6), "dare_ties": (0.0, 1.2), "task_arithmetic": (0.0, 1.5)}[options["inner"]]
+    return {"ties": (0.0, 1.6), "dare_ties": (0.0, 1.2), "task_arithmetic": (0.0, 1.5)}[
+        options["inner"]
+    ]
 
 
 KNOTS = Operator(
@@ -120,7 +132,8 @@ KNOTS = Operator(
     ),
     default=_default,
     bounds=_bounds,
-    # Task vectors, coordinates, and rows before and after they are put in place; one decomposition, or one election.
+    # Task vectors, coordinates, and rows before and after they are put in place; one decomposition,
+    # or one election.
     copies=lambda experts: 4 * experts + 10,
     stochastic=True,
 )

@@ -1,12 +1,13 @@
 """Layer swapping: the outer blocks of one expert around the middle blocks of another.
 
-Bandarkar 2025, "Layer swapping for zero-shot cross-lingual transfer in large language models": the ``bottom`` first and
-``top`` last blocks come from the first expert (of the language), the middle from the second (of the task), and
-``transition`` blocks on either side of the middle are the average of both.
+Bandarkar 2025, "Layer swapping for zero-shot cross-lingual transfer in large language models": the
+``bottom`` first and ``top`` last blocks come from the first expert (of the language), the middle
+from the second (of the task), and ``transition`` blocks on either side of the middle are the
+average of both.
 
-The result is one direction in the form of an interpolation, so that coefficient 1 gives the swapped model bit for bit.
-Transitions weigh both experts equally, where the paper lets the weights be chosen. Each tower of a model with several
-is swapped along its own depth.
+The result is one direction in the form of an interpolation, so that coefficient 1 gives the swapped
+model bit for bit. Transitions weigh both experts equally, where the paper lets the weights be
+chosen. Each tower of a model with several is swapped along its own depth.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.layout import Layout
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.places import block_axes, classify
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.roles import block_axes, classify
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
 
-Part = Literal["first", "second", "both", "base"]
+SwapSource = Literal["first", "second", "both", "base"]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -33,9 +35,12 @@ def prepare(
     *,
     bottom: Annotated[Count, Field(description="first blocks, taken from the first expert")],
     top: Annotated[Count, Field(description="last blocks, taken from the first expert")],
-    transition: Annotated[Count, Field(description="averaged blocks on either side of the middle")] = 0,
+    transition: Annotated[
+        Count, Field(description="averaged blocks on either side of the middle")
+    ] = 0,
     outside: Annotated[
-        Literal["first", "base", "second"], Field(description="where tensors outside the blocks come from")
+        Literal["first", "base", "second"],
+        Field(description="where tensors outside the blocks come from"),
     ] = "first",
 ) -> Basis:
     """The swapped model, as the one row of an interpolation."""
@@ -44,7 +49,9 @@ def prepare(
 
     def rows(name: str) -> list[torch.Tensor]:
         part = part_of(name, axes, bottom, top, transition, outside)
-        sources = {"first": [first], "second": [second], "both": [first, second], "base": [base]}[part]
+        sources = {"first": [first], "second": [second], "both": [first, second], "base": [base]}[
+            part
+        ]
         return [_mean([source.read(name).to(base.read(name).device) for source in sources])]
 
     return Basis("interpolation", 1, rows)
@@ -57,8 +64,10 @@ def part_of(
     top: int,
     transition: int,
     outside: Literal["first", "base", "second"],
-) -> Part:
-    """Which model a tensor comes from; ``axes`` of :func:`merging.places.block_axes`."""
+) -> SwapSource:
+    """Which model a tensor comes from; ``axes`` of
+    :func:`mergesearch.merging.tensors.roles.block_axes`.
+    """
     place = classify(name)
     if place.block is None:
         return outside
@@ -71,7 +80,9 @@ def part_of(
 def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     import torch
 
-    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    wide = (
+        torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    )
     if len(tensors) == 1:
         return tensors[0].to(wide, copy=True)
     one, other = (tensor.to(wide) for tensor in tensors)
@@ -81,13 +92,17 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _refuse(layout: Layout, _experts: int, options: Options) -> str | None:
     axes = block_axes(classify(name) for name in layout.names)
     if not axes:
-        return "expected tensors of numbered blocks (layers.0., h.0., ...), received none; use average instead"
+        return (
+            "expected tensors of numbered blocks (layers.0., h.0., ...), received none; use "
+            "average instead"
+        )
     asked = options["bottom"] + options["top"] + 2 * options["transition"]
     for tower, axis in axes.items():
         if asked > len(axis):
             where = f" of the {tower} tower" if tower else ""
             return (
-                f"expected bottom + top + 2 · transition of at most {len(axis)}, the number of blocks{where}, "
+                f"expected bottom + top + 2 · transition of at most {len(axis)}, the number of "
+                f"blocks{where}, "
                 f"received {asked}; lower one of them"
             )
     return None
@@ -97,7 +112,8 @@ LAYER_SWAP = Operator(
     name="layer_swap",
     prepare=prepare,
     summary="outer blocks of the first expert around the middle blocks of the second",
-    paper="Bandarkar 2025, Layer swapping for zero-shot cross-lingual transfer in large language models",
+    paper="Bandarkar 2025, Layer swapping for zero-shot cross-lingual transfer in large language "
+    "models",
     family="linear",
     scope="E",
     identities=frozenset({"base_at_zero", "identical_experts", "linearity", "homogeneity"}),

@@ -1,11 +1,12 @@
 """LiNeS: task vectors scaled linearly with depth.
 
-Wang 2025, "LiNeS: post-training layer scaling prevents forgetting and enhances model merging": a tensor of block l
-of L is scaled by α + β · l / (L − 1), a tensor outside the blocks by α (the final norm and the head as well).
+Wang 2025, "LiNeS: post-training layer scaling prevents forgetting and enhances model merging": a
+tensor of block l of L is scaled by α + β · l / (L − 1), a tensor outside the blocks by α (the final
+norm and the head as well).
 
-α = 1/K is the paper's ‖Σ τ_k‖₁ / ‖τ_MTL‖₁ · 1/K for the merge of task arithmetic, τ_MTL = Σ τ_k. The block is read by
-anchored patterns, each tower with its own depth; the authors' search for ".3." anywhere in a name mistakes the number
-of an expert or of a Sequential entry for a block.
+α = 1/K is the paper's ‖Σ τ_k‖₁ / ‖τ_MTL‖₁ · 1/K for the merge of task arithmetic, τ_MTL = Σ τ_k.
+The block is read by anchored patterns, each tower with its own depth; the authors' search for ".3."
+anywhere in a name mistakes the number of an expert or of a Sequential entry for a block.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.task_vectors import task_vectors
-from merging.places import block_axes, classify, depth_of
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.roles import block_axes, classify, depth_of
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +30,12 @@ def prepare(
     experts: Sequence[TensorSource],
     *,
     alpha: Annotated[
-        Annotated[float, Field(ge=0)] | None, Field(description="scale of the first block; None for 1/K")
+        Annotated[float, Field(ge=0)] | None,
+        Field(description="scale of the first block; None for 1/K"),
     ] = None,
-    beta: Annotated[float, Field(ge=0, description="what the last block is scaled by more than the first")] = 0.3,
+    beta: Annotated[
+        float, Field(ge=0, description="what the last block is scaled by more than the first")
+    ] = 0.3,
 ) -> Basis:
     """The task vectors times the scale of their depth."""
     first = 1.0 / len(experts) if alpha is None else alpha
@@ -47,7 +52,8 @@ LINES = Operator(
     name="lines",
     prepare=prepare,
     summary="task arithmetic with a scale that grows linearly with depth",
-    paper="Wang 2025, LiNeS: post-training layer scaling prevents forgetting and enhances model merging",
+    paper="Wang 2025, LiNeS: post-training layer scaling prevents forgetting and enhances model "
+    "merging",
     family="linear",
     scope="E",
     identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),

@@ -1,16 +1,19 @@
-"""Sparsified LoRA pools: every adapter's A is pruned, then the products are added up with signed coefficients.
+"""Sparsified LoRA pools: every adapter's A is pruned, then the products are added up with signed
+coefficients.
 
-Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories" (Evo-Merging):
-ΔW = Σ_k β_k B_k prune(A_k; α_k). Pruning A alone, by magnitude and matrix by matrix, removes noise; a negative β_k
-takes an adapter's influence away. The coefficients of this operator are the β, ``sparsity`` is the fraction that is
-pruned (the authors' code counts the fraction that is kept).
+Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories"
+(Evo-Merging): ΔW = Σ_k β_k B_k prune(A_k; α_k). Pruning A alone, by magnitude and matrix by matrix,
+removes noise; a negative β_k takes an adapter's influence away. The coefficients of this operator
+are the β, ``sparsity`` is the fraction that is pruned (the authors' code counts the fraction that
+is kept).
 
-The authors' code adds up the A and the B separately, so that its update is (Σ β_i B_i)(Σ β_j prune(A_j)): it multiplies
-one adapter's B with another's A, and counts β twice. Here products are formed first, and the merge is linear in β.
+The authors' code adds up the A and the B separately, so that its update is (Σ β_i B_i)(Σ β_j
+prune(A_j)): it multiplies one adapter's B with another's A, and counts β twice. Here products are
+formed first, and the merge is linear in β.
 
-A faces the input. It is the right factor of a matrix stored as (out, in), and the left one of an embedding or of
-GPT-2's linear layers. Tensors that an adapter stores whole come in as they are, and so does what the model below an
-adapter has that the base has not.
+A faces the input. It is the right factor of a matrix stored as (out, in), and the left one of an
+embedding or of GPT-2's linear layers. Tensors that an adapter stores whole come in as they are, and
+so does what the model below an adapter has that the base has not.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeGuard
 
 from pydantic import Field
 
-from merging.errors import RecipeError
-from merging.layout import Layout
-from merging.magnitudes import keep_largest
-from merging.operators.base import Basis, Factors, Operator, Options, TensorSource
-from merging.operators.sparse import one_minus, what
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import one_minus, what
+from mergesearch.merging.operators.parts.magnitudes import keep_largest
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Factors, Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -34,17 +38,23 @@ if TYPE_CHECKING:
 
 
 class Adapter(TensorSource, Protocol):
-    """A model with a LoRA adapter, as :class:`merging.adapter.AdaptedCheckpoint` is one."""
+    """A model with a LoRA adapter, as
+    :class:`mergesearch.merging.checkpoints.adapted.AdaptedCheckpoint` is one.
+    """
 
     @property
     def changes(self) -> Mapping[str, tuple[Any, bool]]:
-        """Adapted tensors: name -> something, and whether the matrix is stored as (in, out), A being left."""
+        """Adapted tensors: name -> something, and whether the matrix is stored as (in, out), A
+        being left.
+        """
 
     def factors(self, name: str) -> Pair | None:
         """The adapter's change of a tensor as ``(m, r)`` and ``(r, n)``, or None if it has none."""
 
     def low_rank(self, name: str, base: TensorSource) -> Pair | None:
-        """The task vector of a tensor as factors, of rank 0 where it is zero; None if it has to be read whole."""
+        """The task vector of a tensor as factors, of rank 0 where it is zero; None if it has to be
+        read whole.
+        """
 
 
 Sparsity = Annotated[float, Field(ge=0, le=0.95)]
@@ -56,7 +66,10 @@ def prepare(
     *,
     sparsity: Annotated[
         Sparsity | list[Sparsity],
-        Field(description="fraction of the entries of every A that is pruned, one number or one per adapter"),
+        Field(
+            description="fraction of the entries of every A that is pruned, one number or one per "
+            "adapter"
+        ),
     ] = 0.5,
 ) -> Basis:
     """The products B · prune(A).
@@ -65,7 +78,9 @@ def prepare(
         RecipeError: If an expert is no adapter.
     """
     shares = sparsity if isinstance(sparsity, list) else [sparsity] * len(experts)
-    pool = [(_adapter(expert), one_minus(share)) for expert, share in zip(experts, shares, strict=True)]
+    pool = [
+        (_adapter(expert), one_minus(share)) for expert, share in zip(experts, shares, strict=True)
+    ]
 
     def rows(name: str) -> list[torch.Tensor]:
         return [_row(base, adapter, density, name) for adapter, density in pool]
@@ -81,7 +96,8 @@ def prepare(
 def _adapter(expert: TensorSource) -> Adapter:
     if not _is_adapter(expert):
         raise RecipeError(
-            f"operator lora_sparse: expected LoRA adapters as experts (MODEL+ADAPTER), received {expert.name!r}, "
+            "operator lora_sparse: expected LoRA adapters as experts (MODEL+ADAPTER), received "
+            f"{expert.name!r}, "
             "a full checkpoint; use breadcrumbs or ties for those"
         )
     return expert
@@ -104,7 +120,9 @@ def _row(base: TensorSource, adapter: Adapter, density: float, name: str) -> tor
     return vector.sub_(_product(whole, vector)).add_(_product(thinned, vector))
 
 
-def _thinned_task_vector(base: TensorSource, adapter: Adapter, density: float, name: str) -> Pair | None:
+def _thinned_task_vector(
+    base: TensorSource, adapter: Adapter, density: float, name: str
+) -> Pair | None:
     """B and prune(A) where their product is all that the expert changes, else None."""
     pair = adapter.low_rank(name, base)
     return None if pair is None else _thinned(pair, adapter, density, name)
@@ -123,7 +141,7 @@ def _product(pair: Pair, like: torch.Tensor) -> torch.Tensor:
     """The product of a pair with the shape and on the device of ``like``, fp32 (fp64 if it is)."""
     import torch
 
-    from merging.kernels.lowrank import product
+    from mergesearch.merging.kernels.lowrank import product
 
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
     left, right = (factor.to(like.device, wide) for factor in pair)
@@ -142,7 +160,9 @@ def _joined(pairs: Sequence[Pair]) -> Factors:
 def _refuse(_layout: Layout, experts: int, options: Options) -> str | None:
     sparsity = options["sparsity"]
     if isinstance(sparsity, list) and len(sparsity) != experts:
-        return f"sparsity: expected one number or {experts}, one per adapter, received {len(sparsity)}"
+        return (
+            f"sparsity: expected one number or {experts}, one per adapter, received {len(sparsity)}"
+        )
     return None
 
 
@@ -152,7 +172,8 @@ LORA_SPARSE = Operator(
     name="lora_sparse",
     prepare=prepare,
     summary="LoRA adapters with pruned A, with signed coefficients",
-    paper="Chen 2025, Black-box model merging for language-model-as-a-service with massive model repositories",
+    paper="Chen 2025, Black-box model merging for language-model-as-a-service with massive model "
+    "repositories",
     family="sparse",
     scope="T",
     identities=_IDENTITIES,

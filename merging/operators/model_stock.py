@@ -1,11 +1,12 @@
 """Model Stock: pull the average towards the base, the more the less the experts agree.
 
-Jang 2024, "Model Stock: all we need is just a few fine-tuned models", Eq. 2 for any number of experts: with the angle θ
-between task vectors, merged = t · average + (1 − t) · base and t = K cos θ / (1 + (K − 1) cos θ), per tensor.
+Jang 2024, "Model Stock: all we need is just a few fine-tuned models", Eq. 2 for any number of
+experts: with the angle θ between task vectors, merged = t · average + (1 − t) · base and t = K cos
+θ / (1 + (K − 1) cos θ), per tensor.
 
-The paper's geometry has one angle; here cos θ is the mean over all pairs, as is usual for more than two experts. One
-expert is left as it is (t = 1), which the paper does not define. Opposed task vectors would give t < 0: t is kept
-within [0, 1].
+The paper's geometry has one angle; here cos θ is the mean over all pairs, as is usual for more than
+two experts. One expert is left as it is (t = 1), which the paper does not define. Opposed task
+vectors would give t < 0: t is kept within [0, 1].
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.inner_products import cosine
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import cosine
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +54,14 @@ MODEL_STOCK = Operator(
     family="linear",
     scope="T",
     identities=frozenset(
-        {"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity", "homogeneity"}
+        {
+            "base_at_zero",
+            "single_expert",
+            "identical_experts",
+            "permutation",
+            "linearity",
+            "homogeneity",
+        }
     ),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),

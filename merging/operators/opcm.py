@@ -1,21 +1,24 @@
 """OPCM: experts join one after another, each cleaned of what overlaps with the merge so far.
 
-Tang 2025, "Merging models on the fly without retraining: a sequential approach to scalable continual model merging".
-With T = U Σ Vᵀ the merge so far, a new task vector τ becomes τ' = U X Vᵀ, where X = Uᵀ τ V loses its diagonal and its
-upper left block X[:r, :r]; r counts the singular values that add up to no more than α of all. Tensors that are no
-matrices of blocks are not cleaned. T becomes λ_prev T + τ', rescaled so that the norm of the whole model is the mean
-norm of the task vectors so far.
+Tang 2025, "Merging models on the fly without retraining: a sequential approach to scalable
+continual model merging". With T = U Σ Vᵀ the merge so far, a new task vector τ becomes τ' = U X Vᵀ,
+where X = Uᵀ τ V loses its diagonal and its upper left block X[:r, :r]; r counts the singular values
+that add up to no more than α of all. Tensors that are no matrices of blocks are not cleaned. T
+becomes λ_prev T + τ', rescaled so that the norm of the whole model is the mean norm of the task
+vectors so far.
 
-Two observations make this a stream and a sum over experts. λ_prev undoes the last rescaling exactly, so that T is the
-plain sum of cleaned task vectors throughout, up to one factor at the end; and cleaning does not see the length of T.
-So tensors do not know of each other but for that factor, which a first pass over the model finds; and the cleaned task
-vector of each expert times that factor is its direction, with a coefficient of its own (1 reproduces OPCM).
+Two observations make this a stream and a sum over experts. λ_prev undoes the last rescaling
+exactly, so that T is the plain sum of cleaned task vectors throughout, up to one factor at the end;
+and cleaning does not see the length of T. So tensors do not know of each other but for that factor,
+which a first pass over the model finds; and the cleaned task vector of each expert times that
+factor is its direction, with a coefficient of its own (1 reproduces OPCM).
 
-What is removed lies in the span of T, so that the thin decomposition is enough. Vectors of numerically zero singular
-values are arbitrary: nothing is removed along them, where the authors' code removes the diagonal, too, and divides by
-zero for T = 0. At α = 1 everything inside the span of T is removed; the authors' code then removes the diagonal only.
-Decompositions are made in fp64: the diagonal belongs to single singular vectors, which fp32 leaves open to one part in
-a hundred where singular values are close.
+What is removed lies in the span of T, so that the thin decomposition is enough. Vectors of
+numerically zero singular values are arbitrary: nothing is removed along them, where the authors'
+code removes the diagonal, too, and divides by zero for T = 0. At α = 1 everything inside the span
+of T is removed; the authors' code then removes the diagonal only. Decompositions are made in fp64:
+the diagonal belongs to single singular vectors, which fp32 leaves open to one part in a hundred
+where singular values are close.
 """
 
 from __future__ import annotations
@@ -26,24 +29,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from merging.errors import RecipeError
-from merging.layout import Layout
-from merging.memo import remembered
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.inner_products import dot
-from merging.operators.task_vectors import task_vectors
-from merging.spectral import (
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.singular import (
     Convolutions,
     Fused,
     Matrices,
-    Part,
     Selection,
+    SingularPart,
     Svd,
     decompose,
     numerical_rank,
     rows_by_matrix,
     shapes_of,
 )
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
@@ -53,23 +56,33 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    order: Annotated[list[str], Field(description="names of all experts, in the order in which they join")],
+    order: Annotated[
+        list[str], Field(description="names of all experts, in the order in which they join")
+    ],
     alpha: Annotated[
-        float, Field(ge=0, le=1, description="share of the singular values of the merge that new experts avoid")
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the singular values of the merge that new experts avoid",
+        ),
     ] = 0.5,
     matrices: Matrices = "blocks",
     conv: Convolutions = "others",
     fused: Fused = "split",
 ) -> Basis:
-    """The cleaned task vectors times the factor that gives their sum the mean norm of the task vectors.
+    """The cleaned task vectors times the factor that gives their sum the mean norm of the task
+    vectors.
 
     Raises:
         RecipeError: If ``order`` does not hold the name of every expert once.
     """
     places = _places(order, experts)
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others="sum")
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others="sum"
+    )
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         return _cleaned(base, experts, part, deltas, places, alpha)
 
     cleaned = rows_by_matrix(base, experts, selection, formula)
@@ -82,19 +95,23 @@ def _places(order: Sequence[str], experts: Sequence[TensorSource]) -> list[int]:
     """Index of each expert in turn."""
     names = [expert.name for expert in experts]
     if sorted(order) != sorted(names):
-        raise RecipeError(f"operator opcm: order: expected every expert once, of {names}, received {order}")
+        raise RecipeError(
+            f"operator opcm: order: expected every expert once, of {names}, received {order}"
+        )
     return [names.index(name) for name in order]
 
 
 def _cleaned(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: Part,
+    part: SingularPart,
     deltas: list[torch.Tensor],
     places: Sequence[int],
     alpha: float,
 ) -> list[torch.Tensor]:
-    """The task vectors of one matrix, all but the first to join cleaned of what was merged before them."""
+    """The task vectors of one matrix, all but the first to join cleaned of what was merged before
+    them.
+    """
     first, *rest = places
 
     def compute() -> dict[str, torch.Tensor]:
@@ -135,9 +152,14 @@ def clean(vector: torch.Tensor, merged: Svd, alpha: float, dtype: torch.dtype) -
 
 
 def _factor(
-    base: TensorSource, experts: Sequence[TensorSource], cleaned: Callable[[str], list[torch.Tensor]], key: list[Any]
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    cleaned: Callable[[str], list[torch.Tensor]],
+    key: list[Any],
 ) -> float:
-    """Mean norm of the task vectors of the whole model, over the norm of the sum of the cleaned ones."""
+    """Mean norm of the task vectors of the whole model, over the norm of the sum of the cleaned
+    ones.
+    """
 
     def compute() -> dict[str, torch.Tensor]:
         import torch
@@ -145,14 +167,23 @@ def _factor(
         squares, total = [0.0] * len(experts), 0.0
         for name in base.names:
             vectors = task_vectors(base, experts, name)
-            squares = [square + dot(vector, vector) for square, vector in zip(squares, vectors, strict=True)]
+            squares = [
+                square + dot(vector, vector)
+                for square, vector in zip(squares, vectors, strict=True)
+            ]
             merged = torch.stack(cleaned(name)).sum(0)
             total += dot(merged, merged)
         mean = sum(math.sqrt(square) for square in squares) / len(squares)
         # Task vectors that cancel out leave nothing to scale.
-        return {"factor": torch.tensor(mean / math.sqrt(total) if total > 0 else 1.0, dtype=torch.float64)}
+        return {
+            "factor": torch.tensor(
+                mean / math.sqrt(total) if total > 0 else 1.0, dtype=torch.float64
+            )
+        }
 
-    return float(remembered([base, *experts], ["norm of cleaned task vectors", *key], compute)["factor"])
+    return float(
+        remembered([base, *experts], ["norm of cleaned task vectors", *key], compute)["factor"]
+    )
 
 
 def _refuse(_layout: Layout, experts: int, options: Options) -> str | None:
@@ -173,7 +204,8 @@ OPCM = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 2.0),
     refuse=_refuse,
-    # Task vectors, cleaned ones, rows; in fp64 the merge so far with its decomposition, and the work space of that.
+    # Task vectors, cleaned ones, rows; in fp64 the merge so far with its decomposition, and the
+    # work space of that.
     copies=lambda experts: 3 * experts + 18,
     order_sensitive=True,
 )

@@ -1,19 +1,23 @@
-"""OptMerge (WUDI v2): WUDI on the largest singular values of the task vectors, for many and for low-rank experts.
+"""OptMerge (WUDI v2): WUDI on the largest singular values of the task vectors, for many and for
+low-rank experts.
 
-Wei 2025, "Unifying multimodal large language model capabilities and modalities via model merging": per matrix, minimise
-Σ_k ‖(X − T_k) A_kᵀ‖² / ‖τ_k‖² where A_k = Σ_k V_kᵀ are the r = ⌊min(m, n) / K⌋ largest singular values and right
-vectors of τ_k.
+Wei 2025, "Unifying multimodal large language model capabilities and modalities via model merging":
+per matrix, minimise Σ_k ‖(X − T_k) A_kᵀ‖² / ‖τ_k‖² where A_k = Σ_k V_kᵀ are the r = ⌊min(m, n) / K⌋
+largest singular values and right vectors of τ_k.
 
-* ``full`` (fully fine-tuned experts): T_k = τ̄ + the r largest singular components of τ_k − τ̄, from X_0 = Σ τ_k. The
-  authors take 300 steps of Adam with rate 1e-5. Adam has no closed form and moves all elements at one speed, so that
-  its result depends on the scale of the task vectors; here the same quadratic is solved by gradient flow for ``time``,
-  as in WUDI's closed form.
-* ``lora`` (low-rank experts): T_k = the r largest singular components of τ_k, from X_0 = τ̄. The authors take 300 steps
-  of gradient descent with rate 1e-4 and momentum 0.9; that is linear in X, and ``steps`` of it are worked out exactly
-  (see :mod:`merging.operators.interference`). They move X by little: the result is close to the average.
+* ``full`` (fully fine-tuned experts): T_k = τ̄ + the r largest singular components of τ_k − τ̄,
+  from X_0 = Σ τ_k. The authors take 300 steps of Adam with rate 1e-5. Adam has no closed form and
+  moves all elements at one speed, so that its result depends on the scale of the task vectors; here
+  the same quadratic is solved by gradient flow for ``time``, as in WUDI's closed form.
+* ``lora`` (low-rank experts): T_k = the r largest singular components of τ_k, from X_0 = τ̄. The
+  authors take 300 steps of gradient descent with rate 1e-4 and momentum 0.9; that is linear in X,
+  and ``steps`` of it are worked out exactly (see
+  :mod:`mergesearch.merging.operators.parts.interference`). They move X by little: the result is
+  close to the average.
 
-Both are sums over experts, so that each keeps a coefficient; 1 reproduces the merge, which the authors then scale by
-0.1 to 1.5. r is at least 1. As in the paper only matrices inside blocks are merged, the rest stays the base's.
+Both are sums over experts, so that each keeps a coefficient; 1 reproduces the merge, which the
+authors then scale by 0.1 to 1.5. r is at least 1. As in the paper only matrices inside blocks are
+merged, the rest stays the base's.
 """
 
 from __future__ import annotations
@@ -23,23 +27,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.memo import remembered
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.inner_products import dot
-from merging.operators.interference import gradient_flow, momentum_descent, settled, spectrum_of
-from merging.spectral import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.interference import (
+    gradient_flow,
+    momentum_descent,
+    settled,
+    spectrum_of,
+)
+from mergesearch.merging.operators.parts.singular import (
     Convolutions,
     Fused,
     Matrices,
     Others,
-    Part,
     Selection,
+    SingularPart,
     decompose,
     precise,
     rows_by_matrix,
     shapes_of,
     singular,
 )
+from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +65,15 @@ def prepare(
     experts: Sequence[TensorSource],
     *,
     form: Annotated[
-        Literal["full", "lora"], Field(description="for fully fine-tuned experts, or for low-rank ones")
+        Literal["full", "lora"],
+        Field(description="for fully fine-tuned experts, or for low-rank ones"),
     ] = "full",
-    time: Annotated[float, Field(gt=0, description="how long the gradient flow runs, in the form 'full'")] = 300.0,
-    steps: Annotated[int, Field(ge=1, description="steps of gradient descent, in the form 'lora'")] = 300,
+    time: Annotated[
+        float, Field(gt=0, description="how long the gradient flow runs, in the form 'full'")
+    ] = 300.0,
+    steps: Annotated[
+        int, Field(ge=1, description="steps of gradient descent, in the form 'lora'")
+    ] = 300,
     matrices: Matrices = "blocks",
     conv: Convolutions = "others",
     fused: Fused = "split",
@@ -68,7 +82,7 @@ def prepare(
     """The terms of the merged matrix, one per expert."""
     share = 1.0 if form == "full" else 1.0 / len(experts)
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         deltas = [precise(delta) for delta in deltas]
         squared = [dot(delta, delta) for delta in deltas]
         kept = _largest(base, experts, part, deltas)
@@ -77,22 +91,32 @@ def prepare(
         spectrum = spectrum_of(inputs, squared)
         flow = gradient_flow(spectrum.values, time)
         moved = flow if form == "full" else momentum_descent(spectrum.values, RATE, MOMENTUM, steps)
-        return settled([delta * share for delta in deltas], inputs, targets, squared, spectrum, moved)
+        return settled(
+            [delta * share for delta in deltas], inputs, targets, squared, spectrum, moved
+        )
 
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
-def _rank(part: Part, experts: int) -> int:
+def _rank(part: SingularPart, experts: int) -> int:
     return max(1, min(part.shape) // experts)
 
 
 def _largest(
-    base: TensorSource, experts: Sequence[TensorSource], part: Part, deltas: Sequence[torch.Tensor]
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    part: SingularPart,
+    deltas: Sequence[torch.Tensor],
 ) -> list[Components]:
     """The r largest singular components of every task vector."""
     rank = _rank(part, len(experts))
-    found = [singular(base, expert, part, delta, rank) for expert, delta in zip(experts, deltas, strict=True)]
+    found = [
+        singular(base, expert, part, delta, rank)
+        for expert, delta in zip(experts, deltas, strict=True)
+    ]
     return [(svd.left, svd.values[:, None] * svd.right) for svd in found]
 
 
@@ -105,7 +129,10 @@ def _product_of(components: Sequence[Components]) -> Callable[[int], torch.Tenso
 
 
 def _demeaned(
-    base: TensorSource, experts: Sequence[TensorSource], part: Part, deltas: Sequence[torch.Tensor]
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    part: SingularPart,
+    deltas: Sequence[torch.Tensor],
 ) -> Callable[[int], torch.Tensor]:
     """``k -> τ̄ +`` the r largest singular components of ``τ_k − τ̄``."""
     rank, mean = _rank(part, len(experts)), sum(deltas[1:], deltas[0]) / len(deltas)
@@ -126,12 +153,14 @@ OPTMERGE = Operator(
     name="optmerge",
     prepare=prepare,
     summary="WUDI on the largest singular values, for fully fine-tuned or low-rank experts",
-    paper="Wei 2025, Unifying multimodal large language model capabilities and modalities via model merging",
+    paper="Wei 2025, Unifying multimodal large language model capabilities and modalities via "
+    "model merging",
     family="spectral",
     scope="T",
     identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.1, 1.5),
-    # Task vectors, starts and rows before and after they are put in place; factors, mean and one decomposition.
+    # Task vectors, starts and rows before and after they are put in place; factors, mean and one
+    # decomposition.
     copies=lambda experts: 4 * experts + 14,
 )

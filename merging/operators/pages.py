@@ -1,6 +1,7 @@
 """What operators declare, as rows for listings and as pages for the documentation.
 
-``make docs`` writes one page per family to ``docs/operators``; nothing in those pages is written by hand.
+``make docs`` writes one page per family to ``docs/operators``; nothing in those pages is written by
+hand.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
-from merging.operators import IDENTITIES, OPERATORS, Operator
-from merging.operators.base import Family
-from merging.operators.schema import meaning, type_text
+from mergesearch.merging.operators import IDENTITIES, OPERATORS, Operator
+from mergesearch.merging.operators.base import OperatorFamily
+from mergesearch.merging.operators.schema import meaning, type_text
 
 FAMILIES: Mapping[str, str] = {
     "linear": "Linear family: weighted sums of experts and task vectors",
@@ -54,7 +55,9 @@ def coefficient(operator: Operator) -> str:
     """The default coefficient, with the number of experts where it depends on it."""
     options = {name: default(p) for name, p in operator.hyperparameters.items()}
     least, most = operator.experts
-    counts = [count for count in _SHOWN if count >= least and (most is None or count <= most)] or [least]
+    counts = [count for count in _SHOWN if count >= least and (most is None or count <= most)] or [
+        least
+    ]
     values = [operator.default(count, options) for count in counts]
     if len(set(values)) == 1:
         return f"{values[0]:g}"
@@ -75,7 +78,10 @@ def write_pages(folder: Path) -> None:
 
 def pages() -> dict[str, str]:
     """File name -> Markdown: a page per family, and ``README.md``, the list of all operators."""
-    members = {family: [o for o in OPERATORS.values() if o.family == family] for family in get_args(Family)}
+    members = {
+        family: [o for o in OPERATORS.values() if o.family == family]
+        for family in get_args(OperatorFamily)
+    }
     written = {f"{family}.md": _family_page(family, ops) for family, ops in members.items() if ops}
     return {"README.md": _index(members), **written, "special.md": _special_page()}
 
@@ -96,7 +102,10 @@ def _index(members: Mapping[str, list[Operator]]) -> str:
         for operator in operators:
             row = operator_row(operator)
             link = f"[{operator.name}]({family}.md#{operator.name.replace(' ', '-')})"
-            lines.append(f"| {link} | {family} | {', '.join(row['needs'])} | {row['coefficient']} | {row['paper']} |")
+            lines.append(
+                f"| {link} | {family} | {', '.join(row['needs'])} | {row['coefficient']} | "
+                f"{row['paper']} |"
+            )
     lines += [
         "",
         "## Identities",
@@ -110,23 +119,29 @@ def _index(members: Mapping[str, list[Operator]]) -> str:
 
 def _special_page() -> str:
     """The policies for special tensors, from their declarations."""
-    from merging.special import Special
+    from mergesearch.merging.policies import TensorPolicies
 
     lines = [
         "# Special tensors",
         "",
         _GENERATED,
         "",
-        inspect.cleandoc(sys.modules[Special.__module__].__doc__ or ""),
+        inspect.cleandoc(sys.modules[TensorPolicies.__module__].__doc__ or ""),
         "",
     ]
     lines += [
-        "Written as `special: {NAME: CHOICE}` in recipes and study files, or `special={...}` in `merging.merge`.",
+        (
+            "Written as `special: {NAME: CHOICE}` in recipes and study files, or `special={...}` "
+            "in "
+            "`merging.merge`."
+        ),
         "",
     ]
     lines += ["| policy | choices | default | meaning |", "|---|---|---|---|"]
-    for name, info in Special.model_fields.items():
-        choices = "items, as for data operators" if name == "calibration" else type_text(info.annotation)
+    for name, info in TensorPolicies.model_fields.items():
+        choices = (
+            "items, as for data operators" if name == "calibration" else type_text(info.annotation)
+        )
         lines.append(f"| `{name}` | {choices} | `{info.default}` | {info.description} |")
     return "\n".join(lines) + "\n"
 
@@ -146,9 +161,14 @@ def _family_page(family: str, operators: list[Operator]) -> str:
 
 def _calibration() -> str:
     """The keys of ``calibration``, from its declaration."""
-    from merging.calibration import DEFAULTS, CalibrationSpec
+    from mergesearch.merging.models.calibration_spec import DEFAULTS, CalibrationSpec
 
-    lines = ["## calibration", "", "The items that the model is run on, as a mapping with these keys.", ""]
+    lines = [
+        "## calibration",
+        "",
+        "The items that the model is run on, as a mapping with these keys.",
+        "",
+    ]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, annotation in get_type_hints(CalibrationSpec, include_extras=True).items():
         inner = get_args(annotation)[0] if get_origin(annotation) is NotRequired else annotation
@@ -159,7 +179,11 @@ def _calibration() -> str:
 
 
 def _section(operator: Operator, prose: str) -> str:
-    parts = [f"## {operator.name}", f"{operator.summary[0].upper()}{operator.summary[1:]}.", f"*{operator.paper}.*"]
+    parts = [
+        f"## {operator.name}",
+        f"{operator.summary[0].upper()}{operator.summary[1:]}.",
+        f"*{operator.paper}.*",
+    ]
     if prose:
         parts.append(prose)
     parts.append(inspect.cleandoc(operator.prepare.__doc__ or ""))
@@ -174,34 +198,61 @@ def _facts(operator: Operator) -> str:
     least, most = operator.experts
     count = max(least, 4 if most is None else min(4, most))
     low, high = operator.bounds(count, options)
-    experts = f"{least} or more" if most is None else f"{least}" if least == most else f"{least} to {most}"
+    experts = (
+        f"{least} or more"
+        if most is None
+        else f"{least}"
+        if least == most
+        else f"{least} to {most}"
+    )
     traits = [
-        word for word, flag in (("order-sensitive", operator.order_sensitive), ("random", operator.stochastic)) if flag
+        word
+        for word, flag in (
+            ("order-sensitive", operator.order_sensitive),
+            ("random", operator.stochastic),
+        )
+        if flag
     ]
     lines = [
         f"- needs: {', '.join(['weights', *sorted(operator.needs)])}; experts: {experts}",
         f"- coefficient: {coefficient(operator)}, searched in [{low:g}, {high:g}] (K={count})",
-        f"- preparation sees {_SCOPES[operator.scope]}" + (f"; {', '.join(traits)}" if traits else ""),
+        f"- preparation sees {_SCOPES[operator.scope]}"
+        + (f"; {', '.join(traits)}" if traits else ""),
         f"- holds: {_identities(operator.identities)}",
     ]
     if operator.plain:
         settings = ", ".join(f"{name} {value}" for name, value in operator.plain.items())
         more = operator.plain_identities - operator.identities
-        lines.append(f"- with {settings} also: {_identities(more)}" if more else f"- with {settings}: nothing more")
+        lines.append(
+            f"- with {settings} also: {_identities(more)}"
+            if more
+            else f"- with {settings}: nothing more"
+        )
     return "\n".join(lines)
 
 
 def _identities(names: frozenset[str]) -> str:
-    return ", ".join(f"[{name.replace('_', ' ')}](README.md#identities)" for name in IDENTITIES if name in names)
+    return ", ".join(
+        f"[{name.replace('_', ' ')}](README.md#identities)" for name in IDENTITIES if name in names
+    )
 
 
 def _hyperparameters(operator: Operator) -> str:
     lines = ["| hyperparameter | type | default | meaning |", "|---|---|---|---|"]
     for name, parameter in operator.hyperparameters.items():
-        cells = (f"`{name}`", type_text(parameter.annotation), f"`{_plain(default(parameter))}`", meaning(parameter))
+        cells = (
+            f"`{name}`",
+            type_text(parameter.annotation),
+            f"`{_plain(default(parameter))}`",
+            meaning(parameter),
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float | bool | list | dict) else str(value)
+    return (
+        value
+        if value is None or isinstance(value, str | int | float | bool | list | dict)
+        else str(value)
+    )

@@ -1,19 +1,21 @@
 """PCB-Merging: parameter competition balancing.
 
-Du 2024, "Parameter competition balancing for model merging". Per expert, over the flattened whole model, with
-A_k = |τ_k| clipped to its ``clip`` and 1 − ``clip`` quantiles and n(x) = (x − min) / (max − min):
+Du 2024, "Parameter competition balancing for model merging". Per expert, over the flattened whole
+model, with A_k = |τ_k| clipped to its ``clip`` and 1 − ``clip`` quantiles and n(x) = (x − min) /
+(max − min):
 
 * Intra-balancing: exp(K n(A_k)²).
 * Inter-balancing, in three variants that the authors' repository holds side by side:
-  ``vision``: tanh(τ_k Σ_j sign(τ_j) n(A_j)); ``evolution``: Σ_j tanh(sign(τ_k) n(A_k) sign(τ_j) n(A_j));
-  ``language``: tanh(τ_k Σ_j τ_j), there with clip 1e-4.
+  ``vision``: tanh(τ_k Σ_j sign(τ_j) n(A_j)); ``evolution``: Σ_j tanh(sign(τ_k) n(A_k) sign(τ_j)
+  n(A_j)); ``language``: tanh(τ_k Σ_j τ_j), there with clip 1e-4.
 * The score b_k is their product; s_k = n(b_k clipped from below at its 1 − ``ratio`` quantile).
 * Merged: Σ λ_k s_k sign(τ_k) A_k / Σ_j s_j, linear in λ.
 
-One expert alone is not restored: the top ``ratio`` of its entries survives, clipped. An expert whose magnitudes or
-scores are all the same competes for nothing (the authors' code divides 0 by 0). The authors sort the whole model; here
-ranks are selected exactly from histograms, in reads of the model tensor by tensor. Scores are compared in fp32, after a
-division of the intra-balancing by exp(K), which s_k does not see and which would overflow for many experts.
+One expert alone is not restored: the top ``ratio`` of its entries survives, clipped. An expert
+whose magnitudes or scores are all the same competes for nothing (the authors' code divides 0 by 0).
+The authors sort the whole model; here ranks are selected exactly from histograms, in reads of the
+model tensor by tensor. Scores are compared in fp32, after a division of the intra-balancing by
+exp(K), which s_k does not see and which would overflow for many experts.
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import Histogram, Stream, kth_largest, magnitude_histogram
-from merging.memo import remembered
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.sparse import Fractional, what
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import Fractional, what
+from mergesearch.merging.operators.parts.magnitudes import (
+    Histogram,
+    Stream,
+    kth_largest,
+    magnitude_histogram,
+)
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +61,12 @@ def prepare(
     variant: Annotated[
         Variant, Field(description="inter-balancing, as in one of the authors' three scripts")
     ] = "vision",
-    ratio: Annotated[Fractional, Field(description="fraction of entries whose score stays above 0")] = 0.05,
+    ratio: Annotated[
+        Fractional, Field(description="fraction of entries whose score stays above 0")
+    ] = 0.05,
     clip: Annotated[
-        float, Field(ge=0, lt=0.5, description="magnitudes are clipped to this quantile and its opposite")
+        float,
+        Field(ge=0, lt=0.5, description="magnitudes are clipped to this quantile and its opposite"),
     ] = 0.01,
 ) -> Basis:
     """Clipped task vectors times their share of the balanced scores."""
@@ -76,8 +86,13 @@ def prepare(
         shares = [_relative(score, limits) for score, limits in zip(scores, ranges, strict=True)]
         total = _sum(shares)
         total = total.masked_fill(total == 0, 1.0)
-        clipped = (v.sign() * v.abs().clamp(*limits) for v, limits in zip(vectors, magnitudes, strict=True))
-        return [vector * (share / total).to(vector.dtype) for vector, share in zip(clipped, shares, strict=True)]
+        clipped = (
+            v.sign() * v.abs().clamp(*limits) for v, limits in zip(vectors, magnitudes, strict=True)
+        )
+        return [
+            vector * (share / total).to(vector.dtype)
+            for vector, share in zip(clipped, shares, strict=True)
+        ]
 
     return Basis("delta", len(experts), rows)
 
@@ -94,26 +109,40 @@ def _magnitude_range(base: TensorSource, expert: TensorSource, clip: float) -> R
         return ((what(expert, name), task_vectors(base, [expert], name)[0]) for name in base.names)
 
     def select() -> dict[str, torch.Tensor]:
-        counts = remembered([base, expert], ["all magnitudes"], lambda: magnitude_histogram(changes).to_tensors())
-        return {"range": torch.tensor(_clipping(changes, Histogram.from_tensors(counts), clip), dtype=torch.float64)}
+        counts = remembered(
+            [base, expert], ["all magnitudes"], lambda: magnitude_histogram(changes).to_tensors()
+        )
+        return {
+            "range": torch.tensor(
+                _clipping(changes, Histogram.from_tensors(counts), clip), dtype=torch.float64
+            )
+        }
 
     low, high = remembered([base, expert], ["pcb magnitudes", clip], select)["range"].tolist()
     return low, high
 
 
 def _clipping(stream: Stream, first: Histogram, clip: float) -> Range:
-    """The numbers at places ``⌊n clip⌋`` and ``⌊n (1 − clip) − 1⌋`` (from 0) of the sorted magnitudes."""
+    """The numbers at places ``⌊n clip⌋`` and ``⌊n (1 − clip) − 1⌋`` (from 0) of the sorted
+    magnitudes.
+    """
     count = first.total
     if count == 0:
         return 0.0, 0.0
     low = int(count * clip)
     high = max(low, int(count * (1 - clip) - 1))
-    return kth_largest(stream, count - low, first=first), kth_largest(stream, count - high, first=first)
+    return kth_largest(stream, count - low, first=first), kth_largest(
+        stream, count - high, first=first
+    )
 
 
-def _scores(vectors: Sequence[torch.Tensor], magnitudes: Sequence[Range], variant: Variant) -> list[torch.Tensor]:
+def _scores(
+    vectors: Sequence[torch.Tensor], magnitudes: Sequence[Range], variant: Variant
+) -> list[torch.Tensor]:
     """b_k / exp(K), K tensors ``S`` -> K tensors ``S``, fp32."""
-    sizes = [_relative(vector.abs(), limits) for vector, limits in zip(vectors, magnitudes, strict=True)]
+    sizes = [
+        _relative(vector.abs(), limits) for vector, limits in zip(vectors, magnitudes, strict=True)
+    ]
     count = len(vectors)
     intra = ((size.square() - 1).mul_(count).exp_() for size in sizes)
     inter = _inter_balancing(vectors, sizes, variant)
@@ -123,7 +152,9 @@ def _scores(vectors: Sequence[torch.Tensor], magnitudes: Sequence[Range], varian
 def _inter_balancing(
     vectors: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor], variant: Variant
 ) -> Iterator[torch.Tensor]:
-    """How far each vector agrees with all, K vectors τ_k and K sizes n(A_k) ``S`` -> K tensors ``S``, one at a time."""
+    """How far each vector agrees with all, K vectors τ_k and K sizes n(A_k) ``S`` -> K tensors
+    ``S``, one at a time.
+    """
     if variant == "language":
         together = _sum(vectors)
         return ((vector * together).tanh_() for vector in vectors)
@@ -144,20 +175,33 @@ def _relative(numbers: torch.Tensor, limits: Range) -> torch.Tensor:
     return numbers.clamp(low, high).sub_(low).div_(high - low)
 
 
-def _score_ranges(scores: Scores, sources: Sequence[TensorSource], key: Sequence[Any], ratio: float) -> list[Range]:
-    """Per expert, the 1 − ``ratio`` quantile of its scores over the whole model, and their maximum."""
+def _score_ranges(
+    scores: Scores, sources: Sequence[TensorSource], key: Sequence[Any], ratio: float
+) -> list[Range]:
+    """Per expert, the 1 − ``ratio`` quantile of its scores over the whole model, and their
+    maximum.
+    """
 
     def read() -> dict[str, torch.Tensor]:
         return _upper_counts(scores(), len(sources) - 1)
 
     def select() -> dict[str, torch.Tensor]:
-        return {"ranges": _quantiles(scores(), remembered(sources, ["pcb scores", *key], read), ratio)}
+        return {
+            "ranges": _quantiles(scores(), remembered(sources, ["pcb scores", *key], read), ratio)
+        }
 
-    return [(low, high) for low, high in remembered(sources, ["pcb ranges", *key, ratio], select)["ranges"].tolist()]
+    return [
+        (low, high)
+        for low, high in remembered(sources, ["pcb ranges", *key, ratio], select)["ranges"].tolist()
+    ]
 
 
-def _upper_counts(scores: Iterable[Sequence[torch.Tensor]], experts: int) -> dict[str, torch.Tensor]:
-    """First read: ``counts`` ``(K, 65536)`` of the upper halves of keys, and ``largest`` ``(K,)``."""
+def _upper_counts(
+    scores: Iterable[Sequence[torch.Tensor]], experts: int
+) -> dict[str, torch.Tensor]:
+    """First read: ``counts`` ``(K, 65536)`` of the upper halves of keys, and ``largest``
+    ``(K,)``.
+    """
     import torch
 
     counts = torch.zeros(experts, _BINS, dtype=torch.int64)
@@ -171,7 +215,9 @@ def _upper_counts(scores: Iterable[Sequence[torch.Tensor]], experts: int) -> dic
 def _quantiles(
     scores: Iterable[Sequence[torch.Tensor]], first: Mapping[str, torch.Tensor], ratio: float
 ) -> torch.Tensor:
-    """Second read: ``(K, 2)``, the number at place ``⌊n (1 − ratio)⌋`` (from 0) of the sorted scores, and the last."""
+    """Second read: ``(K, 2)``, the number at place ``⌊n (1 − ratio)⌋`` (from 0) of the sorted
+    scores, and the last.
+    """
     import torch
 
     counts = first["counts"]
@@ -183,7 +229,9 @@ def _quantiles(
         keys = _keys(part)
         inside[k] += _count(keys[(keys >> 16) + _BINS // 2 == uppers[k][0]] & (_BINS - 1))
     lowers = [_bin_at(row, place)[0] for row, (_, place) in zip(inside, uppers, strict=True)]
-    keys = torch.tensor([(one - _BINS // 2) << 16 | two for (one, _), two in zip(uppers, lowers, strict=True)])
+    keys = torch.tensor(
+        [(one - _BINS // 2) << 16 | two for (one, _), two in zip(uppers, lowers, strict=True)]
+    )
     lowest = _numbers(keys.int()).double()
     return torch.stack([lowest, first["largest"]], dim=1)
 
@@ -194,11 +242,15 @@ def _parts(scores: Iterable[Sequence[torch.Tensor]]) -> Iterator[tuple[int, torc
 
     for tensors in scores:
         for k, tensor in enumerate(tensors):
-            yield from ((k, part) for part in torch.split(tensor.reshape(-1), _BLOCK) if part.numel())
+            yield from (
+                (k, part) for part in torch.split(tensor.reshape(-1), _BLOCK) if part.numel()
+            )
 
 
 def _keys(numbers: torch.Tensor) -> torch.Tensor:
-    """fp32 -> int32 in the same order: the bits, with the magnitude of negative numbers turned around."""
+    """fp32 -> int32 in the same order: the bits, with the magnitude of negative numbers turned
+    around.
+    """
     import torch
 
     bits = numbers.view(torch.int32)
@@ -220,7 +272,9 @@ def _count(bins: torch.Tensor) -> torch.Tensor:
 
 
 def _bin_at(counts: torch.Tensor, place: int) -> tuple[int, int]:
-    """The bin that holds the number at ``place`` (from 0, ascending), and its place inside the bin."""
+    """The bin that holds the number at ``place`` (from 0, ascending), and its place inside the
+    bin.
+    """
     import torch
 
     below = counts.cumsum(0)

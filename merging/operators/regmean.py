@@ -1,12 +1,13 @@
 """RegMean: merge linear layers by regression on the inputs that the experts see.
 
-Jin 2023, "Dataless knowledge fusion by merging weights of language models", Eq. 3: for every linear layer
-W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ with G_k the mean of x xᵀ over the inputs x of expert k, off-diagonals times ``reduce``;
-every other tensor is the mean. In task vectors, expert k contributes τ_k G_k (Σ_j G_j)⁻¹; coefficient 1 reproduces.
+Jin 2023, "Dataless knowledge fusion by merging weights of language models", Eq. 3: for every linear
+layer W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ with G_k the mean of x xᵀ over the inputs x of expert k,
+off-diagonals times ``reduce``; every other tensor is the mean. In task vectors, expert k
+contributes τ_k G_k (Σ_j G_j)⁻¹; coefficient 1 reproduces.
 
-Implementations invert Σ G_k. Here it is factored in fp64, with a small ridge shared equally by the experts, so that
-equal Gram matrices give the mean exactly, and inputs that no item reaches are averaged. Tokens that the attention
-mask calls padding do not count.
+Implementations invert Σ G_k. Here it is factored in fp64, with a small ridge shared equally by the
+experts, so that equal Gram matrices give the mean exactly, and inputs that no item reaches are
+averaged. Tokens that the attention mask calls padding do not count.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from merging.calibration import Bench, ExpertItems, Pieces, piecewise, refuse_calibration
-from merging.gram import Grams, Reduce, linear_weights, regressed
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_calibration
+from mergesearch.merging.models.expert_runner import ExpertRunner
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.gram import Grams, Reduce, linear_weights, regressed
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +37,15 @@ def prepare(
 ) -> Basis:
     """Task vectors reweighted by the inputs of each expert.
 
-    Holds the model and the Gram matrices of one expert while items are run; without a memo, those of all experts.
+    Holds the model and the Gram matrices of one expert while items are run; without a memo, those
+    of all experts.
     """
-    bench = Bench(calibration, base)
+    bench = ExpertRunner(calibration, base)
     # Without `reduce` in the key: its values share the Gram matrices.
     grams = [
-        piecewise((base, expert), bench.key(["gram"], [expert.name]), partial(_grams, bench, expert))
+        memoised_per_tensor(
+            (base, expert), bench.key(["gram"], [expert.name]), partial(_grams, bench, expert)
+        )
         for expert in experts
     ]
 
@@ -51,14 +58,16 @@ def prepare(
     return Basis("delta", len(experts), rows)
 
 
-def _grams(bench: Bench, expert: TensorSource) -> Pieces:
+def _grams(bench: ExpertRunner, expert: TensorSource) -> Pieces:
     """Gram matrices of all linear layers of one expert."""
     import torch
 
     weights = linear_weights(bench.model, bench.places)
-    layers = {weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()}
+    layers = {
+        weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()
+    }
     collected = Grams()
-    bench.mount(expert)
+    bench.load_all(expert)
     for items in bench.items(expert.name):
         with torch.no_grad(), collected.collecting(layers, items.inputs):
             bench.run(items)
@@ -73,7 +82,9 @@ REGMEAN = Operator(
     paper="Jin 2023, Dataless knowledge fusion by merging weights of language models",
     family="data",
     scope="S",
-    identities=frozenset({"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity"}),
+    identities=frozenset(
+        {"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity"}
+    ),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
     needs=frozenset({"inputs"}),

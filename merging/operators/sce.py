@@ -1,21 +1,23 @@
-"""SCE: select the positions on which experts disagree, weigh experts by their energy there, erase minority signs.
+"""SCE: select the positions on which experts disagree, weigh experts by their energy there, erase
+minority signs.
 
 Wan 2024, "FuseChat: knowledge fusion of chat models" (second version), per tensor:
 
-* Select: the ``topk`` fraction of the positions with the largest variance across experts, counted among the positions
-  whose variance is not 0.
+* Select: the ``topk`` fraction of the positions with the largest variance across experts, counted
+  among the positions whose variance is not 0.
 * Calculate: η_k ∝ E[τ'_k²], τ' being the task vector at the selected positions.
 * Erase: e_k = 1 where the entry has the sign of the sum. Merged: Σ η_k e_k τ_k / Σ η_k e_k.
 
-What Select applies to differs between the paper and its code. The authors' code uses the selection for the weights η
-alone and merges whole task vectors (``select_applies_to: weights``, the default); the text of the paper and mergekit
-merge the selected positions alone (``deltas``). With one expert no position varies: the former then gives the expert,
-the latter the base.
+What Select applies to differs between the paper and its code. The authors' code uses the selection
+for the weights η alone and merges whole task vectors (``select_applies_to: weights``, the default);
+the text of the paper and mergekit merge the selected positions alone (``deltas``). With one expert
+no position varies: the former then gives the expert, the latter the base.
 
-Both elect the positive sign where the sum is exactly 0, which makes the result depend on which way round the weights
-are; here nothing is added there. Counts are rounded up and ties are selected together, so that small tensors are not
-left out. mergekit also takes equal weights once the mean squares add up to less than 1e-6, as they do for most
-fine-tuned models; here weights do not depend on the scale.
+Both elect the positive sign where the sum is exactly 0, which makes the result depend on which way
+round the weights are; here nothing is added there. Counts are rounded up and ties are selected
+together, so that small tensors are not left out. mergekit also takes equal weights once the mean
+squares add up to less than 1e-6, as they do for most fine-tuned models; here weights do not depend
+on the scale.
 """
 
 from __future__ import annotations
@@ -25,24 +27,34 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import count_kept, kth_largest
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.inner_products import dot
-from merging.operators.sparse import Fractional, elect, finite_task_vectors
-from merging.operators.varm import shares_of
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import Fractional, elect, finite_task_vectors
+from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.magnitudes import count_kept, kth_largest
+from mergesearch.merging.operators.varm import shares_of
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
 
-Topk = Annotated[Fractional, Field(description="fraction of the varying positions that are selected")]
+Topk = Annotated[
+    Fractional, Field(description="fraction of the varying positions that are selected")
+]
 Target = Annotated[
     Literal["deltas", "weights"],
-    Field(description="what is restricted to the selection: the merged task vectors too, or the weights alone"),
+    Field(
+        description="what is restricted to the selection: the merged task vectors too, or the "
+        "weights alone"
+    ),
 ]
 
 
 def prepare(
-    base: TensorSource, experts: Sequence[TensorSource], *, topk: Topk = 0.1, select_applies_to: Target = "weights"
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    topk: Topk = 0.1,
+    select_applies_to: Target = "weights",
 ) -> Basis:
     """Task vectors times their share of the energy of the elected sign."""
 
@@ -76,7 +88,8 @@ def _variance(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Variance across experts, K tensors ``S`` -> ``S``; exactly 0 where all are equal."""
     import torch
 
-    # About the first vector: the mean of equal numbers need not be that number, the mean difference of 0 is 0.
+    # About the first vector: the mean of equal numbers need not be that number, the mean difference
+    # of 0 is 0.
     mean, variance = torch.zeros_like(vectors[0]), torch.zeros_like(vectors[0])
     for vector in vectors:
         mean += vector - vectors[0]
@@ -86,7 +99,9 @@ def _variance(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     return variance / len(vectors)
 
 
-def _erase_minorities(vectors: Sequence[torch.Tensor], weights: Sequence[float]) -> list[torch.Tensor]:
+def _erase_minorities(
+    vectors: Sequence[torch.Tensor], weights: Sequence[float]
+) -> list[torch.Tensor]:
     """η_k e_k τ_k / Σ_j η_j e_j, K tensors ``S``, overwritten; 0 where no weight is left."""
     import torch
 
@@ -99,7 +114,14 @@ def _erase_minorities(vectors: Sequence[torch.Tensor], weights: Sequence[float])
 
 
 _IDENTITIES = frozenset(
-    {"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity", "homogeneity"}
+    {
+        "base_at_zero",
+        "single_expert",
+        "identical_experts",
+        "permutation",
+        "linearity",
+        "homogeneity",
+    }
 )
 
 SCE = Operator(

@@ -1,9 +1,10 @@
 """SLERP: one expert, reached from the base along an arc instead of a straight line.
 
-Shoemake 1985, "Animating rotation with quaternion curves", applied to each tensor as one long vector:
-sin((1 − t)φ)/sin φ · base + sin(tφ)/sin φ · expert, φ the angle between base and expert. Full weights, not task
-vectors. Lengths are kept (the vectors are not normalised), as in the usual implementations; nearly parallel and
-nearly opposed tensors, and zero tensors, go along the straight line.
+Shoemake 1985, "Animating rotation with quaternion curves", applied to each tensor as one long
+vector: sin((1 − t)φ)/sin φ · base + sin(tφ)/sin φ · expert, φ the angle between base and expert.
+Full weights, not task vectors. Lengths are kept (the vectors are not normalised), as in the usual
+implementations; nearly parallel and nearly opposed tensors, and zero tensors, go along the straight
+line.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merging.memo import remembered
-from merging.operators.average import prepare as prepare_average
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.inner_products import dot
+from mergesearch.merging.operators.average import prepare as prepare_average
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,12 @@ STRAIGHT = 0.9995
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
     """The expert itself, and its angle to the base for every tensor."""
     (expert,) = experts
-    return Basis("slerp", 1, prepare_average(base, experts).rows, angles=lambda name: _angle(base, expert, name))
+    return Basis(
+        "slerp",
+        1,
+        prepare_average(base, experts).rows,
+        angles=lambda name: _angle(base, expert, name),
+    )
 
 
 def _angle(base: TensorSource, expert: TensorSource, name: str) -> float:
@@ -41,7 +47,9 @@ def _angle(base: TensorSource, expert: TensorSource, name: str) -> float:
         products = [dot(one, one), dot(one, other), dot(other, other)]
         return {"products": torch.tensor(products, dtype=torch.float64)}
 
-    own, mixed, other = remembered((base, expert), ["inner products", name], compute)["products"].tolist()
+    own, mixed, other = remembered((base, expert), ["inner products", name], compute)[
+        "products"
+    ].tolist()
     lengths = math.sqrt(own) * math.sqrt(other)
     cosine = mixed / lengths if lengths > 0 else 1.0
     return math.acos(cosine) if abs(cosine) <= STRAIGHT else 0.0
@@ -54,7 +62,9 @@ SLERP = Operator(
     paper="Shoemake 1985, Animating rotation with quaternion curves",
     family="linear",
     scope="T",
-    identities=frozenset({"base_at_zero", "expert_at_one_hot", "expert_near_one_hot", "single_expert", "permutation"}),
+    identities=frozenset(
+        {"base_at_zero", "expert_at_one_hot", "expert_near_one_hot", "single_expert", "permutation"}
+    ),
     default=lambda _experts, _options: 0.5,
     bounds=lambda _experts, _options: (0.0, 1.0),
     experts=(1, 1),

@@ -1,15 +1,17 @@
 """Several bases side by side, so that which operator merges which layer is a weighted sum too.
 
-Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation", searches a method for
-every group of layers among linear averaging, task arithmetic, TIES and SLERP. The rows here span all four, in the
-order of :class:`StackRows`:
+Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation",
+searches a method for every group of layers among linear averaging, task arithmetic, TIES and SLERP.
+The rows here span all four, in the order of :class:`StackRows`:
 
 * task vectors, for averages (weights that sum to 1) and task arithmetic;
 * what TIES keeps of them (Yadav 2023, "TIES-Merging"), once for every density;
-* the base itself: on an arc between two experts (Shoemake 1985, "Animating rotation with quaternion curves") the
-  weights a and b of full models do not sum to 1, and a·θ_i + b·θ_j = base + a·τ_i + b·τ_j + (a + b − 1)·base.
+* the base itself: on an arc between two experts (Shoemake 1985, "Animating rotation with quaternion
+  curves") the weights a and b of full models do not sum to 1, and a·θ_i + b·θ_j = base + a·τ_i +
+  b·τ_j + (a + b − 1)·base.
 
-One coefficient for all directions has no meaning, so the default is 0, the base; ``spaces.mixed_space`` gives them one.
+One coefficient for all directions has no meaning, so the default is 0, the base;
+``mergesearch.spaces.mixed_space`` gives them one.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from merging.operators import ties
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.slerp import STRAIGHT
-from merging.operators.sparse import Fractional
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.operators import ties
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import Fractional
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.operators.slerp import STRAIGHT
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +94,8 @@ def prepare(
 def arc_weights(
     products: npt.NDArray[np.float64], one: int, other: int, share: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Weights of two experts' full weights on the arc between them (Shoemake 1985), for each tensor.
+    """Weights of two experts' full weights on the arc between them (Shoemake 1985), for each
+    tensor.
 
     Args:
         products: Inner products of base and task vectors, ``(tensors, 1 + K, 1 + K)``.
@@ -104,7 +108,9 @@ def arc_weights(
     """
     squares = _inner(products, one, one), _inner(products, other, other)
     lengths = np.sqrt(np.maximum(squares[0], 0.0)) * np.sqrt(np.maximum(squares[1], 0.0))
-    cosine = np.where(lengths > 0, _inner(products, one, other) / np.where(lengths > 0, lengths, 1.0), 1.0)
+    cosine = np.where(
+        lengths > 0, _inner(products, one, other) / np.where(lengths > 0, lengths, 1.0), 1.0
+    )
     straight = ~(np.abs(cosine) <= STRAIGHT)  # also where it is not a number
     angle = np.arccos(np.where(straight, 0.0, cosine))
     a, b = np.sin((1.0 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
@@ -126,8 +132,10 @@ _IDENTITIES = frozenset({"base_at_zero", "permutation", "linearity", "default_ig
 STACK = Operator(
     name="stack",
     prepare=prepare,
-    summary="task vectors, TIES at several densities and the base side by side, for a method of its own in every layer",
-    paper="Yang 2025, MedSAMix: a training-free model merging approach for medical image segmentation",
+    summary="task vectors, TIES at several densities and the base side by side, for a method of "
+    "its own in every layer",
+    paper="Yang 2025, MedSAMix: a training-free model merging approach for medical image "
+    "segmentation",
     family="linear",
     scope="G",
     identities=_IDENTITIES,

@@ -1,7 +1,8 @@
 """Task arithmetic: add task vectors to the base.
 
-Ilharco 2023, "Editing models with task arithmetic": base + λ Σ (expert_k − base), here with one coefficient per
-expert and segment. Differences are taken and kept in fp32; kept in bf16 they lose 1.7 % of the elements.
+Ilharco 2023, "Editing models with task arithmetic": base + λ Σ (expert_k − base), here with one
+coefficient per expert and segment. Differences are taken and kept in fp32; kept in bf16 they lose
+1.7 % of the elements.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.task_vectors import task_factors, task_vectors
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.task_vectors import task_factors, task_vectors
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
-    """The task vectors ``expert − base``, as factors where every expert is an adapter of the base."""
+    """The task vectors ``expert − base``, as factors where every expert is an adapter of the
+    base.
+    """
     return Basis(
         "delta",
         len(experts),
@@ -24,14 +28,17 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
     )
 
 
-def _merge_stored(_name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any) -> tuple[float, float]:
-    from merging.kernels.source_numba import merge_sources
+def _merge_stored(
+    _name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
+) -> tuple[float, float]:
+    from mergesearch.merging.kernels.source_numba import merge_sources
 
     return merge_sources(numbers, weights, boundaries, True, out)
 
 
 def _bounds(experts: int, _options: Options) -> tuple[float, float]:
-    # Few task vectors may be amplified; many add up, and coefficients near 1 leave the linear regime.
+    # Few task vectors may be amplified; many add up, and coefficients near 1 leave the linear
+    # regime.
     return (0.0, 1.0) if experts >= 4 else (0.0, 1.5)
 
 

@@ -1,10 +1,12 @@
 """TIES: trim small changes, elect a sign at every position, merge what agrees with it.
 
-Yadav 2023, "TIES-Merging: resolving interference when merging models". As in the authors' code: one threshold for the
-whole model (other tools trim every tensor by itself: ``scope="tensor"``), signs elected on unweighted trimmed vectors,
-cancellations decided by the majority of all positions. Otherwise than there: r = ceil(density · n) elements are kept
-rather than one more, with the ties of the last one; ``density`` is a fraction and never a percentage; scalars (0-d) are
-not trimmed. Electing after weighting, as other tools do, makes the merge jump as coefficients move: ``mode="live"``.
+Yadav 2023, "TIES-Merging: resolving interference when merging models". As in the authors' code: one
+threshold for the whole model (other tools trim every tensor by itself: ``scope="tensor"``), signs
+elected on unweighted trimmed vectors, cancellations decided by the majority of all positions.
+Otherwise than there: r = ceil(density · n) elements are kept rather than one more, with the ties of
+the last one; ``density`` is a fraction and never a percentage; scalars (0-d) are not trimmed.
+Electing after weighting, as other tools do, makes the merge jump as coefficients move:
+``mode="live"``.
 """
 
 from __future__ import annotations
@@ -14,10 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import Histogram, Stream, count_kept, kth_largest, magnitude_histogram, trim
-from merging.memo import remembered
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.sparse import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
     Merge,
@@ -28,16 +28,25 @@ from merging.operators.sparse import (
     refuse_election,
     what,
 )
-from merging.operators.task_vectors import difference, task_vectors
-from merging.places import classify
-from merging.streaming import spread
+from mergesearch.merging.operators.parts.magnitudes import (
+    Histogram,
+    Stream,
+    count_kept,
+    kth_largest,
+    magnitude_histogram,
+    trim,
+)
+from mergesearch.merging.operators.parts.task_vectors import difference, task_vectors
+from mergesearch.merging.tensors.parallel import nested_parallel_map
+from mergesearch.merging.tensors.roles import classify
+from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
 
-    from merging.operators.sparse import Vectors
+    from mergesearch.merging.operators.parts.election import Vectors
 
-Scope = Literal["model", "tensor", "module"]
+TrimScope = Literal["model", "tensor", "module"]
 
 #: Tensor name -> a magnitude for every expert.
 Limits = Callable[[str], list[float]]
@@ -47,18 +56,28 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    density: Annotated[Fractional, Field(description="fraction of elements that trimming keeps")] = 0.2,
+    density: Annotated[
+        Fractional, Field(description="fraction of elements that trimming keeps")
+    ] = 0.2,
     scope: Annotated[
-        Scope, Field(description="among which elements magnitudes are ranked; module: attention, mlp, norm, ...")
+        TrimScope,
+        Field(
+            description="among which elements magnitudes are ranked; module: attention, mlp, norm, "
+            "..."
+        ),
     ] = "model",
     merge: Merge = "mean",
     mode: Mode = "frozen",
-    vectors: Annotated[Literal["trim", "pass"], Field(description="whether 1-D tensors are trimmed")] = "trim",
+    vectors: Annotated[
+        Literal["trim", "pass"], Field(description="whether 1-D tensors are trimmed")
+    ] = "trim",
 ) -> Basis:
     """Trimmed task vectors, each reduced to where it has the elected sign."""
     limits = trimming_limits(base, experts, density, scope, vectors)
     thin = trimmed(base, experts, limits)
-    return elected_basis(base, experts, thin, merge, mode, ["ties", density, scope, vectors], limits)
+    return elected_basis(
+        base, experts, thin, merge, mode, ["ties", density, scope, vectors], limits
+    )
 
 
 def trimmed(base: TensorSource, experts: Sequence[TensorSource], limits: Limits) -> Vectors:
@@ -70,7 +89,10 @@ def trimmed(base: TensorSource, experts: Sequence[TensorSource], limits: Limits)
 
     def thin(name: str) -> list[torch.Tensor]:
         found = finite_task_vectors(base, experts, name)
-        return [trim(vector, limit) if limit > 0 else vector for vector, limit in zip(found, limits(name), strict=True)]
+        return [
+            trim(vector, limit) if limit > 0 else vector
+            for vector, limit in zip(found, limits(name), strict=True)
+        ]
 
     return thin
 
@@ -79,16 +101,21 @@ def trimming_limits(
     base: TensorSource,
     experts: Sequence[TensorSource],
     density: float,
-    scope: Scope = "model",
+    scope: TrimScope = "model",
     vectors: Literal["trim", "pass"] = "trim",
 ) -> Limits:
     """Tensor name -> the magnitude from which on elements are kept, for every expert; 0 keeps all.
 
-    Unless the scope is ``tensor``, the thresholds are worked out here: two reads of every expert and the base.
+    Unless the scope is ``tensor``, the thresholds are worked out here: two reads of every expert
+    and the base.
     """
     whole: list[Mapping[str, float]] = []
     if scope != "tensor" and density < 1:
-        whole = list(spread(lambda expert: thresholds(base, expert, density, scope, vectors), experts))
+        whole = list(
+            nested_parallel_map(
+                lambda expert: thresholds(base, expert, density, scope, vectors), experts
+            )
+        )
     own: dict[str, list[float]] = {}
 
     def limits(name: str) -> list[float]:
@@ -111,9 +138,14 @@ def _threshold_of(base: TensorSource, expert: TensorSource, name: str, density: 
 
 
 def thresholds(
-    base: TensorSource, expert: TensorSource, density: float, scope: Scope = "model", vectors: str = "trim"
+    base: TensorSource,
+    expert: TensorSource,
+    density: float,
+    scope: TrimScope = "model",
+    vectors: str = "trim",
 ) -> dict[str, float]:
-    """Group of tensors -> the magnitude from which on one expert's elements are kept: the r-th largest of the group.
+    """Group of tensors -> the magnitude from which on one expert's elements are kept: the r-th
+    largest of the group.
 
     The group is ``model``, or the module for the scope ``module``.
     """
@@ -125,24 +157,32 @@ def thresholds(
             stream = _changes(base, expert, names)
             first = _first_read(base, expert, [scope, vectors, group], stream)
             rank = count_kept(density, first.total)
-            found[group] = torch.tensor([kth_largest(stream, rank, first=first)], dtype=torch.float64)
+            found[group] = torch.tensor(
+                [kth_largest(stream, rank, first=first)], dtype=torch.float64
+            )
         return found
 
     found = remembered([base, expert], ["thresholds", density, scope, vectors], compute)
     return {group: float(limit) for group, limit in found.items()}
 
 
-def _first_read(base: TensorSource, expert: TensorSource, key: Sequence[str], stream: Stream) -> Histogram:
+def _first_read(
+    base: TensorSource, expert: TensorSource, key: Sequence[str], stream: Stream
+) -> Histogram:
     """The histogram of a group, which serves every density."""
-    counts = remembered([base, expert], ["magnitudes", *key], lambda: magnitude_histogram(stream).to_tensors())
+    counts = remembered(
+        [base, expert], ["magnitudes", *key], lambda: magnitude_histogram(stream).to_tensors()
+    )
     return Histogram.from_tensors(counts)
 
 
 def _changes(base: TensorSource, expert: TensorSource, names: Sequence[str]) -> Stream:
-    return lambda: ((what(expert, name), difference(expert.read(name), base.read(name))) for name in names)
+    return lambda: (
+        (what(expert, name), difference(expert.read(name), base.read(name))) for name in names
+    )
 
 
-def _groups(base: TensorSource, scope: Scope, vectors: str) -> dict[str, list[str]]:
+def _groups(base: TensorSource, scope: TrimScope, vectors: str) -> dict[str, list[str]]:
     """Group -> names of the tensors that are ranked together; none is empty."""
     groups: dict[str, list[str]] = {}
     for name in base.names:
@@ -152,7 +192,7 @@ def _groups(base: TensorSource, scope: Scope, vectors: str) -> dict[str, list[st
     return groups
 
 
-def _group(name: str, scope: Scope) -> str:
+def _group(name: str, scope: TrimScope) -> str:
     return classify(name).module if scope == "module" else "model"
 
 

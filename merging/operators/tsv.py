@@ -1,13 +1,15 @@
 """TSV-Merge: the largest singular vectors of every expert, made orthogonal to each other's.
 
-Gargiulo 2025, "Task singular vectors: reducing task interference in model merging". Per matrix: K-th parts of the
-decompositions τ_k ≈ U_k Σ_k V_kᵀ are put side by side, U = [U_1 ... U_K] and V likewise are replaced by their polar
-factors Û and V̂, and merged = Û Σ V̂ᵀ. That is a sum over experts, Σ_k Û_k Σ_k V̂_kᵀ, so each keeps a coefficient.
+Gargiulo 2025, "Task singular vectors: reducing task interference in model merging". Per matrix:
+K-th parts of the decompositions τ_k ≈ U_k Σ_k V_kᵀ are put side by side, U = [U_1 ... U_K] and V
+likewise are replaced by their polar factors Û and V̂, and merged = Û Σ V̂ᵀ. That is a sum over
+experts, Σ_k Û_k Σ_k V̂_kᵀ, so each keeps a coefficient.
 
-Singular vectors that belong to numerically zero singular values are left out before orthogonalising. The authors' code
-keeps them: for an unchanged expert, or a low-rank one, they are arbitrary and displace directions of the others. For
-the same reason the polar factors span no more than U and V do: K copies of an expert merge to that expert's largest
-singular vectors instead of to arbitrary ones. The number of vectors is ⌊min(m, n) / K⌋ in integers; the authors'
+Singular vectors that belong to numerically zero singular values are left out before
+orthogonalising. The authors' code keeps them: for an unchanged expert, or a low-rank one, they are
+arbitrary and displace directions of the others. For the same reason the polar factors span no more
+than U and V do: K copies of an expert merge to that expert's largest singular vectors instead of to
+arbitrary ones. The number of vectors is ⌊min(m, n) / K⌋ in integers; the authors'
 ``int(s * (1 / K))`` falls one short for some K. A rank of zero is refused.
 """
 
@@ -18,15 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.layout import Layout
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.spectral import (
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.singular import (
     Convolutions,
     Fused,
     Matrices,
     Others,
-    Part,
     Selection,
+    SingularPart,
     Svd,
     numerical_rank,
     polar,
@@ -35,6 +36,8 @@ from merging.spectral import (
     singular,
     spectral_refuse,
 )
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +49,10 @@ def prepare(
     *,
     rank: Annotated[
         Literal["share", "full"],
-        Field(description="singular vectors of each expert: a K-th of them, or all (the lossless variant)"),
+        Field(
+            description="singular vectors of each expert: a K-th of them, or all (the lossless "
+            "variant)"
+        ),
     ] = "share",
     matrices: Matrices = "all",
     conv: Convolutions = "others",
@@ -55,24 +61,35 @@ def prepare(
 ) -> Basis:
     """``Û_k Σ_k V̂_kᵀ`` for every matrix, and a share of the mean for other tensors."""
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         share = min(part.shape) // len(experts) if rank == "share" else None
-        found = [singular(base, expert, part, delta, share) for expert, delta in zip(experts, deltas, strict=True)]
+        found = [
+            singular(base, expert, part, delta, share)
+            for expert, delta in zip(experts, deltas, strict=True)
+        ]
         dtype = deltas[0].dtype
-        return orthogonalised([svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in found], dtype)
+        return orthogonalised(
+            [svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in found], dtype
+        )
 
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
 def orthogonalised(experts: Sequence[Svd], dtype: torch.dtype) -> list[torch.Tensor]:
-    """``Û_k Σ_k V̂_kᵀ`` for every expert, ``(m, n)`` each; ``dtype`` is that of the task vectors."""
+    """``Û_k Σ_k V̂_kᵀ`` for every expert, ``(m, n)`` each; ``dtype`` is that of the task
+    vectors.
+    """
     import torch
 
     left = polar(torch.cat([svd.left for svd in experts], dim=1), dtype)
     right = polar(torch.cat([svd.right for svd in experts], dim=0), dtype)
     ranks = [len(svd.values) for svd in experts]
-    blocks = zip(torch.split(left, ranks, dim=1), experts, torch.split(right, ranks, dim=0), strict=True)
+    blocks = zip(
+        torch.split(left, ranks, dim=1), experts, torch.split(right, ranks, dim=0), strict=True
+    )
     return [u * svd.values @ v for u, svd, v in blocks]
 
 
@@ -81,8 +98,10 @@ def _refuse(layout: Layout, experts: int, options: Options) -> str | None:
         if options["rank"] == "full" or experts <= min(shape):
             return None
         return (
-            f"expected at least one singular vector for each of {experts} experts, received a matrix {shape} of "
-            f"{min(shape)}; merge fewer experts, or choose matrices='blocks' (leaves out heads) or rank='full'"
+            f"expected at least one singular vector for each of {experts} experts, received a "
+            f"matrix {shape} of "
+            f"{min(shape)}; merge fewer experts, or choose matrices='blocks' (leaves out heads) or "
+            "rank='full'"
         )
 
     return spectral_refuse(layout, options, objection)
@@ -95,15 +114,24 @@ TSV = Operator(
     paper="Gargiulo 2025, Task singular vectors",
     family="spectral",
     scope="T",
-    identities=frozenset({"base_at_zero", "single_expert", "permutation", "linearity", "homogeneity"}),
+    identities=frozenset(
+        {"base_at_zero", "single_expert", "permutation", "linearity", "homogeneity"}
+    ),
     plain={"rank": "full"},
     plain_identities=frozenset(
-        {"base_at_zero", "single_expert", "identical_experts", "permutation", "linearity", "homogeneity"}
+        {
+            "base_at_zero",
+            "single_expert",
+            "identical_experts",
+            "permutation",
+            "linearity",
+            "homogeneity",
+        }
     ),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.3, 2.0),
     refuse=_refuse,
-    # For rank "full": task vectors, K pairs of factors, their joins, and the decomposition of one of those in fp64 if
-    # need be. "share" holds about a third of that.
+    # For rank "full": task vectors, K pairs of factors, their joins, and the decomposition of one
+    # of those in fp64 if need be. "share" holds about a third of that.
     copies=lambda experts: 9 * experts + 12,
 )

@@ -1,8 +1,9 @@
 """VaRM: experts averaged by how far each has moved, matrix by matrix.
 
-Wan 2024, "FuseChat: knowledge fusion of chat models" (first version): weights in the ratio of the mean squared change
-of the parameter matrix, w_k = E[τ_k²] / Σ_j E[τ_j²], merged = base + Σ w_k τ_k. The authors' code falls back to equal
-weights as soon as one expert has not moved a matrix, which gives an idle expert a say; here its weight is 0.
+Wan 2024, "FuseChat: knowledge fusion of chat models" (first version): weights in the ratio of the
+mean squared change of the parameter matrix, w_k = E[τ_k²] / Σ_j E[τ_j²], merged = base + Σ w_k τ_k.
+The authors' code falls back to equal weights as soon as one expert has not moved a matrix, which
+gives an idle expert a say; here its weight is 0.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.inner_products import dot
-from merging.operators.task_vectors import task_vectors
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,9 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
 def shares_of(energies: Sequence[float]) -> list[float]:
     """Non-negative numbers over their sum; equal shares if all are 0."""
     total = sum(energies)
-    return [value / total for value in energies] if total > 0 else [1 / len(energies)] * len(energies)
+    return (
+        [value / total for value in energies] if total > 0 else [1 / len(energies)] * len(energies)
+    )
 
 
 VARM = Operator(

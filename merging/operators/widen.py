@@ -1,15 +1,19 @@
-"""WIDEN: task vectors weighted column by column, by how much magnitude and direction of the column have changed.
+"""WIDEN: task vectors weighted column by column, by how much magnitude and direction of the column
+have changed.
 
-Yu 2024, "Extend model merging from fine-tuned to pre-trained large language models via weight disentanglement". A
-weight of shape (out, in) is taken apart into the norms of its columns and their directions. Per expert, the changes
-|‖w_k‖ − ‖w_0‖| and 1 − cos(w_k, w_0) of the n columns are ranked within the expert (rank / n, in [0, 1)); the score of
-a column is the softmax over experts of its ranks, or ``s`` where its rank is above ``t`` times the mean rank. The mean
-of both scores weighs the column of the task vector. Vectors (norms, biases) are scored by |τ| itself, unranked.
+Yu 2024, "Extend model merging from fine-tuned to pre-trained large language models via weight
+disentanglement". A weight of shape (out, in) is taken apart into the norms of its columns and their
+directions. Per expert, the changes
+|‖w_k‖ − ‖w_0‖| and 1 − cos(w_k, w_0) of the n columns are ranked within the expert
+(rank / n, in [0, 1)); the score of a column is the softmax over experts of its ranks, or ``s``
+where its rank is above ``t`` times the mean rank. The mean of both scores weighs the column of the
+task vector. Vectors (norms, biases) are scored by |τ| itself, unranked.
 
-Embeddings are scored per token, as if transposed. Tensors with more axes (convolutions) are read as (out, rest); GPT-2
-stores its linear layers transposed, there the columns are outputs. A column of zeros has no direction: the change is
-then 0 if it stays so, else 1. The authors' code divides by zero. Norms and angles are taken in fp64: 1 − cos of a
-fine-tuned column is often below what fp32 resolves, and ranks would be those of rounding errors.
+Embeddings are scored per token, as if transposed. Tensors with more axes (convolutions) are read as
+(out, rest); GPT-2 stores its linear layers transposed, there the columns are outputs. A column of
+zeros has no direction: the change is then 0 if it stays so, else 1. The authors' code divides by
+zero. Norms and angles are taken in fp64: 1 − cos of a fine-tuned column is often below what fp32
+resolves, and ranks would be those of rounding errors.
 
 The scores of a column add up to between 1 and K when s = 1, so that many similar experts overshoot.
 """
@@ -21,9 +25,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from merging.operators.base import Basis, Operator, TensorSource
-from merging.operators.sparse import finite_task_vectors
-from merging.places import classify
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.election import finite_task_vectors
+from mergesearch.merging.tensors.roles import classify
+from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +41,25 @@ def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    t: Annotated[float, Field(ge=0, description="ranks above t times their mean get the score s")] = 1.0,
-    s: Annotated[float, Field(ge=0, description="score of the columns that have changed most")] = 1.0,
+    t: Annotated[
+        float, Field(ge=0, description="ranks above t times their mean get the score s")
+    ] = 1.0,
+    s: Annotated[
+        float, Field(ge=0, description="score of the columns that have changed most")
+    ] = 1.0,
 ) -> Basis:
     """Task vectors times the scores of their columns."""
 
     def rows(name: str) -> list[torch.Tensor]:
         vectors = [vector.contiguous() for vector in finite_task_vectors(base, experts, name)]
         if vectors[0].dim() < 2 or vectors[0].numel() == 0:
-            return [v * score for v, score in zip(vectors, _vector_scores(vectors, t, s), strict=True)]
-        matrices, origin = [_columns(vector, name) for vector in vectors], _columns(base.read(name), name)
+            return [
+                v * score for v, score in zip(vectors, _vector_scores(vectors, t, s), strict=True)
+            ]
+        matrices, origin = (
+            [_columns(vector, name) for vector in vectors],
+            _columns(base.read(name), name),
+        )
         changes = [_changes(matrix, origin) for matrix in matrices]
         magnitude = _rank_scores([change for change, _ in changes], t, s)
         direction = _rank_scores([change for _, change in changes], t, s)
@@ -57,7 +71,9 @@ def prepare(
 
 
 def _columns(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A tensor of two or more axes as a matrix ``(m, n)`` whose n columns are scored; a view if it is contiguous."""
+    """A tensor of two or more axes as a matrix ``(m, n)`` whose n columns are scored; a view if it
+    is contiguous.
+    """
     if tensor.dim() <= 3 and classify(name).module == "embedding":
         return tensor.reshape(-1, tensor.shape[-1]).t()
     return tensor.reshape(tensor.shape[0], -1)
@@ -67,7 +83,9 @@ def _changes(vector: torch.Tensor, origin: torch.Tensor) -> tuple[torch.Tensor, 
     """Changes of norm and of direction of every column, ``(m, n)`` -> two of ``(n,)``, fp64."""
     import torch
 
-    parts = zip(torch.split(vector, _COLUMNS, dim=1), torch.split(origin, _COLUMNS, dim=1), strict=True)
+    parts = zip(
+        torch.split(vector, _COLUMNS, dim=1), torch.split(origin, _COLUMNS, dim=1), strict=True
+    )
     changes = [_changes_of_part(step.double(), start.double()) for step, start in parts]
     return torch.cat([norm for norm, _ in changes]), torch.cat([angle for _, angle in changes])
 
@@ -75,22 +93,32 @@ def _changes(vector: torch.Tensor, origin: torch.Tensor) -> tuple[torch.Tensor, 
 def _changes_of_part(step: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    before, after, moved = (torch.linalg.vector_norm(part, dim=0) for part in (start, start + step, step))
+    before, after, moved = (
+        torch.linalg.vector_norm(part, dim=0) for part in (start, start + step, step)
+    )
     norm = (after - before).abs()
-    # 1 − cos by the law of cosines: ‖a − b‖² = (‖a‖ − ‖b‖)² + 2 ‖a‖ ‖b‖ (1 − cos); no difference of numbers near 1.
+    # 1 − cos by the law of cosines: ‖a − b‖² = (‖a‖ − ‖b‖)² + 2 ‖a‖ ‖b‖ (1 − cos); no difference of
+    # numbers near 1.
     product = 2 * after * before
-    cosine_gap = (moved.square() - norm.square()).clamp(min=0) / product.masked_fill(product == 0, 1.0)
+    cosine_gap = (moved.square() - norm.square()).clamp(min=0) / product.masked_fill(
+        product == 0, 1.0
+    )
     return norm, torch.where(product > 0, cosine_gap, (norm > 0).double())
 
 
 def _rank_scores(changes: Sequence[torch.Tensor], t: float, s: float) -> torch.Tensor:
-    """Scores by rank over the number of columns, K tensors ``(n,)`` -> ``(K, n)``; equal changes rank by position."""
+    """Scores by rank over the number of columns, K tensors ``(n,)`` -> ``(K, n)``; equal changes
+    rank by position.
+    """
     import torch
 
     count = changes[0].numel()
     places = torch.arange(count, dtype=torch.float64, device=changes[0].device) / count
-    ranks = torch.stack([torch.empty_like(places).index_put_((c.argsort(stable=True),), places) for c in changes])
-    # The mean rank as one division: added up, it might fall on either side of the rank in the middle.
+    ranks = torch.stack(
+        [torch.empty_like(places).index_put_((c.argsort(stable=True),), places) for c in changes]
+    )
+    # The mean rank as one division: added up, it might fall on either side of the rank in the
+    # middle.
     return _scores(ranks, t * ((count - 1) / 2 / count), s)
 
 
@@ -118,5 +146,7 @@ WIDEN = Operator(
     identities=frozenset({"base_at_zero", "single_expert", "permutation", "linearity"}),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
-    copies=lambda experts: experts + 4,  # matrices are scaled in place; scores are of the size of a row
+    copies=lambda experts: (
+        experts + 4
+    ),  # matrices are scaled in place; scores are of the size of a row
 )

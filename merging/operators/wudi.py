@@ -1,20 +1,25 @@
-"""WUDI merging in closed form (SWUDI): the sum of the task vectors, moved to where it interferes least.
+"""WUDI merging in closed form (SWUDI): the sum of the task vectors, moved to where it interferes
+least.
 
-Cheng 2025, "Whoever started the interference should end it: guiding data-free model merging via task vectors",
-minimises Σ_k ‖(X − τ_k) τ_kᵀ‖² / ‖τ_k‖² per matrix by some hundred steps of Adam. The objective is a quadratic, so
-gradient flow from the start X_0 has a closed form (see :mod:`merging.operators.interference`), which is what the
-authors' SWUDI uses: X = X_0 − X_0 V f Vᵀ + D V (f/λ) Vᵀ, f = 1 − exp(−λ · time) on the largest eigenvalues and 0 on
-the rest. It is deterministic, and a sum over experts, so that each keeps a coefficient. Adam's iterates differ from
-it: Adam moves all elements at one speed, whatever the scale of the task vectors.
+Cheng 2025, "Whoever started the interference should end it: guiding data-free model merging via
+task vectors", minimises Σ_k ‖(X − τ_k) τ_kᵀ‖² / ‖τ_k‖² per matrix by some hundred steps of Adam.
+The objective is a quadratic, so gradient flow from the start X_0 has a closed form (see
+:mod:`mergesearch.merging.operators.parts.interference`), which is what the authors' SWUDI uses: X =
+X_0 − X_0 V f Vᵀ + D V (f/λ) Vᵀ, f = 1 − exp(−λ · time) on the largest eigenvalues and 0 on the
+rest. It is deterministic, and a sum over experts, so that each keeps a coefficient. Adam's iterates
+differ from it: Adam moves all elements at one speed, whatever the scale of the task vectors.
 
-``time=300, keep=0.65`` are the authors' for CLIP; for language models they use ``keep=0.85``. Their ASWUDI goes all the
-way on as many eigenvectors as the participation ratio of √λ counts, or Gavish and Donoho's threshold for language
-models: ``rank="participation"`` or ``"gavish_donoho"`` with ``time=1e6``. The threshold here is the published one, for
-the matrix whose singular values the √λ are (all task vectors one below the other); the authors' takes the ratio of the
-sides of a single one, and a stand-in for the median of the Marchenko-Pastur law. Eigenvalues that are numerically zero
-stay at the start. Embeddings, heads and vectors are averaged; the first authors leave them at the base.
+``time=300, keep=0.65`` are the authors' for CLIP; for language models they use ``keep=0.85``. Their
+ASWUDI goes all the way on as many eigenvectors as the participation ratio of √λ counts, or Gavish
+and Donoho's threshold for language models: ``rank="participation"`` or ``"gavish_donoho"`` with
+``time=1e6``. The threshold here is the published one, for the matrix whose singular values the √λ
+are (all task vectors one below the other); the authors' takes the ratio of the sides of a single
+one, and a stand-in for the median of the Marchenko-Pastur law. Eigenvalues that are numerically
+zero stay at the start. Embeddings, heads and vectors are averaged; the first authors leave them at
+the base.
 
-Coefficient 1 is the published merge for any start; from ``sum``, coefficients near 1/K suit language models better.
+Coefficient 1 is the published merge for any start; from ``sum``, coefficients near 1/K suit
+language models better.
 """
 
 from __future__ import annotations
@@ -25,12 +30,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from merging.magnitudes import count_kept
-from merging.memo import remembered
-from merging.operators.base import Basis, Operator, Options, TensorSource
-from merging.operators.inner_products import dot
-from merging.operators.interference import Spectrum, gradient_flow, settled, spectrum_of
-from merging.spectral import Convolutions, Fused, Matrices, Others, Part, Selection, precise, rows_by_matrix, shapes_of
+from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.interference import (
+    Spectrum,
+    gradient_flow,
+    settled,
+    spectrum_of,
+)
+from mergesearch.merging.operators.parts.magnitudes import count_kept
+from mergesearch.merging.operators.parts.singular import (
+    Convolutions,
+    Fused,
+    Matrices,
+    Others,
+    Selection,
+    SingularPart,
+    precise,
+    rows_by_matrix,
+    shapes_of,
+)
+from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +64,18 @@ def prepare(
     *,
     time: Annotated[float, Field(gt=0, description="how long the gradient flow runs")] = 300.0,
     keep: Annotated[
-        float, Field(gt=0, le=1, description="fraction of eigenvectors that move, for the rank 'fixed'")
+        float,
+        Field(gt=0, le=1, description="fraction of eigenvectors that move, for the rank 'fixed'"),
     ] = 0.65,
     start: Annotated[
-        Literal["sum", "mean", "zero"], Field(description="where the flow starts: sum or mean of task vectors, or 0")
+        Literal["sum", "mean", "zero"],
+        Field(description="where the flow starts: sum or mean of task vectors, or 0"),
     ] = "sum",
     rank: Annotated[
-        Rank, Field(description="how many eigenvectors move: a fixed fraction, or chosen from the spectrum")
+        Rank,
+        Field(
+            description="how many eigenvectors move: a fixed fraction, or chosen from the spectrum"
+        ),
     ] = "fixed",
     matrices: Matrices = "blocks",
     conv: Convolutions = "others",
@@ -60,7 +85,7 @@ def prepare(
     """The terms of the merged matrix, one per expert."""
     share = {"sum": 1.0, "mean": 1.0 / len(experts), "zero": 0.0}[start]
 
-    def formula(part: Part, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         deltas = [precise(delta) for delta in deltas]
         squared = [dot(delta, delta) for delta in deltas]
         spectrum = _remembered_spectrum(base, experts, part, deltas, squared)
@@ -69,14 +94,16 @@ def prepare(
         starts = [delta * share for delta in deltas]
         return settled(starts, deltas, deltas.__getitem__, squared, spectrum, moved)
 
-    selection = Selection.of(shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others)
+    selection = Selection.of(
+        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
+    )
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
 def _remembered_spectrum(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: Part,
+    part: SingularPart,
     deltas: Sequence[torch.Tensor],
     squared_norms: Sequence[float],
 ) -> Spectrum:
@@ -88,14 +115,18 @@ def _remembered_spectrum(
 
     key = ["eigenvectors of the Gram matrices of task vectors", *part.key]
     tensors = remembered([base, *experts], key, compute)
-    return Spectrum(tensors["values"], tensors["vectors"], (len(deltas) * part.shape[0], part.shape[1]))
+    return Spectrum(
+        tensors["values"], tensors["vectors"], (len(deltas) * part.shape[0], part.shape[1])
+    )
 
 
 def chosen_rank(spectrum: Spectrum, rule: Rank) -> int:
-    """Number of eigenvectors that stand for the task vectors, by a rule on the singular values y = √λ.
+    """Number of eigenvectors that stand for the task vectors, by a rule on the singular values y =
+    √λ.
 
-    ``participation``: ⌈(Σ y)² / Σ y²⌉. ``gavish_donoho``: those above ω(β) · median(y), Gavish 2014, "The optimal hard
-    threshold for singular values is 4/√3", Eq. 5 for noise of unknown size; β is the lesser over the greater side.
+    ``participation``: ⌈(Σ y)² / Σ y²⌉. ``gavish_donoho``: those above ω(β) · median(y), Gavish
+    2014, "The optimal hard threshold for singular values is 4/√3", Eq. 5 for noise of unknown size;
+    β is the lesser over the greater side.
     """
     import torch
 
@@ -124,10 +155,13 @@ WUDI = Operator(
     paper="Cheng 2025, Whoever started the interference should end it",
     family="spectral",
     scope="T",
-    identities=frozenset({"base_at_zero", "single_expert", "permutation", "linearity", "homogeneity"}),
+    identities=frozenset(
+        {"base_at_zero", "single_expert", "permutation", "linearity", "homogeneity"}
+    ),
     default=lambda _experts, _options: 1.0,
     bounds=_bounds,
-    # Task vectors and rows; and in fp64 the Gram matrix with its eigenvectors, of the lesser of n and K m rows: no
-    # larger than K matrices each, and that only where matrices are K times wider than high.
+    # Task vectors and rows; and in fp64 the Gram matrix with its eigenvectors, of the lesser of n
+    # and K m rows: no larger than K matrices each, and that only where matrices are K times wider
+    # than high.
     copies=lambda experts: 10 * experts + 6,
 )

@@ -1,16 +1,21 @@
-"""AdaMerging: coefficients that make the merged model sure of its answers, by gradients of their entropy.
+"""AdaMerging: coefficients that make the merged model sure of its answers, by gradients of their
+entropy.
 
-Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575). Adam with learning rate 1e-3
-from 0.3 follows the mean prediction entropy of unlabelled items, one batch of 16 of every task at each step. The
-space's granularity makes it task-, block- or tensor-wise (the paper's "layer" is one tensor); with ``operator: ties``
-it is AdaMerging++. What we changed:
+Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575). Adam
+with learning rate 1e-3 from 0.3 follows the mean prediction entropy of unlabelled items, one batch
+of 16 of every task at each step. The space's granularity makes it task-, block- or tensor-wise (the
+paper's "layer" is one tensor); with ``operator: ties`` it is AdaMerging++. What we changed:
 
-* No graph goes through the merge: one backward pass gives the gradient of the weights, and its inner products with the
-  basis are the gradients of all coefficients. Tasks run one after the other, so memory does not grow with their number.
-* The authors clamp coefficients to [0, 1] in the forward pass, where the gradient of what lies outside is zero for
-  ever. Here steps are projected onto the bounds, or taken in logits that never reach them.
-* Items are those of the search, not of the test, unless the evaluator is told otherwise (``transductive``).
-* It follows whatever the evaluators have gradients of: entropy, alignment to the experts, labelled cross-entropy.
+* No graph goes through the merge: one backward pass gives the gradient of the weights, and its
+  inner products with the basis are the gradients of all coefficients. Tasks run one after the
+  other, so memory does not grow with their number.
+* The authors clamp coefficients to [0, 1] in the forward pass, where the gradient of what lies
+  outside is zero for ever. Here steps are projected onto the bounds, or taken in logits that never
+  reach them.
+* Items are those of the search, not of the test, unless the evaluator is told otherwise
+  (``transductive``).
+* It follows whatever the evaluators have gradients of: entropy, alignment to the experts, labelled
+  cross-entropy.
 """
 
 from __future__ import annotations
@@ -19,13 +24,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field as Bound
 
-from evaluators import Batch
-from search.descent import Rule
-from search.strategies.chains import Chains, GradientWalk, followed, varied
-from search.strategy import Point, Problem
+from mergesearch.evaluators import Batch
+from mergesearch.search.strategies.base import Point, Problem
+from mergesearch.search.strategies.parts.gradient_walks import (
+    GradientWalk,
+    ParallelWalks,
+    followed,
+    varied,
+)
+from mergesearch.search.workers.gradient_steps import OptimizerConfig
 
 
-class AdaMerging(Chains):
+class AdaMerging(ParallelWalks):
     """Adam on the coefficients.
 
     Args:
@@ -34,10 +44,12 @@ class AdaMerging(Chains):
         steps: Steps of each trial.
         learning_rate: Of Adam.
         batch_size: Items of every domain in a batch; 0 takes all of them.
-        coordinates: ``box``: steps are clipped to the bounds; ``logit``: steps in logits that never reach them.
+        coordinates: ``box``: steps are clipped to the bounds; ``logit``: steps in logits that never
+            reach them.
         objectives: Names of the objectives to follow, by default all that have gradients.
-        shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
-        chains: Walks at a time at most, by default as many as keep the workers busy.
+        shares: Trials among which the batches of a step are split; then each step is a round trip
+            to the workers.
+        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
     """
 
     def __init__(
@@ -51,10 +63,10 @@ class AdaMerging(Chains):
         coordinates: Literal["box", "logit"] = "box",
         objectives: list[str] | None = None,
         shares: Annotated[int, Bound(ge=1)] = 1,
-        chains: Annotated[int, Bound(ge=1)] | None = None,
+        restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
         start = origin_of(problem)
-        rule = Rule(
+        rule = OptimizerConfig(
             problem.lower,
             problem.upper,
             start,
@@ -63,7 +75,11 @@ class AdaMerging(Chains):
             coordinates=coordinates,
             batch=Batch(size=batch_size or None, seed=seed),
         )
-        super().__init__(problem, lambda n: GradientWalk(varied(rule, n), start, steps, shares), chains)
+        super().__init__(
+            problem,
+            lambda n: GradientWalk(varied(rule, n), start, steps, shares),
+            restarts_in_parallel,
+        )
 
 
 def origin_of(problem: Problem) -> Point:

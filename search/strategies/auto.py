@@ -1,9 +1,10 @@
 """The rule behind ``strategy: auto``.
 
-One objective: a quadratic surrogate beside CMA-ES in up to 32 dimensions, CMA-ES above. Several objectives: MAP's
-surrogates up to 64 dimensions, if the budget holds the points that a model of the curvature in each coordinate needs;
-otherwise NSGA-III for four objectives or more, SMS-EMOA for two and three. A space of another kind than coefficients is
-never chosen. Why these: ``docs/decisions/0011-auto.md``.
+One objective: a quadratic surrogate beside CMA-ES in up to 32 dimensions, CMA-ES above. Several
+objectives: MAP's surrogates up to 64 dimensions, if the budget holds the points that a model of the
+curvature in each coordinate needs; otherwise NSGA-III for four objectives or more, SMS-EMOA for two
+and three. A space of another kind than coefficients is never chosen. Why these:
+``docs/decisions/0011-auto.md``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ MAP_LIMIT = 64
 
 
 def choose(dim: int, objectives: int, budget: int | None) -> str:
-    """Name of the strategy for ``dim`` coordinates, ``objectives`` losses and a budget in trials (None: unknown)."""
+    """Name of the strategy for ``dim`` coordinates, ``objectives`` losses and a budget in trials
+    (None: unknown).
+    """
     if objectives == 1:
         return "quadratic" if dim <= QUADRATIC_LIMIT else "cma_es"
     if dim <= MAP_LIMIT and (budget is None or budget >= 2 * (2 * dim + 1)):

@@ -1,15 +1,21 @@
-"""Bayesian MAP: a design that goes, for each objective, where its model errs most; then the front, as in MAP.
+"""Bayesian MAP: a design that goes, for each objective, where its model errs most; then the front,
+as in MAP.
 
-Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation" (arXiv 2406.07529),
-the variant with adaptive sampling. Points are rays from the base: angles, cut into bins, and a radius. What we changed:
+Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
+(arXiv 2406.07529), the variant with adaptive sampling. Points are rays from the base: angles, cut
+into bins, and a radius. What we changed:
 
-* A bin without points takes the place of the worst bin. (With a score of minus infinity it would never be explored.)
-* Each of the subsamples behind a bin's spread drops its own fifth of the points. (One mask for all of them, shrunk
-  again and again, would leave nothing.)
-* Errors are those of points left out of the fit, relative to the worst bin, so that the temperature has no unit.
-* Every result serves all objectives, so these do not keep designs of their own; each chooses its share of a round.
-* The origin is the point of zero coefficients, or what in the box is nearest to it; radii are shares of the way from
-  there to the face of the box, which in more than two dimensions is longer than 1.
+* A bin without points takes the place of the worst bin. (With a score of minus infinity it would
+  never be explored.)
+* Each of the subsamples behind a bin's spread drops its own fifth of the points. (One mask for all
+  of them, shrunk again and again, would leave nothing.)
+* Errors are those of points left out of the fit, relative to the worst bin, so that the temperature
+  has no unit.
+* Every result serves all objectives, so these do not keep designs of their own; each chooses its
+  share of a round.
+* The origin is the point of zero coefficients, or what in the box is nearest to it; radii are
+  shares of the way from there to the face of the box, which in more than two dimensions is longer
+  than 1.
 * No round is waited for: the next one is planned from the results that are there.
 """
 
@@ -23,10 +29,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Bound
 
-from search.strategies.map import LEAST_RESULTS, first_points, refuse_dimensions
-from search.strategies.map_ridge import Array
-from search.strategies.map_search import FrontSearch
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.map_design import (
+    LEAST_RESULTS,
+    first_points,
+    refuse_dimensions,
+)
+from mergesearch.search.strategies.parts.map_ridge import Array
+from mergesearch.search.strategies.parts.map_search import FrontSearch
 
 MOST = 8
 #: Bins per angle with few coordinates, and with many.
@@ -45,7 +55,8 @@ class BayesianMap:
     Args:
         problem: The box and the objectives.
         seed: Seed of the strategy's generator.
-        initial: Points before the first model; default: the vertices, and one for every unknown of a linear model.
+        initial: Points before the first model; default: the vertices, and one for every unknown of
+            a linear model.
         rounds: Rounds of the design, the initial points being the first.
         share: Share of the budget that the design takes.
         temperature: Of the choice among bins; small: the worst bins only.
@@ -84,7 +95,9 @@ class BayesianMap:
         self._asked = 0
 
     def _initial_points(self, count: int) -> list[Array]:
-        """The start and the vertices, as far as no anchor measured them, then rays through bins taken in turn."""
+        """The start and the vertices, as far as no anchor measured them, then rays through bins
+        taken in turn.
+        """
         if not self._search.box.free.size:
             return []
         first = first_points(self._problem, self._search)
@@ -96,7 +109,7 @@ class BayesianMap:
         """Points of the rounds, then of the predicted front."""
         return [self._suggest() for _ in range(count)]
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Remember results; models are fitted when a round is planned."""
         for trial in trials:
             if trial.id is not None:
@@ -108,7 +121,9 @@ class BayesianMap:
         return [self.query(self._problem.weights)] if self._search.results >= LEAST_RESULTS else []
 
     def query(self, preference: Sequence[float] | Array) -> Point:
-        """The point of the predicted front for a preference ``(objectives,)``; see :meth:`Map.query`."""
+        """The point of the predicted front for a preference ``(objectives,)``; see
+        :meth:`Map.query`.
+        """
         return self._search.query(preference) if self._search.results else self._problem.start
 
     def _suggest(self) -> Suggestion:
@@ -123,7 +138,11 @@ class BayesianMap:
             return np.empty(0)
         if not self._queue and (self._later > 0 or self._search.results < LEAST_RESULTS):
             self._queue = self._plan()
-        return self._queue.pop(0) if self._queue else self._search.propose(list(self._pending.values()))
+        return (
+            self._queue.pop(0)
+            if self._queue
+            else self._search.propose(list(self._pending.values()))
+        )
 
     def _plan(self) -> list[Array]:
         """The next round: every objective chooses bins by its own errors, in turn."""
@@ -135,17 +154,23 @@ class BayesianMap:
             bins = self._rays.bins_of(self._search.points)
             chances = [self._chances(model.left_out**2, bins) for model in self._search.models()]
         turns = itertools.islice(itertools.cycle(chances), count)
-        return [self._rays.sample(int(self._rng.choice(self._rays.bins, p=chance)), self._rng) for chance in turns]
+        return [
+            self._rays.sample(int(self._rng.choice(self._rays.bins, p=chance)), self._rng)
+            for chance in turns
+        ]
 
     def _chances(self, squares: Array, bins: npt.NDArray[np.intp]) -> Array:
-        """Softmax of the bins' scores ``(bins,)``, from squared errors ``(n,)`` and the bins of their points."""
+        """Softmax of the bins' scores ``(bins,)``, from squared errors ``(n,)`` and the bins of
+        their points.
+        """
         scores = bin_scores(squares, bins, self._rays.bins, self._rng)
         weights = np.exp((scores - scores.max()) / self._temperature)
         return np.asarray(weights / weights.sum())
 
 
 class Rays:
-    """Hyperspherical coordinates of the unit cube: bins of angles in the positive orthant, and a radius.
+    """Hyperspherical coordinates of the unit cube: bins of angles in the positive orthant, and a
+    radius.
 
     Args:
         origin: Where rays begin ``(dim,)``.
@@ -160,14 +185,18 @@ class Rays:
 
     @classmethod
     def of(cls, problem: Problem, search: FrontSearch) -> Rays:
-        """From the point of the box that is nearest to zero coefficients, into the larger part of the box."""
+        """From the point of the box that is nearest to zero coefficients, into the larger part of
+        the box.
+        """
         origin = search.box.unit(np.clip(0.0, problem.lower, problem.upper))
         return cls(origin, np.where(origin <= 0.5, 1.0 - origin, -origin))
 
     def bins_of(self, points: Array) -> npt.NDArray[np.intp]:
         """Bin of each of ``(n, dim)``; the origin itself lies in the first."""
         angles = to_angles(np.maximum((points - self._origin) / self._reach, 0.0))
-        digits = np.minimum((angles / (0.5 * np.pi) * self._per_angle).astype(np.intp), self._per_angle - 1)
+        digits = np.minimum(
+            (angles / (0.5 * np.pi) * self._per_angle).astype(np.intp), self._per_angle - 1
+        )
         return np.asarray(digits @ self._per_angle ** np.arange(self._angles), dtype=np.intp)
 
     def sample(self, place: int, rng: np.random.Generator) -> Array:
@@ -181,7 +210,9 @@ class Rays:
 
 
 def to_direction(angles: Array) -> Array:
-    """Angles ``(dim - 1,)`` -> unit vector ``(dim,)``: ``cos a1, sin a1 cos a2, ..., sin a1 ... sin a(d-1)``."""
+    """Angles ``(dim - 1,)`` -> unit vector ``(dim,)``:
+    ``cos a1, sin a1 cos a2, ..., sin a1 ... sin a(d-1)``.
+    """
     sines = np.concatenate([[1.0], np.cumprod(np.sin(angles))])
     return np.asarray(sines * np.concatenate([np.cos(angles), [1.0]]))
 
@@ -192,8 +223,11 @@ def to_angles(directions: Array) -> Array:
     return np.arctan2(tails[:, 1:], directions[:, :-1])
 
 
-def bin_scores(squares: Array, bins: npt.NDArray[np.intp], count: int, rng: np.random.Generator) -> Array:
-    """Mean squared error of a bin plus half its spread over subsamples, in units of the worst; ``(count,)``.
+def bin_scores(
+    squares: Array, bins: npt.NDArray[np.intp], count: int, rng: np.random.Generator
+) -> Array:
+    """Mean squared error of a bin plus half its spread over subsamples, in units of the worst;
+    ``(count,)``.
 
     Args:
         squares: Squared errors ``(n,)``.
@@ -208,4 +242,6 @@ def bin_scores(squares: Array, bins: npt.NDArray[np.intp], count: int, rng: np.r
         means = [float(np.mean(rng.choice(own, kept, replace=False))) for _ in range(SUBSAMPLES)]
         scores[place] = own.mean() + 0.5 * np.std(means)
     worst = np.nanmax(scores, initial=0.0)
-    return np.asarray(np.where(np.isnan(scores), 1.0, scores / worst) if worst > 0 else np.ones(count))
+    return np.asarray(
+        np.where(np.isnan(scores), 1.0, scores / worst) if worst > 0 else np.ones(count)
+    )

@@ -1,20 +1,25 @@
-"""CMA-ES, full and separable, asynchronous, with restarts and a population that grows with the noise.
+"""CMA-ES, full and separable, asynchronous, with restarts and a population that grows with the
+noise.
 
-Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772), engine: pycma. What we add:
+Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772), engine: pycma. What we
+add:
 
-* No generation barrier. Every ask draws one sample from the current distribution; when a population's worth of
-  results is in, whatever their age, the distribution is updated. Stragglers never block a worker.
-* Restarts (Auger and Hansen 2005, "A Restart CMA Evolution Strategy With Increasing Population Size"): a run that has
-  converged is followed by one with twice the population, which starts near the best place known. Results of the old
-  run that arrive later are passed over.
-* Noise (Hellwig and Beyer 2016, "Evolution under Strong Noise: A Self-Adaptive Evolution Strategy Can Reach the Lower
-  Performance Bound - the pcCMSA-ES"): where the losses of a run have stopped falling before it has converged, noise
-  decides the ranking, and the population grows. Re-evaluations would show nothing: the same merge on the same items
-  has the same loss, and what misleads is the choice of the items. Unlike the paper we compare ranks, not values, and
-  never shrink the population again.
+* No generation barrier. Every ask draws one sample from the current distribution; when a
+  population's worth of results is in, whatever their age, the distribution is updated. Stragglers
+  never block a worker.
+* Restarts (Auger and Hansen 2005, "A Restart CMA Evolution Strategy With Increasing Population
+  Size"): a run that has converged is followed by one with twice the population, which starts near
+  the best place known. Results of the old run that arrive later are passed over.
+* Noise (Hellwig and Beyer 2016, "Evolution under Strong Noise: A Self-Adaptive Evolution Strategy
+  Can Reach the Lower Performance Bound - the pcCMSA-ES"): where the losses of a run have stopped
+  falling before it has converged, noise decides the ranking, and the population grows.
+  Re-evaluations would show nothing: the same merge on the same items has the same loss, and what
+  misleads is the choice of the items. Unlike the paper we compare ranks, not values, and never
+  shrink the population again.
 * Failed trials enter the update ranked below the worst result of their batch.
-* Results of others enter if they are better than the batch: one at most for each update, pulled to where the
-  distribution could have drawn them (Hansen 2011, "Injecting External Solutions Into CMA-ES", arXiv 1110.4181).
+* Results of others enter if they are better than the batch: one at most for each update, pulled to
+  where the distribution could have drawn them (Hansen 2011, "Injecting External Solutions Into
+  CMA-ES", arXiv 1110.4181).
 * Several objectives are combined by the problem's weights, scaled by the range of the anchors.
 * ``best`` recommends the distribution mean, which under noise beats the luckiest trial.
 """
@@ -30,18 +35,20 @@ import numpy.typing as npt
 from pydantic import BeforeValidator
 from pydantic import Field as Bound
 
-from search.strategies.cma_engine import Engine
-from search.strategies.unit_box import UnitBox
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.cma_engine import Engine
+from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Full covariance up to this dimension, separable above (update cost grows with its square).
 FULL_LIMIT = 200
 #: Above this dimension, and under noise, a larger population pays: less noise in each step.
 WIDE_LIMIT = 256
 WIDE_POPULATION = 32
-#: Updates among which the losses must fall, else noise decides; half of them are compared with the other half.
+#: Updates among which the losses must fall, else noise decides; half of them are compared with the
+#: other half.
 WINDOW = 16
-#: How far the newer half must lie below the older, in standard deviations of the rank-sum statistic.
+#: How far the newer half must lie below the older, in standard deviations of the rank-sum
+#: statistic.
 TREND = 1.0
 #: The population grows only while so many updates of the new size are left in the budget.
 LEAST_UPDATES = 10
@@ -52,7 +59,9 @@ RESTART_SIGMA = 0.3
 
 Losses = npt.NDArray[np.float64]
 #: YAML reads ``off`` as false.
-Noise = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
+Noise = Annotated[
+    Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)
+]
 
 
 class CmaEs:
@@ -61,9 +70,12 @@ class CmaEs:
     Args:
         problem: The box and how losses combine.
         seed: Seed of the strategy's generator.
-        score: Losses ``(objectives,)`` to the number that is minimised; default: the problem's weighted sum.
-        scale: First steps of the coordinates relative to ``sigma`` ``(dim,)``; default: all the same.
-        sigma: First step size as a fraction of the range; default 0.15, and 0.1 above 100 dimensions.
+        score: Losses ``(objectives,)`` to the number that is minimised; default: the problem's
+            weighted sum.
+        scale: First steps of the coordinates relative to ``sigma`` ``(dim,)``; default: all the
+            same.
+        sigma: First step size as a fraction of the range; default 0.15, and 0.1 above 100
+            dimensions.
         population: Results per update; default ``4 + 3 ln d``, at least 32 above 256 dimensions.
         covariance: ``full``, ``separable`` (diagonal), or ``auto``: full up to 200 dimensions.
         restarts: Whether to begin anew, with twice the population, once a run has converged.
@@ -92,21 +104,36 @@ class CmaEs:
         self._rng = np.random.default_rng(seed)
         self._restarts, self._noise = restarts, noise
         self._sigma = sigma or (0.15 if self._box.dim <= 100 else 0.1)
-        self._separable = covariance == "separable" or (covariance == "auto" and self._box.dim > FULL_LIMIT)
+        self._separable = covariance == "separable" or (
+            covariance == "auto" and self._box.dim > FULL_LIMIT
+        )
         self._asked = 0
-        self._drawn: dict[int, tuple[int, Point]] = {}  # suggestion -> its run, and the unbounded sample
+        self._drawn: dict[
+            int, tuple[int, Point]
+        ] = {}  # suggestion -> its run, and the unbounded sample
         self._run = 0
-        self._finished: list[tuple[float, Point]] = []  # level and mean of the best distribution that was given up
+        self._finished: list[
+            tuple[float, Point]
+        ] = []  # level and mean of the best distribution that was given up
         self._engine: Engine | None = None
         if self._box.dim:
-            start, count = self._box.to_unit(problem.start), population or default_population(self._box.dim)
+            start, count = (
+                self._box.to_unit(problem.start),
+                population or default_population(self._box.dim),
+            )
             self._begin(start, self._sigma, count, None if scale is None else scale[self._box.free])
 
-    def _begin(self, start: Point, sigma: float, population: int, scale: Point | None = None) -> None:
+    def _begin(
+        self, start: Point, sigma: float, population: int, scale: Point | None = None
+    ) -> None:
         self._engine = Engine(start, sigma, population, self._separable, self._rng, scale)
         self._batch: list[tuple[Point, Losses | None]] = []  # results since the last update
-        self._guest: tuple[float, Point, Losses] | None = None  # the best result of others since then
-        self._levels: list[float] = []  # median loss of each batch since the population last changed
+        self._guest: tuple[float, Point, Losses] | None = (
+            None  # the best result of others since then
+        )
+        self._levels: list[
+            float
+        ] = []  # median loss of each batch since the population last changed
         self._spreads: list[float] = []  # spread after each of them
 
     def ask(self, count: int) -> list[Suggestion]:
@@ -122,7 +149,7 @@ class CmaEs:
         self._asked += 1
         return Suggestion(self._asked - 1, point)
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Collect results; update the distribution when a population's worth is in."""
         for trial in trials:
             own = None if trial.id is None else self._drawn.pop(trial.id, None)
@@ -137,7 +164,9 @@ class CmaEs:
                 self._update(self._engine)
 
     def best(self) -> list[Point]:
-        """The mean of the current distribution, or of an earlier run's where that found better losses."""
+        """The mean of the current distribution, or of an earlier run's where that found better
+        losses.
+        """
         return [] if self._engine is None else [self._box.to_point(self._best_unit(self._engine))]
 
     @property
@@ -147,7 +176,11 @@ class CmaEs:
         return min((level for level, _ in [*standing, *self._finished]), default=math.inf)
 
     def _best_unit(self, engine: Engine) -> Point:
-        return min([*self._standing(engine), *self._finished], key=lambda it: it[0], default=(0.0, engine.mean))[1]
+        return min(
+            [*self._standing(engine), *self._finished],
+            key=lambda it: it[0],
+            default=(0.0, engine.mean),
+        )[1]
 
     def _standing(self, engine: Engine) -> list[tuple[float, Point]]:
         """Median loss of the latest batch, and the mean, once there is a batch."""
@@ -157,13 +190,15 @@ class CmaEs:
         """Keep the mean if it is the best so far: what follows is worse at first."""
         self._finished = [min([*self._standing(engine), *self._finished], key=lambda it: it[0])]
 
-    def _sample_of(self, trial: Told, drawn: Point, engine: Engine) -> Point:
-        """The engine's sample behind a told point; a point that was not drawn here is mapped back."""
+    def _sample_of(self, trial: TrialResult, drawn: Point, engine: Engine) -> Point:
+        """The engine's sample behind a told point; a point that was not drawn here is mapped
+        back.
+        """
         if np.allclose(self._box.to_point(engine.unit_of(drawn)), trial.point, rtol=0, atol=1e-9):
             return drawn
         return engine.sample_at(self._box.to_unit(trial.point))
 
-    def _receive(self, trial: Told, engine: Engine) -> None:
+    def _receive(self, trial: TrialResult, engine: Engine) -> None:
         """Keep the best result of others until the next update."""
         if trial.losses is None:
             return
@@ -189,7 +224,9 @@ class CmaEs:
             self._grow(engine)
 
     def _restart(self, engine: Engine) -> None:
-        """A new run with twice the population, near the best place known; the old run's results are passed over."""
+        """A new run with twice the population, near the best place known; the old run's results are
+        passed over.
+        """
         self._shelve(engine)
         best = self._finished[0][1]
         self._run += 1
@@ -198,7 +235,9 @@ class CmaEs:
         self._begin(np.clip(best + spread, 0.0, 1.0), wide, 2 * engine.population)
 
     def _stalled(self, engine: Engine) -> bool:
-        """Whether the losses have stopped falling, with enough budget left to do something about it."""
+        """Whether the losses have stopped falling, with enough budget left to do something about
+        it.
+        """
         if len(self._levels) < WINDOW or self._left < LEAST_UPDATES * _grown(engine.population):
             return False
         # A distribution that widens meets worse losses while it still makes progress.
@@ -219,9 +258,11 @@ def default_population(dim: int) -> int:
 
 
 def fall(levels: Sequence[float]) -> float:
-    """How far the newer half of ``levels`` lies below the older: rank-sum statistic in standard deviations.
+    """How far the newer half of ``levels`` lies below the older: rank-sum statistic in standard
+    deviations.
 
-    Mann and Whitney 1947, "On a Test of Whether one of Two Random Variables is Stochastically Larger than the Other".
+    Mann and Whitney 1947, "On a Test of Whether one of Two Random Variables is Stochastically
+    Larger than the Other".
     """
     half = len(levels) // 2
     older, newer = np.array(levels[:half])[:, None], np.array(levels[-half:])
@@ -235,7 +276,9 @@ def _grown(population: int) -> int:
 
 
 def _ranked(scores: Sequence[float]) -> list[float]:
-    """Scores with failures (infinite) just below the worst; the engine uses ranks, the margin's size is irrelevant."""
+    """Scores with failures (infinite) just below the worst; the engine uses ranks, the margin's
+    size is irrelevant.
+    """
     finite = [score for score in scores if score < math.inf]
     worst = max(finite) + ((max(finite) - min(finite)) or 1.0)
     return [worst if score == math.inf else score for score in scores]

@@ -1,14 +1,18 @@
 """Several CMA-ES side by side, each with its own weighting of the objectives.
 
-Knowles 2006, "ParEGO: A Hybrid Algorithm With On-Line Landscape Approximation for Expensive Multiobjective
-Optimization Problems": the augmented Tchebycheff function of a weighting has its minimum on the front, also where the
-front is concave, and every point of the front belongs to some weighting. What we change:
+Knowles 2006, "ParEGO: A Hybrid Algorithm With On-Line Landscape Approximation for Expensive
+Multiobjective Optimization Problems": the augmented Tchebycheff function of a weighting has its
+minimum on the front, also where the front is concave, and every point of the front belongs to some
+weighting. What we change:
 
-* CMA-ES searches instead of a Gaussian process, which does not bear hundreds of coordinates; so each weighting of a
-  fixed lattice has an instance of its own for the whole study instead of a random one in each iteration.
-* Losses are shifted by the lowest seen of each objective, from anchors and results alike, and divided by the range of
-  the anchors (``Problem.scale``), which unlike the range of the results does not depend on how bad the worst is.
-* The instances take turns. Every result is offered to all of them; those of others enter as injected solutions.
+* CMA-ES searches instead of a Gaussian process, which does not bear hundreds of coordinates; so
+  each weighting of a fixed lattice has an instance of its own for the whole study instead of a
+  random one in each iteration.
+* Losses are shifted by the lowest seen of each objective, from anchors and results alike, and
+  divided by the range of the anchors (``Problem.scale``), which unlike the range of the results
+  does not depend on how bad the worst is.
+* The instances take turns. Every result is offered to all of them; those of others enter as
+  injected solutions.
 
 With one objective there is one weighting, and this is CMA-ES.
 """
@@ -25,12 +29,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Bound
 
-from search.strategies.cma_es import CmaEs
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.cma_es import CmaEs
 
 Array = npt.NDArray[np.float64]
 
-#: Weight of the sum beside the maximum (Knowles 2006, below eq. 2): no point that another dominates is a minimum.
+#: Weight of the sum beside the maximum (Knowles 2006, below eq. 2): no point that another dominates
+#: is a minimum.
 AUGMENTATION = 0.05
 
 
@@ -40,10 +45,12 @@ class CmaParEgo:
     Args:
         problem: The box and the losses.
         seed: Seed of the strategy's generator.
-        divisions: Weights are multiples of one part in so many; default 4 for two objectives (five weightings), else 1:
-            each objective alone, and all equally.
-        sigma: First step size of each CMA-ES as a fraction of the range; default 0.15, and 0.1 above 100 dimensions.
-        population: Results per update of each; default ``4 + 3 ln d``, at least 32 above 256 dimensions.
+        divisions: Weights are multiples of one part in so many; default 4 for two objectives (five
+            weightings), else 1: each objective alone, and all equally.
+        sigma: First step size of each CMA-ES as a fraction of the range; default 0.15, and 0.1
+            above 100 dimensions.
+        population: Results per update of each; default ``4 + 3 ln d``, at least 32 above 256
+            dimensions.
         covariance: ``full``, ``separable`` (diagonal), or ``auto``: full up to 200 dimensions.
     """
 
@@ -66,7 +73,9 @@ class CmaParEgo:
             self._see(anchor)
         weightings = lattice(problem.objectives, divisions or (4 if problem.objectives == 2 else 1))
         # The first recommendation is that of the weighting nearest to the study's.
-        weightings = sorted(weightings, key=lambda weights: float(np.sum((weights - problem.weights) ** 2)))
+        weightings = sorted(
+            weightings, key=lambda weights: float(np.sum((weights - problem.weights) ** 2))
+        )
         part = replace(problem, budget=problem.budget // len(weightings))
         seeds = np.random.default_rng(seed).integers(2**32, size=len(weightings))
         self._members = [
@@ -94,11 +103,13 @@ class CmaParEgo:
         self._next += 1
         return Suggestion(self._next - 1, suggestion.point)
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Offer every result to all members; it is its proposer's own."""
         for trial in trials:
             self._see(trial)
-            owner, id = (None, None) if trial.id is None else self._asked.pop(trial.id, (None, None))
+            owner, id = (
+                (None, None) if trial.id is None else self._asked.pop(trial.id, (None, None))
+            )
             for place, member in enumerate(self._members):
                 member.tell([replace(trial, id=id if place == owner else None)])
 
@@ -106,7 +117,7 @@ class CmaParEgo:
         """The mean of each member, that of the weighting nearest to the study's first."""
         return [point for member in self._members for point in member.best()]
 
-    def _see(self, trial: Told) -> None:
+    def _see(self, trial: TrialResult) -> None:
         if trial.losses is not None and trial.evaluated is None:
             self._ideal = np.minimum(self._ideal, trial.losses)
 
@@ -117,10 +128,11 @@ class CmaParEgo:
 
 
 def lattice(objectives: int, divisions: int) -> list[Array]:
-    """Weightings ``(objectives,)`` whose weights are multiples of ``1 / divisions`` and sum to 1, and the equal one.
+    """Weightings ``(objectives,)`` whose weights are multiples of ``1 / divisions`` and sum to 1,
+    and the equal one.
 
-    Knowles 2006, eq. 1; Das and Dennis 1998, "Normal-Boundary Intersection". The equal weighting is added where the
-    lattice has none inside the simplex.
+    Knowles 2006, eq. 1; Das and Dennis 1998, "Normal-Boundary Intersection". The equal weighting is
+    added where the lattice has none inside the simplex.
     """
     points = [np.array(counts) / divisions for counts in _compositions(divisions, objectives)]
     inside = any(np.all(weights > 0) for weights in points)
@@ -128,7 +140,9 @@ def lattice(objectives: int, divisions: int) -> list[Array]:
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``total`` as ``parts`` ordered summands, zeros included: bars between stars."""
+    """All ways to write ``total`` as ``parts`` ordered summands, zeros included: bars between
+    stars.
+    """
     for bars in itertools.combinations(range(total + parts - 1), parts - 1):
         ends = (-1, *bars, total + parts - 1)
         yield tuple(after - before - 1 for before, after in itertools.pairwise(ends))

@@ -1,15 +1,18 @@
-"""Evo-Merging: two chained CMA-ES searches over a pool of adapters, first what to keep of each, then how far to add it.
+"""Evo-Merging: two chained CMA-ES searches over a pool of adapters, first what to keep of each,
+then how far to add it.
 
-Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories" (arXiv 2509.12951).
-The first half of the coordinates is what is kept, alpha, the second half the signed scales, beta
-(:class:`spaces.AdapterSpace`). Stage 1, denoising, searches alpha with beta as it starts; stage 2, sign-aware scaling,
-searches beta with alpha as stage 1 left it. Otherwise than in the authors' code:
+Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories"
+(arXiv 2509.12951). The first half of the coordinates is what is kept, alpha, the second half the
+signed scales, beta (:class:`spaces.AdapterSpace`). Stage 1, denoising, searches alpha with beta as
+it starts; stage 2, sign-aware scaling, searches beta with alpha as stage 1 left it. Otherwise than
+in the authors' code:
 
-* Every stage has a best of its own. One shared best, under two different regularisers, can hand stage 2 the untouched
-  scales back.
+* Every stage has a best of its own. One shared best, under two different regularisers, can hand
+  stage 2 the untouched scales back.
 * The L1 terms are in units of the anchors' range, like the loss that they are added to.
-* Stages are counted in suggestions (a third of the budget, then the rest) and nothing waits: alpha is fixed when the
-  first suggestion of stage 2 is asked for, and results of stage 1 that come later are too late for it.
+* Stages are counted in suggestions (a third of the budget, then the rest) and nothing waits: alpha
+  is fixed when the first suggestion of stage 2 is asked for, and results of stage 1 that come later
+  are too late for it.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from merging import InputError
-from search.strategies.cma_es import CmaEs
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.cma_es import CmaEs
 
 
 class EvoMerging:
@@ -34,7 +37,8 @@ class EvoMerging:
         seed: Each stage's seed is drawn from it.
         sigma: First step size of both stages as a fraction of the range.
         population: Results per update of both stages.
-        penalty: Weight of mean |alpha| in stage 1, and of mean |beta| in stage 2, in units of the anchors' range.
+        penalty: Weight of mean |alpha| in stage 1, and of mean |beta| in stage 2, in units of the
+            anchors' range.
         denoise: Share of the budget that stage 1 gets.
     """
 
@@ -53,8 +57,10 @@ class EvoMerging:
     ) -> None:
         if problem.dim % 2:
             raise InputError(
-                "strategy.evo_merging: expected an even number of coordinates, what is kept and a scale for every "
-                f"adapter, received {problem.dim}; choose the operator lora_sparse, or strategy cma_es"
+                "strategy.evo_merging: expected an even number of coordinates, what is kept and a "
+                "scale for every "
+                f"adapter, received {problem.dim}; choose the operator lora_sparse, or strategy "
+                "cma_es"
             )
         self._problem = problem
         self._sigma, self._population, self._penalty = sigma, population, penalty
@@ -70,8 +76,10 @@ class EvoMerging:
         """Samples of the current stage's distribution."""
         return [self._suggest() for _ in range(count)]
 
-    def tell(self, trials: Sequence[Told]) -> None:
-        """The current stage learns from its own results, and from others that agree with what it holds fixed."""
+    def tell(self, trials: Sequence[TrialResult]) -> None:
+        """The current stage learns from its own results, and from others that agree with what it
+        holds fixed.
+        """
         for trial in trials:
             own = None if trial.id is None else trial.id - self._stage.begins
             if trial.evaluated is None and (own is None or own >= 0):
@@ -107,7 +115,9 @@ class Stage:
         begins: Number of the stage's first suggestion.
     """
 
-    def __init__(self, problem: Problem, part: slice, search: CmaEs, penalty: float, begins: int) -> None:
+    def __init__(
+        self, problem: Problem, part: slice, search: CmaEs, penalty: float, begins: int
+    ) -> None:
         self.begins = begins
         self._problem, self._part, self._search, self._penalty = problem, part, search, penalty
         self._best: tuple[float, Point] | None = None
@@ -116,22 +126,28 @@ class Stage:
         """The next point of the whole box."""
         return self._whole(self._search.ask(1)[0].point)
 
-    def tell(self, trial: Told, own: int | None) -> None:
-        """Learn from a result; ``own`` is the number of the stage's suggestion, None for results of others."""
+    def tell(self, trial: TrialResult, own: int | None) -> None:
+        """Learn from a result; ``own`` is the number of the stage's suggestion, None for results of
+        others.
+        """
         if own is None and not self._agrees(trial.point):
             return
         inner = trial.point[self._part]
         losses = None
         if trial.losses is not None:
             # F = loss + 0.05 · mean|x|, x being alpha or beta.
-            score = self._problem.scalarise(trial.losses) + self._penalty * float(np.abs(inner).mean())
+            score = self._problem.scalarise(trial.losses) + self._penalty * float(
+                np.abs(inner).mean()
+            )
             losses = np.array([score])
             if self._best is None or score < self._best[0]:
                 self._best = score, inner.copy()
-        self._search.tell([Told(own, inner, losses)])
+        self._search.tell([TrialResult(own, inner, losses)])
 
     def winner(self) -> Point:
-        """The best point of the whole box by the stage's own measure; the start where nothing succeeded."""
+        """The best point of the whole box by the stage's own measure; the start where nothing
+        succeeded.
+        """
         return self._problem.start if self._best is None else self._whole(self._best[1])
 
     def recommended(self) -> list[Point]:

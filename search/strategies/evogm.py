@@ -1,18 +1,20 @@
 """EvoGM-style search: rounds of evolution, whose best merges are the directions of the next round.
 
-EvoGM 2026, "Evolutionary Generative Merging" (arXiv 2605.29295). A merge is ``origin + Σ λ_k direction_k`` with λ in
-[-1, 1]^K. This is not EvoGM itself: the paper's proposals come from two networks, trained with a cycle loss to map
-losers to winners and back; ours are a differential step from a loser towards a winner, and past it. What we changed
-besides:
+EvoGM 2026, "Evolutionary Generative Merging" (arXiv 2605.29295). A merge is
+``origin + Σ λ_k direction_k`` with λ in [-1, 1]^K. This is not EvoGM itself: the paper's proposals
+come from two networks, trained with a cycle loss to map losers to winners and back; ours are a
+differential step from a loser towards a winner, and past it. What we changed besides:
 
-* The origin is the best known place (the start at first). It and the promoted merges (λ = 0 and one-hot) are members
-  of a round's first population without being measured again.
-* After the first round, half of the directions are fresh normal draws, as long as the promoted ones. With promoted
-  merges alone the search never leaves their span: on a sphere in 10 dimensions it stops at a third of the first loss.
-* One iteration per round where the paper has three: new directions sooner did better at equal budgets.
-* Steady state: a proposal follows from the results that are in; a round ends when it has all of its own. Results from
-  an earlier round, or from others, count as merges to promote. Merges are clipped to the box. Several objectives are
-  combined by the problem's weights.
+* The origin is the best known place (the start at first). It and the promoted merges (λ = 0 and
+  one-hot) are members of a round's first population without being measured again.
+* After the first round, half of the directions are fresh normal draws, as long as the promoted
+  ones. With promoted merges alone the search never leaves their span: on a sphere in 10 dimensions
+  it stops at a third of the first loss.
+* One iteration per round where the paper has three: new directions sooner did better at equal
+  budgets.
+* Steady state: a proposal follows from the results that are in; a round ends when it has all of its
+  own. Results from an earlier round, or from others, count as merges to promote. Merges are clipped
+  to the box. Several objectives are combined by the problem's weights.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from search.strategies.seeding import default_sigma, key_of, known_merges, loss_of
-from search.strategies.unit_box import UnitBox
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.seeding import default_sigma, key_of, known_merges, loss_of
+from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Share of a round's results that are winners.
 WINNERS = 0.3
@@ -54,8 +56,8 @@ class EvoGm:
         seed: Seed of the strategy's generator.
         directions: K, how many directions a round has; its first population is ``2 K``.
         iterations: Populations of a round after the first.
-        sigma: Length of the first fresh directions, as the spread of a draw in fractions of the range; default 0.2,
-            less above ten dimensions.
+        sigma: Length of the first fresh directions, as the spread of a draw in fractions of the
+            range; default 0.2, less above ten dimensions.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -81,7 +83,9 @@ class EvoGm:
         self._start_round(0, directions)
 
     def ask(self, count: int) -> list[Suggestion]:
-        """``count`` merges of the current round; the first of all is the start, where it is not known."""
+        """``count`` merges of the current round; the first of all is the start, where it is not
+        known.
+        """
         suggestions = []
         for _ in range(count):
             shares = self._propose()
@@ -91,7 +95,7 @@ class EvoGm:
             self._round_asked += 1
         return suggestions
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Collect results; start the next round when this one's are in."""
         for trial in trials:
             loss = loss_of(trial, self._problem)
@@ -115,10 +119,16 @@ class EvoGm:
         ranked = sorted(self._best.values(), key=lambda merge: merge[0])
         origin = ranked[0][1] if ranked and number else self._box.to_unit(self._problem.start)
         here = [loss for loss, place in ranked if np.array_equal(place, origin)]
-        promoted = [(loss, place) for loss, place in ranked if not np.array_equal(place, origin)][:most]
-        self._round = Round(number, origin, self._directions(np.array([place - origin for _, place in promoted])))
+        promoted = [(loss, place) for loss, place in ranked if not np.array_equal(place, origin)][
+            :most
+        ]
+        self._round = Round(
+            number, origin, self._directions(np.array([place - origin for _, place in promoted]))
+        )
         self._results = [(loss, np.zeros(self._count)) for loss in here]
-        self._results += [(loss, row) for (loss, _), row in zip(promoted, np.eye(self._count), strict=False)]
+        self._results += [
+            (loss, row) for (loss, _), row in zip(promoted, np.eye(self._count), strict=False)
+        ]
         self._round_asked, self._due = len(self._results), self._quota
 
     def _directions(self, promoted: Point) -> Point:
@@ -130,7 +140,9 @@ class EvoGm:
         return directions
 
     def _propose(self) -> Point:
-        """λ ``(K,)``: uniform draws complete the first population, then come steps from losers towards winners."""
+        """λ ``(K,)``: uniform draws complete the first population, then come steps from losers
+        towards winners.
+        """
         if not self._asked and key_of(self._round.origin) not in self._best:
             return np.zeros(self._count)
         losses = np.array([loss for loss, _ in self._results])
@@ -157,6 +169,10 @@ class EvoGm:
 
 
 def step(loser: Point, winner: Point, rng: np.random.Generator) -> Point:
-    """From loser towards winner and past it, each coordinate of λ ``(K,)`` by its own share in [0, 2]."""
-    shares: Point = np.clip(loser + rng.uniform(0.0, REACH, loser.size) * (winner - loser), -1.0, 1.0)
+    """From loser towards winner and past it, each coordinate of λ ``(K,)`` by its own share in [0,
+    2].
+    """
+    shares: Point = np.clip(
+        loser + rng.uniform(0.0, REACH, loser.size) * (winner - loser), -1.0, 1.0
+    )
     return shares

@@ -1,10 +1,13 @@
-"""Expert Merging++: Expert Merging whose coefficients are then refined in chunks of the tensors that change most.
+"""Expert Merging++: Expert Merging whose coefficients are then refined in chunks of the tensors
+that change most.
 
-Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided Layer Chunking"
-(arXiv 2509.25712). It searches a space of chunks (:mod:`spaces.chunks`). In the first part of the budget the chunks of
-a tensor move as one, which is Expert Merging; then each goes on by itself from there, and the optimiser begins anew.
-What we changed: chunks are chosen by the change that the merge begins with, not by that which the first part found, so
-that the space is the same all along; and the second part goes on from the first one's coefficients.
+Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided
+Layer Chunking" (arXiv 2509.25712). It searches a space of chunks
+(:mod:`mergesearch.spaces.chunks`). In the first part of the budget the chunks of a tensor move as
+one, which is Expert Merging; then each goes on by itself from there, and the optimiser begins anew.
+What we changed: chunks are chosen by the change that the merge begins with, not by that which the
+first part found, so that the space is the same all along; and the second part goes on from the
+first one's coefficients.
 """
 
 from __future__ import annotations
@@ -16,15 +19,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Bound
 
-from search.descent import Rule, begin
-from search.strategies.adamerging import origin_of
-from search.strategies.chains import Chains, GradientWalk, Move, varied
-from search.strategies.expert_merging import rule_of
-from search.strategy import Point, Problem, Told
-from spaces import CoefficientSpace
+from mergesearch.search.strategies.adamerging import origin_of
+from mergesearch.search.strategies.base import Point, Problem, TrialResult
+from mergesearch.search.strategies.expert_merging import rule_of
+from mergesearch.search.strategies.parts.gradient_walks import (
+    GradientWalk,
+    ParallelWalks,
+    WalkStep,
+    varied,
+)
+from mergesearch.search.workers.gradient_steps import OptimizerConfig, init_state
+from mergesearch.spaces import CoefficientSpace
 
 
-class ExpertMergingPp(Chains):
+class ExpertMergingPp(ParallelWalks):
     """Expert Merging, first by tensors, then by chunks.
 
     Args:
@@ -35,11 +43,13 @@ class ExpertMergingPp(Chains):
         batch_size: Items of every domain in a batch; 0 takes all of them.
         samples: Items of every domain that are used at all; 0 takes all of them.
         gamma: Weight of the distance from the start.
-        period: Steps until the learning rate first restarts; each cycle is twice as long as the one before.
+        period: Steps until the learning rate first restarts; each cycle is twice as long as the one
+            before.
         whole: Share of the trials of a walk in which the chunks of a tensor move as one.
         objectives: Names of the objectives to follow, by default all that have gradients.
-        shares: Trials among which the batches of a step are split; then each step is a round trip to the workers.
-        chains: Walks at a time at most, by default as many as keep the workers busy.
+        shares: Trials among which the batches of a step are split; then each step is a round trip
+            to the workers.
+        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
     """
 
     def __init__(
@@ -56,35 +66,45 @@ class ExpertMergingPp(Chains):
         whole: Annotated[float, Bound(gt=0, lt=1)] = 0.5,
         objectives: list[str] | None = None,
         shares: Annotated[int, Bound(ge=1)] = 1,
-        chains: Annotated[int, Bound(ge=1)] | None = None,
+        restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
         rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
         rule = replace(rule, tied=tensor_numbers(problem))
         start, first = origin_of(problem), max(int(whole * problem.budget), 1)
-        super().__init__(problem, lambda n: _Refining(varied(rule, n), start, steps, shares, first), chains)
+        super().__init__(
+            problem,
+            lambda n: _Refining(varied(rule, n), start, steps, shares, first),
+            restarts_in_parallel,
+        )
 
 
 class _Refining(GradientWalk):
     """A walk that unties the chunks after so many trials."""
 
-    def __init__(self, rule: Rule, start: Point, steps: int, shares: int, first: int) -> None:
+    def __init__(
+        self, rule: OptimizerConfig, start: Point, steps: int, shares: int, first: int
+    ) -> None:
         super().__init__(rule, start, steps, shares)
         self._left = first
 
-    def learn(self, move: Move, told: Told) -> None:
+    def learn(self, move: WalkStep, told: TrialResult) -> None:
         """Learn, and untie the chunks when it is time and no share is out."""
         super().learn(move, told)
         self._left -= 1
         if self._left <= 0 and not self._given and self.rule.tied is not None:
             self.rule = replace(self.rule, tied=None)
-            self.state = begin(self.rule, self.point)
+            self.state = init_state(self.rule, self.point)
 
 
 def tensor_numbers(problem: Problem) -> npt.NDArray[np.intp]:
-    """Which tensor's coefficient each coordinate is part of ``(dim,)``; each its own where there are no chunks."""
+    """Which tensor's coefficient each coordinate is part of ``(dim,)``; each its own where there
+    are no chunks.
+    """
     space = problem.space
     if not isinstance(space, CoefficientSpace) or space.curves:
         return np.arange(problem.dim)
     labels = [group.tensors for place, group in enumerate(space.groups) if place not in space.held]
     numbers = np.unique([" ".join(tensors) for tensors in labels], return_inverse=True)[1]
-    return np.concatenate([numbers + row * len(labels) for row in range(problem.dim // len(labels))])
+    return np.concatenate(
+        [numbers + row * len(labels) for row in range(problem.dim // len(labels))]
+    )

@@ -1,18 +1,20 @@
 """Frank-Wolfe merging: step towards whichever checkpoint the gradient of the loss points to.
 
-Chen 2025, "FW-Merging: Scaling Model Merging with Frank-Wolfe Optimization" (arXiv 2503.12649), after Frank and Wolfe
-1956, "An algorithm for quadratic programming". It minimises the loss over the convex hull of the checkpoints. At each
-point, the vertex s that minimises <g, s> is found for every group of the space (``layer``) or for the whole model
-(``task``), and the merge moves to θ + γ (s − θ) with γ = 2 / (t + 2) times a step size. The gap <g, θ − s> bounds how
-far a convex loss is above its minimum; it is recorded, and may end the search. What we changed:
+Chen 2025, "FW-Merging: Scaling Model Merging with Frank-Wolfe Optimization" (arXiv 2503.12649),
+after Frank and Wolfe 1956, "An algorithm for quadratic programming". It minimises the loss over the
+convex hull of the checkpoints. At each point, the vertex s that minimises <g, s> is found for every
+group of the space (``layer``) or for the whole model (``task``), and the merge moves to θ + γ (s −
+θ) with γ = 2 / (t + 2) times a step size. The gap <g, θ − s> bounds how far a convex loss is above
+its minimum; it is recorded, and may end the search. What we changed:
 
-* The oracle is exact: <g, s> is the inner product of the coefficients' gradient with those of a vertex. The authors
-  take the smallest cosine between g and the *whole* checkpoint, summed over tensors, which counts a bias as much as a
-  matrix and is another problem's solution; ``oracle: cosine`` is theirs. Where no cosine of a group is negative it
-  stays (theirs pulls it to the origin).
+* The oracle is exact: <g, s> is the inner product of the coefficients' gradient with those of a
+  vertex. The authors take the smallest cosine between g and the *whole* checkpoint, summed over
+  tensors, which counts a bias as much as a matrix and is another problem's solution;
+  ``oracle: cosine`` is theirs. Where no cosine of a group is negative it stays (theirs pulls it to
+  the origin).
 * The base is a vertex too, unless told otherwise.
-* ``soft``: each objective's gradient names a vertex, and Adam then moves the coefficients of all vertices named so far,
-  from 0.3 in the first round (the authors' AdaMerging inside).
+* ``soft``: each objective's gradient names a vertex, and Adam then moves the coefficients of all
+  vertices named so far, from 0.3 in the first round (the authors' AdaMerging inside).
 """
 
 from __future__ import annotations
@@ -24,32 +26,48 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Bound
 
-from evaluators import Batch
-from search.descent import Array, Descent, Rule, State
-from search.strategies.chains import Chains, GradientWalk, Move, Walk, followed, varied
-from search.strategies.expert_merging import directions_of
-from search.strategy import Point, Problem, Told
+from mergesearch.evaluators import Batch
+from mergesearch.search.strategies.base import Point, Problem, TrialResult
+from mergesearch.search.strategies.expert_merging import directions_of
+from mergesearch.search.strategies.parts.gradient_walks import (
+    GradientWalk,
+    ParallelWalks,
+    Walk,
+    WalkStep,
+    followed,
+    varied,
+)
+from mergesearch.search.workers.gradient_steps import (
+    Array,
+    GradientSteps,
+    OptimizerConfig,
+    OptimizerState,
+)
 
 Granularity = Literal["layer", "task"]
 
 
-class FrankWolfe(Chains):
+class FrankWolfe(ParallelWalks):
     """Frank-Wolfe over the checkpoints.
 
     Args:
         problem: The box, and which objectives have gradients.
         seed: Shuffles the items.
-        variant: ``hard``: steps towards one vertex at a time; ``soft``: vertices join, Adam moves their coefficients.
-        oracle: ``exact``: the vertex with the smallest inner product; ``cosine``: the published rule.
-        granularity: A vertex for every group of the space (``layer``), or one for the whole model (``task``).
+        variant: ``hard``: steps towards one vertex at a time; ``soft``: vertices join, Adam moves
+            their coefficients.
+        oracle: ``exact``: the vertex with the smallest inner product; ``cosine``: the published
+            rule.
+        granularity: A vertex for every group of the space (``layer``), or one for the whole model
+            (``task``).
         step_size: Factor of γ.
         batch_size: Items of every domain in a gradient; 0 takes all of them.
         base: Whether the base is a vertex.
-        gap: The search ends when the gap of the exact oracle is not above this; by default it goes on.
+        gap: The search ends when the gap of the exact oracle is not above this; by default it goes
+            on.
         steps: Steps of Adam in a round of ``soft``.
         learning_rate: Of Adam in ``soft``.
         objectives: Names of the objectives to follow, by default all that have gradients.
-        chains: Walks at a time at most, by default as many as keep the workers busy.
+        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
     """
 
     def __init__(
@@ -67,10 +85,10 @@ class FrankWolfe(Chains):
         steps: Annotated[int, Bound(ge=1)] = 50,
         learning_rate: Annotated[float, Bound(gt=0)] = 1e-3,
         objectives: list[str] | None = None,
-        chains: Annotated[int, Bound(ge=1)] | None = None,
+        restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
         hull = Hull.of(problem, base=base and oracle == "exact", granularity=granularity)
-        rule = Rule(
+        rule = OptimizerConfig(
             problem.lower,
             problem.upper,
             hull.centre,
@@ -82,9 +100,11 @@ class FrankWolfe(Chains):
 
         def make(number: int) -> Walk:
             own = varied(rule, number)
-            return _Soft(hull, own, steps) if variant == "soft" else _Hard(hull, own, step_size, gap)
+            return (
+                _Soft(hull, own, steps) if variant == "soft" else _Hard(hull, own, step_size, gap)
+            )
 
-        super().__init__(problem, make, chains)
+        super().__init__(problem, make, restarts_in_parallel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +112,8 @@ class Hull:
     """The checkpoints as points of the box.
 
     Attributes:
-        low, high: Coefficient of an expert that is not the vertex, and of the one that is: 0 and 1, or as near as the
-            box allows, ``(dim,)``.
+        low, high: Coefficient of an expert that is not the vertex, and of the one that is: 0 and 1,
+            or as near as the box allows, ``(dim,)``.
         experts: Directions K; coordinates are ``(K, groups)``.
         base: Whether the base is a vertex.
         granularity: A vertex for every group, or one for all.
@@ -107,7 +127,9 @@ class Hull:
 
     @classmethod
     def of(cls, problem: Problem, *, base: bool, granularity: Granularity) -> Hull:
-        """The hull of a problem's directions; a plain box has the vertices 0 and 1 of every coordinate."""
+        """The hull of a problem's directions; a plain box has the vertices 0 and 1 of every
+        coordinate.
+        """
         low, high = (np.clip(value, problem.lower, problem.upper) for value in (0.0, 1.0))
         experts = directions_of(problem)
         return cls(low, high, experts, base or experts == 1, granularity)
@@ -141,7 +163,9 @@ class Hull:
 class _Hard:
     """One vertex at a time."""
 
-    def __init__(self, hull: Hull, rule: Rule, step_size: float, tolerance: float | None) -> None:
+    def __init__(
+        self, hull: Hull, rule: OptimizerConfig, step_size: float, tolerance: float | None
+    ) -> None:
         self._hull, self._rule, self._step, self._tolerance = hull, rule, step_size, tolerance
         self._point = hull.centre
         self._done, self._waits, self.over = 0, False, False
@@ -152,18 +176,18 @@ class _Hard:
         """Where it stands ``(dim,)``."""
         return self._point
 
-    def propose(self) -> Move | None:
+    def propose(self) -> WalkStep | None:
         """The gradient where it stands."""
         if self._waits or self.over:
             return None
         self._waits = True
         notes = {} if self._gap is None else {"gap before": self._gap}
-        return Move(self._point, _look(self._rule, self._point, self._done), notes=notes)
+        return WalkStep(self._point, _look(self._rule, self._point, self._done), notes=notes)
 
-    def learn(self, move: Move, told: Told) -> None:
+    def learn(self, move: WalkStep, told: TrialResult) -> None:
         """Step towards the vertex; after a failure, with half the step."""
         self._waits = False
-        found = told.descended
+        found = told.gradient_result
         if found is None or found.gradient is None:
             self._step /= 2
             return
@@ -177,10 +201,14 @@ class _Hard:
             self.over = self._tolerance is not None and self._gap <= self._tolerance
         self._done += 1
         # Frank and Wolfe 1956, with the step of Jaggi 2013, "Revisiting Frank-Wolfe", algorithm 1.
-        self._point = self._point + min(2.0 / (self._done + 1) * self._step, 1.0) * (target - self._point)
+        self._point = self._point + min(2.0 / (self._done + 1) * self._step, 1.0) * (
+            target - self._point
+        )
 
     def _moves(self, cosines: Array) -> npt.NDArray[np.bool_]:
-        """Coordinates of the groups in which a checkpoint lies along the descent, bool ``(dim,)``."""
+        """Coordinates of the groups in which a checkpoint lies along the walk, bool
+        ``(dim,)``.
+        """
         table = cosines.reshape(self._hull.experts, -1)
         return np.tile(table.min(axis=0) < 0.0, self._hull.experts)
 
@@ -188,7 +216,7 @@ class _Hard:
 class _Soft:
     """Vertices join; Adam moves their coefficients."""
 
-    def __init__(self, hull: Hull, rule: Rule, steps: int) -> None:
+    def __init__(self, hull: Hull, rule: OptimizerConfig, steps: int) -> None:
         self._hull, self._rule, self._steps = hull, rule, steps
         self._names = list(rule.weights)
         self._point = hull.low
@@ -203,7 +231,7 @@ class _Soft:
         """Where it stands ``(dim,)``."""
         return self._point
 
-    def propose(self) -> Move | None:
+    def propose(self) -> WalkStep | None:
         """A gradient of each objective, then the steps of a round."""
         if self._walk is not None:
             return self._walk.propose()
@@ -213,16 +241,16 @@ class _Soft:
         self._given += 1
         rule = replace(self._rule, weights={self._names[token]: 1.0})
         items = None if token == 0 and self._round == 0 else 0
-        return Move(self._point, _look(rule, self._point, self._round), items, token)
+        return WalkStep(self._point, _look(rule, self._point, self._round), items, token)
 
-    def learn(self, move: Move, told: Told) -> None:
+    def learn(self, move: WalkStep, told: TrialResult) -> None:
         """Collect the vertices that the objectives name, then go where the steps led."""
         if self._walk is not None:
             self._walk.learn(move, told)
-            if told.descended is not None:
+            if told.gradient_result is not None:
                 self._point, self._walk = self._walk.point, None
             return
-        found = None if told.descended is None else told.descended.gradient
+        found = None if told.gradient_result is None else told.gradient_result.gradient
         self._scores[move.token] = np.zeros_like(self._point) if found is None else found
         if len(self._scores) == len(self._names):
             self._join()
@@ -230,21 +258,27 @@ class _Soft:
     def _join(self) -> None:
         named = self._active.copy()
         for token in range(len(self._names)):
-            named |= self._hull.members(self._hull.choose(self._scores[token] * (self._hull.high - self._hull.low)))
+            named |= self._hull.members(
+                self._hull.choose(self._scores[token] * (self._hull.high - self._hull.low))
+            )
         if not self._round:
-            self._point = np.where(named, self._hull.low + 0.3 * (self._hull.high - self._hull.low), self._point)
+            self._point = np.where(
+                named, self._hull.low + 0.3 * (self._hull.high - self._hull.low), self._point
+            )
         self._active, self._round = named, self._round + 1
         self._given, self._scores = 0, {}
         # Batches go on from those of the rounds before.
         batch = replace(self._rule.batch, number=self._round * self._steps)
-        rule = replace(self._rule, free=named, measure="gradient", batch=batch)
+        rule = replace(self._rule, trainable=named, measure="gradient", batch=batch)
         self._walk = GradientWalk(rule, self._point, self._steps)
 
 
-def _look(rule: Rule, point: Point, number: int) -> Descent:
+def _look(rule: OptimizerConfig, point: Point, number: int) -> GradientSteps:
     """A gradient and no step, on a batch of its own."""
-    return Descent(replace(rule, batch=replace(rule.batch, number=rule.batch.number + number)), _at(point), 0)
+    return GradientSteps(
+        replace(rule, batch=replace(rule.batch, number=rule.batch.number + number)), _at(point), 0
+    )
 
 
-def _at(point: Point) -> State:
-    return State(point, np.zeros((2, point.size)))
+def _at(point: Point) -> OptimizerState:
+    return OptimizerState(point, np.zeros((2, point.size)))

@@ -1,10 +1,11 @@
 """A few gradient steps, then CMA-ES from where they led, with the scale that they learned.
 
-Gradients of a smooth stand-in (entropy, alignment, cross-entropy) find the region; the search there minimises what the
-study measures, whose gradient nobody has (accuracy, worst domain). Hansen 2016, "The CMA Evolution Strategy: A
-Tutorial", with Kingma 2015, "Adam: a method for stochastic optimization" before it. Near an optimum the mean square of
-a log-likelihood's gradient is its curvature (the Fisher information), so coordinate i begins with a standard deviation
-in proportion to 1 / √v_i, v being Adam's second moments; their geometric mean is the usual first step, and no
+Gradients of a smooth stand-in (entropy, alignment, cross-entropy) find the region; the search there
+minimises what the study measures, whose gradient nobody has (accuracy, worst domain). Hansen 2016,
+"The CMA Evolution Strategy: A Tutorial", with Kingma 2015, "Adam: a method for stochastic
+optimization" before it. Near an optimum the mean square of a log-likelihood's gradient is its
+curvature (the Fisher information), so coordinate i begins with a standard deviation in proportion
+to 1 / √v_i, v being Adam's second moments; their geometric mean is the usual first step, and no
 coordinate differs from it by more than a factor of ten.
 """
 
@@ -17,11 +18,16 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from evaluators import Batch
-from search.descent import Rule
-from search.strategies.chains import Chains, GradientWalk, followed, varied
-from search.strategies.cma_es import CmaEs
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.evaluators import Batch
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.parts.gradient_walks import (
+    GradientWalk,
+    ParallelWalks,
+    followed,
+    varied,
+)
+from mergesearch.search.workers.gradient_steps import OptimizerConfig
 
 #: How far a coordinate's first step may be from the mean.
 RANGE = 10.0
@@ -59,7 +65,7 @@ class GradientWarmCma:
         objectives: list[str] | None = None,
     ) -> None:
         self._problem, self._seed, self._sigma, self._population = problem, seed, sigma, population
-        rule = Rule(
+        rule = OptimizerConfig(
             problem.lower,
             problem.upper,
             problem.start,
@@ -68,7 +74,9 @@ class GradientWarmCma:
             batch=Batch(size=batch_size or None, seed=seed),
         )
         self._walks: list[GradientWalk] = []
-        self._chains = Chains(problem, lambda number: self._walk(varied(rule, number), steps), None)
+        self._chains = ParallelWalks(
+            problem, lambda number: self._walk(varied(rule, number), steps), None
+        )
         self._left = max(min(warm, problem.budget // 4), 1)
         self._cma: CmaEs | None = None
         self._own: dict[int, int] = {}  # our id -> that of CMA-ES
@@ -77,7 +85,7 @@ class GradientWarmCma:
         self._end: Point | None = None  # where the walks led, while it has not been asked for
         self._reached: tuple[float, Point] | None = None  # the same with its loss, once measured
 
-    def _walk(self, rule: Rule, steps: int) -> GradientWalk:
+    def _walk(self, rule: OptimizerConfig, steps: int) -> GradientWalk:
         self._walks.append(GradientWalk(rule, self._problem.start, steps))
         return self._walks[-1]
 
@@ -97,13 +105,19 @@ class GradientWarmCma:
         self._own[number] = suggestion.id
         return replace(suggestion, id=number)
 
-    def tell(self, trials: Sequence[Told]) -> None:
-        """Walk on, or update the distribution; results of walks that CMA-ES has overtaken are passed on to it."""
+    def tell(self, trials: Sequence[TrialResult]) -> None:
+        """Walk on, or update the distribution; results of walks that CMA-ES has overtaken are
+        passed on to it.
+        """
         for trial in trials:
             if self._cma is not None:
                 own = None if trial.id is None else self._own.pop(trial.id, None)
                 self._cma.tell([replace(trial, id=own)])
-                if trial.id is not None and trial.id == self._asked_end and trial.losses is not None:
+                if (
+                    trial.id is not None
+                    and trial.id == self._asked_end
+                    and trial.losses is not None
+                ):
                     self._reached = self._problem.scalarise(trial.losses), trial.point
                 continue
             self._chains.tell([trial])
@@ -126,12 +140,17 @@ class GradientWarmCma:
             walk = self._walks[leader]
             start, scale = walk.point, step_scale(walk.state.moments[1])
         self._end = start
-        problem = replace(self._problem, start=start, budget=max(self._problem.budget - self._count, 1))
-        self._cma = CmaEs(problem, self._seed, None, scale, sigma=self._sigma, population=self._population)
+        problem = replace(
+            self._problem, start=start, budget=max(self._problem.budget - self._count, 1)
+        )
+        self._cma = CmaEs(
+            problem, self._seed, None, scale, sigma=self._sigma, population=self._population
+        )
 
 
 def step_scale(second_moments: Point) -> Point | None:
-    """First steps of the coordinates relative to their geometric mean ``(dim,)``; None where no gradient was seen.
+    """First steps of the coordinates relative to their geometric mean ``(dim,)``; None where no
+    gradient was seen.
 
     Args:
         second_moments: Adam's, ``(dim,)``.
@@ -143,4 +162,6 @@ def step_scale(second_moments: Point) -> Point | None:
     wanted[seen] = -0.5 * np.log(second_moments[seen])
     relative = wanted - wanted[seen].mean()
     # Coordinates without a gradient change nothing that was followed: the usual step.
-    return np.asarray(np.exp(np.clip(np.nan_to_num(relative, nan=0.0), -np.log(RANGE), np.log(RANGE))))
+    return np.asarray(
+        np.exp(np.clip(np.nan_to_num(relative, nan=0.0), -np.log(RANGE), np.log(RANGE)))
+    )

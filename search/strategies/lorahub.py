@@ -1,12 +1,15 @@
 """The preset of LoraHub: NGOpt over one coefficient for each adapter, with a penalty on their size.
 
-Huang 2023, "LoraHub: Efficient Cross-Task Generalization via Dynamic LoRA Composition" (arXiv 2307.13269): coefficients
-in [-1.5, 1.5] from 0, the loss on a few examples plus 0.05 times the mean absolute coefficient, 40 evaluations. The
-box, the start and the granularity are the entry's ``preset``. What we change:
+Huang 2023, "LoraHub: Efficient Cross-Task Generalization via Dynamic LoRA Composition" (arXiv
+2307.13269): coefficients in [-1.5, 1.5] from 0, the loss on a few examples plus 0.05 times the mean
+absolute coefficient, 40 evaluations. The box, the start and the granularity are the entry's
+``preset``. What we change:
 
-* The penalty is added to the combined loss in units of the anchors' range; the original adds it to a cross-entropy.
-* The original reckons with one worker, for which NGOpt chooses COBYLA, which can have one suggestion outstanding only.
-  Ours reckons with two, for which it chooses CMA-ES (:mod:`search.strategies.nevergrad`).
+* The penalty is added to the combined loss in units of the anchors' range; the original adds it to
+  a cross-entropy.
+* The original reckons with one worker, for which NGOpt chooses COBYLA, which can have one
+  suggestion outstanding only. Ours reckons with two, for which it chooses CMA-ES
+  (:mod:`mergesearch.search.strategies.nevergrad`).
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from merging import InputError
-from search.strategies.nevergrad import CMA_LIMIT, Nevergrad
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.nevergrad import CMA_LIMIT, Nevergrad
 
 
 class LoraHub:
@@ -35,18 +38,26 @@ class LoraHub:
     needs: ClassVar[frozenset[str]] = frozenset()
     recommends: ClassVar[bool] = True
 
-    def __init__(self, problem: Problem, seed: int, *, penalty: Annotated[float, Bound(ge=0)] = 0.05) -> None:
+    def __init__(
+        self, problem: Problem, seed: int, *, penalty: Annotated[float, Bound(ge=0)] = 0.05
+    ) -> None:
         check_dimension("lorahub", problem)
         self._problem, self._penalty = problem, penalty
         anchors = tuple(self._penalised(anchor) for anchor in problem.anchors)
-        single = replace(problem, objectives=1, scale=np.array([[0.0, 1.0]]), weights=np.array([1.0]), anchors=anchors)
+        single = replace(
+            problem,
+            objectives=1,
+            scale=np.array([[0.0, 1.0]]),
+            weights=np.array([1.0]),
+            anchors=anchors,
+        )
         self._ngopt = Nevergrad(single, seed, optimizer="NGOpt")
 
     def ask(self, count: int) -> list[Suggestion]:
         """NGOpt's suggestions."""
         return self._ngopt.ask(count)
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Tell the penalised losses."""
         self._ngopt.tell([self._penalised(trial) for trial in trials])
 
@@ -54,10 +65,12 @@ class LoraHub:
         """NGOpt's recommendation."""
         return self._ngopt.best()
 
-    def _penalised(self, trial: Told) -> Told:
+    def _penalised(self, trial: TrialResult) -> TrialResult:
         if trial.losses is None:
             return trial
-        loss = self._problem.scalarise(trial.losses) + self._penalty * float(np.mean(np.abs(trial.point)))
+        loss = self._problem.scalarise(trial.losses) + self._penalty * float(
+            np.mean(np.abs(trial.point))
+        )
         return replace(trial, losses=np.array([loss]))
 
 
@@ -69,6 +82,7 @@ def check_dimension(name: str, problem: Problem) -> None:
     """
     if problem.dim > CMA_LIMIT:
         raise InputError(
-            f"strategy.name: expected at most {CMA_LIMIT} dimensions for {name}, received {problem.dim}; "
+            f"strategy.name: expected at most {CMA_LIMIT} dimensions for {name}, received "
+            f"{problem.dim}; "
             "choose space.granularity: task, or the strategy cma_es"
         )

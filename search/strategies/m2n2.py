@@ -1,18 +1,22 @@
 """M2N2: an archive of merges that compete for items; children join two of them at a split point.
 
-Abrantes 2025, "Competition and Attraction Improve Model Fusion" (arXiv 2508.16204, GECCO). Items are resources: what an
-item gives is shared by all members that solve it, so that members differ (competition); a mate is drawn for what it
-adds to the first parent (attraction); a child takes one side of both parents' weights up to a random position of the
-flat index, and the other side from there on. One trial is one step, there are no generations. What we changed:
+Abrantes 2025, "Competition and Attraction Improve Model Fusion" (arXiv 2508.16204, GECCO). Items
+are resources: what an item gives is shared by all members that solve it, so that members differ
+(competition); a mate is drawn for what it adds to the first parent (attraction); a child takes one
+side of both parents' weights up to a random position of the flat index, and the other side from
+there on. One trial is one step, there are no generations. What we changed:
 
-* Members are fields (a few kB), not models. A member is at each position a weighted sum of the directions, and so is a
-  child (:mod:`search.strategies.field_crossover`); its arc is seen from the base, and equals the authors', which is
-  seen from the origin, where the base is zero. Coefficients are clipped into the box of the space. A child with more
-  segments than the space holds has neighbours joined that change the merge least; the authors' have no such limit.
+* Members are fields (a few kB), not models. A member is at each position a weighted sum of the
+  directions, and so is a child (:mod:`mergesearch.search.strategies.parts.field_crossover`); its
+  arc is seen from the base, and equals the authors', which is seen from the origin, where the base
+  is zero. Coefficients are clipped into the box of the space. A child with more segments than the
+  space holds has neighbours joined that change the merge least; the authors' have no such limit.
 * The archive starts empty rather than with rows of zeros, which would be the first to go.
-* Seeds are the known merges, experts first, then what is missing of the start and of each direction alone.
-* A mate is another member: without attraction the authors draw the first parent again now and then, for a child that
-  is its copy. Where no mate adds anything (the sum that is not a number in the authors' code), fitness decides.
+* Seeds are the known merges, experts first, then what is missing of the start and of each direction
+  alone.
+* A mate is another member: without attraction the authors draw the first parent again now and then,
+  for a child that is its copy. Where no mate adds anything (the sum that is not a number in the
+  authors' code), fitness decides.
 * Items of several objectives share the capacity of their objective, by its weight.
 * The member with the best mean score may lose the competition; it is kept apart and recommended.
 """
@@ -27,10 +31,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Bound
 
-from merging import Field, InputError
-from search.strategies.field_crossover import Crossed, cross, limit
-from search.strategy import Point, Problem, Suggestion, Told
-from spaces import SegmentSpace
+from mergesearch.merging import Field, InputError
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.field_crossover import Crossed, cross, limit
+from mergesearch.spaces import SegmentSpace
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,7 +48,8 @@ class M2n2:
         archive: Number of members P.
         alpha: How strongly members compete for items: 0 not at all, 1 shares every item out.
         attraction: Draw mates for what they add; else by their fitness.
-        split: Join parents at a split point; else the child lies on the arc between them as a whole.
+        split: Join parents at a split point; else the child lies on the arc between them as a
+            whole.
         mutation: Standard deviation of noise on every coefficient of a child; 0 for trained models.
     """
 
@@ -66,7 +71,9 @@ class M2n2:
         self._rng = np.random.default_rng(seed)
         self._attraction, self._split, self._mutation = attraction, split, mutation
         bounds = problem.lower, problem.upper
-        self._low, self._high = (side[self._space.segments - 1 :].reshape(-1, self._space.segments) for side in bounds)
+        self._low, self._high = (
+            side[self._space.segments - 1 :].reshape(-1, self._space.segments) for side in bounds
+        )
         self._scoring = Scoring(problem)
         self.archive = Archive(archive, alpha)
         self._elite: tuple[float, Point] | None = None
@@ -84,8 +91,10 @@ class M2n2:
             self._asked += 1
         return suggestions
 
-    def tell(self, trials: Sequence[Told]) -> None:
-        """Members that come in compete at once; failures, and results on a part of the items, do not enter."""
+    def tell(self, trials: Sequence[TrialResult]) -> None:
+        """Members that come in compete at once; failures, and results on a part of the items, do
+        not enter.
+        """
         for trial in trials:
             scores = self._scoring.of(trial)
             if scores is None:
@@ -120,19 +129,23 @@ class M2n2:
         return limit(Crossed(inside, crossed.mass), self._space.segments)
 
     def _mixture(self) -> Field:
-        """A random share of every direction, and of the base: what to try while there are no two members."""
+        """A random share of every direction, and of the base: what to try while there are no two
+        members.
+        """
         shares = self._rng.dirichlet(np.ones(self._space.directions + 1))[1:]
         return self._inside(Field.constant(self._space.layout.size, shares))
 
     def _inside(self, field: Field) -> Field:
         return Field(field.boundaries, np.clip(field.values, self._low[:, :1], self._high[:, :1]))
 
-    def _missing_seeds(self, problem: Problem, measured: Sequence[Told]) -> list[Point]:
+    def _missing_seeds(self, problem: Problem, measured: Sequence[TrialResult]) -> list[Point]:
         """The start and each direction alone, as far as they have not been measured."""
         size, known = self._space.layout.size, {self._key(anchor.point) for anchor in measured}
         alone = [self._inside(Field.constant(size, row)) for row in np.eye(self._space.directions)]
         seeds = {
-            self._key(point): point for point in (problem.start, *map(self._space.encode, alone)) if point is not None
+            self._key(point): point
+            for point in (problem.start, *map(self._space.encode, alone))
+            if point is not None
         }
         return [point for key, point in seeds.items() if key not in known]
 
@@ -170,7 +183,8 @@ class Archive:
         self._shares: Floats = np.empty((0, 0))
 
     def add(self, field: Field, scores: Floats, capacity: Floats) -> None:
-        """Let a member compete; whoever then has the least leaves. A copy of a member does not enter.
+        """Let a member compete; whoever then has the least leaves. A copy of a member does not
+        enter.
 
         Args:
             field: The new member.
@@ -199,7 +213,8 @@ class Archive:
 
 
 def shares(scores: Floats, capacity: Floats, alpha: float) -> Floats:
-    """What each member gets of each item ``(members, items)``: s c / z, z = (Σ s)^α (the paper's competition).
+    """What each member gets of each item ``(members, items)``: s c / z, z = (Σ s)^α (the paper's
+    competition).
 
     Args:
         scores: ``(members, items)``, not negative.
@@ -215,7 +230,8 @@ def shares(scores: Floats, capacity: Floats, alpha: float) -> Floats:
 
 
 def attraction_to(shared: Floats, first: int) -> Floats:
-    """What each member would get of the items where it gets more than ``first`` ``(members,)`` (its attraction).
+    """What each member would get of the items where it gets more than ``first`` ``(members,)`` (its
+    attraction).
 
     Args:
         shared: As :func:`shares` gives them.
@@ -234,13 +250,15 @@ def draw(rng: np.random.Generator, weights: Floats) -> int:
 class Scoring:
     """Turns the items of a trial into scores from 0 to 1, 1 being best.
 
-    Where the items of an objective lie in [0, 1] on every anchor, a score is the value itself, or what it lacks to 1
-    where it is minimised. Otherwise, with u the loss in units of the anchors' range (0 best, 1 worst anchor) and
-    v = 2u − 1, it is (1 − v / (1 + |v|)) / 2: 3/4 at the best anchor's mean, 1/4 at the worst's, and never 0 or 1. An
-    objective without items counts as one item.
+    Where the items of an objective lie in [0, 1] on every anchor, a score is the value itself, or
+    what it lacks to 1 where it is minimised. Otherwise, with u the loss in units of the anchors'
+    range (0 best, 1 worst anchor) and v = 2u − 1, it is (1 − v / (1 + |v|)) / 2: 3/4 at the best
+    anchor's mean, 1/4 at the worst's, and never 0 or 1. An objective without items counts as one
+    item.
 
     Attributes:
-        capacity: What each item gives ``(items,)``: its objective's weight over the objective's number of items.
+        capacity: What each item gives ``(items,)``: its objective's weight over the objective's
+            number of items.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -250,23 +268,29 @@ class Scoring:
         self._plain: list[bool] = []
         self.capacity: Floats = np.empty(0)
 
-    def covers(self, trial: Told) -> bool:
+    def covers(self, trial: TrialResult) -> bool:
         """Whether a trial was measured whole and tells of items."""
         named = any(name in trial.items for name in self._problem.names)
         return trial.losses is not None and trial.evaluated is None and named
 
-    def settle(self, trials: Sequence[Told]) -> None:
-        """Fix the number of items and the way to score them, from the first trials that there are."""
+    def settle(self, trials: Sequence[TrialResult]) -> None:
+        """Fix the number of items and the way to score them, from the first trials that there
+        are.
+        """
         if not trials:
             return
         columns = [self._columns(trial) for trial in trials]
         self._sizes = [column.size for column in columns[0]]
-        self._plain = [all(_is_share(of[place]) for of in columns) for place in range(len(self._sizes))]
+        self._plain = [
+            all(_is_share(of[place]) for of in columns) for place in range(len(self._sizes))
+        ]
         weights = self._problem.weights / np.array(self._sizes)
         self.capacity = np.repeat(weights, self._sizes)
 
-    def of(self, trial: Told) -> Floats | None:
-        """Scores of the items of all objectives ``(items,)``; None for a trial that does not tell them."""
+    def of(self, trial: TrialResult) -> Floats | None:
+        """Scores of the items of all objectives ``(items,)``; None for a trial that does not tell
+        them.
+        """
         if not self.covers(trial):
             return None
         if not self._sizes:
@@ -274,14 +298,18 @@ class Scoring:
         columns = self._columns(trial)
         if [column.size for column in columns] != self._sizes:
             return None
-        scores = np.concatenate([self._score(place, column) for place, column in enumerate(columns)])
+        scores = np.concatenate(
+            [self._score(place, column) for place, column in enumerate(columns)]
+        )
         return np.where(np.isnan(scores), 0.0, scores)  # an item without an answer is not solved
 
-    def _columns(self, trial: Told) -> list[Floats]:
+    def _columns(self, trial: TrialResult) -> list[Floats]:
         """Items of each objective, in the user's direction."""
         assert trial.losses is not None
         own = zip(self._problem.names, self._signs * trial.losses, strict=True)
-        return [np.asarray(trial.items.get(name, [value]), np.float64).ravel() for name, value in own]
+        return [
+            np.asarray(trial.items.get(name, [value]), np.float64).ravel() for name, value in own
+        ]
 
     def _score(self, place: int, values: Floats) -> Floats:
         sign, (low, high) = self._signs[place], self._problem.scale[place]
@@ -303,7 +331,8 @@ def _segments_of(problem: Problem) -> SegmentSpace:
     if not isinstance(space, SegmentSpace) or space.gram is None:
         received = "none" if space is None else f"one of {space.title}"
         raise InputError(
-            f"strategy.name: m2n2 expects a space of segments that knows the inner products of the experts, received "
+            "strategy.name: m2n2 expects a space of segments that knows the inner products of the "
+            "experts, received "
             f"{received}; choose cma_es, or search merges of models"
         )
     return space

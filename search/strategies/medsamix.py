@@ -1,15 +1,21 @@
-"""A method and its parameters for every group of layers: random-forest Bayesian optimisation, Hyperband, ParEGO.
+"""A method and its parameters for every group of layers: random-forest Bayesian optimisation,
+Hyperband, ParEGO.
 
-Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation" (arXiv 2508.11032), whose
-search is SMAC: a forest predicts the losses, and the candidate with the largest expected improvement is tried next
-(Hutter 2011, "Sequential model-based optimization for general algorithm configuration"). What we changed:
+Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation" (arXiv
+2508.11032), whose search is SMAC: a forest predicts the losses, and the candidate with the largest
+expected improvement is tried next (Hutter 2011, "Sequential model-based optimization for general
+algorithm configuration"). What we changed:
 
-* Parameters of methods that are not chosen are inactive: neither moved nor told apart by the forest.
-* Nothing waits: promotions between rungs of items are asynchronous (Li 2020, "A system for massively parallel
-  hyperparameter tuning", ASHA), over the brackets of Hyperband (Li 2018, "Hyperband").
-* One forest predicts all objectives on any number of items (a feature); it is fitted again when there are a tenth more
-  results. Each suggestion weighs what its trees say with random weights of its own (Knowles 2006, "ParEGO").
-* Failed trials are never fitted; losses far above the rest are pulled in: one broken merge would level all others.
+* Parameters of methods that are not chosen are inactive: neither moved nor told apart by the
+  forest.
+* Nothing waits: promotions between rungs of items are asynchronous (Li 2020, "A system for
+  massively parallel hyperparameter tuning", ASHA), over the brackets of Hyperband (Li 2018,
+  "Hyperband").
+* One forest predicts all objectives on any number of items (a feature); it is fitted again when
+  there are a tenth more results. Each suggestion weighs what its trees say with random weights of
+  its own (Knowles 2006, "ParEGO").
+* Failed trials are never fitted; losses far above the rest are pulled in: one broken merge would
+  level all others.
 
 In a space without ``dimensions`` all coordinates are real and active.
 """
@@ -26,8 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field as Bound
 
-from search.strategies.random import reflect
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.sampling import reflect
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -36,8 +42,9 @@ Mask = npt.NDArray[np.bool_]
 RHO = 0.05
 #: Results before the first forest.
 ENOUGH = 10
-#: Share of suggestions that the forest has no say in: it is too sure of methods that it has hardly seen. (Hutter 2011
-#: takes every other one. With one in ten, 2 of 6 small searches ended near where they had begun.)
+#: Share of suggestions that the forest has no say in: it is too sure of methods that it has hardly
+#: seen. (Hutter 2011 takes every other one. With one in ten, 2 of 6 small searches ended near where
+#: they had begun.)
 UNGUIDED = 1 / 3
 #: Best results of each rung that candidates are neighbours of.
 PARENTS = 5
@@ -54,9 +61,10 @@ class MedSaMix:
         problem: The box, and the space if it has ``dimensions``.
         seed: Seed of the strategy's generator, which the forests' seeds are drawn from.
         trees: Trees of the forest.
-        eta: Each rung has this many times the items of the one below, and one of so many of its trials.
-        min_items: Items of the lowest rung at least; default: items / eta², and no less than 10. All trials are
-            evaluated on all items where these are fewer than ``eta`` times as many.
+        eta: Each rung has this many times the items of the one below, and one of so many of its
+            trials.
+        min_items: Items of the lowest rung at least; default: items / eta², and no less than 10.
+            All trials are evaluated on all items where these are fewer than ``eta`` times as many.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -77,7 +85,9 @@ class MedSaMix:
         self._rungs = rungs_of(problem.items, eta, min_items)
         self._schedule = bracket_rungs(len(self._rungs), eta)
         self._results = Results(problem.objectives, len(self._rungs))
-        self._reached: dict[bytes, int] = {}  # configuration -> highest rung that it was asked or told on
+        self._reached: dict[
+            bytes, int
+        ] = {}  # configuration -> highest rung that it was asked or told on
         self._promoted = [0] * len(self._rungs)
         self._forest: Forest | None = None
         self._asked = 0
@@ -88,7 +98,7 @@ class MedSaMix:
         """Promotions where there are any, else new configurations."""
         return [self._suggest() for _ in range(count)]
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Keep results; those on a number of items that is no rung teach the forest alone."""
         for trial in trials:
             if trial.evaluated is not None and len(self._rungs) == 1:
@@ -96,7 +106,11 @@ class MedSaMix:
             point = self._moves.canonical(trial.point)
             share = 1.0 if trial.evaluated is None else trial.evaluated / self._problem.items
             top = len(self._rungs) - 1
-            rung = top if share >= 1 else next((k for k, n in enumerate(self._rungs) if n == trial.evaluated), -1)
+            rung = (
+                top
+                if share >= 1
+                else next((k for k, n in enumerate(self._rungs) if n == trial.evaluated), -1)
+            )
             self._results.add(point, trial.losses, share, rung)
             self._reach(key_of(point), rung)
 
@@ -115,14 +129,19 @@ class MedSaMix:
         point, rung = found
         self._reach(key_of(point), rung)
         self._asked += 1
-        return Suggestion(self._asked - 1, point, self._rungs[rung] if rung < len(self._rungs) - 1 else None)
+        return Suggestion(
+            self._asked - 1, point, self._rungs[rung] if rung < len(self._rungs) - 1 else None
+        )
 
     def _promotion(self, weights: Array) -> tuple[Point, int] | None:
-        """The configuration to try on the next rung, from the highest rung that has one (Li 2020, algorithm 2)."""
+        """The configuration to try on the next rung, from the highest rung that has one (Li 2020,
+        algorithm 2).
+        """
         for rung in reversed(range(len(self._rungs) - 1)):
             members = self._results.members[rung]
             quota = len(members) // self._eta
-            # Under random weights others come out on top every time: only as many as belong to the top may go.
+            # Under random weights others come out on top every time: only as many as belong to the
+            # top may go.
             if not quota or (self._problem.objectives > 1 and self._promoted[rung] >= quota):
                 continue
             scores = self._results.scores(members, weights)
@@ -134,7 +153,9 @@ class MedSaMix:
         return None
 
     def _new(self, weights: Array) -> Point:
-        """A configuration that has not been tried: of the initial ones, or of the largest expected improvement."""
+        """A configuration that has not been tried: of the initial ones, or of the largest expected
+        improvement.
+        """
         for point in self._first:
             if key_of(point) not in self._reached:
                 return point
@@ -146,11 +167,15 @@ class MedSaMix:
         rank = forest.ranking(candidates, weights, self._results.best(weights))
         closer = self._moves.neighbours(candidates[rank[:PARENTS]], self._moves.size)
         candidates = np.concatenate([candidates, closer])
-        return self._untried(candidates, forest.ranking(candidates, weights, self._results.best(weights)))
+        return self._untried(
+            candidates, forest.ranking(candidates, weights, self._results.best(weights))
+        )
 
     def _untried(self, candidates: Array, order: npt.NDArray[np.intp]) -> Point:
         """The first candidate that is new, or the first of all where none is."""
-        fresh = (candidates[place] for place in order if key_of(candidates[place]) not in self._reached)
+        fresh = (
+            candidates[place] for place in order if key_of(candidates[place]) not in self._reached
+        )
         return next(fresh, candidates[order[0]])
 
     def _parents(self, weights: Array) -> Array:
@@ -158,7 +183,11 @@ class MedSaMix:
         found = [self._moves.start]
         for members in self._results.members:
             scores = self._results.scores(members, weights)
-            best = [place for place in np.argsort(scores, kind="stable")[:PARENTS] if math.isfinite(scores[place])]
+            best = [
+                place
+                for place in np.argsort(scores, kind="stable")[:PARENTS]
+                if math.isfinite(scores[place])
+            ]
             found += [self._results.points[members[place]] for place in best]
         return np.array(found[1:] or found)
 
@@ -175,11 +204,14 @@ class MedSaMix:
         yield from getattr(self._problem.space, "seeds", ())
 
 
-# --- rungs ------------------------------------------------------------------------------------------------------------
+# --- rungs
+# ----------------------------------------------------------------------------
 
 
 def rungs_of(items: int, eta: int, least: int | None = None) -> list[int]:
-    """Items of each rung, the last with all of them: items / eta^k, as long as that is no less than ``least``."""
+    """Items of each rung, the last with all of them: items / eta^k, as long as that is no less than
+    ``least``.
+    """
     least = max(items // eta**2, 10) if least is None else least
     rungs = [items]
     while rungs[0] / eta >= least:
@@ -188,10 +220,11 @@ def rungs_of(items: int, eta: int, least: int | None = None) -> list[int]:
 
 
 def bracket_rungs(rungs: int, eta: int) -> Iterator[int]:
-    """The rung on which each new configuration begins, in the proportions of Hyperband's brackets, again and again.
+    """The rung on which each new configuration begins, in the proportions of Hyperband's brackets,
+    again and again.
 
-    Bracket s of 0, ..., s_max has ⌈(s_max + 1) / (s + 1) · eta^s⌉ configurations (Li 2018, algorithm 1); the largest s
-    comes first and begins lowest.
+    Bracket s of 0, ..., s_max has ⌈(s_max + 1) / (s + 1) · eta^s⌉ configurations (Li 2018,
+    algorithm 1); the largest s comes first and begins lowest.
     """
     highest = rungs - 1
     while True:
@@ -200,7 +233,8 @@ def bracket_rungs(rungs: int, eta: int) -> Iterator[int]:
                 yield highest - s
 
 
-# --- several objectives -----------------------------------------------------------------------------------------------
+# --- several objectives
+# ----------------------------------------------------------------------------
 
 
 def simplex_weights(objectives: int, rng: np.random.Generator) -> Array:
@@ -257,11 +291,15 @@ class Results:
 
     def best(self, weights: Array) -> float:
         """The lowest score on the highest rung that has one."""
-        lowest = (self.scores(members, weights).min(initial=np.inf) for members in reversed(self.members))
+        lowest = (
+            self.scores(members, weights).min(initial=np.inf) for members in reversed(self.members)
+        )
         return next((float(score) for score in lowest if score < np.inf), 1.0)
 
     def training(self) -> tuple[Array, Array, Array]:
-        """Points ``(n, dim)``, log shares of the items ``(n,)`` and scaled losses ``(n, objectives)`` of successes."""
+        """Points ``(n, dim)``, log shares of the items ``(n,)`` and scaled losses
+        ``(n, objectives)`` of successes.
+        """
         kept = np.flatnonzero(~np.isnan(self.scaled[:, 0]))
         points = np.array([self.points[place] for place in kept])
         return points, np.log([self._shares[place] for place in kept]), self.scaled[kept]
@@ -270,14 +308,16 @@ class Results:
 def scale_losses(losses: Array) -> Array:
     """Losses ``(n, objectives)`` from their lowest, 0, to their highest, 1; NaN stays NaN.
 
-    What lies more than three interquartile ranges above the third quartile counts as being there (Tukey 1977).
+    What lies more than three interquartile ranges above the third quartile counts as being there
+    (Tukey 1977).
     """
     low, first, third, high = np.nanquantile(losses, [0.0, 0.25, 0.75, 1.0], axis=0)
     high = np.minimum(high, third + 3 * (third - first))
     return np.asarray(np.minimum((losses - low) / np.where(high > low, high - low, 1.0), 1.0))
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model
+# ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -297,7 +337,9 @@ class Forest:
     fidelity: bool
 
     @classmethod
-    def fit(cls, results: Results, features: Callable[[Array], Array], trees: int, seed: int) -> Forest:
+    def fit(
+        cls, results: Results, features: Callable[[Array], Array], trees: int, seed: int
+    ) -> Forest:
         """Fit to all successes."""
         from sklearn.ensemble import ExtraTreesRegressor
 
@@ -323,10 +365,17 @@ class Forest:
         if self.fidelity:
             columns = np.column_stack([columns, np.zeros(len(columns))])
         narrow = columns.astype(np.float32)
-        return np.array([tree.predict(narrow, check_input=False).reshape(len(points), -1) for tree in self.trees])
+        return np.array(
+            [
+                tree.predict(narrow, check_input=False).reshape(len(points), -1)
+                for tree in self.trees
+            ]
+        )
 
     def ranking(self, points: Array, weights: Array, best: float) -> npt.NDArray[np.intp]:
-        """Points in falling order of their expected improvement, then in rising order of the mean."""
+        """Points in falling order of their expected improvement, then in rising order of the
+        mean.
+        """
         scores = augmented_tchebycheff(self.predict(points), weights)
         mean, deviation = scores.mean(axis=0), scores.std(axis=0)
         return np.lexsort((mean, -expected_improvement(mean, deviation, best)))
@@ -341,7 +390,8 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     return np.asarray(safe * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)))
 
 
-# --- the space --------------------------------------------------------------------------------------------------------
+# --- the space
+# ----------------------------------------------------------------------------
 
 
 class Moves:
@@ -353,11 +403,22 @@ class Moves:
     """
 
     def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
-        self._rng, self._lower, self._upper, self._width = rng, problem.lower, problem.upper, problem.width
+        self._rng, self._lower, self._upper, self._width = (
+            rng,
+            problem.lower,
+            problem.upper,
+            problem.width,
+        )
         dimensions = getattr(problem.space, "dimensions", None)
         self._space: Any = None if dimensions is None else problem.space
-        kinds = np.array(["real"] * problem.dim if dimensions is None else [d.kind for d in dimensions])
-        counts = [1] * problem.dim if dimensions is None else [max(len(d.choices), 1) for d in dimensions]
+        kinds = np.array(
+            ["real"] * problem.dim if dimensions is None else [d.kind for d in dimensions]
+        )
+        counts = (
+            [1] * problem.dim
+            if dimensions is None
+            else [max(len(d.choices), 1) for d in dimensions]
+        )
         self._counts = np.array(counts)
         self._real, self._named = kinds == "real", kinds == "categorical"
         self._free = (self._width > 0) & (self._real | (self._counts > 1))
@@ -366,10 +427,14 @@ class Moves:
 
     def canonical(self, points: Array) -> Array:
         """The same merges with what does not matter taken out, ``(..., dim)``."""
-        return np.asarray(points) if self._space is None else np.asarray(self._space.canonical(points))
+        return (
+            np.asarray(points) if self._space is None else np.asarray(self._space.canonical(points))
+        )
 
     def features(self, points: Array) -> Array:
-        """Columns for the forest: coordinates scaled by the box, one column for each name of a categorical one."""
+        """Columns for the forest: coordinates scaled by the box, one column for each name of a
+        categorical one.
+        """
         scaled = (points - self._lower) / np.where(self._width > 0, self._width, 1.0)
         columns = [scaled[:, ~self._named]]
         for place in np.flatnonzero(self._named):
@@ -387,7 +452,9 @@ class Moves:
         return self._redrawn(points, np.broadcast_to(self._free, points.shape), self.start)
 
     def neighbours(self, parents: Array, count: int) -> Array:
-        """Configurations in which one or more, at most all, active coordinates of a parent have moved."""
+        """Configurations in which one or more, at most all, active coordinates of a parent have
+        moved.
+        """
         before = parents[self._rng.integers(len(parents), size=count)]
         active = self._active(before) & self._free
         moved = self._chosen(active)
@@ -395,13 +462,18 @@ class Moves:
         stepped = before + sigma * self._width * self._rng.standard_normal(before.shape)
         after = np.where(moved & self._real, stepped, before)
         after = np.where(moved & ~self._real, self._other_choices(before), after)
-        # Clipped, not reflected: the faces (an expert left out, the end of an arc) are merges of their own.
+        # Clipped, not reflected: the faces (an expert left out, the end of an arc) are merges of
+        # their own.
         after = np.clip(after, self._lower, self._upper)
         # A method that has just been chosen gets parameters of its own.
-        return self._redrawn(after, self._active(after) & ~self._active(before) & self._free, self._middle)
+        return self._redrawn(
+            after, self._active(after) & ~self._active(before) & self._free, self._middle
+        )
 
     def _chosen(self, active: Mask) -> Mask:
-        """Some active coordinates of each row, at least one; how many is as likely 1 or 2 as 10 or 20."""
+        """Some active coordinates of each row, at least one; how many is as likely 1 or 2 as 10 or
+        20.
+        """
         count = np.maximum(active.sum(axis=1), 1)
         share = np.exp(self._rng.random(len(active)) * np.log(count)) / count
         dice = np.where(active, self._rng.random(active.shape), 2.0)
@@ -412,11 +484,17 @@ class Moves:
         """Another name, or the next number up or down, in the middle of its bin."""
         codes, dice = np.floor(before), self._rng.random(before.shape)
         named = (codes + 1 + np.floor(dice * (self._counts - 1))) % self._counts
-        stepped = np.where(codes == 0, 1, np.where((codes == self._counts - 1) | (dice < 0.5), codes - 1, codes + 1))
+        stepped = np.where(
+            codes == 0,
+            1,
+            np.where((codes == self._counts - 1) | (dice < 0.5), codes - 1, codes + 1),
+        )
         return np.where(self._named, named, stepped) + 0.5
 
     def _redrawn(self, points: Array, where: Mask, centre: Point) -> Array:
-        """New values at the marked places: normal around ``centre``, choices at random; then canonical."""
+        """New values at the marked places: normal around ``centre``, choices at random; then
+        canonical.
+        """
         near = centre + 0.25 * self._width * self._rng.standard_normal(points.shape)
         choice = np.floor(self._rng.random(points.shape) * self._counts) + 0.5
         drawn = np.where(self._real, reflect(near, self._lower, self._upper), choice)

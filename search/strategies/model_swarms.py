@@ -1,17 +1,19 @@
-"""Model Swarms: particles are drawn to the best places, pushed from the worst, and brought back when they stray.
+"""Model Swarms: particles are drawn to the best places, pushed from the worst, and brought back
+when they stray.
 
-Feng 2024, "Model Swarms: Collaborative Search to Adapt LLM Experts via Swarm Intelligence" (arXiv 2410.11163). What
-we changed:
+Feng 2024, "Model Swarms: Collaborative Search to Adapt LLM Experts via Swarm Intelligence" (arXiv
+2410.11163). What we changed:
 
-* A particle is a vector of coefficients, not a model. Known merges are particles; half of those that are missing are
-  mixtures ``w a + (1 - w) b`` of two known merges, w in [0, 2] as in the paper; the others are draws around the start.
-* Random numbers are drawn for each coordinate; with one for all of them the swarm would never leave the span of its
-  particles.
-* Particles are pushed from the worst place where one of them stands, not from the worst ever: that stays where it is
-  while the swarm contracts, and its push then outweighs every pull.
-* Particles take turns as results come in (:mod:`search.strategies.swarm`), so the step shrinks with each particle's
-  own moves. The search ends with the budget; the paper ends it after 10 iterations without progress. Several
-  objectives are combined by the problem's weights.
+* A particle is a vector of coefficients, not a model. Known merges are particles; half of those
+  that are missing are mixtures ``w a + (1 - w) b`` of two known merges, w in [0, 2] as in the
+  paper; the others are draws around the start.
+* Random numbers are drawn for each coordinate; with one for all of them the swarm would never leave
+  the span of its particles.
+* Particles are pushed from the worst place where one of them stands, not from the worst ever: that
+  stays where it is while the swarm contracts, and its push then outweighs every pull.
+* Particles take turns as results come in (:mod:`mergesearch.search.strategies.parts.swarm`), so the
+  step shrinks with each particle's own moves. The search ends with the budget; the paper ends it
+  after 10 iterations without progress. Several objectives are combined by the problem's weights.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field as Bound
 
-from search.strategies.seeding import draw_near, known_merges, starting_points
-from search.strategies.swarm import Particle, Swarm
-from search.strategy import Point, Problem
+from mergesearch.search.strategies.base import Point, Problem
+from mergesearch.search.strategies.parts.seeding import draw_near, known_merges, starting_points
+from mergesearch.search.strategies.parts.swarm import Particle, Swarm
 
 #: The step's length shrinks by this factor with every move of a particle, down to the floor.
 STEP_FACTOR = 0.95
@@ -42,7 +44,8 @@ class ModelSwarms(Swarm):
         social: Weight of the swarm's best place.
         repel: Weight of the push from the swarm's worst place.
         patience: A particle returns to its best place after so many results that were no better.
-        sigma: Spread of the first draws as a fraction of the range; default 0.2, less above ten dimensions.
+        sigma: Spread of the first draws as a fraction of the range; default 0.2, less above ten
+            dimensions.
     """
 
     def __init__(
@@ -60,26 +63,41 @@ class ModelSwarms(Swarm):
     ) -> None:
         rng = np.random.default_rng(seed)
         known = known_merges(problem)[:particles]
-        super().__init__(problem, rng, known, _first_particles(problem, rng, particles - len(known), sigma))
-        self._weights, self._patience = np.array([[inertia], [cognitive], [social], [repel]]), patience
+        super().__init__(
+            problem, rng, known, _first_particles(problem, rng, particles - len(known), sigma)
+        )
+        self._weights, self._patience = (
+            np.array([[inertia], [cognitive], [social], [repel]]),
+            patience,
+        )
         # Sec. 2: the first velocity leads towards another particle.
         others = rng.integers(particles, size=particles)
         for particle, other in zip(self._particles, others, strict=True):
             particle.velocity = self._particles[int(other)].position - particle.position
 
     def _step(self, particle: Particle) -> None:
-        """``v = (rv φv v + rp φp (p - x) + rg φg (g - x) - rw φw (w - x)) / C``, C the sum of the weights."""
+        """``v = (rv φv v + rp φp (p - x) + rg φg (g - x) - rw φw (w - x)) / C``, C the sum of the
+        weights.
+        """
         if particle.idle >= self._patience:
-            particle.position, particle.velocity, particle.idle = particle.best, np.zeros(self._box.dim), 0
+            particle.position, particle.velocity, particle.idle = (
+                particle.best,
+                np.zeros(self._box.dim),
+                0,
+            )
         place, worst = particle.position, max(self._particles, key=lambda one: one.last_loss).last
-        pulls = np.array([particle.velocity, particle.best - place, self._lead - place, place - worst])
+        pulls = np.array(
+            [particle.velocity, particle.best - place, self._lead - place, place - worst]
+        )
         weights = self._rng.random((4, self._box.dim)) * self._weights
         particle.velocity = (weights * pulls).sum(axis=0) / weights.sum(axis=0)
         step = max(STEP_FACTOR**particle.moves, STEP_FLOOR)
         particle.position = np.clip(place + step * particle.velocity, 0.0, 1.0)
 
 
-def _first_particles(problem: Problem, rng: np.random.Generator, count: int, sigma: float | None) -> list[Point]:
+def _first_particles(
+    problem: Problem, rng: np.random.Generator, count: int, sigma: float | None
+) -> list[Point]:
     """The start, mixtures of two known merges, and draws around the start."""
     known = [anchor.point for anchor in known_merges(problem)]
     points = starting_points(problem)[:1] if len(known) < 2 else []
@@ -87,4 +105,6 @@ def _first_particles(problem: Problem, rng: np.random.Generator, count: int, sig
         one, other = rng.choice(len(known), 2, replace=False)
         mixed = known[other] + 2.0 * rng.random() * (known[one] - known[other])
         points.append(np.clip(mixed, problem.lower, problem.upper))
-    return points[:count] + [draw_near(problem.start, problem, rng, sigma) for _ in range(count - len(points))]
+    return points[:count] + [
+        draw_near(problem.start, problem, rng, sigma) for _ in range(count - len(points))
+    ]

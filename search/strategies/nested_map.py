@@ -1,18 +1,21 @@
 """Nested MAP: merges pairs of models, each by a MAP of two coefficients, until one model is left.
 
-Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation" (arXiv 2406.07529),
-the variant for many tasks. A model is a point of the box, and a merge of two is ``c1 p1 + c2 p2``, clipped to the box:
-task vectors are linear in the coefficients. What we changed, and where the paper leaves it open:
+Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
+(arXiv 2406.07529), the variant for many tasks. A model is a point of the box, and a merge of two is
+``c1 p1 + c2 p2``, clipped to the box: task vectors are linear in the coefficients. What we changed,
+and where the paper leaves it open:
 
-* The first models are the anchors that are best at some objective, each standing for the objectives that it is best
-  at. Where that is one anchor for all of them, or there are none, the vertices of the box are the first models: one
-  coordinate 1 and the others 0, or groups of coordinates where the budget is too short for so many pairs.
-* The two objectives of a pair are what its sides stand for, weighted and in units of the anchors' range; a side that
-  stands for nothing looks at all objectives.
-* The chosen merge is measured, and the best of everything that the pair has measured goes on, so that a wrong
-  prediction costs one trial and not the tournament.
-* Nothing waits: while results of a pair are outstanding, it goes on proposing. When one model is left, all results
-  serve a MAP of the whole box (:class:`search.strategies.map_search.FrontSearch`).
+* The first models are the anchors that are best at some objective, each standing for the objectives
+  that it is best at. Where that is one anchor for all of them, or there are none, the vertices of
+  the box are the first models: one coordinate 1 and the others 0, or groups of coordinates where
+  the budget is too short for so many pairs.
+* The two objectives of a pair are what its sides stand for, weighted and in units of the anchors'
+  range; a side that stands for nothing looks at all objectives.
+* The chosen merge is measured, and the best of everything that the pair has measured goes on, so
+  that a wrong prediction costs one trial and not the tournament.
+* Nothing waits: while results of a pair are outstanding, it goes on proposing. When one model is
+  left, all results serve a MAP of the whole box
+  (:class:`mergesearch.search.strategies.parts.map_search.FrontSearch`).
 """
 
 from __future__ import annotations
@@ -26,12 +29,15 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from search.strategies.map import LEAST_RESULTS, MOST, Map, corner, refuse_dimensions, sobol_points
-from search.strategies.map_ridge import Array
-from search.strategies.map_search import FrontSearch
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.map import MOST, Map
+from mergesearch.search.strategies.parts.map_design import LEAST_RESULTS, corner, refuse_dimensions
+from mergesearch.search.strategies.parts.map_ridge import Array
+from mergesearch.search.strategies.parts.map_search import FrontSearch
+from mergesearch.search.strategies.parts.sampling import sobol_points
 
-#: The design of a pair: this multiple of the six unknowns of a quadratic in two coefficients, and this share of points.
+#: The design of a pair: this multiple of the six unknowns of a quadratic in two coefficients, and
+#: this share of points.
 PAIR_DESIGN, PAIR_SHARE = 2.0, 0.6
 
 
@@ -82,15 +88,19 @@ class NestedMap:
         self._unasked = [side for side in self._sides if side.waiting]
         self._pair: Pair | None = None
         self._measures: dict[int, Side] = {}  # suggestion -> the first model that it measures
-        self._tests: dict[int, tuple[Pair, int]] = {}  # suggestion -> the pair that asked, and its own number of it
+        self._tests: dict[
+            int, tuple[Pair, int]
+        ] = {}  # suggestion -> the pair that asked, and its own number of it
         self._pending: dict[int, Point] = {}
         self._asked = 0
 
     def ask(self, count: int) -> list[Suggestion]:
-        """First models that are not measured, then points of the current pair, then of the whole front."""
+        """First models that are not measured, then points of the current pair, then of the whole
+        front.
+        """
         return [self._suggest() for _ in range(count)]
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Remember results, and pass them to the pair that asked."""
         for trial in trials:
             self._search.tell(trial)
@@ -142,7 +152,14 @@ class NestedMap:
             share_tasks(self._sides, self._problem.objectives)
             left, right = closest(self._sides, self._problem)
             self._sides = [side for side in self._sides if side is not left and side is not right]
-            self._pair = Pair(self._problem, left, right, self._points, self._explore, int(self._rng.integers(2**32)))
+            self._pair = Pair(
+                self._problem,
+                left,
+                right,
+                self._points,
+                self._explore,
+                int(self._rng.integers(2**32)),
+            )
 
 
 def first_sides(problem: Problem, points: int) -> list[Side]:
@@ -150,20 +167,29 @@ def first_sides(problem: Problem, points: int) -> list[Side]:
     measured = [anchor for anchor in problem.anchors if anchor.losses is not None]
     sides: dict[bytes, Side] = {}
     for task in range(problem.objectives if measured else 0):
-        best = min(measured, key=lambda anchor: anchor.losses[task] if anchor.losses is not None else math.inf)
+        best = min(
+            measured,
+            key=lambda anchor: anchor.losses[task] if anchor.losses is not None else math.inf,
+        )
         side = sides.setdefault(best.point.tobytes(), Side(best.point, losses=best.losses))
         side.tasks = (*side.tasks, task)
     return list(sides.values()) if len(sides) > 1 else _corner_sides(problem, measured, points)
 
 
-def _corner_sides(problem: Problem, anchors: Sequence[Told], points: int) -> list[Side]:
-    """Vertices, in as many groups as half of the budget has pairs for; those that anchors measured are known."""
+def _corner_sides(problem: Problem, anchors: Sequence[TrialResult], points: int) -> list[Side]:
+    """Vertices, in as many groups as half of the budget has pairs for; those that anchors measured
+    are known.
+    """
     free = np.flatnonzero(problem.width)
     count = min(free.size, max(2, problem.budget // (2 * points)))
     sides = []
     for group in np.array_split(free, count) if count else []:
         point = corner(problem, group)
-        known = [anchor.losses for anchor in anchors if np.allclose(anchor.point, point, rtol=0, atol=1e-9)]
+        known = [
+            anchor.losses
+            for anchor in anchors
+            if np.allclose(anchor.point, point, rtol=0, atol=1e-9)
+        ]
         sides.append(Side(point, losses=known[0] if known else None, waiting=not known))
     return sides
 
@@ -174,12 +200,17 @@ def share_tasks(sides: Sequence[Side], objectives: int) -> None:
     taken = {task for side in sides for task in side.tasks}
     for task in range(objectives if measured else 0):
         if task not in taken:
-            best = min(measured, key=lambda side: side.losses[task] if side.losses is not None else math.inf)
+            best = min(
+                measured,
+                key=lambda side: side.losses[task] if side.losses is not None else math.inf,
+            )
             best.tasks = (*best.tasks, task)
 
 
 def closest(sides: Sequence[Side], problem: Problem) -> tuple[Side, Side]:
-    """The two models with the closest scalarised losses; those that failed are far from all others."""
+    """The two models with the closest scalarised losses; those that failed are far from all
+    others.
+    """
     scores = [math.inf if side.losses is None else problem.scalarise(side.losses) for side in sides]
 
     def distance(pair: tuple[int, int]) -> float:
@@ -204,14 +235,20 @@ class Pair:
         merged: The model that goes on; None until the chosen merge has a result.
     """
 
-    def __init__(self, problem: Problem, left: Side, right: Side, points: int, explore: float, seed: int) -> None:
+    def __init__(
+        self, problem: Problem, left: Side, right: Side, points: int, explore: float, seed: int
+    ) -> None:
         self.merged: Side | None = None
         self._problem, self._sides, self._points = problem, (left, right), points
         self._tasks = (*left.tasks, *right.tasks)
-        self._weights = np.zeros((2, problem.objectives))  # of the objectives that each side stands for
+        self._weights = np.zeros(
+            (2, problem.objectives)
+        )  # of the objectives that each side stands for
         for row, side in zip(self._weights, self._sides, strict=True):
             row[list(side.tasks)] = problem.weights[list(side.tasks)]
-        self._results = [(side.point, side.losses) for side in self._sides if side.losses is not None]
+        self._results = [
+            (side.point, side.losses) for side in self._sides if side.losses is not None
+        ]
         self._plane = self._make_plane()
         self._map = Map(self._plane, seed, design=PAIR_DESIGN, share=PAIR_SHARE, explore=explore)
         self._outstanding: dict[int, Point] = {}
@@ -221,7 +258,11 @@ class Pair:
     def _make_plane(self) -> Problem:
         """The problem in the two coefficients, its objectives being what the sides stand for."""
         corners = zip(np.eye(2), self._sides, strict=True)
-        anchors = [Told(None, c, self._side_losses(side.losses)) for c, side in corners if side.losses is not None]
+        anchors = [
+            TrialResult(None, c, self._side_losses(side.losses))
+            for c, side in corners
+            if side.losses is not None
+        ]
         shares = self._weights.sum(axis=1)
         return Problem(
             lower=np.zeros(2),
@@ -235,8 +276,12 @@ class Pair:
         )
 
     def _side_losses(self, losses: Array) -> Array:
-        """Losses ``(objectives,)`` -> mean normalised loss of what each side stands for ``(2,)``."""
-        weights = np.where(self._weights.any(axis=1, keepdims=True), self._weights, self._problem.weights)
+        """Losses ``(objectives,)`` -> mean normalised loss of what each side stands for
+        ``(2,)``.
+        """
+        weights = np.where(
+            self._weights.any(axis=1, keepdims=True), self._weights, self._problem.weights
+        )
         return np.asarray(weights @ self._problem.normalise(losses) / weights.sum(axis=1))
 
     def _scalarise(self, losses: Array) -> float:
@@ -257,14 +302,14 @@ class Pair:
         merged = c[0] * self._sides[0].point + c[1] * self._sides[1].point
         return number, np.clip(merged, self._problem.lower, self._problem.upper)
 
-    def tell(self, number: int, trial: Told) -> None:
+    def tell(self, number: int, trial: TrialResult) -> None:
         """Learn from a result; that of the chosen merge ends the pair."""
         self._told += 1
         c, losses = self._outstanding.pop(number), None
         if trial.losses is not None:
             self._results.append((trial.point, trial.losses))
             losses = self._side_losses(trial.losses)
-        self._map.tell([Told(number, c, losses)])
+        self._map.tell([TrialResult(number, c, losses)])
         if number == -1:
             self.merged = self._best()
 

@@ -1,22 +1,28 @@
 """An optimizer of nevergrad by name, behind this project's contract.
 
-Rapin 2018, "Nevergrad: A gradient-free optimization platform", engine: nevergrad. What we add or change:
+Rapin 2018, "Nevergrad: A gradient-free optimization platform", engine: nevergrad. What we add or
+change:
 
-* The start is suggested first, and populations are drawn around it instead of over the whole box. Results of others are
-  told as points that were not asked for, where the optimizer can use them. Anchors are not: they lie far from each
-  other and spoil the first step sizes (after 100 trials in 8 dimensions, OnePlusOne had left 0.43 of the best anchor's
-  excess loss with them and 0.09 without, TBPSA 0.74 and 0.48, CMA 0.15 and 0.11; DE did not mind).
-* nevergrad has no failures. They are told as worse than the worst result so far, and held back until there is one.
+* The start is suggested first, and populations are drawn around it instead of over the whole box.
+  Results of others are told as points that were not asked for, where the optimizer can use them.
+  Anchors are not: they lie far from each other and spoil the first step sizes (after 100 trials in
+  8 dimensions, OnePlusOne had left 0.43 of the best anchor's excess loss with them and 0.09
+  without, TBPSA 0.74 and 0.48, CMA 0.15 and 0.11; DE did not mind).
+* nevergrad has no failures. They are told as worse than the worst result so far, and held back
+  until there is one.
 * Several objectives are combined by the problem's weights, scaled by the range of the anchors.
-* Optimizers that fail with the pinned versions, or that can have one suggestion outstanding only, are refused
-  (``FAULTS``). What an optimizer consists of decides, so that portfolios, chains and the choices of NGOpt are covered.
-* NGOpt and its relatives choose an optimizer by dimension, budget and workers. For budgets below 600 that is mostly a
-  layer over CMA or (1+1) which now and then proposes the optimum of a quadratic model. That layer raises TypeError with
-  numpy 2.4, so it is made to wait for more points than there will be: the same optimizers are chosen, and they alone
-  propose. With two workers or more, NGOpt never chooses the sequential optimizers.
+* Optimizers that fail with the pinned versions, or that can have one suggestion outstanding only,
+  are refused (``FAULTS``). What an optimizer consists of decides, so that portfolios, chains and
+  the choices of NGOpt are covered.
+* NGOpt and its relatives choose an optimizer by dimension, budget and workers. For budgets below
+  600 that is mostly a layer over CMA or (1+1) which now and then proposes the optimum of a
+  quadratic model. That layer raises TypeError with numpy 2.4, so it is made to wait for more points
+  than there will be: the same optimizers are chosen, and they alone propose. With two workers or
+  more, NGOpt never chooses the sequential optimizers.
 
-nevergrad draws from the random state of its parametrization, which we give it, but parts of it read numpy's global
-generator. Every call therefore runs on a private state of that generator, and the user's is put back.
+nevergrad draws from the random state of its parametrization, which we give it, but parts of it read
+numpy's global generator. Every call therefore runs on a private state of that generator, and the
+user's is put back.
 """
 
 from __future__ import annotations
@@ -31,13 +37,14 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from merging import InputError
-from search.strategies.unit_box import UnitBox
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: pycma's step-size rule changes at this dimension, to one that needs whole populations.
 CMA_LIMIT = 299
-#: Degree of a meta-model's polynomial. It waits for as many points as the polynomial needs: with this one, for ever.
+#: Degree of a meta-model's polynomial. It waits for as many points as the polynomial needs: with
+#: this one, for ever.
 NEVER = 40
 META_MODEL = "proposes the optimum of a meta-model, which raises TypeError with numpy 2.4"
 ALTERNATIVES = "choose TBPSA, DE, TwoPointsDE, PSO or OnePlusOne, or the strategy cma_es"
@@ -64,8 +71,8 @@ def _option(part: Any, name: str) -> bool:
     return bool(getattr(getattr(part, "_config", None), name, False))
 
 
-#: Verified against the installed versions by ``tests/search/test_nevergrad.py``: an entry that has been mended upstream
-#: fails there, and can be deleted.
+#: Verified against the installed versions by ``tests/search/strategies/test_nevergrad.py``: an
+#: entry that has been mended upstream fails there, and can be deleted.
 FAULTS = {
     "sequential": Fault(
         lambda part, dim: bool(part.recast or part.no_parallelization),
@@ -73,11 +80,13 @@ FAULTS = {
     ),
     "fcmaes": Fault(
         lambda part, dim: _is(part, "_CMA") and (dim == 1 or _option(part, "fcmaes")),
-        "needs the package fcmaes, which is not supported (every CMA of nevergrad does in one dimension)",
+        "needs the package fcmaes, which is not supported (every CMA of nevergrad does in one "
+        "dimension)",
     ),
     "mean_shift": Fault(
         lambda part, dim: _is(part, "_CMA") and dim > CMA_LIMIT,
-        f"works up to {CMA_LIMIT} dimensions: above, pycma wants every result of a population before the next",
+        f"works up to {CMA_LIMIT} dimensions: above, pycma wants every result of a population "
+        "before the next",
     ),
     "high_speed": Fault(
         lambda part, dim: _option(part, "high_speed"),
@@ -97,7 +106,8 @@ FAULTS = {
     ),
     "import_constants": Fault(
         lambda part, dim: part.name == "PolyLN",
-        "has settings drawn at random whenever nevergrad is imported, so that no run can be repeated",
+        "has settings drawn at random whenever nevergrad is imported, so that no run can be "
+        "repeated",
     ),
     "one_coordinate": Fault(
         lambda part, dim: dim == 1 and part.name in ("VoronoiDE", "RotatedRecombiningGA"),
@@ -112,25 +122,34 @@ class Nevergrad:
     Args:
         problem: The box and how losses combine.
         seed: Seed of the strategy's generators.
-        optimizer: A name of nevergrad's registry, such as NGOpt, CMA, DiagonalCMA, TBPSA, DE, TwoPointsDE, PSO or
-            OnePlusOne.
-        workers: Trials in flight that the optimizer should reckon with. It sets least populations and what NGOpt
-            chooses; more or fewer may be in flight.
+        optimizer: A name of nevergrad's registry, such as NGOpt, CMA, DiagonalCMA, TBPSA, DE,
+            TwoPointsDE, PSO or OnePlusOne.
+        workers: Trials in flight that the optimizer should reckon with. It sets least populations
+            and what NGOpt chooses; more or fewer may be in flight.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     recommends: ClassVar[bool] = True
 
     def __init__(
-        self, problem: Problem, seed: int, *, optimizer: str = "NGOpt", workers: Annotated[int, Bound(ge=2)] = 2
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        optimizer: str = "NGOpt",
+        workers: Annotated[int, Bound(ge=2)] = 2,
     ) -> None:
         self._problem = problem
         self._box = UnitBox(problem)
         states = np.random.SeedSequence(seed).spawn(2)
-        self._random_state, self._global_state = (np.random.RandomState(np.random.MT19937(s)) for s in states)
+        self._random_state, self._global_state = (
+            np.random.RandomState(np.random.MT19937(s)) for s in states
+        )
         self._asked = 0
         self._outstanding: dict[int, Any] = {}  # suggestion id -> nevergrad's candidate
-        self._failed: list[Any] = []  # candidates to be told as failed once there is a result to be worse than
+        self._failed: list[
+            Any
+        ] = []  # candidates to be told as failed once there is a result to be worse than
         self._best, self._worst = np.inf, -np.inf
         self._engine: Any = None
         if self._box.dim:
@@ -146,7 +165,7 @@ class Nevergrad:
             self._asked += 1
         return suggestions
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Tell every whole result; failures as worse than the worst."""
         if self._engine is None:
             return
@@ -177,16 +196,25 @@ class Nevergrad:
         if name not in registry:
             close = difflib.get_close_matches(name, registry, n=5, cutoff=0.5)
             hint = f"; did you mean {' or '.join(close)}?" if close else f"; {ALTERNATIVES}"
-            raise InputError(f"strategy.optimizer: expected an optimizer of nevergrad, received {name!r}{hint}")
+            raise InputError(
+                f"strategy.optimizer: expected an optimizer of nevergrad, received {name!r}{hint}"
+            )
         if "MetaModel" in name:
             raise _refusal(name, name, META_MODEL)
         try:
-            # With one worker, sequential parts can be built, and are found; what NGOpt would choose is not built yet.
-            probe = registry[name](self._parametrization(np.random.RandomState(0)), self._problem.budget, 1)
+            # With one worker, sequential parts can be built, and are found; what NGOpt would choose
+            # is not built yet.
+            probe = registry[name](
+                self._parametrization(np.random.RandomState(0)), self._problem.budget, 1
+            )
             self._check(name, parts_of(probe))
-            engine = registry[name](self._parametrization(self._random_state), self._problem.budget, workers)
+            engine = registry[name](
+                self._parametrization(self._random_state), self._problem.budget, workers
+            )
         except (ImportError, AssertionError, ValueError) as error:
-            raise _refusal(name, name, f"cannot be built ({' '.join(str(error).split())})") from None
+            raise _refusal(
+                name, name, f"cannot be built ({' '.join(str(error).split())})"
+            ) from None
         self._mend(name, engine)
         return engine
 
@@ -202,7 +230,8 @@ class Nevergrad:
         import nevergrad as ng
 
         start = self._box.to_unit(self._problem.start)
-        # With a start, samples are normal around it, a sixth of the range wide, and not uniform over the box.
+        # With a start, samples are normal around it, a sixth of the range wide, and not uniform
+        # over the box.
         array = ng.p.Array(init=start, lower=0.0, upper=1.0)
         array.random_state = random_state
         return array
@@ -219,17 +248,24 @@ class Nevergrad:
         with self._isolated():
             candidate = self._engine.ask()
         self._outstanding[self._asked] = candidate
-        # A step size that has overflowed makes a NaN; the start stands in, and is told as a point of its own.
-        unit = np.where(np.isfinite(candidate.value), candidate.value, self._box.to_unit(self._problem.start))
+        # A step size that has overflowed makes a NaN; the start stands in, and is told as a point
+        # of its own.
+        unit = np.where(
+            np.isfinite(candidate.value), candidate.value, self._box.to_unit(self._problem.start)
+        )
         return self._box.to_point(unit)
 
-    def _candidate_of(self, trial: Told) -> Any:
+    def _candidate_of(self, trial: TrialResult) -> Any:
         """The candidate behind a told point; a point that was not asked here becomes a new one."""
         candidate = None if trial.id is None else self._outstanding.pop(trial.id, None)
-        if candidate is not None and np.allclose(self._box.to_point(candidate.value), trial.point, rtol=0, atol=1e-9):
+        if candidate is not None and np.allclose(
+            self._box.to_point(candidate.value), trial.point, rtol=0, atol=1e-9
+        ):
             return candidate
         with self._isolated():
-            return self._engine.parametrization.spawn_child(new_value=self._box.to_unit(trial.point))
+            return self._engine.parametrization.spawn_child(
+                new_value=self._box.to_unit(trial.point)
+            )
 
     def _tell_failures(self) -> None:
         """Optimizers mostly rank; the size of the margin decides little."""
@@ -244,13 +280,16 @@ class Nevergrad:
 
         if not failed:
             self._best, self._worst = min(self._best, loss), max(self._worst, loss)
-        # Some optimizers take asked points only; nevergrad still counts the others among its recommendations.
+        # Some optimizers take asked points only; nevergrad still counts the others among its
+        # recommendations.
         with self._isolated(), contextlib.suppress(TellNotAskedNotSupportedError):
             self._engine.tell(candidate, loss)
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
-        """Lend nevergrad a private state of numpy's global generator, and keep its advice from the user."""
+        """Lend nevergrad a private state of numpy's global generator, and keep its advice from the
+        user.
+        """
         users = np.random.get_state()  # noqa: NPY002  # nevergrad reads the legacy global generator
         np.random.set_state(self._global_state.get_state())  # noqa: NPY002
         try:
@@ -262,7 +301,9 @@ class Nevergrad:
 
 
 def parts_of(optimizer: Any, *, chosen: bool = False) -> Iterator[Any]:
-    """The optimizer and those that it consists of; with ``chosen``, what competence maps such as NGOpt choose too."""
+    """The optimizer and those that it consists of; with ``chosen``, what competence maps such as
+    NGOpt choose too.
+    """
     from nevergrad.optimization.base import Optimizer
 
     yield optimizer
@@ -277,6 +318,7 @@ def parts_of(optimizer: Any, *, chosen: bool = False) -> Iterator[Any]:
 def _refusal(name: str, part: str, reason: str) -> InputError:
     what = "it" if part == name else f"it contains {part}, which"
     return InputError(
-        f"strategy.optimizer: expected an optimizer that works with suggestions in flight, received {name!r}: "
+        "strategy.optimizer: expected an optimizer that works with suggestions in flight, "
+        f"received {name!r}: "
         f"{what} {reason}; {ALTERNATIVES}"
     )

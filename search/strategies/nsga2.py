@@ -1,8 +1,8 @@
 """NSGA-II: dominance first, then room in the front.
 
-Deb 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", operators and survival from pymoo. Driven
-one result at a time (:mod:`search.strategies.evolution`). With one objective, dominance is order, and it is a plain
-genetic algorithm.
+Deb 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", operators and survival
+from pymoo. Driven one result at a time (:mod:`mergesearch.search.strategies.parts.evolution`). With
+one objective, dominance is order, and it is a plain genetic algorithm.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field as Bound
 
-from search.strategies.evolution import Evolution, Parts, default_population
-from search.strategy import Problem
+from mergesearch.search.strategies.base import Problem
+from mergesearch.search.strategies.parts.evolution import Evolution, Parts, default_population
 
 
 class Nsga2(Evolution):
@@ -24,7 +24,8 @@ class Nsga2(Evolution):
         problem: The box, the anchors and how losses scale.
         seed: Seed of the strategy's generator.
         population: Members; default 40, a fifth of the budget where that is less.
-        sigma: Spread of the first population as a fraction of the range; default 0.2, less above ten dimensions.
+        sigma: Spread of the first population as a fraction of the range; default 0.2, less above
+            ten dimensions.
     """
 
     def __init__(
@@ -41,5 +42,12 @@ class Nsga2(Evolution):
         rng = np.random.default_rng(seed)
         # Sec. III-B: dominance decides a tournament, crowding a tie.
         rule = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=rng)
-        parts = Parts(binary_tournament, {"eta": 15, "prob": 0.9}, RankAndCrowding().do, context={"algorithm": rule})
-        super().__init__(problem, rng, parts, population or default_population(problem.budget), sigma)
+        parts = Parts(
+            binary_tournament,
+            {"eta": 15, "prob": 0.9},
+            RankAndCrowding().do,
+            context={"algorithm": rule},
+        )
+        super().__init__(
+            problem, rng, parts, population or default_population(problem.budget), sigma
+        )

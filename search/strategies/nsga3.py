@@ -1,8 +1,8 @@
 """NSGA-III: dominance first, then the reference direction that has fewest members.
 
-Deb 2014, "An Evolutionary Many-Objective Optimization Algorithm Using Reference-Point-Based Nondominated Sorting
-Approach, Part I", operators and survival from pymoo. Driven one result at a time
-(:mod:`search.strategies.evolution`).
+Deb 2014, "An Evolutionary Many-Objective Optimization Algorithm Using Reference-Point-Based
+Nondominated Sorting Approach, Part I", operators and survival from pymoo. Driven one result at a
+time (:mod:`mergesearch.search.strategies.parts.evolution`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field as Bound
 
-from merging import InputError
-from search.strategies.evolution import Evolution, Parts, default_population
-from search.strategy import Point, Problem
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point, Problem
+from mergesearch.search.strategies.parts.evolution import Evolution, Parts, default_population
 
 
 class Nsga3(Evolution):
@@ -24,9 +24,11 @@ class Nsga3(Evolution):
     Args:
         problem: The box, the anchors and how losses scale.
         seed: Seed of the strategy's generator.
-        population: Members; default 40, a fifth of the budget where that is less. There are as many reference
-            directions as fit, and at least one for each objective: with many objectives, members increase to that.
-        sigma: Spread of the first population as a fraction of the range; default 0.2, less above ten dimensions.
+        population: Members; default 40, a fifth of the budget where that is less. There are as many
+            reference directions as fit, and at least one for each objective: with many objectives,
+            members increase to that.
+        sigma: Spread of the first population as a fraction of the range; default 0.2, less above
+            ten dimensions.
 
     Raises:
         InputError: If there is one objective only.
@@ -41,21 +43,29 @@ class Nsga3(Evolution):
         sigma: Annotated[float, Bound(gt=0, le=1)] | None = None,
     ) -> None:
         if problem.objectives < 2:
-            raise InputError("strategy.name: expected two objectives or more for nsga3, received 1; choose nsga2")
+            raise InputError(
+                "strategy.name: expected two objectives or more for nsga3, received 1; choose nsga2"
+            )
         from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival, comp_by_cv_then_random
 
         size = population or default_population(problem.budget)
         directions = reference_directions(problem.objectives, size)
         # Sec. IV-F: parents are drawn at random, and children stay near them (eta 30).
-        parts = Parts(comp_by_cv_then_random, {"eta": 30, "prob": 1.0}, ReferenceDirectionSurvival(directions).do)
-        super().__init__(problem, np.random.default_rng(seed), parts, max(size, len(directions)), sigma)
+        parts = Parts(
+            comp_by_cv_then_random,
+            {"eta": 30, "prob": 1.0},
+            ReferenceDirectionSurvival(directions).do,
+        )
+        super().__init__(
+            problem, np.random.default_rng(seed), parts, max(size, len(directions)), sigma
+        )
 
 
 def reference_directions(objectives: int, most: int) -> Point:
     """Evenly spaced points of the simplex ``(directions, objectives)``, about ``most`` (sec. IV-B).
 
-    A single layer with fewer parts than objectives has no inner points; a second layer, halfway to the centre, adds
-    them (sec. V, table I).
+    A single layer with fewer parts than objectives has no inner points; a second layer, halfway to
+    the centre, adds them (sec. V, table I).
     """
     from pymoo.util.ref_dirs import get_reference_directions
 
@@ -63,12 +73,16 @@ def reference_directions(objectives: int, most: int) -> Point:
     points: Point = get_reference_directions("das-dennis", objectives, n_partitions=outer)
     if outer >= objectives:
         return points
-    inner = get_reference_directions("das-dennis", objectives, n_partitions=_parts(objectives, most - len(points)))
+    inner = get_reference_directions(
+        "das-dennis", objectives, n_partitions=_parts(objectives, most - len(points))
+    )
     return np.vstack([points, 0.5 * inner + 0.5 / objectives])
 
 
 def _parts(objectives: int, most: int) -> int:
-    """Into how many parts each edge of the simplex can be divided with at most ``most`` points; at least 1."""
+    """Into how many parts each edge of the simplex can be divided with at most ``most`` points; at
+    least 1.
+    """
     parts = 1
     while math.comb(parts + objectives, objectives - 1) <= most:
         parts += 1

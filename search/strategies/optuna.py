@@ -1,16 +1,18 @@
 """A sampler of Optuna by name, behind this project's contract.
 
-Akiba 2019, "Optuna: A Next-generation Hyperparameter Optimization Framework" (arXiv 1907.10902), engine: optuna.
-What we add or change:
+Akiba 2019, "Optuna: A Next-generation Hyperparameter Optimization Framework" (arXiv 1907.10902),
+engine: optuna. What we add or change:
 
-* No sampler begins uniformly over the box. The start is the first point; until enough trials have completed for the
-  sampler's model or first population, the others are normal draws around it.
-* Every setting that matters is given explicitly, so that a new default of Optuna changes nothing here.
-* Anchors and results of others enter as completed trials, and for the genetic samplers as members of the current
-  generation. Failed trials are told as failed, which every sampler passes over.
-* ``tpe``, ``gp``, ``nsga2`` and ``nsga3`` take several objectives as they are, in units of the anchors' range; for the
-  others they are combined by the problem's weights.
-* Coordinates are scaled to the unit box. The study lives in memory; the record of a run is the trial log.
+* No sampler begins uniformly over the box. The start is the first point; until enough trials have
+  completed for the sampler's model or first population, the others are normal draws around it.
+* Every setting that matters is given explicitly, so that a new default of Optuna changes nothing
+  here.
+* Anchors and results of others enter as completed trials, and for the genetic samplers as members
+  of the current generation. Failed trials are told as failed, which every sampler passes over.
+* ``tpe``, ``gp``, ``nsga2`` and ``nsga3`` take several objectives as they are, in units of the
+  anchors' range; for the others they are combined by the problem's weights.
+* Coordinates are scaled to the unit box. The study lives in memory; the record of a run is the
+  trial log.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field as Bound
 
-from merging import InputError
-from search.storage import quiet_optuna
-from search.strategies.seeding import draw_near, key_of, known_merges
-from search.strategies.unit_box import UnitBox
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.merging import InputError
+from mergesearch.search.quiet import quiet_optuna
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.seeding import draw_near, key_of, known_merges
+from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 if TYPE_CHECKING:
     import optuna
@@ -58,7 +60,12 @@ class Limits:
 
 
 LIMITS = {
-    "tpe": Limits(128, "an ask takes 0.2 s at 256 and the search did not improve on the start", 10, several=True),
+    "tpe": Limits(
+        128,
+        "an ask takes 0.2 s at 256 and the search did not improve on the start",
+        10,
+        several=True,
+    ),
     "gp": Limits(
         32,
         "an ask takes 0.5 s at 32 after 300 trials, and 1 s at 8 after 500",
@@ -68,7 +75,9 @@ LIMITS = {
     ),
     "nsga2": Limits(2000, "an ask takes 36 ms at 2,000", 24, several=True, genetic=True),
     "nsga3": Limits(2000, "an ask takes 36 ms at 2,000", 24, several=True, genetic=True),
-    "cma_es": Limits(100, "cmaes draws again while a point lies outside the box: 1.7 s at 256 on its face"),
+    "cma_es": Limits(
+        100, "cmaes draws again while a point lies outside the box: 1.7 s at 256 on its face"
+    ),
     "qmc": Limits(1000, "an ask takes 40 ms at 1,000"),
     "random": Limits(2000, "an ask takes 40 ms at 2,000"),
 }
@@ -80,10 +89,12 @@ class OptunaSampler:
     Args:
         problem: The box and how losses combine.
         seed: Seed of the strategy's generator.
-        sampler: ``tpe`` (multivariate Parzen estimators), ``gp`` (Gaussian process), ``nsga2``, ``nsga3``, ``cma_es``,
-            ``qmc`` (scrambled Sobol points over the box) or ``random`` (uniform over the box).
-        startup: Completed trials near the start, anchors included, before the sampler takes over; the population of
-            ``nsga2`` and ``nsga3``. Default 10 for ``tpe`` and ``gp``, 24 for the genetic ones, else 1.
+        sampler: ``tpe`` (multivariate Parzen estimators), ``gp`` (Gaussian process), ``nsga2``,
+            ``nsga3``, ``cma_es``, ``qmc`` (scrambled Sobol points over the box) or ``random``
+            (uniform over the box).
+        startup: Completed trials near the start, anchors included, before the sampler takes over;
+            the population of ``nsga2`` and ``nsga3``. Default 10 for ``tpe`` and ``gp``, 24 for the
+            genetic ones, else 1.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -117,7 +128,7 @@ class OptunaSampler:
             self._asked += 1
         return suggestions
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Tell whole results; failures as failed."""
         for trial in trials:
             if self._box.dim:
@@ -132,12 +143,15 @@ class OptunaSampler:
         limits, problem = self._limits, self._problem
         if self._box.dim > limits.most:
             raise InputError(
-                f"strategy.sampler: expected at most {limits.most} dimensions for {sampler}, received {self._box.dim} "
-                f"({limits.reason}); choose the strategy {'nsga2' if problem.objectives > 1 else 'cma_es'}"
+                f"strategy.sampler: expected at most {limits.most} dimensions for {sampler}, "
+                f"received {self._box.dim} "
+                f"({limits.reason}); choose the strategy "
+                f"{'nsga2' if problem.objectives > 1 else 'cma_es'}"
             )
         if limits.budget is not None and problem.budget > limits.budget:
             raise InputError(
-                f"strategy.sampler: expected a budget of at most {limits.budget} for {sampler}, received "
+                f"strategy.sampler: expected a budget of at most {limits.budget} for {sampler}, "
+                "received "
                 f"{problem.budget} ({limits.reason}); choose sampler: tpe or the strategy quadratic"
             )
 
@@ -151,10 +165,14 @@ class OptunaSampler:
                 sampler=self._build(sampler, int(self._rng.integers(2**31))),
                 directions=["minimize"] * (problem.objectives if self._limits.several else 1),
             )
-        unit: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(0.0, 1.0)
+        unit: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(
+            0.0, 1.0
+        )
         self._distributions = dict.fromkeys(self._names, unit)
         known = known_merges(problem)
-        self._start_is_known = any(key_of(anchor.point) == key_of(problem.start) for anchor in known)
+        self._start_is_known = any(
+            key_of(anchor.point) == key_of(problem.start) for anchor in known
+        )
         self.tell(known)
 
     def _build(self, sampler: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -171,14 +189,20 @@ class OptunaSampler:
                 seed=seed,
             )
         if sampler == "gp":
-            return samplers.GPSampler(n_startup_trials=self._startup, deterministic_objective=False, seed=seed)
+            return samplers.GPSampler(
+                n_startup_trials=self._startup, deterministic_objective=False, seed=seed
+            )
         if sampler == "cma_es":
             return self._build_cma_es(seed)
         if sampler == "qmc":
-            return samplers.QMCSampler(qmc_type="sobol", scramble=True, warn_independent_sampling=False, seed=seed)
+            return samplers.QMCSampler(
+                qmc_type="sobol", scramble=True, warn_independent_sampling=False, seed=seed
+            )
         if sampler == "random":
             return samplers.RandomSampler(seed=seed)
-        return self._build_genetic(samplers.NSGAIISampler if sampler == "nsga2" else samplers.NSGAIIISampler, seed)
+        return self._build_genetic(
+            samplers.NSGAIISampler if sampler == "nsga2" else samplers.NSGAIIISampler, seed
+        )
 
     def _build_genetic(self, kind: Any, seed: int) -> optuna.samplers.BaseSampler:
         from optuna.samplers import nsgaii
@@ -220,15 +244,23 @@ class OptunaSampler:
         self._outstanding[self._asked] = trial.number, point
         return point
 
-    def _tell(self, trial: Told) -> None:
+    def _tell(self, trial: TrialResult) -> None:
         from optuna.trial import TrialState
 
-        values = None if trial.losses is None or trial.evaluated is not None else self._values(trial.losses)
-        number, asked = self._outstanding.pop(-1 if trial.id is None else trial.id, (None, trial.point))
+        values = (
+            None
+            if trial.losses is None or trial.evaluated is not None
+            else self._values(trial.losses)
+        )
+        number, asked = self._outstanding.pop(
+            -1 if trial.id is None else trial.id, (None, trial.point)
+        )
         same = number is not None and np.allclose(asked, trial.point, rtol=0, atol=1e-9)
         if number is not None:
             whole = same and values is not None
-            self._study.tell(number, values if whole else None, TrialState.COMPLETE if whole else TrialState.FAIL)
+            self._study.tell(
+                number, values if whole else None, TrialState.COMPLETE if whole else TrialState.FAIL
+            )
         if values is not None:
             self._completed += 1
             if not same:
@@ -244,7 +276,9 @@ class OptunaSampler:
             self._study.tell(self._ask_study(), values)
             return
         params = self._named(self._box.to_unit(point))
-        self._study.add_trial(create_trial(params=params, distributions=self._distributions, values=values))
+        self._study.add_trial(
+            create_trial(params=params, distributions=self._distributions, values=values)
+        )
 
     def _ask_study(self) -> optuna.Trial:
         trial = self._study.ask(self._distributions)
@@ -258,7 +292,11 @@ class OptunaSampler:
 
     def _values(self, losses: Point) -> list[float]:
         several = self._limits.several and self._problem.objectives > 1
-        return self._problem.normalise(losses).tolist() if several else [self._problem.scalarise(losses)]
+        return (
+            self._problem.normalise(losses).tolist()
+            if several
+            else [self._problem.scalarise(losses)]
+        )
 
     def _named(self, unit: Point) -> dict[str, Any]:
         return dict(zip(self._names, unit.tolist(), strict=True))

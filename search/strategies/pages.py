@@ -1,4 +1,6 @@
-"""What ``mergesearch ls strategies``, docs/strategies.md and the table of the README say, from the declarations."""
+"""What ``mergesearch ls strategies``, docs/strategies.md and the table of the README say, from the
+declarations.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +9,28 @@ import re
 from pathlib import Path
 from typing import Any
 
-from search.strategies import STRATEGIES, Entry
+from mergesearch.search.strategies.table import STRATEGIES, StrategyInfo
 
 #: Between these lines of the README stands the table.
 START, STOP = "<!-- strategies: written by `make docs` -->", "<!-- strategies: end -->"
 
-_OBJECTIVES = {"one": "one objective", "several": "several objectives", "any": "one objective or several"}
+_OBJECTIVES = {
+    "one": "one objective",
+    "several": "several objectives",
+    "any": "one objective or several",
+}
 
 _INTRODUCTION = """# Strategies
 
-Written by `make docs` from the declarations in `search/strategies/`; `mergesearch ls strategies` prints the same.
-`strategy: NAME` in a study file, or `strategy: {name: NAME, option: value}`; `strategy: auto` chooses by this rule:
+Written by `make docs` from the declarations in `search/strategies/`; `mergesearch ls
+strategies` prints the same. `strategy: NAME` in a study file, or
+`strategy: {name: NAME, option: value}`; `strategy: auto` chooses by this rule:
 
 > RULE
 """
 
 
-def strategy_row(entry: Entry) -> dict[str, Any]:
+def strategy_row(entry: StrategyInfo) -> dict[str, Any]:
     """A strategy as plain data, for listings."""
     return {
         "name": entry.name,
@@ -43,19 +50,24 @@ def strategy_row(entry: Entry) -> dict[str, Any]:
 def readme_table() -> str:
     """Method, when to use it, needs: a row for every strategy, those for one objective first."""
     entries = sorted(STRATEGIES.values(), key=lambda entry: [*_OBJECTIVES].index(entry.objectives))
-    rows = [f"| `{e.name}` | {e.when} | {_OBJECTIVES[e.objectives]}, {_needs_in_words(e)} |" for e in entries]
+    rows = [
+        f"| `{e.name}` | {e.when} | {_OBJECTIVES[e.objectives]}, {_needs_in_words(e)} |"
+        for e in entries
+    ]
     return "\n".join(["| method | when to use it | needs |", "|---|---|---|", *rows])
 
 
 def page() -> str:
     """docs/strategies.md."""
-    from search.strategies import auto
+    from mergesearch.search.strategies import auto
 
     rule = (inspect.getdoc(auto) or "").split("\n\n", 1)[1].split(" Why these")[0]
     parts = [_INTRODUCTION.replace("RULE", " ".join(rule.split()))]
     for objectives, title in _OBJECTIVES.items():
         parts.append(f"## {title.capitalize()}\n")
-        parts += [_section(entry) for entry in STRATEGIES.values() if entry.objectives == objectives]
+        parts += [
+            _section(entry) for entry in STRATEGIES.values() if entry.objectives == objectives
+        ]
     return "\n".join(parts)
 
 
@@ -72,7 +84,7 @@ def with_table(text: str) -> str:
     return pattern.sub(lambda _: f"{START}\n{readme_table()}\n{STOP}", text)
 
 
-def _section(entry: Entry) -> str:
+def _section(entry: StrategyInfo) -> str:
     row = strategy_row(entry)
     slow = f"\nMore than 50 ms of CPU: {row['slow']}.\n" if entry.slow else ""
     return (
@@ -83,13 +95,17 @@ def _section(entry: Entry) -> str:
     )
 
 
-def _options(entry: Entry) -> str:
+def _options(entry: StrategyInfo) -> str:
     meanings = described(inspect.getdoc(entry.load()) or "")
     rows = [
         f"| `{name}` | {_default(parameter)} | {meanings.get(name, '')} |"
         for name, parameter in entry.options().items()
     ]
-    return "\n".join(["\n| option | default | what it is |", "|---|---|---|", *rows, ""]) if rows else ""
+    return (
+        "\n".join(["\n| option | default | what it is |", "|---|---|---|", *rows, ""])
+        if rows
+        else ""
+    )
 
 
 def described(doc: str) -> dict[str, str]:
@@ -108,24 +124,31 @@ def described(doc: str) -> dict[str, str]:
     return {key: text.replace("|", "\\|") for key, text in found.items()}
 
 
-def _dimensions(entry: Entry) -> str:
+def _dimensions(entry: StrategyInfo) -> str:
     low, high = entry.dims
     return f"{low} or more" if high is None else f"{low} to {high}"
 
 
-def _needs(entry: Entry) -> str:
+def _needs(entry: StrategyInfo) -> str:
     words = {"items": "per-item scores", "gradient": "gradients"}
     needs = entry.load().needs
-    return ", ".join([*(word for need, word in words.items() if need in needs), *_space(entry)]) or "nothing"
+    return (
+        ", ".join([*(word for need, word in words.items() if need in needs), *_space(entry)])
+        or "nothing"
+    )
 
 
-def _needs_in_words(entry: Entry) -> str:
+def _needs_in_words(entry: StrategyInfo) -> str:
     needs = _needs(entry)
-    facts = [f"{_dimensions(entry)} dimensions", f"budget {entry.budget}", *([needs] if needs != "nothing" else [])]
+    facts = [
+        f"{_dimensions(entry)} dimensions",
+        f"budget {entry.budget}",
+        *([needs] if needs != "nothing" else []),
+    ]
     return ", ".join(facts)
 
 
-def _space(entry: Entry) -> list[str]:
+def _space(entry: StrategyInfo) -> list[str]:
     kinds = {
         "segments": "a space of its own: fields with moving split points",
         "mixed": "`operator: stack`",

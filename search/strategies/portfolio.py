@@ -1,9 +1,11 @@
-"""Several strategies side by side in one study: they take turns, share one log, and learn from each other's trials.
+"""Several strategies side by side in one study: they take turns, share one log, and learn from each
+other's trials.
 
-Gomes 2001, "Algorithm portfolios": where it is not known which algorithm suits a problem, running several costs little
-more than the best of them, and far less than the worst. Turns are taken in proportion to the members' shares (smooth
-weighted round robin), never by clocks or results, so that replay is exact. A member is told its own trials as its own,
-and those of the others as trials that it did not suggest; model-based members learn from all.
+Gomes 2001, "Algorithm portfolios": where it is not known which algorithm suits a problem, running
+several costs little more than the best of them, and far less than the worst. Turns are taken in
+proportion to the members' shares (smooth weighted round robin), never by clocks or results, so that
+replay is exact. A member is told its own trials as its own, and those of the others as trials that
+it did not suggest; model-based members learn from all.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field as Bound
 
-from merging import InputError
-from search.strategy import Point, Problem, Strategy, Suggestion, Told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion, TrialResult
 
 #: Without a list of members: an adaptive Gaussian, a model, and a population of moving particles.
 DEFAULT_MEMBERS = ("cma_es", "quadratic", "pso")
 DEFAULT_SEVERAL = ("map", "sms_emoa", "cma_parego")
 
-Member = Annotated[str | dict[str, Any], Bound(description="a name, or {name: ..., option: ..., share: ...}")]
+Member = Annotated[
+    str | dict[str, Any], Bound(description="a name, or {name: ..., option: ..., share: ...}")
+]
 
 
 class Portfolio:
@@ -31,16 +35,20 @@ class Portfolio:
     Args:
         problem: The box; every member searches all of it.
         seed: Each member's seed is drawn from it.
-        members: Names, or mappings of ``name``, options, and ``share`` (relative number of turns, default 1).
-            Default: CMA-ES, the quadratic surrogate and a particle swarm; for several objectives MAP, SMS-EMOA and
-            scalarised CMA-ES.
+        members: Names, or mappings of ``name``, options, and ``share`` (relative number of turns,
+            default 1). Default: CMA-ES, the quadratic surrogate and a particle swarm; for several
+            objectives MAP, SMS-EMOA and scalarised CMA-ES.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     recommends: ClassVar[bool] = True
 
     def __init__(
-        self, problem: Problem, seed: int, *, members: Annotated[list[Member], Bound(min_length=1)] | None = None
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        members: Annotated[list[Member], Bound(min_length=1)] | None = None,
     ) -> None:
         chosen = members or _defaults(problem)
         specs = [_parsed(member) for member in chosen]
@@ -49,7 +57,12 @@ class Portfolio:
         self._names = [name for name, _, _ in specs]
         self._shares = np.array([share / total for _, _, share in specs])
         self._members = [
-            _build(name, options, replace(problem, budget=max(int(problem.budget * share), 1)), int(own))
+            _build(
+                name,
+                options,
+                replace(problem, budget=max(int(problem.budget * share), 1)),
+                int(own),
+            )
             for (name, options, _), share, own in zip(specs, self._shares, seeds, strict=True)
         ]
         self._credit = np.zeros(len(specs))
@@ -57,11 +70,13 @@ class Portfolio:
         self._asked = 0
 
     def ask(self, count: int) -> list[Suggestion]:
-        """Each suggestion is of the member whose turn it is; one that has nothing left is passed over."""
+        """Each suggestion is of the member whose turn it is; one that has nothing left is passed
+        over.
+        """
         found = (self._next() for _ in range(count))
         return [suggestion for suggestion in found if suggestion is not None]
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Every member hears of every trial."""
         for trial in trials:
             place, own = self._owner.pop(trial.id, (-1, -1)) if trial.id is not None else (-1, -1)
@@ -85,7 +100,7 @@ class Portfolio:
 
 
 def _defaults(problem: Problem) -> list[str]:
-    from search.strategies import STRATEGIES
+    from mergesearch.search.strategies.table import STRATEGIES
 
     names = DEFAULT_MEMBERS if problem.objectives == 1 else DEFAULT_SEVERAL
     fitting = [name for name in names if problem.dim <= (STRATEGIES[name].most or problem.dim)]
@@ -98,24 +113,30 @@ def _parsed(member: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], float
     Raises:
         InputError: If it has no name, an unknown one, or a share that is not positive.
     """
-    from search.strategies import check_options, get_entry
+    from mergesearch.search.strategies.table import check_options, get_strategy_info
 
     options = {"name": member} if isinstance(member, str) else dict(member)
     name, share = options.pop("name", None), options.pop("share", 1.0)
     if not isinstance(name, str) or name in ("portfolio", "auto"):
         raise InputError(
-            f"strategy.members: expected the name of a strategy that searches by itself, received {member!r}"
+            "strategy.members: expected the name of a strategy that searches by itself, received "
+            f"{member!r}"
         )
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < float("inf"):
+    if (
+        isinstance(share, bool)
+        or not isinstance(share, int | float)
+        or not 0 < share < float("inf")
+    ):
         raise InputError(f"strategy.members: {name}: expected a positive share, received {share!r}")
-    if get_entry(name).space != "coefficients":
+    if get_strategy_info(name).space != "coefficients":
         raise InputError(
-            f"strategy.members: {name} searches a space of its own and cannot share a log; give it its own study"
+            f"strategy.members: {name} searches a space of its own and cannot share a log; give it "
+            "its own study"
         )
     return name, check_options(name, options), float(share)
 
 
 def _build(name: str, options: Mapping[str, Any], problem: Problem, seed: int) -> Strategy:
-    from search.strategies import build_strategy
+    from mergesearch.search.strategies.table import build_strategy
 
     return build_strategy(name, options, problem, seed)

@@ -1,15 +1,16 @@
 """PSO-Merging: particles are drawn to their own best place and to the swarm's.
 
-Zhang 2025, "PSO-Merging: Merging Models Based on Particle Swarm Optimization" (arXiv 2508.19839). What we changed:
+Zhang 2025, "PSO-Merging: Merging Models Based on Particle Swarm Optimization" (arXiv 2508.19839).
+What we changed:
 
-* A particle is a vector of coefficients, not a model. The paper's first particles are base, experts and sparsified
-  experts; ours are the known merges (base, experts and more), their midpoints, and draws around the best: coefficients
-  cannot sparsify.
-* Random numbers are drawn for each coordinate, as in Kennedy 1995, "Particle swarm optimization"; with one for all of
-  them the swarm would never leave the span of its particles.
+* A particle is a vector of coefficients, not a model. The paper's first particles are base, experts
+  and sparsified experts; ours are the known merges (base, experts and more), their midpoints, and
+  draws around the best: coefficients cannot sparsify.
+* Random numbers are drawn for each coordinate, as in Kennedy 1995, "Particle swarm optimization";
+  with one for all of them the swarm would never leave the span of its particles.
 * A velocity that leads out of the box is set to zero at the face.
-* Particles take turns as results come in (:mod:`search.strategies.swarm`); there are no iterations. Several
-  objectives are combined by the problem's weights.
+* Particles take turns as results come in (:mod:`mergesearch.search.strategies.parts.swarm`); there
+  are no iterations. Several objectives are combined by the problem's weights.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field as Bound
 
-from search.strategies.seeding import first_points, known_merges
-from search.strategies.swarm import Particle, Swarm
-from search.strategy import Problem
+from mergesearch.search.strategies.base import Problem
+from mergesearch.search.strategies.parts.seeding import first_points, known_merges
+from mergesearch.search.strategies.parts.swarm import Particle, Swarm
 
 
 class ParticleSwarm(Swarm):
@@ -34,7 +35,8 @@ class ParticleSwarm(Swarm):
         inertia: Share of the last step that is kept.
         cognitive: Pull of a particle's own best place.
         social: Pull of the swarm's best place.
-        sigma: Spread of the first particles as a fraction of the range; default 0.2, less above ten dimensions.
+        sigma: Spread of the first particles as a fraction of the range; default 0.2, less above ten
+            dimensions.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class ParticleSwarm(Swarm):
     ) -> None:
         rng = np.random.default_rng(seed)
         known = known_merges(problem)[:particles]
-        super().__init__(problem, rng, known, first_points(problem, rng, particles - len(known), sigma))
+        super().__init__(
+            problem, rng, known, first_points(problem, rng, particles - len(known), sigma)
+        )
         self._inertia, self._cognitive, self._social = inertia, cognitive, social
 
     def _step(self, particle: Particle) -> None:

@@ -1,20 +1,23 @@
 """A quadratic model in a trust region proposes beside CMA-ES, while it predicts.
 
-Powell 2006, "The NEWUOA software for unconstrained optimization without derivatives", gave the idea: near the base the
-losses of a merge are nearly quadratic in its coefficients, and a quadratic knows its minimum. His interpolation cannot
-bear noise, so the model is a ridge regression (``quadratic_model``), and what governs it is its leave-one-out error:
+Powell 2006, "The NEWUOA software for unconstrained optimization without derivatives", gave the
+idea: near the base the losses of a merge are nearly quadratic in its coefficients, and a quadratic
+knows its minimum. His interpolation cannot bear noise, so the model is a ridge regression
+(``quadratic_model``), and what governs it is its leave-one-out error:
 
-* Model and CMA-ES take turns while the model predicts better than the mean does; otherwise all turns are those of
-  CMA-ES, which learns from every result, those of the model as injected solutions. With many coordinates and few
-  results the model is of low rank and rarely trusted: then this is CMA-ES.
-* The trust region is a box around the lowest predicted point among the results. Results far outside it, and losses far
-  above the best ones, weigh less. Each new fit tries a region that is larger or smaller, in turn, and keeps it if that
-  predicts the results near the centre better: on a true quadratic the region grows over the box, elsewhere it shrinks.
-* The model proposes its minimum in the region, drawn in until the model is sure of its value there, plus a Gaussian
-  whose spread in each direction raises the loss by about the noise: several outstanding proposals differ, and tell the
-  model most about where the minimum lies.
-* ``best`` recommends the model's minimum if the model is as sure of it as of a measurement, or sure that it is better
-  than the mean of CMA-ES; else that mean.
+* Model and CMA-ES take turns while the model predicts better than the mean does; otherwise all
+  turns are those of CMA-ES, which learns from every result, those of the model as injected
+  solutions. With many coordinates and few results the model is of low rank and rarely trusted: then
+  this is CMA-ES.
+* The trust region is a box around the lowest predicted point among the results. Results far outside
+  it, and losses far above the best ones, weigh less. Each new fit tries a region that is larger or
+  smaller, in turn, and keeps it if that predicts the results near the centre better: on a true
+  quadratic the region grows over the box, elsewhere it shrinks.
+* The model proposes its minimum in the region, drawn in until the model is sure of its value there,
+  plus a Gaussian whose spread in each direction raises the loss by about the noise: several
+  outstanding proposals differ, and tell the model most about where the minimum lies.
+* ``best`` recommends the model's minimum if the model is as sure of it as of a measurement, or sure
+  that it is better than the mean of CMA-ES; else that mean.
 """
 
 from __future__ import annotations
@@ -25,11 +28,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from merging import InputError
-from search.strategies.cma_es import CmaEs
-from search.strategies.quadratic_model import Array, QuadraticModel, descend, fit_quadratic
-from search.strategies.unit_box import UnitBox
-from search.strategy import Point, Problem, Suggestion, Told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.parts.quadratic_model import (
+    Array,
+    QuadraticModel,
+    descend,
+    fit_quadratic,
+)
+from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Free coordinates above which a model of few results is no use.
 MOST = 256
@@ -39,11 +47,13 @@ PREDICTS = 0.9
 NEAREST = 400
 #: A fit is repeated once the results have grown by this share.
 REFIT = 0.05
-#: Half-width of the region at first, its range, and the factor between two that are compared, as fractions of the box.
+#: Half-width of the region at first, its range, and the factor between two that are compared, as
+#: fractions of the box.
 REGION, REGIONS, STEP = 0.3, (0.01, 1.0), 1.4
 #: Losses so many times as far above the best tenth as the median is count half.
 TALL = 2.0
-#: The model is sure of its minimum if its standard deviation there is at most so many times the noise,
+#: The model is sure of its minimum if its standard deviation there is at most so many times the
+#: noise,
 SURE = 2.0
 #: or at most this share of what it gains over the centre.
 GAIN = 0.25
@@ -53,7 +63,8 @@ LEAST_REACH = 0.02
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A box in the unit cube and the model in it; the model's coordinates are ``(unit - centre) / half``.
+    """A box in the unit cube and the model in it; the model's coordinates are
+    ``(unit - centre) / half``.
 
     Attributes:
         centre: Unit cube ``(dim,)``.
@@ -101,7 +112,8 @@ class Quadratic:
         self._box = UnitBox(problem)
         if self._box.dim > MOST:
             raise InputError(
-                f"strategy.name: quadratic expected at most {MOST} coordinates, received {self._box.dim}; choose cma_es"
+                f"strategy.name: quadratic expected at most {MOST} coordinates, received "
+                f"{self._box.dim}; choose cma_es"
             )
         self._score = problem.scalarise
         self._rng = np.random.default_rng(seed)
@@ -109,7 +121,9 @@ class Quadratic:
         self._units: list[Point] = []
         self._losses: list[float] = []
         self._fitted = 0  # results at the last fit
-        self._asked: dict[int, int | None] = {}  # suggestion -> id at CMA-ES, None for the model's own
+        self._asked: dict[
+            int, int | None
+        ] = {}  # suggestion -> id at CMA-ES, None for the model's own
         self._next, self._turn = 0, False
         self._centre, self._half, self._factor = self._box.to_unit(problem.start), REGION, STEP
         self._region: Region | None = None
@@ -118,7 +132,9 @@ class Quadratic:
         self._refit()
 
     def ask(self, count: int) -> list[Suggestion]:
-        """``count`` suggestions, of the model and of CMA-ES in turn; all of CMA-ES while the model does not predict."""
+        """``count`` suggestions, of the model and of CMA-ES in turn; all of CMA-ES while the model
+        does not predict.
+        """
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
@@ -132,14 +148,16 @@ class Quadratic:
         self._asked[id] = suggestion.id
         return Suggestion(id, suggestion.point)
 
-    def tell(self, trials: Sequence[Told]) -> None:
+    def tell(self, trials: Sequence[TrialResult]) -> None:
         """Pass every result to CMA-ES, and fit the model again when there are enough new ones."""
         for trial in trials:
             own = trial.id in self._asked
             theirs = None if trial.id is None else self._asked.pop(trial.id, None)
             self._cma.tell([replace(trial, id=theirs)])
             if trial.losses is None and own and theirs is None:
-                self._half = max(self._half / STEP, REGIONS[0])  # the model led to where merges fail
+                self._half = max(
+                    self._half / STEP, REGIONS[0]
+                )  # the model led to where merges fail
             self._learn(trial)
             if len(self._losses) - self._fitted >= max(1.0, REFIT * len(self._losses)):
                 self._refit()
@@ -149,23 +167,31 @@ class Quadratic:
         region, others = self._trusted(), self._cma.best()
         if region is None:
             return others
-        gain = region.predict(self._box.to_unit(others[0])) - float(region.model.predict(region.minimum))
+        gain = region.predict(self._box.to_unit(others[0])) - float(
+            region.model.predict(region.minimum)
+        )
         if region.model.deviation(region.minimum) > max(region.model.noise, GAIN * gain):
             return others
         return [self._box.to_point(region.to_unit(region.minimum))]
 
     def _trusted(self) -> Region | None:
         """The region, if its model predicts."""
-        return self._region if self._region is not None and self._region.model.error < PREDICTS else None
+        return (
+            self._region
+            if self._region is not None and self._region.model.error < PREDICTS
+            else None
+        )
 
-    def _learn(self, trial: Told) -> None:
+    def _learn(self, trial: TrialResult) -> None:
         """Keep what was measured in full; failures and parts of the items are no data."""
         if trial.losses is not None and trial.evaluated is None and self._box.dim:
             self._units.append(self._box.to_unit(trial.point))
             self._losses.append(self._score(trial.losses))
 
     def _refit(self) -> None:
-        """Fit in the present region and in one that is larger or smaller, and keep the one that predicts better."""
+        """Fit in the present region and in one that is larger or smaller, and keep the one that
+        predicts better.
+        """
         self._fitted = len(self._losses)
         if self._fitted < 2 * self._box.dim + 4:
             return
@@ -178,26 +204,39 @@ class Quadratic:
         self._factor = 1.0 / self._factor
         halves = self._half, float(np.clip(self._half * self._factor, *REGIONS))
         weights = [importance / (1.0 + (distance / half) ** 2) ** 2 for half in halves]
-        models = [fit_quadratic(offsets / half, losses, w) for half, w in zip(halves, weights, strict=True)]
-        errors = [np.inf if model is None else float(weights[0] @ model.residuals**2) for model in models]
+        models = [
+            fit_quadratic(offsets / half, losses, w)
+            for half, w in zip(halves, weights, strict=True)
+        ]
+        errors = [
+            np.inf if model is None else float(weights[0] @ model.residuals**2) for model in models
+        ]
         place = int(np.argmin(errors))
         self._half = halves[place]
         model = models[place]
         self._region = None if model is None else make_region(self._centre, self._half, model)
 
     def _choose_centre(self, units: Array, losses: Array) -> Point:
-        """The result in or next to the region with the lowest prediction; the lowest loss while there is none."""
+        """The result in or next to the region with the lowest prediction; the lowest loss while
+        there is none.
+        """
         region = self._trusted()
         if region is None:
-            return self._centre if self._region is not None else np.asarray(units[np.argmin(losses)])
+            return (
+                self._centre if self._region is not None else np.asarray(units[np.argmin(losses)])
+            )
         inside = units[np.max(np.abs(units - region.centre), axis=1) <= 1.5 * region.half]
         if not len(inside):
             return self._centre
-        return np.asarray(inside[np.argmin(region.model.predict((inside - region.centre) / region.half))])
+        return np.asarray(
+            inside[np.argmin(region.model.predict((inside - region.centre) / region.half))]
+        )
 
 
 def _low_ones(losses: Array) -> Array:
-    """Weight of each loss ``(n,)``: about 1 for those near the best tenth, small for those far above the median."""
+    """Weight of each loss ``(n,)``: about 1 for those near the best tenth, small for those far
+    above the median.
+    """
     low, middle = np.quantile(losses, [0.1, 0.5])
     scale = TALL * (middle - low) or float(np.std(losses)) or 1.0
     return np.asarray(1.0 / (1.0 + (np.maximum(losses - low, 0.0) / scale) ** 2))

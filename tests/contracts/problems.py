@@ -1,7 +1,9 @@
-"""The problem on which the contract of strategies is checked, at any dimension and for every kind of space.
+"""The problem on which the contract of strategies is checked, at any dimension and for every kind
+of space.
 
-A strategy that searches a space of its own (``Entry.space``) has a maker here, so that it meets the contract in that
-space; the makers' ``dim`` is a wish, the space has the nearest dimension that it can have.
+A strategy that searches a space of its own (``Entry.space``) has a maker here, so that it meets the
+contract in that space; the makers' ``dim`` is a wish, the space has the nearest dimension that it
+can have.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from evaluators import Batch
-from merging import Field, Layout, Recipe, Source
-from merging.segment_gram import SegmentGram
-from search.descent import Descended, descend
-from search.strategies import STRATEGIES
-from search.strategy import Point, Problem, Suggestion, Told
-from spaces import mixed_space, segment_space
+from mergesearch.evaluators import Batch
+from mergesearch.merging import Field, Layout, Recipe, Source
+from mergesearch.merging.resident.segment_gram import SegmentGram
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.table import STRATEGIES
+from mergesearch.search.workers.gradient_steps import GradientResult, take_gradient_steps
+from mergesearch.spaces import mixed_space, segment_space
 
 #: Strategies that are more than one algorithm: name, options.
 CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in sorted(STRATEGIES)]
-CASES += [("m2n2", {"alpha": 0.0, "attraction": False, "split": False}), ("m2n2", {"archive": 5, "mutation": 0.05})]
+CASES += [
+    ("m2n2", {"alpha": 0.0, "attraction": False, "split": False}),
+    ("m2n2", {"archive": 5, "mutation": 0.05}),
+]
 
 #: Rungs of 2, 7 and 20 items.
 CASES += [("medsamix", {"min_items": 2, "trees": 5})]
@@ -32,11 +37,17 @@ CASES += [("evo_merging", {"denoise": 0.05})]
 #: The predicted front, and the search after the last pair, within the trials of a test.
 CASES += [("map", {"design": 0.1, "batch": 3}), ("nested_map", {"points": 6})]
 
-CASES += [("nevergrad", {"optimizer": name}) for name in ("CMA", "TBPSA", "DE", "TwoPointsDE", "OnePlusOne", "PSO")]
+CASES += [
+    ("nevergrad", {"optimizer": name})
+    for name in ("CMA", "TBPSA", "DE", "TwoPointsDE", "OnePlusOne", "PSO")
+]
 CASES += [("optuna", {"sampler": name}) for name in ("nsga2", "nsga3", "cma_es", "qmc")]
 #: The model takes over in the last trials of a test: its fits are slow.
 CASES += [("optuna", {"sampler": "gp", "startup": 20})]
-CASES += [("adamerging", {"coordinates": "logit", "shares": 3}), ("gradient_warm_cma", {"warm": 3, "population": 5})]
+CASES += [
+    ("adamerging", {"coordinates": "logit", "shares": 3}),
+    ("gradient_warm_cma", {"warm": 3, "population": 5}),
+]
 CASES += [("frank_wolfe", {"variant": "soft", "steps": 3}), ("frank_wolfe", {"oracle": "cosine"})]
 
 
@@ -59,7 +70,9 @@ def box(dim: int, objectives: int = 1) -> Problem:
 
 
 def segments(dim: int, objectives: int = 1) -> Problem:
-    """Fields of one or two directions with random weights; the anchors of :func:`make_problem` are constant fields."""
+    """Fields of one or two directions with random weights; the anchors of :func:`make_problem` are
+    constant fields.
+    """
     directions = min(dim, 2)
     most = max((dim + 1) // (directions + 1), 1)
     size = max(1024, 64 * most)
@@ -67,20 +80,46 @@ def segments(dim: int, objectives: int = 1) -> Problem:
     index = SegmentGram.of_arrays(np.zeros(size), rng.standard_normal((directions, size)))
     layout = Layout.build({"a": ((size,), "float32")})
     sources = tuple(Source(name, name) for name in "ab"[:directions])
-    template = Recipe(Source("base", "base"), sources, "task_arithmetic", Field.constant(size, np.zeros(directions)))
-    space = segment_space(template, layout, segments=most, low=0.0, high=2.0, start=0.5, gram=index.gram)
-    return replace(box(dim, objectives), lower=space.lower, upper=space.upper, start=space.start, space=space)
+    template = Recipe(
+        Source("base", "base"),
+        sources,
+        "task_arithmetic",
+        Field.constant(size, np.zeros(directions)),
+    )
+    space = segment_space(
+        template, layout, segments=most, low=0.0, high=2.0, start=0.5, gram=index.gram
+    )
+    return replace(
+        box(dim, objectives), lower=space.lower, upper=space.upper, start=space.start, space=space
+    )
 
 
 def mixed(dim: int, objectives: int = 1) -> Problem:
-    """Methods for groups of blocks of two experts at random angles; a group has 22 dimensions, or 8 with one part."""
+    """Methods for groups of blocks of two experts at random angles; a group has 22 dimensions, or 8
+    with one part.
+    """
     parts = ("self_attn.q_proj", "mlp.up_proj", "norm") if dim > 8 else ("mlp.up_proj",)
-    names = [f"layers.{block}.{part}.weight" for block in range(max(round(dim / 22), 1)) for part in parts]
+    names = [
+        f"layers.{block}.{part}.weight"
+        for block in range(max(round(dim / 22), 1))
+        for part in parts
+    ]
     layout = Layout.build(dict.fromkeys(names, ((8, 8), "float32")))
-    vectors = np.random.default_rng(0).standard_normal((len(names), 3, 20)) * np.array([[1.0], [0.5], [0.5]])
-    template = Recipe(Source("base", "base"), tuple(Source(n, n) for n in "ab"), "stack", Field.constant(64, [0.0]))
-    space = mixed_space(template, layout, layers=1, gram=lambda _: vectors @ vectors.transpose(0, 2, 1))
-    return replace(box(dim, objectives), lower=space.lower, upper=space.upper, start=space.start, space=space)
+    vectors = np.random.default_rng(0).standard_normal((len(names), 3, 20)) * np.array(
+        [[1.0], [0.5], [0.5]]
+    )
+    template = Recipe(
+        Source("base", "base"),
+        tuple(Source(n, n) for n in "ab"),
+        "stack",
+        Field.constant(64, [0.0]),
+    )
+    space = mixed_space(
+        template, layout, layers=1, gram=lambda _: vectors @ vectors.transpose(0, 2, 1)
+    )
+    return replace(
+        box(dim, objectives), lower=space.lower, upper=space.upper, start=space.start, space=space
+    )
 
 
 def product(dim: int, objectives: int = 1) -> Problem:
@@ -107,29 +146,39 @@ def make_problem(name: str, dim: int, objectives: int = 1) -> Problem:
 
 def losses(point: Point, objectives: int = 1) -> np.ndarray:
     """A smooth bowl for each objective."""
-    return np.array([float(np.mean((point - 0.2 - 0.1 * place) ** 2)) for place in range(objectives)])
+    return np.array(
+        [float(np.mean((point - 0.2 - 0.1 * place) ** 2)) for place in range(objectives)]
+    )
 
 
-def told(point: Point, problem: Problem, id: int | None = None, *, failed: bool = False) -> Told:
+def told(
+    point: Point, problem: Problem, id: int | None = None, *, failed: bool = False
+) -> TrialResult:
     """The result at a point, with a loss for each item."""
     if failed:
-        return Told(id, point, None)
+        return TrialResult(id, point, None)
     values = losses(point, problem.objectives)
     spread = np.linspace(0.5, 1.5, problem.items)
-    return Told(id, point, values, {name: v * spread for name, v in zip(problem.names, values, strict=True)})
+    return TrialResult(
+        id, point, values, {name: v * spread for name, v in zip(problem.names, values, strict=True)}
+    )
 
 
-def descended(suggestion: Suggestion, problem: Problem) -> Descended | None:
-    """What a worker would make of a suggestion's descent: exact gradients, with noise that depends on the batch."""
-    descent = suggestion.descent
-    if descent is None:
+def gradient_result(suggestion: Suggestion, problem: Problem) -> GradientResult | None:
+    """What a worker would make of a suggestion's descent: exact gradients, with noise that depends
+    on the batch.
+    """
+    gradient_steps = suggestion.gradient_steps
+    if gradient_steps is None:
         return None
 
-    def slope_at(point: Point, batch: Batch) -> tuple[float, np.ndarray]:
-        weights = np.array([descent.rule.weights.get(name, 0.0) for name in problem.names])
+    def loss_and_gradient_at(point: Point, batch: Batch) -> tuple[float, np.ndarray]:
+        weights = np.array([gradient_steps.rule.weights.get(name, 0.0) for name in problem.names])
         centres = np.array([0.2 + 0.1 * place for place in range(problem.objectives)])
         exact = weights @ (2 * (point - centres[:, None]) / max(point.size, 1))
         noise = np.random.default_rng([batch.seed, batch.number]).standard_normal(point.size)
-        return float(weights @ losses(point, problem.objectives)), exact + 0.3 * noise / max(point.size, 1)
+        return float(weights @ losses(point, problem.objectives)), exact + 0.3 * noise / max(
+            point.size, 1
+        )
 
-    return descend(descent, suggestion.point, slope_at)
+    return take_gradient_steps(gradient_steps, suggestion.point, loss_and_gradient_at)

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from merging import Field, InputError, Recipe, Source, StudyFailedError
-from search.backends import Backend, open_backend
-from search.study_file import WorkersSection
-from search.worker import Outcome, Task, WorkerSpec
+from mergesearch.merging import Field, InputError, Recipe, Source, StudyFailedError
+from mergesearch.search.spec.sections import WorkersSection
+from mergesearch.search.workers.backends import Backend, open_backend
+from mergesearch.search.workers.messages import Outcome, Task, WorkerSpec
 
 pytestmark = pytest.mark.xdist_group("ray")
 
 DIM = 4
-TEMPLATE = Recipe(Source("", ""), (), "task_arithmetic", Field(np.arange(DIM + 1), np.zeros((1, DIM))))
+TEMPLATE = Recipe(
+    Source("", ""), (), "task_arithmetic", Field(np.arange(DIM + 1), np.zeros((1, DIM)))
+)
 
 
 def task(number: int, split: str = "search") -> Task:
@@ -60,13 +62,15 @@ def drain(backend: Backend, count: int) -> dict[str, Outcome]:
 
 
 class TestBackendContract:
-    def test_every_task_comes_back_once_with_its_own_result(self, backend: Callable[..., Backend]) -> None:
+    def test_every_task_comes_back_once_with_its_own_result(
+        self, backend: Callable[..., Backend]
+    ) -> None:
         pool = backend(faults={"nan": 0.2, "error": 0.2})
         assert pool.slots >= 1
         for number in range(24):
             pool.submit(task(number))
         outcomes = drain(pool, 24)
-        from search.worker import Worker
+        from mergesearch.search.workers.worker import Worker
 
         reference = Worker(spec(Path(), faults={"nan": 0.2, "error": 0.2}))
         kinds = set()
@@ -90,7 +94,11 @@ class TestBackendContract:
         pool = backend(noise=0.5)
         for place, split in enumerate(("search", "validation", "test")):
             pool.submit(Task(str(place), task(1).recipe, split))  # type: ignore[arg-type]
-        values = [next(iter(o.measurement.values.values())) for o in drain(pool, 3).values() if o.measurement]
+        values = [
+            next(iter(o.measurement.values.values()))
+            for o in drain(pool, 3).values()
+            if o.measurement
+        ]
         assert len(set(values)) == 3
 
     def test_closing_with_tasks_outstanding_returns(self, backend: Callable[..., Backend]) -> None:
@@ -101,7 +109,9 @@ class TestBackendContract:
         pool.close()
         assert time.monotonic() - started < 30
 
-    def test_a_worker_that_cannot_be_built_says_why(self, section: WorkersSection, tmp_path: Path) -> None:
+    def test_a_worker_that_cannot_be_built_says_why(
+        self, section: WorkersSection, tmp_path: Path
+    ) -> None:
         data = str(tmp_path / "nothing")
         broken = WorkerSpec(TEMPLATE, ({"kind": "classification", "data": data},), str(tmp_path))
         # Inline raises the original exception, Ray a worker's message.
@@ -115,7 +125,9 @@ class TestRayPool:
         opened: list[Backend] = []
 
         def start(**options: object) -> Backend:
-            opened.append(open_backend(WorkersSection(backend="ray", count=2), spec(tmp_path, **options)))
+            opened.append(
+                open_backend(WorkersSection(backend="ray", count=2), spec(tmp_path, **options))
+            )
             return opened[-1]
 
         yield start
@@ -137,7 +149,9 @@ class TestRayPool:
         assert len(after) == 2
         assert len(set(after) - set(before)) == 1
 
-    def test_a_recipe_that_kills_its_worker_twice_becomes_a_failed_trial(self, pool: Callable[..., Backend]) -> None:
+    def test_a_recipe_that_kills_its_worker_twice_becomes_a_failed_trial(
+        self, pool: Callable[..., Backend]
+    ) -> None:
         workers = pool(faults={"kill": 0.25})
         for number in range(12):
             workers.submit(task(number))
@@ -148,5 +162,7 @@ class TestRayPool:
         assert all("died 2 times" in outcome.failure.message for outcome in lost if outcome.failure)
 
     def test_more_workers_than_the_machine_has_gpus_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"expected 2000 GPUs for 2 workers, received .*workers\.gpus"):
+        with pytest.raises(
+            InputError, match=r"expected 2000 GPUs for 2 workers, received .*workers\.gpus"
+        ):
             open_backend(WorkersSection(backend="ray", count=2, gpus=1000), spec(tmp_path))

@@ -1,4 +1,6 @@
-"""The evaluator contract. To add an evaluator: put its section in ``sections``; it is tested here without more."""
+"""The evaluator contract. To add an evaluator: put its section in ``sections``; it is tested here
+without more.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluators import SPLITS, Candidate, Evaluator, Measurement
-from evaluators.composite import Composite
-from evaluators.spec import EVALUATORS
-from merging import Source
+from mergesearch.evaluators import SPLITS, Candidate, Evaluator, Measurement
+from mergesearch.evaluators.composite import Composite
+from mergesearch.evaluators.spec.evaluators import EVALUATORS
+from mergesearch.merging import Source
 from tests.evaluators.items import (
     DOMAINS,
     build,
@@ -71,28 +73,60 @@ def sections(case: str) -> list[dict[str, Any]]:
     return {
         "synthetic sphere": [synthetic | {"problem": "sphere", "items": 30}],
         "synthetic ellipsoid": [synthetic | {"problem": "ellipsoid"}],
-        "synthetic tasks": [synthetic | {"problem": "quadratic_tasks", "objectives": 3, "items": 30}],
+        "synthetic tasks": [
+            synthetic | {"problem": "quadratic_tasks", "objectives": 3, "items": 30}
+        ],
         "synthetic zdt1": [synthetic | {"problem": "zdt1"}],
         "classification": [classification("data", *both, domain=None)],
         "classification by domain": [classification("data", *by_domain, batch_size=7)],
-        "composite": [synthetic | {"problem": "sphere", "items": 30}, classification("data", *both)],
-        "entropy": [unlabelled("entropy", objectives=[{}, {"domains": ["night"]}, {"reduce": "worst"}])],
-        "alignment": [unlabelled("alignment", layers=[1, 2], teachers=dict.fromkeys(DOMAINS, "teacher"))],
+        "composite": [
+            synthetic | {"problem": "sphere", "items": 30},
+            classification("data", *both),
+        ],
+        "entropy": [
+            unlabelled("entropy", objectives=[{}, {"domains": ["night"]}, {"reduce": "worst"}])
+        ],
+        "alignment": [
+            unlabelled("alignment", layers=[1, 2], teachers=dict.fromkeys(DOMAINS, "teacher"))
+        ],
         "language model": [tokens("language_model", labels="labels", batch_size=3)],
         "entropy of tokens": [
-            tokens("entropy", inputs={"input_ids": "input_ids"}, model_class="AutoModelForCausalLM", batch_size=3)
+            tokens(
+                "entropy",
+                inputs={"input_ids": "input_ids"},
+                model_class="AutoModelForCausalLM",
+                batch_size=3,
+            )
         ],
         "t3": [classification("data", *both) | {"kind": "t3"}],
         "twin merging": [classification("data", *both) | {"kind": "twin_merging"}],
-        "tasks": [lm_section(FOLDER, "choose", "write", objectives=[{"name": "mean"}, {"domains": ["choose"]}])],
+        "tasks": [
+            lm_section(
+                FOLDER, "choose", "write", objectives=[{"name": "mean"}, {"domains": ["choose"]}]
+            )
+        ],
         "tasks in the harness's loop": [lm_section(FOLDER, {"task": "choose", "tier": "two"})],
-        "generation": [texts("generation", max_new_tokens=8, until=["e"], objectives=[{"metric": "tokens"}], **PREFIX)],
+        "generation": [
+            texts(
+                "generation",
+                max_new_tokens=8,
+                until=["e"],
+                objectives=[{"metric": "tokens"}],
+                **PREFIX,
+            )
+        ],
         "perplexity": [texts("perplexity", objectives=[{"metric": "log_perplexity"}])],
-        "segmentation": [unlabelled("segmentation", data="masks", objectives=[{"metric": m} for m in ("dice", "iou")])],
+        "segmentation": [
+            unlabelled(
+                "segmentation", data="masks", objectives=[{"metric": m} for m in ("dice", "iou")]
+            )
+        ],
         "a program": [program()],
         "distance": [{"kind": "distance", "model_class": "AutoModelForImageClassification"}],
         "relative": [
-            classification("data", {"normalise": "chance", "chance": 0.1}, {"metric": "cross_entropy"})
+            classification(
+                "data", {"normalise": "chance", "chance": 0.1}, {"metric": "cross_entropy"}
+            )
             | {"constraints": [{"at_least": 0.5}]}
         ],
     }[case]
@@ -103,7 +137,9 @@ def unlabelled(kind: str, **options: Any) -> dict[str, Any]:
 
 
 def tokens(kind: str, **options: Any) -> dict[str, Any]:
-    return unlabelled(kind, **{"data": "tokens", "objectives": [{}, {"domains": ["day"]}]} | options)
+    return unlabelled(
+        kind, **{"data": "tokens", "objectives": [{}, {"domains": ["day"]}]} | options
+    )
 
 
 PREFIX = {"target": "target", "scorer": "prefix"}
@@ -116,14 +152,22 @@ def texts(kind: str, **options: Any) -> dict[str, Any]:
 def program() -> dict[str, Any]:
     """One that scores items by the coefficients that it is told."""
     code = (
-        "import json, sys; r = json.load(sys.stdin); n = {'search': 6, 'validation': 5, 'test': 4}[r['split']];"
-        "s = [sum(map(sum, r['recipe']['field']['values'])) * (k + 1 + n) for k in range(n)][: r['count']];"
+        "import json, sys; r = json.load(sys.stdin); n = {'search': 6, 'validation': 5, 'test': "
+        "4}[r['split']];"
+        "s = [sum(map(sum, r['recipe']['field']['values'])) * (k + 1 + n) for k in range(n)][: "
+        "r['count']];"
         "print(json.dumps({'values': {'f': sum(s) / len(s)}, 'items': {'f': s}}))"
     )
     sizes = {"search": 6, "validation": 5, "test": 4}
     objectives = [{"name": "f", "direction": "minimize"}]
     words = [sys.executable, "-c", code]
-    return {"kind": "command", "command": words, "objectives": objectives, "sizes": sizes, "model": "none"}
+    return {
+        "kind": "command",
+        "command": words,
+        "objectives": objectives,
+        "sizes": sizes,
+        "model": "none",
+    }
 
 
 #: Tokenizer and tasks, which their evaluators want in full.
@@ -175,7 +219,10 @@ def evaluator(case: str, folder: Path) -> Evaluator:
 
 def candidates(evaluator: Evaluator, model: Any) -> list[Candidate]:
     points = np.random.default_rng(0).random((3, 4)).tolist()
-    found = [candidate_at(point, model if evaluator.model_class is not None else None) for point in points]
+    found = [
+        candidate_at(point, model if evaluator.model_class is not None else None)
+        for point in points
+    ]
     base = Source("base", str(FOLDER / "base"))
     return [replace(candidate, recipe=replace(candidate.recipe, base=base)) for candidate in found]
 
@@ -190,11 +237,15 @@ def assert_same(one: Measurement, two: Measurement) -> None:
 
 def test_every_kind_has_a_case() -> None:
     assert {kind for kinds in CASES.values() for kind in kinds} == set(EVALUATORS)
-    assert all([section["kind"] for section in sections(case)] == kinds for case, kinds in CASES.items())
+    assert all(
+        [section["kind"] for section in sections(case)] == kinds for case, kinds in CASES.items()
+    )
 
 
 class TestEvaluatorContract:
-    def test_objectives_are_known_before_any_data(self, case: str, tmp_path: Path, folder: Path) -> None:
+    def test_objectives_are_known_before_any_data(
+        self, case: str, tmp_path: Path, folder: Path
+    ) -> None:
         nowhere = build(*sections(case), folder=tmp_path / "absent")
         assert nowhere.objectives == opened(*sections(case), folder=folder).objectives
         names = [objective.name for objective in nowhere.objectives]
@@ -207,23 +258,33 @@ class TestEvaluatorContract:
         )
 
     @pytest.mark.parametrize("split", SPLITS)
-    def test_values_for_exactly_the_objectives(self, evaluator: Evaluator, model: Any, split: Any) -> None:
+    def test_values_for_exactly_the_objectives(
+        self, evaluator: Evaluator, model: Any, split: Any
+    ) -> None:
         names = [objective.name for objective in evaluator.objectives]
         for candidate in candidates(evaluator, model):
             measured = evaluator.evaluate(candidate, split)
             assert list(measured.values) == names
-            assert all(type(value) is float and math.isfinite(value) for value in measured.values.values())
+            assert all(
+                type(value) is float and math.isfinite(value) for value in measured.values.values()
+            )
             assert set(measured.errors) <= set(names)
-            assert all(type(error) is float and 0 <= error < math.inf for error in measured.errors.values())
+            assert all(
+                type(error) is float and 0 <= error < math.inf for error in measured.errors.values()
+            )
 
     @pytest.mark.parametrize("split", SPLITS)
     def test_the_same_twice_and_in_another_worker(
         self, evaluator: Evaluator, case: str, folder: Path, model: Any, split: Any
     ) -> None:
         another = opened(*sections(case), folder=folder)
-        measured = [evaluator.evaluate(candidate, split) for candidate in candidates(evaluator, model)]
+        measured = [
+            evaluator.evaluate(candidate, split) for candidate in candidates(evaluator, model)
+        ]
         # The other order: nothing may depend on what was evaluated before.
-        for candidate, first in reversed(list(zip(candidates(evaluator, model), measured, strict=True))):
+        for candidate, first in reversed(
+            list(zip(candidates(evaluator, model), measured, strict=True))
+        ):
             assert_same(evaluator.evaluate(candidate, split), first)
             assert_same(another.evaluate(candidate, split), first)
 
@@ -253,7 +314,9 @@ class TestEvaluatorContract:
             assert closed.cost(split, 10**9) == closed.cost(split)
             assert closed.cost(split, 2) <= 2 * len(sections(case))
 
-    def test_a_part_is_the_beginning_of_a_larger_part(self, evaluator: Evaluator, model: Any) -> None:
+    def test_a_part_is_the_beginning_of_a_larger_part(
+        self, evaluator: Evaluator, model: Any
+    ) -> None:
         candidate = candidates(evaluator, model)[0]
         whole = evaluator.evaluate(candidate, "search")
         assert_same(evaluator.evaluate(candidate, "search", 10**9), whole)
@@ -280,15 +343,22 @@ class TestEvaluatorContract:
         for name in evaluator.additive:
             if whole.items[name].size == evaluator.size("search"):
                 np.testing.assert_array_equal(some.places[name], places)
-            np.testing.assert_allclose(some.items[name], whole.items[name][some.places[name]], atol=1e-5)
-            assert some.weights[name] @ some.items[name] == pytest.approx(some.values[name], abs=1e-9)
+            np.testing.assert_allclose(
+                some.items[name], whole.items[name][some.places[name]], atol=1e-5
+            )
+            assert some.weights[name] @ some.items[name] == pytest.approx(
+                some.values[name], abs=1e-9
+            )
 
     def test_splits_hold_other_items(self, evaluator: Evaluator, model: Any, case: str) -> None:
         if case == "distance":
             pytest.skip("there are no items")
         candidate = candidates(evaluator, model)[0]
         measured = [evaluator.evaluate(candidate, split) for split in SPLITS]
-        said = [(m.values, {name: scores.tolist() for name, scores in m.items.items()}) for m in measured]
+        said = [
+            (m.values, {name: scores.tolist() for name, scores in m.items.items()})
+            for m in measured
+        ]
         for place in range(3):
             assert said[place] != said[place - 1]
 
@@ -296,14 +366,18 @@ class TestEvaluatorContract:
         maker = MAKERS.get(evaluator.model_class or "", lambda seed: None)
         models = [maker(seed) for seed in (0, 1)]
         base = Source("base", str(FOLDER / "base"))
-        recipes = [replace(candidate_at([0.2 + place / 2] * 4).recipe, base=base) for place in (0, 1)]
+        recipes = [
+            replace(candidate_at([0.2 + place / 2] * 4).recipe, base=base) for place in (0, 1)
+        ]
         one, two = (
             evaluator.evaluate(Candidate(recipe, model), "search").values
             for recipe, model in zip(recipes, models, strict=True)
         )
         assert one != two
 
-    def test_composites_are_made_for_several_sections_alone(self, evaluator: Evaluator, case: str) -> None:
+    def test_composites_are_made_for_several_sections_alone(
+        self, evaluator: Evaluator, case: str
+    ) -> None:
         assert isinstance(evaluator, Composite) == (len(sections(case)) > 1)
 
     def test_global_generators_are_left_alone(self, evaluator: Evaluator, model: Any) -> None:

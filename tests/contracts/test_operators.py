@@ -1,7 +1,8 @@
-"""The contract of every operator: what it declares about itself holds, on tensors of every shape and dtype.
+"""The contract of every operator: what it declares about itself holds, on tensors of every shape
+and dtype.
 
-A new member of ``OPERATORS`` runs through all of it; see ``CONTRIBUTING.md`` for the steps. Identities that an operator
-does not declare must fail, and are so documented.
+A new member of ``OPERATORS`` runs through all of it; see ``CONTRIBUTING.md`` for the steps.
+Identities that an operator does not declare must fail, and are so documented.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merging import Field, Layout, RecipeError
-from merging.in_memory import merge_stream
-from merging.operators import IDENTITIES, OPERATORS, Operator, Options, TensorSource
+from mergesearch.merging import Field, Layout, RecipeError
+from mergesearch.merging.in_memory import merge_stream
+from mergesearch.merging.operators import IDENTITIES, OPERATORS, Operator, Options, TensorSource
 from tests.merging.operators.adapted import as_adapters
 from tests.merging.operators.calibrated import AS_DATA, calibration
 
@@ -48,7 +49,8 @@ COUNTS: dict[str, int] = {
     "slerp": 1,
 }
 
-#: What operators that take no full checkpoints are given instead, made from the base and experts of a family.
+#: What operators that take no full checkpoints are given instead, made from the base and experts of
+#: a family.
 SOURCES: dict[str, Callable[[TensorSource, Sequence[TensorSource]], Sequence[TensorSource]]] = {
     "lora_sparse": as_adapters,
 }
@@ -74,7 +76,10 @@ class Tensors:
         return self.tensors[name]
 
     def map(self, change: Callable[[str, torch.Tensor], torch.Tensor], rename: str = "") -> Tensors:
-        return Tensors(rename or self.name, {name: change(name, tensor) for name, tensor in self.tensors.items()})
+        return Tensors(
+            rename or self.name,
+            {name: change(name, tensor) for name, tensor in self.tensors.items()},
+        )
 
 
 Family = tuple[Tensors, list[Tensors]]
@@ -101,9 +106,15 @@ class Case:
         return [self.operator.default(count, options)] * self.operator.directions(count, options)
 
     def coefficients(self, family: Family, values: Sequence[float]) -> list[float]:
-        """The values, one per expert, as coefficients: the largest for every direction where experts are fused."""
+        """The values, one per expert, as coefficients: the largest for every direction where
+        experts are fused.
+        """
         directions = self.operator.directions(len(family[1]), self.options(family[1]))
-        return list(values)[:directions] if directions == len(family[1]) else [max(values)] * directions
+        return (
+            list(values)[:directions]
+            if directions == len(family[1])
+            else [max(values)] * directions
+        )
 
     def sources(self, family: Family) -> Sequence[TensorSource]:
         return SOURCES.get(self.operator.name, lambda _base, experts: experts)(*family)
@@ -113,9 +124,14 @@ class Case:
         return least <= experts and (most is None or experts <= most)
 
 
-def make_family(experts: int = EXPERTS, dtype: torch.dtype = torch.float32, seed: int = 0) -> Family:
+def make_family(
+    experts: int = EXPERTS, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Family:
     generator = torch.Generator().manual_seed(seed)
-    base = Tensors("base", {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()})
+    base = Tensors(
+        "base",
+        {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()},
+    )
 
     def fine_tuned(_: str, tensor: torch.Tensor) -> torch.Tensor:
         return (tensor + 0.1 * torch.randn(tensor.shape, generator=generator)).to(dtype)
@@ -134,13 +150,17 @@ def merged(
     layout = layout_of(base, dtype)
     field = Field.constant(layout.size, coefficients)
     sources = case.sources(family)
-    return dict(merge_stream(base, sources, case.operator.name, case.options(experts), field, layout))
+    return dict(
+        merge_stream(base, sources, case.operator.name, case.options(experts), field, layout)
+    )
 
 
 def changes(case: Case, family: Family, coefficients: Sequence[float]) -> np.ndarray:
     """merged − base, flat, in float64."""
     result = merged(case, family, coefficients)
-    return torch.cat([(t.double() - family[0].read(n).double()).reshape(-1) for n, t in result.items()]).numpy()
+    return torch.cat(
+        [(t.double() - family[0].read(n).double()).reshape(-1) for n, t in result.items()]
+    ).numpy()
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -149,7 +169,9 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return set(one) == set(other) and all(one[n].numpy().tobytes() == other[n].numpy().tobytes() for n in one)
+    return set(one) == set(other) and all(
+        one[n].numpy().tobytes() == other[n].numpy().tobytes() for n in one
+    )
 
 
 ROUNDING = 1e-6  # a few units in the last place of fp32 numbers near 1
@@ -158,13 +180,18 @@ VALUES = [0.1, 0.5, 0.3]
 
 def base_at_zero(case: Case, seed: int) -> bool:
     family = make_family(case.experts, seed=seed)
-    return identical(merged(case, family, case.coefficients(family, [0.0] * EXPERTS)), family[0].tensors)
+    return identical(
+        merged(case, family, case.coefficients(family, [0.0] * EXPERTS)), family[0].tensors
+    )
 
 
 def expert_at_one_hot(case: Case, seed: int) -> bool:
     # A base of 1 and an expert of 2^-30: their difference does not fit fp32.
     base, experts = make_family(case.experts, seed=seed)
-    family = (base.map(lambda _, t: torch.ones_like(t)), [e.map(lambda _, t: t * 2**-30) for e in experts])
+    family = (
+        base.map(lambda _, t: torch.ones_like(t)),
+        [e.map(lambda _, t: t * 2**-30) for e in experts],
+    )
     rows = np.eye(case.experts)
     return all(
         identical(merged(case, family, case.coefficients(family, row)), family[1][k].tensors)
@@ -175,7 +202,8 @@ def expert_at_one_hot(case: Case, seed: int) -> bool:
 def expert_near_one_hot(case: Case, seed: int) -> bool:
     family = make_family(case.experts, seed=seed)
     return all(
-        distance(merged(case, family, case.coefficients(family, row)), family[1][k].tensors) < ROUNDING
+        distance(merged(case, family, case.coefficients(family, row)), family[1][k].tensors)
+        < ROUNDING
         for k, row in enumerate(np.eye(case.experts))
     )
 
@@ -190,12 +218,17 @@ def single_expert(case: Case, seed: int) -> bool:
 def identical_experts(case: Case, seed: int) -> bool:
     base, experts = make_family(case.experts, seed=seed)
     copies = [experts[0].map(lambda _, t: t, expert.name) for expert in experts]
-    return distance(merged(case, (base, copies), case.defaults((base, copies))), experts[0].tensors) < ROUNDING
+    return (
+        distance(merged(case, (base, copies), case.defaults((base, copies))), experts[0].tensors)
+        < ROUNDING
+    )
 
 
 def permutation(case: Case, seed: int) -> bool:
     base, experts = make_family(case.experts, seed=seed)
-    order = [2, 0, 1][-case.experts :] if case.experts == EXPERTS else list(range(case.experts))[::-1]
+    order = (
+        [2, 0, 1][-case.experts :] if case.experts == EXPERTS else list(range(case.experts))[::-1]
+    )
     shuffled = (base, [experts[k] for k in order])
     coefficients = VALUES[: case.experts]
     one = merged(case, (base, experts), case.coefficients((base, experts), coefficients))
@@ -205,9 +238,15 @@ def permutation(case: Case, seed: int) -> bool:
 
 def linearity(case: Case, seed: int) -> bool:
     family = make_family(case.experts, seed=seed)
-    one, other = (np.array(case.coefficients(family, values)) for values in (VALUES, [0.7, -0.2, 0.4]))
+    one, other = (
+        np.array(case.coefficients(family, values)) for values in (VALUES, [0.7, -0.2, 0.4])
+    )
     expected = 2 * changes(case, family, one) - 3 * changes(case, family, other)
-    return bool(np.allclose(changes(case, family, 2 * one - 3 * other), expected, rtol=0, atol=10 * ROUNDING))
+    return bool(
+        np.allclose(
+            changes(case, family, 2 * one - 3 * other), expected, rtol=0, atol=10 * ROUNDING
+        )
+    )
 
 
 def homogeneity(case: Case, seed: int) -> bool:
@@ -215,7 +254,11 @@ def homogeneity(case: Case, seed: int) -> bool:
     scaled = [e.map(lambda name, t: base.read(name) + 4 * (t - base.read(name))) for e in experts]
     coefficients = case.coefficients((base, experts), VALUES)
     expected = 4 * changes(case, (base, experts), coefficients)
-    return bool(np.allclose(changes(case, (base, scaled), coefficients), expected, rtol=0, atol=10 * ROUNDING))
+    return bool(
+        np.allclose(
+            changes(case, (base, scaled), coefficients), expected, rtol=0, atol=10 * ROUNDING
+        )
+    )
 
 
 def zero_vector(case: Case, seed: int) -> bool:
@@ -224,7 +267,10 @@ def zero_vector(case: Case, seed: int) -> bool:
     base, experts = make_family(case.experts, seed=seed)
     family, padded = (base, experts), (base, [*experts, base.map(lambda _, t: t, "idle")])
     without = merged(case, family, case.coefficients(family, VALUES))
-    return distance(merged(case, padded, case.coefficients(padded, [*VALUES, 0.7])), without) < ROUNDING
+    return (
+        distance(merged(case, padded, case.coefficients(padded, [*VALUES, 0.7])), without)
+        < ROUNDING
+    )
 
 
 def default_ignores_zero_vector(case: Case, seed: int) -> bool:
@@ -255,7 +301,10 @@ CHECKS: dict[str, Callable[[Case, int], bool]] = {
 CASES = [
     pytest.param(Case(o, options, identities), id=o.name + suffix)
     for o in OPERATORS.values()
-    for options, identities, suffix in [({}, o.identities, ""), (o.plain, o.plain_identities, " plain")]
+    for options, identities, suffix in [
+        ({}, o.identities, ""),
+        (o.plain, o.plain_identities, " plain"),
+    ]
     if not suffix or o.plain
 ]
 
@@ -272,7 +321,9 @@ def test_declares_exactly_the_identities_that_hold(case: Case, identity: str) ->
         assert not check(case, 0), f"{case.operator.name} has the identity {identity}: declare it"
         return
 
-    @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
     @given(seed=st.integers(0, 2**32 - 1))
     def holds(seed: int) -> None:
         assert check(case, seed)
@@ -303,7 +354,9 @@ class TestOperator:
             assert all(torch.equal(source.read(name), copy.read(name)) for name in SHAPES)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-    def test_rows_are_wide_and_shaped_like_the_base(self, operator: Operator, dtype: torch.dtype) -> None:
+    def test_rows_are_wide_and_shaped_like_the_base(
+        self, operator: Operator, dtype: torch.dtype
+    ) -> None:
         case = Case(operator, {}, frozenset())
         base, experts = make_family(case.experts, dtype=dtype)
         options = case.options(experts)
@@ -313,7 +366,9 @@ class TestOperator:
         for name in reversed(SHAPES):  # in any order
             rows = basis.rows(name)
             wide = torch.float64 if dtype == torch.float64 else torch.float32
-            assert [(row.shape, row.dtype) for row in rows] == [(base.read(name).shape, wide)] * basis.directions
+            assert [(row.shape, row.dtype) for row in rows] == [
+                (base.read(name).shape, wide)
+            ] * basis.directions
 
     def test_experts_equal_to_the_base_change_nothing(self, operator: Operator) -> None:
         # All task vectors 0: no division by a norm, a spectrum or a count of zero.
@@ -343,11 +398,15 @@ class TestOperator:
         assert operator.copies(experts) > experts
 
     def test_refuses_hyperparameters_that_it_does_not_have(self, operator: Operator) -> None:
-        with pytest.raises(RecipeError, match=f"operator {operator.name}: unknown hyperparameter 'no_such'"):
+        with pytest.raises(
+            RecipeError, match=f"operator {operator.name}: unknown hyperparameter 'no_such'"
+        ):
             operator.complete({"no_such": 1})
 
     def test_options_survive_json(self, operator: Operator) -> None:
-        options = Case(operator, {}, frozenset()).options(make_family(COUNTS.get(operator.name, EXPERTS))[1])
+        options = Case(operator, {}, frozenset()).options(
+            make_family(COUNTS.get(operator.name, EXPERTS))[1]
+        )
         if operator.needs:  # a model in memory is for callers in Python only
             options = operator.complete({**options, "calibration": AS_DATA})
         assert operator.complete(json.loads(json.dumps(options))) == options
@@ -359,5 +418,7 @@ class TestOperator:
         assert operator.scope in "ERTGS"
         assert operator.prepare.__doc__
         required = REQUIRED.get(operator.name, lambda _: {})(make_family()[1])
-        assert set(operator.complete({**required, **operator.plain})) == set(operator.hyperparameters)
+        assert set(operator.complete({**required, **operator.plain})) == set(
+            operator.hyperparameters
+        )
         assert ("seed" in operator.hyperparameters) == operator.stochastic

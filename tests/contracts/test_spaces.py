@@ -1,4 +1,6 @@
-"""The space contract. To add a space: put its ``space:`` section in ``SECTIONS``; it is tested here without more."""
+"""The space contract. To add a space: put its ``space:`` section in ``SECTIONS``; it is tested here
+without more.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merging import Field, Layout, Recipe, Source
-from spaces import GRANULARITIES, DifferentiableSpace, Space
-from spaces.spec import SpaceSpec, build_space
+from mergesearch.merging import Field, Layout, Recipe, Source
+from mergesearch.spaces import GRANULARITIES, DifferentiableSpace, Space
+from mergesearch.spaces.spec import SpaceSpec, build_space
 
 DEFAULT = 0.4
 BLOCKS = 5
@@ -41,7 +43,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "block without head": {"granularity": "block", "exclude": ["lm_head"]},
     "curve without head": {"depth": {"basis": "linear"}, "exclude": ["lm_head", r"\.ln_"]},
     "chunk": {"granularity": "chunk", "chunks": {"total": 3.0}},
-    "chunk with held tensors": {"granularity": "chunk", "chunks": {"concentration": 2.0}, "exclude": ["lm_head"]},
+    "chunk with held tensors": {
+        "granularity": "chunk",
+        "chunks": {"concentration": 2.0},
+        "exclude": ["lm_head"],
+    },
     "box": {"dim": 3},
     "large box": {"dim": 40},
 }
@@ -136,14 +142,20 @@ class TestSpaceContract:
     def test_refine_to_itself(self, space: Space) -> None:
         point = sample(space, 6)
         refined = space.refine(point, space)
-        np.testing.assert_allclose(space.field(refined).values, space.field(point).values, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            space.field(refined).values, space.field(point).values, rtol=0, atol=1e-12
+        )
 
     def test_summary_is_small_finite_and_named_alike(self, space: Space) -> None:
         summaries = [space.summary(sample(space, seed)) for seed in range(3)]
         summaries.append(space.summary_of(space.field(space.start)))
         assert len({tuple(summary) for summary in summaries}) == 1
         assert 1 <= len(summaries[0]) <= 16
-        assert all(isinstance(v, float) and np.isfinite(v) for summary in summaries for v in summary.values())
+        assert all(
+            isinstance(v, float) and np.isfinite(v)
+            for summary in summaries
+            for v in summary.values()
+        )
         assert summaries[0] != summaries[1]
 
     def test_table_adds_up(self, space: Space, section: dict[str, Any]) -> None:
@@ -161,4 +173,6 @@ class TestSpaceContract:
         assert found.shape == point.shape
         for place, unit in enumerate(np.eye(point.size)):
             up, down = (space.field(point + sign * step * unit).values for sign in (1, -1))
-            assert found[place] == pytest.approx(float(np.sum(gradient * (up - down)) / (2 * step)), rel=1e-6, abs=1e-8)
+            assert found[place] == pytest.approx(
+                float(np.sum(gradient * (up - down)) / (2 * step)), rel=1e-6, abs=1e-8
+            )

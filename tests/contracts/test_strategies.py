@@ -1,4 +1,5 @@
-"""The strategy contract. To add a strategy: put it in ``STRATEGIES``; it is tested here without another line.
+"""The strategy contract. To add a strategy: put it in ``STRATEGIES``; it is tested here without
+another line.
 
 Every member must pass at every dimension below, or refuse one with a clear :class:`InputError`.
 """
@@ -11,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from merging import InputError
-from search.strategies import STRATEGIES, build_strategy, check_options
-from search.strategy import Problem, Strategy, Suggestion, Told
-from tests.contracts.problems import CASES, descended, make_problem, told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, TrialResult
+from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
+from tests.contracts.problems import CASES, gradient_result, make_problem, told
 
 DIMENSIONS = [1, 2, 7, 40, 300, 2000]
 #: Asks and tells of a test; fewer where one takes long.
@@ -45,15 +46,17 @@ def default_objectives(name: str) -> int:
     return 2 if STRATEGIES[name].objectives == "several" else 1
 
 
-def result(suggestion: Suggestion, problem: Problem, *, failed: bool = False) -> Told:
+def result(suggestion: Suggestion, problem: Problem, *, failed: bool = False) -> TrialResult:
     """What a study would tell of a suggestion, items as asked."""
     whole = told(suggestion.point, problem, suggestion.id, failed=failed)
     if not failed:
-        whole = replace(whole, descended=descended(suggestion, problem))
+        whole = replace(whole, gradient_result=gradient_result(suggestion, problem))
     if suggestion.items is None or failed:
         return whole
     if suggestion.items == 0:
-        assert suggestion.descent is not None, "a trial that is neither evaluated nor descends"
+        assert suggestion.gradient_steps is not None, (
+            "a trial that is neither evaluated nor descends"
+        )
         return replace(whole, losses=None, items={}, evaluated=0)
     assert 1 <= suggestion.items <= problem.items
     items = {name: scores[: suggestion.items] for name, scores in whole.items.items()}
@@ -78,7 +81,9 @@ class TestStrategyContract:
         return make_problem(name, dim, objectives or default_objectives(name))
 
     @pytest.mark.parametrize("dim", DIMENSIONS)
-    def test_points_lie_in_the_box_at_any_dimension(self, name: str, options: dict, dim: int) -> None:
+    def test_points_lie_in_the_box_at_any_dimension(
+        self, name: str, options: dict, dim: int
+    ) -> None:
         problem = self.problem(name, dim)
         strategy = make(name, options, problem)
         for _ in range(steps(name)):
@@ -136,12 +141,16 @@ class TestStrategyContract:
         return points(asked)
 
     @pytest.mark.parametrize("dim", [1, 10, 260])
-    def test_replay_of_an_asynchronous_run_is_exact(self, name: str, options: dict, dim: int) -> None:
-        """Results out of order, some failed, some of others, up to seven outstanding: same calls, same points."""
+    def test_replay_of_an_asynchronous_run_is_exact(
+        self, name: str, options: dict, dim: int
+    ) -> None:
+        """Results out of order, some failed, some of others, up to seven outstanding: same calls,
+        same points.
+        """
         rng = np.random.default_rng(0)
         problem = self.problem(name, dim)
         strategy = make(name, options, problem)
-        calls: list[Suggestion | Told] = []
+        calls: list[Suggestion | TrialResult] = []
         outstanding: list[Suggestion] = []
         for _ in range(2 * steps(name)):
             while len(outstanding) < rng.integers(1, 8):
@@ -154,7 +163,7 @@ class TestStrategyContract:
             strategy.tell([calls[-1]])
         again = make(name, options, problem)
         for call in calls:
-            if isinstance(call, Told):
+            if isinstance(call, TrialResult):
                 again.tell([call])
             else:
                 assert np.array_equal(again.ask(1)[0].point, call.point)
@@ -165,7 +174,11 @@ class TestStrategyContract:
         strategy = make(name, options, problem)
         rng = np.random.default_rng(5)
         for _ in range(steps(name)):
-            other = problem.lower + rng.random(problem.dim) * problem.width if problem.space is None else problem.start
+            other = (
+                problem.lower + rng.random(problem.dim) * problem.width
+                if problem.space is None
+                else problem.start
+            )
             strategy.tell([told(other, problem)])
             suggestion = strategy.ask(1)[0]
             strategy.tell([result(suggestion, problem)])
@@ -183,7 +196,9 @@ class TestStrategyContract:
         if problem.space is not None:
             pytest.skip("its space always has more than one point")
         anchors = tuple(told(problem.lower, problem) for _ in range(2))
-        point = replace(problem, upper=problem.lower, start=problem.lower, budget=5, anchors=anchors)
+        point = replace(
+            problem, upper=problem.lower, start=problem.lower, budget=5, anchors=anchors
+        )
         strategy = make(name, options, point)
         for _ in range(5):
             suggestion = strategy.ask(1)[0]
@@ -196,8 +211,12 @@ class TestStrategyContract:
             pytest.skip("its space has no fixed coordinates")
         upper = problem.upper.copy()
         upper[2] = problem.lower[2]
-        anchors = tuple(told(np.minimum(anchor.point, upper), problem) for anchor in problem.anchors)
-        fixed = replace(problem, upper=upper, start=np.minimum(problem.start, upper), anchors=anchors)
+        anchors = tuple(
+            told(np.minimum(anchor.point, upper), problem) for anchor in problem.anchors
+        )
+        fixed = replace(
+            problem, upper=upper, start=np.minimum(problem.start, upper), anchors=anchors
+        )
         strategy = make(name, options, fixed)
         for _ in range(steps(name)):
             suggestion = strategy.ask(1)[0]

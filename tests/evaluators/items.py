@@ -1,4 +1,6 @@
-"""Items and a model of a few thousand parameters for the tests of the evaluators: real files, milliseconds."""
+"""Items and a model of a few thousand parameters for the tests of the evaluators: real files,
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluators import Candidate, Evaluator
-from evaluators.spec import build_evaluator, parse_evaluators
-from merging import Field, Recipe, Source
+from mergesearch.evaluators import Candidate, Evaluator
+from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
+from mergesearch.merging import Field, Recipe, Source
 
 LABELS, SIDE, TOKENS = 4, 8, 20
 DOMAINS = ("day", "night")
@@ -51,14 +53,19 @@ def columns(count: int, seed: int, *, side: int = SIDE) -> dict[str, Any]:
     }
 
 
-def save(folder: Path, splits: dict[str, dict[str, Any]], features: Any = None, *, shards: int = 1) -> Path:
+def save(
+    folder: Path, splits: dict[str, dict[str, Any]], features: Any = None, *, shards: int = 1
+) -> Path:
     """Write a ``datasets`` folder from split name -> columns."""
     import datasets
 
     silenced = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        made = {name: datasets.Dataset.from_dict(table, features=features) for name, table in splits.items()}
+        made = {
+            name: datasets.Dataset.from_dict(table, features=features)
+            for name, table in splits.items()
+        }
         datasets.DatasetDict(made).save_to_disk(str(folder), num_shards=dict.fromkeys(made, shards))
     finally:
         if not silenced:
@@ -68,12 +75,20 @@ def save(folder: Path, splits: dict[str, dict[str, Any]], features: Any = None, 
 
 def three_splits(count: int = 20, **options: Any) -> dict[str, dict[str, Any]]:
     """Search, validation and test items, disjoint."""
-    return {name: columns(count, seed, **options) for seed, name in enumerate(("search", "validation", "test"))}
+    return {
+        name: columns(count, seed, **options)
+        for seed, name in enumerate(("search", "validation", "test"))
+    }
 
 
 def classification(data: Path | str, *objectives: dict[str, Any], **options: Any) -> dict[str, Any]:
     """A ``classification`` section with the usual columns."""
-    section: dict[str, Any] = {"kind": "classification", "data": str(data), "domain": "domain", "id": "id"}
+    section: dict[str, Any] = {
+        "kind": "classification",
+        "data": str(data),
+        "domain": "domain",
+        "id": "id",
+    }
     return section | ({"objectives": list(objectives)} if objectives else {}) | options
 
 
@@ -98,11 +113,15 @@ def pico_llama(seed: int = 0, **options: Any) -> Any:
 
 
 def token_splits(count: int = 8) -> dict[str, dict[str, Any]]:
-    """Sequences of 3 to 9 tokens, disjoint in the three splits; in ``labels`` the first two tokens do not count."""
+    """Sequences of 3 to 9 tokens, disjoint in the three splits; in ``labels`` the first two tokens
+    do not count.
+    """
     splits = {}
     for seed, name in enumerate(("search", "validation", "test")):
         generator = np.random.default_rng([seed, 1])
-        ids = [generator.integers(1, TOKENS, generator.integers(3, 10)).tolist() for _ in range(count)]
+        ids = [
+            generator.integers(1, TOKENS, generator.integers(3, 10)).tolist() for _ in range(count)
+        ]
         splits[name] = {
             "input_ids": ids,
             "labels": [[-100, -100, *row[2:]] for row in ids],
@@ -113,7 +132,9 @@ def token_splits(count: int = 8) -> dict[str, dict[str, Any]]:
 
 
 def pico_vit(seed: int = 0) -> Any:
-    """A ViT of two blocks of width 16, with weights that make its answers differ from item to item."""
+    """A ViT of two blocks of width 16, with weights that make its answers differ from item to
+    item.
+    """
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 

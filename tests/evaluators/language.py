@@ -1,4 +1,6 @@
-"""A real tokenizer, small language models and local lm_eval tasks for the tests: real files, no download."""
+"""A real tokenizer, small language models and local lm_eval tasks for the tests: real files, no
+download.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,22 @@ import numpy as np
 
 from tests.evaluators.items import pico_llama, save
 
-WORDS = ("red", "blue", "green", "cat", "dog", "bird", "sees", "likes", "the", "a", "old", "new", "and", "under")
+WORDS = (
+    "red",
+    "blue",
+    "green",
+    "cat",
+    "dog",
+    "bird",
+    "sees",
+    "likes",
+    "the",
+    "a",
+    "old",
+    "new",
+    "and",
+    "under",
+)
 SPLITS = ("search", "validation", "test")
 
 
@@ -27,9 +44,15 @@ def make_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(sentence(np.random.default_rng(n))) for n in range(50)], trainer)
+    tokenizer.train_from_iterator(
+        [" ".join(sentence(np.random.default_rng(n))) for n in range(50)], trainer
+    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=64
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        model_max_length=64,
     )
     if chat_template is not None:
         fast.chat_template = chat_template
@@ -56,15 +79,21 @@ def documents(count: int, seed: int) -> dict[str, list[Any]]:
         "choices": [[" ".join(sentence(rng, n)) for n in (1, 2, 3, 2)] for _ in range(count)],
         "answer": rng.integers(0, 4, count).tolist(),
         "target": [" ".join(sentence(rng, 2)) for _ in range(count)],
-        "text": [" ".join(sentence(rng, int(rng.integers(20, 60)))) + f" {seed}{n}" for n in range(count)],
+        "text": [
+            " ".join(sentence(rng, int(rng.integers(20, 60)))) + f" {seed}{n}" for n in range(count)
+        ],
     }
 
 
 def make_tasks(folder: Path, count: int = 12) -> Path:
-    """A datasets folder and task files of every output type below ``folder``; returns that of the task files."""
+    """A datasets folder and task files of every output type below ``folder``; returns that of the
+    task files.
+    """
     import yaml
 
-    data = save(folder / "documents", {name: documents(count, seed) for seed, name in enumerate(SPLITS)})
+    data = save(
+        folder / "documents", {name: documents(count, seed) for seed, name in enumerate(SPLITS)}
+    )
     files = {name: str(data / name / "data-00000-of-00001.arrow") for name in SPLITS}
     shared = {
         "dataset_path": "arrow",
@@ -90,14 +119,18 @@ def make_tasks(folder: Path, count: int = 12) -> Path:
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
             "doc_to_target": "{{text}}",
-            "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+            "metric_list": [
+                {"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")
+            ],
         },
         "write": {
             "output_type": "generate_until",
             "doc_to_text": "{{prompt}}:",
             "doc_to_target": "{{target}}",
             "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": [
+                {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+            ],
         },
     }
     where = folder / "tasks"
@@ -115,6 +148,9 @@ def by_split() -> dict[str, str]:
 
 def lm_section(folder: Path, *tasks: str | dict[str, Any], **options: Any) -> dict[str, Any]:
     """An ``lm_eval`` section on tasks of :func:`make_tasks`, each with the dataset's own splits."""
-    listed = [{"splits": by_split()} | ({"task": task} if isinstance(task, str) else task) for task in tasks]
+    listed = [
+        {"splits": by_split()} | ({"task": task} if isinstance(task, str) else task)
+        for task in tasks
+    ]
     places = {"include_path": str(folder / "tasks"), "tokenizer": str(folder / "tokenizer")}
     return {"kind": "lm_eval", "tasks": listed, "batch_size": 5} | places | options

@@ -1,4 +1,6 @@
-"""Classification: the same figures as a plain loop over items, and data that are refused before they are used."""
+"""Classification: the same figures as a plain loop over items, and data that are refused before
+they are used.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators import SPLITS, Candidate, Evaluator, Measurement
-from evaluators.objectives import Metric, reduce_metric, score_domains
-from evaluators.spec import parse_evaluators
-from merging import InputError, NonFiniteError
+from mergesearch.evaluators import SPLITS, Candidate, Evaluator, Measurement
+from mergesearch.evaluators.objectives import Metric, reduce_metric, score_domains
+from mergesearch.evaluators.spec.evaluators import parse_evaluators
+from mergesearch.merging import InputError, NonFiniteError
 from tests.evaluators.items import (
     DOMAINS,
     LABELS,
@@ -39,7 +41,9 @@ ACCURACY, LOSS = {"metric": "accuracy"}, {"metric": "cross_entropy"}
 
 
 def plain_loop(model: Any, table: dict[str, Any]) -> dict[str, npt.NDArray[np.float64]]:
-    """Accuracy and cross-entropy of each item, one image at a time, the loss from its definition."""
+    """Accuracy and cross-entropy of each item, one image at a time, the loss from its
+    definition.
+    """
     right, losses = [], []
     for pixels, label in zip(table["pixels"], table["label"], strict=True):
         with torch.no_grad():
@@ -64,17 +68,25 @@ def refusal(*sections: dict[str, Any], folder: Path = Path()) -> str:
 
 class TestScores:
     @pytest.mark.parametrize("split", SPLITS)
-    def test_agrees_with_a_plain_loop_item_by_item(self, model: Any, data: Path, split: Any) -> None:
+    def test_agrees_with_a_plain_loop_item_by_item(
+        self, model: Any, data: Path, split: Any
+    ) -> None:
         expected = plain_loop(model, three_splits()[split])
         measured = measure(opened(classification(data, ACCURACY, LOSS)), model, split)
         np.testing.assert_array_equal(measured.items["accuracy"], expected["accuracy"])
-        np.testing.assert_allclose(measured.items["cross_entropy"], expected["cross_entropy"], atol=1e-5)
+        np.testing.assert_allclose(
+            measured.items["cross_entropy"], expected["cross_entropy"], atol=1e-5
+        )
         for name, scores in expected.items():
             assert measured.values[name] == pytest.approx(scores.mean(), abs=1e-6)
-        assert 0 < measured.values["accuracy"] < 1  # a model that is always right or wrong would prove little
+        assert (
+            0 < measured.values["accuracy"] < 1
+        )  # a model that is always right or wrong would prove little
 
     @pytest.mark.parametrize(("metric", "worst"), [("accuracy", min), ("cross_entropy", max)])
-    def test_domains_and_the_worst_of_them(self, model: Any, data: Path, metric: str, worst: Any) -> None:
+    def test_domains_and_the_worst_of_them(
+        self, model: Any, data: Path, metric: str, worst: Any
+    ) -> None:
         table = three_splits()["search"]
         scores, place = plain_loop(model, table)[metric], np.array(table["domain"])
         means = {name: scores[place == name].mean() for name in DOMAINS}
@@ -82,11 +94,21 @@ class TestScores:
         cases = {
             "day": ({"domains": ["day"]}, means["day"], place == "day"),
             "night": ({"domains": ["night"]}, means["night"], place == "night"),
-            "both": ({"domains": ["night", "day"]}, (means["day"] + means["night"]) / 2, place != ""),
-            "worst": ({"reduce": "worst"}, worst(means.values()), place == worst(means, key=means.__getitem__)),
+            "both": (
+                {"domains": ["night", "day"]},
+                (means["day"] + means["night"]) / 2,
+                place != "",
+            ),
+            "worst": (
+                {"reduce": "worst"},
+                worst(means.values()),
+                place == worst(means, key=means.__getitem__),
+            ),
             "worst day": ({"reduce": "worst", "domains": ["day"]}, means["day"], place == "day"),
         }
-        objectives = [{"metric": metric, "name": name, **options} for name, (options, _, _) in cases.items()]
+        objectives = [
+            {"metric": metric, "name": name, **options} for name, (options, _, _) in cases.items()
+        ]
         measured = measure(opened(classification(data, *objectives)), model)
         for name, (_, value, rows) in cases.items():
             assert measured.values[name] == pytest.approx(value, abs=1e-6), name
@@ -95,14 +117,20 @@ class TestScores:
     def test_standard_error_of_an_accuracy_is_binomial(self, model: Any, data: Path) -> None:
         measured = measure(opened(classification(data, ACCURACY, domain=None)), model)
         share = measured.values["accuracy"]
-        assert measured.errors["accuracy"] == pytest.approx(math.sqrt(share * (1 - share) / 20), rel=1e-12)
+        assert measured.errors["accuracy"] == pytest.approx(
+            math.sqrt(share * (1 - share) / 20), rel=1e-12
+        )
 
-    def test_standard_error_of_domains_is_that_of_independent_means(self, model: Any, data: Path) -> None:
+    def test_standard_error_of_domains_is_that_of_independent_means(
+        self, model: Any, data: Path
+    ) -> None:
         objectives = [LOSS, *({"name": name, "domains": [name]} | LOSS for name in DOMAINS)]
         measured = measure(opened(classification(data, *objectives)), model)
         for name in DOMAINS:
             scores = measured.items[name]
-            assert measured.errors[name] == pytest.approx(np.sqrt(np.var(scores) / len(scores)), rel=1e-12)
+            assert measured.errors[name] == pytest.approx(
+                np.sqrt(np.var(scores) / len(scores)), rel=1e-12
+            )
         expected = math.hypot(*(measured.errors[name] for name in DOMAINS)) / 2
         assert measured.errors["cross_entropy"] == pytest.approx(expected, rel=1e-12)
 
@@ -120,11 +148,16 @@ class TestScores:
         seed=st.integers(0, 99),
     )
     @settings(max_examples=40, deadline=None)
-    def test_the_worst_domain_is_no_better_than_the_mean(self, scores: list[float], metric: Any, seed: int) -> None:
+    def test_the_worst_domain_is_no_better_than_the_mean(
+        self, scores: list[float], metric: Any, seed: int
+    ) -> None:
         place = np.array([f"d{number % 3}" for number in range(len(scores))])
         array = np.array(scores)
         by_domain = score_domains(array, place)
-        mean, worst = (reduce_metric(Metric(None, metric, None, how), by_domain).value for how in ("mean", "worst"))
+        mean, worst = (
+            reduce_metric(Metric(None, metric, None, how), by_domain).value
+            for how in ("mean", "worst")
+        )
         assert worst <= mean + 1e-12 if metric == "accuracy" else worst >= mean - 1e-12
         order = np.random.default_rng(seed).permutation(len(scores))
         again = reduce_metric(Metric(None, metric), score_domains(array[order], place[order])).value
@@ -135,7 +168,9 @@ class TestScores:
         for size in (1, 3, 19):
             parts = measure(opened(classification(data, ACCURACY, LOSS, batch_size=size)), model)
             np.testing.assert_array_equal(parts.items["accuracy"], whole.items["accuracy"])
-            np.testing.assert_allclose(parts.items["cross_entropy"], whole.items["cross_entropy"], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(
+                parts.items["cross_entropy"], whole.items["cross_entropy"], rtol=0, atol=1e-6
+            )
             assert parts.values == pytest.approx(whole.values, abs=1e-6)
 
     def test_scores_follow_the_weights_in_place(self, data: Path) -> None:
@@ -151,14 +186,18 @@ class TestScores:
     def test_items_take_the_type_of_the_model(self, model: Any, data: Path) -> None:
         evaluator = opened(classification(data, LOSS))
         full, half = measure(evaluator, model), measure(evaluator, copy.deepcopy(model).bfloat16())
-        np.testing.assert_allclose(half.items["cross_entropy"], full.items["cross_entropy"], atol=0.5)
+        np.testing.assert_allclose(
+            half.items["cross_entropy"], full.items["cross_entropy"], atol=0.5
+        )
         assert half.values != full.values
 
 
 class TestNonFinite:
     @pytest.mark.parametrize("metric", ["accuracy", "cross_entropy"])
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_weights_that_are_not_finite_name_the_objective(self, data: Path, metric: str, value: float) -> None:
+    def test_weights_that_are_not_finite_name_the_objective(
+        self, data: Path, metric: str, value: float
+    ) -> None:
         model = pico_vit()
         with torch.no_grad():
             model.classifier.bias[0] = value
@@ -170,7 +209,9 @@ class TestNonFinite:
         splits["search"]["pixels"][4][0][0] = math.nan  # an item of the first domain
         save(tmp_path / "data", splits)
         for objective in (ACCURACY, LOSS, {"reduce": "worst"}, {"domains": ["day"]}):
-            evaluator = opened(classification("data", objective | {"name": "mine"}), folder=tmp_path)
+            evaluator = opened(
+                classification("data", objective | {"name": "mine"}), folder=tmp_path
+            )
             with pytest.raises(NonFiniteError, match="objective 'mine'"):
                 measure(evaluator, model)
             assert measure(evaluator, model, "test").values
@@ -201,10 +242,14 @@ class TestNames:
         ]
 
     def test_accuracy_is_the_default(self, data: Path) -> None:
-        assert [objective.name for objective in build(classification(data)).objectives] == ["accuracy"]
+        assert [objective.name for objective in build(classification(data)).objectives] == [
+            "accuracy"
+        ]
 
     def test_two_of_one_name_are_refused(self, data: Path) -> None:
-        message = refusal(classification(data, ACCURACY, LOSS, {"name": "accuracy", "domains": ["day"]}))
+        message = refusal(
+            classification(data, ACCURACY, LOSS, {"name": "accuracy", "domains": ["day"]})
+        )
         assert message.startswith("evaluators.0.objectives: ")
         assert "['accuracy'] twice" in message
 
@@ -227,13 +272,17 @@ class TestNames:
             ("splits", {"a": "b"}),
         ],
     )
-    def test_the_study_file_refuses_other_keys_and_values(self, data: Path, key: str, value: Any) -> None:
+    def test_the_study_file_refuses_other_keys_and_values(
+        self, data: Path, key: str, value: Any
+    ) -> None:
         with pytest.raises(ValueError, match=key):
             parse_evaluators([classification(data) | {key: value}])
 
 
 class TestFolders:
-    def test_several_shards_are_one_split_in_order(self, model: Any, data: Path, tmp_path: Path) -> None:
+    def test_several_shards_are_one_split_in_order(
+        self, model: Any, data: Path, tmp_path: Path
+    ) -> None:
         save(tmp_path / "data", three_splits(), shards=3)
         assert len(list((tmp_path / "data" / "search").glob("*.arrow"))) == 3
         section = classification("data", LOSS)
@@ -243,7 +292,9 @@ class TestFolders:
         )
         np.testing.assert_array_equal(one.items["cross_entropy"], many.items["cross_entropy"])
 
-    def test_other_names_of_splits_and_columns(self, model: Any, data: Path, tmp_path: Path) -> None:
+    def test_other_names_of_splits_and_columns(
+        self, model: Any, data: Path, tmp_path: Path
+    ) -> None:
         names = {"search": "train", "validation": "dev", "test": "held out"}
         renamed = {"pixels": "image", "label": "class", "domain": "site", "id": "key"}
         splits = {
@@ -258,7 +309,9 @@ class TestFolders:
             assert measure(one, model, split).values == expected.values
 
     @pytest.mark.parametrize("channel", [False, True])
-    def test_class_labels_and_typed_images(self, model: Any, data: Path, tmp_path: Path, channel: bool) -> None:
+    def test_class_labels_and_typed_images(
+        self, model: Any, data: Path, tmp_path: Path, channel: bool
+    ) -> None:
         from datasets import Array2D, Array3D, ClassLabel, Features, Value
 
         splits = three_splits()
@@ -274,7 +327,9 @@ class TestFolders:
         save(tmp_path / "data", splits, features)
         objectives = [LOSS, {"name": "day", "domains": ["day"]} | LOSS]
         for options in ({}, {"id": None}):
-            typed = measure(opened(classification("data", *objectives, **options), folder=tmp_path), model)
+            typed = measure(
+                opened(classification("data", *objectives, **options), folder=tmp_path), model
+            )
             assert typed.values == measure(opened(classification(data, *objectives)), model).values
 
     def test_domains_may_be_numbers(self, model: Any, data: Path, tmp_path: Path) -> None:
@@ -284,7 +339,10 @@ class TestFolders:
         save(tmp_path / "data", splits)
         numbers = opened(classification("data", {"domains": ["1"]}), folder=tmp_path)
         names = opened(classification(data, {"domains": ["night"]}))
-        assert measure(numbers, model).values["accuracy[1]"] == measure(names, model).values["accuracy[night]"]
+        assert (
+            measure(numbers, model).values["accuracy[1]"]
+            == measure(names, model).values["accuracy[night]"]
+        )
 
 
 class TestRefused:
@@ -318,7 +376,9 @@ class TestRefused:
             shard.unlink()
         else:
             (folder / "state.json").write_text(json.dumps([]))
-        assert "expected a readable split 'test'" in refusal(classification("data"), folder=tmp_path)
+        assert "expected a readable split 'test'" in refusal(
+            classification("data"), folder=tmp_path
+        )
 
     @pytest.mark.parametrize("role", ["input", "label", "domain", "id"])
     def test_missing_column(self, data: Path, role: str) -> None:
@@ -327,8 +387,12 @@ class TestRefused:
         assert "['domain', 'id', 'label', 'pixels']" in message
 
     def test_columns_of_another_type(self, data: Path) -> None:
-        assert "expected class numbers in column 'id', received string" in refusal(classification(data, label="id"))
-        assert "expected class numbers in column 'pixels'" in refusal(classification(data, label="pixels"))
+        assert "expected class numbers in column 'id', received string" in refusal(
+            classification(data, label="id")
+        )
+        assert "expected class numbers in column 'pixels'" in refusal(
+            classification(data, label="pixels")
+        )
         message = refusal(classification(data, input="domain"))
         assert "expected arrays of numbers in column 'domain', received string" in message
 
@@ -364,14 +428,19 @@ class TestRefused:
         splits["validation"]["pixels"][7] = splits["search"]["pixels"][0]
         types = {"label": Value("int64"), "domain": Value("string"), "id": Value("string")}
         save(
-            tmp_path / "data", splits, Features(pixels=Array2D((8, 8), "float32"), **types) if typed else None, shards=2
+            tmp_path / "data",
+            splits,
+            Features(pixels=Array2D((8, 8), "float32"), **types) if typed else None,
+            shards=2,
         )
         build(classification("data"), folder=tmp_path).check()  # the ids differ
         message = refusal(classification("data", id=None), folder=tmp_path)
         assert "received 1 items in both 'search' and 'validation'" in message
 
     @pytest.mark.parametrize("typed", [False, True])
-    def test_images_that_differ_in_one_pixel_are_not_shared(self, tmp_path: Path, typed: bool) -> None:
+    def test_images_that_differ_in_one_pixel_are_not_shared(
+        self, tmp_path: Path, typed: bool
+    ) -> None:
         from datasets import Array2D, Features, Value
 
         side = 64  # large enough for an abbreviated printout to leave out the middle
@@ -387,7 +456,9 @@ class TestRefused:
 
     def test_unknown_domain(self, data: Path) -> None:
         message = refusal(classification(data, ACCURACY, {"domains": ["day", "dusk"]}))
-        assert message.startswith("evaluators.0.objectives: expected domains among ['day', 'night']")
+        assert message.startswith(
+            "evaluators.0.objectives: expected domains among ['day', 'night']"
+        )
         assert message.endswith("received 'dusk'")
 
     def test_a_domain_that_one_split_lacks(self, tmp_path: Path) -> None:
@@ -402,8 +473,8 @@ class TestRefused:
         code = """
 import sys
 from pathlib import Path
-from evaluators.spec import build_evaluator, parse_evaluators
-from merging import InputError
+from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
+from mergesearch.merging import InputError
 for folder in sys.argv[1:]:
     for id in ("id", None):
         section = {"kind": "classification", "data": folder, "domain": "domain", "id": id}
@@ -412,7 +483,8 @@ for folder in sys.argv[1:]:
             print("fine")
         except InputError:
             print("refused")
-print([name for name in ("torch", "datasets", "transformers", "pandas", "numba") if name in sys.modules])
+heavy = ("torch", "datasets", "transformers", "pandas", "numba")
+print([name for name in heavy if name in sys.modules])
 """
         command = [sys.executable, "-c", code, str(data), str(overlapping)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluators import command
-from merging import InputError, MergesearchError, NonFiniteError
+from mergesearch.evaluators import command
+from mergesearch.merging import InputError, MergesearchError, NonFiniteError
 from tests.evaluators.items import build, candidate_at, opened, pico_llama
 from tests.evaluators.texts import bound_llama, make_tokenizer
 
@@ -26,11 +26,19 @@ READ = "import json, os, sys, time\nrequest = json.load(sys.stdin)\n"
 
 def section(program: str, **options: Any) -> dict[str, Any]:
     words = [sys.executable, "-c", READ + program]
-    return {"kind": "command", "command": words, "objectives": LOSS, "model": "none", "timeout": 30} | options
+    return {
+        "kind": "command",
+        "command": words,
+        "objectives": LOSS,
+        "model": "none",
+        "timeout": 30,
+    } | options
 
 
 def answer(program: str, resident: Any = None, **options: Any) -> Any:
-    return opened(section(program, **options)).evaluate(candidate_at([0.25, 0.5], resident), "search")
+    return opened(section(program, **options)).evaluate(
+        candidate_at([0.25, 0.5], resident), "search"
+    )
 
 
 def says(**what: Any) -> str:
@@ -39,12 +47,18 @@ def says(**what: Any) -> str:
 
 class TestAnswers:
     def test_the_program_reads_the_request(self) -> None:
-        program = "assert request['inputs'] == {'a': [1, None]}; print('noise'); print(json.dumps({'values': {'loss': "
-        program += "sum(request['recipe']['field']['values'][0]) if request['split'] == 'search' else -1}}))"
+        program = (
+            "assert request['inputs'] == {'a': [1, None]}; print('noise'); "
+            "print(json.dumps({'values': {'loss': "
+        )
+        program += "sum(request['recipe']['field']['values'][0]) "
+        program += "if request['split'] == 'search' else -1}}))"
         assert answer(program, inputs={"a": [1, None]}).values == {"loss": 0.75}
 
     def test_the_whole_request(self, tmp_path: Path) -> None:
-        program = f"open({str(tmp_path / 'seen')!r}, 'w').write(json.dumps(request)); " + says(values={"loss": 1})
+        program = f"open({str(tmp_path / 'seen')!r}, 'w').write(json.dumps(request)); " + says(
+            values={"loss": 1}
+        )
         answer(program)
         seen = json.loads((tmp_path / "seen").read_text())
         assert seen == {
@@ -64,11 +78,17 @@ class TestAnswers:
 
     def test_items_of_a_part_and_of_a_split(self) -> None:
         program = "n = request['count'] or 5; scores = list(range(n))\n"
-        program += "print(json.dumps({'values': {'loss': sum(scores) / n}, 'items': {'loss': scores}}))"
+        program += (
+            "print(json.dumps({'values': {'loss': sum(scores) / n}, 'items': {'loss': scores}}))"
+        )
         sizes = {"search": 5, "validation": 5, "test": 5}
         evaluator = opened(section(program, sizes=sizes))
         assert evaluator.provides == {"items"}
-        assert (evaluator.size("search"), evaluator.cost("search", 3), evaluator.cost("search", 9)) == (5, 3, 5)
+        assert (
+            evaluator.size("search"),
+            evaluator.cost("search", 3),
+            evaluator.cost("search", 9),
+        ) == (5, 3, 5)
         whole = evaluator.evaluate(candidate_at([1]), "search")
         np.testing.assert_array_equal(whole.items["loss"], [0, 1, 2, 3, 4])
         assert whole.errors["loss"] == pytest.approx(np.std(range(5)) / 5**0.5)
@@ -78,7 +98,9 @@ class TestAnswers:
 
     def test_a_program_that_reads_nothing(self) -> None:
         silent = section("") | {"command": [sys.executable, "-c", says(values={"loss": 3})]}
-        assert opened(silent).evaluate(candidate_at([0.0] * 100_000), "search").values == {"loss": 3.0}
+        assert opened(silent).evaluate(candidate_at([0.0] * 100_000), "search").values == {
+            "loss": 3.0
+        }
 
     def test_a_command_in_one_string(self, tmp_path: Path) -> None:
         script = tmp_path / "with space.py"
@@ -88,7 +110,10 @@ class TestAnswers:
 
     def test_a_program_beside_the_study(self, tmp_path: Path) -> None:
         script = tmp_path / "score"
-        script.write_text(f"#!{sys.executable}\nimport os\nassert os.path.exists('score')\n" + says(values={"loss": 5}))
+        script.write_text(
+            f"#!{sys.executable}\nimport os\nassert os.path.exists('score')\n"
+            + says(values={"loss": 5})
+        )
         script.chmod(0o755)
         evaluator = opened(section("") | {"command": ["./score"]}, folder=tmp_path)
         assert evaluator.evaluate(candidate_at([1]), "search").values == {"loss": 5.0}
@@ -107,7 +132,9 @@ class TestModel:
         make_tokenizer(tmp_path / "tokenizer")
         model = bound_llama(tmp_path).model
         program = f"import shutil; shutil.copytree(request['model'], {str(tmp_path / 'seen')!r}); "
-        program += f"open({str(tmp_path / 'place')!r}, 'w').write(request['model']); " + says(values={"loss": 1})
+        program += f"open({str(tmp_path / 'place')!r}, 'w').write(request['model']); " + says(
+            values={"loss": 1}
+        )
         options = {"model": "folder", "tokenizer": str(tmp_path / "tokenizer")}
         before = [p.data_ptr() for p in model.parameters()]
         answer(program, model, **options)
@@ -122,7 +149,9 @@ class TestModel:
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
 
-    def test_the_folder_goes_also_after_a_failure(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_folder_goes_also_after_a_failure(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         with pytest.raises(MergesearchError):
             answer("sys.exit(1)", pico_llama(), model="folder")
@@ -130,7 +159,9 @@ class TestModel:
 
     def test_model_class(self) -> None:
         assert build(section("", model="folder")).model_class == "AutoModelForCausalLM"
-        assert build(section("", model="folder", model_class="AutoModel")).model_class == "AutoModel"
+        assert (
+            build(section("", model="folder", model_class="AutoModel")).model_class == "AutoModel"
+        )
         assert build(section("")).model_class is None
 
 
@@ -138,21 +169,36 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("program", "message"),
         [
-            ("print('dying', file=sys.stderr); sys.exit(3)", "received exit code 3; it says: dying"),
+            (
+                "print('dying', file=sys.stderr); sys.exit(3)",
+                "received exit code 3; it says: dying",
+            ),
             ("os.kill(os.getpid(), 9)", "received signal 9"),
-            ("print('hello')", "expected a JSON object in the last line of its output, received 'hello'"),
+            (
+                "print('hello')",
+                "expected a JSON object in the last line of its output, received 'hello'",
+            ),
             ("pass", "received ''"),
             ("print('[1]')", r"received '\[1\]'"),
             (says(values={"loss": 1}) + "; print('after')", "received 'after'"),
             (says(values={}), r"values: expected all of \['loss'\], received none for 'loss'"),
-            (says(values={"loss": 1, "gain": 2}), r"values: expected objectives among \['loss'\], received 'gain'"),
+            (
+                says(values={"loss": 1, "gain": 2}),
+                r"values: expected objectives among \['loss'\], received 'gain'",
+            ),
             (says(values=[1]), "values: expected an object, received list"),
             (says(values={"loss": "1"}), "values: expected a number for 'loss', received \"1\""),
             (says(values={"loss": True}), "expected a number for 'loss', received true"),
             (says(values={"loss": None}), "expected a number for 'loss', received null"),
-            (says(values={"loss": 1}, errors={"loss": -1}), "errors: expected 0 or more, received -1"),
+            (
+                says(values={"loss": 1}, errors={"loss": -1}),
+                "errors: expected 0 or more, received -1",
+            ),
             (says(values={"loss": 1}, items={"loss": [1]}), "items: expected none, received some"),
-            (says(values={"loss": 1}, scores={}), "expected keys values, errors, items, received 'scores'"),
+            (
+                says(values={"loss": 1}, scores={}),
+                "expected keys values, errors, items, received 'scores'",
+            ),
         ],
     )
     def test_one_line(self, program: str, message: str) -> None:
@@ -178,7 +224,10 @@ class TestFailures:
     )
     def test_items_that_do_not_fit(self, items: Any, message: str) -> None:
         with pytest.raises(MergesearchError, match=message):
-            answer(says(values={"loss": 1}, items=items), sizes={"search": 3, "validation": 3, "test": 3})
+            answer(
+                says(values={"loss": 1}, items=items),
+                sizes={"search": 3, "validation": 3, "test": 3},
+            )
 
     def test_items_that_are_not_finite(self) -> None:
         with pytest.raises(NonFiniteError, match="items of 'loss'"):
@@ -189,17 +238,25 @@ class TestFailures:
 
     def test_too_much_output(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(command, "OUTPUT_LIMIT", 1000)
-        with pytest.raises(MergesearchError, match="expected at most 1000 bytes of output, received more"):
+        with pytest.raises(
+            MergesearchError, match="expected at most 1000 bytes of output, received more"
+        ):
             answer("while True: print('x' * 100, flush=True)")
 
     def test_much_standard_error_is_no_failure(self) -> None:
-        assert answer("print('x' * 10_000_000, file=sys.stderr); " + says(values={"loss": 1})).values == {"loss": 1}
+        assert answer(
+            "print('x' * 10_000_000, file=sys.stderr); " + says(values={"loss": 1})
+        ).values == {"loss": 1}
 
     def test_not_a_program(self, tmp_path: Path) -> None:
         (tmp_path / "broken").write_bytes(b"\x7fELF")
         (tmp_path / "broken").chmod(0o755)
-        with pytest.raises(MergesearchError, match="expected a program that starts, received Exec format error"):
-            opened(section("") | {"command": ["./broken"]}, folder=tmp_path).evaluate(candidate_at([1]), "search")
+        with pytest.raises(
+            MergesearchError, match="expected a program that starts, received Exec format error"
+        ):
+            opened(section("") | {"command": ["./broken"]}, folder=tmp_path).evaluate(
+                candidate_at([1]), "search"
+            )
 
 
 def gone(number: int) -> bool:
@@ -212,21 +269,34 @@ def gone(number: int) -> bool:
 
 class TestNothingIsLeftBehind:
     @pytest.mark.parametrize("stubborn", [False, True])
-    def test_after_the_time_limit(self, tmp_path: Path, stubborn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_after_the_time_limit(
+        self, tmp_path: Path, stubborn: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(command, "GRACE", 0.3)
         program = "import signal, subprocess\n"
         program += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if stubborn else ""
-        program += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        program += f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\ntime.sleep(60)"
+        program += (
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        )
+        program += f"open({str(tmp_path / 'pids')!r}, 'w')"
+        program += ".write(f'{os.getpid()} {child.pid}')\ntime.sleep(60)"
         began = time.monotonic()
-        with pytest.raises(MergesearchError, match=r"expected an answer within 1\.5 s, received none; raise timeout"):
+        with pytest.raises(
+            MergesearchError,
+            match=r"expected an answer within 1\.5 s, received none; raise timeout",
+        ):
             answer(program, timeout=1.5)
         assert time.monotonic() - began < 10
         self.assert_gone(tmp_path / "pids")
 
     def test_children_of_a_program_that_ended_well(self, tmp_path: Path) -> None:
-        program = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        program += f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        program = (
+            "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import "
+            "time; time.sleep(60)'])\n"
+        )
+        program += (
+            f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        )
         began = time.monotonic()
         assert answer(program + says(values={"loss": 1})).values == {"loss": 1.0}
         assert time.monotonic() - began < 10
@@ -252,7 +322,10 @@ class TestNothingIsLeftBehind:
 
 class TestChecks:
     def test_no_such_program(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"evaluators\.0\.command: expected a program, found no 'no-such-thing'"):
+        with pytest.raises(
+            InputError,
+            match=r"evaluators\.0\.command: expected a program, found no 'no-such-thing'",
+        ):
             build(section("") | {"command": "no-such-thing"}).check()
         with pytest.raises(InputError, match=r"expected a program, found no .*/missing"):
             build(section("") | {"command": "./missing"}, folder=tmp_path).check()
@@ -260,7 +333,10 @@ class TestChecks:
     def test_not_executable(self, tmp_path: Path) -> None:
         (tmp_path / "score").write_text("")
         (tmp_path / "score").chmod(stat.S_IRUSR)
-        with pytest.raises(InputError, match=r"expected a program that may be executed, received .*score; chmod \+x"):
+        with pytest.raises(
+            InputError,
+            match=r"expected a program that may be executed, received .*score; chmod \+x",
+        ):
             build(section("") | {"command": "./score"}, folder=tmp_path).check()
 
     def test_one_name_twice(self) -> None:

@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluators import SPLITS, Batch, Candidate, Measurement, Objective, Slope, Split
-from evaluators.composite import Composite
-from evaluators.synthetic import Faults, Synthetic
-from merging import InputError, NonFiniteError
+from mergesearch.evaluators import (
+    SPLITS,
+    Batch,
+    Candidate,
+    LossAndGradient,
+    Measurement,
+    Objective,
+    Split,
+)
+from mergesearch.evaluators.composite import Composite
+from mergesearch.evaluators.synthetic import Faults, Synthetic
+from mergesearch.merging import InputError, NonFiniteError
 from tests.evaluators.items import build, candidate_at, classification, opened, pico_vit
 
 SPHERE = {"kind": "synthetic", "problem": "sphere", "items": 8, "noise": 0.1}
@@ -51,15 +59,20 @@ class Recorder:
     def batch_cost(self, batch: Batch) -> int:
         return batch.size or 0
 
-    def backward(self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]) -> Slope:
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
         self.calls.append("backward")
-        return Slope(sum(weights.values()))
+        return LossAndGradient(sum(weights.values()))
 
 
 class TestComposite:
     @pytest.mark.parametrize("split", SPLITS)
     def test_measures_what_the_members_measure(self, data: Path, model: Any, split: Any) -> None:
-        sections = [SPHERE, classification(data, {"metric": "accuracy"}, {"metric": "cross_entropy"})]
+        sections = [
+            SPHERE,
+            classification(data, {"metric": "accuracy"}, {"metric": "cross_entropy"}),
+        ]
         whole, parts = opened(*sections), [opened(section) for section in sections]
         candidate = candidate_at([0.1, 0.7], model)
         measured = whole.evaluate(candidate, split)
@@ -109,11 +122,17 @@ class TestComposite:
         assert build(SPHERE, classification(data)).model_class == "AutoModelForImageClassification"
 
     def test_one_kind_of_model_per_study(self) -> None:
-        with pytest.raises(InputError, match=r"received \['AutoModel', 'AutoModelForCausalLM'\]; use two studies"):
-            Composite([Recorder("a", set(), "AutoModel"), Recorder("b", set(), "AutoModelForCausalLM")])
+        with pytest.raises(
+            InputError, match=r"received \['AutoModel', 'AutoModelForCausalLM'\]; use two studies"
+        ):
+            Composite(
+                [Recorder("a", set(), "AutoModel"), Recorder("b", set(), "AutoModelForCausalLM")]
+            )
 
     def test_names_are_unique_across_members(self) -> None:
-        with pytest.raises(InputError, match=r"^evaluators: .*\['sphere'\] twice; give one a name") as caught:
+        with pytest.raises(
+            InputError, match=r"^evaluators: .*\['sphere'\] twice; give one a name"
+        ) as caught:
             build(SPHERE, TASKS, SPHERE | {"seed": 1})
         assert "\n" not in str(caught.value)
 

@@ -1,4 +1,6 @@
-"""Evaluators that run backwards: the gradients of the losses that they report, however a batch is cut."""
+"""Evaluators that run backwards: the gradients of the losses that they report, however a batch is
+cut.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
-from evaluators import Batch, Evaluator
-from evaluators.items import batch_places
-from evaluators.model_items import read_items
-from merging import InputError, MergesearchError, NonFiniteError
+from mergesearch.evaluators import Batch, Evaluator
+from mergesearch.evaluators.items import batch_places
+from mergesearch.evaluators.model_items import read_items
+from mergesearch.merging import InputError, MergesearchError, NonFiniteError
 from tests.evaluators.items import (
     DOMAINS,
     build,
@@ -33,7 +35,13 @@ TEMPERATURE, HIDDEN = 2.0, 0.3
 
 
 def section(kind: str, **options: Any) -> dict[str, Any]:
-    return {"kind": kind, "domain": "domain", "id": "id", "objectives": [{"name": "loss"}], **options}
+    return {
+        "kind": kind,
+        "domain": "domain",
+        "id": "id",
+        "objectives": [{"name": "loss"}],
+        **options,
+    }
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -49,7 +57,10 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "language model": section("language_model", data="tokens", labels="labels"),
     "entropy of tokens": section(
-        "entropy", data="tokens", inputs={"input_ids": "input_ids"}, model_class="AutoModelForCausalLM"
+        "entropy",
+        data="tokens",
+        inputs={"input_ids": "input_ids"},
+        model_class="AutoModelForCausalLM",
     ),
     "alignment of tokens": section(
         "alignment",
@@ -85,17 +96,23 @@ def evaluator(case: str, folder: Path) -> Evaluator:
 
 @pytest.fixture
 def model(evaluator: Evaluator) -> Any:
-    return (pico_llama() if evaluator.model_class == "AutoModelForCausalLM" else pico_vit()).double()
+    return (
+        pico_llama() if evaluator.model_class == "AutoModelForCausalLM" else pico_vit()
+    ).double()
 
 
-def gradient(evaluator: Evaluator, model: Any, batch: Batch, weights: dict[str, float]) -> tuple[float, torch.Tensor]:
+def gradient(
+    evaluator: Evaluator, model: Any, batch: Batch, weights: dict[str, float]
+) -> tuple[float, torch.Tensor]:
     model.zero_grad()
     slope = evaluator.backward(candidate_at([0.0], model), batch, weights)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return slope.loss, torch.cat([part.ravel() for part in parts])
 
 
-def item_loss(case: str, model: Any, table: dict[str, Any], place: int, folder: Path) -> torch.Tensor:
+def item_loss(
+    case: str, model: Any, table: dict[str, Any], place: int, folder: Path
+) -> torch.Tensor:
     """The loss of one item, from its definition."""
     domain = table["domain"][place]
     if "pixels" in table:
@@ -109,10 +126,12 @@ def item_loss(case: str, model: Any, table: dict[str, Any], place: int, folder: 
         return -p[0, table["label"][place]].log()
     if case == "language model":
         labels = torch.tensor(table["labels"][place])[1:]
-        return -torch.stack([p[t, label].log() for t, label in enumerate(labels) if label >= 0]).mean()
+        return -torch.stack(
+            [p[t, label].log() for t, label in enumerate(labels) if label >= 0]
+        ).mean()
     if case.startswith("entropy"):
         return -(p * p.log()).sum(-1).mean()
-    from merging.binding import load_model
+    from mergesearch.merging.models.loading import load_model
 
     name = {"day": "teacher", "night": "other"}[domain] if "pixels" in table else "llama"
     kind = "AutoModelForImageClassification" if "pixels" in table else "AutoModelForCausalLM"
@@ -126,7 +145,9 @@ def item_loss(case: str, model: Any, table: dict[str, Any], place: int, folder: 
 
 
 def table_of(case: str) -> dict[str, Any]:
-    return (token_splits() if case == "language model" or "tokens" in case else three_splits())["search"]
+    return (token_splits() if case == "language model" or "tokens" in case else three_splits())[
+        "search"
+    ]
 
 
 def test_the_gradient_is_that_of_the_loss_by_its_definition(
@@ -137,34 +158,50 @@ def test_the_gradient_is_that_of_the_loss_by_its_definition(
     means = []
     for domain in DOMAINS:
         places = [place for place, name in enumerate(table["domain"]) if name == domain]
-        means.append(torch.stack([item_loss(case, model, table, place, folder) for place in places]).mean())
+        means.append(
+            torch.stack([item_loss(case, model, table, place, folder) for place in places]).mean()
+        )
     model.zero_grad()
     expected = torch.stack(means).mean()
     expected.backward()
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     assert loss == pytest.approx(expected.item(), rel=1e-9)
-    torch.testing.assert_close(found, torch.cat([part.ravel() for part in parts]), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        found, torch.cat([part.ravel() for part in parts]), rtol=1e-8, atol=1e-10
+    )
     measured = evaluator.evaluate(candidate_at([0.0], model), "search").values["loss"]
     assert measured == pytest.approx(loss, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [None, 4, 2])
-def test_the_mean_over_shares_is_the_gradient_of_the_batch(evaluator: Evaluator, model: Any, size: int | None) -> None:
+def test_the_mean_over_shares_is_the_gradient_of_the_batch(
+    evaluator: Evaluator, model: Any, size: int | None
+) -> None:
     batch = Batch(number=1, size=size, seed=3)
     loss, whole = gradient(evaluator, model, batch, {"loss": 1.0})
     # With two items in a batch, one of three shares is empty.
-    parts = [gradient(evaluator, model, replace(batch, share=share, shares=3), {"loss": 1.0}) for share in range(3)]
+    parts = [
+        gradient(evaluator, model, replace(batch, share=share, shares=3), {"loss": 1.0})
+        for share in range(3)
+    ]
     assert np.mean([part for part, _ in parts]) == pytest.approx(loss, rel=1e-6)
-    # Llama normalises in fp32 whatever its dtype, and attention picks another kernel where there is no padding.
+    # Llama normalises in fp32 whatever its dtype, and attention picks another kernel where there is
+    # no padding.
     near = 1e-12 if isinstance(model, ViTForImageClassification) else 1e-6
     torch.testing.assert_close(sum(part for _, part in parts) / 3, whole, rtol=1e-9, atol=near)
     costs = [evaluator.batch_cost(replace(batch, share=share, shares=3)) for share in range(3)]
-    assert sum(costs) == evaluator.batch_cost(batch) == (evaluator.size("search") if size is None else 2 * size)
+    assert (
+        sum(costs)
+        == evaluator.batch_cost(batch)
+        == (evaluator.size("search") if size is None else 2 * size)
+    )
 
 
 def test_micro_batches_change_nothing(case: str, model: Any, folder: Path) -> None:
     found = [
-        gradient(opened(CASES[case] | {"batch_size": size}, folder=folder), model, Batch(), {"loss": 1.0})[1]
+        gradient(
+            opened(CASES[case] | {"batch_size": size}, folder=folder), model, Batch(), {"loss": 1.0}
+        )[1]
         for size in (256, 3)
     ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-11)
@@ -177,7 +214,9 @@ def test_one_graph_at_a_time(folder: Path) -> None:
         splits = three_splits(24)
         for table in splits.values():
             table["domain"] = [str(place % domains) for place in range(24)]
-        evaluator = opened(section("entropy", data=str(save(folder / f"domains {domains}", splits))), folder=folder)
+        evaluator = opened(
+            section("entropy", data=str(save(folder / f"domains {domains}", splits))), folder=folder
+        )
         alive, most = 0, 0
 
         class Held:
@@ -207,11 +246,16 @@ def test_only_objectives_with_a_weight_count_and_in_proportion(folder: Path) -> 
         {"name": "right", "metric": "accuracy"},
         {"name": "worst", "metric": "cross_entropy", "reduce": "worst"},
     ]
-    evaluator, model = opened(classification("data", *objectives), folder=folder), pico_vit().double()
+    evaluator, model = (
+        opened(classification("data", *objectives), folder=folder),
+        pico_vit().double(),
+    )
     assert evaluator.differentiable == ("day", "both")
     parts = {name: gradient(evaluator, model, Batch(), {name: 1.0})[1] for name in ("day", "both")}
     joint = gradient(evaluator, model, Batch(), {"day": 0.25, "both": 3.0})[1]
-    torch.testing.assert_close(joint, 0.25 * parts["day"] + 3.0 * parts["both"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        joint, 0.25 * parts["day"] + 3.0 * parts["both"], rtol=1e-9, atol=1e-12
+    )
     assert opened(classification("data", objectives[2]), folder=folder).provides == {"items"}
 
 
@@ -258,7 +302,10 @@ class TestAlignment:
         loss, found = gradient(evaluator, model, Batch(), {"loss": 1.0})
         assert abs(loss) < 1e-12
         assert float(found.abs().max()) < 1e-9
-        assert evaluator.evaluate(candidate_at([0.0], pico_vit().double()), "test").values["loss"] > 0.01
+        assert (
+            evaluator.evaluate(candidate_at([0.0], pico_vit().double()), "test").values["loss"]
+            > 0.01
+        )
 
     def test_domains_without_an_expert_are_refused(self, folder: Path) -> None:
         lonely = CASES["alignment"] | {"teachers": {"day": "teacher"}}
@@ -282,35 +329,57 @@ class TestAlignment:
 class TestLanguageModel:
     def test_it_is_the_loss_of_transformers_and_padding_changes_nothing(self, folder: Path) -> None:
         model, table = pico_llama().double(), token_splits()["search"]
-        found = opened(CASES["language model"], folder=folder).evaluate(candidate_at([0.0], model), "search")
+        found = opened(CASES["language model"], folder=folder).evaluate(
+            candidate_at([0.0], model), "search"
+        )
         for place, score in enumerate(found.items["loss"]):
-            ids, labels = (torch.tensor(table[name][place])[None] for name in ("input_ids", "labels"))
+            ids, labels = (
+                torch.tensor(table[name][place])[None] for name in ("input_ids", "labels")
+            )
             with torch.no_grad():
-                assert score == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-6)
+                assert score == pytest.approx(
+                    float(model(input_ids=ids, labels=labels).loss), rel=1e-6
+                )
 
 
 class TestItems:
     """Columns that a model is called with."""
 
     def test_ragged_numbers_stay_what_they_are(self) -> None:
-        rows = np.array([np.array([0.3, 0.7], np.float32), np.array([1.5], np.float32)], dtype=object)
+        rows = np.array(
+            [np.array([0.3, 0.7], np.float32), np.array([1.5], np.float32)], dtype=object
+        )
         items = read_items({"input_values": rows}, "entropy")
-        assert [row.tolist() for row in items.inputs["input_values"]] == [pytest.approx([0.3, 0.7]), [1.5]]
+        assert [row.tolist() for row in items.inputs["input_values"]] == [
+            pytest.approx([0.3, 0.7]),
+            [1.5],
+        ]
 
     def test_ids_are_padded_with_the_models_own_token(self, folder: Path) -> None:
         from transformers import LlamaConfig, LlamaForSequenceClassification
 
-        sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        sizes = {
+            "vocab_size": 20,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            config = LlamaConfig(**sizes, intermediate_size=32, pad_token_id=3, initializer_range=0.5)
+            config = LlamaConfig(
+                **sizes, intermediate_size=32, pad_token_id=3, initializer_range=0.5
+            )
             model = LlamaForSequenceClassification(config).double().eval()
         options = {"data": "tokens", "inputs": {"input_ids": "input_ids"}}
         kind = "AutoModelForSequenceClassification"
         one, all_at_once = (
-            opened(section("entropy", **options, model_class=kind, batch_size=size), folder=folder) for size in (1, 8)
+            opened(section("entropy", **options, model_class=kind, batch_size=size), folder=folder)
+            for size in (1, 8)
         )
-        scores = [e.evaluate(candidate_at([0.0], model), "search").items["loss"] for e in (one, all_at_once)]
+        scores = [
+            e.evaluate(candidate_at([0.0], model), "search").items["loss"]
+            for e in (one, all_at_once)
+        ]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -321,7 +390,9 @@ class TestItems:
             ("input_ids", [], "not empty"),
         ],
     )
-    def test_items_that_say_nothing_are_refused(self, tmp_path: Path, column: str, value: Any, reason: str) -> None:
+    def test_items_that_say_nothing_are_refused(
+        self, tmp_path: Path, column: str, value: Any, reason: str
+    ) -> None:
         splits = token_splits()
         table = splits["validation"]
         table[column][1] = [-100] * len(table["input_ids"][1]) if value == "none count" else value
@@ -336,12 +407,22 @@ class TestItems:
 
 class TestTransductive:
     def test_the_search_items_are_the_test_items_where_it_is_asked_for(self, folder: Path) -> None:
-        plain, asked = (opened(CASES["entropy"] | {"transductive": value}, folder=folder) for value in (False, True))
+        plain, asked = (
+            opened(CASES["entropy"] | {"transductive": value}, folder=folder)
+            for value in (False, True)
+        )
         candidate = candidate_at([0.0], pico_vit().double())
         assert (plain.transductive, asked.transductive) == (False, True)
-        assert asked.evaluate(candidate, "search").values == asked.evaluate(candidate, "test").values
-        assert plain.evaluate(candidate, "search").values != plain.evaluate(candidate, "test").values
-        assert asked.evaluate(candidate, "validation").values == plain.evaluate(candidate, "validation").values
+        assert (
+            asked.evaluate(candidate, "search").values == asked.evaluate(candidate, "test").values
+        )
+        assert (
+            plain.evaluate(candidate, "search").values != plain.evaluate(candidate, "test").values
+        )
+        assert (
+            asked.evaluate(candidate, "validation").values
+            == plain.evaluate(candidate, "validation").values
+        )
 
     def test_shared_items_are_refused_otherwise(self, tmp_path: Path) -> None:
         splits = three_splits()
@@ -360,5 +441,9 @@ def test_uniform_answers_have_the_entropy_of_all_classes(folder: Path) -> None:
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.zero_()
-    value = opened(CASES["entropy"], folder=folder).evaluate(candidate_at([0.0], model), "search").values["loss"]
+    value = (
+        opened(CASES["entropy"], folder=folder)
+        .evaluate(candidate_at([0.0], model), "search")
+        .values["loss"]
+    )
     assert value == pytest.approx(np.log(4), rel=1e-12)

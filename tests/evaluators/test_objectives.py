@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators.objectives import Metric, measure, needed_references, reduce_metric, score_domains
-from merging import InputError, NonFiniteError
+from mergesearch.evaluators.objectives import (
+    Metric,
+    measure,
+    needed_references,
+    reduce_metric,
+    score_domains,
+)
+from mergesearch.merging import InputError, NonFiniteError
 
 DOMAINS = np.array(["a", "a", "a", "b", "b", "c"])
 SCORES = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 0.5])
@@ -38,8 +44,12 @@ class TestReductions:
         chance = {"a": 0.1, "b": 0.2}
         by_expert = [(2 / 3 - 0.1) / 0.8, (1 - 0.2) / 0.6, 0.5 / 0.75]
         assert reduced(normalise="expert", chance=chance).value == pytest.approx(np.mean(by_expert))
-        assert reduced(normalise="base").value == pytest.approx(np.mean([2 / 3 / 0.5, 1 / 0.8, 0.5 / 0.25]))
-        assert reduced(normalise="chance", chance=0.25).value == pytest.approx(np.mean([5 / 9, 1, 1 / 3]))
+        assert reduced(normalise="base").value == pytest.approx(
+            np.mean([2 / 3 / 0.5, 1 / 0.8, 0.5 / 0.25])
+        )
+        assert reduced(normalise="chance", chance=0.25).value == pytest.approx(
+            np.mean([5 / 9, 1, 1 / 3])
+        )
 
     def test_forgetting_counts_losses_alone_and_is_minimised(self) -> None:
         forgetting = Metric(normalise="forgetting", domains=["a", "b"])
@@ -48,7 +58,9 @@ class TestReductions:
         found = reduce_metric(forgetting, score_domains(SCORES, DOMAINS), references)
         assert found.value == pytest.approx((0.9 - 2 / 3) / 2)
         worse = Metric(metric="cross_entropy", normalise="forgetting")
-        risen = reduce_metric(worse, score_domains(SCORES[:3], DOMAINS[:3]), {"base": {"cross_entropy/a": 0.5}})
+        risen = reduce_metric(
+            worse, score_domains(SCORES[:3], DOMAINS[:3]), {"base": {"cross_entropy/a": 0.5}}
+        )
         assert risen.value == pytest.approx(2 / 3 - 0.5)
 
     @pytest.mark.parametrize("normalise", [None, "expert", "base", "chance"])
@@ -70,7 +82,9 @@ class TestReductions:
         normalise=st.sampled_from([None, "expert", "base", "chance"]),
     )
     @settings(max_examples=60, deadline=None)
-    def test_better_items_never_make_it_worse(self, values: list[float], reduce: Any, normalise: Any) -> None:
+    def test_better_items_never_make_it_worse(
+        self, values: list[float], reduce: Any, normalise: Any
+    ) -> None:
         metric = Metric(reduce=reduce, normalise=normalise)
         lower, higher = (
             reduce_metric(metric, score_domains(np.array(row), DOMAINS), REFERENCES, EXPERTS).value
@@ -79,13 +93,17 @@ class TestReductions:
         assert higher >= lower - 1e-12
 
     def test_errors_are_those_of_independent_domains(self) -> None:
-        errors = [part.std() / math.sqrt(part.size) for part in (SCORES[:3], SCORES[3:5], SCORES[5:])]
+        errors = [
+            part.std() / math.sqrt(part.size) for part in (SCORES[:3], SCORES[3:5], SCORES[5:])
+        ]
         scale = [1 / 0.5, 1 / 0.8, 1 / 0.25]
         expected = math.sqrt(sum((e * s) ** 2 for e, s in zip(errors, scale, strict=True))) / 3
         assert reduced(normalise="base").error == pytest.approx(expected)
 
     def test_an_expert_that_only_guesses_is_refused(self) -> None:
-        with pytest.raises(InputError, match=r"expected expert b to differ from chance \(0.8\) in accuracy/b"):
+        with pytest.raises(
+            InputError, match=r"expected expert b to differ from chance \(0.8\) in accuracy/b"
+        ):
             reduced(normalise="expert", chance=0.8)
 
 
@@ -112,7 +130,10 @@ class TestBounds:
 
     def test_the_base_keeps_its_own_bound(self) -> None:
         references = {
-            "base": {f"accuracy/{name}": score.value for name, score in score_domains(SCORES, DOMAINS).items()}
+            "base": {
+                f"accuracy/{name}": score.value
+                for name, score in score_domains(SCORES, DOMAINS).items()
+            }
         }
         found = self.violations(Metric(reduce="worst", at_least="base"), references=references)
         assert found["worst accuracy at least base"] == 0
@@ -120,13 +141,23 @@ class TestBounds:
 
 class TestMeasurement:
     def test_without_references_what_needs_them_is_unknown_and_means_are_there(self) -> None:
-        measured = measure([Metric(normalise="base")], {"accuracy": score_domains(SCORES, DOMAINS)}, None, {}, DOMAINS)
+        measured = measure(
+            [Metric(normalise="base")],
+            {"accuracy": score_domains(SCORES, DOMAINS)},
+            None,
+            {},
+            DOMAINS,
+        )
         assert math.isnan(measured.values["accuracy of base"])
-        assert measured.means == pytest.approx({"accuracy/a": 2 / 3, "accuracy/b": 1, "accuracy/c": 0.5})
+        assert measured.means == pytest.approx(
+            {"accuracy/a": 2 / 3, "accuracy/b": 1, "accuracy/c": 0.5}
+        )
 
     def test_scores_that_are_not_finite_are_named(self) -> None:
         with pytest.raises(NonFiniteError, match="'accuracy'"):
-            measure([Metric()], {"accuracy": score_domains(SCORES * np.nan, DOMAINS)}, {}, {}, DOMAINS)
+            measure(
+                [Metric()], {"accuracy": score_domains(SCORES * np.nan, DOMAINS)}, {}, {}, DOMAINS
+            )
 
     def test_places_are_those_among_the_items_of_the_objective(self) -> None:
         rows = np.array([0, 3, 5])
@@ -139,5 +170,9 @@ class TestMeasurement:
 
     def test_references_that_are_needed_are_known_by_name(self) -> None:
         metrics = [Metric(normalise="expert", domains=["a", "c"]), Metric(at_least="base")]
-        assert needed_references(metrics, DOMAINS.tolist(), EXPERTS) == {"base", "expert a", "expert sea"}
+        assert needed_references(metrics, DOMAINS.tolist(), EXPERTS) == {
+            "base",
+            "expert a",
+            "expert sea",
+        }
         assert needed_references([Metric()], ["a"], {}) == frozenset()

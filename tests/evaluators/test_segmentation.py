@@ -1,4 +1,6 @@
-"""Segmentation: the same figures as a plain loop over masks, promptable or semantic; data that are refused."""
+"""Segmentation: the same figures as a plain loop over masks, promptable or semantic; data that are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evaluators import SPLITS, Batch, Candidate, Evaluator, Measurement
-from evaluators.segmentation import object_logits, overlap_scores, pixel_cross_entropy, resized
-from evaluators.spec import EVALUATORS, parse_evaluators
-from merging import InputError, NonFiniteError
-from merging.binding import load_model
+from mergesearch.evaluators import SPLITS, Batch, Candidate, Evaluator, Measurement
+from mergesearch.evaluators.segmentation import (
+    object_logits,
+    overlap_scores,
+    pixel_cross_entropy,
+    resized,
+)
+from mergesearch.evaluators.spec.evaluators import EVALUATORS, parse_evaluators
+from mergesearch.merging import InputError, NonFiniteError
+from mergesearch.merging.models.loading import load_model
 from tests.evaluators.items import DOMAINS, build, opened, recipe_at, save
 
 SIDE, CLASSES, COUNT = 16, 3, 10
@@ -47,7 +54,12 @@ def pico_sam(seed: int = 0) -> Any:
             "num_pos_feats": 8,
             "initializer_range": 0.5,
         },
-        prompt_encoder_config={"hidden_size": 16, "image_size": SIDE, "patch_size": 8, "mask_input_channels": 4},
+        prompt_encoder_config={
+            "hidden_size": 16,
+            "image_size": SIDE,
+            "patch_size": 8,
+            "mask_input_channels": 4,
+        },
         mask_decoder_config={
             "hidden_size": 16,
             "mlp_dim": 16,
@@ -106,7 +118,10 @@ def splits() -> dict[str, dict[str, Any]]:
 def stored(folder: Path, tables: dict[str, dict[str, Any]]) -> Path:
     """Write them; arrays as nested lists."""
     plain = {
-        split: {name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in table.items()}
+        split: {
+            name: values.tolist() if isinstance(values, np.ndarray) else values
+            for name, values in table.items()
+        }
         for split, table in tables.items()
     }
     return save(folder, plain)
@@ -115,7 +130,13 @@ def stored(folder: Path, tables: dict[str, dict[str, Any]]) -> Path:
 def section(data: Path | str, *metrics: str, **options: Any) -> dict[str, Any]:
     """A ``segmentation`` section with the usual columns."""
     chosen = [{"metric": metric} for metric in metrics or METRICS]
-    usual = {"kind": "segmentation", "data": str(data), "domain": "domain", "id": "id", "objectives": chosen}
+    usual = {
+        "kind": "segmentation",
+        "data": str(data),
+        "domain": "domain",
+        "id": "id",
+        "objectives": chosen,
+    }
     return usual | options
 
 
@@ -146,10 +167,14 @@ def plain_iou(answer: Any, mask: Any, classes: list[int]) -> float:
     return float(np.mean(found)) if found else 1.0
 
 
-def plain_loop(logits: torch.Tensor, masks: Any, classes: list[int]) -> dict[str, npt.NDArray[np.float64]]:
+def plain_loop(
+    logits: torch.Tensor, masks: Any, classes: list[int]
+) -> dict[str, npt.NDArray[np.float64]]:
     """All three metrics of each item from logits ``(items, classes, height, width)``."""
     answers, log_p = logits.argmax(dim=1).numpy(), logits.double().log_softmax(dim=1).numpy()
-    losses = [-np.take_along_axis(p, m[None], axis=0).mean() for p, m in zip(log_p, masks, strict=True)]
+    losses = [
+        -np.take_along_axis(p, m[None], axis=0).mean() for p, m in zip(log_p, masks, strict=True)
+    ]
     pairs = list(zip(answers, masks, strict=True))
     return {
         "dice": np.array([plain_dice(a, m, classes) for a, m in pairs]),
@@ -166,10 +191,14 @@ def refusal(*sections: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def scores_of(answer: Any, mask: Any, *, background: int | None = 0, ignored: int | None = None) -> tuple[float, float]:
+def scores_of(
+    answer: Any, mask: Any, *, background: int | None = 0, ignored: int | None = None
+) -> tuple[float, float]:
     """Dice and IoU of one hand-made mask."""
     answers, masks = (torch.tensor(array, dtype=torch.int64)[None] for array in (answer, mask))
-    found = overlap_scores(answers, masks, masks != (-1 if ignored is None else ignored), 4, background)
+    found = overlap_scores(
+        answers, masks, masks != (-1 if ignored is None else ignored), 4, background
+    )
     return float(found["dice"][0]), float(found["iou"][0])
 
 
@@ -198,24 +227,56 @@ class TestMasksByHand:
             ([[0, 0, 0, 1]], [[0, 0, 0, 0]], {}, 0.0, 0.0),
             ([[0, 0, 0, 0]], [[0, 1, 1, 0]], {}, 0.0, 0.0),
             ([[1, 2, 2, 0]], [[1, 2, 0, 0]], {}, (1 + 2 / 3) / 2, (1 + 1 / 2) / 2),
-            ([[1, 3, 0, 0]], [[1, 2, 0, 0]], {}, 1 / 3, 1 / 3),  # a class that only the answer has counts
-            ([[0, 1, 1, 1]], [[0, 0, 1, 1]], {"background": None}, (2 / 3 + 4 / 5) / 2, (1 / 2 + 2 / 3) / 2),
+            (
+                [[1, 3, 0, 0]],
+                [[1, 2, 0, 0]],
+                {},
+                1 / 3,
+                1 / 3,
+            ),  # a class that only the answer has counts
+            (
+                [[0, 1, 1, 1]],
+                [[0, 0, 1, 1]],
+                {"background": None},
+                (2 / 3 + 4 / 5) / 2,
+                (1 / 2 + 2 / 3) / 2,
+            ),
             ([[0, 1, 1, 1]], [[0, 0, 1, 1]], {"background": 1}, 2 / 3, 1 / 2),
-            ([[1, 1, 1, 0]], [[3, 1, 0, 0]], {"ignored": 3}, 2 / 3, 1 / 2),  # the first pixel counts nowhere
+            (
+                [[1, 1, 1, 0]],
+                [[3, 1, 0, 0]],
+                {"ignored": 3},
+                2 / 3,
+                1 / 2,
+            ),  # the first pixel counts nowhere
             ([[1, 1, 1, 1]], [[3, 3, 3, 3]], {"ignored": 3}, 1.0, 1.0),
         ],
     )
-    def test_dice_and_iou(self, answer: Any, mask: Any, options: Any, dice: float, iou: float) -> None:
-        assert scores_of(answer, mask, **options) == (pytest.approx(dice, abs=1e-12), pytest.approx(iou, abs=1e-12))
+    def test_dice_and_iou(
+        self, answer: Any, mask: Any, options: Any, dice: float, iou: float
+    ) -> None:
+        assert scores_of(answer, mask, **options) == (
+            pytest.approx(dice, abs=1e-12),
+            pytest.approx(iou, abs=1e-12),
+        )
 
-    @given(seed=st.integers(0, 999), present=st.integers(1, 4), background=st.sampled_from([None, 0, 2]))
+    @given(
+        seed=st.integers(0, 999),
+        present=st.integers(1, 4),
+        background=st.sampled_from([None, 0, 2]),
+    )
     @settings(max_examples=40, deadline=None)
-    def test_agree_with_the_definition(self, seed: int, present: int, background: int | None) -> None:
+    def test_agree_with_the_definition(
+        self, seed: int, present: int, background: int | None
+    ) -> None:
         answer, mask = np.random.default_rng(seed).integers(0, present, (2, 5, 7))
         classes = [c for c in range(4) if c != background]
         expected = plain_dice(answer, mask, classes), plain_iou(answer, mask, classes)
         dice, iou = scores_of(answer, mask, background=background)
-        assert (dice, iou) == (pytest.approx(expected[0], abs=1e-12), pytest.approx(expected[1], abs=1e-12))
+        assert (dice, iou) == (
+            pytest.approx(expected[0], abs=1e-12),
+            pytest.approx(expected[1], abs=1e-12),
+        )
         assert scores_of(mask, answer, background=background) == (dice, iou)
         assert 0 <= iou <= dice <= 1
 
@@ -223,7 +284,9 @@ class TestMasksByHand:
         logits = torch.tensor([[[[2.0, 0.0, 5.0]], [[0.0, 1.0, -5.0]]]])
         masks, counted = torch.tensor([[[0, 1, 9]]]), torch.tensor([[[True, True, False]]])
         expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
-        assert float(pixel_cross_entropy(logits, masks, counted)) == pytest.approx(expected, abs=1e-6)
+        assert float(pixel_cross_entropy(logits, masks, counted)) == pytest.approx(
+            expected, abs=1e-6
+        )
         assert float(pixel_cross_entropy(logits, masks, torch.zeros_like(counted))) == 0.0
 
     def test_logits_are_enlarged_bilinearly(self) -> None:
@@ -234,7 +297,9 @@ class TestMasksByHand:
 
     def test_the_mask_of_the_best_expected_iou_is_taken_and_prompts_are_joined(self) -> None:
         class Output:
-            pred_masks = torch.tensor([[[[[-1.0, -1]], [[5, -1]]], [[[-2, 3]], [[9, 9]]]]])  # two prompts, two masks
+            pred_masks = torch.tensor(
+                [[[[[-1.0, -1]], [[5, -1]]], [[[-2, 3]], [[9, 9]]]]]
+            )  # two prompts, two masks
             iou_scores = torch.tensor([[[0.1, 0.9], [0.8, 0.2]]])
 
         np.testing.assert_array_equal(object_logits(Output)[0].numpy(), [[[0, 0]], [[5, 3]]])
@@ -246,14 +311,18 @@ class TestPromptable:
         table = splits()[split]
         boxes, pixels = torch.tensor(table["boxes"]), torch.tensor(table["pixels"])[:, None]
         with torch.no_grad():
-            small = sam(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[:, 0]
+            small = sam(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[
+                :, 0
+            ]
         assert small.shape == (COUNT, 1, 8, 8)
         large = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")
         logits = torch.cat([torch.zeros_like(large), large], dim=1)
         expected = plain_loop(logits, (table["mask"] > 0).astype(int), [1])
         measured = measure(opened(section(data)), sam, split)
         for metric in METRICS:
-            np.testing.assert_allclose(measured.items[metric], expected[metric], atol=1e-5, err_msg=metric)
+            np.testing.assert_allclose(
+                measured.items[metric], expected[metric], atol=1e-5, err_msg=metric
+            )
             assert measured.values[metric] == pytest.approx(expected[metric].mean(), abs=1e-6)
         assert 0.05 < measured.values["dice"] < 0.95
 
@@ -272,11 +341,16 @@ class TestPromptable:
         np.testing.assert_allclose(measured.items["iou"], [plain_iou(a, m, [1]) for a, m in pairs])
 
     def test_several_masks_proposed(self, sam: Any, data: Path) -> None:
-        one, several = (measure(opened(section(data, multimask=flag)), sam) for flag in (False, True))
+        one, several = (
+            measure(opened(section(data, multimask=flag)), sam) for flag in (False, True)
+        )
         assert one.values != several.values
 
     def test_another_background(self, sam: Any, data: Path) -> None:
-        found = {b: measure(opened(section(data, "dice", background=b)), sam).values["dice"] for b in (0, 1, None)}
+        found = {
+            b: measure(opened(section(data, "dice", background=b)), sam).values["dice"]
+            for b in (0, 1, None)
+        }
         assert len(set(found.values())) == 3
 
     def test_the_auto_class_loads_it(self, sam: Any, data: Path, tmp_path: Path) -> None:
@@ -298,7 +372,9 @@ class TestSemantic:
             expected = plain_loop(logits, table["mask"].astype(int), classes)
             measured = measure(opened(section(data, background=background, **SEMANTIC)), segformer)
             for metric in METRICS:
-                np.testing.assert_allclose(measured.items[metric], expected[metric], atol=1e-5, err_msg=metric)
+                np.testing.assert_allclose(
+                    measured.items[metric], expected[metric], atol=1e-5, err_msg=metric
+                )
         assert len(np.unique(logits.argmax(dim=1))) == CLASSES
 
     def test_the_auto_class_loads_it(self, segformer: Any, data: Path, tmp_path: Path) -> None:
@@ -317,16 +393,24 @@ class TestSemantic:
         with torch.no_grad():
             pixels = torch.tensor(tables["search"]["pixels"])[:, None]
             small = segformer(pixel_values=pixels).logits
-        logits = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")[:, :, 4:]
+        logits = torch.nn.functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")[
+            :, :, 4:
+        ]
         expected = plain_loop(logits, tables["search"]["mask"][:, 4:].astype(int), [1, 2])
         for metric in METRICS:
-            np.testing.assert_allclose(measured.items[metric], expected[metric], atol=1e-5, err_msg=metric)
+            np.testing.assert_allclose(
+                measured.items[metric], expected[metric], atol=1e-5, err_msg=metric
+            )
 
-    def test_more_classes_than_the_model_has_are_refused(self, segformer: Any, tmp_path: Path) -> None:
+    def test_more_classes_than_the_model_has_are_refused(
+        self, segformer: Any, tmp_path: Path
+    ) -> None:
         tables = splits()
         tables["search"]["mask"][3, 5, 5] = 255
         evaluator = opened(section(stored(tmp_path / "data", tables), **SEMANTIC))
-        with pytest.raises(InputError, match=r"class numbers 0 to 2.*received 255; .*evaluators\.0\.ignored"):
+        with pytest.raises(
+            InputError, match=r"class numbers 0 to 2.*received 255; .*evaluators\.0\.ignored"
+        ):
             measure(evaluator, segformer)
 
 
@@ -342,7 +426,9 @@ class TestContract:
         assert evaluator.provides == {"items", "gradient"}
         assert build(section(data, "dice", "iou", **self.options(kind))).provides == {"items"}
 
-    def test_batch_size_does_not_matter(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
+    def test_batch_size_does_not_matter(
+        self, kind: str, data: Path, request: pytest.FixtureRequest
+    ) -> None:
         model = request.getfixturevalue(kind)
         whole = measure(opened(section(data, **self.options(kind))), model)
         again = measure(opened(section(data, **self.options(kind))), model)
@@ -351,8 +437,13 @@ class TestContract:
         for metric in METRICS:
             np.testing.assert_allclose(parts.items[metric], whole.items[metric], atol=1e-5)
 
-    def test_fewer_items_are_some_of_all(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
-        model, evaluator = request.getfixturevalue(kind), opened(section(data, **self.options(kind)))
+    def test_fewer_items_are_some_of_all(
+        self, kind: str, data: Path, request: pytest.FixtureRequest
+    ) -> None:
+        model, evaluator = (
+            request.getfixturevalue(kind),
+            opened(section(data, **self.options(kind))),
+        )
         whole = measure(evaluator, model).items["cross_entropy"]
         part = evaluator.evaluate(Candidate(RECIPE, model), "search", 4).items["cross_entropy"]
         assert part.shape == (4,)
@@ -363,7 +454,9 @@ class TestContract:
     def test_domains(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
         model, options = request.getfixturevalue(kind), self.options(kind)
         objectives = [{"name": name, "domains": [name]} for name in DOMAINS] + [{"reduce": "worst"}]
-        values = measure(opened(section(data, **options) | {"objectives": objectives}), model).values
+        values = measure(
+            opened(section(data, **options) | {"objectives": objectives}), model
+        ).values
         mean = measure(opened(section(data, "dice", **options)), model).values["dice"]
         assert (values["day"] + values["night"]) / 2 == pytest.approx(mean, abs=1e-12)
         assert values["worst dice"] == min(values["day"], values["night"])
@@ -377,7 +470,9 @@ class TestContract:
             with pytest.raises(NonFiniteError, match=metric):
                 measure(opened(section(data, metric, **self.options(kind))), model)
 
-    def test_gradient_of_cross_entropy_agrees_with_a_small_step(self, kind: str, data: Path) -> None:
+    def test_gradient_of_cross_entropy_agrees_with_a_small_step(
+        self, kind: str, data: Path
+    ) -> None:
         model = (pico_sam() if kind == "sam" else pico_segformer()).double()
         evaluator = opened(section(data, "cross_entropy", **self.options(kind)))
         candidate = Candidate(RECIPE, model)
@@ -434,8 +529,12 @@ class TestRefusals:
     def test_masks_of_different_sizes(self, tmp_path: Path) -> None:
         tables = splits()
         for table in tables.values():
-            table["mask"] = [mask[: 8 + place % 2].tolist() for place, mask in enumerate(table["mask"])]
-        assert "column of mask: expected arrays of one shape" in refusal(section(stored(tmp_path / "data", tables)))
+            table["mask"] = [
+                mask[: 8 + place % 2].tolist() for place, mask in enumerate(table["mask"])
+            ]
+        assert "column of mask: expected arrays of one shape" in refusal(
+            section(stored(tmp_path / "data", tables))
+        )
 
     def test_the_mask_does_not_tell_items_apart(self, tmp_path: Path) -> None:
         tables = splits()
@@ -443,11 +542,15 @@ class TestRefusals:
             table["mask"] = np.ones_like(table["mask"])
         opened(section(stored(tmp_path / "one", tables), id=None))
         tables["test"]["pixels"][0] = tables["search"]["pixels"][0]
-        assert "expected disjoint splits" in refusal(section(stored(tmp_path / "two", tables), id=None))
+        assert "expected disjoint splits" in refusal(
+            section(stored(tmp_path / "two", tables), id=None)
+        )
 
     def test_specs_are_checked_without_torch(self) -> None:
         code = (
-            "import sys; from pathlib import Path; from evaluators.spec import parse_evaluators, build_evaluator; "
+            "import sys; from pathlib import Path\n"
+            "from mergesearch.evaluators.spec.evaluators import "
+            "parse_evaluators, build_evaluator; "
             f"build_evaluator(parse_evaluators([{section('data')!r}]), Path()); "
             "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
         )

@@ -13,10 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluators import SPLITS
-from evaluators.spec import parse_evaluators
-from evaluators.synthetic import PROBLEMS, Faults, Problem, Synthetic, make_problem, optimum
-from merging import InputError
+from mergesearch.evaluators import SPLITS
+from mergesearch.evaluators.spec.evaluators import parse_evaluators
+from mergesearch.evaluators.synthetic import (
+    PROBLEMS,
+    Faults,
+    Problem,
+    Synthetic,
+    make_problem,
+    optimum,
+)
+from mergesearch.merging import InputError
 from tests.evaluators.items import candidate_at, recipe_at
 
 Array = npt.NDArray[np.float64]
@@ -27,7 +34,9 @@ QUADRATICS = ["sphere", "ellipsoid", "quadratic_tasks"]
 def gradient(problem: Problem, x: Array, step: float = 1e-4) -> Array:
     """Central differences ``(objectives, dim)``; exact for quadratics up to rounding."""
     steps = step * np.eye(x.size)
-    return np.stack([(problem.losses(x + e) - problem.losses(x - e)) / (2 * step) for e in steps], axis=1)
+    return np.stack(
+        [(problem.losses(x + e) - problem.losses(x - e)) / (2 * step) for e in steps], axis=1
+    )
 
 
 def dominate(ones: Array, others: Array, slack: float = 1e-12) -> npt.NDArray[np.bool_]:
@@ -47,7 +56,9 @@ class TestProblems:
             np.testing.assert_array_equal(best.losses[task], problem.losses(point))
         np.testing.assert_array_equal(np.diag(best.losses), 0)
 
-    @pytest.mark.parametrize(("name", "condition"), [("sphere", 1), ("ellipsoid", 1e3), ("quadratic_tasks", 10)])
+    @pytest.mark.parametrize(
+        ("name", "condition"), [("sphere", 1), ("ellipsoid", 1e3), ("quadratic_tasks", 10)]
+    )
     def test_eigenvalues_are_as_documented(self, name: str, condition: float) -> None:
         dim = 9
         problem = make_problem(name, dim)
@@ -79,16 +90,25 @@ class TestProblems:
             assert second == pytest.approx(1 - np.sqrt(first), abs=1e-12)
         x = np.random.default_rng(1).random(30)
         g = 1 + 9 / 29 * sum(x[1:])
-        np.testing.assert_allclose(problem.losses(x), [x[0], g * (1 - (x[0] / g) ** 0.5)], rtol=1e-13)
+        np.testing.assert_allclose(
+            problem.losses(x), [x[0], g * (1 - (x[0] / g) ** 0.5)], rtol=1e-13
+        )
 
     def test_zdt1_grows_outside_the_unit_box(self) -> None:
         problem = make_problem("zdt1", 3)
         edge, outside = np.array([0.3, 0.0, 1.0]), np.array([0.3, -0.2, 1.1])
-        np.testing.assert_allclose(problem.losses(outside), problem.losses(edge) + 0.04 + 0.01, rtol=1e-12)
+        np.testing.assert_allclose(
+            problem.losses(outside), problem.losses(edge) + 0.04 + 0.01, rtol=1e-12
+        )
 
     @pytest.mark.parametrize(
         ("name", "objectives", "dim"),
-        [("quadratic_tasks", 2, 4), ("quadratic_tasks", 3, 4), ("quadratic_tasks", 2, 1), ("zdt1", 2, 4)],
+        [
+            ("quadratic_tasks", 2, 4),
+            ("quadratic_tasks", 3, 4),
+            ("quadratic_tasks", 2, 1),
+            ("zdt1", 2, 4),
+        ],
     )
     def test_no_point_dominates_the_pareto_set(self, name: str, objectives: int, dim: int) -> None:
         problem = make_problem(name, dim, objectives=objectives, seed=2)
@@ -96,7 +116,9 @@ class TestProblems:
         front = problem.pareto_set(20)
         assert front.shape == (objectives + 20, dim)
         # Anywhere in the box, and close to the set, where a wrong one would be found out.
-        near = np.repeat(front, 100, axis=0) + 0.02 * generator.standard_normal((100 * len(front), dim))
+        near = np.repeat(front, 100, axis=0) + 0.02 * generator.standard_normal(
+            (100 * len(front), dim)
+        )
         points = np.concatenate([generator.random((2000, dim)), near, front])
         losses = np.array([problem.losses(point) for point in points])
         on_front = np.array([problem.losses(point) for point in front])
@@ -109,7 +131,9 @@ class TestProblems:
     def test_a_trade_off_is_stationary_for_its_weights(self, seed: int, weight: float) -> None:
         problem = make_problem("quadratic_tasks", 5, seed=seed)
         weights = np.array([weight, 1 - weight])
-        np.testing.assert_allclose(weights @ gradient(problem, problem.tradeoff(weights)), 0, atol=1e-7)
+        np.testing.assert_allclose(
+            weights @ gradient(problem, problem.tradeoff(weights)), 0, atol=1e-7
+        )
 
     @pytest.mark.parametrize("name", PROBLEMS)
     def test_the_seed_decides(self, name: str) -> None:
@@ -129,7 +153,9 @@ class TestMeasurements:
         expected = make_problem("quadratic_tasks", 3, seed=5).losses(np.array(x))
         for split in SPLITS:
             measured = evaluator.evaluate(candidate_at(x), split)
-            assert measured.values == dict(zip(("task 1", "task 2"), expected.tolist(), strict=True))
+            assert measured.values == dict(
+                zip(("task 1", "task 2"), expected.tolist(), strict=True)
+            )
             assert not measured.errors
             assert not measured.items
         assert evaluator.problem(3).losses(np.array(x)).tolist() == expected.tolist()
@@ -152,9 +178,11 @@ class TestMeasurements:
         points = np.random.default_rng(0).random((600, 2))
         truth = evaluator.problem(2)
         residuals = [
-            evaluator.evaluate(candidate_at(x), "search").values["sphere"] - truth.losses(x)[0] for x in points
+            evaluator.evaluate(candidate_at(x), "search").values["sphere"] - truth.losses(x)[0]
+            for x in points
         ]
-        # Standard error of a mean of 600 is 0.2 / 24.5, of a standard deviation 0.2 / 34.6: four of each.
+        # Standard error of a mean of 600 is 0.2 / 24.5, of a standard deviation 0.2 / 34.6: four of
+        # each.
         assert abs(np.mean(residuals)) < 4 * 0.2 / 24.5
         assert abs(np.std(residuals) - 0.2) < 4 * 0.2 / 34.6
 
@@ -162,7 +190,10 @@ class TestMeasurements:
         points = np.random.default_rng(0).random((400, 2))
 
         def noise(seed: int, split: Any) -> list[float]:
-            evaluator, truth = Synthetic("sphere", noise=1.0, seed=seed), make_problem("sphere", 2, seed=seed)
+            evaluator, truth = (
+                Synthetic("sphere", noise=1.0, seed=seed),
+                make_problem("sphere", 2, seed=seed),
+            )
             measured = [evaluator.evaluate(candidate_at(x), split).values["sphere"] for x in points]
             return [value - truth.losses(x)[0] for value, x in zip(measured, points, strict=True)]
 
@@ -175,7 +206,9 @@ class TestMeasurements:
         assert evaluator.provides == {"items", "gradient"}
         x = [0.2, 0.5]
         measured = evaluator.evaluate(candidate_at(x), "test")
-        losses = dict(zip(("task 1", "task 2"), evaluator.problem(2).losses(np.array(x)), strict=True))
+        losses = dict(
+            zip(("task 1", "task 2"), evaluator.problem(2).losses(np.array(x)), strict=True)
+        )
         for name, scores in measured.items.items():
             assert scores.shape == (400,)
             assert measured.values[name] == pytest.approx(scores.mean(), abs=1e-12)
@@ -214,7 +247,9 @@ class TestFaults:
             kinds.add(fate)
             for split in SPLITS:
                 if fate == "error":
-                    with pytest.raises(RuntimeError, match=f"recipe {candidate.recipe.digest} fails"):
+                    with pytest.raises(
+                        RuntimeError, match=f"recipe {candidate.recipe.digest} fails"
+                    ):
                         evaluator.evaluate(candidate, split)
                 else:
                     value = evaluator.evaluate(candidate, split).values["sphere"]
@@ -224,15 +259,17 @@ class TestFaults:
     def test_kill_kills_the_process(self) -> None:
         code = """
 import numpy as np
-from evaluators import Candidate
-from evaluators.synthetic import Faults, Synthetic
-from merging import Field, Recipe, Source
+from mergesearch.evaluators import Candidate
+from mergesearch.evaluators.synthetic import Faults, Synthetic
+from mergesearch.merging import Field, Recipe, Source
 recipe = Recipe(Source("", ""), (), "task_arithmetic", Field.constant(1, [0.5]))
 print(Synthetic("sphere").evaluate(Candidate(recipe), "search").values, flush=True)
 Synthetic("sphere", faults=Faults(kill=1.0)).evaluate(Candidate(recipe), "search")
 print("still here")
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == -signal.SIGKILL
         assert "sphere" in done.stdout
         assert "still here" not in done.stdout
@@ -243,10 +280,22 @@ class TestWrongOptions:
         ("options", "parts"),
         [
             ({"problem": "rosenbrock"}, ["synthetic.problem", "'ellipsoid'", "'rosenbrock'"]),
-            ({"problem": "sphere", "objectives": 2}, ["synthetic.objectives", "expected 1 for sphere", "received 2"]),
-            ({"problem": "zdt1", "objectives": 3}, ["synthetic.objectives", "expected 2 for zdt1", "received 3"]),
-            ({"problem": "quadratic_tasks", "objectives": 0}, ["objectives", "at least 1", "received 0"]),
-            ({"problem": "sphere", "faults": Faults(nan=0.6, kill=0.6)}, ["synthetic.faults", "at most 1", "0.6"]),
+            (
+                {"problem": "sphere", "objectives": 2},
+                ["synthetic.objectives", "expected 1 for sphere", "received 2"],
+            ),
+            (
+                {"problem": "zdt1", "objectives": 3},
+                ["synthetic.objectives", "expected 2 for zdt1", "received 3"],
+            ),
+            (
+                {"problem": "quadratic_tasks", "objectives": 0},
+                ["objectives", "at least 1", "received 0"],
+            ),
+            (
+                {"problem": "sphere", "faults": Faults(nan=0.6, kill=0.6)},
+                ["synthetic.faults", "at most 1", "0.6"],
+            ),
         ],
     )
     def test_one_line_says_what_is_allowed(self, options: dict[str, Any], parts: list[str]) -> None:
@@ -257,12 +306,21 @@ class TestWrongOptions:
         assert all(part in message for part in parts), message
 
     def test_zdt1_needs_two_coordinates(self) -> None:
-        with pytest.raises(InputError, match=r"zdt1 needs at least 2 coordinates, received 1; set space\.dim"):
+        with pytest.raises(
+            InputError, match=r"zdt1 needs at least 2 coordinates, received 1; set space\.dim"
+        ):
             make_problem("zdt1", 1)
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("noise", -1.0), ("items", -1), ("seconds", -0.1), ("faults", {"nan": 1.5}), ("colour", "red"), ("seed", -1)],
+        [
+            ("noise", -1.0),
+            ("items", -1),
+            ("seconds", -0.1),
+            ("faults", {"nan": 1.5}),
+            ("colour", "red"),
+            ("seed", -1),
+        ],
     )
     def test_the_study_file_refuses_values_out_of_range(self, key: str, value: Any) -> None:
         with pytest.raises(ValueError, match=key):

@@ -1,4 +1,6 @@
-"""Items that are texts, and a real tokenizer and language model for them: real files, milliseconds."""
+"""Items that are texts, and a real tokenizer and language model for them: real files,
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ __all__ = ["bound_llama", "make_tokenizer", "sentence", "text_folder", "text_lla
 
 
 def text_splits(count: int = 8) -> dict[str, dict[str, Any]]:
-    """Prompts, targets and texts of different lengths, disjoint in the three splits, the two domains taking turns."""
+    """Prompts, targets and texts of different lengths, disjoint in the three splits, the two
+    domains taking turns.
+    """
     splits = {}
     for seed, name in enumerate(("search", "validation", "test")):
         rng = np.random.default_rng([seed, 11])
@@ -37,15 +41,20 @@ def text_folder(folder: Path, chat_template: str | None = None) -> Path:
 
 
 def bound_llama(folder: Path, **options: Any) -> Any:
-    """A base and an expert in ``folder``, and the model that is bound to their merge, half and half."""
-    from merging import Field, Recipe, Source
-    from merging.arena import open_arenas
-    from merging.binding import MergedModel, load_model
+    """A base and an expert in ``folder``, and the model that is bound to their merge, half and
+    half.
+    """
+    from mergesearch.merging import Field, Recipe, Source
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.resident.arena import open_arenas
+    from mergesearch.merging.resident.merged_model import MergedModel
 
     for seed, name in enumerate(("base", "expert")):
         text_llama(seed, **options).save_pretrained(folder / name)
     base, expert = (Source(name, str(folder / name)) for name in ("base", "expert"))
     recipe = Recipe(base, (expert,), "task_arithmetic", Field.constant(1, [0.5]))
-    merged = MergedModel(load_model(base.path, "AutoModelForCausalLM"), open_arenas(recipe, folder / "arenas"))
+    merged = MergedModel(
+        load_model(base.path, "AutoModelForCausalLM"), open_arenas(recipe, folder / "arenas")
+    )
     merged.write(Field.constant(merged.merged.numel(), [0.5]))
     return merged

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from merging.atomic import write_atomically
+from mergesearch.merging.checkpoints.atomic import write_atomically
 from tests.cluster import ROOT
 from tests.faults.scenario import TRIALS, Story, tell
 
@@ -23,8 +23,11 @@ def page(story: Story, seconds: float) -> str:
     """The report in Markdown."""
     assert story.undisturbed is not None
     assert story.verdict is not None
-    told = [record.told for record in story.records if record.told is not None]
-    expected = [(r.number, r.recipe.digest, r.state, tuple(r.values.items())) for r in story.undisturbed.log.records]
+    told = [record.tell_index for record in story.records if record.tell_index is not None]
+    expected = [
+        (r.number, r.recipe.digest, r.state, tuple(r.values.items()))
+        for r in story.undisturbed.log.records
+    ]
     found = [(r.number, r.recipe.digest, r.state, tuple(r.values.items())) for r in story.records]
     differ = sum(ours != theirs for ours, theirs in zip(found, expected, strict=True))
     other = story.undisturbed.verdict
@@ -40,24 +43,45 @@ def page(story: Story, seconds: float) -> str:
     lines = [
         "# Fault injection",
         "",
-        f"A sweep of {TRIALS} trials that merge real checkpoints, on four Ray nodes and PostgreSQL: real processes",
-        f"on one machine ({machine}). Written by `python -m tests.faults.report`; `make test-slow` runs the same story",
+        (
+            f"A sweep of {TRIALS} trials that merge real checkpoints, on four Ray nodes and "
+            "PostgreSQL: real processes"
+        ),
+        (
+            f"on one machine ({machine}). Written by `python -m tests.faults.report`; `make "
+            "test-slow` "
+            "runs the same story"
+        ),
         "and asserts what is said here.",
         "",
         "| what was done | trials told then | seconds to the next told trial |",
         "|---|---|---|",
         *(f"| {fault.name} | {fault.told} | {fault.seconds:.1f} |" for fault in story.faults),
         "",
-        f"{len(story.records)} trials in {seconds:.0f} s, servers and nodes included. An evaluation takes a second;",
+        (
+            f"{len(story.records)} trials in {seconds:.0f} s, servers and nodes included. An "
+            "evaluation takes a second;"
+        ),
         "five to seven workers run at a time.",
         "",
         "| what must hold | found |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
-        "Each driver had a run folder of its own, as on another host; the second one's was a file system of 2 MB",
-        "that was filled. Clocks were wrong by an hour, one ahead and one behind. `tests/search/test_kill.py` has 50",
-        "randomised kill schedules of a driver on a journal, `tests/search/test_postgres.py` commits whose answers are",
+        (
+            "Each driver had a run folder of its own, as on another host; the second one's was a "
+            "file "
+            "system of 2 MB"
+        ),
+        (
+            "that was filled. Clocks were wrong by an hour, one ahead and one behind. "
+            "`tests/search/study/test_kill.py` has 50"
+        ),
+        (
+            "randomised kill schedules of a driver on a journal, "
+            "`tests/search/record/test_postgres.py` "
+            "commits whose answers are"
+        ),
         "lost.",
         "",
     ]

@@ -1,4 +1,6 @@
-"""A sweep of 300 trials on four Ray nodes and PostgreSQL, through everything that clusters do to sweeps."""
+"""A sweep of 300 trials on four Ray nodes and PostgreSQL, through everything that clusters do to
+sweeps.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from search.record import TrialRecord, Verdict
-from search.run import Run, open_run, run_study
+from mergesearch.search.record.trial_record import TrialRecord, Verdict
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.opened import Run, open_run
 from tests.cluster import ROOT, Cluster, running
 from tests.postgres import Gate, Server, serve
 from tests.search.conftest import make_pico_items, make_pico_models, model_study
@@ -51,7 +54,7 @@ class Story:
         undisturbed: The same study in one process, where nothing happened.
         said: What the drivers printed.
         left: Names of processes and files that should be gone and are not.
-        changed: Told trials that were lost or changed between two looks.
+        changed: TrialResult trials that were lost or changed between two looks.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -74,22 +77,42 @@ class Sweep:
         make_pico_models(models)
         make_pico_items(items)
         self.data = model_study(
-            models, items, name="faults", strategy="random", budget={"trials": TRIALS}, driver={"lease_seconds": 20}
+            models,
+            items,
+            name="faults",
+            strategy="sobol",
+            budget={"trials": TRIALS},
+            driver={"lease_seconds": 20},
         )
-        self.study = write_study(self.data | {"storage": server.url(gate.port, self.database)}, folder)
+        self.study = write_study(
+            self.data | {"storage": server.url(gate.port, self.database)}, folder
+        )
         self._known: dict[int, str] = {}
 
     def drive(self, name: str, skew: float) -> subprocess.Popen[str]:
         """Start a driver with a folder and a clock of its own, as on another host."""
         said = (self.folder / f"{name}.said").open("a")
         run = self.folder / name
-        command = [sys.executable, "-m", "search", "run", str(self.study), "--run", str(run), "--progress", "plain"]
+        command = [
+            sys.executable,
+            "-m",
+            "mergesearch",
+            "run",
+            str(self.study),
+            "--run",
+            str(run),
+            "--progress",
+            "plain",
+        ]
         return subprocess.Popen(
             [*command, "--address", self.cluster.address],
-            cwd=ROOT, env=self.cluster.environment | {"FAULT_SKEW": str(skew)}, stdout=said, stderr=said, text=True,
+            cwd=ROOT, env=self.cluster.environment | {"FAULT_SKEW": str(skew)},
+            stdout=said, stderr=said, text=True,
         )  # fmt: skip
 
-    def at(self, told: int, name: str, fault: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    def at(
+        self, told: int, name: str, fault: Callable[[], object], process: subprocess.Popen[str]
+    ) -> None:
         """Wait for so many told trials, do it, and time how long until the next one."""
         self.await_told(told, process)
         count, began = self.look(), time.monotonic()
@@ -107,13 +130,18 @@ class Sweep:
             time.sleep(0.1)
 
     def look(self) -> int:
-        """Told trials, past the gate; notes any that was lost or changed since the last look."""
+        """TrialResult trials, past the gate; notes any that was lost or changed since the last
+        look.
+        """
         query = (
-            "SELECT t.number, t.state || a.value_json FROM trials t JOIN trial_system_attributes a USING (trial_id) "
+            "SELECT t.number, t.state || a.value_json FROM trials t JOIN trial_system_attributes a "
+            "USING (trial_id) "
             "WHERE t.state <> 'RUNNING' AND a.key = 'mergesearch:result'"
         )
         try:
-            with psycopg.connect(self.server.address(self.database), connect_timeout=3) as connection:
+            with psycopg.connect(
+                self.server.address(self.database), connect_timeout=3
+            ) as connection:
                 now = dict(connection.execute(query).fetchall())
         except psycopg.errors.UndefinedTable:
             return 0
@@ -153,7 +181,9 @@ class Sweep:
 def small_disk(path: Path, size: str = "2m") -> Iterator[bool]:
     """A file system of its own at ``path``, where this process may make one; says whether it is."""
     path.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)], capture_output=True
+    )
     try:
         yield mounted.returncode == 0
     finally:
@@ -197,12 +227,16 @@ def tell(folder: Path) -> Story:
             while cluster.processes() and time.monotonic() < deadline:
                 time.sleep(0.5)
             story.left += [" ".join(process.cmdline()[:3]) for process in cluster.processes()]
-    story.left += sorted(name for name in set(os.listdir("/dev/shm")) - shm if not _of_another(name))
+    story.left += sorted(
+        name for name in set(os.listdir("/dev/shm")) - shm if not _of_another(name)
+    )
     return story
 
 
 def _of_another(name: str) -> bool:
-    """Whether a shared-memory file names a process that lives: all of the cluster's are gone, so it is another's."""
+    """Whether a shared-memory file names a process that lives: all of the cluster's are gone, so it
+    is another's.
+    """
     return any(psutil.pid_exists(int(number)) for number in re.findall(r"\d+", name))
 
 

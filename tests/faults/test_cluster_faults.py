@@ -1,4 +1,6 @@
-"""Nothing told is lost, nothing is told twice, nothing is left behind, and the winner is the same."""
+"""Nothing told is lost, nothing is told twice, nothing is left behind, and the winner is the
+same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search.run import open_run
+from mergesearch.search.runs.opened import open_run
 from tests.cluster import ROOT
 from tests.faults.scenario import TRIALS, fill, small_disk, tell
 from tests.search.studies import analytic, fingerprint, run_in, write_study
@@ -25,8 +27,10 @@ def test_a_sweep_survives_what_clusters_do(tmp_path: Path) -> None:
     records, expected = story.records, story.undisturbed.log.records
     assert len(records) == TRIALS
     found = [(r.number, r.kind, r.recipe.digest, r.state, tuple(r.values.items())) for r in records]
-    assert found == [(r.number, r.kind, r.recipe.digest, r.state, tuple(r.values.items())) for r in expected]
-    told = [record.told for record in records if record.told is not None]
+    assert found == [
+        (r.number, r.kind, r.recipe.digest, r.state, tuple(r.values.items())) for r in expected
+    ]
+    told = [record.tell_index for record in records if record.tell_index is not None]
     assert sorted(told) == list(range(len(told)))
     assert story.verdict is not None
     assert story.verdict == story.undisturbed.verdict
@@ -38,7 +42,13 @@ def test_a_sweep_survives_what_clusters_do(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_stops_the_journal_for_a_while_and_loses_nothing(tmp_path: Path) -> None:
-    evaluator = {"kind": "synthetic", "problem": "sphere", "items": 10, "noise": 0.05, "seconds": 0.02}
+    evaluator = {
+        "kind": "synthetic",
+        "problem": "sphere",
+        "items": 10,
+        "noise": 0.05,
+        "seconds": 0.02,
+    }
     data = analytic("full", trials=150, evaluators=[evaluator])
     undisturbed = run_in(data, tmp_path / "undisturbed")
     study = write_study(data, tmp_path)
@@ -46,9 +56,24 @@ def test_a_full_disk_stops_the_journal_for_a_while_and_loses_nothing(tmp_path: P
         if not small:
             pytest.skip("this account may not mount a file system")
         folder = tmp_path / "small" / "run"
-        command = [sys.executable, "-m", "search", "run", str(study), "--run", str(folder), "--progress", "plain"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while not (folder / "journal.log").exists() or (folder / "journal.log").stat().st_size < 30_000:
+        command = [
+            sys.executable,
+            "-m",
+            "mergesearch",
+            "run",
+            str(study),
+            "--run",
+            str(folder),
+            "--progress",
+            "plain",
+        ]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while (
+            not (folder / "journal.log").exists()
+            or (folder / "journal.log").stat().st_size < 30_000
+        ):
             assert process.poll() is None
             time.sleep(0.01)
         filler = fill(tmp_path / "small")

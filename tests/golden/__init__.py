@@ -1,1 +1,3 @@
-"""Recorded recommendations: a difference is a change of algorithm and needs a line in CHANGELOG.md."""
+"""Recorded recommendations: a difference is a change of algorithm and needs a line in
+CHANGELOG.md.
+"""

@@ -7,11 +7,14 @@ import csv
 import numpy as np
 import pytest
 
-from search.strategies import STRATEGIES
+from mergesearch.search.strategies.table import STRATEGIES
 from tests.golden.write import DIMENSIONS, FILE, SENSITIVE, recommendation
 
 with FILE.open() as file:
-    RECORDED = [(row[0], int(row[1]), [float(value) for value in row[2:]]) for row in list(csv.reader(file))[1:]]
+    RECORDED = [
+        (row[0], int(row[1]), [float(value) for value in row[2:]])
+        for row in list(csv.reader(file))[1:]
+    ]
 
 
 def test_every_strategy_is_recorded() -> None:

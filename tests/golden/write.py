@@ -9,22 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from merging import InputError
-from search.strategies import STRATEGIES, build_strategy, check_options
-from search.strategy import Point
-from tests.contracts.problems import descended, make_problem, told
+from mergesearch.merging import InputError
+from mergesearch.search.strategies.base import Point
+from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
+from tests.contracts.problems import gradient_result, make_problem, told
 
 FILE = Path(__file__).parent / "recommendations.csv"
 DIMENSIONS = (4, 40)
-#: Not recorded: which of two models predicts better is decided by the rounding of the linear algebra at hand.
+#: Not recorded: which of two models predicts better is decided by the rounding of the linear
+#: algebra at hand.
 SENSITIVE = {("map", 40)}
 TRIALS = 60
-#: Results are told three at a time, out of order, one in nine failed: what a sweep does to a strategy.
+#: Results are told three at a time, out of order, one in nine failed: what a sweep does to a
+#: strategy.
 IN_FLIGHT = 3
 
 
 def recommendation(name: str, dim: int) -> Point | None:
-    """The strategy's best point (its own, or the best it tried) on the problem of the contract; None if it refuses."""
+    """The strategy's best point (its own, or the best it tried) on the problem of the contract;
+    None if it refuses.
+    """
     problem = make_problem(name, dim, 2 if STRATEGIES[name].objectives == "several" else 1)
     try:
         strategy = build_strategy(name, check_options(name, {}), problem, seed=11)
@@ -35,7 +39,7 @@ def recommendation(name: str, dim: int) -> Point | None:
         for suggestion in strategy.ask(IN_FLIGHT)[::-1]:
             result = told(suggestion.point, problem, suggestion.id, failed=suggestion.id % 9 == 4)
             if result.losses is not None:
-                result = replace(result, descended=descended(suggestion, problem))
+                result = replace(result, gradient_result=gradient_result(suggestion, problem))
             strategy.tell([result])
             if result.losses is not None and problem.scalarise(result.losses) < best_loss:
                 best, best_loss = suggestion.point, problem.scalarise(result.losses)

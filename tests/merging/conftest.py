@@ -1,4 +1,6 @@
-"""Pico models of real families: transformers builds and saves them, so merges are tested end to end in milliseconds."""
+"""Pico models of real families: transformers builds and saves them, so merges are tested end to end
+in milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ _TEXT: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 32,
 }
-_GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+}
 _TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
 _VIT: dict[str, Any] = {
     "image_size": 8,
@@ -50,10 +58,20 @@ _FAMILIES: Mapping[str, tuple[str, str, dict[str, Any], torch.dtype]] = {
     "vit": ("ViTForImageClassification", "ViTConfig", _VIT, torch.float32),
     "bert": ("BertForMaskedLM", "BertConfig", _TEXT, torch.float32),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _TEXT, torch.float32),
-    "llama_tied": ("LlamaForCausalLM", "LlamaConfig", {**_TEXT, "tie_word_embeddings": True}, torch.float32),
+    "llama_tied": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_TEXT, "tie_word_embeddings": True},
+        torch.float32,
+    ),
     "llama_bf16": ("LlamaForCausalLM", "LlamaConfig", _TEXT, torch.bfloat16),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**_GPT2, **_TOKENS}, torch.float32),
-    "resnet": ("ResNetForImageClassification", "ResNetConfig", _RESNET, torch.float32),  # has integer buffers
+    "resnet": (
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        _RESNET,
+        torch.float32,
+    ),  # has integer buffers
 }
 
 
@@ -69,30 +87,42 @@ class Family:
         """The model in ``folder`` and transformers' account of missing and unexpected keys."""
         import transformers
 
-        loaded = getattr(transformers, self.model_class).from_pretrained(folder, output_loading_info=True, dtype="auto")
+        loaded = getattr(transformers, self.model_class).from_pretrained(
+            folder, output_loading_info=True, dtype="auto"
+        )
         return loaded[0], loaded[1]
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors in a folder's safetensors files."""
-    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+    return {
+        name: t
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, t in load_file(file).items()
+    }
 
 
 @pytest.fixture(scope="session")
 def read_tensors() -> Callable[[Path], dict[str, torch.Tensor]]:
-    """Reads all tensors of a folder with the safetensors library: the reference for our own reader."""
+    """Reads all tensors of a folder with the safetensors library: the reference for our own
+    reader.
+    """
     return stored
 
 
 @pytest.fixture(scope="session")
 def build_model() -> Callable[..., torch.nn.Module]:
-    """``build_model(family, seed=0, **changes)``: a pico model of the family with other configuration values."""
+    """``build_model(family, seed=0, **changes)``: a pico model of the family with other
+    configuration values.
+    """
     return _build
 
 
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
-    """``pico("vit")``: the family of that name, built when first asked for. Not to be written to."""
+    """``pico("vit")``: the family of that name, built when first asked for. Not to be written
+    to.
+    """
     root = tmp_path_factory.mktemp("pico")
     built: dict[str, Family] = {}
 
@@ -108,10 +138,13 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
 def copy_of(tmp_path: Path) -> Callable[..., Path]:
     """``copy_of(folder, change=..., **settings)``: a changed copy in ``tmp_path``.
 
-    ``change`` maps the dictionary of tensors to the one to store, ``settings`` are set in ``config.json``.
+    ``change`` maps the dictionary of tensors to the one to store, ``settings`` are set in
+    ``config.json``.
     """
 
-    def copy(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any] = dict, **settings: Any) -> Path:
+    def copy(
+        folder: Path, change: Callable[[dict[str, torch.Tensor]], Any] = dict, **settings: Any
+    ) -> Path:
         out = tmp_path / f"{folder.name}-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         save_file(change(stored(folder)), out / "model.safetensors", metadata={"format": "pt"})
@@ -124,7 +157,9 @@ def copy_of(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def hub(pico: Callable[[str], Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with one model, ``org/tiny``, at revision ``v1``; the hub itself is out of reach."""
+    """A hub cache with one model, ``org/tiny``, at revision ``v1``; the hub itself is out of
+    reach.
+    """
     from huggingface_hub import constants
 
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -144,7 +179,9 @@ def _build(name: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
     model_class, config_class, settings, dtype = _FAMILIES[name]
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(seed)
-        model = getattr(transformers, model_class)(getattr(transformers, config_class)(**(settings | changes)))
+        model = getattr(transformers, model_class)(
+            getattr(transformers, config_class)(**(settings | changes))
+        )
     return model.to(dtype)
 
 
@@ -163,7 +200,9 @@ def _fine_tuned(base: torch.nn.Module, seed: int) -> Any:
     expert = copy.deepcopy(base)
     with torch.no_grad():
         for parameter in expert.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(
+                parameter.dtype
+            )
         for buffer in expert.buffers():
             if not buffer.is_floating_point():
                 buffer += seed

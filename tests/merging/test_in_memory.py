@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging import CheckpointError, Field, Layout, RecipeError, merge
-from merging.checkpoint import Checkpoint
-from merging.in_memory import merge_stream
+from mergesearch.merging import CheckpointError, Field, Layout, RecipeError, merge
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.in_memory import merge_stream
 
-# Experts count their steps and batches; that merges say so is tested with the policies for special tensors.
+# Experts count their steps and batches; that merges say so is tested with the policies for special
+# tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:integer tensors differ:UserWarning")
 
 State = dict[str, torch.Tensor]
@@ -43,7 +44,11 @@ def test_keeps_order_copies_integers_and_leaves_inputs_alone() -> None:
     assert torch.equal(result["mask"], base["mask"])
     assert result["empty"].shape == (0, 3)
     for name in ("layer.10.weight", "layer.2.weight", "scale"):
-        expected = base[name] + 0.5 * (experts[0][name] - base[name]) + 0.25 * (experts[1][name] - base[name])
+        expected = (
+            base[name]
+            + 0.5 * (experts[0][name] - base[name])
+            + 0.25 * (experts[1][name] - base[name])
+        )
         torch.testing.assert_close(result[name], expected)
     for given_state, copy in zip((base, *experts), before, strict=True):
         assert all(torch.equal(given_state[name], copy[name]) for name in copy)
@@ -71,7 +76,9 @@ def test_tied_tensors_stay_tied() -> None:
     stored_apart = {name: t.clone() for name, t in tied(1).items()}
     assert torch.equal(merge(tied(0), [stored_apart], coefficients=0.5)["head"], result["head"])
     stored_apart["head"] += 1
-    with pytest.raises(CheckpointError, match=r"expert 0: expected 'head' equal to 'layer\.2\.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"expert 0: expected 'head' equal to 'layer\.2\.weight'"
+    ):
         merge(tied(0), [stored_apart])
 
 
@@ -91,22 +98,32 @@ def test_float64_bases_are_merged_in_float64() -> None:
 
 
 def test_a_field_gives_each_tensor_its_own_coefficient() -> None:
-    base, expert = {"a": torch.zeros(70), "b": torch.zeros(5)}, {"a": torch.ones(70), "b": torch.ones(5)}
+    base, expert = (
+        {"a": torch.zeros(70), "b": torch.zeros(5)},
+        {"a": torch.ones(70), "b": torch.ones(5)},
+    )
     layout = Layout.build({"a": ((70,), "float32"), "b": ((5,), "float32")})
-    field = Field(np.array([0, 35, layout.by_name["b"].start, layout.size]), np.array([[0.25, 0.5, 0.75]]))
+    field = Field(
+        np.array([0, 35, layout.by_name["b"].start, layout.size]), np.array([[0.25, 0.5, 0.75]])
+    )
     result = merge(base, [expert], coefficients=field)
     assert result["a"].tolist() == [0.25] * 35 + [0.5] * 35
     assert result["b"].tolist() == [0.75] * 5
 
 
-@given(coefficients=st.lists(st.floats(-1, 2, width=32), min_size=2, max_size=2), seed=st.integers(0, 100))
+@given(
+    coefficients=st.lists(st.floats(-1, 2, width=32), min_size=2, max_size=2),
+    seed=st.integers(0, 100),
+)
 @settings(max_examples=25, deadline=None)
 def test_agrees_with_float64_arithmetic(coefficients: list[float], seed: int) -> None:
     base, experts = state(seed), [state(seed + 1), state(seed + 2)]
     result = merge(base, experts, coefficients=coefficients)
     for name in ("layer.10.weight", "scale"):
         origin = base[name].double()
-        expected = origin + sum(c * (e[name].double() - origin) for c, e in zip(coefficients, experts, strict=True))
+        expected = origin + sum(
+            c * (e[name].double() - origin) for c, e in zip(coefficients, experts, strict=True)
+        )
         torch.testing.assert_close(result[name].double(), expected, rtol=0, atol=1e-5)
 
 
@@ -119,8 +136,14 @@ def test_bad_coefficients_pass_through_as_nan() -> None:
     [
         (lambda s: s.pop("mask"), r"expert 1: .*missing \['mask'\], extra \[\]"),
         (lambda s: s.update(more=torch.ones(1)), r"missing \[\], extra \['more'\]"),
-        (lambda s: s.update(scale=torch.ones(2)), r"tensor 'scale': expected float32 \(\) .*received float32 \(2,\)"),
-        (lambda s: s.update(scale=torch.tensor(1)), "tensor 'scale': expected float32 .*received int64"),
+        (
+            lambda s: s.update(scale=torch.ones(2)),
+            r"tensor 'scale': expected float32 \(\) .*received float32 \(2,\)",
+        ),
+        (
+            lambda s: s.update(scale=torch.tensor(1)),
+            "tensor 'scale': expected float32 .*received int64",
+        ),
     ],
 )
 def test_refuses_experts_that_do_not_fit(change: Callable[[State], Any], message: str) -> None:
@@ -154,13 +177,18 @@ def test_refuses_to_merge_nothing_or_strange_floats() -> None:
         merge(strange, [strange])
 
 
-def test_streams_real_checkpoints_to_the_bits_of_merged_state_dicts(pico: Callable[[str], Any]) -> None:
+def test_streams_real_checkpoints_to_the_bits_of_merged_state_dicts(
+    pico: Callable[[str], Any],
+) -> None:
     family = pico("llama_bf16")
-    base, *experts = (Checkpoint.open(str(path)) for path in (family.base, *family.experts))
+    base, *experts = (open_checkpoint(str(path)) for path in (family.base, *family.experts))
     layout = Layout.build(base.merged)
     field = Field.constant(layout.size, [0.4, 0.2])
     streamed = list(merge_stream(base, experts, "average", {}, field, layout))
     assert tuple(name for name, _ in streamed) == layout.names
     states = [{name: source.read(name) for name in source.names} for source in (base, *experts)]
     merged = merge(states[0], states[1:], operator="average", coefficients=[0.4, 0.2])
-    assert all(torch.equal(tensor, merged[name]) and tensor.dtype == torch.bfloat16 for name, tensor in streamed)
+    assert all(
+        torch.equal(tensor, merged[name]) and tensor.dtype == torch.bfloat16
+        for name, tensor in streamed
+    )

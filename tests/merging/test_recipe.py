@@ -14,16 +14,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merging import CheckpointError, Field, Recipe, RecipeError, Source
-from merging.checkpoint import Checkpoint
-from merging.preflight import layout_of
-from merging.recipe_file import load_recipe, save_recipe
+from mergesearch.merging import CheckpointError, Field, Recipe, RecipeError, Source
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.family.preflight import layout_of
+from mergesearch.merging.recipe_file import load_recipe, save_recipe
 
 RECIPE = Recipe(Source("b", "/b"), (Source("e", "/e"),), "average", Field.constant(4, [1.0]))
 
 _NUMBERS = st.floats(allow_nan=False)
 _OPTIONS = st.dictionaries(
-    st.text("abc_", min_size=1), st.floats(-9, 9) | st.integers(-9, 9) | st.booleans() | st.text() | st.none()
+    st.text("abc_", min_size=1),
+    st.floats(-9, 9) | st.integers(-9, 9) | st.booleans() | st.text() | st.none(),
 )
 
 
@@ -71,7 +72,10 @@ def test_files_give_the_same_recipe(suffix, tmp_path_factory):
 @given(recipes())
 def test_digest_ignores_cuts_but_no_coefficient(recipe):
     values = np.nan_to_num(recipe.field.values, posinf=1.0, neginf=-1.0).clip(-1e9, 1e9)
-    one, other = (recipe.with_field(Field(recipe.field.boundaries, v)) for v in (values, np.nextafter(values, np.inf)))
+    one, other = (
+        recipe.with_field(Field(recipe.field.boundaries, v))
+        for v in (values, np.nextafter(values, np.inf))
+    )
     assert one.with_field(one.field.refine([7, 50])).digest == one.digest
     assert one.digest != other.digest
     assert one.basis_key == other.basis_key == recipe.basis_key
@@ -79,9 +83,14 @@ def test_digest_ignores_cuts_but_no_coefficient(recipe):
 
 def test_digest_follows_content_where_it_is_known():
     field = Field.constant(10, [0.5])
-    here, there = (Recipe(Source("b", p, "f1"), (Source("e", p, "f2"),), "average", field) for p in ("/x", "/y"))
+    here, there = (
+        Recipe(Source("b", p, "f1"), (Source("e", p, "f2"),), "average", field)
+        for p in ("/x", "/y")
+    )
     assert here.digest == there.digest
-    unknown = [Recipe(Source("b", p), (Source("e", p),), "average", field).digest for p in ("/x", "/y")]
+    unknown = [
+        Recipe(Source("b", p), (Source("e", p),), "average", field).digest for p in ("/x", "/y")
+    ]
     assert unknown[0] != unknown[1]
 
 
@@ -92,24 +101,38 @@ def test_coefficients_that_are_not_finite_survive_files(suffix, tmp_path):
     assert load_recipe(tmp_path / f"x{suffix}") == recipe
 
 
-# --- shorthand -----------------------------------------------------------------------------------------------------
+# --- shorthand
+# ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shorthand(pico, tmp_path):
-    """``shorthand(**changes)`` writes a recipe beside links to the pico ViT and reads it; None drops a key."""
+    """``shorthand(**changes)`` writes a recipe beside links to the pico ViT and reads it; None
+    drops a key.
+    """
     family = pico("vit")
-    for name, place in (("base", family.base), ("one", family.experts[0]), ("two", family.experts[1])):
+    for name, place in (
+        ("base", family.base),
+        ("one", family.experts[0]),
+        ("two", family.experts[1]),
+    ):
         (tmp_path / name).symlink_to(place)
-    standard = {"base": "base", "experts": ["one", "two"], "operator": "task_arithmetic", "coefficients": 0.3}
+    standard = {
+        "base": "base",
+        "experts": ["one", "two"],
+        "operator": "task_arithmetic",
+        "coefficients": 0.3,
+    }
 
     def read(suffix: str = ".yaml", **changes: Any) -> Recipe:
         data = {key: value for key, value in (standard | changes).items() if value is not None}
         path = tmp_path / f"merge{suffix}"
-        path.write_text(yaml.safe_dump(data, sort_keys=False) if suffix == ".yaml" else json.dumps(data))
+        path.write_text(
+            yaml.safe_dump(data, sort_keys=False) if suffix == ".yaml" else json.dumps(data)
+        )
         return load_recipe(path)
 
-    read.layout = layout_of(Checkpoint.open(str(family.base)))
+    read.layout = layout_of(open_checkpoint(str(family.base)))
     read.folder = tmp_path
     return read
 
@@ -132,7 +155,10 @@ def test_paths_start_at_the_recipe(shorthand, monkeypatch):
 
 def test_named_experts_and_one_number_each(shorthand):
     recipe = shorthand(experts={"a": "two", "b": "one"}, coefficients=[0.5, 1])
-    assert [(expert.name, Path(expert.path).name) for expert in recipe.experts] == [("a", "two"), ("b", "one")]
+    assert [(expert.name, Path(expert.path).name) for expert in recipe.experts] == [
+        ("a", "two"),
+        ("b", "one"),
+    ]
     assert recipe.field == Field.constant(shorthand.layout.size, [0.5, 1.0])
 
 
@@ -141,7 +167,9 @@ def test_hub_names_stay_and_local_folders_win(shorthand):
     assert recipe.experts[0] == Source("one", "org/one@main")
     (shorthand.folder / "org").mkdir()
     (shorthand.folder / "org" / "one@main").symlink_to(shorthand.folder / "one")
-    assert shorthand(experts=["org/one@main", "two"]).experts[0].path == str(shorthand.folder / "org" / "one@main")
+    assert shorthand(experts=["org/one@main", "two"]).experts[0].path == str(
+        shorthand.folder / "org" / "one@main"
+    )
 
 
 def test_without_coefficients_the_operators_default_holds(shorthand):
@@ -151,19 +179,32 @@ def test_without_coefficients_the_operators_default_holds(shorthand):
 
 def test_the_first_pattern_that_matches_the_whole_name_decides(shorthand):
     rules = {r".*\.layer\.0\..*": [0.1, 0.2], r".*bias": 0.7, "classifier": 9, "default": 0.3}
-    with pytest.raises(RecipeError, match=r"coefficients\.classifier: matches no tensor; there are 'classifier.bias'"):
+    with pytest.raises(
+        RecipeError,
+        match=r"coefficients\.classifier: matches no tensor; there are 'classifier.bias'",
+    ):
         shorthand(coefficients=rules)
     del rules["classifier"]
     field = shorthand(coefficients=rules).field
     for spec in shorthand.layout.tensors:
-        expected = [0.1, 0.2] if ".layer.0." in spec.name else [0.7] * 2 if spec.name.endswith("bias") else [0.3] * 2
+        expected = (
+            [0.1, 0.2]
+            if ".layer.0." in spec.name
+            else [0.7] * 2
+            if spec.name.endswith("bias")
+            else [0.3] * 2
+        )
         assert field.at([spec.start, spec.stop - 1]).T.tolist() == [expected, expected], spec.name
 
 
 def test_patterns_must_cover_every_tensor_or_have_a_default(shorthand):
-    with pytest.raises(RecipeError, match=r"no pattern matches tensor 'classifier.bias'; add `default: NUMBER`"):
+    with pytest.raises(
+        RecipeError, match=r"no pattern matches tensor 'classifier.bias'; add `default: NUMBER`"
+    ):
         shorthand(coefficients={r"vit\..*": 0.3})
-    assert shorthand(coefficients={".*": 0.4}).field == Field.constant(shorthand.layout.size, [0.4, 0.4])
+    assert shorthand(coefficients={".*": 0.4}).field == Field.constant(
+        shorthand.layout.size, [0.4, 0.4]
+    )
 
 
 def test_yaml_numbers_that_yaml_takes_for_text(shorthand):
@@ -188,7 +229,10 @@ def test_yaml_numbers_that_yaml_takes_for_text(shorthand):
         ({"coefficients": "much"}, ["coefficients: expected a finite number, received 'much'"]),
         ({"coefficients": True}, ["expected a finite number, received True"]),
         ({"coefficients": [0.1, float("nan")]}, ["expected a finite number, received nan"]),
-        ({"coefficients": {"default": float("inf")}}, ["coefficients.default: expected a finite number"]),
+        (
+            {"coefficients": {"default": float("inf")}},
+            ["coefficients.default: expected a finite number"],
+        ),
         ({"coefficients": {"(": 1}}, ["coefficients.(: expected a regular expression"]),
     ],
 )
@@ -239,7 +283,8 @@ def test_malformed_exact_form(change, word, tmp_path):
         load_recipe(tmp_path / "x.json")
 
 
-# --- writing -------------------------------------------------------------------------------------------------------
+# --- writing
+# ----------------------------------------------------------------------------
 
 
 def test_other_suffixes_and_unwritable_places(tmp_path):
@@ -267,14 +312,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_written_files_are_ordinary(tmp_path):
     save_recipe(RECIPE, tmp_path / "x.yaml")
     (tmp_path / "plain").touch()
-    assert stat.S_IMODE((tmp_path / "x.yaml").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "x.yaml").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain").stat().st_mode
+    )
 
 
 def test_local_paths_are_written_in_full(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b").mkdir()
     (tmp_path / "sub").mkdir()
-    recipe = Recipe(Source("b", "b"), (Source("e", "org/e@v1"),), "average", Field.constant(4, [1.0]))
+    recipe = Recipe(
+        Source("b", "b"), (Source("e", "org/e@v1"),), "average", Field.constant(4, [1.0])
+    )
     save_recipe(recipe, tmp_path / "sub" / "x.yaml")
     again = load_recipe(tmp_path / "sub" / "x.yaml")
     assert again.base.path == str(tmp_path / "b")

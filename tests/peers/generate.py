@@ -32,7 +32,8 @@ def all_cases() -> Iterator[Case]:
 
 
 def _restore_names() -> None:
-    # fusion-bench 0.2.33 imports a class that transformers 5 merged into another, in modules that merge nothing here.
+    # fusion-bench 0.2.33 imports a class that transformers 5 merged into another, in modules that
+    # merge nothing here.
     from transformers.models.clip import modeling_clip
 
     if not hasattr(modeling_clip, "CLIPVisionTransformer"):
@@ -55,18 +56,27 @@ def about(case: Case) -> Mapping[str, object]:
 def main(arguments: Sequence[str]) -> None:
     """Write all files, or those whose name contains one of the arguments."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    cases = [case for case in all_cases() if not arguments or any(part in case.name for part in arguments)]
+    cases = [
+        case
+        for case in all_cases()
+        if not arguments or any(part in case.name for part in arguments)
+    ]
     for case in cases:
-        # One key: safetensors writes several in an order of its own, and the files would differ without cause.
+        # One key: safetensors writes several in an order of its own, and the files would differ
+        # without cause.
         metadata = {"case": json.dumps(about(case))}
         save_file({"merged": case.merged()}, FOLDER / f"{case.name}.safetensors", metadata=metadata)
         print(f"wrote {case.name}", file=sys.stderr)
     if not arguments:
-        for file in set(FOLDER.glob("*.safetensors")) - {FOLDER / f"{case.name}.safetensors" for case in cases}:
+        for file in set(FOLDER.glob("*.safetensors")) - {
+            FOLDER / f"{case.name}.safetensors" for case in cases
+        }:
             file.unlink()
     total = sum(file.stat().st_size for file in FOLDER.glob("*.safetensors"))
     if total > LARGEST:
-        raise SystemExit(f"{FOLDER}: expected at most {LARGEST} bytes, received {total}; record less")
+        raise SystemExit(
+            f"{FOLDER}: expected at most {LARGEST} bytes, received {total}; record less"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Generated weights that our operators and other packages merge: the same bits in every environment.
+"""Generated weights that our operators and other packages merge: the same bits in every
+environment.
 
-Only uniform numbers of a counter-based generator are added and multiplied: no logarithm, no matrix product, so that
-no library can round differently.
+Only uniform numbers of a counter-based generator are added and multiplied: no logarithm, no matrix
+product, so that no library can round differently.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Weights = dict[str, Array]
 
-#: ``aligned``: experts share half of their direction. ``rivals``: what one expert adds, the next takes away in part.
-#: ``adapters``: every task vector of a matrix has rank 1, as a small LoRA adapter's. ``mirrored``: two experts that
-#: cancel exactly, at every position.
+#: ``aligned``: experts share half of their direction. ``rivals``: what one expert adds, the next
+#: takes away in part. ``adapters``: every task vector of a matrix has rank 1, as a small LoRA
+#: adapter's. ``mirrored``: two experts that cancel exactly, at every position.
 Kind = Literal["aligned", "rivals", "adapters", "mirrored"]
 
 HIDDEN, INNER, VOCABULARY, CLASSES, BLOCKS = 10, 20, 30, 6, 3
 
-#: A square, a tall and a wide matrix in every block, vectors, an embedding and a head. Sizes are multiples of ten, so
-#: that a share of 0.1, 0.2, ... is a whole number of elements.
+#: A square, a tall and a wide matrix in every block, vectors, an embedding and a head. Sizes are
+#: multiples of ten, so that a share of 0.1, 0.2, ... is a whole number of elements.
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "embed_tokens.weight": (VOCABULARY, HIDDEN),
     **{
@@ -54,7 +55,10 @@ def weights(experts: int = 3, kind: Kind = "aligned") -> tuple[Weights, dict[str
     return (
         {name: tensor.astype(np.float32) for name, tensor in base.items()},
         {
-            expert: {name: (base[name] + _task_vector(name, place, kind)).astype(np.float32) for name in SHAPES}
+            expert: {
+                name: (base[name] + _task_vector(name, place, kind)).astype(np.float32)
+                for name in SHAPES
+            }
             for place, expert in enumerate(names)
         },
     )

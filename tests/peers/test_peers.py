@@ -1,7 +1,9 @@
-"""Operators against what other packages make of the same weights, and where they part from them, why.
+"""Operators against what other packages make of the same weights, and where they part from them,
+why.
 
-The other packages are never imported: ``make peers`` writes what they give as golden files. Either ours and theirs
-agree (:data:`AGREEMENTS`), or a test pins the difference: theirs is not ours, and ours is a formula written out here.
+The other packages are never imported: ``make peers`` writes what they give as golden files. Either
+ours and theirs agree (:data:`AGREEMENTS`), or a test pins the difference: theirs is not ours, and
+ours is a formula written out here.
 """
 
 from __future__ import annotations
@@ -20,20 +22,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from evaluators import Batch
-from merging import Field, Layout, Recipe, RecipeError, Source, merge
-from merging.arena import open_arenas
-from merging.binding import MergedModel
-from merging.calibration import Calibration
-from merging.operators import OPERATORS
-from search.descent import Descent, Rule, begin, descend
+from mergesearch.evaluators import Batch
+from mergesearch.merging import Field, Layout, Recipe, RecipeError, Source, merge
+from mergesearch.merging.models.calibration_spec import Calibration
+from mergesearch.merging.operators import OPERATORS
+from mergesearch.merging.resident.arena import open_arenas
+from mergesearch.merging.resident.merged_model import MergedModel
+from mergesearch.search.workers.gradient_steps import (
+    GradientSteps,
+    OptimizerConfig,
+    init_state,
+    take_gradient_steps,
+)
 from tests.peers.inputs import SHAPES, Kind, Weights, digest, weights
 from tests.peers.tiny import Tiny, inputs_of
 
 FOLDER = Path(__file__).parents[1] / "golden" / "peers"
 Floats = npt.NDArray[np.float64]
 
-#: Closed forms in fp32, relative to the largest weight; singular vectors and iterations, to the largest change.
+#: Closed forms in fp32, relative to the largest weight; singular vectors and iterations, to the
+#: largest change.
 CLOSED, SPECTRAL, ITERATIVE = 1e-6, 1e-4, 1e-3
 UNEQUAL = (1.0, 0.4, 1.7)
 SUM = sum(UNEQUAL)
@@ -58,7 +66,8 @@ class Family:
         """Where each tensor lies."""
         ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES.values()])
         return [
-            slice(int(end) - int(np.prod(shape)), int(end)) for end, shape in zip(ends, SHAPES.values(), strict=True)
+            slice(int(end) - int(np.prod(shape)), int(end))
+            for end, shape in zip(ends, SHAPES.values(), strict=True)
         ]
 
 
@@ -84,7 +93,9 @@ class Agreement:
 @cache
 def golden(name: str) -> Golden:
     with safe_open(str(FOLDER / f"{name}.safetensors"), framework="np") as file:
-        return Golden(file.get_tensor("merged").astype(np.float64), json.loads(file.metadata()["case"]))
+        return Golden(
+            file.get_tensor("merged").astype(np.float64), json.loads(file.metadata()["case"])
+        )
 
 
 @cache
@@ -95,7 +106,9 @@ def generated(experts: int, kind: Kind) -> tuple[Weights, dict[str, Weights]]:
 @cache
 def family(experts: int, kind: Kind) -> Family:
     base, others = generated(experts, kind)
-    vectors = [flat({name: state[name] - base[name] for name in SHAPES}) for state in others.values()]
+    vectors = [
+        flat({name: state[name] - base[name] for name in SHAPES}) for state in others.values()
+    ]
     return Family(flat(base), np.array(vectors))
 
 
@@ -105,10 +118,14 @@ def family_of(name: str) -> Family:
 
 
 def flat(state: Mapping[str, Any]) -> Floats:
-    return np.concatenate([np.asarray(state[name], dtype=np.float64).reshape(-1) for name in SHAPES])
+    return np.concatenate(
+        [np.asarray(state[name], dtype=np.float64).reshape(-1) for name in SHAPES]
+    )
 
 
-def ours(name: str, operator: str, coefficients: float | Sequence[float] | Field, **options: Any) -> Floats:
+def ours(
+    name: str, operator: str, coefficients: float | Sequence[float] | Field, **options: Any
+) -> Floats:
     """Our merge of the weights that the golden file ``name`` was made from, flat."""
     about = golden(name).about
     base, experts = generated(about["experts"], about["kind"])
@@ -129,16 +146,18 @@ def tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def calibration() -> Calibration:
     """The model and the items that the peers ran."""
     base, others = generated(3, "aligned")
-    return Calibration(Tiny(base), {expert: [{"input_ids": inputs_of(expert)}] for expert in others})
+    return Calibration(
+        Tiny(base), {expert: [{"input_ids": inputs_of(expert)}] for expert in others}
+    )
 
 
 def close(found: Floats, expected: Floats, scale: float, tolerance: float = CLOSED) -> bool:
     return bool(np.abs(found - expected).max() <= tolerance * scale)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # What agrees
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 TENSORWISE = {"scope": "tensor"}
 LIVE = {"mode": "live", "merge": "weighted_mean"}
@@ -147,14 +166,26 @@ ALL = {"matrices": "all"}
 AGREEMENTS = (
     Agreement("mergekit-linear", "average", [w / SUM for w in UNEQUAL]),
     Agreement("mergekit-task-arithmetic", "task_arithmetic", (0.4, 0.3, 0.6)),
-    Agreement("mergekit-task-arithmetic-scaled", "task_arithmetic", [0.7 * w / SUM for w in UNEQUAL]),
+    Agreement(
+        "mergekit-task-arithmetic-scaled", "task_arithmetic", [0.7 * w / SUM for w in UNEQUAL]
+    ),
     Agreement("mergekit-ties", "ties", 1.0, {"density": 0.3, **TENSORWISE}),
     Agreement("mergekit-ties-weighted", "ties", UNEQUAL, {"density": 0.3, **TENSORWISE, **LIVE}),
-    Agreement("mergekit-ties-sum", "ties", UNEQUAL, {"density": 0.3, **TENSORWISE, "mode": "live", "merge": "sum"}),
+    Agreement(
+        "mergekit-ties-sum",
+        "ties",
+        UNEQUAL,
+        {"density": 0.3, **TENSORWISE, "mode": "live", "merge": "sum"},
+    ),
     Agreement("mergekit-dare-linear-all", "dare", (0.4, 0.3, 0.6), {"drop": 0.0}),
     Agreement("mergekit-dare-ties-all", "dare_ties", UNEQUAL, {"drop": 0.0, **LIVE}),
     Agreement("mergekit-della-all", "della", UNEQUAL, {"density": 1.0, "epsilon": 0.0, **LIVE}),
-    Agreement("mergekit-della-linear-all", "della_linear", (0.4, 0.3, 0.6), {"density": 1.0, "epsilon": 0.0}),
+    Agreement(
+        "mergekit-della-linear-all",
+        "della_linear",
+        (0.4, 0.3, 0.6),
+        {"density": 1.0, "epsilon": 0.0},
+    ),
     Agreement(
         "mergekit-breadcrumbs",
         "breadcrumbs",
@@ -181,7 +212,12 @@ AGREEMENTS = (
     Agreement("mergekit-slerp", "slerp", 0.3),
     Agreement("mergekit-gradient", "lines", 1.0, {"alpha": 0.2, "beta": 0.4}),
     Agreement("mergekit-swapped-layers", "layer_swap", 1.0, {"bottom": 1, "top": 1}),
-    Agreement("mergekit-swapped-layers-transition", "layer_swap", 1.0, {"bottom": 1, "top": 0, "transition": 1}),
+    Agreement(
+        "mergekit-swapped-layers-transition",
+        "layer_swap",
+        1.0,
+        {"bottom": 1, "top": 0, "transition": 1},
+    ),
     Agreement("fusion-bench-average", "average", 1 / 3),
     Agreement("fusion-bench-task-arithmetic", "task_arithmetic", 0.3),
     Agreement("fusion-bench-expo", "task_arithmetic", 1.5),
@@ -200,15 +236,22 @@ AGREEMENTS = (
     Agreement("fusion-bench-tsv-four", "tsv", 0.8, ALL, SPECTRAL),
     Agreement("fusion-bench-iso-c", "iso_c", 1.5, ALL, SPECTRAL),
     Agreement("fusion-bench-iso-cts", "iso_cts", 1.5, {"common": 0.8, **ALL}, SPECTRAL),
-    Agreement("fusion-bench-knots", "knots", 0.6, {"inner": "ties", "density": 0.197, **ALL}, SPECTRAL),
-    Agreement("fusion-bench-opcm", "opcm", 1.0, {"alpha": 0.5, "order": ["one", "two", "three"]}, SPECTRAL),
-    # Until the optimiser stands still: the closed form of the same flow, without end and with every eigenvector.
+    Agreement(
+        "fusion-bench-knots", "knots", 0.6, {"inner": "ties", "density": 0.197, **ALL}, SPECTRAL
+    ),
+    Agreement(
+        "fusion-bench-opcm", "opcm", 1.0, {"alpha": 0.5, "order": ["one", "two", "three"]}, SPECTRAL
+    ),
+    # Until the optimiser stands still: the closed form of the same flow, without end and with every
+    # eigenvector.
     Agreement("fusion-bench-wudi", "wudi", 1.0, {"time": 1e9, "keep": 1.0, **ALL}, ITERATIVE),
     Agreement("fusion-bench-doge", "doge", 1.0, {}, ITERATIVE),
 )
 
 
-@pytest.mark.parametrize("case", AGREEMENTS, ids=[f"{case.golden} {case.operator}" for case in AGREEMENTS])
+@pytest.mark.parametrize(
+    "case", AGREEMENTS, ids=[f"{case.golden} {case.operator}" for case in AGREEMENTS]
+)
 def test_agrees_with(case: Agreement) -> None:
     theirs, base = golden(case.golden).merged, family_of(case.golden).base
     scale = np.abs(theirs).max() if case.tolerance == CLOSED else np.abs(theirs - base).max()
@@ -222,15 +265,24 @@ def test_a_table_of_coefficients_is_that_of_adamerging() -> None:
     table = [[first + 0.03 * place for place in places] for first in (0.1, 0.5, -0.2)]
     coefficients = Field(np.array([*layout.segment_starts(), layout.size]), np.array(table))
     theirs = golden("fusion-bench-layer-wise").merged
-    assert close(ours("fusion-bench-layer-wise", "task_arithmetic", coefficients), theirs, np.abs(theirs).max())
+    assert close(
+        ours("fusion-bench-layer-wise", "task_arithmetic", coefficients),
+        theirs,
+        np.abs(theirs).max(),
+    )
 
 
 def test_consensus_keeps_what_two_masks_claim() -> None:
-    claims, weights_ = golden("fusion-bench-tall-masks").merged, family_of("fusion-bench-tall-masks")
+    claims, weights_ = (
+        golden("fusion-bench-tall-masks").merged,
+        family_of("fusion-bench-tall-masks"),
+    )
     assert 0.05 < np.mean(claims >= 2) < 0.95
     for agreement in (1, 2, 3):
         expected = weights_.base + 0.4 * (claims >= agreement) * weights_.vectors.sum(0)
-        found = ours("fusion-bench-tall-masks", "consensus", 0.4, agreement=agreement, threshold=0.4)
+        found = ours(
+            "fusion-bench-tall-masks", "consensus", 0.4, agreement=agreement, threshold=0.4
+        )
         assert close(found, expected, np.abs(expected).max())
 
 
@@ -240,28 +292,36 @@ def test_consensus_keeps_what_two_masks_claim() -> None:
         ("fusion-bench-regmean", "regmean", {"reduce": 0.9}),
         ("fusion-bench-regmean-plus-plus", "regmean_pp", {"reduce": 0.9}),
         ("fusion-bench-fisher", "fisher", {"labels": "exact", "floor": 1e-6}),
-        ("fusion-bench-fisher-normalised", "fisher", {"labels": "exact", "floor": 1e-6, "normalise": True}),
+        (
+            "fusion-bench-fisher-normalised",
+            "fisher",
+            {"labels": "exact", "floor": 1e-6, "normalise": True},
+        ),
     ],
 )
-def test_data_operators_agree_on_the_same_items(name: str, operator: str, options: Mapping[str, Any]) -> None:
+def test_data_operators_agree_on_the_same_items(
+    name: str, operator: str, options: Mapping[str, Any]
+) -> None:
     theirs, base = golden(name).merged, family_of(name).base
     found = ours(name, operator, 1.0, calibration=calibration(), **options)
     np.testing.assert_allclose(found, theirs, rtol=0, atol=SPECTRAL * np.abs(theirs - base).max())
 
 
-def test_a_learned_mask_is_applied_as_by_concrete_task_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learned_mask_is_applied_as_by_concrete_task_arithmetic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Learning is random there and counter-based here: known logits take its place, on both sides.
     base = tensors(generated(3, "aligned")[0])
     known = [(name, {"logits": 2.0 * tensor}) for name, tensor in base.items()]
-    monkeypatch.setattr("merging.operators.concrete._learned", lambda *_: iter(known))
+    monkeypatch.setattr("mergesearch.merging.operators.concrete._learned", lambda *_: iter(known))
     theirs = golden("fusion-bench-shared-mask").merged
     found = ours("fusion-bench-shared-mask", "concrete", 0.3, calibration=calibration())
     assert close(found, theirs, np.abs(theirs).max())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # What differs, and what ours is
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def trimmed(vector: Floats, count: int) -> Floats:
@@ -270,9 +330,13 @@ def trimmed(vector: Floats, count: int) -> Floats:
 
 
 def elected_mean(vectors: Floats, coefficients: Sequence[float]) -> Floats:
-    """Σ_k c_k τ_k over the experts of the elected sign, by their number; the election ignores the coefficients."""
+    """Σ_k c_k τ_k over the experts of the elected sign, by their number; the election ignores the
+    coefficients.
+    """
     agrees = vectors * np.sign(vectors.sum(0)) > 0
-    return (np.array(coefficients)[:, None] * vectors * agrees).sum(0) / np.maximum(agrees.sum(0), 1)
+    return (np.array(coefficients)[:, None] * vectors * agrees).sum(0) / np.maximum(
+        agrees.sum(0), 1
+    )
 
 
 def assert_parts(name: str, found: Floats, expected: Floats, tolerance: float = CLOSED) -> None:
@@ -283,7 +347,8 @@ def assert_parts(name: str, found: Floats, expected: Floats, tolerance: float = 
 
 
 def test_unnormalised_averages_keep_the_base() -> None:
-    # Weights that do not add up to 1 stretch every weight of the model there; here the base takes what is left of 1.
+    # Weights that do not add up to 1 stretch every weight of the model there; here the base takes
+    # what is left of 1.
     name = "mergekit-linear-plain"
     found = family_of(name)
     expected = found.base + np.array([0.5, 0.3, 0.4]) @ found.vectors
@@ -291,7 +356,8 @@ def test_unnormalised_averages_keep_the_base() -> None:
 
 
 def test_ties_elects_before_coefficients() -> None:
-    # Coefficients that take part in the election make the merge jump where a sign changes; the paper's do not.
+    # Coefficients that take part in the election make the merge jump where a sign changes; the
+    # paper's do not.
     name = "mergekit-ties-weighted"
     found = family_of(name)
     trims = np.zeros_like(found.vectors)
@@ -312,7 +378,8 @@ def test_ties_ranks_the_whole_model() -> None:
 
 
 def test_densities_round_up() -> None:
-    # ⌊0.27 · 10⌋ = 2 of 10 elements are a density of 0.2; ⌈2.7⌉ = 3 keeps at least what was asked for.
+    # ⌊0.27 · 10⌋ = 2 of 10 elements are a density of 0.2; ⌈2.7⌉ = 3 keeps at least what was asked
+    # for.
     name = "mergekit-ties-fraction"
     found = family_of(name)
     trims = np.zeros_like(found.vectors)
@@ -343,8 +410,9 @@ def test_percentages_are_refused(density: float) -> None:
 
 
 def test_exact_cancellation_elects_no_sign() -> None:
-    # Two experts that cancel: one peer takes all that is positive, the other all that is negative. Nothing is as odd as
-    # a sign must be: swapping every sign of the task vectors must swap those of the merge.
+    # Two experts that cancel: one peer takes all that is positive, the other all that is negative.
+    # Nothing is as odd as a sign must be: swapping every sign of the task vectors must swap those
+    # of the merge.
     found = family_of("mergekit-ties-mirrored")
     size = np.abs(found.vectors[0])
     assert np.array_equal(golden("mergekit-ties-mirrored").merged, found.base + size)
@@ -354,7 +422,8 @@ def test_exact_cancellation_elects_no_sign() -> None:
 
 
 def test_outliers_are_left_out_before_anything_is_kept() -> None:
-    # Density 0.9 leaves no room for a fifth of outliers: there a tenth goes instead without a word, here it is refused.
+    # Density 0.9 leaves no room for a fifth of outliers: there a tenth goes instead without a word,
+    # here it is refused.
     name = "mergekit-breadcrumbs-crowded"
     found = family_of(name)
     kept = np.zeros_like(found.vectors)
@@ -368,8 +437,8 @@ def test_outliers_are_left_out_before_anything_is_kept() -> None:
 
 
 def test_sce_selects_for_its_weights() -> None:
-    # In the authors' code the selected positions only weigh the experts; masked deltas lose most of what was learned,
-    # and of a single expert everything.
+    # In the authors' code the selected positions only weigh the experts; masked deltas lose most of
+    # what was learned, and of a single expert everything.
     name = "mergekit-sce-selected"
     found, expected = family_of(name), family_of(name).base.copy()
     for part in found.tensors():
@@ -387,7 +456,9 @@ def test_sce_selects_for_its_weights() -> None:
 
 
 def stock_ratio(angles_or_cosines: Floats, angles: bool, experts: int) -> float:
-    cosine = float(np.cos(np.arccos(angles_or_cosines).mean()) if angles else angles_or_cosines.mean())
+    cosine = float(
+        np.cos(np.arccos(angles_or_cosines).mean()) if angles else angles_or_cosines.mean()
+    )
     return experts * cosine / (1 + (experts - 1) * cosine)
 
 
@@ -397,7 +468,8 @@ def pairwise_cosines(vectors: Floats) -> Floats:
 
 
 def test_model_stock_does_not_extrapolate() -> None:
-    # Experts that pull apart have a ratio outside [0, 1] there: beyond the average, or away from it. Here the base.
+    # Experts that pull apart have a ratio outside [0, 1] there: beyond the average, or away from
+    # it. Here the base.
     name = "mergekit-model-stock-rivals"
     found, expected = family_of(name), family_of(name).base.copy()
     for part in found.tensors():
@@ -407,7 +479,8 @@ def test_model_stock_does_not_extrapolate() -> None:
 
 
 def test_model_stock_averages_cosines() -> None:
-    # The paper's estimate is the mean of the cosines of all pairs; fusion-bench takes the mean of the angles.
+    # The paper's estimate is the mean of the cosines of all pairs; fusion-bench takes the mean of
+    # the angles.
     name = "fusion-bench-model-stock"
     found = family_of(name)
     by_cosine, by_angle = found.base.copy(), found.base.copy()
@@ -420,17 +493,22 @@ def test_model_stock_averages_cosines() -> None:
 
 
 def test_iso_c_stays_within_the_directions_that_changed() -> None:
-    # Three experts of rank 1 change three directions. Flattened over all ten there, most of the change lies in
-    # directions that nobody learned, and that another version of LAPACK would choose otherwise.
+    # Three experts of rank 1 change three directions. Flattened over all ten there, most of the
+    # change lies in directions that nobody learned, and that another version of LAPACK would choose
+    # otherwise.
     name = "fusion-bench-iso-c-adapters"
     found, theirs = family_of(name), golden(name).merged
     expected = found.base + found.vectors.mean(0)
     ranks = []
     for part, shape in zip(found.tensors(), SHAPES.values(), strict=True):
         if len(shape) == 2:
-            left, values, right = np.linalg.svd(found.vectors[:, part].sum(0).reshape(shape), full_matrices=False)
+            left, values, right = np.linalg.svd(
+                found.vectors[:, part].sum(0).reshape(shape), full_matrices=False
+            )
             flat_values = np.full(3, values[:3].mean())
-            expected[part] = found.base[part] + ((left[:, :3] * flat_values) @ right[:3]).reshape(-1)
+            expected[part] = found.base[part] + ((left[:, :3] * flat_values) @ right[:3]).reshape(
+                -1
+            )
             change = np.linalg.svd((theirs - found.base)[part].reshape(shape), compute_uv=False)
             ranks.append((change > 0.5 * change[0]).sum())
     assert min(ranks) == min(SHAPES["head.weight"])
@@ -438,8 +516,8 @@ def test_iso_c_stays_within_the_directions_that_changed() -> None:
 
 
 def test_wudi_does_not_depend_on_the_scale_of_task_vectors() -> None:
-    # 300 steps of 1e-5 hardly move task vectors of 0.1, and go all the way for those of 0.001: the same experts, other
-    # merges. The flow that the steps follow has no such scale.
+    # 300 steps of 1e-5 hardly move task vectors of 0.1, and go all the way for those of 0.001: the
+    # same experts, other merges. The flow that the steps follow has no such scale.
     name = "fusion-bench-wudi-short"
     found, theirs = family_of(name), golden(name).merged
     matrices = np.concatenate([np.full(int(np.prod(s)), len(s) == 2) for s in SHAPES.values()])
@@ -456,9 +534,9 @@ def test_fisher_information_has_no_cross_terms() -> None:
     assert_parts(name, found, golden("fusion-bench-fisher").merged, SPECTRAL)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # What is random: facts about masks, on both sides
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 
 def survivors(name: str, merged: Floats) -> Floats:
@@ -482,9 +560,12 @@ def test_dare_keeps_half(name: str, operator: str, options: Mapping[str, Any]) -
 
 
 def test_dare_divides_by_the_probability() -> None:
-    # As the paper does, so that the expectation is the task vector. mergekit restores the L1 norm of the whole instead:
-    # a factor that the draw decides, another one for every tensor.
-    assert set(survivors("fusion-bench-dare-half", golden("fusion-bench-dare-half").merged)) == {0.0, 2.0}
+    # As the paper does, so that the expectation is the task vector. mergekit restores the L1 norm
+    # of the whole instead: a factor that the draw decides, another one for every tensor.
+    assert set(survivors("fusion-bench-dare-half", golden("fusion-bench-dare-half").merged)) == {
+        0.0,
+        2.0,
+    }
     for operator in ("dare", "dare_ties"):
         found = ours("mergekit-dare-linear-half", operator, 1.0, drop=0.5, vectors="drop")
         assert set(survivors("mergekit-dare-linear-half", found)) == {0.0, 2.0}
@@ -498,24 +579,37 @@ def test_dare_divides_by_the_probability() -> None:
         ("mergekit-della-linear-half", "della_linear", {"density": 0.5, "epsilon": 0.4}),
     ],
 )
-def test_rescaling_to_the_norm_is_that_of_mergekit(name: str, operator: str, options: Mapping[str, Any]) -> None:
+def test_rescaling_to_the_norm_is_that_of_mergekit(
+    name: str, operator: str, options: Mapping[str, Any]
+) -> None:
     found = family_of(name)
-    for merged in (golden(name).merged, ours(name, operator, 1.0, rescale="l1", vectors="drop", **options)):
+    for merged in (
+        golden(name).merged,
+        ours(name, operator, 1.0, rescale="l1", vectors="drop", **options),
+    ):
         change = merged - found.base
         factors = []
         for part in found.tensors():
             kept = np.abs(change[part]) > 1e-6
-            ratio = (change[part] / found.vectors[0, part])[kept & (np.abs(found.vectors[0, part]) > 0.01)]
+            ratio = (change[part] / found.vectors[0, part])[
+                kept & (np.abs(found.vectors[0, part]) > 0.01)
+            ]
             assert np.ptp(ratio) < 1e-4  # one factor for the tensor
-            assert np.abs(change[part]).sum() == pytest.approx(np.abs(found.vectors[0, part]).sum(), rel=1e-5)
+            assert np.abs(change[part]).sum() == pytest.approx(
+                np.abs(found.vectors[0, part]).sum(), rel=1e-5
+            )
             factors.append(float(ratio[0]))
         assert np.ptp(factors) > 0.1
 
 
 def test_della_keeps_large_changes_more_often() -> None:
-    # Ranks are those of a row; probabilities run from 0.1 to 0.9, so that its halves keep 0.3 and 0.7 on average.
+    # Ranks are those of a row; probabilities run from 0.1 to 0.9, so that its halves keep 0.3 and
+    # 0.7 on average.
     name = "mergekit-della-linear-half"
-    merged = [golden(name).merged, ours(name, "della_linear", 1.0, density=0.5, epsilon=0.4, vectors="drop")]
+    merged = [
+        golden(name).merged,
+        ours(name, "della_linear", 1.0, density=0.5, epsilon=0.4, vectors="drop"),
+    ]
     for change in merged:
         kept, upper = survivors(name, change) != 0, upper_half(family_of(name).vectors[0])
         assert kept[upper].mean() == pytest.approx(0.7, abs=0.06)
@@ -532,10 +626,13 @@ def upper_half(vector: Floats) -> npt.NDArray[np.bool_]:
 
 
 def test_della_divides_by_each_probability() -> None:
-    # Rank r of n is kept with probability p_r, and then divided by it: unbiased, which one factor for all cannot be.
+    # Rank r of n is kept with probability p_r, and then divided by it: unbiased, which one factor
+    # for all cannot be.
     name = "mergekit-della-linear-half"
     found = ours(name, "della_linear", 1.0, density=0.5, epsilon=0.4, vectors="drop")
-    ranks = np.concatenate([_row_ranks(family_of(name).vectors[0, part], shape) for part, shape in _parts(name)])
+    ranks = np.concatenate(
+        [_row_ranks(family_of(name).vectors[0, part], shape) for part, shape in _parts(name)]
+    )
     factors = survivors(name, found)
     expected = np.round(1 / (0.1 + 0.8 * ranks), 3)
     assert np.abs(factors - expected)[factors != 0].max() < 0.01
@@ -552,18 +649,22 @@ def _row_ranks(vector: Floats, shape: tuple[int, ...]) -> Floats:
 
 
 def test_dare_passes_norms_and_biases() -> None:
-    # "Linear weights only" leaves out embeddings as well there, by the class of the layer; ours goes by shape.
+    # "Linear weights only" leaves out embeddings as well there, by the class of the layer; ours
+    # goes by shape.
     name = "fusion-bench-dare-matrices"
     theirs = survivors(name, golden(name).merged)
     mine = survivors(name, ours(name, "dare", 1.0, drop=0.5))
     for (part, shape), key in zip(_parts(name), SHAPES, strict=True):
         whole = {"theirs": set(theirs[part]) == {1.0}, "ours": set(mine[part]) == {1.0}}
-        assert whole == {"theirs": len(shape) == 1 or key == "embed_tokens.weight", "ours": len(shape) == 1}
+        assert whole == {
+            "theirs": len(shape) == 1 or key == "embed_tokens.weight",
+            "ours": len(shape) == 1,
+        }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 # The files themselves
-# ---------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------
 
 #: Neither package has them.
 WITHOUT_PEER = frozenset({"lora_sparse", "optmerge", "pcb", "stack", "varm", "widen"})
@@ -575,7 +676,9 @@ def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:
     settings, (base, experts) = theirs.about["settings"], generated(3, "aligned")
     for name, state in {"base": base, **experts}.items():
         save_file(tensors(state), tmp_path / f"{name}.safetensors")
-    sources = tuple(Source(name, str(tmp_path / f"{name}.safetensors")) for name in ("base", *experts))
+    sources = tuple(
+        Source(name, str(tmp_path / f"{name}.safetensors")) for name in ("base", *experts)
+    )
     recipe = Recipe(sources[0], sources[1:], "task_arithmetic", Field.constant(1, [0.0] * 3))
     arenas = open_arenas(recipe, tmp_path / "arenas")
     merged = MergedModel(Tiny(base), arenas)
@@ -583,7 +686,7 @@ def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:
     starts = np.array([*(spec.start for spec in arenas.layout.tensors), arenas.layout.size])
     batches = {name: inputs_of(name).split(settings["batch"]) for name in experts}
 
-    def slope_at(point: Floats, batch: Batch) -> tuple[float, Floats]:
+    def loss_and_gradient_at(point: Floats, batch: Batch) -> tuple[float, Floats]:
         field, total = Field(starts, point.reshape(3, -1)), 0.0
         merged.write(field)
         merged.clear_gradient()
@@ -596,8 +699,10 @@ def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:
 
     start = np.full(3 * len(SHAPES), settings["init"])
     wide = np.full(start.size, 9.0)
-    rule = Rule(-wide, wide, start, {}, learning_rate=settings["lr"])
-    found = descend(Descent(rule, begin(rule, start), settings["steps"]), start, slope_at)
+    rule = OptimizerConfig(-wide, wide, start, {}, learning_rate=settings["lr"])
+    found = take_gradient_steps(
+        GradientSteps(rule, init_state(rule, start), settings["steps"]), start, loss_and_gradient_at
+    )
     assert found.state is not None
     order = [list(SHAPES).index(name) for name in arenas.layout.names]
     learned = np.empty((len(SHAPES), 3))

@@ -1,4 +1,6 @@
-"""A model of the shape of :data:`tests.peers.inputs.SHAPES`, for peers and operators that run one."""
+"""A model of the shape of :data:`tests.peers.inputs.SHAPES`, for peers and operators that run
+one.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Tiny(nn.Module):
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(Block() for _ in range(BLOCKS))
         self.head = nn.Linear(HIDDEN, CLASSES, bias=False)
-        self.load_state_dict({name: torch.tensor(np.asarray(tensor)) for name, tensor in state.items()})
+        self.load_state_dict(
+            {name: torch.tensor(np.asarray(tensor)) for name, tensor in state.items()}
+        )
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         x = self.embed_tokens(input_ids)

@@ -13,7 +13,10 @@ from fusion_bench.method.dare.task_arithmetic import DareTaskArithmetic
 from fusion_bench.method.dare.ties_merging import DareTiesMerging
 from fusion_bench.method.doge_ta.doge_ta import DOGE_TA_Algorithm
 from fusion_bench.method.emr_merging.utils import emr_merge
-from fusion_bench.method.fisher_merging.fisher_merging import FisherMergingAlgorithm, get_param_squared_gradients
+from fusion_bench.method.fisher_merging.fisher_merging import (
+    FisherMergingAlgorithm,
+    get_param_squared_gradients,
+)
 from fusion_bench.method.isotropic_merging import ISO_C_Merge, ISO_CTS_Merge
 from fusion_bench.method.knots.knots_utils import subspace_alignment
 from fusion_bench.method.linear.expo import ExPOAlgorithm
@@ -53,23 +56,37 @@ def task_arithmetic(base: State, experts: Mapping[str, State], *, scaling_factor
 
 def expo(base: State, experts: Mapping[str, State], *, extrapolation_factor: float) -> State:
     """fusion_bench.method.ExPOAlgorithm."""
-    return _state(ExPOAlgorithm(extrapolation_factor=extrapolation_factor).run(_pool(base, experts)))
+    return _state(
+        ExPOAlgorithm(extrapolation_factor=extrapolation_factor).run(_pool(base, experts))
+    )
 
 
-def layer_wise(base: State, experts: Mapping[str, State], *, first: Sequence[float], step: float) -> State:
+def layer_wise(
+    base: State, experts: Mapping[str, State], *, first: Sequence[float], step: float
+) -> State:
     """fusion_bench.models.wrappers.LayerWiseMergedModel (AdaMerging's table of coefficients)."""
-    table = torch.tensor([[start + step * place for place in range(len(SHAPES))] for start in first])
-    model = LayerWiseMergedModel(table, Tiny(base), [Tiny(state) for state in experts.values()], clamp_weights=False)
+    table = torch.tensor(
+        [[start + step * place for place in range(len(SHAPES))] for start in first]
+    )
+    model = LayerWiseMergedModel(
+        table, Tiny(base), [Tiny(state) for state in experts.values()], clamp_weights=False
+    )
     # The table goes by the order of the module's parameters.
     assert [name for name, _ in model.pretrained_model.named_parameters()] == list(SHAPES)
     return _state(model.merge_and_unload())
 
 
-def adamerging(base: State, experts: Mapping[str, State], *, lr: float, steps: int, init: float, batch: int) -> State:
-    """fusion_bench.method.adamerging.LayerWiseAdaMergingAlgorithm: the learned coefficients of every tensor."""
+def adamerging(
+    base: State, experts: Mapping[str, State], *, lr: float, steps: int, init: float, batch: int
+) -> State:
+    """fusion_bench.method.adamerging.LayerWiseAdaMergingAlgorithm: the learned coefficients of
+    every tensor.
+    """
     settings = {"optimizer": "adam", "lr": lr, "max_steps": steps}
     table = torch.full((len(experts), len(SHAPES)), init)
-    model = LayerWiseMergedModel(table, Tiny(base), [Tiny(state) for state in experts.values()], clamp_weights=False)
+    model = LayerWiseMergedModel(
+        table, Tiny(base), [Tiny(state) for state in experts.values()], clamp_weights=False
+    )
     algorithm = _AdaMerging(OmegaConf.create(settings), list(experts), batch)
     learned = algorithm.test_time_adaptation(model).merge_weight.detach()
     return {name: learned[:, place] for place, name in enumerate(SHAPES)}
@@ -130,10 +147,14 @@ def iso_cts(base: State, experts: Mapping[str, State], **settings: float) -> Sta
     return _state(ISO_CTS_Merge(**settings).run(_pool(base, experts)))
 
 
-def knots(base: State, experts: Mapping[str, State], *, threshold: float, scaling_factor: float) -> State:
-    """fusion_bench.method.knots.subspace_alignment, then ties_merging (mean) on the aligned task vectors.
+def knots(
+    base: State, experts: Mapping[str, State], *, threshold: float, scaling_factor: float
+) -> State:
+    """fusion_bench.method.knots.subspace_alignment, then ties_merging (mean) on the aligned task
+    vectors.
 
-    Matrices only: the package has no driver for it. Vectors are averaged, as its spectral methods do.
+    Matrices only: the package has no driver for it. Vectors are averaged, as its spectral methods
+    do.
     """
     vectors = _task_vectors(base, experts)
     merged = dict(base)
@@ -142,7 +163,9 @@ def knots(base: State, experts: Mapping[str, State], *, threshold: float, scalin
         if len(shape) == 2:
             left, values, right = subspace_alignment(rows)
             aligned = torch.stack([(values[:, None] * part).reshape(-1) for part in right])
-            change = left @ ties_merging(aligned, reset_thresh=threshold, merge_func="mean").reshape(-1, shape[1])
+            change = left @ ties_merging(
+                aligned, reset_thresh=threshold, merge_func="mean"
+            ).reshape(-1, shape[1])
             merged[name] = base[name] + scaling_factor * change
         else:
             merged[name] = base[name] + scaling_factor * torch.stack(rows).mean(0)
@@ -152,17 +175,22 @@ def knots(base: State, experts: Mapping[str, State], *, threshold: float, scalin
 def wudi(base: State, experts: Mapping[str, State], *, iter_num: int, shrink: float) -> State:
     """fusion_bench.method.wudi.wudi_merging.
 
-    Its optimiser moves no element by more than 1e-5 a step: task vectors are divided by ``shrink``, what comes out is
-    multiplied by it.
+    Its optimiser moves no element by more than 1e-5 a step: task vectors are divided by ``shrink``,
+    what comes out is multiplied by it.
     """
-    vectors = [{name: tensor / shrink for name, tensor in vector.items()} for vector in _task_vectors(base, experts)]
+    vectors = [
+        {name: tensor / shrink for name, tensor in vector.items()}
+        for vector in _task_vectors(base, experts)
+    ]
     with torch.enable_grad():
         merged = wudi_merging(vectors, accelerator="cpu", iter_num=iter_num)
     return {name: base[name] + shrink * merged[name].detach() for name in base}
 
 
 class _Head(nn.Module):
-    """The head as a layer that is not linear: fusion-bench has none in its models, and so does not clean it."""
+    """The head as a layer that is not linear: fusion-bench has none in its models, and so does not
+    clean it.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -188,17 +216,25 @@ def emr(base: State, experts: Mapping[str, State]) -> State:
 
 
 def tall_masks(base: State, experts: Mapping[str, State], *, tall_mask_lambda: float) -> State:
-    """fusion_bench.method.tall_mask.utils.generate_task_masks: at every position, how many experts claim it."""
+    """fusion_bench.method.tall_mask.utils.generate_task_masks: at every position, how many experts
+    claim it.
+    """
     flat = {key: _flat(state) for key, state in {"base": base, **experts}.items()}
     tuned = torch.stack([flat[name] for name in experts])
-    masks = generate_task_masks(tuned - flat["base"], tuned, flat["base"], tall_mask_lambda=tall_mask_lambda)
+    masks = generate_task_masks(
+        tuned - flat["base"], tuned, flat["base"], tall_mask_lambda=tall_mask_lambda
+    )
     return _unflat(masks.to(torch.float32).sum(0))
 
 
-def shared_mask(base: State, experts: Mapping[str, State], *, scaling_factor: float, logit: float) -> State:
-    """fusion_bench.models.wrappers.TaskWiseMergedModel with a mask, as Concrete task arithmetic applies it.
+def shared_mask(
+    base: State, experts: Mapping[str, State], *, scaling_factor: float, logit: float
+) -> State:
+    """fusion_bench.models.wrappers.TaskWiseMergedModel with a mask, as Concrete task arithmetic
+    applies it.
 
-    The mask is σ(logit · base / 0.5) over its mean per tensor: learned logits are replaced by known numbers.
+    The mask is σ(logit · base / 0.5) over its mean per tensor: learned logits are replaced by known
+    numbers.
     """
     mask = {name: torch.sigmoid(logit * tensor / 0.5) for name, tensor in base.items()}
     mask = {name: m / torch.mean(m) for name, m in mask.items()}
@@ -216,10 +252,14 @@ class _Gram:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.handles = [module.register_forward_hook(self._keep(name)) for name, module in modules.items()]
+        self.handles = [
+            module.register_forward_hook(self._keep(name)) for name, module in modules.items()
+        ]
 
     def _keep(self, name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        def hook(
+            _module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor
+        ) -> None:
             x = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
             self.sums[name] = x.T @ x / x.shape[0]
 
@@ -235,7 +275,11 @@ class _TinyRegMean(RegMeanAlgorithm):
     """RegMean for the tiny model: the method's user supplies the Grams."""
 
     def get_regmean_weights(
-        self, model_name: str, model: nn.Module, train_dataset: Any, linear_modules_to_merge: Mapping[str, nn.Module]
+        self,
+        model_name: str,
+        model: nn.Module,
+        train_dataset: Any,
+        linear_modules_to_merge: Mapping[str, nn.Module],
     ) -> dict[str, torch.Tensor]:
         grams = _Gram(linear_modules_to_merge)
         model(train_dataset)
@@ -246,10 +290,14 @@ class _TinyRegMeanPlusPlus(RegMeanAlgorithmPlusPlus):
     """RegMean++ for the tiny model: the method's user supplies blocks, embeddings and Grams."""
 
     def merge_embedding_layer(self, models_to_merge_dict: Mapping[str, nn.Module]) -> State:
-        rows = [model.state_dict()["embed_tokens.weight"] for model in models_to_merge_dict.values()]
+        rows = [
+            model.state_dict()["embed_tokens.weight"] for model in models_to_merge_dict.values()
+        ]
         return {"embed_tokens.weight": torch.stack(rows).mean(0)}
 
-    def get_input_for_first_layer(self, model: Tiny, train_dataset: torch.Tensor) -> list[torch.Tensor]:
+    def get_input_for_first_layer(
+        self, model: Tiny, train_dataset: torch.Tensor
+    ) -> list[torch.Tensor]:
         return [model.embed_tokens(train_dataset)]
 
     def get_layers(self, model: Tiny) -> nn.ModuleList:
@@ -258,10 +306,15 @@ class _TinyRegMeanPlusPlus(RegMeanAlgorithmPlusPlus):
     def update_merged_params_dict(
         self, merged_params_dict: State, new_merged_params: State, layer_idx: int
     ) -> dict[str, torch.Tensor]:
-        found = {f"encoder.layers.{layer_idx}.{name}": tensor for name, tensor in new_merged_params.items()}
+        found = {
+            f"encoder.layers.{layer_idx}.{name}": tensor
+            for name, tensor in new_merged_params.items()
+        }
         return {**merged_params_dict, **found}
 
-    def layer_batches_forward(self, layer: nn.Module, batches_input: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def layer_batches_forward(
+        self, layer: nn.Module, batches_input: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
         return [layer(batch) for batch in batches_input]
 
     def get_regmean_weights(
@@ -279,7 +332,10 @@ class _TinyRegMeanPlusPlus(RegMeanAlgorithmPlusPlus):
 def regmean(base: State, experts: Mapping[str, State], *, reduce: float) -> State:
     """fusion_bench.method.RegMeanAlgorithm on the tiny model."""
     method = _TinyRegMean(
-        num_regmean_examples=12, exclude_param_names_regex=[], reduce_non_diagonal_ratio=reduce, weight_transpose=True
+        num_regmean_examples=12,
+        exclude_param_names_regex=[],
+        reduce_non_diagonal_ratio=reduce,
+        weight_transpose=True,
     )
     return _state(method.run(_pool(base, experts)))
 
@@ -287,10 +343,14 @@ def regmean(base: State, experts: Mapping[str, State], *, reduce: float) -> Stat
 def regmean_plus_plus(base: State, experts: Mapping[str, State], *, reduce: float) -> State:
     """fusion_bench.method.RegMeanAlgorithmPlusPlus on the tiny model.
 
-    It leaves embeddings (in the result) and everything after the blocks to its user: those are averaged here.
+    It leaves embeddings (in the result) and everything after the blocks to its user: those are
+    averaged here.
     """
     method = _TinyRegMeanPlusPlus(
-        num_regmean_examples=12, exclude_param_names_regex=[], reduce_non_diagonal_ratio=reduce, weight_transpose=True
+        num_regmean_examples=12,
+        exclude_param_names_regex=[],
+        reduce_non_diagonal_ratio=reduce,
+        weight_transpose=True,
     )
     merged = _state(method.run(_pool(base, experts)))
     for name in ("embed_tokens.weight", "head.weight"):
@@ -301,22 +361,28 @@ def regmean_plus_plus(base: State, experts: Mapping[str, State], *, reduce: floa
 class _TinyFisher(FisherMergingAlgorithm):
     """Fisher merging for the tiny model, one example at a time.
 
-    Every user of the class supplies the Fisher weights. ``exact`` is the expectation over labels that the paper
-    defines; otherwise the square of one gradient of the sum over classes of sqrt(p) log p, as all users in the package
-    write it.
+    Every user of the class supplies the Fisher weights. ``exact`` is the expectation over labels
+    that the paper defines; otherwise the square of one gradient of the sum over classes of sqrt(p)
+    log p, as all users in the package write it.
     """
 
     exact = True
 
     def get_fisher_weights(
-        self, model_name: str, model: nn.Module, train_dataset: torch.Tensor, param_names_to_merge: Sequence[str]
+        self,
+        model_name: str,
+        model: nn.Module,
+        train_dataset: torch.Tensor,
+        param_names_to_merge: Sequence[str],
     ) -> State:
         total: State = {name: torch.zeros(SHAPES[name]) for name in param_names_to_merge}
         for sample in train_dataset:
             for score in self._scores(model(sample[None])[0]):
                 model.zero_grad()
                 score.backward(retain_graph=True)
-                for name, square in get_param_squared_gradients(model, list(param_names_to_merge)).items():
+                for name, square in get_param_squared_gradients(
+                    model, list(param_names_to_merge)
+                ).items():
                     total[name] += square
         return {name: tensor / len(train_dataset) for name, tensor in total.items()}
 
@@ -343,7 +409,9 @@ class _Pool(BaseModelPool):
     """Models of the tiny shape; every load gives a new one, as loading from disk would."""
 
     def __init__(self, base: State, experts: Mapping[str, State]) -> None:
-        super().__init__({"_pretrained_": nn.Identity(), **{name: nn.Identity() for name in experts}})
+        super().__init__(
+            {"_pretrained_": nn.Identity(), **{name: nn.Identity() for name in experts}}
+        )
         self.states = {"_pretrained_": base, **experts}
         self.change: Callable[[Tiny], None] = lambda model: None
 
@@ -396,9 +464,19 @@ CASES = (
     Case("fusion-bench-layer-wise", layer_wise, {"first": (0.1, 0.5, -0.2), "step": 0.03}),
     Case("fusion-bench-adamerging", adamerging, {"lr": 0.01, "steps": 20, "init": 0.3, "batch": 4}),
     Case("fusion-bench-ties-mean", ties, {**_TIES, "merge_func": "mean"}, kind="rivals"),
-    Case("fusion-bench-ties-sum", ties, {**_TIES, "scaling_factor": 0.3, "merge_func": "sum"}, kind="rivals"),
+    Case(
+        "fusion-bench-ties-sum",
+        ties,
+        {**_TIES, "scaling_factor": 0.3, "merge_func": "sum"},
+        kind="rivals",
+    ),
     Case("fusion-bench-ties-max", ties, {**_TIES, "merge_func": "max"}, kind="rivals"),
-    Case("fusion-bench-ties-whole", ties, {**_TIES, "threshold": 20, "merge_func": "mean"}, kind="rivals"),
+    Case(
+        "fusion-bench-ties-whole",
+        ties,
+        {**_TIES, "threshold": 20, "merge_func": "mean"},
+        kind="rivals",
+    ),
     Case(
         "fusion-bench-ties-mirrored",
         ties,
@@ -406,9 +484,19 @@ CASES = (
         experts=2,
         kind="mirrored",
     ),
-    Case("fusion-bench-ties-one-percent", ties, {**_TIES, "threshold": 1.5, "merge_func": "mean"}, kind="rivals"),
+    Case(
+        "fusion-bench-ties-one-percent",
+        ties,
+        {**_TIES, "threshold": 1.5, "merge_func": "mean"},
+        kind="rivals",
+    ),
     Case("fusion-bench-dare-all", dare, {**_DARE, "sparsity_ratio": 0.0}),
-    Case("fusion-bench-dare-half", dare, {**_DARE, "scaling_factor": 1.0, "sparsity_ratio": 0.5}, experts=1),
+    Case(
+        "fusion-bench-dare-half",
+        dare,
+        {**_DARE, "scaling_factor": 1.0, "sparsity_ratio": 0.5},
+        experts=1,
+    ),
     Case(
         "fusion-bench-dare-matrices",
         dare,

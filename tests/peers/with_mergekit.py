@@ -15,9 +15,13 @@ from tests.peers.inputs import BLOCKS, SHAPES
 SEED = 7
 
 
-def linear(base: State, experts: Mapping[str, State], *, weight: Sequence[float], normalize: bool) -> State:
+def linear(
+    base: State, experts: Mapping[str, State], *, weight: Sequence[float], normalize: bool
+) -> State:
     """mergekit.merge_methods.merge_state_dicts(method="linear")."""
-    return merge_state_dicts(dict(experts), "linear", parameters={"weight": list(weight), "normalize": normalize})
+    return merge_state_dicts(
+        dict(experts), "linear", parameters={"weight": list(weight), "normalize": normalize}
+    )
 
 
 def task_arithmetic(base: State, experts: Mapping[str, State], **settings: Any) -> State:
@@ -75,16 +79,21 @@ def slerp(base: State, experts: Mapping[str, State], **settings: Any) -> State:
     return _around_base("slerp", base, experts, settings)
 
 
-def gradient(base: State, experts: Mapping[str, State], *, outside: float, values: Sequence[float]) -> State:
+def gradient(
+    base: State, experts: Mapping[str, State], *, outside: float, values: Sequence[float]
+) -> State:
     """mergekit.config.evaluate_setting and merge_state_dicts(method="task_arithmetic").
 
-    A "gradient": a list of values along depth, the same for every expert, as in mergekit's configuration files.
+    A "gradient": a list of values along depth, the same for every expert, as in mergekit's
+    configuration files.
     """
     depth = {name: _block(name) for name in SHAPES}
     weights = [
         outside
         if block is None
-        else evaluate_setting(name, list(values), block / (BLOCKS - 1), validate=lambda value: float(value))
+        else evaluate_setting(
+            name, list(values), block / (BLOCKS - 1), validate=lambda value: float(value)
+        )
         for name, block in depth.items()
     ]
     per_expert = {name: PerGroupValues(weights) for name in experts}
@@ -98,27 +107,41 @@ def swapped_layers(base: State, experts: Mapping[str, State], *, shares: Sequenc
     """
     first = [1.0 if (block := _block(name)) is None else shares[block] for name in SHAPES]
     rows = {"one": first, "two": [1.0 - share for share in first]}
-    per_tensor = PerGroupValues([{expert: row[i] for expert, row in rows.items()} for i in range(len(SHAPES))])
-    return merge_state_dicts(dict(experts), "linear", parameters={"weight": per_tensor, "normalize": True})
+    per_tensor = PerGroupValues(
+        [{expert: row[i] for expert, row in rows.items()} for i in range(len(SHAPES))]
+    )
+    return merge_state_dicts(
+        dict(experts), "linear", parameters={"weight": per_tensor, "normalize": True}
+    )
 
 
 def _task_arithmetic_by_tensor(
     base: State, experts: Mapping[str, State], per_expert: Mapping[str, PerGroupValues]
 ) -> State:
-    rows = [{expert: values.values[i] for expert, values in per_expert.items()} for i in range(len(SHAPES))]
+    rows = [
+        {expert: values.values[i] for expert, values in per_expert.items()}
+        for i in range(len(SHAPES))
+    ]
     return merge_state_dicts(
-        {"base": base, **experts}, "task_arithmetic", base="base", parameters={"weight": PerGroupValues(rows)}
+        {"base": base, **experts},
+        "task_arithmetic",
+        base="base",
+        parameters={"weight": PerGroupValues(rows)},
     )
 
 
-def _around_base(method: str, base: State, experts: Mapping[str, State], settings: Mapping[str, Any]) -> State:
+def _around_base(
+    method: str, base: State, experts: Mapping[str, State], settings: Mapping[str, Any]
+) -> State:
     """One weight per expert; masks are drawn from torch's global generator, seeded here."""
     parameters = dict(settings)
     if "weight" in parameters:
         parameters["weight"] = dict(zip(experts, parameters["weight"], strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return merge_state_dicts({"base": base, **experts}, method, base="base", parameters=parameters)
+        return merge_state_dicts(
+            {"base": base, **experts}, method, base="base", parameters=parameters
+        )
 
 
 def _block(name: str) -> int | None:
@@ -132,22 +155,55 @@ CASES = (
     Case("mergekit-linear", linear, {"weight": UNEQUAL, "normalize": True}),
     Case("mergekit-linear-plain", linear, {"weight": (0.5, 0.3, 0.4), "normalize": False}),
     Case("mergekit-task-arithmetic", task_arithmetic, {"weight": (0.4, 0.3, 0.6)}),
-    Case("mergekit-task-arithmetic-scaled", task_arithmetic, {"weight": UNEQUAL, "lambda": 0.7, "normalize": True}),
+    Case(
+        "mergekit-task-arithmetic-scaled",
+        task_arithmetic,
+        {"weight": UNEQUAL, "lambda": 0.7, "normalize": True},
+    ),
     Case("mergekit-ties", ties, {"weight": ONES, "density": 0.3}, kind="rivals"),
     Case("mergekit-ties-weighted", ties, {"weight": UNEQUAL, "density": 0.3}, kind="rivals"),
-    Case("mergekit-ties-sum", ties, {"weight": UNEQUAL, "density": 0.3, "normalize": False}, kind="rivals"),
+    Case(
+        "mergekit-ties-sum",
+        ties,
+        {"weight": UNEQUAL, "density": 0.3, "normalize": False},
+        kind="rivals",
+    ),
     Case("mergekit-ties-fraction", ties, {"weight": ONES, "density": 0.27}, kind="rivals"),
-    Case("mergekit-ties-mirrored", ties, {"weight": (1.0, 1.0), "density": 1.0}, experts=2, kind="mirrored"),
+    Case(
+        "mergekit-ties-mirrored",
+        ties,
+        {"weight": (1.0, 1.0), "density": 1.0},
+        experts=2,
+        kind="mirrored",
+    ),
     Case("mergekit-dare-linear-all", dare_linear, {"weight": (0.4, 0.3, 0.6), "density": 1.0}),
     Case("mergekit-dare-linear-half", dare_linear, {"weight": (1.0,), "density": 0.5}, experts=1),
-    Case("mergekit-dare-ties-all", dare_ties, {"weight": UNEQUAL, "density": 1.0, "normalize": True}, kind="rivals"),
+    Case(
+        "mergekit-dare-ties-all",
+        dare_ties,
+        {"weight": UNEQUAL, "density": 1.0, "normalize": True},
+        kind="rivals",
+    ),
     Case("mergekit-dare-ties-half", dare_ties, {"weight": (1.0,), "density": 0.5}, experts=1),
     Case("mergekit-della-all", della, {"weight": UNEQUAL, "density": 1.0}, kind="rivals"),
     Case("mergekit-della-linear-all", della_linear, {"weight": (0.4, 0.3, 0.6), "density": 1.0}),
-    Case("mergekit-della-linear-half", della_linear, {"weight": (1.0,), "density": 0.5, "epsilon": 0.4}, experts=1),
-    Case("mergekit-breadcrumbs", breadcrumbs, {"weight": (0.4, 0.3, 0.6), "density": 0.5, "gamma": 0.1}),
-    Case("mergekit-breadcrumbs-small", breadcrumbs, {"weight": ONES, "density": 0.5, "gamma": 0.01}),
-    Case("mergekit-breadcrumbs-crowded", breadcrumbs, {"weight": ONES, "density": 0.9, "gamma": 0.2}),
+    Case(
+        "mergekit-della-linear-half",
+        della_linear,
+        {"weight": (1.0,), "density": 0.5, "epsilon": 0.4},
+        experts=1,
+    ),
+    Case(
+        "mergekit-breadcrumbs",
+        breadcrumbs,
+        {"weight": (0.4, 0.3, 0.6), "density": 0.5, "gamma": 0.1},
+    ),
+    Case(
+        "mergekit-breadcrumbs-small", breadcrumbs, {"weight": ONES, "density": 0.5, "gamma": 0.01}
+    ),
+    Case(
+        "mergekit-breadcrumbs-crowded", breadcrumbs, {"weight": ONES, "density": 0.9, "gamma": 0.2}
+    ),
     Case(
         "mergekit-breadcrumbs-ties",
         breadcrumbs_ties,
@@ -162,5 +218,7 @@ CASES = (
     Case("mergekit-slerp", slerp, {"t": 0.3}, experts=1),
     Case("mergekit-gradient", gradient, {"outside": 0.2, "values": (0.2, 0.6)}),
     Case("mergekit-swapped-layers", swapped_layers, {"shares": (1.0, 0.0, 1.0)}, experts=2),
-    Case("mergekit-swapped-layers-transition", swapped_layers, {"shares": (1.0, 0.5, 0.5)}, experts=2),
+    Case(
+        "mergekit-swapped-layers-transition", swapped_layers, {"shares": (1.0, 0.5, 0.5)}, experts=2
+    ),
 )

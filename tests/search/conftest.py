@@ -1,4 +1,6 @@
-"""Pico checkpoints and items for the tests of the command line and the loop: real files, milliseconds."""
+"""Pico checkpoints and items for the tests of the command line and the loop: real files,
+milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_pico_models(folder: Path) -> Path:
-    """ViTs of two blocks, saved by transformers: ``base``, the experts ``left`` and ``right``, their ``adapters``."""
+    """ViTs of two blocks, saved by transformers: ``base``, the experts ``left`` and ``right``,
+    their ``adapters``.
+    """
     from transformers import ViTConfig, ViTForImageClassification
 
     from experiments.zoo.digits_adapters import write_adapter
@@ -100,7 +104,9 @@ def model_study(models: Path, items: Path, **sections: object) -> dict:
     return data | sections
 
 
-def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
+def write_checkpoint(
+    folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None
+) -> Path:
     """A checkpoint folder from tensors alone."""
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -7,11 +7,15 @@ from typing import Any
 
 import yaml
 
-from search.run import Run, run_study
-from search.study_file import StudySpec, resolve, validate
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.opened import Run
+from mergesearch.search.spec.sections import StudySpec
+from mergesearch.search.spec.study_file import resolve, validate
 
 
-def analytic(name: str = "sphere", *, trials: int = 40, dim: int = 5, **sections: Any) -> dict[str, Any]:
+def analytic(
+    name: str = "sphere", *, trials: int = 40, dim: int = 5, **sections: Any
+) -> dict[str, Any]:
     """A study file of an analytic problem; ``sections`` replace or add top-level keys."""
     data: dict[str, Any] = {
         "name": name,
@@ -43,8 +47,19 @@ def run_in(data: dict[str, Any], folder: Path) -> Run:
 
 
 def fingerprint(run: Run) -> list[tuple[Any, ...]]:
-    """What must be equal between an undisturbed and a resumed run: every trial with its point and result."""
+    """What must be equal between an undisturbed and a resumed run: every trial with its point and
+    result.
+    """
     return [
-        (r.number, r.kind, r.name, r.suggestion, r.recipe.digest, r.state, tuple(r.values.items()), r.told)
+        (
+            r.number,
+            r.kind,
+            r.name,
+            r.suggestion,
+            r.recipe.digest,
+            r.state,
+            tuple(r.values.items()),
+            r.tell_index,
+        )
         for r in run.log.records
     ]

@@ -11,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluators import Objective
-from merging import InputError, StudyFailedError
-from search.front import Front, Normaliser, choose_leaders, hypervolume, nondominated, signs, to_losses
+from mergesearch.evaluators import Objective
+from mergesearch.merging import InputError, StudyFailedError
+from mergesearch.search.front import (
+    Front,
+    Normaliser,
+    choose_leaders,
+    hypervolume,
+    nondominated,
+    signs,
+    to_losses,
+)
 
 UP, DOWN = Objective("accuracy", "maximize"), Objective("loss", "minimize")
 
@@ -35,18 +43,26 @@ def dominated_by_any(losses: np.ndarray, row: int) -> bool:
 
 def volume_by_cells(losses: np.ndarray, reference: np.ndarray) -> float:
     """Sum over the cells of the grid that the points themselves span: exact in any dimension."""
-    cuts = [np.unique([*losses[:, m][losses[:, m] < reference[m]], reference[m]]) for m in range(len(reference))]
+    cuts = [
+        np.unique([*losses[:, m][losses[:, m] < reference[m]], reference[m]])
+        for m in range(len(reference))
+    ]
     total = 0.0
     for cell in itertools.product(*(range(len(cut) - 1) for cut in cuts)):
         corner = np.array([cut[i] for cut, i in zip(cuts, cell, strict=True)])
         if np.any(np.all(losses <= corner, axis=1)):
-            total += float(np.prod([cut[i + 1] - cut[i] for cut, i in zip(cuts, cell, strict=True)]))
+            total += float(
+                np.prod([cut[i + 1] - cut[i] for cut, i in zip(cuts, cell, strict=True)])
+            )
     return total
 
 
 class TestLosses:
     def test_signs_flip_once_and_in_order(self):
-        assert to_losses({"loss": 2.0, "accuracy": 0.5, "other": 9.0}, [UP, DOWN]).tolist() == [-0.5, 2.0]
+        assert to_losses({"loss": 2.0, "accuracy": 0.5, "other": 9.0}, [UP, DOWN]).tolist() == [
+            -0.5,
+            2.0,
+        ]
         assert signs([DOWN, UP]).tolist() == [1.0, -1.0]
 
 
@@ -67,7 +83,9 @@ class TestHypervolume:
     @given(clouds(8))
     def test_agrees_with_a_sum_over_cells(self, losses):
         reference = np.full(losses.shape[1], 1.1)
-        assert hypervolume(losses, reference) == pytest.approx(volume_by_cells(losses, reference), abs=1e-12)
+        assert hypervolume(losses, reference) == pytest.approx(
+            volume_by_cells(losses, reference), abs=1e-12
+        )
 
     @given(clouds(8), st.integers(0, 7))
     def test_another_point_never_takes_volume_away(self, losses, left_out):
@@ -85,7 +103,9 @@ class TestNormaliser:
         scale = Normaliser.from_anchors(anchors)
         np.testing.assert_allclose(scale.normalise(anchors[:2]), [[0, 1], [1, 0]])
         np.testing.assert_allclose(scale.scale, [[-0.9, -0.5], [1.0, 2.0]])
-        np.testing.assert_allclose(scale.low + scale.reference * (scale.high - scale.low), [-0.46, 2.1])
+        np.testing.assert_allclose(
+            scale.low + scale.reference * (scale.high - scale.low), [-0.46, 2.1]
+        )
         assert scale.scalarise(np.array([-0.7, 1.0]), [0.5, 0.5]) == pytest.approx(0.25)
         assert scale.hypervolume(np.array([[-0.9, 1.0]])) == pytest.approx(1.1**2)
 
@@ -127,7 +147,9 @@ class TestFront:
             assert front.numbers == np.flatnonzero(nondominated(so_far)).tolist()
             assert joined == (number in front.numbers)
             assert set(front.numbers) - before <= {number}
-            assert front.hypervolume == pytest.approx(hypervolume(so_far, front.scale.reference), abs=1e-9)
+            assert front.hypervolume == pytest.approx(
+                hypervolume(so_far, front.scale.reference), abs=1e-9
+            )
         np.testing.assert_allclose(front.losses, losses[front.numbers])
         assert len(front.history) == len(losses)
 
@@ -142,13 +164,17 @@ class TestFront:
     def test_five_thousand_trials_take_seconds(self):
         rng = np.random.default_rng(1)
         losses = np.abs(rng.normal(size=(5000, 3)))
-        losses = 1.2 - losses / np.linalg.norm(losses, axis=1)[:, None] * rng.uniform(0.9, 1.0, (5000, 1))
+        losses = 1.2 - losses / np.linalg.norm(losses, axis=1)[:, None] * rng.uniform(
+            0.9, 1.0, (5000, 1)
+        )
         front, start = Front(unit(3)), time.process_time()
         for number, row in enumerate(losses):
             front.add(number, row)
         assert time.process_time() - start < 10
         assert len(front.numbers) > 100
-        assert front.hypervolume == pytest.approx(hypervolume(losses, front.scale.reference), rel=1e-9)
+        assert front.hypervolume == pytest.approx(
+            hypervolume(losses, front.scale.reference), rel=1e-9
+        )
 
 
 class TestLeaders:
@@ -175,8 +201,16 @@ class TestLeaders:
         assert choose_leaders(losses, losses[:, 0], unit(1), 3) == [4, 1, 3]
 
     def test_greedy_choice_spreads_over_the_front(self):
-        # A dense clump near one end and one lonely member at the knee: the knee adds the most volume.
-        losses = np.array([[0.0, 1.0], *[[0.01 * i, 0.99 - 0.01 * i] for i in range(1, 8)], [0.4, 0.4], [1.0, 0.0]])
+        # A dense clump near one end and one lonely member at the knee: the knee adds the most
+        # volume.
+        losses = np.array(
+            [
+                [0.0, 1.0],
+                *[[0.01 * i, 0.99 - 0.01 * i] for i in range(1, 8)],
+                [0.4, 0.4],
+                [1.0, 0.0],
+            ]
+        )
         chosen = choose_leaders(losses, losses @ [0.9, 0.1], unit(2), 3)
         assert set(chosen) == {0, 8, 9}
 
@@ -186,7 +220,8 @@ class TestLeaders:
         losses[:, 1] = losses[::-1, 1]
         scalars = losses.mean(axis=1)
         chosen = choose_leaders(losses, scalars, unit(2), 5)
-        # The first three are given; greedy reaches at least 1 - 1/e of what the other two could add (submodularity).
+        # The first three are given; greedy reaches at least 1 - 1/e of what the other two could add
+        # (submodularity).
         given_volume = hypervolume(losses[chosen[:3]], [1.1, 1.1])
         others = [row for row in range(9) if row not in chosen[:3]]
         pairs = itertools.combinations(others, 2)

@@ -14,47 +14,78 @@ import psycopg
 import pytest
 import yaml
 
-from merging import StudyFailedError
-from search.run import run_study
+from mergesearch.merging import StudyFailedError
+from mergesearch.search.runs.driver import run_study
 from tests.postgres import serve
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, run_in, spec_of
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("merging", "spaces", "evaluators", "search")
+PACKAGES = ("mergesearch", "merging", "spaces", "evaluators", "search")
 SECRET = "correct-horse-battery-staple"
 #: Reports every class that unpickling looks up, which is where code comes from.
 AUDITED = """
 import sys
 seen = []
-sys.addaudithook(lambda event, arguments: seen.append(arguments) if event == "pickle.find_class" else None)
-from search.run import open_run, run_study
-from search.study_file import load_study
+def note(event, arguments):
+    if event == "pickle.find_class":
+        seen.append(arguments)
+sys.addaudithook(note)
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.opened import open_run
+from mergesearch.search.plan.loading import load_study
 from pathlib import Path
-run = open_run(Path(sys.argv[1])) if len(sys.argv) == 2 else run_study(load_study(Path(sys.argv[2])), Path(sys.argv[1]))
+folder = Path(sys.argv[1])
+run = open_run(folder) if len(sys.argv) == 2 else run_study(load_study(Path(sys.argv[2])), folder)
 assert run.verdict is not None
 print(seen)
 """
 #: A pickle that would run a command.
 POISON = b"cposix\nsystem\n(S'touch PWNED'\ntR.".hex()
-COMMAND = {"kind": "command", "command": "touch PWNED", "objectives": [{"name": "x", "direction": "maximize"}]}
+COMMAND = {
+    "kind": "command",
+    "command": "touch PWNED",
+    "objectives": [{"name": "x", "direction": "maximize"}],
+}
 
 
 def test_no_code_reads_pickles_or_runs_text() -> None:
-    """torch.load, numpy with pickles, joblib, shelve, marshal, and pickle itself; also YAML that makes objects."""
+    """torch.load, numpy with pickles, joblib, shelve, marshal, and pickle itself; also YAML that
+    makes objects.
+    """
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             nodes = list(ast.walk(ast.parse(path.read_text())))
-            imported = {alias.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for alias in n.names}
-            imported |= {n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
-            assert not imported & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, path
+            imported = {
+                alias.name.split(".")[0]
+                for n in nodes
+                if isinstance(n, ast.Import)
+                for alias in n.names
+            }
+            imported |= {
+                n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom) and n.module
+            }
+            assert not imported & {
+                "pickle",
+                "cloudpickle",
+                "dill",
+                "joblib",
+                "shelve",
+                "marshal",
+            }, path
             calls = [node for node in nodes if isinstance(node, ast.Call)]
             called = {ast.unparse(call.func) for call in calls}
             assert not called & {"torch.load", "yaml.unsafe_load", "eval", "exec"}, path
             # The harness's own tags need a loader of their own, made from the safe one.
-            assert "yaml.load" not in called or "class Loader(yaml.SafeLoader)" in path.read_text(), path
+            assert (
+                "yaml.load" not in called or "class Loader(yaml.SafeLoader)" in path.read_text()
+            ), path
             given = {(k.arg, ast.unparse(k.value)) for call in calls for k in call.keywords}
-            assert not given & {("allow_pickle", "True"), ("trust_remote_code", "True"), ("shell", "True")}, path
+            assert not given & {
+                ("allow_pickle", "True"),
+                ("trust_remote_code", "True"),
+                ("shell", "True"),
+            }, path
 
 
 def test_nothing_is_unpickled_from_a_record(tmp_path: Path) -> None:
@@ -65,9 +96,14 @@ def test_nothing_is_unpickled_from_a_record(tmp_path: Path) -> None:
     run.log._storage.set_study_system_attr(run.log._study_id, "cma:optimizer", POISON)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(data))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for arguments in ([str(tmp_path / "run")], [str(tmp_path / "run"), str(tmp_path / "study.yaml")]):
+    for arguments in (
+        [str(tmp_path / "run")],
+        [str(tmp_path / "run"), str(tmp_path / "study.yaml")],
+    ):
         command = [sys.executable, "-c", AUDITED, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip().splitlines()[-1] == "[]"
         assert not list(tmp_path.rglob("PWNED"))
@@ -77,7 +113,8 @@ def test_nothing_is_unpickled_from_a_record(tmp_path: Path) -> None:
     "text",
     [
         yaml.safe_dump(analytic("code", evaluators=[COMMAND])),
-        yaml.safe_dump(analytic("code")) + "reference_scores: !!python/object/apply:os.system ['touch PWNED']\n",
+        yaml.safe_dump(analytic("code"))
+        + "reference_scores: !!python/object/apply:os.system ['touch PWNED']\n",
     ],
     ids=["command", "yaml"],
 )
@@ -85,8 +122,10 @@ def test_a_study_file_runs_no_code_unless_it_says_so(text: str, tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(text)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for verb, code in (("check", 2), ("run", 2), ("doctor", 1)):
-        command = [sys.executable, "-m", "search", verb, "study.yaml"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+        command = [sys.executable, "-m", "mergesearch", verb, "study.yaml"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        )
         assert done.returncode == code, done.stdout + done.stderr
         assert not list(tmp_path.rglob("PWNED"))
 
@@ -95,47 +134,79 @@ def test_a_study_file_runs_no_code_unless_it_says_so(text: str, tmp_path: Path) 
 def test_a_password_is_nowhere_but_in_the_environment(
     tmp_path: Path, pico_models: Path, pico_items: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run folder, database, printed lines, exported card, and the command lines of all processes."""
+    """Run folder, database, printed lines, exported card, and the command lines of all
+    processes.
+    """
     with serve() as server:
         with psycopg.connect(server.address("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE ROLE secretive LOGIN PASSWORD '{SECRET}' SUPERUSER")
         monkeypatch.delenv("PGPASSWORD")
         monkeypatch.setenv("MERGE_DB_PASSWORD", SECRET)
         url = f"postgresql://secretive:${{MERGE_DB_PASSWORD}}@127.0.0.1:{server.port}/mergesearch"
-        data = model_study(pico_models, pico_items, name="secret", budget={"trials": 30}, storage=url)
+        data = model_study(
+            pico_models, pico_items, name="secret", budget={"trials": 30}, storage=url
+        )
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(data))
-        run = [sys.executable, "-m", "search", "run", str(path), "--progress", "json"]
+        run = [sys.executable, "-m", "mergesearch", "run", str(path), "--progress", "json"]
         lines, said = _watched([*run, "--run", str(tmp_path / "run"), "--set", "workers.count=1"])
         assert any("raylet" in line for line in lines)
         assert not [line for line in lines if SECRET in line]
         assert SECRET not in said
-        elsewhere = ["--run", str(tmp_path / "other"), "--set", f"storage={url.replace('/mergesearch', '/no')}"]
-        wrong = subprocess.run([*run, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        elsewhere = [
+            "--run",
+            str(tmp_path / "other"),
+            "--set",
+            f"storage={url.replace('/mergesearch', '/no')}",
+        ]
+        wrong = subprocess.run(
+            [*run, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=100
+        )
         assert wrong.returncode == 2
         assert SECRET not in wrong.stdout + wrong.stderr
         assert "***" in wrong.stderr
-        export = [sys.executable, "-m", "search", "export", str(tmp_path / "run"), "--out", str(tmp_path / "best")]
+        export = [
+            sys.executable,
+            "-m",
+            "mergesearch",
+            "export",
+            str(tmp_path / "run"),
+            "--out",
+            str(tmp_path / "best"),
+        ]
         done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         assert SECRET not in done.stdout + done.stderr
         kept = [file for file in tmp_path.rglob("*") if file.is_file()]
-        assert {"report.html", "study.yaml", "README.md", "events.jsonl"} <= {file.name for file in kept}
+        assert {"report.html", "study.yaml", "README.md", "events.jsonl"} <= {
+            file.name for file in kept
+        }
         assert not [file for file in kept if SECRET.encode() in file.read_bytes()]
         with psycopg.connect(server.address()) as connection:
-            for table in ("study_system_attributes", "trial_system_attributes", "trial_user_attributes"):
-                values = [str(row[0]) for row in connection.execute(f"SELECT value_json FROM {table}")]
+            for table in (
+                "study_system_attributes",
+                "trial_system_attributes",
+                "trial_user_attributes",
+            ):
+                values = [
+                    str(row[0]) for row in connection.execute(f"SELECT value_json FROM {table}")
+                ]
                 assert values
                 assert not [value for value in values if SECRET in value]
 
 
 def _watched(command: list[str]) -> tuple[set[str], str]:
     """Run to the end; command lines of it and its descendants, and what it printed."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     lines: set[str] = set()
     while process.poll() is None:
         try:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            family = [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]
         except psutil.Error:
             break
         for member in family:
@@ -149,8 +220,10 @@ def _watched(command: list[str]) -> tuple[set[str], str]:
     return lines, said
 
 
-def test_an_evaluators_error_is_recorded_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluators.synthetic import Synthetic
+def test_an_evaluators_error_is_recorded_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergesearch.evaluators.synthetic import Synthetic
 
     monkeypatch.setenv("SOME_SERVICE_TOKEN", SECRET)
 
@@ -162,4 +235,8 @@ def test_an_evaluators_error_is_recorded_without_secrets(tmp_path: Path, monkeyp
         run_study(spec_of(analytic("leak"), tmp_path), tmp_path / "run")
     assert SECRET not in str(error.value)
     assert "403 for token ***" in str(error.value)
-    assert not [f for f in (tmp_path / "run").rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
+    assert not [
+        f
+        for f in (tmp_path / "run").rglob("*")
+        if f.is_file() and SECRET.encode() in f.read_bytes()
+    ]

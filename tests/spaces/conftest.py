@@ -1,4 +1,6 @@
-"""Real parameter names and shapes from pico models of every supported family, built without memory."""
+"""Real parameter names and shapes from pico models of every supported family, built without
+memory.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from merging import Layout
+from mergesearch.merging import Layout
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -22,9 +24,21 @@ _CLIP = {
 FAMILIES = {
     "vit": ("ViTForImageClassification", "ViTConfig", _VISION | {"num_hidden_layers": 3}),
     "bert": ("BertForMaskedLM", "BertConfig", _TOWER | {"vocab_size": 40, "num_hidden_layers": 3}),
-    "bert-classifier": ("BertForSequenceClassification", "BertConfig", _TOWER | {"num_hidden_layers": 3}),
-    "roberta": ("RobertaForMaskedLM", "RobertaConfig", _TOWER | {"vocab_size": 40, "num_hidden_layers": 3}),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 2}),
+    "bert-classifier": (
+        "BertForSequenceClassification",
+        "BertConfig",
+        _TOWER | {"num_hidden_layers": 3},
+    ),
+    "roberta": (
+        "RobertaForMaskedLM",
+        "RobertaConfig",
+        _TOWER | {"vocab_size": 40, "num_hidden_layers": 3},
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 2},
+    ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _DECODER),
     "mistral": ("MistralForCausalLM", "MistralConfig", _DECODER),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", _DECODER | {"num_local_experts": 4}),
@@ -51,7 +65,10 @@ def model_shapes(family: str) -> Shapes:
     model, config, options = FAMILIES[family]
     with torch.device("meta"):
         built = getattr(transformers, model)(getattr(transformers, config)(**options))
-    return {name: tuple(parameter.shape) for name, parameter in built.named_parameters(remove_duplicate=False)}
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in built.named_parameters(remove_duplicate=False)
+    }
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +80,9 @@ def shapes_of() -> Callable[[str], Shapes]:
 @pytest.fixture(scope="session")
 def layout_of() -> Callable[[str], Layout]:
     """Layout of a family's parameters."""
-    return lambda family: Layout.build({name: (shape, "float32") for name, shape in model_shapes(family).items()})
+    return lambda family: Layout.build(
+        {name: (shape, "float32") for name, shape in model_shapes(family).items()}
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

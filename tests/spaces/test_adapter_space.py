@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from merging import Field, InputError, Layout, Recipe, RecipeError, Source
-from merging.in_memory import MappingSource, merge_stream
-from merging.operators import get_operator
-from spaces import AdapterSpace, adapter_space
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError, Source
+from mergesearch.merging.in_memory import MappingSource, merge_stream
+from mergesearch.merging.operators import get_operator
+from mergesearch.spaces import AdapterSpace, adapter_space
 from tests.merging.operators.adapted import Adapted
 
 SHAPES = {"h.0.fc.weight": (30, 20), "h.0.norm.weight": (8,)}
@@ -66,7 +66,9 @@ def test_the_merge_is_the_sum_of_pruned_products(space: AdapterSpace) -> None:
     pairs = [(draw((30, 4)), draw((4, 20))) for _ in range(3)]
     experts = [Adapted(base, {"h.0.fc.weight": pair}) for pair in pairs]
     recipe = space.decode(np.array([1.0, 0.3, 0.6, 0.5, -1.2, 0.25]))
-    merged = dict(merge_stream(base, experts, recipe.operator, recipe.options, recipe.field, LAYOUT))
+    merged = dict(
+        merge_stream(base, experts, recipe.operator, recipe.options, recipe.field, LAYOUT)
+    )
     expected = model["h.0.fc.weight"].double()
     for (b, a), keep, scale in zip(pairs, (1.0, 0.3, 0.6), (0.5, -1.2, 0.25), strict=True):
         least = a.abs().flatten().sort(descending=True).values[round(keep * a.numel()) - 1]
@@ -77,11 +79,15 @@ def test_the_merge_is_the_sum_of_pruned_products(space: AdapterSpace) -> None:
 
 def test_encode_keeps_what_the_template_keeps() -> None:
     space = adapter_space(template(sparsity=[0.1, 0.2, 0.7]), LAYOUT)
-    recipe = template(sparsity=[0.1, 0.2, 0.7]).with_field(Field.constant(LAYOUT.size, [0.3, -0.4, 2.0]))
+    recipe = template(sparsity=[0.1, 0.2, 0.7]).with_field(
+        Field.constant(LAYOUT.size, [0.3, -0.4, 2.0])
+    )
     point = space.encode(recipe.field)
     assert point.tolist() == [0.9, 0.8, 0.3, 0.3, -0.4, 2.0]
     assert space.field(point) == recipe.field
-    np.testing.assert_allclose(space.decode(point).options["sparsity"], [0.1, 0.2, 0.7], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(
+        space.decode(point).options["sparsity"], [0.1, 0.2, 0.7], rtol=0, atol=1e-15
+    )
 
 
 def test_encode_reads_constant_fields_only(space: AdapterSpace) -> None:

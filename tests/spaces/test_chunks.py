@@ -9,17 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merging import Field, InputError, Layout, Recipe, Source
-from spaces import CoefficientSpace
-from spaces.chunks import chunk_counts, chunk_groups, importance
-from spaces.spec import SpaceSpec, build_space
+from mergesearch.merging import Field, InputError, Layout, Recipe, Source
+from mergesearch.spaces import CoefficientSpace
+from mergesearch.spaces.chunks import chunk_counts, chunk_groups, importance
+from mergesearch.spaces.spec import SpaceSpec, build_space
 
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 
 @given(sizes=SHAPES, data=st.data())
-def test_chunks_cover_each_tensor_once_and_are_as_even_as_can_be(sizes: list[int], data: st.DataObject) -> None:
-    layout = Layout.build({f"h.{place}.w": ((size,), "float32") for place, size in enumerate(sizes)})
+def test_chunks_cover_each_tensor_once_and_are_as_even_as_can_be(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    layout = Layout.build(
+        {f"h.{place}.w": ((size,), "float32") for place, size in enumerate(sizes)}
+    )
     counts = np.array([data.draw(st.integers(0, size)) for size in sizes])
     chunks, held = chunk_groups(layout, counts)
     assert len(chunks) == counts.sum()
@@ -70,7 +74,10 @@ def test_counts(options: dict, expected: list[int]) -> None:
 def space(**section: object) -> CoefficientSpace:
     layout = Layout.build({f"h.{place}.w": ((4, 5), "float32") for place in range(4)})
     template = Recipe(
-        Source("base", "base"), (Source("a", "a"), Source("b", "b")), "task_arithmetic", Field.constant(80, [0.0, 0.0])
+        Source("base", "base"),
+        (Source("a", "a"), Source("b", "b")),
+        "task_arithmetic",
+        Field.constant(80, [0.0, 0.0]),
     )
     made = build_space(
         SpaceSpec.model_validate({"granularity": "chunk", **section}),

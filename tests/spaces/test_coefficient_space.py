@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging import Field, Layout, Recipe, RecipeError, Source
-from spaces import CoefficientSpace, classify
-from spaces.spec import SpaceSpec, build_space
+from mergesearch.merging import Field, Layout, Recipe, RecipeError, Source
+from mergesearch.spaces import CoefficientSpace, classify
+from mergesearch.spaces.spec import SpaceSpec, build_space
 
 EXPERTS = ("rotated", "mirrored")
 
 
-def make_space(layout: Layout, experts: tuple[str, ...] = EXPERTS, **section: Any) -> CoefficientSpace:
+def make_space(
+    layout: Layout, experts: tuple[str, ...] = EXPERTS, **section: Any
+) -> CoefficientSpace:
     recipe = Recipe(
         base=Source("base", "zoo/base"),
         experts=tuple(Source(name, f"zoo/{name}") for name in experts),
@@ -26,16 +28,25 @@ def make_space(layout: Layout, experts: tuple[str, ...] = EXPERTS, **section: An
         field=Field.constant(layout.size, [0.3] * len(experts)),
         layout=layout.digest,
     )
-    space = build_space(SpaceSpec(**section), recipe, layout, default_bounds=(0.0, 1.0), default_start=0.3)
+    space = build_space(
+        SpaceSpec(**section), recipe, layout, default_bounds=(0.0, 1.0), default_start=0.3
+    )
     assert isinstance(space, CoefficientSpace)
     return space
 
 
 def deep_layout(blocks: int = 6, *, width: int = 5) -> Layout:
-    inside = ("attention.q_proj.weight", "layernorm_before.weight", "mlp.fc1.weight", "layernorm_after.bias")
+    inside = (
+        "attention.q_proj.weight",
+        "layernorm_before.weight",
+        "mlp.fc1.weight",
+        "layernorm_after.bias",
+    )
     names = [f"vit.layers.{block}.{name}" for block in range(blocks) for name in inside]
     outside = ["vit.embeddings.cls_token", "vit.layernorm.weight", "classifier.weight"]
-    return Layout.build({name: ((width, 1 + place % 17), "float32") for place, name in enumerate(names + outside)})
+    return Layout.build(
+        {name: ((width, 1 + place % 17), "float32") for place, name in enumerate(names + outside)}
+    )
 
 
 def random_point(space: CoefficientSpace, seed: int = 0) -> np.ndarray:
@@ -63,8 +74,17 @@ CURVES = [
 
 def test_dimensions_and_names() -> None:
     layout = deep_layout()
-    sizes = {granularity: make_space(layout, granularity=granularity).dim for granularity in GROUP_SPACES}
-    expected = {"global": 1, "task": 2, "module": 10, "block": 18, "block_module": 30, "tensor": 2 * 27}
+    sizes = {
+        granularity: make_space(layout, granularity=granularity).dim for granularity in GROUP_SPACES
+    }
+    expected = {
+        "global": 1,
+        "task": 2,
+        "module": 10,
+        "block": 18,
+        "block_module": 30,
+        "tensor": 2 * 27,
+    }
     assert sizes == expected
     assert make_space(layout, granularity="global").names == ("global",)
     assert make_space(layout, granularity="task").names == EXPERTS
@@ -74,7 +94,9 @@ def test_dimensions_and_names() -> None:
         *(f"rotated/{part}/dct {j}" for part in ("attention", "mlp") for j in range(3)),
         "rotated/embedding",
     )
-    assert make_space(layout, granularity="global", depth={"basis": "linear", "ends": "curve"}).names == (
+    assert make_space(
+        layout, granularity="global", depth={"basis": "linear", "ends": "curve"}
+    ).names == (
         "first",
         "last",
     )
@@ -110,7 +132,9 @@ def test_boundaries_are_starts_of_tensors() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    granularity=st.sampled_from(GROUP_SPACES), seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-300, 1.0, 1e9])
+    granularity=st.sampled_from(GROUP_SPACES),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1e-300, 1.0, 1e9]),
 )
 def test_group_spaces_encode_what_they_decode(granularity: str, seed: int, scale: float) -> None:
     space = make_space(deep_layout(), granularity=granularity)
@@ -131,26 +155,38 @@ def test_curves_encode_constants_and_lines(depth: dict[str, Any]) -> None:
         given_point = random_point(space)
         np.testing.assert_array_equal(space.encode(space.field(given_point)), given_point)
     else:
-        np.testing.assert_allclose(space.project(space.field(random_point(space))), random_point(space), atol=1e-13)
+        np.testing.assert_allclose(
+            space.project(space.field(random_point(space))), random_point(space), atol=1e-13
+        )
 
 
 def test_encode_refuses_what_the_space_does_not_hold() -> None:
     layout = deep_layout()
-    blocks, tensors = make_space(layout, granularity="block"), make_space(layout, granularity="tensor")
+    blocks, tensors = (
+        make_space(layout, granularity="block"),
+        make_space(layout, granularity="tensor"),
+    )
     assert blocks.encode(tensors.field(random_point(tensors))) is None
     assert blocks.encode(Field.constant(layout.size, [0.3])) is None
     assert blocks.encode(Field.constant(layout.size + 64, [0.3, 0.3])) is None
     inside = Field(np.r_[0, 1, layout.size], np.array([[0.3, np.nextafter(0.3, 1)], [0.3, 0.3]]))
     assert make_space(layout, granularity="task").encode(inside) is None
-    assert make_space(layout, granularity="global").encode(Field.constant(layout.size, [0.3, 0.4])) is None
+    assert (
+        make_space(layout, granularity="global").encode(Field.constant(layout.size, [0.3, 0.4]))
+        is None
+    )
 
 
 def test_encoded_points_may_lie_outside_the_bounds() -> None:
     space = make_space(deep_layout(), granularity="task")
-    np.testing.assert_array_equal(space.encode(Field.constant(space.layout.size, [2.5, -1.0])), [2.5, -1.0])
+    np.testing.assert_array_equal(
+        space.encode(Field.constant(space.layout.size, [2.5, -1.0])), [2.5, -1.0]
+    )
 
 
-@pytest.mark.parametrize("section", [*({"granularity": g} for g in GROUP_SPACES), *({"depth": d} for d in CURVES)])
+@pytest.mark.parametrize(
+    "section", [*({"granularity": g} for g in GROUP_SPACES), *({"depth": d} for d in CURVES)]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_bad_numbers_pass_through(section: dict[str, Any], bad: float) -> None:
     space = make_space(deep_layout(), **section)
@@ -162,7 +198,9 @@ def test_bad_numbers_pass_through(section: dict[str, Any], bad: float) -> None:
         assert len(space.summary(point)) <= 16
     if space.shared or "depth" in section:
         return
-    changed = coefficients(space.field(np.where(np.arange(space.dim) == 0, bad, space.start)), space.layout)
+    changed = coefficients(
+        space.field(np.where(np.arange(space.dim) == 0, bad, space.start)), space.layout
+    )
     assert all(np.isfinite(pair[1]) for pair in changed.values())  # the other expert is untouched
 
 
@@ -186,10 +224,19 @@ LADDERS: list[list[dict[str, Any]]] = [
         for basis in ("linear", "dct", "bspline")
         for ends in ("own", "curve")
     ),
-    *([{"depth": {"basis": basis}}, {"granularity": "block"}] for basis in ("linear", "dct", "bspline")),
-    *([{"depth": {"basis": basis}}, {"granularity": "tensor"}] for basis in ("linear", "dct", "bspline")),
+    *(
+        [{"depth": {"basis": basis}}, {"granularity": "block"}]
+        for basis in ("linear", "dct", "bspline")
+    ),
+    *(
+        [{"depth": {"basis": basis}}, {"granularity": "tensor"}]
+        for basis in ("linear", "dct", "bspline")
+    ),
     [{"depth": {"basis": "dct", "size": size}} for size in (1, 2, 5, 6)],
-    [{"depth": {"basis": "dct", "size": 2, "ends": "curve"}}, {"depth": {"basis": "dct", "size": 6, "modules": True}}],
+    [
+        {"depth": {"basis": "dct", "size": 2, "ends": "curve"}},
+        {"depth": {"basis": "dct", "size": 6, "modules": True}},
+    ],
     [{"granularity": "global", "depth": {"basis": "dct"}}, {"depth": {"basis": "dct"}}],
     [{"depth": {"basis": "dct", "clip": True}}, {"granularity": "block"}],
 ]
@@ -244,10 +291,14 @@ def test_a_curve_is_fitted_to_rounding(coarse: dict[str, Any], fine: dict[str, A
         ({"depth": {"basis": "dct", "size": 4}}, {"depth": {"basis": "bspline", "size": 4}}),
     ],
 )
-def test_refine_refuses_what_the_target_cannot_hold(coarse: dict[str, Any], fine: dict[str, Any]) -> None:
+def test_refine_refuses_what_the_target_cannot_hold(
+    coarse: dict[str, Any], fine: dict[str, Any]
+) -> None:
     layout = deep_layout()
     one, two = make_space(layout, **coarse), make_space(layout, **fine)
-    with pytest.raises(RecipeError, match=f"a {two.title} space cannot hold this point of a {one.title} space"):
+    with pytest.raises(
+        RecipeError, match=f"a {two.title} space cannot hold this point of a {one.title} space"
+    ):
         one.refine(random_point(one), two)
 
 
@@ -258,7 +309,9 @@ def test_ends_of_the_curve_cover_what_lies_outside_the_blocks() -> None:
     assert found["vit.embeddings.cls_token"] == [0.2]
     assert found["vit.layernorm.weight"] == found["classifier.weight"] == [0.8]
     assert found["vit.layers.5.mlp.fc1.weight"] == [0.8]
-    apart = make_space(layout, experts=("rotated",), depth={"basis": "linear", "ends": "curve", "modules": True})
+    apart = make_space(
+        layout, experts=("rotated",), depth={"basis": "linear", "ends": "curve", "modules": True}
+    )
     found = coefficients(apart.field(np.array([0.2, 0.8, 0.5, 0.6])), layout)
     assert found["vit.embeddings.cls_token"] == [0.2]
     assert found["classifier.weight"] == [0.6]
@@ -270,7 +323,13 @@ def test_curves_run_over_each_tower(layout_of: Callable) -> None:
     layout = layout_of("clip")
     space = make_space(layout, experts=("rotated",), depth={"basis": "linear", "ends": "curve"})
     assert space.names == (
-        *("rotated/text/first", "rotated/text/last", "rotated/vision/first", "rotated/vision/last", "rotated/head"),
+        *(
+            "rotated/text/first",
+            "rotated/text/last",
+            "rotated/vision/first",
+            "rotated/vision/last",
+            "rotated/head",
+        ),
     )
     found = coefficients(space.field(np.array([0.0, 1.0, 0.2, 0.4, 0.7])), layout)
     assert found["text_model.encoder.layers.1.mlp.fc1.bias"] == [1.0]
@@ -282,7 +341,10 @@ def test_curves_run_over_each_tower(layout_of: Callable) -> None:
 def test_clip_keeps_curves_in_the_bounds() -> None:
     layout = deep_layout()
     depth = {"basis": "dct", "size": 4}
-    free, clipped = make_space(layout, depth=depth), make_space(layout, depth=depth | {"clip": True})
+    free, clipped = (
+        make_space(layout, depth=depth),
+        make_space(layout, depth=depth | {"clip": True}),
+    )
     loose, tight = free.field(free.upper).values, clipped.field(free.upper).values
     assert loose.max() > 1.0
     np.testing.assert_array_equal(tight, np.clip(loose, 0.0, 1.0))
@@ -315,7 +377,9 @@ def test_excluded_tensors_stay_at_the_base() -> None:
 
 def test_a_curve_runs_over_the_blocks_that_are_searched() -> None:
     layout = deep_layout()
-    space = make_space(layout, experts=("rotated",), depth={"basis": "linear"}, exclude=[r"layers\.[01]\."])
+    space = make_space(
+        layout, experts=("rotated",), depth={"basis": "linear"}, exclude=[r"layers\.[01]\."]
+    )
     found = coefficients(space.field(np.array([0.2, 0.8, 0.0, 0.0, 0.0])), layout)
     assert found["vit.layers.2.mlp.fc1.weight"] == [0.2]
     assert found["vit.layers.5.mlp.fc1.weight"] == [0.8]
@@ -323,8 +387,12 @@ def test_a_curve_runs_over_the_blocks_that_are_searched() -> None:
 
 def test_fused_experts_have_named_directions() -> None:
     layout = deep_layout()
-    recipe = make_space(layout, granularity="task").template.with_field(Field.constant(layout.size, [1.0]))
-    space = build_space(SpaceSpec(granularity="task"), recipe, layout, default_bounds=(0, 2), default_start=1)
+    recipe = make_space(layout, granularity="task").template.with_field(
+        Field.constant(layout.size, [1.0])
+    )
+    space = build_space(
+        SpaceSpec(granularity="task"), recipe, layout, default_bounds=(0, 2), default_start=1
+    )
     assert space.names == ("direction 0",)
 
 
@@ -367,14 +435,19 @@ def test_large_spaces_show_mean_coefficients() -> None:
 
 
 def test_summary_of_many_experts_stays_small() -> None:
-    space = make_space(deep_layout(), experts=tuple(f"expert{k}" for k in range(20)), granularity="block")
+    space = make_space(
+        deep_layout(), experts=tuple(f"expert{k}" for k in range(20)), granularity="block"
+    )
     assert len(space.summary(space.start)) == 13
     assert list(space.summary(space.start).values()) == pytest.approx([0.3] * 13, abs=1e-15)
 
 
 def test_table_names_every_tensor_once(family: str, layout_of: Callable) -> None:
     layout = layout_of(family)
-    for section in ({"granularity": "block_module"}, {"depth": {"basis": "dct", "size": 2, "modules": True}}):
+    for section in (
+        {"granularity": "block_module"},
+        {"depth": {"basis": "dct", "size": 2, "modules": True}},
+    ):
         space = make_space(layout, **section)
         rows = space.table()
         assert sorted(name for row in rows for name in row.tensors) == sorted(layout.names)
@@ -385,7 +458,9 @@ def test_table_names_every_tensor_once(family: str, layout_of: Callable) -> None
 def test_refined_merges_are_identical_on_a_real_layout(family: str, layout_of: Callable) -> None:
     """The digest of a recipe is that of the merge: refining does not change it."""
     layout = layout_of(family)
-    ladder = [make_space(layout, granularity=g) for g in ("task", "block", "block_module", "tensor")]
+    ladder = [
+        make_space(layout, granularity=g) for g in ("task", "block", "block_module", "tensor")
+    ]
     for coarse, fine in pairwise(ladder):
         point = random_point(coarse)
         assert fine.decode(coarse.refine(point, fine)).digest == coarse.decode(point).digest
@@ -397,8 +472,12 @@ def test_refined_merges_are_identical_on_a_real_layout(family: str, layout_of: C
     granularity=st.sampled_from(["global", "task", "module", "tensor"]),
 )
 def test_any_sizes_of_tensors(widths: list[int], granularity: str) -> None:
-    names = [*list(coefficients(Field.constant(deep_layout().size, [0.0]), deep_layout()))[: len(widths)]]
-    layout = Layout.build({name: ((width,), "float32") for name, width in zip(names, widths, strict=True)})
+    names = [
+        *list(coefficients(Field.constant(deep_layout().size, [0.0]), deep_layout()))[: len(widths)]
+    ]
+    layout = Layout.build(
+        {name: ((width,), "float32") for name, width in zip(names, widths, strict=True)}
+    )
     space = make_space(layout, granularity=granularity)
     point = random_point(space)
     field = space.field(point)

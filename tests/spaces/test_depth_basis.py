@@ -7,24 +7,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging import InputError
-from spaces.depth_basis import BASES, Basis, make_basis
+from mergesearch.merging import InputError
+from mergesearch.spaces.depth_basis import BASES, Basis, make_basis
 
-SIZES = [(terms, blocks) for blocks in (1, 2, 3, 5, 6, 12, 32) for terms in (1, 2, 3, 4, 6, 9, 32) if terms <= blocks]
-CASES = [(name, terms, blocks) for name in BASES for terms, blocks in SIZES if name != "linear" or terms == 2]
+SIZES = [
+    (terms, blocks)
+    for blocks in (1, 2, 3, 5, 6, 12, 32)
+    for terms in (1, 2, 3, 4, 6, 9, 32)
+    if terms <= blocks
+]
+CASES = [
+    (name, terms, blocks)
+    for name in BASES
+    for terms, blocks in SIZES
+    if name != "linear" or terms == 2
+]
 FINITE = st.floats(-10, 10)
 
 
 def de_boor(depth: float, index: int, degree: int, knots: np.ndarray) -> float:
     """Cox-de Boor recursion, written out as a reference."""
     if degree == 0:
-        last = knots[index + 1] == knots[-1] and depth == knots[-1] and knots[index] < knots[index + 1]
+        last = (
+            knots[index + 1] == knots[-1] and depth == knots[-1] and knots[index] < knots[index + 1]
+        )
         return float(knots[index] <= depth < knots[index + 1] or last)
     total = 0.0
     for at, sign in ((index, 1), (index + 1, -1)):
         width = knots[at + degree] - knots[at]
         if width > 0:
-            share = (depth - knots[at]) / width if sign > 0 else (knots[at + degree] - depth) / width
+            share = (
+                (depth - knots[at]) / width if sign > 0 else (knots[at + degree] - depth) / width
+            )
             total += share * de_boor(depth, at, degree - 1, knots)
     return total
 
@@ -34,7 +48,9 @@ def test_splines_agree_with_the_recursion(terms: int, blocks: int) -> None:
     degree = min(3, terms - 1)
     knots = np.r_[np.zeros(degree), np.linspace(0, 1, terms - degree + 1), np.ones(degree)]
     depths = np.linspace(0, 1, blocks) if blocks > 1 else np.zeros(1)
-    expected = [[de_boor(depth, index, degree, knots) for index in range(terms)] for depth in depths]
+    expected = [
+        [de_boor(depth, index, degree, knots) for index in range(terms)] for depth in depths
+    ]
     np.testing.assert_allclose(make_basis("bspline", terms, blocks).matrix, expected, atol=1e-14)
 
 
@@ -75,9 +91,15 @@ def test_a_line_meets_its_ends() -> None:
 @pytest.mark.parametrize(("name", "terms", "blocks"), CASES)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_evaluate_is_the_product_with_the_matrix(name: str, terms: int, blocks: int, data: st.DataObject) -> None:
+def test_evaluate_is_the_product_with_the_matrix(
+    name: str, terms: int, blocks: int, data: st.DataObject
+) -> None:
     basis = make_basis(name, terms, blocks)  # type: ignore[arg-type]
-    x = np.array(data.draw(st.lists(st.lists(FINITE, min_size=terms, max_size=terms), min_size=1, max_size=3)))
+    x = np.array(
+        data.draw(
+            st.lists(st.lists(FINITE, min_size=terms, max_size=terms), min_size=1, max_size=3)
+        )
+    )
     values = basis.evaluate(x)
     np.testing.assert_allclose(values, x @ basis.matrix.T, atol=1e-12)
     np.testing.assert_allclose(basis.solve(values, np.arange(blocks)), x, atol=1e-9)
@@ -107,7 +129,10 @@ def test_one_bad_control_point_reaches_only_its_blocks() -> None:
 
 
 def test_knot_insertion_keeps_the_curve() -> None:
-    coarse, fine = make_basis("bspline", 5, 33), make_basis("bspline", 7, 33)  # 2 spans, each halved
+    coarse, fine = (
+        make_basis("bspline", 5, 33),
+        make_basis("bspline", 7, 33),
+    )  # 2 spans, each halved
     x = np.random.default_rng(1).uniform(size=(3, 5))
     values = coarse.evaluate(x)
     np.testing.assert_allclose(fine.evaluate(fine.solve(values, np.arange(33))), values, atol=1e-12)
@@ -128,7 +153,9 @@ def test_bounds_of_cosines_shrink() -> None:
         ("linear", 2, 1, "expected 1 to 1 .*received 2"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(name: str, terms: int, blocks: int, message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused(
+    name: str, terms: int, blocks: int, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make_basis(name, terms, blocks)  # type: ignore[arg-type]
 

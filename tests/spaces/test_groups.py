@@ -9,86 +9,107 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merging import InputError, Layout
-from spaces import GRANULARITIES, Granularity, Place, classify, group_tensors
+from mergesearch.merging import InputError, Layout
+from mergesearch.spaces import GRANULARITIES, Granularity, TensorRole, classify, group_tensors
 
 PLACES = {
     # ViT as stored before transformers 5, and as held in memory
-    "vit.encoder.layer.3.attention.attention.query.weight": Place(3, "attention", "", "attention"),
-    "vit.encoder.layer.3.attention.output.dense.bias": Place(3, "attention", "", "attention"),
-    "vit.encoder.layer.3.intermediate.dense.weight": Place(3, "mlp", "", "mlp"),
-    "vit.encoder.layer.3.output.dense.weight": Place(3, "mlp", "", "mlp"),
-    "vit.encoder.layer.3.layernorm_before.weight": Place(3, "norm", "", "attention"),
-    "vit.encoder.layer.3.layernorm_after.weight": Place(3, "norm", "", "mlp"),
-    "encoder.layer.11.layernorm_after.bias": Place(11, "norm", "", "mlp"),
-    "vit.layers.3.attention.q_proj.weight": Place(3, "attention", "", "attention"),
-    "vit.layers.3.mlp.fc1.weight": Place(3, "mlp", "", "mlp"),
-    "vit.embeddings.cls_token": Place(None, "embedding", "", "embedding"),
-    "vit.layernorm.weight": Place(None, "norm", "", "final"),
-    "classifier.weight": Place(None, "head", "", "head"),
+    "vit.encoder.layer.3.attention.attention.query.weight": TensorRole(
+        3, "attention", "", "attention"
+    ),
+    "vit.encoder.layer.3.attention.output.dense.bias": TensorRole(3, "attention", "", "attention"),
+    "vit.encoder.layer.3.intermediate.dense.weight": TensorRole(3, "mlp", "", "mlp"),
+    "vit.encoder.layer.3.output.dense.weight": TensorRole(3, "mlp", "", "mlp"),
+    "vit.encoder.layer.3.layernorm_before.weight": TensorRole(3, "norm", "", "attention"),
+    "vit.encoder.layer.3.layernorm_after.weight": TensorRole(3, "norm", "", "mlp"),
+    "encoder.layer.11.layernorm_after.bias": TensorRole(11, "norm", "", "mlp"),
+    "vit.layers.3.attention.q_proj.weight": TensorRole(3, "attention", "", "attention"),
+    "vit.layers.3.mlp.fc1.weight": TensorRole(3, "mlp", "", "mlp"),
+    "vit.embeddings.cls_token": TensorRole(None, "embedding", "", "embedding"),
+    "vit.layernorm.weight": TensorRole(None, "norm", "", "final"),
+    "classifier.weight": TensorRole(None, "head", "", "head"),
     # BERT
-    "bert.encoder.layer.10.attention.self.query.weight": Place(10, "attention", "", "attention"),
-    "bert.encoder.layer.10.attention.output.LayerNorm.weight": Place(10, "norm", "", "attention"),
-    "bert.encoder.layer.10.output.LayerNorm.bias": Place(10, "norm", "", "mlp"),
-    "bert.embeddings.LayerNorm.weight": Place(None, "norm", "", "embedding"),
-    "bert.pooler.dense.weight": Place(None, "head", "", "head"),
-    "cls.predictions.transform.LayerNorm.weight": Place(None, "norm", "", "head"),
-    "cls.predictions.decoder.weight": Place(None, "head", "", "head"),
+    "bert.encoder.layer.10.attention.self.query.weight": TensorRole(
+        10, "attention", "", "attention"
+    ),
+    "bert.encoder.layer.10.attention.output.LayerNorm.weight": TensorRole(
+        10, "norm", "", "attention"
+    ),
+    "bert.encoder.layer.10.output.LayerNorm.bias": TensorRole(10, "norm", "", "mlp"),
+    "bert.embeddings.LayerNorm.weight": TensorRole(None, "norm", "", "embedding"),
+    "bert.pooler.dense.weight": TensorRole(None, "head", "", "head"),
+    "cls.predictions.transform.LayerNorm.weight": TensorRole(None, "norm", "", "head"),
+    "cls.predictions.decoder.weight": TensorRole(None, "head", "", "head"),
     # GPT-2, with and without prefix
-    "transformer.h.0.attn.c_attn.weight": Place(0, "attention", "", "attention"),
-    "h.0.mlp.c_proj.bias": Place(0, "mlp", "", "mlp"),
-    "h.7.ln_1.weight": Place(7, "norm", "", "attention"),
-    "h.7.ln_2.weight": Place(7, "norm", "", "mlp"),
-    "wpe.weight": Place(None, "embedding", "", "embedding"),
-    "transformer.ln_f.weight": Place(None, "norm", "", "final"),
+    "transformer.h.0.attn.c_attn.weight": TensorRole(0, "attention", "", "attention"),
+    "h.0.mlp.c_proj.bias": TensorRole(0, "mlp", "", "mlp"),
+    "h.7.ln_1.weight": TensorRole(7, "norm", "", "attention"),
+    "h.7.ln_2.weight": TensorRole(7, "norm", "", "mlp"),
+    "wpe.weight": TensorRole(None, "embedding", "", "embedding"),
+    "transformer.ln_f.weight": TensorRole(None, "norm", "", "final"),
     # Llama and its relatives
-    "model.layers.31.self_attn.q_proj.weight": Place(31, "attention", "", "attention"),
-    "model.layers.31.self_attn.q_norm.weight": Place(31, "norm", "", "attention"),
-    "model.layers.31.input_layernorm.weight": Place(31, "norm", "", "attention"),
-    "model.layers.31.post_attention_layernorm.weight": Place(31, "norm", "", "mlp"),
-    "layers.2.mlp.gate_proj.weight": Place(2, "mlp", "", "mlp"),
-    "model.embed_tokens.weight": Place(None, "embedding", "", "embedding"),
-    "model.norm.weight": Place(None, "norm", "", "final"),
-    "lm_head.weight": Place(None, "head", "", "head"),
+    "model.layers.31.self_attn.q_proj.weight": TensorRole(31, "attention", "", "attention"),
+    "model.layers.31.self_attn.q_norm.weight": TensorRole(31, "norm", "", "attention"),
+    "model.layers.31.input_layernorm.weight": TensorRole(31, "norm", "", "attention"),
+    "model.layers.31.post_attention_layernorm.weight": TensorRole(31, "norm", "", "mlp"),
+    "layers.2.mlp.gate_proj.weight": TensorRole(2, "mlp", "", "mlp"),
+    "model.embed_tokens.weight": TensorRole(None, "embedding", "", "embedding"),
+    "model.norm.weight": TensorRole(None, "norm", "", "final"),
+    "lm_head.weight": TensorRole(None, "head", "", "head"),
     # the number of an expert is no block
-    "model.layers.2.mlp.experts.17.gate_proj.weight": Place(2, "mlp", "", "mlp"),
-    "model.layers.2.block_sparse_moe.experts.7.w1.weight": Place(2, "mlp", "", "mlp"),
-    "model.layers.2.mlp.shared_expert.up_proj.weight": Place(2, "mlp", "", "mlp"),
-    "experts.3.layers.weight": Place(None, "other", "", "other"),
+    "model.layers.2.mlp.experts.17.gate_proj.weight": TensorRole(2, "mlp", "", "mlp"),
+    "model.layers.2.block_sparse_moe.experts.7.w1.weight": TensorRole(2, "mlp", "", "mlp"),
+    "model.layers.2.mlp.shared_expert.up_proj.weight": TensorRole(2, "mlp", "", "mlp"),
+    "experts.3.layers.weight": TensorRole(None, "other", "", "other"),
     # towers
-    "vision_model.encoder.layers.4.self_attn.k_proj.weight": Place(4, "attention", "vision", "attention"),
-    "text_model.encoder.layers.4.layer_norm2.weight": Place(4, "norm", "text", "mlp"),
-    "vision_tower.vision_model.encoder.layers.4.mlp.fc2.bias": Place(4, "mlp", "vision", "mlp"),
-    "visual.blocks.5.attn.qkv.weight": Place(5, "attention", "vision", "attention"),
-    "model.language_model.layers.5.mlp.up_proj.weight": Place(5, "mlp", "text", "mlp"),
-    "vision_model.head.layernorm.weight": Place(None, "norm", "vision", "head"),
-    "vision_model.post_layernorm.weight": Place(None, "norm", "vision", "final"),
+    "vision_model.encoder.layers.4.self_attn.k_proj.weight": TensorRole(
+        4, "attention", "vision", "attention"
+    ),
+    "text_model.encoder.layers.4.layer_norm2.weight": TensorRole(4, "norm", "text", "mlp"),
+    "vision_tower.vision_model.encoder.layers.4.mlp.fc2.bias": TensorRole(
+        4, "mlp", "vision", "mlp"
+    ),
+    "visual.blocks.5.attn.qkv.weight": TensorRole(5, "attention", "vision", "attention"),
+    "model.language_model.layers.5.mlp.up_proj.weight": TensorRole(5, "mlp", "text", "mlp"),
+    "vision_model.head.layernorm.weight": TensorRole(None, "norm", "vision", "head"),
+    "vision_model.post_layernorm.weight": TensorRole(None, "norm", "vision", "final"),
     # nothing that is known: numbered blocks still count, entries of a Sequential do not
-    "mixer.blocks.12.conv.weight": Place(12, "other", "", "other"),
-    "encoder.block.3.layer.0.SelfAttention.q.weight": Place(3, "other", "", "other"),
-    "projector.0.weight": Place(None, "other", "", "other"),
-    "sublayers.3.weight": Place(None, "other", "", "other"),
+    "mixer.blocks.12.conv.weight": TensorRole(12, "other", "", "other"),
+    "encoder.block.3.layer.0.SelfAttention.q.weight": TensorRole(3, "other", "", "other"),
+    "projector.0.weight": TensorRole(None, "other", "", "other"),
+    "sublayers.3.weight": TensorRole(None, "other", "", "other"),
 }
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES.items())
-def test_place(name: str, place: Place) -> None:
+def test_place(name: str, place: TensorRole) -> None:
     assert classify(name) == place
 
 
 def test_every_parameter_of_a_real_model_has_a_module(family: str, shapes_of: Callable) -> None:
-    other = [name for name in shapes_of(family) if "other" in (classify(name).module, classify(name).part)]
+    other = [
+        name
+        for name in shapes_of(family)
+        if "other" in (classify(name).module, classify(name).part)
+    ]
     assert not other
 
 
-def test_every_block_of_a_real_model_has_attention_mlp_and_norms(family: str, shapes_of: Callable) -> None:
+def test_every_block_of_a_real_model_has_attention_mlp_and_norms(
+    family: str, shapes_of: Callable
+) -> None:
     places = {classify(name) for name in shapes_of(family)}
     blocks = {(place.tower, place.block) for place in places if place.block is not None}
     towers = {"vision": 3, "text": 2} if family in ("clip", "siglip") else {"": 3}
     assert blocks == {(tower, block) for tower, count in towers.items() for block in range(count)}
     for tower, block in blocks:
         of_block = {(p.module, p.part) for p in places if (p.tower, p.block) == (tower, block)}
-        expected = {("attention", "attention"), ("mlp", "mlp"), ("norm", "attention"), ("norm", "mlp")}
+        expected = {
+            ("attention", "attention"),
+            ("mlp", "mlp"),
+            ("norm", "attention"),
+            ("norm", "mlp"),
+        }
         assert of_block == expected
     assert {"embedding", "head"} <= {place.part for place in places}
 
@@ -107,7 +128,12 @@ def test_stored_names_are_placed_as_the_names_in_memory(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
     )
     model = transformers.ViTForImageClassification(config)
     model.save_pretrained(tmp_path)
@@ -140,7 +166,8 @@ def test_mixture_of_experts_stored_one_by_one_stays_in_its_block(tmp_path: Path)
 
 def test_group_names_of_a_vision_transformer(layout_of: Callable) -> None:
     names = {
-        granularity: [g.name for g in group_tensors(layout_of("vit"), granularity)] for granularity in GRANULARITIES
+        granularity: [g.name for g in group_tensors(layout_of("vit"), granularity)]
+        for granularity in GRANULARITIES
     }
     assert names["global"] == names["task"] == ["all"]
     assert names["module"] == ["attention", "mlp", "norm", "embedding", "head"]
@@ -155,7 +182,11 @@ def test_group_names_of_a_vision_transformer(layout_of: Callable) -> None:
 
 
 def test_each_tower_has_its_own_depth(layout_of: Callable) -> None:
-    depths = {group.name: group.depth for group in group_tensors(layout_of("clip"), "block") if group.depth is not None}
+    depths = {
+        group.name: group.depth
+        for group in group_tensors(layout_of("clip"), "block")
+        if group.depth is not None
+    }
     assert depths == {
         "text/block 0": 0.0,
         "text/block 1": 1.0,
@@ -169,13 +200,21 @@ def test_depth_counts_the_blocks_present() -> None:
     names = [f"model.layers.{block}.mlp.up_proj.weight" for block in (3, 7, 8, 40, 41)]
     layout = Layout.build(dict.fromkeys(names, ((4,), "float32")))
     groups = group_tensors(layout, "block")
-    assert [group.name for group in groups] == ["block 3", "block 7", "block 8", "block 40", "block 41"]
+    assert [group.name for group in groups] == [
+        "block 3",
+        "block 7",
+        "block 8",
+        "block 40",
+        "block 41",
+    ]
     assert [group.depth for group in groups] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def test_ten_blocks_are_in_numeric_order() -> None:
     layout = Layout.build({f"h.{block}.mlp.c_fc.weight": ((4,), "float32") for block in range(12)})
-    assert [group.name for group in group_tensors(layout, "block")] == [f"block {block}" for block in range(12)]
+    assert [group.name for group in group_tensors(layout, "block")] == [
+        f"block {block}" for block in range(12)
+    ]
 
 
 def test_no_blocks_is_refused() -> None:
@@ -184,15 +223,24 @@ def test_no_blocks_is_refused() -> None:
         group_tensors(layout, "block")
 
 
-NAMES = st.sampled_from([*PLACES, "weight", "layers.0.weight", "a.b.c", "model.layers.9.other.weight"])
+NAMES = st.sampled_from(
+    [*PLACES, "weight", "layers.0.weight", "a.b.c", "model.layers.9.other.weight"]
+)
 SHAPES = st.lists(st.integers(0, 70), max_size=2).map(tuple)
 
 
 @settings(max_examples=150, deadline=None)
-@given(shapes=st.dictionaries(NAMES, SHAPES, min_size=1, max_size=20), granularity=st.sampled_from(GRANULARITIES))
-def test_groups_cover_every_tensor_once(shapes: dict[str, tuple[int, ...]], granularity: Granularity) -> None:
+@given(
+    shapes=st.dictionaries(NAMES, SHAPES, min_size=1, max_size=20),
+    granularity=st.sampled_from(GRANULARITIES),
+)
+def test_groups_cover_every_tensor_once(
+    shapes: dict[str, tuple[int, ...]], granularity: Granularity
+) -> None:
     layout = Layout.build({name: (shape, "float32") for name, shape in shapes.items()})
-    if granularity in ("block", "block_module") and all(classify(name).block is None for name in shapes):
+    if granularity in ("block", "block_module") and all(
+        classify(name).block is None for name in shapes
+    ):
         granularity = "module"
     groups = group_tensors(layout, granularity)
     assert sorted(name for group in groups for name in group.tensors) == sorted(layout.names)
@@ -205,7 +253,9 @@ def test_groups_cover_every_tensor_once(shapes: dict[str, tuple[int, ...]], gran
     for group in groups:
         for name in group.tensors:
             spec = layout.by_name[name]
-            assert spec.size == 0 or any(start <= spec.start and spec.stop <= stop for start, stop in group.ranges)
+            assert spec.size == 0 or any(
+                start <= spec.start and spec.stop <= stop for start, stop in group.ranges
+            )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from merging import Field, InputError, Layout, Recipe, RecipeError, Source, merge
-from merging.operators.stack import DENSITIES, StackRows
-from spaces import MixedSpace, mixed_space
-from spaces.mixed_dimensions import METHODS
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError, Source, merge
+from mergesearch.merging.operators.stack import DENSITIES, StackRows
+from mergesearch.spaces import MixedSpace, mixed_space
+from mergesearch.spaces.mixed_dimensions import METHODS
 
 EXPERTS = ("first", "second", "third")
 NAMES = (
@@ -37,14 +37,18 @@ def states(spread: float = 0.7) -> tuple[dict[str, torch.Tensor], list[dict[str,
         return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
     base = draw()
-    return base, [{name: base[name] + spread * tensor for name, tensor in draw().items()} for _ in EXPERTS]
+    return base, [
+        {name: base[name] + spread * tensor for name, tensor in draw().items()} for _ in EXPERTS
+    ]
 
 
 BASE, TUNED = states()
 
 
 class Gram:
-    """Inner products of base and task vectors (and of a row too many), counting how often it is asked."""
+    """Inner products of base and task vectors (and of a row too many), counting how often it is
+    asked.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
@@ -122,7 +126,9 @@ class TestGroups:
 
     def test_towers_have_groups_of_their_own(self) -> None:
         names = [
-            f"{tower}.encoder.layers.{b}.mlp.fc1.weight" for tower in ("vision_model", "text_model") for b in (0, 1)
+            f"{tower}.encoder.layers.{b}.mlp.fc1.weight"
+            for tower in ("vision_model", "text_model")
+            for b in (0, 1)
         ]
         layout = Layout.build(dict.fromkeys(names, ((4, 4), "float32")))
         assert mixed_space(template(), layout).groups == ("text/blocks 0-1", "vision/blocks 0-1")
@@ -138,7 +144,11 @@ class TestBox:
     def test_holds_the_start(self, space: MixedSpace) -> None:
         assert len(set(space.names)) == space.dim
         assert space.lower.dtype == space.upper.dtype == space.start.dtype == np.float64
-        assert np.all((space.lower < space.upper) & (space.lower <= space.start) & (space.start <= space.upper))
+        assert np.all(
+            (space.lower < space.upper)
+            & (space.lower <= space.start)
+            & (space.start <= space.upper)
+        )
 
     def test_start_is_task_arithmetic_and_needs_no_angles(self, space: MixedSpace) -> None:
         recipe = space.decode(space.start)
@@ -188,7 +198,9 @@ class TestConditions:
             changed = []
             for sign in (-1, 1):
                 moved = point.copy()
-                moved[index] = np.clip(moved[index] + sign * step, space.lower[index], space.upper[index])
+                moved[index] = np.clip(
+                    moved[index] + sign * step, space.lower[index], space.upper[index]
+                )
                 changed.append(space.decode(moved).digest != space.decode(point).digest)
             # The least of three scores of an arc has no say.
             assert any(changed) or "slerp" in dimension.name, dimension
@@ -209,7 +221,9 @@ class TestConditions:
 
 class TestMethods:
     def test_linear_weights_sum_to_one(self, space: MixedSpace) -> None:
-        point = choose(space, "blocks 0-1", "linear", attention=[0.2, 0.6, 0.0], mlp=[0.0, 0.0, 0.0])
+        point = choose(
+            space, "blocks 0-1", "linear", attention=[0.2, 0.6, 0.0], mlp=[0.0, 0.0, 0.0]
+        )
         expected = np.zeros(ROWS.count)
         expected[ROWS.tasks] = [0.25, 0.75, 0.0]
         np.testing.assert_allclose(column(space, point, NAMES[0]), expected, atol=1e-15)
@@ -220,7 +234,9 @@ class TestMethods:
             point = choose(space, "block 4", "ties", mlp=[density + 0.2, 0.9])
             expected = np.zeros(ROWS.count)
             expected[ROWS.trimmed(density)] = 0.9
-            assert np.array_equal(column(space, point, "model.layers.4.mlp.up_proj.weight"), expected)
+            assert np.array_equal(
+                column(space, point, "model.layers.4.mlp.up_proj.weight"), expected
+            )
 
     def test_a_slerp_group_is_shoemakes_formula_on_full_weights(self, space: MixedSpace) -> None:
         scores = {"attention": [0.6, 0.1, 0.2], "mlp": [0.0, 0.5, 0.5], "other": [0.3, 0.9, 0.0]}
@@ -231,8 +247,12 @@ class TestMethods:
             one, other, share = next(value for key, value in shares.items() if key in name)
             a, b = (TUNED[expert][name].double().reshape(-1) for expert in (one, other))
             angle = math.acos(a @ b / a.norm() / b.norm())
-            expected = (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
-            np.testing.assert_allclose(merged[name].double().reshape(-1), expected, rtol=0, atol=2e-6)
+            expected = (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(
+                angle
+            )
+            np.testing.assert_allclose(
+                merged[name].double().reshape(-1), expected, rtol=0, atol=2e-6
+            )
         assert space.gram.calls == 1
 
     def test_slerp_reaches_both_ends_exactly(self, space: MixedSpace) -> None:
@@ -245,7 +265,9 @@ class TestMethods:
         before = choose(space, "block 4", "slerp", mlp=[0.5, 0.5 - 1e-9, 0.1])
         after = choose(space, "block 4", "slerp", mlp=[0.5 - 1e-9, 0.5, 0.1])
         name = "model.layers.4.mlp.up_proj.weight"
-        np.testing.assert_allclose(column(space, before, name), column(space, after, name), rtol=0, atol=1e-8)
+        np.testing.assert_allclose(
+            column(space, before, name), column(space, after, name), rtol=0, atol=1e-8
+        )
 
     def test_angles_are_needed_for_slerp_alone(self) -> None:
         space = make(gram=None)
@@ -273,7 +295,14 @@ class TestMethods:
 
 class TestEncode:
     def test_reads_what_a_field_says_of_methods(self, space: MixedSpace) -> None:
-        point = choose(space, "blocks 0-1", "linear", attention=[0, 1, 0], mlp=[0.5, 0.25, 0.25], other=[0, 0, 1])
+        point = choose(
+            space,
+            "blocks 0-1",
+            "linear",
+            attention=[0, 1, 0],
+            mlp=[0.5, 0.25, 0.25],
+            other=[0, 0, 1],
+        )
         point[place(space, "block 4/method")] = METHODS.index("ties") + 0.5
         point = space.canonical(point)
         assert np.array_equal(space.encode(space.field(point)), point)
@@ -305,7 +334,9 @@ class TestEncode:
         point = sample(space, 1)
         assert np.array_equal(space.refine(point, make()), space.canonical(point))
         finer = make(layers=1)
-        coarse = choose(space, "blocks 0-1", "ties", attention=[2.5, 0.7], mlp=[0.5, 0.1], other=[1.5, 1.0])
+        coarse = choose(
+            space, "blocks 0-1", "ties", attention=[2.5, 0.7], mlp=[0.5, 0.1], other=[1.5, 1.0]
+        )
         assert finer.field(space.refine(coarse, finer)) == space.field(coarse)
         with pytest.raises(RecipeError, match="cannot hold a point of a mixed"):
             finer.refine(choose(finer, "block 1", "ties"), space)
@@ -337,7 +368,8 @@ def test_refuses_other_operators_and_models_without_blocks() -> None:
     with pytest.raises(InputError, match="the mixed space expects 'stack', received 'ties'"):
         mixed_space(template("ties"), LAYOUT)
     with pytest.raises(
-        InputError, match=r"expected numbered blocks, received 1 tensors without any, such as 'head\.w'"
+        InputError,
+        match=r"expected numbered blocks, received 1 tensors without any, such as 'head\.w'",
     ):
         mixed_space(template(), Layout.build({"head.w": ((3, 3), "float32")}))
 

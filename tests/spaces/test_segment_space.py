@@ -1,4 +1,6 @@
-"""Fields of a limited number of segments: one point per field, and the rest of the space protocol."""
+"""Fields of a limited number of segments: one point per field, and the rest of the space
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merging import Field, InputError, Layout, Recipe, RecipeError, Source
-from spaces import SegmentSpace, Space, SpaceSpec, arc_bounds, build_space, segment_space
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError, Source
+from mergesearch.spaces import (
+    SegmentSpace,
+    Space,
+    SpaceSpec,
+    arc_bounds,
+    build_space,
+    segment_space,
+)
 
-LAYOUT = Layout.build({f"block.{b}.{n}": ((5, 9), "float32") for b in range(4) for n in ("attn", "mlp")})
+LAYOUT = Layout.build(
+    {f"block.{b}.{n}": ((5, 9), "float32") for b in range(4) for n in ("attn", "mlp")}
+)
 SIZE = LAYOUT.size
 
 
-def make(segments: int = 5, directions: int = 2, experts: int = 2, start: float = 0.4) -> SegmentSpace:
+def make(
+    segments: int = 5, directions: int = 2, experts: int = 2, start: float = 0.4
+) -> SegmentSpace:
     sources = tuple(Source(name, name) for name in "abcd"[:experts])
-    recipe = Recipe(Source("base", "base"), sources, "task_arithmetic", Field.constant(SIZE, [0.0] * directions))
+    recipe = Recipe(
+        Source("base", "base"), sources, "task_arithmetic", Field.constant(SIZE, [0.0] * directions)
+    )
     return segment_space(recipe, LAYOUT, segments=segments, low=-0.5, high=2.0, start=start)
 
 
@@ -103,7 +118,9 @@ class TestSpace:
         assert space.field(space.start) == Field.constant(SIZE, [0.4, 0.4])
         assert np.array_equal(space.encode(space.field(space.start)), space.start)
         assert np.all(space.lower < space.upper)
-        assert {array.dtype for array in (space.lower, space.upper, space.start)} == {np.dtype(np.float64)}
+        assert {array.dtype for array in (space.lower, space.upper, space.start)} == {
+            np.dtype(np.float64)
+        }
 
     def test_decode_replaces_the_field_alone(self) -> None:
         space = make()
@@ -118,7 +135,11 @@ class TestSpace:
         with pytest.raises(RecipeError, match="up to 2 segments space cannot hold"):
             coarse.refine(point, make(segments=2))
         blocks = build_space(
-            SpaceSpec(granularity="block"), fine.template, LAYOUT, default_bounds=(0, 1), default_start=0.3
+            SpaceSpec(granularity="block"),
+            fine.template,
+            LAYOUT,
+            default_bounds=(0, 1),
+            default_start=0.3,
         )
         by_block = np.arange(len(blocks.names)) / 10
         assert fine.field(blocks.refine(by_block, fine)) == blocks.field(by_block).compact()
@@ -128,7 +149,14 @@ class TestSpace:
         third = SIZE // 3
         field = Field(np.array([0, third, SIZE]), np.array([[1.0, 0.0], [0.5, 0.5]]))
         found = space.summary_of(field)
-        assert list(found) == ["segments", "expert a", "expert b", "first third", "middle third", "last third"]
+        assert list(found) == [
+            "segments",
+            "expert a",
+            "expert b",
+            "first third",
+            "middle third",
+            "last third",
+        ]
         assert found == space.summary(space.encode(field))
         assert found["segments"] == 2
         assert found["expert a"] == pytest.approx(third / SIZE)
@@ -147,7 +175,11 @@ class TestSpace:
 
     def test_table_adds_up(self) -> None:
         (row,) = make().table()
-        assert (row.coefficients, row.parameters, row.tensors) == (14, LAYOUT.parameters, LAYOUT.names)
+        assert (row.coefficients, row.parameters, row.tensors) == (
+            14,
+            LAYOUT.parameters,
+            LAYOUT.names,
+        )
 
     def test_directions_that_are_no_experts_are_numbered(self) -> None:
         assert make(segments=1, directions=3).names[0] == "direction 0/segment 1"

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-import spaces
-from merging import Field, InputError, Layout, Recipe, RecipeError, Source
-from spaces import BoxSpace, Space
-from spaces.spec import SpaceSpec, build_space
+from mergesearch import spaces
+from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError, Source
+from mergesearch.spaces import BoxSpace, Space
+from mergesearch.spaces.spec import SpaceSpec, build_space
 
 NAMES = [
-    *(f"model.layers.{block}.{name}.weight" for block in range(3) for name in ("self_attn.q_proj", "mlp.up_proj")),
+    *(
+        f"model.layers.{block}.{name}.weight"
+        for block in range(3)
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    ),
     "model.embed_tokens.weight",
     "lm_head.weight",
 ]
@@ -25,12 +29,16 @@ LAYOUT = Layout.build(dict.fromkeys(NAMES, ((4, 5), "float32")))
 
 def template(size: int, experts: int = 2) -> Recipe:
     sources = tuple(Source(f"e{index}", f"e{index}") for index in range(experts))
-    return Recipe(Source("base", "base"), sources, "task_arithmetic", Field.constant(size, [0.3] * experts))
+    return Recipe(
+        Source("base", "base"), sources, "task_arithmetic", Field.constant(size, [0.3] * experts)
+    )
 
 
 def build(section: dict[str, Any], layout: Layout | None = LAYOUT, start: float = 0.3) -> Space:
     recipe = template(LAYOUT.size) if layout is not None else template(1, 1)
-    return build_space(SpaceSpec(**section), recipe, layout, default_bounds=(0.0, 1.0), default_start=start)
+    return build_space(
+        SpaceSpec(**section), recipe, layout, default_bounds=(0.0, 1.0), default_start=start
+    )
 
 
 def test_defaults() -> None:
@@ -40,7 +48,9 @@ def test_defaults() -> None:
     assert set(space.upper) == {1.0}
     assert set(space.start) == {0.3}
     assert build({"depth": {"basis": "dct"}}).title == "dct curve"
-    assert len(build({"depth": {"basis": "dct"}}).names) == 2 * (3 + 2)  # as many terms as blocks, when fewer than 4
+    assert len(build({"depth": {"basis": "dct"}}).names) == 2 * (
+        3 + 2
+    )  # as many terms as blocks, when fewer than 4
 
 
 def test_own_bounds_and_start() -> None:
@@ -66,11 +76,20 @@ def test_a_start_per_coordinate() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"bounds": [1.0, 0.0]}, r"space.bounds: expected \[low, high\] with low < high, received \[1, 0\]"),
+    (
+        {"bounds": [1.0, 0.0]},
+        r"space.bounds: expected \[low, high\] with low < high, received \[1, 0\]",
+    ),
     ({"bounds": [0.5, 0.5]}, r"space.bounds: .* received \[0.5, 0.5\]"),
     ({"start": 1.5}, r"space.start: expected e0/embedding in \[0, 1\], received 1.5"),
-    ({"bounds": [0.5, 1.0]}, r"space.start: .*received 0.3 \(the operator's default; set space.start\)"),
-    ({"start": [0.1, 0.2, 0.3]}, r"space.start: .*a list of 2 \(one per expert\) or 10 .*received a list of 3"),
+    (
+        {"bounds": [0.5, 1.0]},
+        r"space.start: .*received 0.3 \(the operator's default; set space.start\)",
+    ),
+    (
+        {"start": [0.1, 0.2, 0.3]},
+        r"space.start: .*a list of 2 \(one per expert\) or 10 .*received a list of 3",
+    ),
     ({"start": [0.1, 1.2]}, r"space.start: expected e1/embedding in \[0, 1\], received 1.2"),
     ({"exclude": ["lm_haed"]}, r"space.exclude: 'lm_haed' matches none of the 8 tensors"),
     ({"exclude": ["("]}, r"space.exclude: expected a regular expression, received '\('"),
@@ -79,7 +98,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"depth": {"basis": "dct", "size": 0}}, r"space.depth.size: expected 1 to 3 .*received 0"),
     ({"depth": {"basis": "bspline", "size": 4}}, r"space.depth.size: expected 1 to 3 .*received 4"),
     ({"depth": {"basis": "linear", "size": 3}}, r"space.depth.size: expected 2 .*received 3"),
-    ({"granularity": "tensor", "depth": {"basis": "dct"}}, r"space.granularity: 'tensor' cannot be combined"),
+    (
+        {"granularity": "tensor", "depth": {"basis": "dct"}},
+        r"space.granularity: 'tensor' cannot be combined",
+    ),
     ({"dim": 3}, r"space.dim: 3: only allowed for analytic problems"),
 ]
 
@@ -123,7 +145,11 @@ def test_no_blocks_for_a_curve() -> None:
     layout = Layout.build({"weight": ((4,), "float32")})
     with pytest.raises(InputError, match="needs numbered blocks"):
         build_space(
-            SpaceSpec(depth={"basis": "dct"}), template(layout.size), layout, default_bounds=(0, 1), default_start=0
+            SpaceSpec(depth={"basis": "dct"}),
+            template(layout.size),
+            layout,
+            default_bounds=(0, 1),
+            default_start=0,
         )
 
 
@@ -138,7 +164,9 @@ def test_box() -> None:
     assert box.encode(Field.constant(4, [0.0])) is None
     assert box.encode(Field.constant(3, [0.5])).tolist() == [0.5] * 3
     np.testing.assert_array_equal(box.refine(box.start, box), box.start)
-    with pytest.raises(RecipeError, match="a box of 2 space cannot hold a point of a box of 3 space"):
+    with pytest.raises(
+        RecipeError, match="a box of 2 space cannot hold a point of a box of 3 space"
+    ):
         box.refine(box.start, build({"dim": 2, "bounds": [-5, 5]}, None))
 
 
@@ -148,7 +176,10 @@ def test_box() -> None:
         ({}, "space.dim: expected a whole number of at least 1, received None"),
         ({"dim": 0}, "space.dim: .*received 0"),
         ({"dim": 2, "granularity": "task"}, "space.granularity: only allowed with models"),
-        ({"dim": 2, "start": [0.0]}, "space.start: expected a number or a list of 2, received a list of 1"),
+        (
+            {"dim": 2, "start": [0.0]},
+            "space.start: expected a number or a list of 2, received a list of 1",
+        ),
         ({"dim": 2, "start": 7.0}, r"space.start: expected x0 in \[0, 1\], received 7"),
         ({"dim": 2, "bounds": [3, 2]}, "space.bounds: .*low < high"),
     ],

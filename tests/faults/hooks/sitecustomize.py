@@ -1,10 +1,12 @@
-"""Faults for tests: workers that kill themselves in a phase, evaluations that take long, clocks that are wrong.
+"""Faults for tests: workers that kill themselves in a phase, evaluations that take long, clocks
+that are wrong.
 
-Python imports this file at the start of every process that has its folder on PYTHONPATH; the product does not know it.
+Python imports this file at the start of every process that has its folder on PYTHONPATH; the
+product does not know it.
 
-FAULTS        folder; the first worker that reaches a phase finds ``kill-PHASE`` there, removes it, and dies by SIGKILL
-FAULT_SLOW    seconds that every evaluation takes longer
-FAULT_SKEW    seconds by which this process's clock is wrong
+FAULTS folder; the first worker that reaches a phase finds ``kill-PHASE`` there, removes it, and
+dies by SIGKILL FAULT_SLOW seconds that every evaluation takes longer FAULT_SKEW seconds by which
+this process's clock is wrong
 """
 
 import importlib.abc
@@ -42,14 +44,18 @@ def break_worker(module):
         die("report")
         return outcome
 
-    worker._combine, worker.run, module.measure_in_stages = broken_combine, broken_run, broken_measure
+    worker._combine, worker.run, module.measure_in_stages = (
+        broken_combine,
+        broken_run,
+        broken_measure,
+    )
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds ``search.worker`` as usual and breaks it once it is loaded."""
+    """Finds ``mergesearch.search.workers.worker`` as usual and breaks it once it is loaded."""
 
     def find_spec(self, name, path, target=None):
-        if name != "search.worker":
+        if name != "mergesearch.search.workers.worker":
             return None
         sys.meta_path.remove(self)
         try:

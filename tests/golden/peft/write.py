@@ -1,7 +1,9 @@
-"""Record what peft itself makes of tiny adapters: models, adapters as it saves them, and its merge of the two.
+"""Record what peft itself makes of tiny adapters: models, adapters as it saves them, and its merge
+of the two.
 
-Needs peft 0.21 beside transformers 5; run by hand: ``python tests/golden/peft/write.py``. Each folder holds the model,
-``adapter``, and ``merged.safetensors`` with the tensors that the adapter changes, under their stored names.
+Needs peft 0.21 beside transformers 5; run by hand: ``python tests/golden/peft/write.py``. Each
+folder holds the model, ``adapter``, and ``merged.safetensors`` with the tensors that the adapter
+changes, under their stored names.
 """
 
 from __future__ import annotations
@@ -44,11 +46,14 @@ LLAMA = (
 )
 GPT2 = (
     transformers.GPT2LMHeadModel,
-    transformers.GPT2Config(**TOKENS, n_embd=8, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=False),
+    transformers.GPT2Config(
+        **TOKENS, n_embd=8, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=False
+    ),
 )
 
-#: Name -> model, settings of the adapter. Patterns, convolutions, renamed modules and whole tensors; embeddings with
-#: √r, biases; square matrices stored as (in, out) beside others, which the saved ``fan_in_fan_out`` gets wrong.
+#: Name -> model, settings of the adapter. Patterns, convolutions, renamed modules and whole
+#: tensors; embeddings with √r, biases; square matrices stored as (in, out) beside others, which the
+#: saved ``fan_in_fan_out`` gets wrong.
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (
         VIT,
@@ -59,7 +64,14 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
             "alpha_pattern": {"v_proj": 5},
         },
     ),
-    "llama": (LLAMA, {"target_modules": ["q_proj", "down_proj", "embed_tokens"], "use_rslora": True, "bias": "all"}),
+    "llama": (
+        LLAMA,
+        {
+            "target_modules": ["q_proj", "down_proj", "embed_tokens"],
+            "use_rslora": True,
+            "bias": "all",
+        },
+    ),
     "gpt2": (GPT2, {"target_modules": ["c_attn", "c_proj", "lm_head"]}),
 }
 
@@ -72,7 +84,9 @@ def write(name: str) -> None:
     model = model_class(config)
     model.save_pretrained(folder)
     before = load_file(folder / "model.safetensors")
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **settings))
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **settings)
+    )
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
@@ -92,7 +106,9 @@ def _tidy(adapter: Path) -> None:
     (adapter / "README.md").unlink()
     settings = json.loads((adapter / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = ""  # was a place on the machine that wrote this
-    settings["target_modules"] = sorted(settings["target_modules"])  # a set: its order changes from run to run
+    settings["target_modules"] = sorted(
+        settings["target_modules"]
+    )  # a set: its order changes from run to run
     (adapter / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from merging.operators import TensorSource
+from mergesearch.merging.operators import TensorSource
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -58,7 +58,9 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Factored:
-    """A full checkpoint seen as an adapter: its changed matrices are factors of full rank, the rest is stored whole."""
+    """A full checkpoint seen as an adapter: its changed matrices are factors of full rank, the rest
+    is stored whole.
+    """
 
     expert: TensorSource
     base: TensorSource

@@ -1,4 +1,6 @@
-"""A model whose tensors are those of the operators' contract, and items for each expert by its name."""
+"""A model whose tensors are those of the operators' contract, and items for each expert by its
+name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from merging.calibration import Calibration
+from mergesearch.merging.models.calibration_spec import Calibration
 
 CLASSES, WIDTH, ITEMS = 9, 5, 6
 
@@ -49,7 +51,9 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # linear layers are initialised from the global generator
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # linear layers are initialised from the global generator
             self.block = nn.ModuleDict({"0": First(), "10": Second()})
         self.scale = nn.Parameter(torch.ones(()))
         self.column = nn.Parameter(torch.ones(CLASSES, 1))

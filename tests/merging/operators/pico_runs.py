@@ -1,4 +1,6 @@
-"""Data operators on real pico models: recipes, and results by the names under which transformers stores tensors."""
+"""Data operators on real pico models: recipes, and results by the names under which transformers
+stores tensors.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from merging import Field, Recipe, Source
-from merging.arena import Arenas, open_arenas
-from merging.binding import load_model
+from mergesearch.merging import Field, Recipe, Source
+from mergesearch.merging.models.loading import load_model
+from mergesearch.merging.resident.arena import Arenas, open_arenas
 
 
-def rows_of(base: Path, experts: Sequence[Path], operator: str, folder: Path, **options: Any) -> dict[str, Any]:
+def rows_of(
+    base: Path, experts: Sequence[Path], operator: str, folder: Path, **options: Any
+) -> dict[str, Any]:
     """Stored name -> prepared rows ``(K, *shape)`` through the arenas, as a search reads them."""
     special = options.pop("special", ())
     arenas: Arenas = open_arenas(
@@ -46,7 +50,9 @@ def deltas_of(base: Path, experts: Sequence[Path]) -> dict[str, torch.Tensor]:
     }
 
 
-def as_stored(model: Any, values: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+def as_stored(
+    model: Any, values: Mapping[str, torch.Tensor], folder: Path
+) -> dict[str, torch.Tensor]:
     """``values`` by parameter name, by the names under which ``save_pretrained`` writes them."""
     holder = copy.deepcopy(model).double()
     with torch.no_grad():

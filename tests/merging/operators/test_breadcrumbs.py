@@ -11,21 +11,34 @@ import numpy as np
 import pytest
 import torch
 
-from merging import RecipeError, merge
-from merging.operators import breadcrumbs
+from mergesearch.merging import RecipeError, merge
+from mergesearch.merging.operators import breadcrumbs
 
 State = dict[str, torch.Tensor]
-SHAPES: dict[str, tuple[int, ...]] = {"w": (7, 15), "conv": (3, 2, 4, 5), "column": (9, 1), "norm": (8,), "scale": ()}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "w": (7, 15),
+    "conv": (3, 2, 4, 5),
+    "column": (9, 1),
+    "norm": (8,),
+    "scale": (),
+}
 
 
 def task_vectors(experts: int = 3) -> list[State]:
     """With ties: whole multiples of 1/4."""
     generator = torch.Generator().manual_seed(0)
-    return [{n: torch.randint(-6, 7, s, generator=generator) / 4 for n, s in SHAPES.items()} for _ in range(experts)]
+    return [
+        {n: torch.randint(-6, 7, s, generator=generator) / 4 for n, s in SHAPES.items()}
+        for _ in range(experts)
+    ]
 
 
 def merged(
-    vectors: Sequence[State], coefficients: Any = 1.0, operator: str = "breadcrumbs", /, **options: Any
+    vectors: Sequence[State],
+    coefficients: Any = 1.0,
+    operator: str = "breadcrumbs",
+    /,
+    **options: Any,
 ) -> State:
     base = {name: torch.zeros_like(tensor) for name, tensor in vectors[0].items()}
     return merge(base, vectors, operator=operator, coefficients=coefficients, **options)
@@ -33,18 +46,26 @@ def merged(
 
 def between(vector: torch.Tensor, density: str, gamma: str, scope: str) -> torch.Tensor:
     """Row by row with a plain sort; numbers of elements in exact decimals."""
-    rows = vector.double().numpy().reshape(-1, vector.shape[-1] if scope == "row" else vector.numel())
+    rows = (
+        vector.double().numpy().reshape(-1, vector.shape[-1] if scope == "row" else vector.numel())
+    )
     kept, n = np.zeros_like(rows), rows.shape[1]
     first = math.floor(Fraction(gamma) * n)
     for row, place in zip(rows, kept, strict=True):
-        chosen = np.argsort(-np.abs(row), kind="stable")[first : first + math.ceil(Fraction(density) * n)]
+        chosen = np.argsort(-np.abs(row), kind="stable")[
+            first : first + math.ceil(Fraction(density) * n)
+        ]
         place[chosen] = row[chosen]
     return torch.from_numpy(kept).reshape(vector.shape)
 
 
 @pytest.mark.parametrize("scope", ["row", "tensor"])
-@pytest.mark.parametrize(("density", "gamma"), [("0.2", "0.1"), ("0.4", "0.2"), ("0.9", "0.01"), ("0.07", "0.93")])
-def test_keeps_what_lies_between(density: str, gamma: str, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("density", "gamma"), [("0.2", "0.1"), ("0.4", "0.2"), ("0.9", "0.01"), ("0.07", "0.93")]
+)
+def test_keeps_what_lies_between(
+    density: str, gamma: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors = task_vectors()
     options = {"density": float(density), "gamma": float(gamma), "scope": scope, "vectors": "trim"}
     result = merged(vectors, [1.0, 0.5, -2.0], **options)
@@ -54,7 +75,10 @@ def test_keeps_what_lies_between(density: str, gamma: str, scope: str, monkeypat
         one, two, three = (between(vector[name], density, gamma, scope) for vector in vectors)
         assert torch.equal(result[name].double(), one + 0.5 * two - 2 * three)
     monkeypatch.setattr(breadcrumbs, "BLOCK", 20)
-    assert all(torch.equal(t, result[name]) for name, t in merged(vectors, [1.0, 0.5, -2.0], **options).items())
+    assert all(
+        torch.equal(t, result[name])
+        for name, t in merged(vectors, [1.0, 0.5, -2.0], **options).items()
+    )
 
 
 def test_scopes_differ_but_agree_on_a_single_row() -> None:
@@ -74,7 +98,13 @@ def test_everything_kept_is_task_arithmetic() -> None:
 
 @pytest.mark.parametrize("scope", ["row", "tensor"])
 def test_tensors_with_too_few_elements_for_an_outlier_are_not_emptied(scope: str) -> None:
-    vectors = [{"w": torch.tensor([[3.0], [-1.0]]), "one": torch.tensor([[2.0]]), "none": torch.zeros(2, 0)}]
+    vectors = [
+        {
+            "w": torch.tensor([[3.0], [-1.0]]),
+            "one": torch.tensor([[2.0]]),
+            "none": torch.zeros(2, 0),
+        }
+    ]
     result = merged(vectors, density=0.5, gamma=0.01, scope=scope)
     assert result["one"].tolist() == [[2.0]]
     assert result["w"].tolist() == ([[3.0], [-1.0]] if scope == "row" else [[3.0], [0.0]])

@@ -1,4 +1,6 @@
-"""What data operators run: the plain form and its refusals, items, models in memory, results that are kept."""
+"""What data operators run: the plain form and its refusals, items, models in memory, results that
+are kept.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from merging import InputError, RecipeError, merge
-from merging.calibration import Bench, Calibration, Items, absolute, piecewise, stamps, unpadded
-from merging.checkpoint import Checkpoint
-from merging.in_memory import MappingSource
-from merging.memo import Memo
-from merging.operators import OPERATORS, get_operator
+from mergesearch.merging import InputError, RecipeError, merge
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.in_memory import MappingSource
+from mergesearch.merging.models.calibration_spec import Calibration, absolute, file_versions
+from mergesearch.merging.models.expert_runner import ExpertRunner, Items, unpadded
+from mergesearch.merging.operators import OPERATORS, get_operator
+from mergesearch.merging.tensors.memo import Memo
+from mergesearch.merging.tensors.per_tensor import memoised_per_tensor
 from tests.merging.operators.calibrated import Model, batches, images, save_items
 
 DATA = sorted(operator.name for operator in OPERATORS.values() if operator.needs)
@@ -31,16 +35,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec(data: Any, **changes: Any) -> dict[str, Any]:
     data = str(data) if isinstance(data, Path) else data
-    return {"data": data, "model_class": "AutoModel", "inputs": {"pixel_values": "pixels"}} | changes
+    return {
+        "data": data,
+        "model_class": "AutoModel",
+        "inputs": {"pixel_values": "pixels"},
+    } | changes
 
 
 def complete(**options: Any) -> dict[str, Any]:
     return get_operator("regmean").complete({"calibration": spec(**options)})["calibration"]
 
 
-def bench(base: dict[str, torch.Tensor] | None = None, **options: Any) -> Bench:
+def bench(base: dict[str, torch.Tensor] | None = None, **options: Any) -> ExpertRunner:
     tensors = base or {}
-    return Bench(complete(**options), MappingSource("base", tensors, list(tensors)))  # type: ignore[arg-type]
+    return ExpertRunner(complete(**options), MappingSource("base", tensors, list(tensors)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,10 @@ class Kept:
 class TestOption:
     @pytest.mark.parametrize("name", DATA)
     def test_is_required(self, name: str) -> None:
-        with pytest.raises(RecipeError, match=f"operator {name}: hyperparameter 'calibration' has no default, give it"):
+        with pytest.raises(
+            RecipeError,
+            match=f"operator {name}: hyperparameter 'calibration' has no default, give it",
+        ):
             get_operator(name).complete({})
 
     def test_fills_in_what_is_left_out(self) -> None:
@@ -75,8 +86,14 @@ class TestOption:
         ("changes", "match"),
         [
             ({"sampels": 3}, r"'calibration\.sampels': Extra inputs are not permitted, received 3"),
-            ({"samples": 0}, r"'calibration\.samples': Input should be greater than or equal to 1, received 0"),
-            ({"samples": "8"}, r"'calibration\.samples': Input should be a valid integer, received '8'"),
+            (
+                {"samples": 0},
+                r"'calibration\.samples': Input should be greater than or equal to 1, received 0",
+            ),
+            (
+                {"samples": "8"},
+                r"'calibration\.samples': Input should be a valid integer, received '8'",
+            ),
             ({"inputs": {}}, r"'calibration\.inputs': Dictionary should have at least 1 item"),
         ],
     )
@@ -88,8 +105,14 @@ class TestOption:
         ("changes", "match"),
         [
             ({"data": "/nowhere"}, "expected a folder written by save_to_disk, found no /nowhere"),
-            ({"split": "test"}, r"expected a split 'test', received \['train'\]; set calibration.split"),
-            ({"inputs": {"pixel_values": "image"}}, r"expected a column 'image', received only \['label', 'pixels'\]"),
+            (
+                {"split": "test"},
+                r"expected a split 'test', received \['train'\]; set calibration.split",
+            ),
+            (
+                {"inputs": {"pixel_values": "image"}},
+                r"expected a column 'image', received only \['label', 'pixels'\]",
+            ),
             ({"label": "class"}, "expected a column 'class'"),
         ],
     )
@@ -103,7 +126,10 @@ class TestOption:
 
     def test_refuses_weights_in_memory(self, folder: Path) -> None:
         base = {"weight": torch.zeros(2, 2)}
-        with pytest.raises(RecipeError, match="calibration: expected a Calibration with a model for weights in memory"):
+        with pytest.raises(
+            RecipeError,
+            match="calibration: expected a Calibration with a model for weights in memory",
+        ):
             merge(base, [base], operator="regmean", calibration=spec(folder))
 
 
@@ -113,27 +139,35 @@ class TestFolders:
             "calibration": spec(str(tmp_path / "items")),
             "reduce": 1.0,
         }
-        own = absolute({"calibration": spec({"one": "../a", "two": "/b"})}, tmp_path)["calibration"]["data"]
+        own = absolute({"calibration": spec({"one": "../a", "two": "/b"})}, tmp_path)[
+            "calibration"
+        ]["data"]
         assert own == {"one": str(tmp_path.parent / "a"), "two": "/b"}
         assert absolute({"density": 0.2}, tmp_path) == {"density": 0.2}
 
     def test_are_known_by_their_files(self, tmp_path: Path) -> None:
         data = save_items(tmp_path / "data", images(COUNT, 0))
-        before = stamps({"calibration": complete(data=data)})
-        assert before == stamps({"calibration": complete(data={"one": str(data), "two": str(data)})})
+        before = file_versions({"calibration": complete(data=data)})
+        assert before == file_versions(
+            {"calibration": complete(data={"one": str(data), "two": str(data)})}
+        )
         shutil.rmtree(data)
         save_items(data, images(COUNT, 1))
-        assert stamps({"calibration": complete(data=data)}) != before
-        assert stamps({"density": 0.2}) == []
+        assert file_versions({"calibration": complete(data=data)}) != before
+        assert file_versions({"density": 0.2}) == []
 
 
 class TestItems:
     def test_are_the_first_of_a_seeded_order(self, folder: Path) -> None:
-        every = torch.cat([items.inputs["pixel_values"] for items in bench(data=folder).items("one")])
+        every = torch.cat(
+            [items.inputs["pixel_values"] for items in bench(data=folder).items("one")]
+        )
         some = bench(data=folder, samples=5, batch_size=2).items("one")
         assert [len(items.inputs["pixel_values"]) for items in some] == [2, 2, 1]
         assert torch.equal(torch.cat([items.inputs["pixel_values"] for items in some]), every[:5])
-        other = torch.cat([items.inputs["pixel_values"] for items in bench(data=folder, seed=1).items("one")])
+        other = torch.cat(
+            [items.inputs["pixel_values"] for items in bench(data=folder, seed=1).items("one")]
+        )
         assert not torch.equal(other, every)
         assert torch.equal(other.sort(dim=0).values, every.sort(dim=0).values)
 
@@ -141,7 +175,12 @@ class TestItems:
         (items,) = bench(data=folder, label="label").items("one")
         columns = images(COUNT, 0)
         pixels = torch.tensor(columns["pixels"])
-        assert items.inputs["pixel_values"].shape == (COUNT, 1, 8, 8)  # with the channel axis that is implied
+        assert items.inputs["pixel_values"].shape == (
+            COUNT,
+            1,
+            8,
+            8,
+        )  # with the channel axis that is implied
         assert items.labels is not None
         for image, label in zip(items.inputs["pixel_values"], items.labels.tolist(), strict=True):
             place = int((pixels - image).abs().flatten(1).sum(dim=1).argmin())
@@ -152,18 +191,24 @@ class TestItems:
         both = bench(data={"one": str(folder), "two": str(other)})
         assert both.key(["x"], ["one"]) != both.key(["x"], ["two"])
         assert both.key(["x"], ["one"]) == bench(data=folder).key(["x"], ["one"])
-        with pytest.raises(RecipeError, match=r"expected an entry for expert 'three', received \['one', 'two'\]"):
+        with pytest.raises(
+            RecipeError, match=r"expected an entry for expert 'three', received \['one', 'two'\]"
+        ):
             both.items("three")
 
     def test_of_different_shapes_are_refused(self, tmp_path: Path) -> None:
         ragged = save_items(tmp_path / "ragged", {"pixels": [[1.0], [1.0, 2.0]]})
-        with pytest.raises(InputError, match=r"calibration.inputs.pixel_values: .* arrays of numbers of one shape"):
+        with pytest.raises(
+            InputError, match=r"calibration.inputs.pixel_values: .* arrays of numbers of one shape"
+        ):
             bench(data=ragged).items("one")
 
     def test_in_memory_are_refused_without_the_label(self) -> None:
         calibration = Calibration(Model(), batches("one"), label="class")
-        with pytest.raises(InputError, match="expected batches of keyword arguments of the model and 'class'"):
-            Bench(calibration, MappingSource("base", {}, [])).items("one")
+        with pytest.raises(
+            InputError, match="expected batches of keyword arguments of the model and 'class'"
+        ):
+            ExpertRunner(calibration, MappingSource("base", {}, [])).items("one")
 
     def test_leave_padding_out(self) -> None:
         tensor = torch.arange(12.0).reshape(2, 3, 2)
@@ -184,36 +229,49 @@ class TestModel:
         experts = [{name: tensor + place for name, tensor in before.items()} for place in (1, 2)]
         for name in DATA:
             few = {"steps": 1} if name == "concrete" else {}
-            merge(before, experts, operator=name, calibration=Calibration(model, batches("x")), **few)
+            merge(
+                before, experts, operator=name, calibration=Calibration(model, batches("x")), **few
+            )
         assert model.training
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     @pytest.mark.parametrize("base", [{"other": torch.zeros(2, 2)}, {"weight": torch.zeros(3, 2)}])
     def test_of_other_tensors_is_refused(self, base: dict[str, torch.Tensor]) -> None:
         calibration = Calibration(nn.Linear(2, 2, bias=False), [{"input": torch.ones(1, 2)}])
-        with pytest.raises(InputError, match=rf"tensor '{next(iter(base))}': expected a parameter of Linear of shape"):
+        with pytest.raises(
+            InputError,
+            match=rf"tensor '{next(iter(base))}': expected a parameter of Linear of shape",
+        ):
             merge(base, [base], operator="regmean", calibration=calibration)
 
-    def test_on_a_device_that_is_not_there_is_refused(self, folder: Path, pico: Callable[[str], Any]) -> None:
+    def test_on_a_device_that_is_not_there_is_refused(
+        self, folder: Path, pico: Callable[[str], Any]
+    ) -> None:
         options = spec(folder, model_class="AutoModelForImageClassification", device="abacus")
         recipe = get_operator("regmean").complete({"calibration": options})
         with pytest.raises(
-            InputError, match=r"calibration\.device: expected a device of this host, received: .*abacus"
+            InputError,
+            match=r"calibration\.device: expected a device of this host, received: .*abacus",
         ):
-            _ = Bench(recipe["calibration"], Checkpoint.open(str(pico("vit").base))).model
+            _ = ExpertRunner(recipe["calibration"], open_checkpoint(str(pico("vit").base))).model
 
     def test_that_does_not_classify_is_refused(self) -> None:
         base = {"weight": torch.eye(2)}
         calibration = Calibration(nn.Linear(2, 2, bias=False), [{"input": torch.ones(2)}])
-        with pytest.raises(InputError, match=r"expected logits \(items, classes\) or .*, received shape \[2\]"):
+        with pytest.raises(
+            InputError, match=r"expected logits \(items, classes\) or .*, received shape \[2\]"
+        ):
             merge(base, [base], operator="concrete", steps=1, calibration=calibration)
 
     def test_experts_take_turns(self) -> None:
         layer = nn.Linear(2, 2, bias=False)
-        sources = [MappingSource(name, {"weight": torch.full((2, 2), value)}, ["weight"]) for name, value in VALUES]
-        turn = Bench(Calibration(layer, [{"input": torch.ones(1, 2)}]), sources[0])
+        sources = [
+            MappingSource(name, {"weight": torch.full((2, 2), value)}, ["weight"])
+            for name, value in VALUES
+        ]
+        turn = ExpertRunner(Calibration(layer, [{"input": torch.ones(1, 2)}]), sources[0])
         for source, (_, value) in zip(sources, VALUES, strict=True):
-            turn.mount(source)
+            turn.load_all(source)
             assert turn.run(turn.items("x")[0]).tolist() == [[2 * value, 2 * value]]
 
 
@@ -225,26 +283,32 @@ class TestPiecewise:
         calls: list[int] = []
         source = Kept("base", Memo(tmp_path), "weights")
         for _ in range(2):
-            get = piecewise([source], ["thing"], counting(calls))
+            get = memoised_per_tensor([source], ["thing"], counting(calls))
             assert float(get("a")["value"]) == 1
             assert float(get("b")["value"]) == 2
             assert get("c") == {}
         assert len(calls) == 1
-        piecewise([source], ["other thing"], counting(calls))
-        piecewise([Kept("base", Memo(tmp_path), "other weights")], ["thing"], counting(calls))
+        memoised_per_tensor([source], ["other thing"], counting(calls))
+        memoised_per_tensor(
+            [Kept("base", Memo(tmp_path), "other weights")], ["thing"], counting(calls)
+        )
         assert len(calls) == 3
 
     def test_makes_a_lost_piece_again(self, tmp_path: Path) -> None:
         calls: list[int] = []
-        get = piecewise([Kept("base", Memo(tmp_path), "weights")], ["thing"], counting(calls))
+        get = memoised_per_tensor(
+            [Kept("base", Memo(tmp_path), "weights")], ["thing"], counting(calls)
+        )
         shutil.rmtree(tmp_path)
         assert float(get("a")["value"]) == 1
         assert len(calls) == 2
 
     @pytest.mark.parametrize(("key", "identity"), [(None, "weights"), (["thing"], "")])
-    def test_holds_what_has_no_name(self, tmp_path: Path, key: list[str] | None, identity: str) -> None:
+    def test_holds_what_has_no_name(
+        self, tmp_path: Path, key: list[str] | None, identity: str
+    ) -> None:
         calls: list[int] = []
-        get = piecewise([Kept("base", Memo(tmp_path), identity)], key, counting(calls))
+        get = memoised_per_tensor([Kept("base", Memo(tmp_path), identity)], key, counting(calls))
         assert float(get("a")["value"]) == 1
         assert get("c") == {}
         assert len(calls) == 1

@@ -10,19 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from merging import RecipeError, merge
-from merging.calibration import Bench, Calibration
-from merging.in_memory import MappingSource
-from merging.operators import concrete, get_operator
+from mergesearch.merging import RecipeError, merge
+from mergesearch.merging.in_memory import MappingSource
+from mergesearch.merging.models.calibration_spec import Calibration
+from mergesearch.merging.models.expert_runner import ExpertRunner
+from mergesearch.merging.operators import concrete, get_operator
 from tests.merging.operators.calibrated import Model, batches, images, save_items
 from tests.merging.operators.pico_runs import deltas_of, rows_of
 
 
 def states(experts: int = 2) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
     generator = torch.Generator().manual_seed(0)
-    base = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in Model().state_dict().items()}
+    base = {
+        name: torch.randn(tensor.shape, generator=generator)
+        for name, tensor in Model().state_dict().items()
+    }
     return base, [
-        {name: tensor + torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+        {
+            name: tensor + torch.randn(tensor.shape, generator=generator)
+            for name, tensor in base.items()
+        }
         for _ in range(experts)
     ]
 
@@ -38,7 +45,9 @@ def entropy(state: dict[str, torch.Tensor], experts: int = 2) -> float:
     """Mean entropy of the answers to all items, in fp64."""
     model = Model().double()
     model.load_state_dict(state)
-    items = torch.cat([batch["inputs"] for place in range(experts) for batch in batches(f"items {place}")])
+    items = torch.cat(
+        [batch["inputs"] for place in range(experts) for batch in batches(f"items {place}")]
+    )
     with torch.no_grad():
         p = model(items.double()).softmax(dim=1)
     return float(-(p * p.log()).sum(dim=1).mean())
@@ -54,17 +63,25 @@ def test_unlearned_it_is_task_arithmetic() -> None:
 def test_learns_to_be_sure() -> None:
     base, experts = states()
     options = {"calibration": calibrated(), "learning_rate": 0.05}
-    before, after = (entropy(merged_with(base, experts, steps=steps, **options)) for steps in (0, 80))
+    before, after = (
+        entropy(merged_with(base, experts, steps=steps, **options)) for steps in (0, 80)
+    )
     assert after < 0.9 * before
 
 
 def test_scales_every_task_vector_by_one_mask_of_mean_one() -> None:
     base, experts = states(3)
-    options = get_operator("concrete").complete({"calibration": calibrated(3), "steps": 20, "learning_rate": 0.05})
-    sources = [MappingSource(str(place), tensors, list(base)) for place, tensors in enumerate(experts)]
+    options = get_operator("concrete").complete(
+        {"calibration": calibrated(3), "steps": 20, "learning_rate": 0.05}
+    )
+    sources = [
+        MappingSource(str(place), tensors, list(base)) for place, tensors in enumerate(experts)
+    ]
     rows = concrete.prepare(MappingSource("base", base, list(base)), sources, **options).rows
     for name, tensor in base.items():
-        masks = [row / (expert[name] - tensor) for row, expert in zip(rows(name), experts, strict=True)]
+        masks = [
+            row / (expert[name] - tensor) for row, expert in zip(rows(name), experts, strict=True)
+        ]
         assert all(torch.allclose(mask, masks[0], rtol=1e-3) for mask in masks)
         assert float(masks[0].mean()) == pytest.approx(1, abs=1e-3)
         assert bool((masks[0] > 0).all())
@@ -72,9 +89,11 @@ def test_scales_every_task_vector_by_one_mask_of_mean_one() -> None:
 
 
 def test_gradient_is_that_of_autograd() -> None:
-    """From a gradient with respect to the weights to that with respect to the logits behind their mask."""
+    """From a gradient with respect to the weights to that with respect to the logits behind their
+    mask.
+    """
     base, experts = states()
-    bench = Bench(calibrated(), MappingSource("base", base, list(base)))
+    bench = ExpertRunner(calibrated(), MappingSource("base", base, list(base)))
     name, temperature, generator = "block.0.weight", 0.5, torch.Generator().manual_seed(0)
     change, whole = experts[0][name], torch.randn(base[name].shape, generator=generator)
     logits = torch.randn(change.shape, generator=generator, requires_grad=True)
@@ -107,9 +126,18 @@ def test_first_step_goes_against_the_gradient_of_all_entropies() -> None:
     mean.backward()
     assert logits.grad is not None
     rate = 1e-2
-    learned = merged_with(base, experts, calibration=calibrated(), steps=1, learning_rate=rate, coefficients=[1.0, 0.0])
+    learned = merged_with(
+        base,
+        experts,
+        calibration=calibrated(),
+        steps=1,
+        learning_rate=rate,
+        coefficients=[1.0, 0.0],
+    )
     mask = (-rate * logits.grad / (logits.grad.abs() + 1e-8) / 0.5).sigmoid()  # Adam's first step
-    expected = base[name].double() + mask / mask.mean() * (experts[0][name].double() - base[name].double())
+    expected = base[name].double() + mask / mask.mean() * (
+        experts[0][name].double() - base[name].double()
+    )
     assert torch.allclose(learned[name].double(), expected, atol=1e-5)
     assert len(set(logits.grad.sign().flatten().tolist())) == 2
 
@@ -145,5 +173,7 @@ def test_masks_a_vit_from_its_checkpoints(pico: Callable[[str], Any], tmp_path: 
 def test_default_is_the_scale_that_it_was_learned_at() -> None:
     operator = get_operator("concrete")
     assert operator.default(4, {"scale": 0.2}) == 0.2
-    with pytest.raises(RecipeError, match=r"'temperature': Input should be greater than 0, received 0\.0"):
+    with pytest.raises(
+        RecipeError, match=r"'temperature': Input should be greater than 0, received 0\.0"
+    ):
         operator.complete({"calibration": calibrated(), "temperature": 0.0})

@@ -9,32 +9,44 @@ import numpy as np
 import pytest
 import torch
 
-from merging import CheckpointError, RecipeError, merge
-from merging.masks import keep_mask
+from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging.operators.parts.masks import keep_mask
 
 State = dict[str, torch.Tensor]
 
 
 def task_vectors(experts: int = 3) -> dict[str, State]:
     generator = torch.Generator().manual_seed(0)
-    shapes: Mapping[str, tuple[int, ...]] = {"w": (20, 15), "conv": (3, 2, 2, 2), "norm": (8,), "scale": ()}
+    shapes: Mapping[str, tuple[int, ...]] = {
+        "w": (20, 15),
+        "conv": (3, 2, 2, 2),
+        "norm": (8,),
+        "scale": (),
+    }
     return {
-        f"expert {k}": {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        f"expert {k}": {
+            name: torch.randn(shape, generator=generator) for name, shape in shapes.items()
+        }
         for k in range(experts)
     }
 
 
-def merged(vectors: Mapping[str, State], coefficients: Any = 1.0, operator: str = "dare", /, **options: Any) -> State:
+def merged(
+    vectors: Mapping[str, State], coefficients: Any = 1.0, operator: str = "dare", /, **options: Any
+) -> State:
     base = {name: torch.zeros_like(tensor) for name, tensor in next(iter(vectors.values())).items()}
     return merge(base, dict(vectors), operator=operator, coefficients=coefficients, **options)
 
 
 def masked(vectors: Mapping[str, State], name: str, drop: float, seed: int = 0) -> np.ndarray:
     """``(K, ...)``: survivors divided by their probability, in fp64."""
-    masks = [keep_mask(seed, expert, name, vector[name].shape, 1 - drop) for expert, vector in vectors.items()]
-    return np.stack([m.numpy() * v[name].double().numpy() for m, v in zip(masks, vectors.values(), strict=True)]) / (
-        1 - drop
-    )
+    masks = [
+        keep_mask(seed, expert, name, vector[name].shape, 1 - drop)
+        for expert, vector in vectors.items()
+    ]
+    return np.stack(
+        [m.numpy() * v[name].double().numpy() for m, v in zip(masks, vectors.values(), strict=True)]
+    ) / (1 - drop)
 
 
 @pytest.mark.parametrize("drop", [0.3, 0.5, 0.9])
@@ -50,7 +62,9 @@ def test_is_right_on_average() -> None:
     vectors = {"e": {"w": torch.linspace(-2, 2, 40).reshape(8, 5)}}
     runs = torch.stack([merged(vectors, drop=0.5, seed=seed)["w"] for seed in range(200)])
     # Each survivor is ± |τ| around τ: the mean of 200 has standard deviation |τ| / 14.
-    assert bool(((runs.mean(0) - vectors["e"]["w"]).abs() <= 5 * vectors["e"]["w"].abs() / 14 + 1e-6).all())
+    assert bool(
+        ((runs.mean(0) - vectors["e"]["w"]).abs() <= 5 * vectors["e"]["w"].abs() / 14 + 1e-6).all()
+    )
 
 
 @pytest.mark.parametrize(("rescale", "order"), [("l1", 1), ("l2", 2)])
@@ -61,7 +75,10 @@ def test_restores_the_norm_of_every_tensor(rescale: str, order: int) -> None:
         before = vectors["expert 0"][name].double()
         after, bare = kept[name].double(), raw[name].double()
         torch.testing.assert_close(
-            torch.linalg.vector_norm(after, order), torch.linalg.vector_norm(before, order), rtol=1e-6, atol=0
+            torch.linalg.vector_norm(after, order),
+            torch.linalg.vector_norm(before, order),
+            rtol=1e-6,
+            atol=0,
         )
         assert torch.equal(after != 0, bare != 0)
         assert torch.equal(bare[bare != 0], before[bare != 0])
@@ -70,7 +87,9 @@ def test_restores_the_norm_of_every_tensor(rescale: str, order: int) -> None:
 def test_no_drop_is_task_arithmetic_bit_for_bit() -> None:
     vectors = task_vectors()
     plain = merged(vectors, [0.3, 0.5, 0.1], "task_arithmetic")
-    assert all(torch.equal(merged(vectors, [0.3, 0.5, 0.1], drop=0.0)[name], plain[name]) for name in plain)
+    assert all(
+        torch.equal(merged(vectors, [0.3, 0.5, 0.1], drop=0.0)[name], plain[name]) for name in plain
+    )
 
 
 def test_masks_go_by_names_alone() -> None:
@@ -79,14 +98,21 @@ def test_masks_go_by_names_alone() -> None:
     among = merged(vectors, [0.0, 0.0, 1.0], seed=1)["w"]
     assert torch.equal(alone, among)
     assert not torch.equal(alone, merged({"renamed": {"w": vectors["expert 2"]["w"]}}, seed=1)["w"])
-    assert not torch.equal(alone, merged({"expert 2": {"w": vectors["expert 2"]["w"]}}, seed=2)["w"])
+    assert not torch.equal(
+        alone, merged({"expert 2": {"w": vectors["expert 2"]["w"]}}, seed=2)["w"]
+    )
 
 
 def test_wider_dtypes_get_the_same_masks() -> None:
     vectors = task_vectors()
-    wide = {expert: {name: t.double() for name, t in vector.items()} for expert, vector in vectors.items()}
+    wide = {
+        expert: {name: t.double() for name, t in vector.items()}
+        for expert, vector in vectors.items()
+    }
     one, other = merged(vectors), merged(wide)
-    assert all(torch.allclose(one[name].double(), other[name], rtol=1e-6, atol=1e-6) for name in one)
+    assert all(
+        torch.allclose(one[name].double(), other[name], rtol=1e-6, atol=1e-6) for name in one
+    )
     assert other["w"].dtype == torch.float64
 
 
@@ -121,7 +147,11 @@ def test_election_without_drop_is_ties_without_trim() -> None:
 
 def test_nothing_survives_in_a_tensor() -> None:
     vectors = {"e": {"w": torch.full((1, 1), 3.0)}}
-    results = [merged(vectors, drop=0.5, seed=seed, rescale=rule) for seed in range(8) for rule in ("l1", "l2")]
+    results = [
+        merged(vectors, drop=0.5, seed=seed, rescale=rule)
+        for seed in range(8)
+        for rule in ("l1", "l2")
+    ]
     assert {float(result["w"]) for result in results} == {0.0, 3.0}
     assert float(merged({"e": {"w": torch.zeros(2, 2)}}, rescale="l1")["w"].abs().sum()) == 0
 
@@ -133,7 +163,11 @@ def test_nothing_survives_in_a_tensor() -> None:
         ("dare", {"drop": -0.1}, "'drop': .*greater than or equal to 0"),
         ("dare", {"seed": -1}, "'seed': .*received -1"),
         ("dare", {"rescale": "true"}, "'rescale': .*received 'true'"),
-        ("dare_ties", {"merge": "weighted_mean"}, "operator dare_ties: merge 'weighted_mean' expects mode 'live'"),
+        (
+            "dare_ties",
+            {"merge": "weighted_mean"},
+            "operator dare_ties: merge 'weighted_mean' expects mode 'live'",
+        ),
     ],
 )
 def test_refuses(operator: str, options: dict[str, Any], message: str) -> None:
@@ -144,5 +178,7 @@ def test_refuses(operator: str, options: dict[str, Any], message: str) -> None:
 def test_does_not_hide_what_is_not_finite() -> None:
     vectors = task_vectors()
     vectors["expert 1"]["w"][3, 4] = float("inf")
-    with pytest.raises(CheckpointError, match="expert 'expert 1': tensor 'w': expected finite numbers"):
+    with pytest.raises(
+        CheckpointError, match="expert 'expert 1': tensor 'w': expected finite numbers"
+    ):
         merged(vectors, drop=0.9)

@@ -9,24 +9,37 @@ import numpy as np
 import pytest
 import torch
 
-from merging import RecipeError, merge
-from merging.masks import keep_mask
-from merging.operators import della
-from merging.operators.della import keep_probabilities
+from mergesearch.merging import RecipeError, merge
+from mergesearch.merging.operators import della
+from mergesearch.merging.operators.della import keep_probabilities
+from mergesearch.merging.operators.parts.masks import keep_mask
 
 State = dict[str, torch.Tensor]
 
 
 def task_vectors(experts: int = 3) -> dict[str, State]:
     generator = torch.Generator().manual_seed(0)
-    shapes: Mapping[str, tuple[int, ...]] = {"w": (7, 15), "conv": (3, 2, 2, 2), "column": (9, 1), "norm": (8,)}
+    shapes: Mapping[str, tuple[int, ...]] = {
+        "w": (7, 15),
+        "conv": (3, 2, 2, 2),
+        "column": (9, 1),
+        "norm": (8,),
+    }
     return {
-        f"expert {k}": {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        f"expert {k}": {
+            name: torch.randn(shape, generator=generator) for name, shape in shapes.items()
+        }
         for k in range(experts)
     }
 
 
-def merged(vectors: Mapping[str, State], coefficients: Any = 1.0, operator: str = "della", /, **options: Any) -> State:
+def merged(
+    vectors: Mapping[str, State],
+    coefficients: Any = 1.0,
+    operator: str = "della",
+    /,
+    **options: Any,
+) -> State:
     base = {name: torch.zeros_like(tensor) for name, tensor in next(iter(vectors.values())).items()}
     return merge(base, dict(vectors), operator=operator, coefficients=coefficients, **options)
 
@@ -43,8 +56,12 @@ def chances(vector: torch.Tensor, density: float, epsilon: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(7, 15), (1, 9), (9, 1), (11,), (3, 2, 2, 2), (1,)])
-def test_chances_follow_the_rank_in_the_row(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    vector = torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(1)).float()  # with ties
+def test_chances_follow_the_rank_in_the_row(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = torch.randint(
+        -4, 5, shape, generator=torch.Generator().manual_seed(1)
+    ).float()  # with ties
     found = keep_probabilities(vector, 0.6, 0.25)
     np.testing.assert_allclose(found.numpy(), chances(vector, 0.6, 0.25), rtol=1e-12)
     rows = found.reshape(shape[0] if len(shape) > 1 else 1, -1)
@@ -71,7 +88,7 @@ def test_without_a_window_it_is_dare_bit_for_bit(density: float, rescale: str) -
 
 
 def test_equal_chances_for_each_element_are_one_chance_for_all() -> None:
-    from merging.operators.dare import survivors
+    from mergesearch.merging.operators.dare import survivors
 
     vector = torch.randn(40, 50, generator=torch.Generator().manual_seed(3))
     each = torch.full((40, 50), 0.3, dtype=torch.float64)
@@ -90,7 +107,9 @@ def test_divides_every_survivor_by_its_own_chance_then_elects() -> None:
     added = merged(vectors, 1.0, "della_linear", density=0.5, epsilon=0.3, seed=2)
     elected = merged(vectors, density=0.5, epsilon=0.3, seed=2)
     for name in ("w", "conv", "column"):
-        thin = np.stack([survivors_of(vector[name], expert, name) for expert, vector in vectors.items()])
+        thin = np.stack(
+            [survivors_of(vector[name], expert, name) for expert, vector in vectors.items()]
+        )
         np.testing.assert_allclose(added[name].numpy(), thin.sum(axis=0), rtol=1e-5, atol=1e-5)
         agreeing = np.where(np.sign(thin) == np.sign(thin.sum(axis=0)), thin, 0)
         mean = agreeing.sum(axis=0) / np.maximum((agreeing != 0).sum(axis=0), 1)
@@ -101,7 +120,10 @@ def test_divides_every_survivor_by_its_own_chance_then_elects() -> None:
 
 def test_is_right_on_average() -> None:
     vectors = {"e": {"w": torch.linspace(-2, 2, 40).reshape(8, 5)}}
-    runs = [merged(vectors, 1.0, "della_linear", density=0.5, epsilon=0.3, seed=seed)["w"] for seed in range(200)]
+    runs = [
+        merged(vectors, 1.0, "della_linear", density=0.5, epsilon=0.3, seed=seed)["w"]
+        for seed in range(200)
+    ]
     keep = keep_probabilities(vectors["e"]["w"], 0.5, 0.3)
     spread = vectors["e"]["w"].abs() * ((1 - keep) / keep / 200).sqrt()
     assert bool(((torch.stack(runs).mean(0) - vectors["e"]["w"]).abs() <= 5 * spread + 1e-6).all())
@@ -110,9 +132,21 @@ def test_is_right_on_average() -> None:
 @pytest.mark.parametrize(
     ("operator", "options", "message"),
     [
-        ("della", {"density": 0.1, "epsilon": 0.15}, "0 < density - epsilon .*; take an epsilon of at most 0.1$"),
-        ("della", {"density": 0.5, "epsilon": 0.499, "merge": "weighted_mean"}, "merge 'weighted_mean' expects"),
-        ("della_linear", {"density": 0.95}, "operator della_linear: .*<= 1, received density 0.95 and epsilon 0.07"),
+        (
+            "della",
+            {"density": 0.1, "epsilon": 0.15},
+            "0 < density - epsilon .*; take an epsilon of at most 0.1$",
+        ),
+        (
+            "della",
+            {"density": 0.5, "epsilon": 0.499, "merge": "weighted_mean"},
+            "merge 'weighted_mean' expects",
+        ),
+        (
+            "della_linear",
+            {"density": 0.95},
+            "operator della_linear: .*<= 1, received density 0.95 and epsilon 0.07",
+        ),
         ("della_linear", {"density": 70}, r"a fraction in \(0, 1\]"),
         ("della_linear", {"density": 0.2, "epsilon": 0.2}, "0 < density - epsilon"),
     ],

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from merging import CheckpointError, RecipeError, merge
-from merging.memo import Memo
-from merging.operators import doge, get_operator
+from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging.operators import doge, get_operator
+from mergesearch.merging.tensors.memo import Memo
 
 State = dict[str, torch.Tensor]
 
-SHAPES = {"layers.0.q.weight": (8, 7), "layers.1.q.weight": (6, 9), "layers.1.norm.weight": (5,), "head.weight": (4, 6)}
+SHAPES = {
+    "layers.0.q.weight": (8, 7),
+    "layers.1.q.weight": (6, 9),
+    "layers.1.norm.weight": (5,),
+    "head.weight": (4, 6),
+}
 MATRICES = [name for name in SHAPES if name.endswith("q.weight")]
 
 
@@ -24,12 +29,17 @@ def states(count: int, seed: int = 0, scale: float = 0.1) -> list[State]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(scale: float) -> State:
-        return {name: scale * torch.randn(s, generator=generator, dtype=torch.float64) for name, s in SHAPES.items()}
+        return {
+            name: scale * torch.randn(s, generator=generator, dtype=torch.float64)
+            for name, s in SHAPES.items()
+        }
 
     return [draw(0.0), *(draw(scale * (k + 1)) for k in range(count))]
 
 
-def correction(vectors: torch.Tensor, scales: torch.Tensor, divisor: int, steps: int) -> torch.Tensor:
+def correction(
+    vectors: torch.Tensor, scales: torch.Tensor, divisor: int, steps: int
+) -> torch.Tensor:
     """δ for ``(K, m, n)`` task vectors."""
     size = min(vectors.shape[1:])
     first = [torch.linalg.svd(tau).U[:, : size // len(vectors)] for tau in vectors]
@@ -48,7 +58,11 @@ def correction(vectors: torch.Tensor, scales: torch.Tensor, divisor: int, steps:
 def expected(experts: list[State], eta: float, density: float, divisor: int, steps: int) -> State:
     thresholds = []
     for expert in experts:
-        magnitudes = torch.cat([expert[name].abs().reshape(-1) for name in MATRICES]).sort(descending=True).values
+        magnitudes = (
+            torch.cat([expert[name].abs().reshape(-1) for name in MATRICES])
+            .sort(descending=True)
+            .values
+        )
         thresholds.append(magnitudes[int(np.ceil(density * len(magnitudes))) - 1])
     result = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     for name in MATRICES:
@@ -60,17 +74,23 @@ def expected(experts: list[State], eta: float, density: float, divisor: int, ste
     return result
 
 
-@pytest.mark.parametrize(("eta", "density", "divisor", "steps"), [(0.07, 0.3, 6, 400), (0.5, 0.9, 3, 30)])
+@pytest.mark.parametrize(
+    ("eta", "density", "divisor", "steps"), [(0.07, 0.3, 6, 400), (0.5, 0.9, 3, 30)]
+)
 def test_is_the_published_procedure(eta: float, density: float, divisor: int, steps: int) -> None:
     base, *experts = states(3)
-    result = merge(base, experts, operator="doge", eta=eta, density=density, subspace=divisor, steps=steps)
+    result = merge(
+        base, experts, operator="doge", eta=eta, density=density, subspace=divisor, steps=steps
+    )
     for name, tensor in expected(experts, eta, density, divisor, steps).items():
         torch.testing.assert_close(result[name], tensor, rtol=0, atol=1e-10)
 
 
 def test_the_first_step_follows_the_sign_of_the_gradient_outside_the_shared_subspace() -> None:
     first, second = (expert["layers.0.q.weight"] for expert in states(2)[1:])
-    shared = torch.linalg.qr(torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    shared = torch.linalg.qr(
+        torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ).Q
     for columns in (shared, shared[:, :0]):
         delta = doge.descend([first, second], [0.07, 0.05], columns, 1)
         start = torch.zeros_like(first, requires_grad=True)
@@ -83,7 +103,9 @@ def test_the_first_step_follows_the_sign_of_the_gradient_outside_the_shared_subs
 
 def test_without_steps_every_expert_has_the_length_eta_before_thinning() -> None:
     base, *experts = states(2)
-    result = merge(base, experts, operator="doge", steps=0, density=1.0, eta=0.2, coefficients=[0.0, 1.0])
+    result = merge(
+        base, experts, operator="doge", steps=0, density=1.0, eta=0.2, coefficients=[0.0, 1.0]
+    )
     for name in MATRICES:
         torch.testing.assert_close(result[name], 0.2 * experts[1][name] / experts[1][name].norm())
 
@@ -104,7 +126,8 @@ def test_leaves_all_but_matrices_of_blocks_at_the_base_unless_asked() -> None:
     result = merge(base, experts, operator="doge", matrices="all", others="mean")
     assert result["head.weight"].any()
     torch.testing.assert_close(
-        result["layers.1.norm.weight"], torch.stack([e["layers.1.norm.weight"] for e in experts]).mean(0)
+        result["layers.1.norm.weight"],
+        torch.stack([e["layers.1.norm.weight"] for e in experts]).mean(0),
     )
 
 
@@ -141,7 +164,9 @@ def test_densities_share_the_correction(tmp_path: Path, monkeypatch: pytest.Monk
     memo = Memo(tmp_path)
     base, *experts = (Source(str(k), state, memo) for k, state in enumerate(states(2)))
     operator = get_operator("doge")
-    wanted = merge(base.tensors, [expert.tensors for expert in experts], operator="doge", density=0.7)
+    wanted = merge(
+        base.tensors, [expert.tensors for expert in experts], operator="doge", density=0.7
+    )
     sparse = operator.prepare(base, experts, density=0.1)
     for name in MATRICES:
         sparse.rows(name)
@@ -153,10 +178,16 @@ def test_densities_share_the_correction(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_refuses_what_it_cannot_use() -> None:
     base, *experts = states(2)
-    with pytest.raises(RecipeError, match=r"operator doge: hyperparameter 'density': .*a fraction in \(0, 1\]"):
+    with pytest.raises(
+        RecipeError, match=r"operator doge: hyperparameter 'density': .*a fraction in \(0, 1\]"
+    ):
         merge(base, experts, operator="doge", density=30)
-    with pytest.raises(RecipeError, match=r"operator doge: hyperparameter 'subspace': .*greater than or equal to 1"):
+    with pytest.raises(
+        RecipeError, match=r"operator doge: hyperparameter 'subspace': .*greater than or equal to 1"
+    ):
         merge(base, experts, operator="doge", subspace=0)
     experts[1]["layers.0.q.weight"][0, 0] = float("inf")
-    with pytest.raises(CheckpointError, match=r"expert '1': tensor 'layers.0.q.weight': expected finite numbers"):
+    with pytest.raises(
+        CheckpointError, match=r"expert '1': tensor 'layers.0.q.weight': expected finite numbers"
+    ):
         merge(base, experts, operator="doge")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from merging import merge
+from mergesearch.merging import merge
 
 State = dict[str, torch.Tensor]
 

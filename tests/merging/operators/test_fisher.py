@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from merging import InputError, RecipeError, merge
-from merging.calibration import Bench, Calibration
-from merging.in_memory import MappingSource
-from merging.operators.fisher import _drawn, _information
+from mergesearch.merging import InputError, RecipeError, merge
+from mergesearch.merging.in_memory import MappingSource
+from mergesearch.merging.models.calibration_spec import Calibration
+from mergesearch.merging.models.expert_runner import ExpertRunner
+from mergesearch.merging.operators.fisher import _drawn, _information
 from tests.merging.operators.calibrated import Model, calibration, images, save_items
 from tests.merging.operators.pico_runs import as_stored, deltas_of, loaded, rows_of
 
@@ -37,14 +38,21 @@ def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def states(classes: int, experts: int = 2) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+def states(
+    classes: int, experts: int = 2
+) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
     base = {"weight": random(classes, 2, seed=0), "unused": random(3, seed=1)}
-    tuned = [{n: t + random(*t.shape, seed=10 * k + len(n)) for n, t in base.items()} for k in range(1, experts + 1)]
+    tuned = [
+        {n: t + random(*t.shape, seed=10 * k + len(n)) for n, t in base.items()}
+        for k in range(1, experts + 1)
+    ]
     return base, tuned
 
 
 def information(weight: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Of a linear model, in closed form: Σ_c p_c (1[c = i] − p_i)² x_j² = p_i (1 − p_i) x_j², the mean over items."""
+    """Of a linear model, in closed form: Σ_c p_c (1[c = i] − p_i)² x_j² = p_i (1 − p_i) x_j², the
+    mean over items.
+    """
     p = (items.double() @ weight.double().T).softmax(dim=1)
     return (p * (1 - p)).T @ items.double() ** 2 / len(items)
 
@@ -62,11 +70,17 @@ class TestInformation:
         base, experts = states(3)
         items = random(8, 2, seed=5)
         batches = [{"x": part} for part in items.split(size)]
-        merged = merge(base, experts, operator="fisher", calibration=Calibration(Linear(3), batches))
-        expected = informed(base, experts, [information(expert["weight"], items) for expert in experts])
+        merged = merge(
+            base, experts, operator="fisher", calibration=Calibration(Linear(3), batches)
+        )
+        expected = informed(
+            base, experts, [information(expert["weight"], items) for expert in experts]
+        )
         assert torch.allclose(merged["weight"].double(), expected, atol=1e-6)
         # No answer depends on it: the mean.
-        assert torch.allclose(merged["unused"], (experts[0]["unused"] + experts[1]["unused"]) / 2, atol=1e-6)
+        assert torch.allclose(
+            merged["unused"], (experts[0]["unused"] + experts[1]["unused"]) / 2, atol=1e-6
+        )
 
     def test_goes_by_the_items_of_each_expert(self) -> None:
         base, experts = states(3)
@@ -81,7 +95,9 @@ class TestInformation:
         base, experts = states(12)
         own = Calibration(Linear(12), [{"x": random(6, 2, seed=5)}])
         exact, drawn, other = (
-            merge(base, experts, operator="fisher", calibration=own, labels=labels, seed=seed)["weight"]
+            merge(base, experts, operator="fisher", calibration=own, labels=labels, seed=seed)[
+                "weight"
+            ]
             for labels, seed in (("exact", 0), ("sampled", 0), ("sampled", 1))
         )
         assert torch.equal(exact, drawn)
@@ -91,15 +107,20 @@ class TestInformation:
         weight, items = random(3, 2, seed=0), random(600, 2, seed=5)
         state = {"weight": weight}
         source = MappingSource("0", state, list(state))
-        pieces = _information(Bench(Calibration(Linear(3), [{"x": items}]), source), source, "sampled", 0)
+        pieces = _information(
+            ExpertRunner(Calibration(Linear(3), [{"x": items}]), source), source, "sampled", 0
+        )
         found = dict(pieces)["weight"]["fisher"].double()
         p = (items.double() @ weight.double().T).softmax(dim=1)
         gradients = torch.eye(3) - p[:, None]  # (items, class drawn, class)
         squares = gradients[..., None] ** 2 * items.double()[:, None, None] ** 2
         spread = (
-            torch.einsum("nc,ncij->ij", p, squares**2) - torch.einsum("nc,ncij->nij", p, squares).pow(2).sum(0)
+            torch.einsum("nc,ncij->ij", p, squares**2)
+            - torch.einsum("nc,ncij->nij", p, squares).pow(2).sum(0)
         ) ** 0.5
-        assert float(((found - information(weight, items)).abs() * 600 / spread).max()) < 4  # standard deviations
+        assert (
+            float(((found - information(weight, items)).abs() * 600 / spread).max()) < 4
+        )  # standard deviations
 
     def test_draws_follow_the_answers(self) -> None:
         p = torch.tensor([0.5, 0.1, 0.0, 0.4])
@@ -116,7 +137,9 @@ class TestInformation:
         found = []
         for expert in experts:
             p = (items.double() @ expert["weight"].double().T).softmax(dim=1)
-            found.append(((nn.functional.one_hot(labels, 3) - p) ** 2).T @ items.double() ** 2 / len(items))
+            found.append(
+                ((nn.functional.one_hot(labels, 3) - p) ** 2).T @ items.double() ** 2 / len(items)
+            )
         assert torch.allclose(merged["weight"].double(), informed(base, experts, found), atol=1e-6)
 
     def test_normalised_is_the_same_at_every_scale(self) -> None:
@@ -127,7 +150,9 @@ class TestInformation:
             own = Calibration(Linear(3), {"0": [{"x": items}], "1": [{"x": items * scale}]})
             weights = [experts[0], {**experts[1], "weight": experts[1]["weight"] / scale}]
             like = [{n: base[n] + (e[n] - base[n]) for n in base} for e in weights]
-            result = merge(base, like, operator="fisher", calibration=own, normalise=normalise, floor=1e-30)
+            result = merge(
+                base, like, operator="fisher", calibration=own, normalise=normalise, floor=1e-30
+            )
             # The same answers of expert 1, whose Fisher information is scale² as large.
             return (result["weight"] - like[0]["weight"]) / (like[1]["weight"] - like[0]["weight"])
 
@@ -139,32 +164,46 @@ class TestInformation:
         own = Calibration(Linear(3), [{"x": random(8, 2, seed=5)}])
         merged = merge(base, experts, operator="fisher", calibration=own)["weight"]
         both = torch.stack([expert["weight"] for expert in experts])
-        assert bool(((merged >= both.min(dim=0).values - 1e-6) & (merged <= both.max(dim=0).values + 1e-6)).all())
+        assert bool(
+            (
+                (merged >= both.min(dim=0).values - 1e-6)
+                & (merged <= both.max(dim=0).values + 1e-6)
+            ).all()
+        )
 
 
 class TestRefusals:
     def test_labels_that_are_not_there(self) -> None:
         base = {name: tensor.detach() for name, tensor in Model().state_dict().items()}
-        with pytest.raises(RecipeError, match=r"labels 'given': expected calibration\.label to name"):
+        with pytest.raises(
+            RecipeError, match=r"labels 'given': expected calibration\.label to name"
+        ):
             merge(base, [base], operator="fisher", calibration=calibration([]), labels="given")
 
     def test_labels_of_another_shape(self) -> None:
         base, experts = states(3)
         own = Calibration(Linear(3), [{"x": torch.ones(2, 2), "y": torch.zeros(2, 2)}], label="y")
-        with pytest.raises(InputError, match=r"expected a class number per item, received shape \[2\] for 1 answers"):
+        with pytest.raises(
+            InputError,
+            match=r"expected a class number per item, received shape \[2\] for 1 answers",
+        ):
             merge(base, experts, operator="fisher", calibration=own, labels="given")
 
     def test_answers_that_are_not_finite(self) -> None:
         base, experts = states(3)
         own = Calibration(Linear(3), [{"x": torch.full((1, 2), torch.inf)}])
-        with pytest.raises(InputError, match="expert '0': expected finite gradients of tensor 'weight'"):
+        with pytest.raises(
+            InputError, match="expert '0': expected finite gradients of tensor 'weight'"
+        ):
             merge(base, experts, operator="fisher", calibration=own)
 
 
 def test_matches_gradients_one_by_one_on_a_vit(pico: Callable[[str], Any], tmp_path: Path) -> None:
     family = pico("vit")
     items = {expert.name: images(2, seed) for seed, expert in enumerate(family.experts)}
-    folders = {name: str(save_items(tmp_path / "items" / name, columns)) for name, columns in items.items()}
+    folders = {
+        name: str(save_items(tmp_path / "items" / name, columns)) for name, columns in items.items()
+    }
     own = {
         "data": folders,
         "model_class": "AutoModelForImageClassification",
@@ -186,7 +225,9 @@ def test_matches_gradients_one_by_one_on_a_vit(pico: Callable[[str], Any], tmp_p
         found.append(as_stored(model, total, tmp_path / expert.name))
     for name, deltas in deltas_of(family.base, family.experts).items():
         weights = torch.stack([own_found[name] for own_found in found]) + FLOOR
-        assert torch.allclose(rows[name].double(), weights / weights.sum(dim=0) * deltas, atol=1e-4), name
+        assert torch.allclose(
+            rows[name].double(), weights / weights.sum(dim=0) * deltas, atol=1e-4
+        ), name
 
 
 def test_tokens_that_are_padding_do_not_count(pico: Callable[[str], Any], tmp_path: Path) -> None:
@@ -202,13 +243,17 @@ def test_tokens_that_are_padding_do_not_count(pico: Callable[[str], Any], tmp_pa
         data = save_items(tmp_path / "items" / kind, columns)
         inputs = {"input_ids": "tokens", "attention_mask": "mask"}
         own = {"data": str(data), "model_class": "AutoModelForCausalLM", "inputs": inputs}
-        rows[kind] = rows_of(family.base, family.experts, "fisher", tmp_path / "arenas", calibration=own)
+        rows[kind] = rows_of(
+            family.base, family.experts, "fisher", tmp_path / "arenas", calibration=own
+        )
     for name, one in rows["plain"].items():
         assert torch.allclose(one, rows["padded"][name], atol=1e-4), name
 
 
 @pytest.mark.filterwarnings("ignore:integer tensors differ")
-def test_runs_each_expert_with_its_running_statistics(pico: Callable[[str], Any], tmp_path: Path) -> None:
+def test_runs_each_expert_with_its_running_statistics(
+    pico: Callable[[str], Any], tmp_path: Path
+) -> None:
     family = pico("resnet")
     shifted = loaded(family.experts[0], "AutoModelForImageClassification").float()
     for name, buffer in shifted.named_buffers():

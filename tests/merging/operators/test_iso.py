@@ -1,4 +1,6 @@
-"""Iso-C and Iso-CTS against the published formulas in numpy, their spectra, and low-rank experts."""
+"""Iso-C and Iso-CTS against the published formulas in numpy, their spectra, and low-rank
+experts.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from merging import RecipeError, merge
-from merging.operators.iso import directions_of
+from mergesearch.merging import RecipeError, merge
+from mergesearch.merging.operators.iso import directions_of
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -21,7 +23,9 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 def merged_delta(deltas: list[torch.Tensor], operator: str, **options: Any) -> Array:
     base = torch.zeros_like(deltas[0])
     experts = [{"w": base + delta} for delta in deltas]
-    return merge({"w": base}, experts, operator=operator, **{"coefficients": 1.0} | options)["w"].numpy()
+    return merge({"w": base}, experts, operator=operator, **{"coefficients": 1.0} | options)[
+        "w"
+    ].numpy()
 
 
 def spectrum(matrix: Array) -> Array:
@@ -44,7 +48,11 @@ def published_cts(deltas: list[Array], common: float) -> Array:
         left.append(p[:, :specific])
         values.append(t[:specific])
         right.append(q[:specific])
-    return np.concatenate(values).mean() * orthogonal(np.concatenate(left, 1)) @ orthogonal(np.concatenate(right, 0))
+    return (
+        np.concatenate(values).mean()
+        * orthogonal(np.concatenate(left, 1))
+        @ orthogonal(np.concatenate(right, 0))
+    )
 
 
 SHAPES = [(12, 7), (7, 12), (10, 10)]
@@ -57,7 +65,9 @@ class TestIsoC:
         deltas = [draw(*shape, seed=k) for k in range(3)]
         total = sum(delta.numpy() for delta in deltas)
         expected = spectrum(total).mean() * orthogonal(total)
-        np.testing.assert_allclose(merged_delta(deltas, "iso_c", flatten=flatten), expected, atol=1e-10)
+        np.testing.assert_allclose(
+            merged_delta(deltas, "iso_c", flatten=flatten), expected, atol=1e-10
+        )
 
     def test_keeps_the_nuclear_norm_and_makes_all_singular_values_equal(self) -> None:
         deltas = [draw(8, 6, seed=k) for k in range(2)]
@@ -72,7 +82,9 @@ class TestIsoC:
         np.testing.assert_allclose(values[:8], spectrum(total).sum() / 8)
         assert values[8] < 1e-9
         u, _, v = np.linalg.svd(total)
-        np.testing.assert_allclose(merged, u[:, :8] @ u[:, :8].T @ merged @ v[:8].T @ v[:8], atol=1e-10)
+        np.testing.assert_allclose(
+            merged, u[:, :8] @ u[:, :8].T @ merged @ v[:8].T @ v[:8], atol=1e-10
+        )
 
     def test_the_published_formula_moves_where_no_low_rank_expert_does(self) -> None:
         deltas = [draw(24, 2, seed=k) @ draw(2, 24, seed=10 + k) for k in range(4)]
@@ -100,7 +112,9 @@ class TestIsoC:
         total = (deltas[0] + deltas[1]).numpy()
         u, s, _ = np.linalg.svd(total)
         expected = u @ np.diag(s.mean() / s) @ u.T @ (0.3 * deltas[0] + 2 * deltas[1]).numpy()
-        np.testing.assert_allclose(merged_delta(deltas, "iso_c", coefficients=[0.3, 2.0]), expected, atol=1e-10)
+        np.testing.assert_allclose(
+            merged_delta(deltas, "iso_c", coefficients=[0.3, 2.0]), expected, atol=1e-10
+        )
 
     def test_a_floor_of_one_is_refused(self) -> None:
         with pytest.raises(RecipeError, match="operator iso_c: hyperparameter 'floor'"):
@@ -113,7 +127,9 @@ class TestIsoCts:
     def test_agrees_with_the_published_formula(self, shape: tuple[int, int], experts: int) -> None:
         deltas = [draw(*shape, seed=k) for k in range(experts)]
         expected = published_cts([delta.numpy() for delta in deltas], 0.5)
-        np.testing.assert_allclose(merged_delta(deltas, "iso_cts", common=0.5), expected, atol=1e-10)
+        np.testing.assert_allclose(
+            merged_delta(deltas, "iso_cts", common=0.5), expected, atol=1e-10
+        )
 
     def test_all_singular_values_are_equal(self) -> None:
         deltas = [draw(10, 10, seed=k) for k in range(2)]
@@ -121,7 +137,9 @@ class TestIsoCts:
         np.testing.assert_allclose(values, values[0])
 
     @pytest.mark.parametrize(("experts", "options"), [(3, {"common": 1.0}), (1, {})])
-    def test_without_specific_directions_it_is_iso_c(self, experts: int, options: dict[str, float]) -> None:
+    def test_without_specific_directions_it_is_iso_c(
+        self, experts: int, options: dict[str, float]
+    ) -> None:
         deltas = [draw(8, 6, seed=k) for k in range(experts)]
         expected = merged_delta(deltas, "iso_c")
         np.testing.assert_allclose(merged_delta(deltas, "iso_cts", **options), expected, atol=1e-10)
@@ -129,7 +147,9 @@ class TestIsoCts:
     def test_low_rank_experts_keep_their_directions(self) -> None:
         deltas = [draw(20, 1, seed=k) @ draw(1, 20, seed=10 + k) for k in range(3)]
         values = spectrum(merged_delta(deltas, "iso_cts"))
-        np.testing.assert_allclose(values[:3], spectrum(sum(delta.numpy() for delta in deltas)).sum() / 3)
+        np.testing.assert_allclose(
+            values[:3], spectrum(sum(delta.numpy() for delta in deltas)).sum() / 3
+        )
         assert values[3] < 1e-9
 
     @pytest.mark.parametrize(
@@ -141,7 +161,9 @@ class TestIsoCts:
             (100, 1, 0.29, (29, 71)),  # not 28, although 0.29 · 100 < 29 in floating point
         ],
     )
-    def test_numbers_of_directions(self, total: int, experts: int, common: float, expected: tuple[int, int]) -> None:
+    def test_numbers_of_directions(
+        self, total: int, experts: int, common: float, expected: tuple[int, int]
+    ) -> None:
         assert directions_of(total, experts, common) == expected
 
     def test_one_coefficient_for_all_experts(self) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from merging import Layout, RecipeError, merge
-from merging.memo import Memo
-from merging.operators import get_operator
-from merging.operators.slerp import STRAIGHT
+from mergesearch.merging import Layout, RecipeError, merge
+from mergesearch.merging.operators import get_operator
+from mergesearch.merging.operators.slerp import STRAIGHT
+from mergesearch.merging.tensors.memo import Memo
 
 State = dict[str, torch.Tensor]
 
@@ -49,18 +49,25 @@ class TestModelStock:
         common = state(99, ("w",), (20,))["w"]
         experts = [{"w": common + state(seed, ("w",), (20,))["w"]} for seed in range(count)]
         deltas = [expert["w"].numpy().astype(np.float64) for expert in experts]
-        cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.combinations(deltas, 2)]
+        cosines = [
+            a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            for a, b in itertools.combinations(deltas, 2)
+        ]
         share = count * np.mean(cosines) / (1 + (count - 1) * np.mean(cosines))
         assert 0 < share < 1
         np.testing.assert_allclose(
-            merge(base, experts, operator="model_stock")["w"], share * np.mean(deltas, axis=0), atol=1e-6
+            merge(base, experts, operator="model_stock")["w"],
+            share * np.mean(deltas, axis=0),
+            atol=1e-6,
         )
 
     def test_the_more_the_experts_agree_the_closer_to_the_average(self) -> None:
         base = {"w": torch.zeros(2)}
 
         def length(angle: float) -> float:
-            pair = [{"w": torch.tensor([math.cos(a), math.sin(a)])} for a in (-angle / 2, angle / 2)]
+            pair = [
+                {"w": torch.tensor([math.cos(a), math.sin(a)])} for a in (-angle / 2, angle / 2)
+            ]
             average = math.cos(angle / 2)
             return float(merge(base, pair, operator="model_stock")["w"].norm()) / average
 
@@ -81,7 +88,10 @@ class TestLines:
     def test_scales_with_the_depth_within_each_tower(self) -> None:
         found = scales("lines", 1, alpha=0.25, beta=0.5)
         expected = dict.fromkeys(NAMES, 0.25)
-        expected |= {f"model.layers.{block}.mlp.experts.9.up_proj.weight": 0.25 + 0.1 * block for block in range(6)}
+        expected |= {
+            f"model.layers.{block}.mlp.experts.9.up_proj.weight": 0.25 + 0.1 * block
+            for block in range(6)
+        }
         expected["vision_model.encoder.layers.1.self_attn.q_proj.bias"] = 0.75
         assert found == pytest.approx(expected, abs=1e-4)
 
@@ -100,7 +110,9 @@ class TestLines:
         np.testing.assert_allclose(result["h.4.attn.weight"], expert["h.4.attn.weight"], atol=1e-6)
 
     def test_refuses_a_negative_scale(self) -> None:
-        with pytest.raises(RecipeError, match=r"operator lines: hyperparameter 'alpha.*greater than or equal to 0"):
+        with pytest.raises(
+            RecipeError, match=r"operator lines: hyperparameter 'alpha.*greater than or equal to 0"
+        ):
             merge(state(0), [state(1)], operator="lines", alpha=-0.1)
 
 
@@ -113,7 +125,11 @@ class TestLayerSwap:
         average = {name: (first[name].double() + second[name].double()) / 2 for name in base}
         letters = ""
         for name in self.NAMES:
-            exact = [letter for letter, s in zip("0AB", states, strict=True) if torch.equal(result[name], s[name])]
+            exact = [
+                letter
+                for letter, s in zip("0AB", states, strict=True)
+                if torch.equal(result[name], s[name])
+            ]
             close = torch.allclose(result[name].double(), average[name], rtol=0, atol=1e-6)
             letters += exact[0] if exact else "m" if close else "?"
         return letters, states
@@ -129,10 +145,14 @@ class TestLayerSwap:
             (7, 0, 0, "AAAAAAAA"),
         ],
     )
-    def test_takes_each_block_whole(self, bottom: int, top: int, transition: int, expected: str) -> None:
+    def test_takes_each_block_whole(
+        self, bottom: int, top: int, transition: int, expected: str
+    ) -> None:
         assert self.swap(bottom=bottom, top=top, transition=transition)[0] == expected
 
-    @pytest.mark.parametrize(("outside", "letter"), [("first", "A"), ("second", "B"), ("base", "0")])
+    @pytest.mark.parametrize(
+        ("outside", "letter"), [("first", "A"), ("second", "B"), ("base", "0")]
+    )
     def test_tensors_outside_the_blocks_come_whence_asked(self, outside: str, letter: str) -> None:
         assert self.swap(bottom=3, top=3, outside=outside)[0] == f"AAABAAA{letter}"
 
@@ -143,18 +163,26 @@ class TestLayerSwap:
         assert taken == {name for name in NAMES if "layers." in name and "layers.0." not in name}
 
     def test_refuses_more_blocks_than_there_are(self) -> None:
-        message = "operator layer_swap: .* at most 7, the number of blocks, received 8; lower one of them"
+        message = (
+            "operator layer_swap: .* at most 7, the number of blocks, received 8; lower one of them"
+        )
         with pytest.raises(RecipeError, match=message):
             self.swap(bottom=2, top=2, transition=2)
         layout = Layout.build(dict.fromkeys(NAMES, ((4, 3), "float32")))
-        with pytest.raises(RecipeError, match="at most 2, the number of blocks of the vision tower, received 3"):
+        with pytest.raises(
+            RecipeError, match="at most 2, the number of blocks of the vision tower, received 3"
+        ):
             get_operator("layer_swap").check(layout, 2, {"bottom": 2, "top": 1})
 
     def test_refuses_models_without_blocks_and_other_than_two_experts(self) -> None:
         flat = {"w": torch.ones(2)}
-        with pytest.raises(RecipeError, match="operator layer_swap: expected tensors of numbered blocks"):
+        with pytest.raises(
+            RecipeError, match="operator layer_swap: expected tensors of numbered blocks"
+        ):
             merge(flat, [flat, flat], operator="layer_swap", bottom=0, top=0)
-        with pytest.raises(RecipeError, match="operator layer_swap: expected 2 experts beside the base, received 3"):
+        with pytest.raises(
+            RecipeError, match="operator layer_swap: expected 2 experts beside the base, received 3"
+        ):
             merge(state(0), [state(0)] * 3, operator="layer_swap", bottom=1, top=1)
 
 
@@ -171,19 +199,30 @@ class TestSlerp:
         base, expert = state(0), state(1)
         result = merge(base, [expert], operator="slerp", coefficients=t)
         for name in base:
-            np.testing.assert_allclose(result[name], arc(base[name].numpy(), expert[name].numpy(), t), atol=1e-6)
+            np.testing.assert_allclose(
+                result[name], arc(base[name].numpy(), expert[name].numpy(), t), atol=1e-6
+            )
 
     def test_keeps_the_length_of_tensors_of_equal_length(self) -> None:
         base, expert = ({name: t / t.norm() for name, t in state(seed).items()} for seed in (0, 1))
         result = merge(base, [expert], operator="slerp", coefficients=0.3)
-        assert [float(tensor.norm()) for tensor in result.values()] == pytest.approx([1] * len(base), abs=1e-6)
+        assert [float(tensor.norm()) for tensor in result.values()] == pytest.approx(
+            [1] * len(base), abs=1e-6
+        )
 
     @pytest.mark.parametrize(
         ("one", "other"),
-        [([1.0, 2.0], [1.0, 2.01]), ([1.0, 2.0], [-2.0, -4.0]), ([0.0, 0.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0])],
+        [
+            ([1.0, 2.0], [1.0, 2.01]),
+            ([1.0, 2.0], [-2.0, -4.0]),
+            ([0.0, 0.0], [1.0, 2.0]),
+            ([1.0, 2.0], [0.0, 0.0]),
+        ],
         ids=["nearly parallel", "opposed", "zero base", "zero expert"],
     )
-    def test_goes_straight_where_there_is_no_arc(self, one: list[float], other: list[float]) -> None:
+    def test_goes_straight_where_there_is_no_arc(
+        self, one: list[float], other: list[float]
+    ) -> None:
         base, expert = {"w": torch.tensor(one)}, {"w": torch.tensor(other)}
         result = merge(base, [expert], operator="slerp", coefficients=0.25)
         np.testing.assert_allclose(result["w"], 0.75 * base["w"] + 0.25 * expert["w"], atol=1e-7)
@@ -216,7 +255,10 @@ class TestSlerp:
                 self.reads += 1
                 return self.tensors[name]
 
-        base, expert = Source("base", state(0), "0", Memo(tmp_path)), Source("tuned", state(1), "1", Memo(tmp_path))
+        base, expert = (
+            Source("base", state(0), "0", Memo(tmp_path)),
+            Source("tuned", state(1), "1", Memo(tmp_path)),
+        )
         found = []
         for _ in range(2):
             angles = get_operator("slerp").prepare(base, [expert]).angles
@@ -226,5 +268,7 @@ class TestSlerp:
         assert base.reads == expert.reads == len(NAMES)
 
     def test_refuses_more_than_one_expert(self) -> None:
-        with pytest.raises(RecipeError, match="operator slerp: expected 1 expert beside the base, received 2"):
+        with pytest.raises(
+            RecipeError, match="operator slerp: expected 1 expert beside the base, received 2"
+        ):
             merge(state(0), [state(1), state(2)], operator="slerp")

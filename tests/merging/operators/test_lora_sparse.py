@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from merging import Field, Layout, RecipeError, merge
-from merging.checkpoint import Checkpoint
-from merging.in_memory import MappingSource, merge_stream
-from merging.operators import OPERATORS, TensorSource
+from mergesearch.merging import Field, Layout, RecipeError, merge
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.in_memory import MappingSource, merge_stream
+from mergesearch.merging.operators import OPERATORS, TensorSource
 from tests.merging.operators.adapted import Adapted
 
 State = dict[str, torch.Tensor]
@@ -39,18 +39,26 @@ def source(tensors: State, name: str = "base") -> MappingSource:
 def adapter(seed: int, model: TensorSource) -> Adapted:
     """Changes both matrices; the second is stored as (in, out), with A on the left."""
     generator = torch.Generator().manual_seed(100 + seed)
-    a, b = (torch.randn(RANK, 20, generator=generator) for _ in range(2)), torch.randn(30, RANK, generator=generator)
+    a, b = (
+        (torch.randn(RANK, 20, generator=generator) for _ in range(2)),
+        torch.randn(30, RANK, generator=generator),
+    )
     straight, turned = a
     pairs = {LINEAR: (b, straight), TURNED: (turned.T.contiguous(), b.T.contiguous())}
     return Adapted(model, pairs, frozenset({TURNED}), name=f"adapter {seed}")
 
 
 def merged(
-    base: State, experts: Sequence[TensorSource], coefficients: Sequence[float], sparsity: float | list[float]
+    base: State,
+    experts: Sequence[TensorSource],
+    coefficients: Sequence[float],
+    sparsity: float | list[float],
 ) -> State:
     layout = Layout.build({name: (tuple(t.shape), "float32") for name, t in base.items()})
     field = Field.constant(layout.size, coefficients)
-    return dict(merge_stream(source(base), experts, "lora_sparse", {"sparsity": sparsity}, field, layout))
+    return dict(
+        merge_stream(source(base), experts, "lora_sparse", {"sparsity": sparsity}, field, layout)
+    )
 
 
 def pruned(a: torch.Tensor, count: int) -> Array:
@@ -84,7 +92,10 @@ def test_without_pruning_it_is_task_arithmetic() -> None:
     base = state(0)
     pool = [adapter(seed, source(base)) for seed in range(2)]
     plain = merge(
-        base, [{n: e.read(n) for n in base} for e in pool], operator="task_arithmetic", coefficients=[1, -0.5]
+        base,
+        [{n: e.read(n) for n in base} for e in pool],
+        operator="task_arithmetic",
+        coefficients=[1, -0.5],
     )
     result = merged(base, pool, [1, -0.5], 0.0)
     for name in base:
@@ -96,7 +107,11 @@ def test_what_is_stored_whole_and_what_the_models_differ_in_come_in_unpruned() -
     expert = adapter(0, source(other))
     result = merged(base, [expert], [0.5], 0.6)
     b, a = expert.pairs[LINEAR]
-    change = other[LINEAR].double().numpy() - base[LINEAR].double().numpy() + b.double().numpy() @ pruned(a, 48)
+    change = (
+        other[LINEAR].double().numpy()
+        - base[LINEAR].double().numpy()
+        + b.double().numpy() @ pruned(a, 48)
+    )
     assert_close(result[LINEAR], base[LINEAR].double().numpy() + 0.5 * change)
     assert_close(result[NORM], (base[NORM] + 0.5 * (other[NORM] - base[NORM])).double().numpy())
 
@@ -111,7 +126,9 @@ def test_factors_multiply_to_the_rows() -> None:
     assert factors.owner == (0,) * RANK + (1,) * RANK + (2,) * RANK
     for k, row in enumerate(basis.rows(TURNED)):
         mine = torch.tensor(factors.owner) == k
-        torch.testing.assert_close(factors.left[:, mine] @ factors.right[mine], row, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            factors.left[:, mine] @ factors.right[mine], row, rtol=0, atol=1e-5
+        )
     foreign = OPERATORS["lora_sparse"].prepare(source(state(1)), pool, sparsity=0.4)
     assert foreign.factors is not None
     assert foreign.factors(LINEAR) is None
@@ -122,11 +139,13 @@ def test_adapters_as_peft_stores_them(pico: Callable[[str], Any], tmp_path: Path
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(RANK, 16, generator=generator), torch.randn(48, RANK, generator=generator)
     prefix = "base_model.model.transformer.h.1.attn.c_attn.lora_"
-    save_file({f"{prefix}A.weight": a, f"{prefix}B.weight": b}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {f"{prefix}A.weight": a, f"{prefix}B.weight": b}, tmp_path / "adapter_model.safetensors"
+    )
     settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "fan_in_fan_out": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     model = pico("gpt2").base
-    base, expert = Checkpoint.open(str(model)), Checkpoint.open(f"{model}+{tmp_path}")
+    base, expert = open_checkpoint(str(model)), open_checkpoint(f"{model}+{tmp_path}")
     name = "transformer.h.1.attn.c_attn.weight"
     [row] = OPERATORS["lora_sparse"].prepare(base, [expert], sparsity=0.5).rows(name)
     assert_close(row, (2 * b.double().numpy() @ pruned(a, 32)).T)
@@ -134,14 +153,19 @@ def test_adapters_as_peft_stores_them(pico: Callable[[str], Any], tmp_path: Path
 
 def test_refuses_full_checkpoints_by_name() -> None:
     base = state(0)
-    with pytest.raises(RecipeError, match=r"operator lora_sparse: expected LoRA adapters .* received 'math', a full"):
+    with pytest.raises(
+        RecipeError,
+        match=r"operator lora_sparse: expected LoRA adapters .* received 'math', a full",
+    ):
         merge(base, {"math": state(1)}, operator="lora_sparse")
 
 
 def test_refuses_sparsities_that_do_not_fit() -> None:
     base = state(0)
     pool = [adapter(seed, source(base)) for seed in range(2)]
-    with pytest.raises(RecipeError, match="sparsity: expected one number or 2, one per adapter, received 3"):
+    with pytest.raises(
+        RecipeError, match="sparsity: expected one number or 2, one per adapter, received 3"
+    ):
         merged(base, pool, [1, 1], [0.1, 0.2, 0.3])
     with pytest.raises(RecipeError, match=r"'sparsity': expected number \(≥ 0, ≤ 0\.95\) or list"):
         merged(base, pool, [1, 1], 0.99)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from merging import RecipeError, merge
-from merging.memo import Memo
-from merging.operators import get_operator, opcm
+from mergesearch.merging import RecipeError, merge
+from mergesearch.merging.operators import get_operator, opcm
+from mergesearch.merging.tensors.memo import Memo
 
 Array = npt.NDArray[np.float64]
 Vectors = dict[str, Array]
@@ -30,16 +30,23 @@ SHAPES = {
 def task_vectors(count: int, seed: int = 0) -> dict[str, Vectors]:
     generator = np.random.default_rng(seed)
     return {
-        f"task{k}": {name: 0.1 * (k + 1) * generator.standard_normal(shape) for name, shape in SHAPES.items()}
+        f"task{k}": {
+            name: 0.1 * (k + 1) * generator.standard_normal(shape) for name, shape in SHAPES.items()
+        }
         for k in range(count)
     }
 
 
-def merged(experts: Mapping[str, Vectors], order: Sequence[str], **options: float | str | list[float]) -> Vectors:
+def merged(
+    experts: Mapping[str, Vectors], order: Sequence[str], **options: float | str | list[float]
+) -> Vectors:
     """What OPCM adds to a base of zeros."""
     first = next(iter(experts.values()))
     base = {name: torch.zeros(vector.shape, dtype=torch.float64) for name, vector in first.items()}
-    states = {key: {name: torch.from_numpy(v) for name, v in vectors.items()} for key, vectors in experts.items()}
+    states = {
+        key: {name: torch.from_numpy(v) for name, v in vectors.items()}
+        for key, vectors in experts.items()
+    }
     result = merge(base, states, operator="opcm", order=list(order), **options)
     return {name: tensor.numpy() for name, tensor in result.items()}
 
@@ -73,7 +80,9 @@ def sequential(experts: Mapping[str, Vectors], order: Sequence[str], alpha: floa
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("order", [("task0", "task1", "task2", "task3"), ("task2", "task0", "task3", "task1")])
+@pytest.mark.parametrize(
+    "order", [("task0", "task1", "task2", "task3"), ("task2", "task0", "task3", "task1")]
+)
 def test_is_the_sequential_procedure(alpha: float, order: tuple[str, ...]) -> None:
     experts = task_vectors(4)
     expected = sequential(experts, order, alpha)
@@ -85,19 +94,27 @@ def test_is_the_sequential_procedure(alpha: float, order: tuple[str, ...]) -> No
 def test_the_norm_is_the_mean_norm() -> None:
     experts = task_vectors(3)
     result = merged(experts, list(experts))
-    assert norm(result) == pytest.approx(np.mean([norm(vectors) for vectors in experts.values()]), rel=1e-12)
+    assert norm(result) == pytest.approx(
+        np.mean([norm(vectors) for vectors in experts.values()]), rel=1e-12
+    )
 
 
 def test_the_order_matters() -> None:
     experts = task_vectors(3)
-    results = [merged(experts, order)["layers.0.mlp.weight"] for order in itertools.permutations(experts)]
+    results = [
+        merged(experts, order)["layers.0.mlp.weight"] for order in itertools.permutations(experts)
+    ]
     apart = [np.abs(one - other).max() for one, other in itertools.combinations(results, 2)]
     assert min(apart) > 1e-3
 
 
 def test_a_copy_of_an_expert_adds_nothing_to_matrices() -> None:
     (vectors,) = task_vectors(1).values()
-    matrices = {name: vector for name, vector in vectors.items() if name.startswith("layers") and vector.ndim == 2}
+    matrices = {
+        name: vector
+        for name, vector in vectors.items()
+        if name.startswith("layers") and vector.ndim == 2
+    }
     result = merged({"one": matrices, "copy": matrices}, ["one", "copy"])
     for name, vector in matrices.items():
         np.testing.assert_allclose(result[name], vector, atol=1e-12)
@@ -108,13 +125,21 @@ def test_alpha_of_one_removes_all_inside_the_span() -> None:
     low = generator.standard_normal((6, 2)) @ generator.standard_normal((2, 5))
     other = generator.standard_normal((6, 5))
     first = {"layers.0.w.weight": low}
-    result = merged({"a": first, "b": {"layers.0.w.weight": other}}, ["a", "b"], alpha=1.0, coefficients=[0.0, 1.0])
+    result = merged(
+        {"a": first, "b": {"layers.0.w.weight": other}},
+        ["a", "b"],
+        alpha=1.0,
+        coefficients=[0.0, 1.0],
+    )
     direction = result["layers.0.w.weight"]
     left, _, right = np.linalg.svd(low)
     np.testing.assert_allclose(left[:, :2].T @ direction @ right[:2].T, 0, atol=1e-12)
-    # Outside the span of the first expert, whatever its arbitrary singular vectors there, nothing is removed.
+    # Outside the span of the first expert, whatever its arbitrary singular vectors there, nothing
+    # is removed.
     rest = other - left[:, :2] @ left[:, :2].T @ other @ right[:2].T @ right[:2]
-    np.testing.assert_allclose(direction / np.linalg.norm(direction), rest / np.linalg.norm(rest), atol=1e-12)
+    np.testing.assert_allclose(
+        direction / np.linalg.norm(direction), rest / np.linalg.norm(rest), atol=1e-12
+    )
 
 
 def test_an_expert_equal_to_the_base_may_come_first() -> None:
@@ -122,7 +147,9 @@ def test_an_expert_equal_to_the_base_may_come_first() -> None:
     experts["task0"] = {name: np.zeros_like(vector) for name, vector in experts["task0"].items()}
     result = merged(experts, ["task0", "task1"])
     for name, vector in experts["task1"].items():
-        np.testing.assert_allclose(result[name], vector / 2, atol=1e-12)  # the mean norm is half of the norm
+        np.testing.assert_allclose(
+            result[name], vector / 2, atol=1e-12
+        )  # the mean norm is half of the norm
 
 
 def test_task_vectors_that_cancel_give_the_base() -> None:
@@ -131,17 +158,23 @@ def test_task_vectors_that_cancel_give_the_base() -> None:
     assert not result["layers.0.bias"].any()
 
 
-def test_close_singular_values_are_told_apart_for_weights_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_singular_values_are_told_apart_for_weights_in_single_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = np.random.default_rng(0)
     left, right = (np.linalg.qr(generator.standard_normal((40, 40)))[0] for _ in range(2))
     first = (left * (1 + 1e-5 * np.arange(40)) @ right).astype(np.float32)
     second = generator.standard_normal((40, 40)).astype(np.float32)
-    monkeypatch.setattr("merging.spectral.PRECISE_UP_TO", 0)  # as for large matrices
+    monkeypatch.setattr(
+        "mergesearch.merging.operators.parts.singular.PRECISE_UP_TO", 0
+    )  # as for large matrices
     name = "layers.0.w.weight"
     states = [{name: torch.from_numpy(matrix)} for matrix in (first, second)]
     base = {name: torch.zeros(40, 40)}
     result = merge(base, states, operator="opcm", order=["0", "1"], alpha=0.2)[name]
-    expected = sequential({"a": {name: first.astype(float)}, "b": {name: second.astype(float)}}, ["a", "b"], 0.2)
+    expected = sequential(
+        {"a": {name: first.astype(float)}, "b": {name: second.astype(float)}}, ["a", "b"], 0.2
+    )
     np.testing.assert_allclose(result, expected[name], atol=1e-5)
 
 
@@ -171,7 +204,11 @@ class Source:
 def test_decomposes_once_for_both_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = task_vectors(3)
     memo = Memo(tmp_path)
-    base = Source("base", {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}, memo)
+    base = Source(
+        "base",
+        {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()},
+        memo,
+    )
     sources = [
         Source(key, {name: torch.from_numpy(v) for name, v in vectors.items()}, memo)
         for key, vectors in experts.items()
@@ -189,13 +226,16 @@ def test_decomposes_once_for_both_passes(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("order", [["task0"], ["task0", "task0"], ["task0", "task1", "task2"]])
 def test_refuses_an_order_of_other_length_before_reading(order: list[str]) -> None:
-    with pytest.raises(RecipeError, match=r"operator opcm: order: expected the names of 2 experts, each once"):
+    with pytest.raises(
+        RecipeError, match=r"operator opcm: order: expected the names of 2 experts, each once"
+    ):
         merged(task_vectors(2), order)
 
 
 def test_refuses_an_order_of_other_names() -> None:
     message = (
-        r"operator opcm: order: expected every expert once, of \['task0', 'task1'\], received \['task0', 'taskl'\]"
+        r"operator opcm: order: expected every expert once, of \['task0', 'task1'\], "
+        r"received \['task0', 'taskl'\]"
     )
     with pytest.raises(RecipeError, match=message):
         merged(task_vectors(2), ["task0", "taskl"])

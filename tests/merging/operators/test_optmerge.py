@@ -7,18 +7,21 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from merging import RecipeError, merge
+from mergesearch.merging import RecipeError, merge
 
 Array = npt.NDArray[np.float64]
 NAME = "layers.0.mlp.weight"
 
 
-def task_vectors(shape: tuple[int, int], count: int = 3, rank: int | None = None, seed: int = 0) -> list[Array]:
+def task_vectors(
+    shape: tuple[int, int], count: int = 3, rank: int | None = None, seed: int = 0
+) -> list[Array]:
     generator = np.random.default_rng(seed)
     if rank is None:
         return [scale * generator.standard_normal(shape) for scale in np.linspace(0.1, 0.3, count)]
     return [
-        generator.standard_normal((shape[0], rank)) @ generator.standard_normal((rank, shape[1])) for _ in range(count)
+        generator.standard_normal((shape[0], rank)) @ generator.standard_normal((rank, shape[1]))
+        for _ in range(count)
     ]
 
 
@@ -35,7 +38,8 @@ def largest(matrix: Array, rank: int) -> tuple[Array, Array]:
 
 def loss(x: torch.Tensor, deltas: list[Array], targets: list[Array], rank: int) -> torch.Tensor:
     terms = [
-        ((x - torch.from_numpy(target)) @ torch.from_numpy(largest(tau, rank)[1].T)).square().sum() / np.sum(tau**2)
+        ((x - torch.from_numpy(target)) @ torch.from_numpy(largest(tau, rank)[1].T)).square().sum()
+        / np.sum(tau**2)
         for tau, target in zip(deltas, targets, strict=True)
     ]
     return torch.stack(terms).sum()
@@ -60,7 +64,9 @@ def test_low_rank_form_is_gradient_descent_with_momentum(shape: tuple[int, int])
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 15)], ids=["tall", "wide"])
 @pytest.mark.parametrize("time", [1.0, 100.0])
-def test_full_form_is_gradient_flow_to_the_demeaned_targets(shape: tuple[int, int], time: float) -> None:
+def test_full_form_is_gradient_flow_to_the_demeaned_targets(
+    shape: tuple[int, int], time: float
+) -> None:
     deltas = task_vectors(shape)
     rank, mean = min(shape) // 3, np.mean(deltas, axis=0)
     targets = [mean + np.matmul(*largest(tau - mean, rank)) for tau in deltas]
@@ -84,12 +90,16 @@ def test_one_expert_is_left_alone(form: str) -> None:
 def test_scales_with_the_task_vectors_and_lowers_the_loss(form: str) -> None:
     deltas = task_vectors((6, 7))
     result = optmerge(deltas, form=form)
-    np.testing.assert_allclose(optmerge([100 * tau for tau in deltas], form=form), 100 * result, atol=1e-9)
+    np.testing.assert_allclose(
+        optmerge([100 * tau for tau in deltas], form=form), 100 * result, atol=1e-9
+    )
     mean = np.mean(deltas, axis=0)
     start = mean if form == "lora" else sum(deltas)
     origin = 0 if form == "lora" else mean
     targets = [origin + np.matmul(*largest(tau - origin, 2)) for tau in deltas]
-    assert loss(torch.from_numpy(result), deltas, targets, 2) < loss(torch.from_numpy(start), deltas, targets, 2)
+    assert loss(torch.from_numpy(result), deltas, targets, 2) < loss(
+        torch.from_numpy(start), deltas, targets, 2
+    )
 
 
 @pytest.mark.parametrize("form", ["full", "lora"])
@@ -110,7 +120,12 @@ def test_leaves_everything_but_matrices_of_blocks_at_the_base() -> None:
 
 
 def test_refuses_what_it_cannot_use() -> None:
-    with pytest.raises(RecipeError, match=r"operator optmerge: hyperparameter 'form': .*'full' or 'lora'"):
+    with pytest.raises(
+        RecipeError, match=r"operator optmerge: hyperparameter 'form': .*'full' or 'lora'"
+    ):
         optmerge(task_vectors((6, 5)), form="qlora")
-    with pytest.raises(RecipeError, match=r"operator optmerge: hyperparameter 'steps': .*greater than or equal to 1"):
+    with pytest.raises(
+        RecipeError,
+        match=r"operator optmerge: hyperparameter 'steps': .*greater than or equal to 1",
+    ):
         optmerge(task_vectors((6, 5)), steps=0)

@@ -1,4 +1,6 @@
-"""PCB against the formulas of its three variants, on the flattened model with a full sort, in fp64."""
+"""PCB against the formulas of its three variants, on the flattened model with a full sort, in
+fp64.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,33 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from merging import CheckpointError, RecipeError, merge
-from merging.memo import Memo
-from merging.operators import OPERATORS
+from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging.operators import OPERATORS
+from mergesearch.merging.tensors.memo import Memo
 
 State = dict[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
-SHAPES = {"block.0.weight": (16, 10), "block.1.weight": (12, 9), "norm.bias": (11,), "empty": (0, 3), "scale": ()}
+SHAPES = {
+    "block.0.weight": (16, 10),
+    "block.1.weight": (12, 9),
+    "norm.bias": (11,),
+    "empty": (0, 3),
+    "scale": (),
+}
 VARIANTS = ["vision", "evolution", "language"]
 
 
-def family(experts: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[State, list[State]]:
+def family(
+    experts: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[State, list[State]]:
     generator = torch.Generator().manual_seed(seed)
-    base = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()}
-    tuned = [{n: t + 0.3 * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(experts)]
+    base = {
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()
+    }
+    tuned = [
+        {n: t + 0.3 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        for _ in range(experts)
+    ]
     return base, [{name: tensor.to(dtype) for name, tensor in state.items()} for state in tuned]
 
 
@@ -114,7 +129,9 @@ def test_names_the_tensor_that_is_not_finite() -> None:
         pcb(base, experts)
 
 
-@pytest.mark.parametrize(("option", "value"), [("ratio", 0.0), ("ratio", 5), ("clip", 0.5), ("variant", "nlp")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("ratio", 0.0), ("ratio", 5), ("clip", 0.5), ("variant", "nlp")]
+)
 def test_refuses_options_outside_the_schema(option: str, value: Any) -> None:
     base, experts = family()
     with pytest.raises(RecipeError, match=f"operator pcb: hyperparameter '{option}'"):
@@ -150,7 +167,10 @@ def test_statistics_are_shared_between_hyperparameters(tmp_path: Path) -> None:
     base, experts = family(2)
 
     def rows(folder: str, *ratios: float) -> tuple[list[torch.Tensor], int]:
-        sources = [Source(str(i), state, Memo(tmp_path / folder)) for i, state in enumerate([base, *experts])]
+        sources = [
+            Source(str(i), state, Memo(tmp_path / folder))
+            for i, state in enumerate([base, *experts])
+        ]
         for ratio in ratios:
             before = sources[1].reads
             basis = OPERATORS["pcb"].prepare(sources[0], sources[1:], ratio=ratio)
@@ -159,6 +179,9 @@ def test_statistics_are_shared_between_hyperparameters(tmp_path: Path) -> None:
     alone, reads = rows("a", 0.1)
     shared, second = rows("b", 0.2, 0.1)
     repeated, third = rows("b", 0.1)
-    assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(alone, shared, repeated, strict=True))
+    assert all(
+        torch.equal(x, y) and torch.equal(x, z)
+        for x, y, z in zip(alone, shared, repeated, strict=True)
+    )
     assert second < reads
     assert third == 0

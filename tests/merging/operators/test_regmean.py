@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from merging import InputError, merge
-from merging.calibration import Calibration
-from merging.gram import Grams, LinearWeight, regressed
-from merging.memo import Memo
-from merging.operators.regmean import prepare
+from mergesearch.merging import InputError, merge
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.models.calibration_spec import Calibration
+from mergesearch.merging.operators.parts.gram import Grams, LinearWeight, regressed
+from mergesearch.merging.operators.regmean import prepare
+from mergesearch.merging.tensors.memo import Memo
 from tests.merging.operators.calibrated import images, save_items
 from tests.merging.operators.pico_runs import deltas_of, loaded, rows_of
 
@@ -35,12 +36,16 @@ def states(experts: int = 2) -> tuple[dict[str, torch.Tensor], dict[str, dict[st
 
 def calibrated(items: dict[str, torch.Tensor]) -> Calibration:
     return Calibration(
-        nn.Linear(IN, OUT), {name: [{"input": part} for part in x.split(5)] for name, x in items.items()}
+        nn.Linear(IN, OUT),
+        {name: [{"input": part} for part in x.split(5)] for name, x in items.items()},
     )
 
 
 def inputs(count: int = 20) -> dict[str, torch.Tensor]:
-    return {"expert 1": random(count, IN, seed=2), "expert 2": random(count, IN, seed=3) @ random(IN, IN, seed=4)}
+    return {
+        "expert 1": random(count, IN, seed=2),
+        "expert 2": random(count, IN, seed=3) @ random(IN, IN, seed=4),
+    }
 
 
 class TestOneLayer:
@@ -49,9 +54,15 @@ class TestOneLayer:
         items = inputs()
         merged = merge(base, experts, operator="regmean", calibration=calibrated(items), reduce=1.0)
         x = torch.cat([items[name].double() for name in experts])
-        y = torch.cat([items[name].double() @ expert["weight"].double().T for name, expert in experts.items()])
-        assert torch.allclose(merged["weight"].double(), torch.linalg.lstsq(x, y).solution.T, atol=1e-4)
-        assert torch.allclose(merged["bias"], sum(e["bias"] for e in experts.values()) / 2, atol=1e-6)
+        y = torch.cat(
+            [items[name].double() @ expert["weight"].double().T for name, expert in experts.items()]
+        )
+        assert torch.allclose(
+            merged["weight"].double(), torch.linalg.lstsq(x, y).solution.T, atol=1e-4
+        )
+        assert torch.allclose(
+            merged["bias"], sum(e["bias"] for e in experts.values()) / 2, atol=1e-6
+        )
 
     def test_counts_every_expert_the_same_however_many_items_it_has(self) -> None:
         base, experts = states()
@@ -65,7 +76,9 @@ class TestOneLayer:
         base, experts = states(3)
         items = dict.fromkeys(experts, inputs()["expert 2"])
         merged = merge(base, experts, operator="regmean", calibration=calibrated(items))
-        assert torch.allclose(merged["weight"], sum(e["weight"] for e in experts.values()) / 3, atol=1e-6)
+        assert torch.allclose(
+            merged["weight"], sum(e["weight"] for e in experts.values()) / 3, atol=1e-6
+        )
 
     def test_no_off_diagonals_weigh_column_by_column(self) -> None:
         base, experts = states()
@@ -82,7 +95,9 @@ class TestOneLayer:
         items = inputs(2)  # fewer items than inputs
         for x in items.values():
             x[:, 0] = 0
-        merged = merge(base, experts, operator="regmean", calibration=calibrated(items), reduce=reduce)["weight"]
+        merged = merge(
+            base, experts, operator="regmean", calibration=calibrated(items), reduce=reduce
+        )["weight"]
         average = sum(expert["weight"] for expert in experts.values()) / 2
         assert torch.allclose(merged[:, 0], average[:, 0], atol=1e-5)
         assert not torch.allclose(merged[:, 1:], average[:, 1:], atol=1e-2)
@@ -98,7 +113,9 @@ class TestOneLayer:
 
         base = {name: torch.zeros_like(tensor) for name, tensor in Two().state_dict().items()}
         experts = [{n: random(*t.shape, seed=k) for n, t in base.items()} for k in (1, 2)]
-        own = Calibration(Two(), {"0": [{"x": random(9, IN, seed=3)}], "1": [{"x": random(9, IN, seed=4)}]})
+        own = Calibration(
+            Two(), {"0": [{"x": random(9, IN, seed=3)}], "1": [{"x": random(9, IN, seed=4)}]}
+        )
         merged = merge(base, experts, operator="regmean", calibration=own)
         for name, average in ((n, (experts[0][n] + experts[1][n]) / 2) for n in base):
             assert torch.allclose(merged[name], average, atol=1e-5) == (name != "used.weight")
@@ -106,12 +123,16 @@ class TestOneLayer:
     def test_inputs_that_are_not_finite_are_refused(self) -> None:
         base, experts = states()
         items = {name: x.fill_(torch.nan) for name, x in inputs().items()}
-        with pytest.raises(InputError, match="expected finite inputs of layer '', received NaN or infinity"):
+        with pytest.raises(
+            InputError, match="expected finite inputs of layer '', received NaN or infinity"
+        ):
             merge(base, experts, operator="regmean", calibration=calibrated(items))
 
 
 def test_sums_that_rounding_made_indefinite_are_still_solved() -> None:
-    gram = torch.tensor([[1.0, 1.0], [1.0, 1.0 - 1e-5]])  # eigenvalues 2 and -5e-6: below zero, beyond the ridge
+    gram = torch.tensor(
+        [[1.0, 1.0], [1.0, 1.0 - 1e-5]]
+    )  # eigenvalues 2 and -5e-6: below zero, beyond the ridge
     rows = regressed([torch.eye(2), torch.eye(2)], [{"gram_of_dim_1": gram}] * 2, 1.0)
     assert torch.allclose(rows[0], torch.eye(2) / 2, atol=1e-5)
 
@@ -119,9 +140,13 @@ def test_sums_that_rounding_made_indefinite_are_still_solved() -> None:
 def test_columns_of_conv1d_are_its_outputs() -> None:
     delta, gram = random(IN, OUT, seed=0), random(9, IN, seed=1).T @ random(9, IN, seed=1)
     other = random(IN, OUT, seed=2)
-    rows = regressed([delta, other], [{"gram_of_dim_0": gram}, {"gram_of_dim_0": torch.eye(IN)}], 1.0)
+    rows = regressed(
+        [delta, other], [{"gram_of_dim_0": gram}, {"gram_of_dim_0": torch.eye(IN)}], 1.0
+    )
     total = gram.double() + torch.eye(IN)
-    assert torch.allclose(rows[0].double(), torch.linalg.solve(total, gram.double() @ delta.double()), atol=1e-5)
+    assert torch.allclose(
+        rows[0].double(), torch.linalg.solve(total, gram.double() @ delta.double()), atol=1e-5
+    )
     assert torch.allclose(rows[1].double(), torch.linalg.solve(total, other.double()), atol=1e-5)
 
 
@@ -136,14 +161,20 @@ def test_hooks_are_gone_afterwards() -> None:
 
 def vision(folder: Path, **data: Any) -> dict[str, Any]:
     data = {name: str(save_items(folder / name, columns)) for name, columns in data.items()}
-    return {"data": data, "model_class": "AutoModelForImageClassification", "inputs": {"pixel_values": "pixels"}}
+    return {
+        "data": data,
+        "model_class": "AutoModelForImageClassification",
+        "inputs": {"pixel_values": "pixels"},
+    }
 
 
 def test_matches_hooks_on_a_vit(pico: Callable[[str], Any], tmp_path: Path) -> None:
     family = pico("vit")
     items = {expert.name: images(6, seed) for seed, expert in enumerate(family.experts)}
     own = vision(tmp_path / "items", **items) | {"batch_size": 4}
-    rows = rows_of(family.base, family.experts, "regmean", tmp_path / "arenas", calibration=own, reduce=0.9)
+    rows = rows_of(
+        family.base, family.experts, "regmean", tmp_path / "arenas", calibration=own, reduce=0.9
+    )
     # Stored name -> name in memory.
     layers = {
         "vit.encoder.layer.1.attention.attention.query.weight": "vit.layers.1.attention.q_proj",
@@ -155,7 +186,9 @@ def test_matches_hooks_on_a_vit(pico: Callable[[str], Any], tmp_path: Path) -> N
         grams = []
         for expert in family.experts:
             model, seen = loaded(expert, own["model_class"]), []
-            model.get_submodule(name).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            model.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0])
+            )
             with torch.no_grad():
                 model(torch.tensor(items[expert.name]["pixels"]).double()[:, None])
             x = torch.cat(seen).flatten(0, -2)
@@ -164,7 +197,9 @@ def test_matches_hooks_on_a_vit(pico: Callable[[str], Any], tmp_path: Path) -> N
         for k, gram in enumerate(grams):
             expected = deltas[stored][k].double() @ gram @ torch.linalg.inv(sum(grams))
             assert torch.allclose(rows[stored][k].double(), expected, atol=2e-4), stored
-    assert torch.allclose(rows["vit.embeddings.cls_token"], deltas["vit.embeddings.cls_token"] / 2, atol=1e-7)
+    assert torch.allclose(
+        rows["vit.embeddings.cls_token"], deltas["vit.embeddings.cls_token"] / 2, atol=1e-7
+    )
 
 
 def tokens(folder: Path, seed: int, padding: int = 0) -> Path:
@@ -186,14 +221,20 @@ def language(data: dict[str, Path]) -> dict[str, Any]:
         ("llama_tied", "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"),
     ],
 )
-def test_language_models(pico: Callable[[str], Any], tmp_path: Path, family_name: str, layer: str, head: str) -> None:
+def test_language_models(
+    pico: Callable[[str], Any], tmp_path: Path, family_name: str, layer: str, head: str
+) -> None:
     family = pico(family_name)
     names = [expert.name for expert in family.experts]
     found = {}
     for padding in (0, 2):
-        data = {n: tokens(tmp_path / f"{n} {padding}", seed, padding) for seed, n in enumerate(names)}
+        data = {
+            n: tokens(tmp_path / f"{n} {padding}", seed, padding) for seed, n in enumerate(names)
+        }
         arenas = tmp_path / "arenas"
-        found[padding] = rows_of(family.base, family.experts, "regmean", arenas, calibration=language(data))
+        found[padding] = rows_of(
+            family.base, family.experts, "regmean", arenas, calibration=language(data)
+        )
     deltas = deltas_of(family.base, family.experts)
     for name, rows in found[0].items():
         assert torch.allclose(rows, found[2][name], atol=1e-4), name  # padding does not count
@@ -205,16 +246,21 @@ def test_language_models(pico: Callable[[str], Any], tmp_path: Path, family_name
 def test_values_of_reduce_share_the_gram_matrices(
     pico: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merging.checkpoint import Checkpoint
-    from merging.gram import Grams
-    from merging.operators.regmean import REGMEAN
+    from mergesearch.merging.operators.parts.gram import Grams
+    from mergesearch.merging.operators.regmean import REGMEAN
 
     family = pico("vit")
     data = save_items(tmp_path / "items", images(4, 0))
-    own = {"data": str(data), "model_class": "AutoModelForImageClassification", "inputs": {"pixel_values": "pixels"}}
+    own = {
+        "data": str(data),
+        "model_class": "AutoModelForImageClassification",
+        "inputs": {"pixel_values": "pixels"},
+    }
     options = REGMEAN.complete({"calibration": own})
     memo = Memo(tmp_path / "memo")
-    base, *experts = (Checkpoint.open(str(path), path.name, memo) for path in (family.base, *family.experts))
+    base, *experts = (
+        open_checkpoint(str(path), path.name, memo) for path in (family.base, *family.experts)
+    )
     name = "vit.encoder.layer.0.intermediate.dense.weight"
     first = prepare(base, experts, **options).rows(name)
     monkeypatch.setattr(Grams, "collecting", None)  # no further pass

@@ -1,4 +1,6 @@
-"""RegMean++ against forward passes of whole models, and the blocks that it finds, calls and refuses."""
+"""RegMean++ against forward passes of whole models, and the blocks that it finds, calls and
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from merging import CheckpointError, RecipeError, merge
-from merging.blocks import block_chains, passage
-from merging.calibration import Calibration
+from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging.models.blocks import block_chains, passage
+from mergesearch.merging.models.calibration_spec import Calibration
 from tests.merging.operators.calibrated import images, save_items
 from tests.merging.operators.pico_runs import loaded, rows_of
 
@@ -69,12 +71,17 @@ class BlockWithMemory(Block):
         return super().forward(hidden) + (0.0 if earlier is None else 5 * earlier)
 
 
-def states(model: nn.Module, shared: tuple[str, ...] = ()) -> tuple[dict[str, torch.Tensor], list[Any]]:
+def states(
+    model: nn.Module, shared: tuple[str, ...] = ()
+) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """Weights of a base and two experts that agree on tensors whose names start with ``shared``."""
     generator = torch.Generator().manual_seed(0)
     base = {n: torch.randn(t.shape, generator=generator) for n, t in model.state_dict().items()}
     tuned = [
-        {n: t + torch.randn(t.shape, generator=generator) * (not n.startswith(shared)) for n, t in base.items()}
+        {
+            n: t + torch.randn(t.shape, generator=generator) * (not n.startswith(shared))
+            for n, t in base.items()
+        }
         for _ in range(2)
     ]
     return base, tuned
@@ -89,9 +96,13 @@ def calibrated(model: nn.Module) -> Calibration:
 
 
 def test_is_regmean_block_after_block() -> None:
-    """Each block in turn with each expert's weights, in a model whose lower blocks are merged: a whole pass each."""
+    """Each block in turn with each expert's weights, in a model whose lower blocks are merged: a
+    whole pass each.
+    """
     base, experts = states(Tower())
-    merged = merge(base, experts, operator="regmean_pp", calibration=calibrated(Tower()), reduce=0.9)
+    merged = merge(
+        base, experts, operator="regmean_pp", calibration=calibrated(Tower()), reduce=0.9
+    )
     model = Tower().double()
     mean = {name: (experts[0][name] + experts[1][name]) / 2 for name in base}
     expected = {name: tensor.double() for name, tensor in mean.items()}
@@ -101,14 +112,18 @@ def test_is_regmean_block_after_block() -> None:
             own = {n: t.double() for n, t in expert.items() if n.startswith(f"layers.{place}.")}
             model.load_state_dict(expected | own)
             seen: list[torch.Tensor] = []
-            hook = model.layers[place].linear.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            hook = model.layers[place].linear.register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0])
+            )
             with torch.no_grad():
                 model(batches(k)[0]["x"].double())
             hook.remove()
             gram = seen[0].T @ seen[0] / 9
             grams.append(0.9 * gram + 0.1 * gram.diagonal().diag())
         name = f"layers.{place}.linear.weight"
-        weighted = sum(expert[name].double() @ gram for expert, gram in zip(experts, grams, strict=True))
+        weighted = sum(
+            expert[name].double() @ gram for expert, gram in zip(experts, grams, strict=True)
+        )
         expected[name] = weighted @ torch.linalg.inv(sum(grams))
         assert torch.allclose(merged[name].double(), expected[name], atol=2e-4), name
     for name in ("embed.weight", "head.weight", "layers.1.linear.bias"):
@@ -122,14 +137,20 @@ def test_first_block_is_that_of_regmean_where_embeddings_agree() -> None:
         for operator in ("regmean", "regmean_pp")
     )
     assert torch.allclose(one["layers.0.linear.weight"], other["layers.0.linear.weight"], atol=1e-5)
-    assert not torch.allclose(one["layers.1.linear.weight"], other["layers.1.linear.weight"], atol=1e-2)
+    assert not torch.allclose(
+        one["layers.1.linear.weight"], other["layers.1.linear.weight"], atol=1e-2
+    )
 
 
 def test_finds_the_outermost_blocks(build_model: Callable[..., nn.Module]) -> None:
-    assert [(c.name, len(c.blocks)) for c in block_chains(build_model("vit"))] == [("vit.layers", 2)]
+    assert [(c.name, len(c.blocks)) for c in block_chains(build_model("vit"))] == [
+        ("vit.layers", 2)
+    ]
     assert [c.blocks[1] for c in block_chains(build_model("llama"))] == ["model.layers.1"]
     assert [c.blocks[1] for c in block_chains(build_model("gpt2"))] == ["transformer.h.1"]
-    assert block_chains(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []  # numbers, but no blocks
+    assert (
+        block_chains(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == []
+    )  # numbers, but no blocks
 
 
 @pytest.mark.parametrize("name", ["vit", "bert", "llama", "gpt2"])
@@ -157,7 +178,10 @@ def vision(folder: Path, label: int) -> str:
 def test_merges_a_vit_from_its_checkpoints(pico: Callable[[str], Any], tmp_path: Path) -> None:
     family = pico("vit")
     own = {
-        "data": {expert.name: vision(tmp_path / "items", seed) for seed, expert in enumerate(family.experts)},
+        "data": {
+            expert.name: vision(tmp_path / "items", seed)
+            for seed, expert in enumerate(family.experts)
+        },
         "model_class": "AutoModelForImageClassification",
         "inputs": {"pixel_values": "pixels"},
         "batch_size": 4,
@@ -181,7 +205,9 @@ def test_merges_a_vit_from_its_checkpoints(pico: Callable[[str], Any], tmp_path:
         for seed, model in enumerate(models):
             stream, seen = copy.deepcopy(merged), []
             stream.vit.layers[1].load_state_dict(model.vit.layers[1].state_dict())
-            stream.get_submodule(name).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            stream.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0])
+            )
             with torch.no_grad():
                 stream(torch.tensor(images(6, seed)["pixels"]).double()[:, None])
             x = seen[0].flatten(0, -2)
@@ -190,7 +216,9 @@ def test_merges_a_vit_from_its_checkpoints(pico: Callable[[str], Any], tmp_path:
         key = _stored(f"{name}.weight")
         for row, model, gram in zip(rows[key], models, grams, strict=True):
             delta = model.get_parameter(f"{name}.weight") - base.get_parameter(f"{name}.weight")
-            assert torch.allclose(row.double(), delta @ gram @ torch.linalg.inv(sum(grams)), atol=2e-4), name
+            assert torch.allclose(
+                row.double(), delta @ gram @ torch.linalg.inv(sum(grams)), atol=2e-4
+            ), name
         assert not torch.allclose(rows[key], plain[key], atol=1e-5)
 
 
@@ -213,7 +241,10 @@ def _stored(name: str) -> str:
 class TestRefusals:
     def test_of_names_without_blocks(self) -> None:
         base = {"embed.weight": torch.zeros(2, 2)}
-        with pytest.raises(RecipeError, match="operator regmean_pp: expected numbered residual blocks among the tens"):
+        with pytest.raises(
+            RecipeError,
+            match="operator regmean_pp: expected numbered residual blocks among the tens",
+        ):
             merge(base, [base], operator="regmean_pp", calibration=Calibration(Tower(), batches(0)))
 
     def test_of_blocks_that_do_not_run(self) -> None:
@@ -222,7 +253,9 @@ class TestRefusals:
                 return self.head(self.embed(x))
 
         base, experts = states(Idle())
-        with pytest.raises(CheckpointError, match=r"expected residual blocks in Idle, named like .* found none"):
+        with pytest.raises(
+            CheckpointError, match=r"expected residual blocks in Idle, named like .* found none"
+        ):
             merge(base, experts, operator="regmean_pp", calibration=calibrated(Idle()))
 
     @pytest.mark.parametrize("times", [0, 2])
@@ -235,17 +268,23 @@ class TestRefusals:
                 return self.head(hidden)
 
         base, experts = states(Odd())
-        with pytest.raises(CheckpointError, match="expected blocks layers that run one after another"):
+        with pytest.raises(
+            CheckpointError, match="expected blocks layers that run one after another"
+        ):
             merge(base, experts, operator="regmean_pp", calibration=calibrated(Odd()))
 
     def test_of_blocks_on_other_outputs(self) -> None:
         base, experts = states(Skipping())
-        with pytest.raises(CheckpointError, match="each on the output of the one before, received another order"):
+        with pytest.raises(
+            CheckpointError, match="each on the output of the one before, received another order"
+        ):
             merge(base, experts, operator="regmean_pp", calibration=calibrated(Skipping()))
 
     def test_of_blocks_that_are_given_more(self) -> None:
         model = Remembering()
         model.layers[2] = BlockWithMemory()
         base, experts = states(model)
-        with pytest.raises(CheckpointError, match="on the block before alone, received some that are given more"):
+        with pytest.raises(
+            CheckpointError, match="on the block before alone, received some that are given more"
+        ):
             merge(base, experts, operator="regmean_pp", calibration=calibrated(model))

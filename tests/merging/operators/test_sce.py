@@ -1,4 +1,6 @@
-"""SCE in both readings of Select, and VaRM, against their formulas written out with numpy in fp64."""
+"""SCE in both readings of Select, and VaRM, against their formulas written out with numpy in
+fp64.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from merging import RecipeError, merge
+from mergesearch.merging import RecipeError, merge
 
 State = dict[str, torch.Tensor]
 Target = Literal["deltas", "weights"]
@@ -21,7 +23,10 @@ def family(experts: int = 3, seed: int = 0) -> tuple[State, list[State]]:
     generator = torch.Generator().manual_seed(seed)
     base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     scales = [0.05 * (k + 1) for k in range(experts)]
-    tuned = [{n: t + s * torch.randn(t.shape, generator=generator) for n, t in base.items()} for s in scales]
+    tuned = [
+        {n: t + s * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        for s in scales
+    ]
     return base, tuned
 
 
@@ -61,12 +66,16 @@ def test_agrees_with_the_formula(experts: int, topk: float, target: Target) -> N
     merged = sce(base, tuned, topk=topk, select_applies_to=target)
     for name in SHAPES:
         tau = np.stack([changes(expert, base, name) for expert in tuned])
-        assert np.allclose(changes(merged, base, name), reference(tau, topk, target), rtol=0, atol=1e-6)
+        assert np.allclose(
+            changes(merged, base, name), reference(tau, topk, target), rtol=0, atol=1e-6
+        )
 
 
 def test_one_expert_is_kept_by_the_authors_code_and_lost_by_the_papers_text() -> None:
     base, [expert] = family(1)
-    kept, lost = (sce(base, [expert], topk=0.5, select_applies_to=target) for target in ("weights", "deltas"))
+    kept, lost = (
+        sce(base, [expert], topk=0.5, select_applies_to=target) for target in ("weights", "deltas")
+    )
     assert all(torch.allclose(kept[name], expert[name], rtol=0, atol=1e-6) for name in base)
     assert all(torch.equal(lost[name], base[name]) for name in base)
     whole = sce(base, [expert], topk=1.0, select_applies_to="deltas")
@@ -99,9 +108,12 @@ def test_negated_task_vectors_give_the_negated_merge_even_where_they_cancel() ->
 
 
 def test_an_expert_of_vanishing_energy_still_counts_where_it_is_alone() -> None:
-    # Its weight does not fit fp32 beside the other's: nothing is merged there, and nothing is divided by 0.
+    # Its weight does not fit fp32 beside the other's: nothing is merged there, and nothing is
+    # divided by 0.
     base = {"w": torch.zeros(2)}
-    merged = sce(base, [{"w": torch.tensor([1e20, 0.0])}, {"w": torch.tensor([0.0, 1e-15])}], topk=1.0)["w"]
+    merged = sce(
+        base, [{"w": torch.tensor([1e20, 0.0])}, {"w": torch.tensor([0.0, 1e-15])}], topk=1.0
+    )["w"]
     assert merged.tolist() == [np.float32(1e20), 0.0]
 
 

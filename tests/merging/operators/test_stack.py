@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from merging import RecipeError, merge
-from merging.operators import get_operator
-from merging.operators.stack import DENSITIES, StackRows, arc_weights
+from mergesearch.merging import RecipeError, merge
+from mergesearch.merging.operators import get_operator
+from mergesearch.merging.operators.stack import DENSITIES, StackRows, arc_weights
 
 State = dict[str, torch.Tensor]
-SHAPES = {"layers.0.mlp.up_proj.weight": (12, 9), "layers.1.self_attn.q_proj.weight": (7, 7), "norm.bias": (11,)}
+SHAPES = {
+    "layers.0.mlp.up_proj.weight": (12, 9),
+    "layers.1.self_attn.q_proj.weight": (7, 7),
+    "norm.bias": (11,),
+}
 EXPERTS = 3
 
 
@@ -24,7 +28,10 @@ def state(seed: int) -> State:
 
 
 BASE = state(0)
-TUNED = [{name: BASE[name] + 0.4 * tensor for name, tensor in state(seed).items()} for seed in range(1, 1 + EXPERTS)]
+TUNED = [
+    {name: BASE[name] + 0.4 * tensor for name, tensor in state(seed).items()}
+    for seed in range(1, 1 + EXPERTS)
+]
 
 
 def stacked(column: np.ndarray, densities: list[float] = DENSITIES) -> State:
@@ -49,7 +56,10 @@ def test_rows_count_and_do_not_overlap(densities: list[float]) -> None:
 def test_task_vectors_are_task_arithmetic() -> None:
     rows, column = StackRows(EXPERTS, 4), np.zeros(16)
     column[rows.tasks] = [0.2, -0.4, 0.7]
-    assert_close(stacked(column), merge(BASE, TUNED, operator="task_arithmetic", coefficients=[0.2, -0.4, 0.7]))
+    assert_close(
+        stacked(column),
+        merge(BASE, TUNED, operator="task_arithmetic", coefficients=[0.2, -0.4, 0.7]),
+    )
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -69,7 +79,9 @@ def test_the_last_row_is_the_base() -> None:
 
 
 def test_one_expert_is_refused() -> None:
-    with pytest.raises(RecipeError, match="operator stack: expected at least 2 experts beside the base, received 1"):
+    with pytest.raises(
+        RecipeError, match="operator stack: expected at least 2 experts beside the base, received 1"
+    ):
         merge(BASE, TUNED[:1], operator="stack")
 
 
@@ -79,11 +91,14 @@ def test_densities_are_fractions(densities: list[float]) -> None:
         merge(BASE, TUNED, operator="stack", densities=densities)
 
 
-# --- arcs -------------------------------------------------------------------------------------------------------------
+# --- arcs
+# ----------------------------------------------------------------------------
 
 
 def products(vectors: np.ndarray) -> np.ndarray:
-    """Inner products of base and task vectors of ``(tensors, 1 + K, n)``, the first being the base."""
+    """Inner products of base and task vectors of ``(tensors, 1 + K, n)``, the first being the
+    base.
+    """
     return np.einsum("tin,tjn->tij", vectors, vectors)
 
 
@@ -121,7 +136,10 @@ def test_both_ends_are_reached_exactly() -> None:
 
 
 def test_an_arc_reads_the_same_from_both_ends() -> None:
-    there, back = arc_weights(products(family()), 0, 1, 0.3), arc_weights(products(family()), 1, 0, 0.7)
+    there, back = (
+        arc_weights(products(family()), 0, 1, 0.3),
+        arc_weights(products(family()), 1, 0, 0.7),
+    )
     np.testing.assert_allclose(there, back[::-1], rtol=1e-14)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from merging import CheckpointError, RecipeError, merge
-from merging.memo import Memo
-from merging.operators import get_operator
-from merging.operators.sparse import elect
-from merging.operators.ties import prepare, thresholds
+from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging.operators import get_operator
+from mergesearch.merging.operators.parts.election import elect
+from mergesearch.merging.operators.ties import prepare, thresholds
+from mergesearch.merging.tensors.memo import Memo
 
 State = dict[str, torch.Tensor]
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -30,13 +30,18 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def task_vectors(experts: int = 3, seed: int = 0) -> list[State]:
-    """Whole multiples of 1/8, so that ties and exact cancellations occur; every tensor has a scale of its own."""
+    """Whole multiples of 1/8, so that ties and exact cancellations occur; every tensor has a scale
+    of its own.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def vector(place: int, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randint(-9, 10, shape, generator=generator) * 0.125 * (1 + place)
 
-    return [{name: vector(i, shape) for i, (name, shape) in enumerate(SHAPES.items())} for _ in range(experts)]
+    return [
+        {name: vector(i, shape) for i, (name, shape) in enumerate(SHAPES.items())}
+        for _ in range(experts)
+    ]
 
 
 def ties(vectors: Sequence[State], coefficients: Any = 1.0, /, **options: Any) -> State:
@@ -55,10 +60,14 @@ def trim(vector: State, density: float, groups: Sequence[Sequence[str]]) -> Stat
     return {name: torch.from_numpy(array) for name, array in trimmed.items()}
 
 
-def reference(vectors: Sequence[State], density: float, groups: Sequence[Sequence[str]], rule: str) -> State:
+def reference(
+    vectors: Sequence[State], density: float, groups: Sequence[Sequence[str]], rule: str
+) -> State:
     """Trim, elect, merge, on flat fp64 vectors ``(K, n)``; 0-d tensors are not in any group."""
     parts = [trim(vector, density, groups) for vector in vectors]
-    flat = np.stack([np.concatenate([part[name].numpy().reshape(-1) for name in SHAPES]) for part in parts])
+    flat = np.stack(
+        [np.concatenate([part[name].numpy().reshape(-1) for name in SHAPES]) for part in parts]
+    )
     sign = np.sign(flat.sum(axis=0))
     sign[sign == 0] = np.sign(sign.sum())
     agreeing = np.where(np.sign(flat) == sign, flat, 0)
@@ -76,7 +85,10 @@ def reference(vectors: Sequence[State], density: float, groups: Sequence[Sequenc
 
 
 def assert_close(one: State, other: State) -> None:
-    assert all(torch.allclose(one[name].double(), other[name].double(), rtol=1e-6, atol=1e-7) for name in SHAPES)
+    assert all(
+        torch.allclose(one[name].double(), other[name].double(), rtol=1e-6, atol=1e-7)
+        for name in SHAPES
+    )
 
 
 MATRICES = [name for name, shape in SHAPES.items() if shape]
@@ -96,8 +108,14 @@ def test_agrees_with_the_reference(scope: str, density: float, rule: str, seed: 
 
 def test_scopes_and_rules_differ_here() -> None:
     vectors = task_vectors()
-    results = [ties(vectors, scope=scope, merge=rule) for scope in GROUPS for rule in ("mean", "sum", "max")]
-    assert len({torch.cat([t.reshape(-1) for t in r.values()]).numpy().tobytes() for r in results}) == len(results)
+    results = [
+        ties(vectors, scope=scope, merge=rule)
+        for scope in GROUPS
+        for rule in ("mean", "sum", "max")
+    ]
+    assert len(
+        {torch.cat([t.reshape(-1) for t in r.values()]).numpy().tobytes() for r in results}
+    ) == len(results)
 
 
 @pytest.mark.parametrize("lean", [1.0, -1.0])
@@ -133,7 +151,9 @@ def test_coefficients_weigh_experts_on_frozen_signs() -> None:
     vectors = task_vectors()
     one_hot = [ties(vectors, list(row), density=0.5) for row in np.eye(3)]
     merged = ties(vectors, [0.3, -0.5, 2.0], density=0.5)
-    assert_close(merged, {n: 0.3 * one_hot[0][n] - 0.5 * one_hot[1][n] + 2.0 * one_hot[2][n] for n in SHAPES})
+    assert_close(
+        merged, {n: 0.3 * one_hot[0][n] - 0.5 * one_hot[1][n] + 2.0 * one_hot[2][n] for n in SHAPES}
+    )
 
 
 def test_a_small_tensor_survives_only_a_ranking_of_its_own() -> None:
@@ -157,7 +177,8 @@ def test_vectors_can_pass_and_scalars_always_do() -> None:
 
 
 def test_live_elects_after_weighting_and_jumps() -> None:
-    # One position, changes 1, −0.6, −0.5: the elected sign changes between weights 1.05 and 1.15 of the first.
+    # One position, changes 1, −0.6, −0.5: the elected sign changes between weights 1.05 and 1.15 of
+    # the first.
     vectors = [{"w": torch.tensor([change, 0.0])} for change in (1.0, -0.6, -0.5)]
 
     def at(weight: float, **options: Any) -> float:
@@ -174,7 +195,10 @@ def test_live_elects_after_weighting_and_jumps() -> None:
 @pytest.mark.parametrize("rule", ["mean", "sum", "max"])
 def test_live_at_equal_coefficients_is_frozen_but_for_cancellations(rule: str) -> None:
     generator = torch.Generator().manual_seed(3)
-    vectors = [{name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()} for _ in range(3)]
+    vectors = [
+        {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        for _ in range(3)
+    ]
     assert_close(ties(vectors, mode="live", merge=rule), ties(vectors, merge=rule))
 
 
@@ -184,7 +208,10 @@ def test_live_at_equal_coefficients_is_frozen_but_for_cancellations(rule: str) -
         ({"density": 20}, r"'density': .*a fraction in \(0, 1\], 0.2 for 20 percent, received 20"),
         ({"density": 1.5}, r"'density': .*a fraction in \(0, 1\]"),
         ({"density": 0.0}, "'density': .*greater than 0, received 0.0"),
-        ({"merge": "weighted_mean"}, "operator ties: merge 'weighted_mean' expects mode 'live', received 'frozen'"),
+        (
+            {"merge": "weighted_mean"},
+            "operator ties: merge 'weighted_mean' expects mode 'live', received 'frozen'",
+        ),
         ({"scope": "layer"}, "'scope': .*received 'layer'"),
     ],
 )
@@ -197,7 +224,9 @@ def test_refuses(options: dict[str, Any], message: str) -> None:
 def test_names_expert_and_tensor_that_are_not_finite(options: dict[str, Any]) -> None:
     vectors = task_vectors()
     vectors[1]["column"][2] = float("nan")
-    with pytest.raises(CheckpointError, match="expert '1': tensor 'column': expected finite numbers"):
+    with pytest.raises(
+        CheckpointError, match="expert '1': tensor 'column': expected finite numbers"
+    ):
         ties(vectors, **options)
 
 
@@ -241,13 +270,20 @@ def test_densities_share_the_first_read_and_every_basis_the_thresholds(tmp_path:
         experts[0].reads.clear()
         found = thresholds(base, experts[0], density)
         assert len(experts[0].reads) == reads
-        flat = torch.cat([vectors[0][name].reshape(-1) for name in MATRICES]).abs().sort(descending=True).values
+        flat = (
+            torch.cat([vectors[0][name].reshape(-1) for name in MATRICES])
+            .abs()
+            .sort(descending=True)
+            .values
+        )
         assert found == {"model": float(flat[math.ceil(density * len(flat)) - 1])}
     rows = {name: prepare(base, experts).rows(name) for name in SHAPES}
     again = prepare(base, experts)
     experts[0].reads.clear()
     for name in reversed(SHAPES):
-        assert all(torch.equal(one, other) for one, other in zip(again.rows(name), rows[name], strict=True))
+        assert all(
+            torch.equal(one, other) for one, other in zip(again.rows(name), rows[name], strict=True)
+        )
     assert sorted(experts[0].reads) == sorted(SHAPES)  # thresholds and the majority were remembered
 
 
@@ -260,22 +296,33 @@ def test_an_empty_set_of_thresholds_can_be_remembered(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("merge_rule", ["mean", "sum", "max"])
 @pytest.mark.parametrize("scope", ["model", "tensor", "module"])
-def test_merging_what_is_stored_gives_the_bits_of_the_rows(dtype: torch.dtype, merge_rule: str, scope: str) -> None:
-    from merging import Field, Layout
-    from merging.in_memory import MappingSource, tensor_merger
-    from merging.kernels import combine
+def test_merging_what_is_stored_gives_the_bits_of_the_rows(
+    dtype: torch.dtype, merge_rule: str, scope: str
+) -> None:
+    from mergesearch.merging import Field, Layout
+    from mergesearch.merging.in_memory import MappingSource, tensor_merger
+    from mergesearch.merging.kernels.dispatch import combine
 
     generator = torch.Generator().manual_seed(3)
     shapes = {"layers.0.mlp.fc1.weight": (70, 40), "layers.0.norm1.bias": (1500,), "scale": ()}
-    base = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    base = {
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()
+    }
     # Few different changes: many of them cancel exactly, so that the majority decides.
     experts = [
-        {n: (t.float() + 0.25 * torch.randint(-2, 3, t.shape, generator=generator)).to(dtype) for n, t in base.items()}
+        {
+            n: (t.float() + 0.25 * torch.randint(-2, 3, t.shape, generator=generator)).to(dtype)
+            for n, t in base.items()
+        }
         for _ in range(3)
     ]
-    layout = Layout.build({n: (tuple(t.shape), str(dtype).removeprefix("torch.")) for n, t in base.items()})
+    layout = Layout.build(
+        {n: (tuple(t.shape), str(dtype).removeprefix("torch.")) for n, t in base.items()}
+    )
     field = Field(np.array([0, 1000, layout.size]), np.array([[0.3, 1.0], [0.7, 0.0], [1.1, 0.4]]))
-    sources = [MappingSource(str(i), state, layout.names) for i, state in enumerate([base, *experts])]
+    sources = [
+        MappingSource(str(i), state, layout.names) for i, state in enumerate([base, *experts])
+    ]
     options = get_operator("ties").complete({"density": 0.6, "merge": merge_rule, "scope": scope})
     merge_one = tensor_merger(sources[0], sources[1:], "ties", options, field, layout)
     basis = get_operator("ties").prepare(sources[0], sources[1:], **options)
@@ -283,7 +330,13 @@ def test_merging_what_is_stored_gives_the_bits_of_the_rows(dtype: torch.dtype, m
     for spec in layout.tensors:
         out = torch.empty(spec.size)
         rows = [row.reshape(-1) for row in basis.rows(spec.name)]
-        combine(base[spec.name].float().reshape(-1), rows, field.restrict(spec.start, spec.stop), "delta", out)
+        combine(
+            base[spec.name].float().reshape(-1),
+            rows,
+            field.restrict(spec.start, spec.stop),
+            "delta",
+            out,
+        )
         merged, _ = merge_one(spec, spec.dtype)
         assert torch.equal(merged, out.view(spec.shape).to(dtype)), spec.name
 
@@ -293,5 +346,7 @@ def test_merging_what_is_stored_names_what_is_not_finite() -> None:
     experts = [{"layers.0.weight": torch.randn(30, 40)} for _ in range(2)]
     experts[1]["layers.0.weight"][3, 4] = torch.nan
     for density in (0.5, 1.0):
-        with pytest.raises(CheckpointError, match=r"'1': tensor 'layers\.0\.weight': expected finite numbers"):
+        with pytest.raises(
+            CheckpointError, match=r"'1': tensor 'layers\.0\.weight': expected finite numbers"
+        ):
             merge(base, experts, operator="ties", density=density)

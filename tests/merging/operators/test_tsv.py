@@ -1,4 +1,6 @@
-"""TSV-Merge against the published formula in numpy, and what happens to low-rank and equal experts."""
+"""TSV-Merge against the published formula in numpy, and what happens to low-rank and equal
+experts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from merging import RecipeError, merge
+from mergesearch.merging import RecipeError, merge
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -17,7 +19,9 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def experts_of(base: torch.Tensor, deltas: list[torch.Tensor], name: str = "w") -> list[dict[str, torch.Tensor]]:
+def experts_of(
+    base: torch.Tensor, deltas: list[torch.Tensor], name: str = "w"
+) -> list[dict[str, torch.Tensor]]:
     return [{name: base + delta} for delta in deltas]
 
 
@@ -62,12 +66,15 @@ def test_experts_orthogonal_to_each_other_are_added_up() -> None:
 def test_copies_of_an_expert_merge_to_its_largest_singular_vectors() -> None:
     delta = draw(9, 6, seed=1)
     u, s, v = np.linalg.svd(delta.numpy(), full_matrices=False)
-    np.testing.assert_allclose(merged_delta([delta] * 3), u[:, :2] @ np.diag(s[:2]) @ v[:2], atol=1e-12)
+    np.testing.assert_allclose(
+        merged_delta([delta] * 3), u[:, :2] @ np.diag(s[:2]) @ v[:2], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("rank", ["share", "full"])
 def test_directions_that_an_expert_does_not_move_displace_nothing(rank: str) -> None:
-    # Rank 1 and rank 0 beside a full one: their arbitrary null vectors must not be orthogonalised against.
+    # Rank 1 and rank 0 beside a full one: their arbitrary null vectors must not be orthogonalised
+    # against.
     low = torch.outer(draw(9, seed=1), draw(9, seed=2))
     unchanged = torch.zeros(9, 9, dtype=torch.float64)
     found = merged_delta([draw(9, 9, seed=3), low, unchanged], rank=rank)
@@ -99,9 +106,13 @@ def test_the_thirds_of_a_fused_projection_are_merged_apart() -> None:
 class TestTooManyExperts:
     def test_a_matrix_without_a_singular_vector_for_each_is_refused(self) -> None:
         deltas = [draw(2, 6, seed=k) for k in range(3)]
-        with pytest.raises(RecipeError, match=r"^operator tsv: tensor 'w': .* each of 3 experts, .*\(2, 6\) of 2; "):
+        with pytest.raises(
+            RecipeError, match=r"^operator tsv: tensor 'w': .* each of 3 experts, .*\(2, 6\) of 2; "
+        ):
             merged_delta(deltas)
-        np.testing.assert_allclose(merged_delta(deltas[:2]), published([d.numpy() for d in deltas[:2]], 1), atol=1e-12)
+        np.testing.assert_allclose(
+            merged_delta(deltas[:2]), published([d.numpy() for d in deltas[:2]], 1), atol=1e-12
+        )
 
     def test_the_full_rank_needs_no_share(self) -> None:
         deltas = [draw(2, 6, seed=k) for k in range(3)]
@@ -110,8 +121,13 @@ class TestTooManyExperts:
         )
 
     def test_a_narrow_head_can_be_left_out(self) -> None:
-        base = {"layers.0.mlp.fc1.weight": draw(6, 6, seed=0), "classifier.weight": draw(2, 6, seed=1)}
-        experts = [{name: t + draw(*t.shape, seed=k) for name, t in base.items()} for k in range(2, 5)]
+        base = {
+            "layers.0.mlp.fc1.weight": draw(6, 6, seed=0),
+            "classifier.weight": draw(2, 6, seed=1),
+        }
+        experts = [
+            {name: t + draw(*t.shape, seed=k) for name, t in base.items()} for k in range(2, 5)
+        ]
         with pytest.raises(RecipeError, match=r"tensor 'classifier.weight'.*matrices='blocks'"):
             merge(base, experts, operator="tsv")
         merged = merge(base, experts, operator="tsv", matrices="blocks")["classifier.weight"]

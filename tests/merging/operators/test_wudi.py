@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from merging import CheckpointError, RecipeError, merge
-from merging.memo import Memo
-from merging.operators import get_operator
-from merging.operators import wudi as module
-from merging.operators.interference import spectrum_of
+from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging.operators import get_operator
+from mergesearch.merging.operators import wudi as module
+from mergesearch.merging.operators.parts.interference import spectrum_of
+from mergesearch.merging.tensors.memo import Memo
 
 Array = npt.NDArray[np.float64]
 NAME = "layers.0.mlp.weight"
@@ -94,7 +94,9 @@ def test_one_expert_is_left_alone_wherever_it_starts_from() -> None:
 
 def test_low_rank_task_vectors_stay_in_their_span() -> None:
     generator = np.random.default_rng(1)
-    deltas = [generator.standard_normal((12, 2)) @ generator.standard_normal((2, 10)) for _ in range(3)]
+    deltas = [
+        generator.standard_normal((12, 2)) @ generator.standard_normal((2, 10)) for _ in range(3)
+    ]
     span = np.linalg.svd(np.vstack(deltas))[2][:6]
     result = wudi(deltas, time=1e6, keep=1.0)
     np.testing.assert_allclose(result @ span.T @ span, result, atol=1e-9)
@@ -107,19 +109,26 @@ def test_participation_counts_the_singular_values_that_matter() -> None:
     values = np.linalg.svd(stacked)[1]
     count = int(np.ceil(values.sum() ** 2 / (values**2).sum()))
     assert 1 < count < 7
-    np.testing.assert_allclose(wudi(deltas, rank="participation"), wudi(deltas, keep=(count - 0.5) / 7), atol=1e-12)
+    np.testing.assert_allclose(
+        wudi(deltas, rank="participation"), wudi(deltas, keep=(count - 0.5) / 7), atol=1e-12
+    )
 
 
 def test_gavish_and_donoho_find_a_planted_rank_under_noise() -> None:
     generator = np.random.default_rng(0)
     signal = generator.standard_normal((3, 40))
-    deltas = [generator.standard_normal((20, 3)) @ signal + 0.1 * generator.standard_normal((20, 40)) for _ in range(2)]
+    deltas = [
+        generator.standard_normal((20, 3)) @ signal + 0.1 * generator.standard_normal((20, 40))
+        for _ in range(2)
+    ]
     tensors = [torch.from_numpy(tau) for tau in deltas]
     spectrum = spectrum_of(tensors, [float(np.sum(tau**2)) for tau in deltas])
     assert spectrum.sizes == (40, 40)
     assert module.chosen_rank(spectrum, "gavish_donoho") == 3
     assert module.chosen_rank(spectrum, "participation") > 3
-    np.testing.assert_allclose(wudi(deltas, rank="gavish_donoho"), wudi(deltas, keep=2.5 / 40), atol=1e-12)
+    np.testing.assert_allclose(
+        wudi(deltas, rank="gavish_donoho"), wudi(deltas, keep=2.5 / 40), atol=1e-12
+    )
 
 
 def test_equal_singular_values_all_count() -> None:
@@ -130,7 +139,8 @@ def test_equal_singular_values_all_count() -> None:
 def test_tensors_outside_the_blocks_are_averaged_unless_asked_for() -> None:
     deltas = task_vectors((6, 5))
     states = [
-        {name: torch.tensor(delta) for name in (NAME, "head.weight")} for delta in [np.zeros_like(deltas[0]), *deltas]
+        {name: torch.tensor(delta) for name in (NAME, "head.weight")}
+        for delta in [np.zeros_like(deltas[0]), *deltas]
     ]
     inside = wudi(deltas)
     for matrices, expected in (("blocks", np.mean(deltas, axis=0)), ("all", inside)):
@@ -141,11 +151,13 @@ def test_tensors_outside_the_blocks_are_averaged_unless_asked_for() -> None:
 
 def test_small_eigenvalues_survive_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     # Squares of singular values that differ by 1000 do not fit one fp32 number.
-    deltas = [(delta * np.logspace(0, -3, 20)).astype(np.float32) for delta in task_vectors((30, 20))]
+    deltas = [
+        (delta * np.logspace(0, -3, 20)).astype(np.float32) for delta in task_vectors((30, 20))
+    ]
     base = {NAME: torch.zeros(30, 20)}
     experts = [{NAME: torch.from_numpy(delta)} for delta in deltas]
     exact = wudi([delta.astype(np.float64) for delta in deltas], keep=1.0, time=1e7)
-    monkeypatch.setattr("merging.spectral.PRECISE_UP_TO", 10)
+    monkeypatch.setattr("mergesearch.merging.operators.parts.singular.PRECISE_UP_TO", 10)
     single = merge(base, experts, operator="wudi", keep=1.0, time=1e7)[NAME]
     np.testing.assert_allclose(single, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
     assert np.abs(sum(deltas) - exact).max() > 0.1 * np.abs(exact).max()
@@ -172,7 +184,9 @@ class Source:
         return self.tensor
 
 
-def test_hyperparameters_share_the_eigenvectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyperparameters_share_the_eigenvectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deltas = [*task_vectors((6, 5)), np.zeros((6, 5))]
     memo = Memo(tmp_path)
     base = Source("base", torch.zeros(6, 5, dtype=torch.float64), memo)
@@ -182,10 +196,17 @@ def test_hyperparameters_share_the_eigenvectors(tmp_path: Path, monkeypatch: pyt
     def total(**hyperparameters: float | str) -> Array:
         return sum(operator.prepare(base, experts, **hyperparameters).rows(NAME)).numpy()
 
-    tried: list[dict[str, float | str]] = [{"keep": 0.2}, {"start": "mean"}, {"rank": "participation"}, {"time": 10.0}]
+    tried: list[dict[str, float | str]] = [
+        {"keep": 0.2},
+        {"start": "mean"},
+        {"rank": "participation"},
+        {"time": 10.0},
+    ]
     expected = [wudi(deltas, **options) for options in tried]
     first = total(time=10.0)
-    monkeypatch.setattr(module, "spectrum_of", None)  # would be called for eigenvectors that are not there
+    monkeypatch.setattr(
+        module, "spectrum_of", None
+    )  # would be called for eigenvectors that are not there
     for options, result in zip(tried, expected, strict=True):
         np.testing.assert_allclose(total(**options), result, atol=1e-12)
     assert np.array_equal(first, total(time=10.0))
@@ -193,9 +214,13 @@ def test_hyperparameters_share_the_eigenvectors(tmp_path: Path, monkeypatch: pyt
 
 def test_refuses_what_it_cannot_use() -> None:
     deltas = task_vectors((6, 5))
-    with pytest.raises(RecipeError, match=r"operator wudi: hyperparameter 'keep': .*less than or equal to 1"):
+    with pytest.raises(
+        RecipeError, match=r"operator wudi: hyperparameter 'keep': .*less than or equal to 1"
+    ):
         wudi(deltas, keep=65.0)
-    with pytest.raises(RecipeError, match=r"operator wudi: hyperparameter 'time': .*greater than 0"):
+    with pytest.raises(
+        RecipeError, match=r"operator wudi: hyperparameter 'time': .*greater than 0"
+    ):
         wudi(deltas, time=0.0)
     deltas[1][2, 3] = np.nan
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.weight': expected finite numbers"):

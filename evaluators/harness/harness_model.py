@@ -1,0 +1,103 @@
+"""The harness's own model class around the resident model: for tokens, prompts and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+
+from mergesearch.evaluators.harness.scoring import Request
+from mergesearch.evaluators.harness.tasks import quiet
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+
+class _Recorder(HFLM):  # type: ignore[misc]  # the harness has no types
+    """Writes down the tokens that it is asked to score, when it is told to."""
+
+    recorded: list[Request] | None = None
+
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> Any:
+        if self.recorded is None:
+            return super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+        self.recorded += [
+            Request(tuple(context), tuple(continuation)) for _, context, continuation in requests
+        ]
+        return [(0.0, False)] * len(requests)
+
+
+class HarnessModel:
+    """What the evaluator needs of the harness's model class.
+
+    Attributes:
+        model: The resident model.
+        lm: The harness's object.
+    """
+
+    def __init__(self, model: Any, lm: _Recorder) -> None:
+        self.model, self.lm = model, lm
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model reads."""
+        return int(self.lm.max_length)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of the tokenizer, for the harness."""
+        return str(self.lm.tokenizer_name)
+
+    def apply_chat_template(self, history: Any, add_generation_prompt: bool = True) -> str:
+        """A conversation as text."""
+        return str(self.lm.apply_chat_template(history, add_generation_prompt))
+
+    def choose_template(self, asked: bool | str) -> None:
+        """Use the template of that name, or the tokenizer's own."""
+        self.lm.chat_template(asked)
+
+    def tokens_of(self, instance: Instance) -> tuple[Request, ...]:
+        """What a request is scored on: one continuation, or the windows of a text."""
+        self.lm.recorded = []
+        try:
+            getattr(self.lm, instance.request_type)([instance], disable_tqdm=True)
+            return tuple(self.lm.recorded)
+        finally:
+            self.lm.recorded = None
+
+    def generate(self, instances: Sequence[Instance]) -> None:
+        """Answer requests that generate text, each as often as it asks."""
+        kinds = sorted({instance.request_type for instance in instances})
+        for kind in kinds:
+            asked = [
+                one
+                for one in instances
+                if one.request_type == kind
+                for _ in range(one.repeats or 1)
+            ]
+            with quiet():
+                answers = getattr(self.lm, kind)(asked, disable_tqdm=True)
+            for one, answer in zip(asked, answers, strict=True):
+                one.resps.append(answer)
+
+
+def bind(model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> HarnessModel:
+    """The resident model as the harness sees it; log-probabilities are in fp32 whatever the model's
+    precision.
+    """
+    import torch
+
+    with quiet():
+        lm = _Recorder(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=max_length,
+            softmax_dtype=torch.float32,
+        )
+    return HarnessModel(model, lm)

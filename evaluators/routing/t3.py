@@ -1,0 +1,60 @@
+"""T3 (Imam 2025): base and one expert interpolated for every item or batch, by how much they
+disagree on it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergesearch.evaluators.base import Candidate
+from mergesearch.evaluators.routing.routed import Parameter, RoutedClassification, tensors_at
+from mergesearch.merging import InputError, Recipe
+
+if TYPE_CHECKING:
+    from mergesearch.merging.routing.routed import Routed
+
+
+class T3(RoutedClassification):
+    """Scores T3 as an image classifier.
+
+    Args:
+        per: Merge for every ``item``, or for a ``batch`` by its mean divergence.
+        centred: ``2 · sigmoid - 1`` in the place of the published sigmoid
+            (:class:`mergesearch.merging.routing.routed.T3`).
+        **classification: As for :class:`mergesearch.evaluators.classification.Classification`.
+    """
+
+    parameters = (
+        Parameter("lambda_min", 0.0, 1.0, 0.0),
+        Parameter("lambda_max", 0.0, 1.0, 1.0),
+        Parameter("gamma", 0.0, 20.0, 0.5),
+    )
+
+    def __init__(
+        self, *, per: Literal["item", "batch"], centred: bool, **classification: Any
+    ) -> None:
+        super().__init__(**classification)
+        self.fixed = {"method": "t3", "per": per, "centred": centred}
+
+    def check_recipe(self, template: Recipe) -> None:
+        """Refuse anything but one expert.
+
+        Raises:
+            InputError: In one line.
+        """
+        super().check_recipe(template)
+        if len(template.experts) != 1:
+            raise InputError(
+                "experts: expected exactly one for t3, which interpolates between it and the "
+                "base, received "
+                f"{len(template.experts)}; name one, or choose twin_merging"
+            )
+
+    def routed(self, candidate: Candidate) -> Routed:
+        """The two models, and the rule of the candidate's recipe."""
+        from mergesearch.merging.routing.bundle import folders, t3_of
+
+        base, expert = (
+            tensors_at(candidate, field) for field in folders(candidate.recipe).values()
+        )
+        return t3_of(candidate.merged.model, base, expert, dict(candidate.recipe.routing))

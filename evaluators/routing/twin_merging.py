@@ -1,0 +1,159 @@
+"""Twin-Merging (Lu 2024): a shared merge and low-rank vectors of the experts, weighted by a router
+for every input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mergesearch.evaluators.base import Candidate
+from mergesearch.evaluators.items import check_items
+from mergesearch.evaluators.routing.routed import Parameter, RoutedClassification, tensors_at
+from mergesearch.merging import Field, InputError, Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mergesearch.merging.routing.routed import Routed
+
+
+class TwinMerging(RoutedClassification):
+    """Scores Twin-Merging as an image classifier.
+
+    The router learns from the search items which expert an item belongs to: the one of its domain.
+
+    Args:
+        per: Merge for every ``item``, or for a ``batch`` by the mean of its weights.
+        experts: Domain -> expert; by default a domain belongs to the expert of its name.
+        router_width: Hidden width of the router.
+        router_steps: Steps of its training, on all search items at once.
+        router_seed: Seed of its first weights.
+        **classification: As for :class:`mergesearch.evaluators.classification.Classification`.
+
+    Raises:
+        InputError: If there is no column of domains.
+    """
+
+    parameters = (
+        Parameter("shared_scale", 0.0, 1.0, 0.3),
+        Parameter("rank", 0.01, 1.0, 0.1),
+        Parameter("temperature", 0.05, 5.0, 1.0),
+    )
+
+    def __init__(
+        self,
+        *,
+        per: Literal["item", "batch"],
+        experts: Mapping[str, str] | None = None,
+        router_width: int,
+        router_steps: int,
+        router_seed: int,
+        **classification: Any,
+    ) -> None:
+        super().__init__(experts=experts, **classification)
+        self._source = classification
+        self._owners, self._batch = experts, classification["batch_size"]
+        router = {
+            "router_width": router_width,
+            "router_steps": router_steps,
+            "router_seed": router_seed,
+        }
+        self.fixed = {"method": "twin_merging", "per": per, **router}
+        if classification["columns"]["domain"] is None:
+            raise InputError(
+                f"{classification['where']}.domain: required key is missing: the router of "
+                "twin_merging learns which "
+                "domain an item belongs to"
+            )
+
+    def check_recipe(self, template: Recipe) -> None:
+        """Refuse domains without an expert and experts without a domain.
+
+        Raises:
+            InputError: In one line.
+        """
+        super().check_recipe(template)
+        given, where = self._source, self._source["where"]
+        domains = check_items(given["data"], self._splits, given["columns"], f"{where}.data")[
+            "search"
+        ]
+        names = [expert.name for expert in template.experts]
+        owners = {domain: self._owner(domain) for domain in sorted(domains)}
+        lost = next((domain for domain, owner in owners.items() if owner not in names), None)
+        if lost is not None:
+            raise InputError(
+                f"{where}.experts: expected one of the experts {names} for domain {lost!r}, "
+                "received "
+                f"{owners[lost]!r}; write `experts: {{domain: expert}}`"
+            )
+        idle = sorted(set(names) - set(owners.values()))
+        if idle:
+            raise InputError(
+                f"{where}.experts: expected a domain for every expert, received none for "
+                f"{idle[0]!r}; the router "
+                "could not learn when to choose it"
+            )
+
+    def routed(self, candidate: Candidate) -> Routed:
+        """The shared merge, what the experts have beyond it, and a router trained on the search
+        items.
+        """
+        from mergesearch.merging.routing.routed import TwinMerging as Merge
+        from mergesearch.merging.routing.routed import exclusive_vector
+
+        values, size = dict(candidate.recipe.routing), candidate.recipe.field.size
+        eye = np.eye(len(candidate.recipe.experts))
+        shared_field = Field.constant(size, np.full(len(eye), values["shared_scale"]))
+        shared = tensors_at(candidate, shared_field)
+        vectors = [
+            exclusive_vector(
+                tensors_at(candidate, Field.constant(size, row)), shared, values["rank"]
+            )
+            for row in eye
+        ]
+        candidate.merged.write(shared_field)
+        model = candidate.merged.model
+        router = self._trained(model, candidate.recipe)
+        return Merge(
+            model, shared, vectors, router, temperature=values["temperature"], per=values["per"]
+        )
+
+    def _owner(self, domain: str) -> str:
+        return domain if self._owners is None else self._owners.get(domain, domain)
+
+    def _trained(self, model: Any, recipe: Recipe) -> nn.Module:
+        import torch
+
+        from mergesearch.merging.routing.routed import train_router
+
+        values = dict(recipe.routing)
+        place = {expert.name: index for index, expert in enumerate(recipe.experts)}
+        labels = torch.tensor(
+            [place[self._owner(str(name))] for name in self._items["search"].domains]
+        )
+        return train_router(
+            self._features(model),
+            labels,
+            len(place),
+            width=values["router_width"],
+            steps=values["router_steps"],
+            seed=values["router_seed"],
+        )
+
+    def _features(self, model: Any) -> torch.Tensor:
+        """Of all search items, as the model is now."""
+        import torch
+
+        from mergesearch.merging.routing.routed import features
+
+        parameter, images = next(model.parameters()), self._items["search"].images
+        return torch.cat(
+            [
+                features(model, {"pixel_values": part.to(parameter.device, parameter.dtype)})
+                for part in images.split(self._batch)
+            ]
+        )

@@ -1,0 +1,111 @@
+"""What sections of evaluators share: frozen, no unknown keys; objectives, bounds, and items of a
+folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field as Key
+
+if TYPE_CHECKING:
+    from mergesearch.evaluators.objectives import Metric
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreSpec(Section):
+    """One objective of an evaluator with a single metric."""
+
+    name: str | None = Key(
+        default=None, min_length=1, description="Name; by default made from the rest."
+    )
+    domains: list[str] | None = Key(
+        default=None, min_length=1, description="Domains to measure on; by default all."
+    )
+    reduce: Literal["mean", "worst", "geometric_mean"] = Key(
+        default="mean", description="How several domains become one value."
+    )
+    normalise: Literal["expert", "base", "chance", "forgetting"] | None = Key(
+        default=None,
+        description="Compare each domain with its expert, the base (retention), a guess, or what "
+        "is lost.",
+    )
+    chance: float | dict[str, float] = Key(
+        default=0.0, description="What a guess scores, in all domains or by domain."
+    )
+
+
+class BoundSpec(ScoreSpec):
+    """A bound that merges must keep: those that miss it rank behind all that keep it, and never
+    win.
+    """
+
+    at_least: float | Literal["base"] | None = Key(
+        default=None, description="A number, or base: what the base scores."
+    )
+    at_most: float | Literal["base"] | None = Key(
+        default=None, description="A number, or base: what the base scores."
+    )
+    tolerance: float = Key(default=0.0, ge=0, description="How far it may be missed.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("expected at_least or at_most")
+        return self
+
+
+def metrics_of(scores: Sequence[ScoreSpec], metric: str | None = None) -> list[Metric]:
+    """Objectives and bounds as evaluators take them."""
+    from mergesearch.evaluators.objectives import Metric
+
+    named: dict[str, Any] = {} if metric is None else {"metric": metric}
+    return [Metric(**named, **score.model_dump()) for score in scores]
+
+
+class ItemSpec(Section):
+    """Items of a ``datasets`` folder that a model is run on."""
+
+    data: str = Key(description="Folder written by DatasetDict.save_to_disk.")
+    splits: dict[Literal["search", "validation", "test"], str] = Key(
+        default_factory=dict,
+        description="Names of the three splits in the folder, where they differ.",
+    )
+    domain: str | None = Key(
+        default=None, description="Column that says which domain an item belongs to."
+    )
+    id: str | None = Key(
+        default=None, description="Column of stable ids; by default a hash of the first input."
+    )
+    batch_size: int = Key(default=256, ge=1)
+    max_items: int | None = Key(
+        default=None, ge=1, description="Search on so many of the search items only."
+    )
+    objectives: list[ScoreSpec] = Key(default_factory=lambda: [ScoreSpec()], min_length=1)
+    constraints: list[BoundSpec] = Key(
+        default_factory=list, description="Bounds that merges must keep."
+    )
+    experts: dict[str, str] | None = Key(
+        default=None, description="Domain -> expert; by default of the same name."
+    )
+
+    def _options(
+        self, folder: Path, where: str, metric: str | None, inputs: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What every evaluator of items is built from."""
+        return {
+            "data": folder / self.data,
+            "metrics": metrics_of([*self.objectives, *self.constraints], metric),
+            "splits": self.splits,
+            "columns": {**inputs, "label": None, "domain": self.domain, "id": self.id},
+            "batch_size": self.batch_size,
+            "max_items": self.max_items,
+            "experts": self.experts,
+            "where": where,
+        }

@@ -1,0 +1,192 @@
+"""Sections of evaluators of images: classification, merges for each input, segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field as Key
+from pydantic import field_validator, model_validator
+
+from mergesearch.evaluators.base import Evaluator
+from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec, Section, metrics_of
+
+
+class MetricSpec(ScoreSpec):
+    """One objective of a classification evaluator."""
+
+    metric: Literal["accuracy", "cross_entropy"] = "accuracy"
+
+
+class MetricBoundSpec(BoundSpec, MetricSpec):
+    """One bound of a classification evaluator."""
+
+
+class ClassificationSpec(Section):
+    """Image classification on a ``datasets`` folder."""
+
+    kind: Literal["classification"]
+    data: str = Key(description="Folder written by DatasetDict.save_to_disk.")
+    splits: dict[Literal["search", "validation", "test"], str] = Key(
+        default_factory=dict,
+        description="Names of the three splits in the folder, where they differ.",
+    )
+    input: str = Key(default="pixels", description="Column of the images.")
+    label: str = Key(default="label", description="Column of the class numbers.")
+    domain: str | None = Key(
+        default=None, description="Column that says which domain an item belongs to."
+    )
+    id: str | None = Key(
+        default=None, description="Column of stable ids; by default a hash of the image."
+    )
+    batch_size: int = Key(default=256, ge=1)
+    max_items: int | None = Key(
+        default=None, ge=1, description="Search on so many of the search items only."
+    )
+    objectives: list[MetricSpec] = Key(default_factory=lambda: [MetricSpec()], min_length=1)
+    constraints: list[MetricBoundSpec] = Key(
+        default_factory=list, description="Bounds that merges must keep."
+    )
+    experts: dict[str, str] | None = Key(
+        default=None, description="Domain -> expert; by default of the same name."
+    )
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from mergesearch.evaluators.classification import Classification
+
+        return Classification(**_as_classification(self, folder, where))
+
+
+class T3Spec(ClassificationSpec):
+    """Image classification by base and one expert, merged for each input by how much they
+    disagree.
+    """
+
+    kind: Literal["t3"]  # type: ignore[assignment]
+    per: Literal["item", "batch"] = Key(
+        default="item", description="Merge for every item, or once for a batch."
+    )
+    centred: bool = Key(
+        default=False, description="2 sigmoid - 1 in the place of the published sigmoid."
+    )
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from mergesearch.evaluators.routing.t3 import T3
+
+        return T3(per=self.per, centred=self.centred, **_as_classification(self, folder, where))
+
+
+class TwinMergingSpec(ClassificationSpec):
+    """Image classification by a shared merge and low-rank vectors of the experts, weighted by a
+    router.
+    """
+
+    kind: Literal["twin_merging"]  # type: ignore[assignment]
+    per: Literal["item", "batch"] = Key(
+        default="item", description="Merge for every item, or once for a batch."
+    )
+    router_width: int = Key(default=64, ge=1, description="Hidden width of the router.")
+    router_steps: int = Key(
+        default=100, ge=1, le=10000, description="Training steps, on all search items at once."
+    )
+    router_seed: int = Key(default=0, ge=0, description="Seed of the router's first weights.")
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from mergesearch.evaluators.routing.twin_merging import TwinMerging
+
+        own = self.model_dump(include={"per", "router_width", "router_steps", "router_seed"})
+        return TwinMerging(**own, **_as_classification(self, folder, where))
+
+
+def _as_classification(spec: ClassificationSpec, folder: Path, where: str) -> dict[str, Any]:
+    """What evaluators that score as a classifier hand on."""
+    return {
+        "data": folder / spec.data,
+        "metrics": metrics_of([*spec.objectives, *spec.constraints]),
+        "splits": spec.splits,
+        "columns": {"input": spec.input, "label": spec.label, "domain": spec.domain, "id": spec.id},
+        "batch_size": spec.batch_size,
+        "max_items": spec.max_items,
+        "experts": spec.experts,
+        "where": where,
+    }
+
+
+class SegmentationMetricSpec(ScoreSpec):
+    """One objective of a segmentation evaluator."""
+
+    metric: Literal["dice", "iou", "cross_entropy"] = "dice"
+
+
+class SegmentationBoundSpec(BoundSpec, SegmentationMetricSpec):
+    """One bound of a segmentation evaluator."""
+
+
+class SegmentationSpec(ItemSpec):
+    """Masks by a promptable model (SAM and its kin) or a semantic segmentation model."""
+
+    kind: Literal["segmentation"]
+    inputs: dict[str, str] = Key(
+        default_factory=lambda: {"pixel_values": "pixels", "input_boxes": "boxes"},
+        min_length=1,
+        description="Argument of the model -> column.",
+    )
+    mask: str = Key(
+        default="mask", description="Column of the masks: class numbers (height, width)."
+    )
+    model_class: str | None = Key(
+        default=None,
+        description="transformers auto class; by default AutoModelForMaskGeneration where there "
+        "are boxes, points or "
+        "masks among the inputs, else AutoModelForSemanticSegmentation.",
+    )
+    background: int | None = Key(
+        default=0, ge=0, description="Class number that does not count; null: all count."
+    )
+    ignored: int | None = Key(
+        default=None, ge=0, description="Class number of pixels that count nowhere."
+    )
+    multimask: bool = Key(
+        default=False,
+        description="Let a promptable model propose several masks, and take what it expects most "
+        "of.",
+    )
+    batch_size: int = Key(default=32, ge=1)
+    objectives: list[SegmentationMetricSpec] = Key(  # type: ignore[assignment]
+        default_factory=lambda: [SegmentationMetricSpec()], min_length=1
+    )
+    constraints: list[SegmentationBoundSpec] = Key(  # type: ignore[assignment]
+        default_factory=list, description="Bounds that merges must keep."
+    )
+
+    @field_validator("inputs")
+    @classmethod
+    def _no_roles(cls, inputs: dict[str, str]) -> dict[str, str]:
+        odd = sorted(set(inputs) & {"mask", "label", "domain", "id"})
+        if odd:
+            raise ValueError(
+                f"expected arguments of a model but mask, label, domain, id, received {odd[0]}"
+            )
+        return inputs
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.ignored is not None and self.ignored == self.background:
+            raise ValueError(
+                f"expected ignored and background to differ, received {self.ignored} for both"
+            )
+        return self
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """The evaluator."""
+        from mergesearch.evaluators.segmentation import Segmentation
+
+        own = self.model_dump(include={"background", "ignored", "multimask"})
+        return Segmentation(
+            self.model_class,
+            **own,
+            **self._options(folder, where, None, self.inputs | {"mask": self.mask}),
+        )

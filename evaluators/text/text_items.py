@@ -1,0 +1,96 @@
+"""Items that are texts, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators.by_item import domain_names
+from mergesearch.evaluators.items import text_identity
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class TextItems:
+    """Prompts of a split in memory.
+
+    Attributes:
+        prompts: Text of each item, as the data has it.
+        targets: What is expected of each item, or None.
+        tokens: Token ids ``(tokens,)`` of what the model reads.
+        ids: Id of each item.
+        domains: Domain of each item ``(items,)``.
+    """
+
+    prompts: list[str]
+    targets: list[str | None]
+    tokens: list[torch.Tensor]
+    ids: list[str]
+    domains: npt.NDArray[np.str_]
+
+    def rows(self, places: npt.NDArray[np.intp] | slice) -> TextItems:
+        """Some of the items."""
+        numbers = np.arange(len(self.domains))[places].tolist()
+        return TextItems(
+            [self.prompts[n] for n in numbers],
+            [self.targets[n] for n in numbers],
+            [self.tokens[n] for n in numbers],
+            [self.ids[n] for n in numbers],
+            self.domains[numbers],
+        )
+
+
+def read_prompts(columns: Mapping[str, Any], tokens: list[torch.Tensor]) -> TextItems:
+    """Items from columns by role, with what the model reads of each."""
+    prompts = columns["prompt"]
+    ids = columns.get("id")
+    return TextItems(
+        prompts,
+        columns.get("target") or [None] * len(prompts),
+        tokens,
+        [text_identity(text) for text in prompts] if ids is None else [str(one) for one in ids],
+        domain_names(columns.get("domain"), len(prompts)),
+    )
+
+
+def first_token(tokenizer: Any, where: str) -> int:
+    """The token before any text: the tokenizer's first, else its last.
+
+    Raises:
+        InputError: If it has neither.
+    """
+    for number in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if number is not None:
+            return int(number)
+    raise InputError(
+        f"{where}: expected a tokenizer with a bos or eos token, received one with neither"
+    )
+
+
+def longest(model: Any) -> int | None:
+    """Positions that the model has, as its configuration says."""
+    config = (
+        model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    )
+    found = getattr(config, "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def required_tokenizer(path: str | None, where: str) -> str:
+    """A path that must be there.
+
+    Raises:
+        InputError: If it is None.
+    """
+    if path is None:
+        raise InputError(
+            f"{where}.tokenizer: required key is missing: a study without a base has none"
+        )
+    return path

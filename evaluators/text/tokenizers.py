@@ -1,0 +1,97 @@
+"""Tokenizers of base and experts: loaded once, and compared, since prompts that differ are scores
+that differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mergesearch.merging import InputError
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+
+#: Files that say how text becomes tokens.
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+@cache
+def load_tokenizer(path: str, where: str) -> Any:
+    """The tokenizer of a folder or ``org/name@revision``.
+
+    Raises:
+        InputError: If there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(path) if Path(path).is_dir() else open_checkpoint(path, where).folder
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{where}: {path}: expected a tokenizer, received {type(error).__name__}: {text}"
+        ) from None
+
+
+def parent_warnings(sources: Sequence[str], *, templates: bool) -> list[str]:
+    """Experts whose vocabulary or chat template is not the base's, by name.
+
+    Args:
+        sources: Folders of base and experts; those that hold no tokenizer say nothing.
+        templates: Whether prompts are made by chat templates.
+    """
+    base, *experts = (_folder(source) for source in sources)
+    lines = []
+    for kind, read in (("tokenizer", _vocabulary), ("chat template", _template)):
+        own = None if base is None else read(base)
+        odd = [
+            str(folder)
+            for folder in experts
+            if folder is not None and read(folder) not in (None, own)
+        ]
+        if odd and (own is not None or kind == "chat template"):
+            use = "" if kind == "tokenizer" or templates else " (prompts here use none)"
+            lines.append(
+                f"the {kind} of {', '.join(odd)} differs from that of the base {base}{use}; the "
+                "base's is used"
+            )
+    return lines
+
+
+def _folder(source: str) -> Path | None:
+    folder = open_checkpoint(source).folder
+    return None if folder is None else Path(folder)
+
+
+def _vocabulary(folder: Path) -> str | None:
+    """Hash of the tokens and merges, whatever else the file says."""
+    found = next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
+    if found is None:
+        return None
+    content: Any = found.read_bytes()
+    if found.name == "tokenizer.json":
+        content = json.dumps(json.loads(content).get("model"), sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template, from its own file or the tokenizer's settings."""
+    own, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text()
+    if not settings.is_file():
+        return None
+    template = json.loads(settings.read_text()).get("chat_template")
+    return None if template is None else json.dumps(template, sort_keys=True)

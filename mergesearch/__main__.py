@@ -1,0 +1,5 @@
+"""``python -m mergesearch`` is ``mergesearch``."""
+
+from mergesearch.search.cli.main import main
+
+main()

@@ -1,0 +1,134 @@
+"""Safetensors files written in place, tensor by tensor, in any order.
+
+Names, shapes and dtypes of a merged model are known before its weights, so the header goes first
+and each tensor to its own bytes. No shard is ever held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergesearch.merging.checkpoints.safetensors_files import (
+    CODES,
+    INDEX,
+    ITEMSIZE,
+    WEIGHTS,
+    TensorInfo,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+def lay_out_files(
+    folder: Path, tensors: Mapping[str, TensorInfo], shard_bytes: int
+) -> dict[str, TensorInfo]:
+    """Create the weight files of ``tensors`` in ``folder``, headers written and data still zero.
+
+    One ``model.safetensors`` if they fit in ``shard_bytes``, else shards of at most that (a larger
+    tensor gets a shard of its own) and an index.
+
+    Returns:
+        The place of each tensor, to be filled by :func:`write_tensor`.
+    """
+    shards = _split(tensors, shard_bytes)
+    files = (
+        [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    )
+    places: dict[str, TensorInfo] = {}
+    for file, names in zip(files, shards, strict=True):
+        places |= _create(folder / file, {name: tensors[name] for name in names})
+    if len(shards) > 1:
+        _write_index(folder / INDEX, places)
+    return places
+
+
+def write_tensor(place: TensorInfo, tensor: torch.Tensor) -> None:
+    """Write ``tensor`` to its place.
+
+    Raises:
+        ValueError: If its dtype or shape is not the one laid out.
+    """
+    import torch
+
+    if tuple(tensor.shape) != place.shape or str(tensor.dtype) != f"torch.{place.dtype}":
+        raise ValueError(
+            f"expected {place.dtype} {place.shape}, received {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    handle = os.open(place.file, os.O_WRONLY)
+    try:
+        write_at(handle, place.start, flat.numpy().data)
+    finally:
+        os.close(handle)
+
+
+def write_at(handle: int, start: int, data: memoryview) -> None:
+    """Write all of ``data`` at byte ``start``; threads may write to one file at once."""
+    view = data.cast("B")
+    while view:
+        done = os.pwrite(handle, view, start)
+        view, start = view[done:], start + done
+
+
+def _split(tensors: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, info in tensors.items():
+        size = info.stop - info.start
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _shard_name(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _create(file: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    # Wide dtypes first, so that every tensor is aligned without gaps, as the safetensors library
+    # writes them.
+    names = sorted(tensors, key=lambda name: -ITEMSIZE[tensors[name].dtype])
+    spans, end = {}, 0
+    for name in names:
+        start, end = end, end + tensors[name].stop - tensors[name].start
+        spans[name] = (start, end)
+    header = _header(tensors, spans)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(header)) + header)
+        data = stream.tell()
+        stream.truncate(data + end)
+    return {
+        name: TensorInfo(tensors[name].shape, tensors[name].dtype, file, data + start, data + stop)
+        for name, (start, stop) in spans.items()
+    }
+
+
+def _header(tensors: Mapping[str, TensorInfo], spans: Mapping[str, Sequence[int]]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    for name, span in spans.items():
+        info = tensors[name]
+        entries[name] = {
+            "dtype": CODES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": list(span),
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def _write_index(file: Path, places: Mapping[str, TensorInfo]) -> None:
+    total = sum(info.stop - info.start for info in places.values())
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {n: i.file.name for n, i in sorted(places.items())},
+    }
+    file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

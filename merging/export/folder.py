@@ -1,0 +1,389 @@
+"""A folder that transformers loads, rebuilt from a recipe alone.
+
+Tensors are merged one at a time from the full-precision sources and written straight to their
+place, so memory is bounded by one tensor of each source. The folder appears under its name only
+when everything in it is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, ITEMSIZE, TensorInfo
+from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
+from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
+from mergesearch.merging.export.model_card import render_card
+from mergesearch.merging.family.family import ModelFamily, open_family, warn_of_integers
+from mergesearch.merging.family.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
+from mergesearch.merging.kernels.host import all_finite
+from mergesearch.merging.recipe import Recipe, Source
+from mergesearch.merging.recipe_file import located, save_recipe
+from mergesearch.merging.resident.recalibration import open_recalibration
+from mergesearch.merging.tensors.layout import FLOATING, Layout, TensorSpec
+from mergesearch.merging.tensors.rounding import Rounding
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergesearch.merging.in_memory import TensorMerger
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: The model.
+        rounding: What storing it in its dtypes cost.
+    """
+
+    folder: Path
+    rounding: Rounding
+
+
+def export_model(
+    recipe: Recipe,
+    out: Path,
+    *,
+    facts: Mapping[str, str] | None = None,
+    shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+    dtype: str | None = None,
+    threads: int = 1,
+) -> Export:
+    """Write the merged model of ``recipe`` as a Hugging Face folder.
+
+    It holds what the base's folder holds: weights in the base's dtypes (one rounding), the same
+    stored names, integer tensors and tied copies included; configuration, tokenizer and
+    preprocessor files; and the recipe with the sources' fingerprints, and a model card.
+
+    Args:
+        recipe: The merge.
+        out: Folder to create; may exist if it is empty.
+        facts: Lines for the model card, for example scores.
+        shard_bytes: Size above which the weights are split over several files.
+        overwrite: Replace a folder that is not empty.
+        dtype: Of all merged tensors, instead of the base's own: a name in
+            :data:`mergesearch.merging.tensors.layout.FLOATING`.
+        threads: Tensors that are merged at once; changes no bit of them.
+
+    Raises:
+        CheckpointError: If a source is missing, damaged, or does not fit the base.
+        RecipeError: If the recipe does not fit its sources, or they changed since it was made.
+        InputError: If ``out`` cannot be written or is in use.
+        NonFiniteError: If a merged tensor holds NaN or infinity.
+    """
+    if recipe.routing:
+        raise RecipeError(
+            "recipe: expected the merge of one checkpoint, received "
+            f"{dict(recipe.routing).get('method')!r}, which is "
+            "merged for each input; export it from its run with `mergesearch export`"
+        )
+    target = out.resolve()
+    family = open_family(recipe)
+    _check_fit(recipe, family)
+    check_target(target, family.sources, overwrite)
+    files = _changed_files(family, dtype)
+    stamped = _stamped(recipe, family)
+    stored = _stored_as(family.base, dtype)
+    try:
+        rounding = _write_folder(
+            stamped, target, family, stored, files, facts or {}, shard_bytes, threads
+        )
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a place to write {_gigabytes(family.base)} GB, received: "
+            f"{error.strerror or error}"
+        ) from error
+    return Export(out, rounding)
+
+
+def _write_folder(
+    recipe: Recipe,
+    target: Path,
+    family: ModelFamily,
+    stored: Mapping[str, TensorInfo],
+    files: Mapping[str, str],
+    facts: Mapping[str, str],
+    shard_bytes: int,
+    threads: int,
+) -> Rounding:
+    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
+    part.mkdir(parents=True)
+    try:
+        places = lay_out_files(part, stored, shard_bytes)
+        warn_of_integers(family)
+        rounding = _write_weights(
+            places, family.base, _merger(recipe, family, threads), family.layout, threads
+        )
+        _write_companions(family, files, part)
+        recalibration = open_recalibration(family)
+        if recalibration is not None:
+            recalibration.apply_to_folder(part, places, family.treatment.statistics)
+        save_recipe(recipe, part / "recipe.yaml")
+        save_recipe(recipe, part / "recipe.json")
+        known = {**facts, **rounding.facts(), **_policies(recipe)}
+        card = render_card(recipe, family.layout, family.base, family.experts, known)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        _verify(part, stored, family)
+        put_folder(part, target)
+        return rounding
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
+
+
+def _policies(recipe: Recipe) -> dict[str, str]:
+    chosen = ", ".join(f"{name} {value}" for name, value in recipe.special)
+    return {"special tensors": chosen} if chosen else {}
+
+
+def _check_fit(recipe: Recipe, family: ModelFamily) -> None:
+    from mergesearch.merging.operators import get_operator
+
+    operator, layout = get_operator(recipe.operator), family.layout
+    family.check(operator)
+    options = operator.check(layout, len(recipe.experts), recipe.options)
+    directions = operator.directions(len(recipe.experts), options)
+    if recipe.field.directions != directions:
+        raise RecipeError(
+            f"recipe: expected {directions} rows of coefficients for {recipe.operator} with "
+            f"{len(recipe.experts)} "
+            f"experts, received {recipe.field.directions}"
+        )
+    if recipe.field.size != layout.size or recipe.layout not in ("", layout.digest):
+        raise RecipeError(
+            f"recipe: expected a field over layout {layout.digest} of {layout.size} positions, "
+            f"received {recipe.layout or 'none'} of {recipe.field.size}; it was made for another "
+            "base"
+        )
+
+
+def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -> None:
+    """Refuse a place that is in use, or that holds a source.
+
+    Raises:
+        InputError: In one line.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(
+            f"{target}: expected a folder to create, received a file; choose another place"
+        )
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(
+            f"{target}: expected no folder or an empty one, received files; choose another or "
+            "overwrite"
+        )
+    for source in sources:
+        if any(file.resolve().is_relative_to(target) for file in source.files):
+            raise InputError(
+                f"{target}: expected a folder without sources, received the one of {source.name!r}"
+            )
+
+
+def _stamped(recipe: Recipe, family: ModelFamily) -> Recipe:
+    """The recipe with the fingerprints of what is read now, which must be those it was made
+    with.
+    """
+    full = located(recipe, Path.cwd())
+    sources = zip((full.base, *full.experts), family.sources, strict=True)
+    first, *others = (_stamp(source, checkpoint) for source, checkpoint in sources)
+    return replace(full, base=first, experts=tuple(others), layout=family.layout.digest)
+
+
+def _stamp(source: Source, checkpoint: Checkpoint) -> Source:
+    current = checkpoint.fingerprint()
+    if source.fingerprint not in ("", current):
+        raise RecipeError(
+            f"source {source.name!r} ({source.path}): expected weights {source.fingerprint[:12]}, "
+            "received "
+            f"{current[:12]}; they changed since the recipe was made, restore them"
+        )
+    return replace(source, fingerprint=current)
+
+
+def _stored_as(base: Checkpoint, dtype: str | None) -> dict[str, TensorInfo]:
+    """The base's tensors with ``dtype`` for those that are merged, sizes in bytes adjusted."""
+    if dtype is None:
+        return dict(base.tensors)
+    if dtype not in FLOATING:
+        raise InputError(
+            f"dtype: expected one of {', '.join(sorted(FLOATING))}, received {dtype!r}"
+        )
+    carried = {
+        *base.carried,
+        *(alias for alias, kept in base.aliases.items() if kept in base.carried),
+    }
+    return {n: info if n in carried else _cast(info, dtype) for n, info in base.tensors.items()}
+
+
+def _cast(info: TensorInfo, dtype: str) -> TensorInfo:
+    return replace(info, dtype=dtype, stop=info.start + math.prod(info.shape) * ITEMSIZE[dtype])
+
+
+def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> TensorMerger:
+    from mergesearch.merging.in_memory import tensor_merger
+
+    base, experts, layout = family.base, family.experts, family.layout
+    return tensor_merger(
+        base,
+        experts,
+        recipe.operator,
+        recipe.options,
+        recipe.field,
+        layout,
+        family.treatment,
+        threads,
+    )
+
+
+def _write_weights(
+    places: Mapping[str, TensorInfo],
+    base: Checkpoint,
+    merge_one: TensorMerger,
+    layout: Layout,
+    threads: int,
+) -> Rounding:
+    """Merge, round and write every tensor; returns what rounding cost."""
+    from mergesearch.merging.tensors.parallel import parallel_map
+
+    copies: dict[str, list[str]] = {}
+    for alias, kept in base.aliases.items():
+        copies.setdefault(kept, []).append(alias)
+
+    def write(name: str, tensor: torch.Tensor) -> None:
+        for stored in (name, *copies.get(name, ())):
+            write_tensor(places[stored], tensor)
+
+    def work(spec: TensorSpec) -> Rounding:
+        merged, cost = merge_one(spec, places[spec.name].dtype)
+        _check_finite(spec.name, merged)
+        write(spec.name, merged)
+        return cost
+
+    rounding = sum(parallel_map(work, layout.tensors, threads), Rounding())
+    left = {*base.merged} - {*layout.names}
+    if left:
+        raise RuntimeError(f"the merge left out {sorted(left)}")
+    for name in base.carried:
+        write(name, base.read(name))
+    return rounding
+
+
+def _unmerged(base: Checkpoint, spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
+    """The base's tensor itself."""
+    import torch
+
+    return base.read(spec.name).to(getattr(torch, dtype)), Rounding()
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not all_finite(tensor):
+        raise NonFiniteError(f"merged tensor {name!r}")
+
+
+def _changed_files(family: ModelFamily, dtype: str | None) -> dict[str, str]:
+    """File name -> content of what policies, and a dtype that was asked for, make of the base's
+    companions.
+    """
+    config = dict(family.base.config)
+    if dtype is not None:
+        config |= {"torch_dtype" if "torch_dtype" in config else "dtype": dtype}
+    changed = bool(family.base.config) and (family.rebuilt or dtype is not None)
+    files = {"config.json": json.dumps(config, indent=2) + "\n"} if changed else {}
+    if family.alignment is None or family.base.folder is None:
+        return files
+    return files | vocabulary_files(family.alignment, family.base, family.experts)
+
+
+def _write_companions(family: ModelFamily, files: Mapping[str, str], folder: Path) -> None:
+    base = family.base
+    if base.folder is not None:
+        # Beside a new tokenizer.json, files that list the vocabulary in their own way are out of
+        # date.
+        stale = [*files, *(VOCABULARIES if "tokenizer.json" in files else ())]
+        for pattern in COMPANIONS:
+            for file in base.folder.glob(pattern):
+                if not any(file.match(name) for name in stale):
+                    place = folder / file.relative_to(base.folder)
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, place)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_of_base(family: ModelFamily, beside: Path) -> Iterator[str]:
+    """A folder from which transformers loads the base as it is merged.
+
+    Its own where no policy changed its tensors; else one in ``beside`` that lasts as long as the
+    context.
+    """
+    if not family.rebuilt:
+        yield family.base.path
+        return
+    beside.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".base-", dir=beside) as name:
+        places = lay_out_files(Path(name), family.base.tensors, shard_bytes=5_000_000_000)
+        _write_weights(places, family.base, partial(_unmerged, family.base), family.layout, 1)
+        _write_companions(family, {"config.json": json.dumps(family.base.config)}, Path(name))
+        yield name
+
+
+def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: ModelFamily) -> None:
+    """Open what was written as any reader would."""
+    written = open_checkpoint(str(folder))
+    if {n: (i.shape, i.dtype) for n, i in written.tensors.items()} != {
+        n: (i.shape, i.dtype) for n, i in stored.items()
+    }:
+        raise CheckpointError(
+            f"{folder}: expected the base's tensors after writing, received others"
+        )
+    if family.alignment is not None:
+        check_written(folder, family.alignment)
+
+
+def put_folder(part: Path, target: Path) -> None:
+    """Make ``part`` appear as ``target``, everything on disk first; what was there goes only
+    then.
+    """
+    for place in (*part.rglob("*"), part):
+        _sync(place)
+    old = part.with_name(f"{part.name}-old")
+    if target.exists():
+        target.rename(old)
+    try:
+        part.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _gigabytes(base: Checkpoint) -> str:
+    return f"{sum(info.stop - info.start for info in base.tensors.values()) / 1e9:.2g}"

@@ -1,0 +1,123 @@
+"""Checkpoints seen with other tensors than they store."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
+from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
+from mergesearch.merging.checkpoints.tied import is_carried
+from mergesearch.merging.tensors.layout import natural_key
+
+if TYPE_CHECKING:
+    import torch
+
+Make = Callable[[], "torch.Tensor"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Aligned(Checkpoint):
+    """A checkpoint seen with other tensors than it stores.
+
+    Attributes:
+        origin: What it is made from.
+        made: Tensors that are worked out when they are read; their places in ``tensors`` are no
+            bytes of the file.
+        copied: Floating tensors that a merge copies from the base.
+        done: What was done, for :attr:`identity`.
+        beside: Other sources that the made tensors come from.
+    """
+
+    origin: Checkpoint
+    made: Mapping[str, Make] = field(default_factory=dict)
+    copied: frozenset[str] = frozenset()
+    done: str = ""
+    beside: tuple[Checkpoint, ...] = ()
+
+    @cached_property
+    def merged(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Floating tensors that take part in a merge: name -> (shape, dtype)."""
+        return {
+            name: (info.shape, info.dtype)
+            for name, info in self.tensors.items()
+            if name not in self.aliases and name not in self.copied and not is_carried(name, info)
+        }
+
+    @cached_property
+    def carried(self) -> tuple[str, ...]:
+        """Tensors that a merge copies from the base."""
+        return tuple(
+            name for name in self.tensors if name not in self.aliases and name not in self.merged
+        )
+
+    @property
+    def identity(self) -> str:
+        """Of the origin, what was done to it, and what that took."""
+        parts = [
+            self.done,
+            *sorted(self.copied),
+            *(source.identity for source in (self.origin, *self.beside)),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the weights of the origin depend on."""
+        return self.origin.files
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor ``name``, made or stored.
+
+        Raises:
+            CheckpointError: If there is no such tensor.
+        """
+        self._info(name)
+        return self.made[name]() if name in self.made else self.origin.read(name)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        # Of the weights as they are stored, which recipes speak of.
+        return self.origin.fingerprint()
+
+
+def with_tensors(
+    source: Checkpoint,
+    made: Mapping[str, tuple[TensorInfo, Make]],
+    *,
+    config: Mapping[str, Any] | None = None,
+    copied: frozenset[str] = frozenset(),
+    done: str = "",
+    beside: Sequence[Checkpoint] = (),
+) -> Checkpoint:
+    """The source with tensors added or replaced; the source itself if nothing changes."""
+    if not made and config is None and not copied:
+        return source
+    tensors = {**source.tensors, **{name: info for name, (info, _) in made.items()}}
+    return Aligned(
+        source.name,
+        source.path,
+        source.folder,
+        {name: tensors[name] for name in sorted(tensors, key=natural_key)},
+        source.config if config is None else config,
+        source.memo,
+        origin=source,
+        made={
+            **(source.made if isinstance(source, Aligned) else {}),
+            **{name: make for name, (_, make) in made.items()},
+        },
+        copied=copied | (source.copied if isinstance(source, Aligned) else frozenset()),
+        done=done,
+        beside=tuple(beside),
+    )
+
+
+def unstored(source: Checkpoint, shape: Sequence[int], dtype: str) -> TensorInfo:
+    """The place of a tensor that is in no file: its size is that of the bytes it will take."""
+    file = next(iter(source.tensors.values())).file
+    return TensorInfo(tuple(shape), dtype, file, 0, math.prod(shape) * ITEMSIZE[dtype])

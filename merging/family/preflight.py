@@ -1,0 +1,144 @@
+"""Everything that can be refused from headers and configurations, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
+from mergesearch.merging.checkpoints.tied import find_aliases, ties_embeddings
+from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.family.vocabulary import is_vocabulary
+from mergesearch.merging.tensors.layout import Layout, natural_key
+
+#: Settings that change what tensors of the same shape mean; compared where both configurations have
+#: them.
+_SETTINGS = (
+    *("model_type", "architectures"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "n_head", "num_heads"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "position_embedding_type"),
+)
+
+_SHOWN = 6  # names listed before the rest is only counted
+
+
+def layout_of(base: Checkpoint) -> Layout:
+    """Layout of every arena of a merge on ``base``.
+
+    Raises:
+        CheckpointError: If it holds nothing to merge.
+    """
+    if not base.merged:
+        raise CheckpointError(
+            f"{base.path}: expected floating-point tensors to merge, received none"
+        )
+    return Layout.build(base.merged)
+
+
+def check_family(base: Checkpoint, experts: Sequence[Checkpoint]) -> Layout:
+    """The common layout of ``base`` and ``experts``, which must be fine-tuned from it.
+
+    Dtypes may differ (bfloat16 experts of a float32 base). Tensors that a merge copies from the
+    base, such as integer buffers, are not compared. A tied tensor may be stored twice on one side
+    only.
+
+    Raises:
+        CheckpointError: If an expert has another architecture, other tensors or shapes, or another
+            vocabulary.
+    """
+    layout = layout_of(base)
+    for expert in experts:
+        _check_settings(base, expert)
+        _check_kinds(base, expert)
+        _check_names(base, expert)
+        _check_shapes(base, expert)
+    return layout
+
+
+def _check_settings(base: Checkpoint, expert: Checkpoint) -> None:
+    for key in _SETTINGS:
+        ours, theirs = base.config.get(key), expert.config.get(key)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise _misfit(
+                expert,
+                base,
+                f"expected {key} {_short(ours)} in config.json, received {_short(theirs)}",
+            )
+
+
+def _check_kinds(base: Checkpoint, expert: Checkpoint) -> None:
+    odd = {*base.merged} & {*expert.carried} | {*base.carried} & {*expert.merged}
+    for name in sorted(odd, key=natural_key):
+        ours, theirs = base.tensors[name].dtype, expert.tensors[name].dtype
+        raise _misfit(expert, base, f"tensor {name!r}: expected {ours}, received {theirs}")
+
+
+def _check_names(base: Checkpoint, expert: Checkpoint) -> None:
+    missing, extra = {*base.merged} - {*expert.merged}, {*expert.merged} - {*base.merged}
+    parts = [
+        f"{word} {listed(names)}"
+        for word, names in (("missing", missing), ("extra", extra))
+        if names
+    ]
+    if parts:
+        hint = _way_out(base, expert, missing, extra)
+        raise _misfit(
+            expert, base, f"expected the base's tensors, received {'; '.join(parts)}", hint
+        )
+
+
+def _way_out(base: Checkpoint, expert: Checkpoint, missing: set[str], extra: set[str]) -> str:
+    """The policy under which tensors that only one side has can be merged, if there is one."""
+    heads = {a for source in (base, expert) for a, _ in find_aliases(source.tensors, tied=True)}
+    if missing | extra <= heads and ties_embeddings(base.config) != ties_embeddings(expert.config):
+        return ", or give all sources heads of their own with special: {tied: untie}"
+    return ", or set special: {absent: base_zero | average}"
+
+
+def _check_shapes(base: Checkpoint, expert: Checkpoint) -> None:
+    odd = [name for name, (shape, _) in base.merged.items() if expert.merged[name][0] != shape]
+    if not odd:
+        return
+    vocabulary = [
+        name for name in odd if _is_vocabulary(base.merged[name][0], expert.merged[name][0], name)
+    ]
+    what = "vocabulary size" if vocabulary else "shape"
+    shown = vocabulary or odd
+    ours, theirs = base.merged[shown[0]][0], expert.merged[shown[0]][0]
+    pair = (ours[0], theirs[0]) if vocabulary else (list(ours), list(theirs))
+    hint = (
+        ", or align rows by token with special: {vocabulary: base | union | common}"
+        if vocabulary
+        else ""
+    )
+    raise _misfit(
+        expert, base, f"expected {what} {pair[0]}, received {pair[1]} in {listed(shown)}", hint
+    )
+
+
+def _is_vocabulary(ours: tuple[int, ...], theirs: tuple[int, ...], name: str) -> bool:
+    same_rows = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:]
+    return same_rows and is_vocabulary(name)
+
+
+def _misfit(expert: Checkpoint, base: Checkpoint, reason: str, hint: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"expert {expert.name!r} ({expert.path}): {reason}; "
+        f"choose experts that were fine-tuned from base {base.name!r} ({base.path}){hint}"
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in natural order, the first few of them where there are many."""
+    ordered = sorted(names, key=natural_key)
+    text = ", ".join(map(repr, ordered[:_SHOWN]))
+    return (
+        text
+        if len(ordered) <= _SHOWN
+        else f"{text} and {len(ordered) - _SHOWN} more ({len(ordered)} in all)"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

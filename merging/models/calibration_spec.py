@@ -1,0 +1,183 @@
+"""calibration_spec."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    with_config,
+)
+from typing_extensions import TypedDict  # pydantic refuses that of `typing` before Python 3.12
+
+from mergesearch.merging.tensors.layout import Layout
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mergesearch.merging.tensors.source import Options
+
+
+@with_config(ConfigDict(extra="forbid"))
+class CalibrationSpec(TypedDict):
+    """A model and items on disk; keys that are left out take the values of :data:`DEFAULTS`."""
+
+    data: Annotated[
+        str | dict[str, str],
+        Field(description="Folder of DatasetDict.save_to_disk, or one per expert."),
+    ]
+    model_class: Annotated[str, Field(description="transformers auto class that loads the base.")]
+    inputs: Annotated[
+        dict[str, str], Field(min_length=1, description="Argument of the model -> column.")
+    ]
+    label: NotRequired[
+        Annotated[str | None, Field(description="Column of class numbers, where they are used.")]
+    ]
+    split: NotRequired[Annotated[str, Field(description="Split of the folder.")]]
+    samples: NotRequired[Annotated[int, Field(ge=1, description="Items per expert, at most.")]]
+    batch_size: NotRequired[Annotated[int, Field(ge=1, description="Items per forward pass.")]]
+    seed: NotRequired[Annotated[int, Field(ge=0, description="Chooses the items.")]]
+    device: NotRequired[Annotated[str, Field(description="Where the model runs.")]]
+
+
+DEFAULTS: Mapping[str, Any] = {
+    "label": None,
+    "split": "train",
+    "samples": 256,
+    "batch_size": 32,
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A model and batches in memory.
+
+    Attributes:
+        model: Its ``state_dict`` has the names of the merged tensors. It is copied, never changed.
+        batches: Keyword arguments of the model, batch by batch; for all experts, or by the name of
+            the expert.
+        label: The entry of each batch that holds class numbers ``(items,)`` and is not given to the
+            model, if any.
+    """
+
+    model: nn.Module
+    batches: (
+        Sequence[Mapping[str, torch.Tensor]] | Mapping[str, Sequence[Mapping[str, torch.Tensor]]]
+    )
+    label: str | None = None
+
+
+def _or_object(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    return value if isinstance(value, Calibration) else handler(value)
+
+
+def _complete(value: Any) -> Any:
+    return value if isinstance(value, Calibration) else {**DEFAULTS, **value}
+
+
+if TYPE_CHECKING:
+    CalibrationOption = CalibrationSpec | Calibration
+else:
+    # The object is for Python callers only, so the schema of recipes does not show it.
+    CalibrationOption = Annotated[
+        CalibrationSpec, WrapValidator(_or_object), AfterValidator(_complete)
+    ]
+
+
+#: For operators that run every expert on items.
+ExpertItems = Annotated[
+    CalibrationOption,
+    Field(description="Items to run the experts on, and the model that runs them."),
+]
+
+
+def refuse_calibration(_layout: Layout, _experts: int, options: Options) -> str | None:
+    """What is wrong with the folders of ``options["calibration"]``, from their descriptions alone,
+    or None.
+    """
+    calibration = options["calibration"]
+    if isinstance(calibration, Calibration):
+        return None
+    columns = {*calibration["inputs"].values(), calibration["label"]} - {None}
+    folders = [Path(folder).expanduser() for folder in _by_expert(calibration["data"]).values()]
+    reasons = (_refuse_folder(folder, calibration["split"], columns) for folder in folders)
+    return next((f"calibration.data: {reason}" for reason in reasons if reason is not None), None)
+
+
+def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
+    if not data.is_dir():
+        return f"expected a folder written by save_to_disk, found no {data}"
+    if not (data / split / "state.json").is_file():
+        known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
+        return f"{data}: expected a split {split!r}, received {known}; set calibration.split"
+    try:
+        features = (
+            json.loads((data / split / "dataset_info.json").read_text(encoding="utf-8")).get(
+                "features"
+            )
+            or {}
+        )
+    except (OSError, ValueError):
+        return (
+            f"{data / split}: expected a readable dataset_info.json, as save_to_disk writes "
+            "it; "
+            "write it again"
+        )
+    missing = sorted(columns - set(features))
+    return (
+        f"{data / split}: expected a column {missing[0]!r}, received only {sorted(features)}"
+        if missing
+        else None
+    )
+
+
+def absolute(options: Options, folder: Path) -> dict[str, Any]:
+    """The hyperparameters with the folders of items in full; relative ones start at ``folder``."""
+    calibration = options.get("calibration")
+    if not isinstance(calibration, dict) or "data" not in calibration:
+        return dict(options)
+    data = calibration["data"]
+    places = {
+        key: os.path.abspath(folder / Path(path).expanduser())
+        for key, path in _by_expert(data).items()
+    }
+    return {
+        **options,
+        "calibration": {**calibration, "data": places if isinstance(data, dict) else places[""]},
+    }
+
+
+def file_versions(options: Options) -> list[list[Any]]:
+    """Path, size and time of every file of the items, to tell whether they changed since; of none,
+    nothing.
+    """
+    calibration = options.get("calibration")
+    if not isinstance(calibration, dict):
+        return []
+    folders = sorted(
+        Path(path).expanduser() / calibration["split"]
+        for path in _by_expert(calibration["data"]).values()
+    )
+    files = [
+        file
+        for folder in dict.fromkeys(folders)
+        for file in sorted(folder.glob("*"))
+        if file.is_file()
+    ]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _by_expert(data: str | Mapping[str, str]) -> Mapping[str, str]:
+    return {"": data} if isinstance(data, str) else data

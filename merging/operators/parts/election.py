@@ -1,0 +1,290 @@
+"""What the sparse operators share: thinned task vectors, and the election of a sign among them.
+
+Each member thins task vectors in its own way (by magnitude, by chance, by both); what is left is
+added up, or a sign is elected at every position and only the terms of that sign are merged (Yadav
+2023, "TIES-Merging: resolving interference when merging models", steps 2 and 3). So a member is a
+function from a tensor's name to thinned vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BeforeValidator, Field
+
+from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.kernels.forms import Form
+from mergesearch.merging.kernels.host import all_finite, host_fp32, stored_numbers
+from mergesearch.merging.operators.base import Basis
+from mergesearch.merging.operators.parts.task_vectors import is_stored_whole, task_vectors
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.parallel import nested_parallel_map
+from mergesearch.merging.tensors.source import Options, TensorSource, remembered
+
+if TYPE_CHECKING:
+    import torch
+
+    #: Tensor name -> one vector per expert, new tensors of the base's shape.
+    Vectors = Callable[[str], list[torch.Tensor]]
+
+
+def _fraction(value: Any) -> Any:
+    # Other tools read 20 as 20 %, and 1 as 100 % or as 1 %: no number above 1 can be told apart
+    # safely.
+    if isinstance(value, int | float) and value > 1:
+        raise ValueError("expected a fraction in (0, 1], 0.2 for 20 percent")
+    return value
+
+
+#: A fraction in (0, 1]; percentages are refused by name.
+Fractional = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1)]
+
+Merge = Annotated[
+    Literal["mean", "sum", "max", "weighted_mean"],
+    Field(
+        description="what becomes of the terms that have the elected sign: their mean, sum, the "
+        "largest, or (live "
+        "mode only) their mean weighted by the coefficients"
+    ),
+]
+Mode = Annotated[
+    Literal["frozen", "live"],
+    Field(
+        description="elect signs once, before coefficients (frozen), or again in every trial, "
+        "after them (live)"
+    ),
+]
+Seed = Annotated[int, Field(ge=0, description="chooses the random masks")]
+
+#: What holds for every member at every setting in frozen mode: thinning looks at one task vector,
+#: elections at all of them alike, and 0 has no sign.
+SHARED_IDENTITIES = frozenset(
+    {
+        "base_at_zero",
+        "permutation",
+        "linearity",
+        "homogeneity",
+        "zero_vector",
+        "default_ignores_zero_vector",
+    }
+)
+
+#: Positions elected at a time: what it takes besides the vectors stays small.
+BLOCK = 1 << 18
+
+_LIVE_FORMS: dict[str, Form] = {
+    "mean": "elect_mean",
+    "sum": "elect_sum",
+    "max": "elect_max",
+    "weighted_mean": "elect_weighted",
+}
+
+
+def finite_task_vectors(
+    base: TensorSource, experts: Sequence[TensorSource], name: str
+) -> list[torch.Tensor]:
+    """``expert − base`` for every expert: dropping elements or comparing signs would hide what is
+    not a number.
+
+    Raises:
+        CheckpointError: If a task vector holds NaN or infinity.
+    """
+    vectors = task_vectors(base, experts, name)
+    for expert, vector in zip(experts, vectors, strict=True):
+        if not all_finite(vector):
+            raise CheckpointError(
+                f"{what(expert, name)}: expected finite numbers, received NaN or infinity in "
+                "expert or base; "
+                "leave that checkpoint out, or save it again"
+            )
+    return vectors
+
+
+def what(expert: TensorSource, name: str) -> str:
+    """The task vector of a tensor, for messages."""
+    return f"expert {expert.name!r}: tensor {name!r}"
+
+
+def is_exempt(shape: Sequence[int], vectors: str) -> bool:
+    """Whether a tensor is merged unthinned: a scalar always, a vector (norm, bias) where
+    ``vectors`` is ``pass``.
+    """
+    return len(shape) == 0 or (len(shape) == 1 and vectors == "pass")
+
+
+def one_minus(fraction: float) -> float:
+    """``1 − fraction`` in decimals: 1 − 0.7 is 0.3, not the number above it."""
+    return float(1 - Fraction(repr(float(fraction))))
+
+
+def elected_basis(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    vectors: Vectors,
+    merge: str,
+    mode: str,
+    key: Sequence[Any],
+    limits: Callable[[str], list[float]] | None = None,
+) -> Basis:
+    """The basis that elects signs among ``vectors``, in one of its two modes.
+
+    Args:
+        base: The base.
+        experts: The experts.
+        vectors: Tensor name -> thinned task vectors, new tensors each time.
+        merge: ``mean``, ``sum``, ``max`` or, live only, ``weighted_mean``.
+        mode: ``frozen`` elects among the vectors as they are, ``live`` among the vectors times
+            their coefficients.
+        key: All that ``vectors`` depends on besides the weights, JSON-able.
+        limits: Where thinning is trimming alone: tensor name -> the magnitude from which on each
+            expert's elements are kept.
+    """
+    if mode == "live":
+        return Basis(_LIVE_FORMS[merge], len(experts), vectors)
+
+    lock, known = Lock(), list[int]()
+
+    def majority() -> int:
+        import torch
+
+        def count() -> dict[str, torch.Tensor]:
+            balance = sum(nested_parallel_map(position_balance, base.names))
+            return {"sign": torch.tensor([(balance > 0) - (balance < 0)])}
+
+        with lock:  # a read of the whole model, by the first thread that asks
+            if not known:
+                known.append(
+                    int(remembered([base, *experts], ["majority sign", *key], count)["sign"])
+                )
+        return known[0]
+
+    def position_balance(name: str) -> int:
+        if limits is None or not is_stored_whole(experts, name):
+            return _balance(vectors(name))
+        numbers = [stored_numbers(source.read(name)) for source in (base, *experts)]
+        if any(array is None for array in numbers):
+            return _balance(vectors(name))
+        from mergesearch.merging.kernels.ties_numba import balance_stored
+
+        return balance_stored(numbers, limits(name))
+
+    def direct(
+        name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
+    ) -> tuple[float, float] | None:
+        from mergesearch.merging.kernels.ties_numba import merge_elected
+
+        assert limits is not None, "offered only where thinning is trimming"
+        bounds = limits(name)
+        sign = known[0] if known else 0
+        cancelled, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, sign, out)
+        if cancelled > 0 and not sign and majority():
+            _, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, majority(), out)
+        return None if cancelled < 0 else (sums[0], sums[1])
+
+    return Basis(
+        "delta",
+        len(experts),
+        lambda name: elect(vectors(name), merge, majority),
+        direct=None if limits is None else direct,
+    )
+
+
+def refuse_election(_layout: Layout, _experts: int, options: Options) -> str | None:
+    """Why ``merge`` and ``mode`` do not go together, or None."""
+    if options["merge"] == "weighted_mean" and options["mode"] == "frozen":
+        # The divisor would depend on coefficients that are not known yet.
+        return (
+            "merge 'weighted_mean' expects mode 'live', received 'frozen'; set mode: live, or "
+            "merge: mean"
+        )
+    return None
+
+
+def elect(
+    vectors: Sequence[torch.Tensor], merge: str = "mean", majority: Callable[[], int] | None = None
+) -> list[torch.Tensor]:
+    """Elect a sign at every position and keep the terms that have it, so that the results add up to
+    the merge.
+
+    Step 2: γ = sign(Σ_k x_k), where an exact cancellation takes the sign of the majority of
+    positions. Step 3: kept terms are divided by their number (``mean``), left as they are
+    (``sum``), or only the largest is kept, shared where several are equal (``max``). A majority of
+    0 keeps nothing.
+
+    Args:
+        vectors: K tensors of one shape; **overwritten** with the result.
+        merge: ``mean``, ``sum`` or ``max``.
+        majority: Sign of the majority, asked for only where terms cancel; None takes it from these
+            vectors.
+    """
+    tensors = [vector.contiguous() for vector in vectors]
+    balance = _balance(tensors) if majority is None else 0
+    own = (balance > 0) - (balance < 0)
+    rows = _host_rows(tensors)
+    if rows is not None:
+        from mergesearch.merging.kernels.sparse_numba import cancels, elect_rows
+
+        elect_rows(rows, merge, (majority or (lambda: own))() if cancels(rows) else 0)
+        return tensors
+    for block in _blocks(tensors):
+        _elect_block(block, merge, majority or (lambda: own))
+    return tensors
+
+
+def _balance(tensors: Sequence[torch.Tensor]) -> int:
+    """Positions that elect a positive sign, minus those that elect a negative one."""
+    rows = _host_rows(tensors)
+    if rows is None:
+        return sum(int(_sum(block).sign().sum()) for block in _blocks(tensors))
+    from mergesearch.merging.kernels.sparse_numba import balance
+
+    return balance(rows)
+
+
+def _host_rows(tensors: Sequence[torch.Tensor]) -> list[npt.NDArray[np.float32]] | None:
+    """The tensors as the compiled kernels read them, or None if they cannot."""
+    rows = [host_fp32(tensor) for tensor in tensors]
+    return None if any(row is None for row in rows) else [row for row in rows if row is not None]
+
+
+def _blocks(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The same stretch of every tensor at a time, as views."""
+    flat = [tensor.contiguous().view(-1) for tensor in tensors]
+    for start in range(0, flat[0].numel(), BLOCK):
+        yield [tensor[start : start + BLOCK] for tensor in flat]
+
+
+def _elect_block(vectors: Sequence[torch.Tensor], merge: str, majority: Callable[[], int]) -> None:
+    """:func:`elect` on K vectors ``(n,)``, in place."""
+    import torch
+
+    sign = _sum(vectors).sign().to(vectors[0].dtype)
+    silent = sign == 0
+    if any(bool(vector[silent].any()) for vector in vectors):
+        sign[silent] = float(majority())
+    kept = torch.stack([(vector != 0) & (vector.sign() == sign) for vector in vectors])
+    if merge == "max":
+        magnitudes = torch.stack([vector.abs() for vector in vectors]).mul_(kept)
+        kept &= magnitudes == magnitudes.amax(dim=0)
+    count = kept.sum(dim=0).clamp_(min=1)
+    for vector, mask in zip(vectors, kept, strict=True):
+        vector.masked_fill_(~mask, 0.0)
+        if merge != "sum":
+            vector.div_(count)
+
+
+def _sum(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``Σ_k x_k`` in fp64, where the order of fp32 terms decides no sign and only true
+    cancellations give 0.
+    """
+    import torch
+
+    total = vectors[0].to(torch.float64, copy=True)
+    for vector in vectors[1:]:
+        total.add_(vector)
+    return total

@@ -1,0 +1,223 @@
+"""Regression of linear layers on their inputs, shared by RegMean and its successor: Gram matrices,
+and the solve.
+
+For inputs x of a layer, G = mean of x xᵀ. Experts W_k are merged into the W that is nearest to all
+of their outputs, W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹; in task vectors, each expert contributes τ_k G_k
+(Σ_j G_j)⁻¹.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.models.expert_runner import unpadded
+from mergesearch.merging.tensors.memo import Tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mergesearch.merging.models.parameter_views import ParameterView
+
+#: Added to the diagonals of all Gram matrices together, relative to the mean diagonal of their sum.
+RIDGE = 1e-6
+
+
+#: For operators that solve with Gram matrices.
+Reduce = Annotated[
+    float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")
+]
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """A stored tensor that is the weight of a linear layer, or some of its outputs.
+
+    Attributes:
+        module: Name of the layer in the model.
+        inputs: Dimension of the tensor that runs over the layer's inputs.
+    """
+
+    module: str
+    inputs: int
+
+
+def linear_weights(
+    model: nn.Module, places: Mapping[str, ParameterView]
+) -> dict[str, LinearWeight]:
+    """Stored name -> its linear layer: ``nn.Linear``, and ``Conv1D`` of transformers, which is
+    stored transposed.
+
+    A weight that other modules share (a head tied to the embedding) is no regression of one layer,
+    and left out.
+    """
+    from torch import nn
+
+    owners: dict[int, int] = {}
+    layers: dict[str, tuple[str, int, torch.Tensor]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        inputs = (
+            1 if isinstance(module, nn.Linear) else 0 if type(module).__name__ == "Conv1D" else None
+        )
+        weight = getattr(module, "weight", None)
+        if inputs is not None and isinstance(weight, nn.Parameter) and weight.ndim == 2:
+            layers[f"{name}.weight" if name else "weight"] = (name, inputs, weight)
+    found = {}
+    for stored, place in places.items():
+        if place.parameter in layers:
+            name, inputs, weight = layers[place.parameter]
+            if owners[id(weight)] == 1 and _has_all_inputs(place, weight, inputs):
+                found[stored] = LinearWeight(name, inputs)
+    return found
+
+
+def _has_all_inputs(place: ParameterView, weight: torch.Tensor, inputs: int) -> bool:
+    return (
+        len(place.shape) == 2
+        and place.shape[inputs] == weight.shape[inputs]
+        and place.stride == tuple(weight.stride())
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Grams:
+    """Gram matrices of layers, collected over batches.
+
+    Attributes:
+        sums: Layer -> Σ x xᵀ ``(inputs, inputs)``.
+        counts: Layer -> number of inputs summed.
+    """
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def collecting(
+        self, layers: Mapping[str, nn.Module], inputs: Mapping[str, torch.Tensor]
+    ) -> Iterator[None]:
+        """While it is open, what the layers are given is added; ``inputs`` of the model tell what
+        is padding.
+        """
+
+        def add(
+            name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        ) -> None:
+            self._add(name, unpadded((args[0] if args else kwargs["input"]).detach(), inputs))
+
+        with ExitStack() as hooks:
+            for name, layer in layers.items():
+                handle = layer.register_forward_pre_hook(partial(add, name), with_kwargs=True)
+                hooks.callback(handle.remove)
+            yield
+
+    def mean(self, weight: LinearWeight) -> Tensors:
+        """The Gram matrix of a layer's inputs, in main memory; nothing for a layer that never ran.
+
+        Raises:
+            CheckpointError: If an input was not finite.
+        """
+        if not self.counts.get(weight.module):
+            return {}
+        mean = self.sums[weight.module] / self.counts[weight.module]
+        if not bool(mean.isfinite().all()):
+            raise CheckpointError(
+                f"calibration: expected finite inputs of layer {weight.module!r}, received NaN or "
+                "infinity; "
+                "check the experts and the calibration items"
+            )
+        return {_kind(weight.inputs): mean.cpu()}
+
+    def _add(self, name: str, vectors: torch.Tensor) -> None:
+        import torch
+
+        wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        product = wide.T @ wide
+        if name in self.sums:
+            self.sums[name] += product
+        else:
+            self.sums[name] = product
+        self.counts[name] = self.counts.get(name, 0) + len(vectors)
+
+
+def _kind(inputs: int) -> str:
+    return f"gram_of_dim_{inputs}"
+
+
+def regressed(
+    deltas: Sequence[torch.Tensor], found: Sequence[Tensors], reduce: float
+) -> list[torch.Tensor]:
+    """τ_k G_k (Σ_j G_j)⁻¹ for each expert, or τ_k / K where no expert has a Gram matrix.
+
+    Args:
+        deltas: Task vectors of one tensor.
+        found: For each expert the Gram matrix as :meth:`Grams.mean` gives it; an expert without one
+            weighs nothing.
+        reduce: Factor on the off-diagonal elements.
+    """
+    kinds = {kind for tensors in found for kind in tensors}
+    if not kinds:
+        return [delta / len(deltas) for delta in deltas]
+    (kind,) = kinds
+    if kind == _kind(0):
+        return [
+            row.T.contiguous()
+            for row in _solved([delta.T for delta in deltas], kind, found, reduce)
+        ]
+    return _solved(deltas, kind, found, reduce)
+
+
+def _solved(
+    deltas: Sequence[torch.Tensor], kind: str, found: Sequence[Tensors], reduce: float
+) -> list[torch.Tensor]:
+    """Rows for matrices ``(outputs, inputs)``, worked out in fp64: Gram matrices are often close to
+    singular.
+    """
+    import torch
+
+    size, device = deltas[0].shape[1], deltas[0].device
+    total = torch.zeros(size, size, dtype=torch.float64, device=device)
+    for tensors in found:
+        if kind in tensors:
+            total += _reduced(tensors[kind].to(device), reduce)
+    factor, ridge = _factor(total, len(deltas))
+    rows = []
+    for delta, tensors in zip(deltas, found, strict=True):
+        right = ridge * delta.double()
+        if kind in tensors:
+            right += delta.double() @ _reduced(tensors[kind].to(device), reduce)
+        rows.append(torch.cholesky_solve(right.T, factor).T.to(delta.dtype).contiguous())
+    return rows
+
+
+def _reduced(gram: torch.Tensor, reduce: float) -> torch.Tensor:
+    wide = gram.double() * reduce
+    wide.diagonal().copy_(gram.diagonal())
+    return wide
+
+
+def _factor(total: torch.Tensor, experts: int) -> tuple[torch.Tensor, float]:
+    """Cholesky factor of ``total`` + ``experts`` · ridge · I, and the ridge.
+
+    The ridge belongs to each expert's own Gram matrix: inputs that no item reaches are averaged,
+    instead of falling back to the base, and copies of one expert still give that expert.
+    """
+    import torch
+
+    mean = float(total.diagonal().mean())
+    ridge = (RIDGE * mean if mean > 0 else 1.0) / experts
+    identity = torch.eye(len(total), dtype=total.dtype, device=total.device)
+    while True:
+        factor, info = torch.linalg.cholesky_ex(total + experts * ridge * identity)
+        if not int(info):
+            return factor, ridge
+        # rounding of fp32 sums can leave negative eigenvalues; they are far below the diagonal
+        ridge *= 10

@@ -1,0 +1,147 @@
+"""Interference between task vectors, a quadratic in the merged matrix X, and what an optimiser
+makes of it.
+
+WUDI and OptMerge both minimise Σ_k ‖(X − T_k) A_kᵀ‖² / n_k for targets T_k ``(m, n)``, inputs A_k
+``(., n)`` and squared norms n_k. Half its gradient is X C − D, with C = Σ_k A_kᵀA_k / n_k and D =
+Σ_k T_k A_kᵀA_k / n_k. Along each eigenvector of C (the columns of V, eigenvalues λ) X settles
+independently of the others, so that all an optimiser does is a factor f(λ) from 0 (not moved from
+the start X_0) to 1 (at the minimum):
+
+    X = X_0 − X_0 V f Vᵀ + D V (f/λ) Vᵀ
+
+For X_0 = Σ_k x_k this is a sum over experts; :func:`settled` gives its terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+#: Eigenvalues of C below this count as zero. C has trace K whatever the scale of the task vectors.
+FLOOR = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues, decreasing, of a symmetric positive matrix C, and those of its eigenvectors that
+    are not arbitrary.
+
+    Attributes:
+        values: ``(r,)``, fp64, all above 0; r is 0 for C = 0.
+        vectors: ``(n, r)``, in the dtype of what C was made from.
+        sizes: Numbers of rows and columns that C was made from (its rank is at most the lesser).
+    """
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+    sizes: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """How far each eigenvector has settled.
+
+    Attributes:
+        moved: ``(r,)``, f: 0 where nothing has moved, 1 at the minimum.
+        gained: ``(r,)``, f/λ, worked out without a division by a small λ.
+    """
+
+    moved: torch.Tensor
+    gained: torch.Tensor
+
+    def of_largest(self, count: int) -> Filter:
+        """Only the ``count`` largest eigenvalues move."""
+        moved, gained = self.moved.clone(), self.gained.clone()
+        moved[count:], gained[count:] = 0.0, 0.0
+        return Filter(moved, gained)
+
+
+def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) -> Spectrum:
+    """Eigenvalues and eigenvectors of C, worked out in fp64: squares take twice the digits.
+
+    Args:
+        inputs: A_k, ``(p_k, n)`` each.
+        squared_norms: n_k; an A_k with n_k = 0 is left out.
+    """
+    import torch
+
+    scales = [1 / math.sqrt(squared) if squared > 0 else 0.0 for squared in squared_norms]
+    sizes = sum(matrix.shape[0] for matrix in inputs), inputs[0].shape[1]
+    if sizes[0] >= sizes[1]:
+        gram = inputs[0].new_zeros((sizes[1], sizes[1]), dtype=torch.float64)
+        for matrix, scale in zip(inputs, scales, strict=True):
+            scaled = matrix.double() * scale
+            gram.addmm_(scaled.T, scaled)
+        values, vectors = torch.linalg.eigh(gram)
+    else:
+        # C has no more eigenvalues above 0 than the inputs have rows: no need for all columns of
+        # wide ones.
+        stacked = torch.cat(
+            [matrix.double() * scale for matrix, scale in zip(inputs, scales, strict=True)]
+        )
+        span, triangle = torch.linalg.qr(stacked.T)
+        values, inside = torch.linalg.eigh(triangle @ triangle.T)
+        vectors = span @ inside
+    kept = values.flip(0) > FLOOR
+    return Spectrum(
+        values.flip(0)[kept], vectors.flip(1)[:, kept].to(inputs[0].dtype).contiguous(), sizes
+    )
+
+
+def gradient_flow(values: torch.Tensor, time: float) -> Filter:
+    """f of dX/dt = D − X C after ``time``: 1 − exp(−λ · time)."""
+    import torch
+
+    moved = -torch.expm1(-values * time)
+    return Filter(moved, moved / values)
+
+
+def momentum_descent(values: torch.Tensor, rate: float, momentum: float, steps: int) -> Filter:
+    """f of gradient descent with momentum on Σ_k ‖(X − T_k) A_kᵀ‖² / n_k, whose gradient is 2 (X C
+    − D).
+
+    Per eigenvector: v ← momentum · v + 2 λ e and e ← e − rate · v for the distance e from the
+    minimum, as a fraction of that at the start. With e = 1 − λ g this is a recurrence of g = f/λ in
+    which nothing is divided.
+    """
+    import torch
+
+    velocity, gained = torch.zeros_like(values), torch.zeros_like(values)
+    for _ in range(steps):
+        velocity = momentum * velocity + 2 * (1 - values * gained)
+        gained = gained + rate * velocity
+    return Filter(values * gained, gained)
+
+
+def settled(
+    starts: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    targets: Callable[[int], torch.Tensor],
+    squared_norms: Sequence[float],
+    spectrum: Spectrum,
+    moved: Filter,
+) -> list[torch.Tensor]:
+    """The terms of X, one per expert: ``x_k − x_k V f Vᵀ + T_k (A_kᵀA_k / n_k) V (f/λ) Vᵀ``.
+
+    Args:
+        starts: x_k, ``(m, n)`` each.
+        inputs: A_k.
+        targets: T_k by its index.
+        squared_norms: n_k.
+        spectrum: Of C.
+        moved: How far the eigenvectors have settled.
+    """
+    vectors = spectrum.vectors
+    factor, gained = moved.moved.to(vectors.dtype), moved.gained.to(vectors.dtype)
+    terms = []
+    for k, (start, seen, squared) in enumerate(zip(starts, inputs, squared_norms, strict=True)):
+        change = -(start @ vectors) * factor
+        if squared > 0:
+            change += targets(k) @ (seen.T @ (seen @ vectors)) * (gained / squared)
+        terms.append(start + change @ vectors.T)
+    return terms

@@ -1,0 +1,260 @@
+"""The gradient of every coefficient, from that of the merged weights: inner products with what each
+coefficient adds.
+
+A merged weight is a weighted sum whose weights depend on the coefficients of its segment alone, so
+that the derivative of a loss with respect to a coefficient is an inner product over the segment. No
+graph runs through the merge: one backward pass through the model, then one pass over gradient, rows
+and, where a form needs it, base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.merging.errors import InputError, RecipeError
+from mergesearch.merging.kernels.forms import ELECTIONS, Form
+from mergesearch.merging.kernels.products import CPU_BLOCK, factor_products, products, tiles
+from mergesearch.merging.tensors.field import Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergesearch.merging.kernels.forms import Array
+    from mergesearch.merging.resident.arena import Arenas
+    from mergesearch.merging.resident.packing import Packing, StoredFactors
+
+_Wide = npt.NDArray[np.float64]
+_Index = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What a merge is a weighted sum of, wherever it lies.
+
+    Attributes:
+        packing: Places in the arrays.
+        form: How base and rows combine; no election.
+        base: ``(size,)``.
+        rows: ``(K, row)``.
+        factors: Rows of tensors that are kept as factors.
+        angles: For ``slerp``: the angle between base and row over the flat index.
+    """
+
+    packing: Packing
+    form: Form
+    base: Array
+    rows: Array
+    factors: tuple[StoredFactors, ...] = ()
+    angles: Field | None = None
+
+    def __post_init__(self) -> None:
+        if self.form in ELECTIONS:
+            raise InputError(
+                "gradient: expected a merge that is smooth in its coefficients, received the form "
+                f"{self.form!r}, "
+                "which elects signs in every trial and jumps; freeze it, or choose a strategy "
+                "without gradients"
+            )
+
+    @classmethod
+    def of(cls, arenas: Arenas) -> Terms:
+        """Those of arenas in main memory."""
+        return cls(
+            arenas.packing, arenas.form, arenas.base, arenas.basis, arenas.factors, arenas.angles
+        )
+
+    @property
+    def size(self) -> int:
+        """Length of the flat index."""
+        return self.packing.layout.size
+
+
+def coefficient_gradient(
+    terms: Terms, gradient: Array, field: Field, *, threads: int | None = None
+) -> _Wide:
+    """Derivatives of a loss with respect to ``field.values``.
+
+    Args:
+        terms: Of the merge.
+        gradient: ``(size,)``: derivatives with respect to the merged weights, zero in the padding.
+        field: Where the weights were merged.
+        threads: CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
+
+    Returns:
+        fp64 ``(K, segments)``.
+
+    Raises:
+        RecipeError: If the field does not fit the terms.
+    """
+    _check_field(terms, field)
+    if terms.form == "delta":
+        return _over_rows(terms, gradient, field.boundaries, base=False, threads=threads)
+    if terms.angles is None:
+        return _over_rows(terms, gradient, field.boundaries, base=True, threads=threads)[1:]
+    fine = field.refine(terms.angles.boundaries)
+    beside = _over_rows(terms, gradient, fine.boundaries, base=True, threads=threads)
+    first, second = _arc_slopes(fine.values[0], terms.angles.at(fine.boundaries[:-1])[0])
+    found = (first + second) * beside[0] + second * beside[1]
+    return _coarse(found[None, :], fine.boundaries, field.boundaries)
+
+
+def expert_cosines(
+    terms: Terms, gradient: Array, field: Field, norms: _Wide, *, threads: int | None = None
+) -> _Wide:
+    """Sums, over the parts of tensors in every segment, of the cosine between the gradient and each
+    whole expert.
+
+    The score by which Frank-Wolfe merging ranks experts, whatever the size of a tensor (Chen 2025,
+    "FW-Merging: Scaling model merging with Frank-Wolfe optimization"). A cosine with a vector of
+    zeros is 0.
+
+    Args:
+        terms: Of the merge.
+        gradient: ``(size,)``.
+        field: Whose segments are meant.
+        norms: :func:`expert_norms` over :func:`parts`, ``(K, parts)``.
+        threads: CPU threads.
+
+    Returns:
+        fp64 ``(K, segments)``.
+    """
+    _check_field(terms, field)
+    edges = parts(terms, field.boundaries)
+    inner = _over_experts(terms, gradient, edges, threads)
+    length = np.sqrt(products(gradient, [gradient], edges, threads=threads))
+    scale = length * norms
+    cosines = np.divide(inner, scale, out=np.zeros_like(inner), where=scale > 0)
+    return _coarse(cosines, edges, field.boundaries)
+
+
+def parts(terms: Terms, boundaries: _Index) -> _Index:
+    """Boundaries refined where tensors start, so that no segment holds more than one."""
+    starts = [spec.start for spec in terms.packing.layout.tensors if spec.size]
+    return np.union1d(boundaries, np.array(starts, dtype=np.int64)).astype(np.int64)
+
+
+def expert_norms(terms: Terms, edges: _Index) -> _Wide:
+    """Norms of the whole experts over segments: base plus row for ``delta``, else the row; fp64
+    ``(K, segments)``.
+    """
+    from mergesearch.merging.kernels.torch_kernel import as_tensor
+
+    squares = np.zeros((terms.packing.directions, len(edges) - 1))
+    base, rows = as_tensor(terms.base), as_tensor(terms.rows)
+    for stretch in terms.packing.stretches:
+        cuts, first = _within(edges, stretch.start, stretch.stop)
+        for segment, (low, high) in enumerate(pairwise((cuts + stretch.start).tolist()), first):
+            for start in range(low, high, CPU_BLOCK):
+                stop = min(start + CPU_BLOCK, high)
+                block = rows[
+                    :, stretch.at + start - stretch.start : stretch.at + stop - stretch.start
+                ].double()
+                whole = block + base[start:stop].double() if terms.form == "delta" else block
+                squares[:, segment] += whole.square().sum(1).cpu().numpy()
+    for stored in terms.factors:
+        _add_factored_squares(stored, base, edges, squares)
+    return np.sqrt(squares)
+
+
+def _add_factored_squares(
+    stored: StoredFactors, base: torch.Tensor, edges: _Index, squares: _Wide
+) -> None:
+    from mergesearch.merging.kernels.torch_kernel import as_tensor
+
+    start, stop = stored.spec.start, stored.spec.stop
+    cuts, offset = _within(edges, start, stop)
+    left, right, origin = (
+        as_tensor(stored.left).double(),
+        as_tensor(stored.right).double(),
+        base[start:stop],
+    )
+    for segment, low, high, rows, columns in tiles(cuts, int(right.shape[1]), CPU_BLOCK):
+        part = origin[low:high].double().view(rows.stop - rows.start, -1)
+        for k in range(len(squares)):
+            mine = [r for r, owner in enumerate(stored.owner) if owner == k]
+            whole = part + left[rows][:, mine] @ right[mine][:, columns]
+            squares[k, offset + segment] += float(whole.square().sum())
+
+
+def _over_experts(terms: Terms, gradient: Array, edges: _Index, threads: int | None) -> _Wide:
+    """Inner products with the whole experts ``(K, segments)``."""
+    whole = terms.form == "delta"
+    found = _over_rows(terms, gradient, edges, base=whole, from_base=False, threads=threads)
+    return found[:1] + found[1:] if whole else found
+
+
+def _over_rows(
+    terms: Terms,
+    gradient: Array,
+    boundaries: _Index,
+    *,
+    base: bool,
+    from_base: bool = True,
+    threads: int | None,
+) -> _Wide:
+    """Inner products with the rows ``(K, segments)``; with ``base``, its own come first,
+    ``(1 + K, segments)``.
+    """
+    found = np.zeros((terms.packing.directions + base, len(boundaries) - 1))
+    for stretch in terms.packing.stretches:
+        start, stop = stretch.start, stretch.stop
+        cuts, first = _within(boundaries, start, stop)
+        rows, origin = terms.rows[:, stretch.at : stretch.at + stop - start], terms.base[start:stop]
+        found[:, first : first + len(cuts) - 1] += products(
+            gradient[start:stop],
+            rows,
+            cuts,
+            base=origin if base else None,
+            from_base=base and from_base,
+            threads=threads,
+        )
+    for stored in terms.factors:
+        start, stop = stored.spec.start, stored.spec.stop
+        cuts, first = _within(boundaries, start, stop)
+        here, vector = slice(first, first + len(cuts) - 1), gradient[start:stop]
+        directions = terms.packing.directions
+        low_rank = factor_products(
+            vector, stored.left, stored.right, stored.owner, directions, cuts, threads=threads
+        )
+        found[base:, here] += low_rank
+        if base:
+            found[0, here] += products(vector, [terms.base[start:stop]], cuts, threads=threads)[0]
+    return found
+
+
+def _within(boundaries: _Index, start: int, stop: int) -> tuple[_Index, int]:
+    """Boundaries of what lies in ``start:stop``, re-based to 0, and the number of its first
+    segment.
+    """
+    first = int(np.searchsorted(boundaries, start, side="right")) - 1
+    last = int(np.searchsorted(boundaries, stop, side="left"))
+    return np.clip(boundaries[first : last + 1], start, stop) - start, first
+
+
+def _coarse(values: _Wide, fine: _Index, coarse: _Index) -> _Wide:
+    """Sums over the finer segments of every coarse one, ``(K, fine) -> (K, coarse)``."""
+    return np.add.reduceat(values, np.searchsorted(fine, coarse[:-1]), axis=1)
+
+
+def _arc_slopes(t: _Wide, angle: _Wide) -> tuple[_Wide, _Wide]:
+    """Derivatives of the weights of base and row on the arc with respect to the place on it; a line
+    at angle 0.
+    """
+    straight = angle == 0
+    scale = np.where(straight, 1.0, angle / np.where(straight, 1.0, np.sin(angle)))
+    first = np.where(straight, -1.0, -scale * np.cos((1 - t) * angle))
+    return first, np.where(straight, 1.0, scale * np.cos(t * angle))
+
+
+def _check_field(terms: Terms, field: Field) -> None:
+    if field.directions != terms.packing.directions or field.size != terms.size:
+        raise RecipeError(
+            f"gradient: expected a field of {terms.packing.directions} directions over "
+            f"{terms.size} positions, "
+            f"received {field.directions} over {field.size}"
+        )

@@ -1,0 +1,216 @@
+"""An input-dependent merge on disk: model folders, the tensors that go with them, and how to put
+them together.
+
+::
+
+    routing.json          method, parameters, names of the experts, auto class of the model
+    base/, expert/        T3: two folders that transformers loads
+    shared/               Twin-Merging: the shared merge, a folder that transformers loads
+    routing.safetensors   Twin-Merging: low-rank vectors of the experts, and the router
+    recipe.yaml, .json    what it was made from
+    README.md             how to load it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.export.folder import check_target, export_model, put_folder
+from mergesearch.merging.export.model_card import render_bundle_card
+from mergesearch.merging.family.family import open_family
+from mergesearch.merging.recipe import Recipe
+from mergesearch.merging.recipe_file import load_recipe, save_recipe
+from mergesearch.merging.tensors.field import Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergesearch.merging.routing.routed import LowRank, Routed, TwinMerging
+
+FORMAT = 1
+SHEET, TENSORS = "routing.json", "routing.safetensors"
+
+
+def write_bundle(
+    recipe: Recipe,
+    routed: Routed,
+    out: Path,
+    *,
+    model_class: str,
+    facts: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    threads: int = 1,
+) -> None:
+    """Write an input-dependent merge; the folder appears under its name when everything in it is on
+    disk.
+
+    Args:
+        recipe: What ``routed`` was made from.
+        routed: The merge.
+        out: Folder to create; may exist if it is empty.
+        model_class: Auto class of its models.
+        facts: Lines for the card.
+        overwrite: Replace a folder that is not empty.
+        threads: As for an export.
+
+    Raises:
+        InputError: If ``out`` cannot be written or is in use.
+    """
+    target, family = out.resolve(), open_family(recipe)
+    check_target(target, family.sources, overwrite)
+    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
+    try:
+        part.mkdir(parents=True)
+        for name, field in folders(recipe).items():
+            export_model(replace(recipe, routing=(), field=field), part / name, threads=threads)
+        stamped = load_recipe(part / next(iter(folders(recipe))) / "recipe.json")
+        whole = replace(stamped, routing=recipe.routing, field=recipe.field)
+        for name in ("recipe.yaml", "recipe.json"):
+            save_recipe(whole, part / name)
+        sheet = {
+            "format": FORMAT,
+            "routing": dict(recipe.routing),
+            "experts": [expert.name for expert in recipe.experts],
+            "model_class": model_class,
+        }
+        (part / SHEET).write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+        _write_tensors(routed, part / TENSORS)
+        card = render_bundle_card(whole, family.base, family.experts, facts or {})
+        (part / "README.md").write_text(card, encoding="utf-8")
+        put_folder(part, target)
+    except OSError as error:
+        raise InputError(
+            f"{out}: expected a place to write, received: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def folders(recipe: Recipe) -> dict[str, Field]:
+    """Folder -> coefficients of the checkpoints that an input-dependent merge is made from."""
+    values, size, experts = dict(recipe.routing), recipe.field.size, len(recipe.experts)
+    if values["method"] == "t3":
+        return {
+            "base": Field.constant(size, np.zeros(1)),
+            "expert": Field.constant(size, np.ones(1)),
+        }
+    return {"shared": Field.constant(size, np.full(experts, float(values["shared_scale"])))}
+
+
+def load(folder: Path | str) -> Routed:
+    """The merge of a folder that :func:`write_bundle` wrote, in evaluation mode; call it as the
+    model itself.
+
+    Raises:
+        CheckpointError: If the folder is no bundle, or one of a newer version.
+    """
+    place = Path(folder)
+    try:
+        sheet = json.loads((place / SHEET).read_text(encoding="utf-8"))
+        version, routing, model_class = sheet["format"], sheet["routing"], sheet["model_class"]
+        method, experts = routing["method"], sheet["experts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{place}: expected a folder with {SHEET}, as `mergesearch export` writes it, "
+            f"received: {error}"
+        ) from None
+    if version != FORMAT or method not in _LOADERS:
+        raise CheckpointError(
+            f"{place}: expected format {FORMAT} and a method among {sorted(_LOADERS)}, received "
+            f"{version!r} and "
+            f"{method!r}; load it with the version that wrote it"
+        )
+    loaded: Routed = _LOADERS[method](place, routing, len(experts), model_class).eval()
+    return loaded
+
+
+def _load_t3(place: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.routing.routed import copied_tensors
+
+    model = load_model(str(place / "base"), model_class)
+    base = copied_tensors(model)
+    return t3_of(
+        model, base, copied_tensors(load_model(str(place / "expert"), model_class)), routing
+    )
+
+
+def _load_twin(place: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
+    from safetensors.torch import load_file
+
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.routing.routed import TwinMerging, copied_tensors, make_router
+
+    model, stored = load_model(str(place / "shared"), model_class), load_file(place / TENSORS)
+    shared = copied_tensors(model)
+    vectors = [
+        {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}
+        for k in range(experts)
+    ]
+    state = {
+        name.removeprefix("router."): t for name, t in stored.items() if name.startswith("router.")
+    }
+    width, inputs = state["0.weight"].shape
+    router = make_router(inputs, width, experts)
+    router.load_state_dict(state)
+    return TwinMerging(
+        model,
+        shared,
+        vectors,
+        router.eval().requires_grad_(False),
+        temperature=routing["temperature"],
+        per=routing["per"],
+    )
+
+
+def t3_of(model: Any, base: Any, expert: Any, routing: Mapping[str, Any]) -> Routed:
+    """T3 with the parameters of a recipe's routing."""
+    from mergesearch.merging.routing.routed import T3
+
+    return T3(
+        model,
+        base,
+        expert,
+        low=routing["lambda_min"],
+        high=routing["lambda_max"],
+        gamma=routing["gamma"],
+        per=routing["per"],
+        centred=routing["centred"],
+    )
+
+
+_LOADERS = {"t3": _load_t3, "twin_merging": _load_twin}
+
+
+def _low_rank(stored: Mapping[str, torch.Tensor], key: str, like: torch.Tensor) -> LowRank:
+    from mergesearch.merging.routing.routed import LowRank
+
+    return LowRank(stored[f"{key}.left"], stored.get(f"{key}.right"), tuple(like.shape))
+
+
+def _write_tensors(routed: Routed, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from mergesearch.merging.routing.routed import TwinMerging
+
+    if isinstance(routed, TwinMerging):
+        save_file(_twin_tensors(routed), path)
+
+
+def _twin_tensors(routed: TwinMerging) -> dict[str, torch.Tensor]:
+    found = {f"router.{name}": tensor.cpu() for name, tensor in routed.router.state_dict().items()}
+    for k, vector in enumerate(routed.exclusive):
+        for name, part in vector.items():
+            found[f"exclusive.{k}.{name}.left"] = part.left.cpu().contiguous()
+            if part.right is not None:
+                found[f"exclusive.{k}.{name}.right"] = part.right.cpu().contiguous()
+    return found

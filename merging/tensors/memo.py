@@ -1,0 +1,83 @@
+"""Results that several hyperparameters of an operator share: singular vectors, histograms of
+magnitudes.
+
+A memo is a folder of safetensors files, each named by what it was made from. Files appear under
+their name only when they are whole, and carry a checksum that is compared when they are read; a
+damaged one is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+Tensors = Mapping[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Memo:
+    """A folder of prepared intermediate results; several processes may use it at once.
+
+    Attributes:
+        folder: Created when first written.
+    """
+
+    folder: Path
+
+    def get(self, key: Sequence[Any], compute: Callable[[], Tensors]) -> Tensors:
+        """What ``compute`` gives, from disk if it was computed before under the same ``key``
+        (JSON-able).
+        """
+        text = json.dumps(key, sort_keys=True, default=repr)
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+        found = _load(path)
+        if found is None:
+            found = {name: tensor.contiguous() for name, tensor in compute().items()}
+            _save(found, path)
+        return found
+
+
+def _load(path: Path) -> Tensors | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            expected = (file.metadata() or {}).get("checksum")
+    except (OSError, SafetensorError):
+        return None
+    return tensors if _checksum(tensors) == expected else None
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(3).hex()}.part")
+    try:
+        save_file(dict(tensors), str(part), metadata={"checksum": _checksum(tensors)})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _checksum(tensors: Tensors) -> str:
+    import torch
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""per_tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from mergesearch.merging.tensors.memo import Tensors
+from mergesearch.merging.tensors.source import remembered
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergesearch.merging.tensors.source import TensorSource
+
+
+#: Statistics of single tensors: (tensor name, what is known of it).
+Pieces = Iterable[tuple[str, Tensors]]
+
+
+def memoised_per_tensor(
+    sources: Sequence[TensorSource], key: Sequence[Any] | None, compute: Callable[[], Pieces]
+) -> Callable[[str], Tensors]:
+    """What one pass finds out about many tensors, by tensor name; nothing for names that it says
+    nothing of.
+
+    The pass is made here and now, unless the memo has all of it. With a memo each piece is written
+    as soon as it is there and read when asked for; without one all are held.
+
+    Args:
+        sources: What the result depends on; the memo is that of the first.
+        key: What else it depends on, as for :func:`remembered`; None to hold everything.
+        compute: The pass.
+    """
+    if key is None or sources[0].memo is None or not all(source.identity for source in sources):
+        held = dict(compute())
+        return lambda name: held.get(name, {})
+    kept = key
+
+    def write_all() -> Tensors:
+        names = []
+        for name, tensors in compute():
+            remembered(sources, [*kept, "piece", name], partial(dict, tensors))
+            names.append(name)
+        return {"names": _as_bytes(names)}
+
+    names = _from_bytes(remembered(sources, [*kept, "names"], write_all)["names"])
+    one_pass = Lock()
+
+    def again(name: str) -> Tensors:
+        with one_pass:  # only after a piece was lost; the model cannot serve two passes at once
+            return dict(compute())[name]
+
+    def get(name: str) -> Tensors:
+        return (
+            remembered(sources, [*kept, "piece", name], partial(again, name))
+            if name in names
+            else {}
+        )
+
+    return get
+
+
+def _as_bytes(names: Sequence[str]) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
+
+
+def _from_bytes(text: torch.Tensor) -> frozenset[str]:
+    return frozenset(json.loads(bytes(text.tolist())))

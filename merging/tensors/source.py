@@ -1,0 +1,131 @@
+"""source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergesearch.merging.tensors.memo import Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergesearch.merging.tensors.memo import Memo
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergesearch.merging.tensors.memo import Memo
+
+
+def remembered(
+    sources: Sequence[TensorSource], key: Sequence[Any], compute: Callable[[], Tensors]
+) -> Tensors:
+    """What ``compute`` gives for these sources, kept in the memo of the first if it has one.
+
+    Args:
+        sources: What the result depends on, in order.
+        key: What else it depends on, beginning with what it is; hyperparameters only as far as they
+            matter.
+        compute: Works it out; must be a function of ``sources`` and ``key`` alone.
+    """
+    memo = sources[0].memo
+    if memo is None or not all(source.identity for source in sources):
+        return compute()
+    return memo.get([*key, *(source.identity for source in sources)], compute)
+
+
+Options = Mapping[str, Any]
+
+
+class TensorSource(Protocol):
+    """Named tensors, read one at a time: a checkpoint on disk, or a mapping in memory."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the source, as in recipes; random masks and declared orders go by it."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the tensors that are merged, in the order of the layout."""
+
+    @property
+    def memo(self) -> Memo | None:
+        """Where results that other hyperparameters can use again are kept, or None."""
+
+    @property
+    def identity(self) -> str:
+        """What the weights are, for the keys of ``memo``; empty where there is none."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, in its stored dtype; not to be modified."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The rows of one matrix as low-rank products:
+    ``row_k = left[:, owner == k] @ right[owner == k]``.
+
+    Attributes:
+        left: ``(m, R)``, fp32.
+        right: ``(R, n)``, fp32.
+        owner: Direction of each of the R columns, non-decreasing.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    owner: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FilteredSource:
+    """A tensor source without some of its tensors."""
+
+    origin: TensorSource
+    excluded: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """Short name of the source."""
+        return self.origin.name
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the tensors that are left."""
+        return [name for name in self.origin.names if name not in self.excluded]
+
+    @property
+    def memo(self) -> Memo | None:
+        """Of the source."""
+        return self.origin.memo
+
+    @property
+    def identity(self) -> str:
+        """Of what is left."""
+        if not self.origin.identity:
+            return ""
+        return hashlib.sha256(
+            " ".join([self.origin.identity, *sorted(self.excluded)]).encode()
+        ).hexdigest()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.origin.shape(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor."""
+        return self.origin.read(name)

@@ -1,5 +1,0 @@
-"""``python -m search`` is ``mergesearch``."""
-
-from search.cli import main
-
-main()

@@ -1,0 +1,197 @@
+"""Estimates of a score on all items from its scores on some, by item response theory.
+
+Mencattini 2025, "MERGE³: Efficient Evolutionary Merging on Consumer-grade GPUs" (arXiv 2502.10436),
+after Maia Polo 2024, "tinyBenchmarks: evaluating LLMs with fewer examples" (arXiv 2402.14992). What
+we changed:
+
+* Item parameters are fitted to the study's own responses (anchors and complete trials), not read
+  from a file for one benchmark; abilities and item parameters together, with normal priors, since
+  there are few models.
+* Weights of the experts' abilities lie in [-0.5, 1.5] and are drawn to equal ones: unbounded they
+  run away on few items.
+
+All of these are estimates. They are told to strategies, and reported as estimates only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+#: Most abilities of a model.
+ABILITIES = 4
+#: Standard deviations of the priors: abilities, discriminations, difficulties; and of weights
+#: around equal ones.
+ABILITY, DISCRIMINATION, DIFFICULTY, WEIGHT = 1.0, 1.0, 2.0, 0.5
+#: Logits beyond this are as good as certain.
+CERTAIN = 30.0
+#: Share of the plain mean in the generalised estimators (MERGE³'s c).
+SHARE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class ItemModel:
+    """P(right) = σ(a · θ − b) (MERGE³, eq. 2: multidimensional two-parameter logistic).
+
+    Attributes:
+        discrimination: a, ``(items, abilities)``.
+        difficulty: b, ``(items,)``.
+        abilities: θ of the models that it was fitted to, ``(models, abilities)``.
+    """
+
+    discrimination: Array
+    difficulty: Array
+    abilities: Array
+
+    def predict(self, ability: Array) -> Array:
+        """Chance of a right answer to every item ``(items,)``."""
+        return _sigmoid(self.discrimination @ ability - self.difficulty)
+
+
+def estimate(
+    kind: str, model: ItemModel, ends: Mask, observed: Array, places: npt.NDArray[np.intp]
+) -> float:
+    """Mean score on all items, estimated from some.
+
+    Args:
+        kind: ``p_irt`` (the merge has an ability of its own), ``mp_irt`` (a weighted sum of those
+            of base and experts), ``gp_irt`` and ``gmp_irt`` (their mean with the plain mean of what
+            was observed).
+        model: Fitted to complete responses of other models.
+        ends: Which of those are base and experts, ``(models,)``.
+        observed: The merge's scores ``(m,)``.
+        places: Of which items ``(m,)``.
+    """
+    if kind in ("mp_irt", "gmp_irt"):
+        ability = _mixed_ability(model, model.abilities[ends], observed, places)
+    else:
+        ability = _own_ability(model, observed, places)
+    predicted = model.predict(ability)
+    share = len(observed) / len(predicted)
+    rest = np.delete(predicted, places)
+    # p-IRT (Maia Polo 2024, eq. 4): what was seen as it is, what was not as predicted.
+    found = float(share * observed.mean() + (1 - share) * (rest.mean() if rest.size else 0.0))
+    if kind in ("gp_irt", "gmp_irt"):
+        found = SHARE * float(observed.mean()) + (1 - SHARE) * found
+    return found
+
+
+def choose_anchors(scores: Array, count: int) -> tuple[npt.NDArray[np.intp], Array]:
+    """Items that stand for all: places ``(count,)``, rising, and how many of all each stands for,
+    as weights.
+
+    The medians of clusters of items that the same models answer alike (Vivek 2024, "Anchor Points:
+    Benchmarking Models with Much Fewer Examples"; Maia Polo 2024, section 3); k-means with a fixed
+    seed.
+
+    Args:
+        scores: Of known models ``(models, items)``.
+        count: How many items; fewer come back where items are answered in fewer ways.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    points = scores.T + 0.0
+    centres, owners = kmeans2(points, count, minit="++", rng=np.random.default_rng(0))
+    places, weights = [], []
+    for cluster in range(count):
+        members = np.flatnonzero(owners == cluster)
+        if members.size:
+            gaps = np.sum((points[members] - centres[cluster]) ** 2, axis=1)
+            places.append(members[int(np.argmin(gaps))])
+            weights.append(members.size / len(points))
+    order = np.argsort(places)
+    return np.array(places)[order], np.array(weights)[order]
+
+
+def fit_items(scores: Array) -> ItemModel:
+    """Most probable item parameters and abilities for responses between 0 and 1,
+    ``(models, items)``.
+    """
+    from scipy.optimize import minimize
+
+    models, items = scores.shape
+    count = int(np.clip(models - 1, 1, ABILITIES))
+    start = _first_guess(scores, count)
+
+    def loss(flat: Array) -> tuple[float, Array]:
+        theta, a, b = _unpacked(flat, models, items, count)
+        logits = theta @ a.T - b
+        gap = _sigmoid(logits) - scores
+        likelihood = np.sum(np.logaddexp(0.0, logits) - scores * logits)
+        priors = (
+            np.sum(theta**2) / ABILITY**2
+            + np.sum(a**2) / DISCRIMINATION**2
+            + np.sum(b**2) / DIFFICULTY**2
+        )
+        slopes = [gap @ a + theta / ABILITY**2, gap.T @ theta + a / DISCRIMINATION**2]
+        slope = np.concatenate(
+            [*(part.ravel() for part in slopes), -gap.sum(axis=0) + b / DIFFICULTY**2]
+        )
+        return float(likelihood + priors / 2), slope
+
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    theta, a, b = _unpacked(found.x, models, items, count)
+    return ItemModel(a, b, theta)
+
+
+def _first_guess(scores: Array, count: int) -> Array:
+    """From the leading singular vectors of the smoothed log odds."""
+    smooth = np.log((scores + 0.5) / (1.5 - scores))
+    difficulty = -smooth.mean(axis=0)
+    left, values, right = np.linalg.svd(smooth + difficulty, full_matrices=False)
+    root = np.sqrt(values[:count])
+    theta, a = np.zeros((len(scores), count)), np.zeros((scores.shape[1], count))
+    theta[:, : len(root)], a[:, : len(root)] = left[:, :count] * root, right[:count].T * root
+    return np.concatenate([theta.ravel(), a.ravel(), difficulty])
+
+
+def _unpacked(flat: Array, models: int, items: int, count: int) -> tuple[Array, Array, Array]:
+    cut, end = models * count, (models + items) * count
+    return flat[:cut].reshape(models, count), flat[cut:end].reshape(items, count), flat[end:]
+
+
+def _own_ability(model: ItemModel, observed: Array, places: npt.NDArray[np.intp]) -> Array:
+    """Most probable θ of observed answers."""
+    from scipy.optimize import minimize
+
+    a, b = model.discrimination[places], model.difficulty[places]
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        logits = a @ theta - b
+        gap = _sigmoid(logits) - observed
+        likelihood = np.sum(np.logaddexp(0.0, logits) - observed * logits)
+        return float(
+            likelihood + np.sum(theta**2) / (2 * ABILITY**2)
+        ), a.T @ gap + theta / ABILITY**2
+
+    return np.asarray(minimize(loss, model.abilities.mean(axis=0), jac=True, method="L-BFGS-B").x)
+
+
+def _mixed_ability(
+    model: ItemModel, ends: Array, observed: Array, places: npt.NDArray[np.intp]
+) -> Array:
+    """θ = Σ λ_i θ_i of base and experts (MERGE³, eq. 6), λ most probable for the observed
+    answers.
+    """
+    from scipy.optimize import minimize
+
+    a, b = model.discrimination[places] @ ends.T, model.difficulty[places]
+    equal = np.full(len(ends), 1 / len(ends))
+
+    def loss(weights: Array) -> tuple[float, Array]:
+        logits = a @ weights - b
+        gap, away = _sigmoid(logits) - observed, weights - equal
+        likelihood = np.sum(np.logaddexp(0.0, logits) - observed * logits)
+        return float(likelihood + np.sum(away**2) / (2 * WEIGHT**2)), a.T @ gap + away / WEIGHT**2
+
+    bounds = [(-0.5, 1.5)] * len(ends)
+    return np.asarray(minimize(loss, equal, jac=True, method="L-BFGS-B", bounds=bounds).x @ ends)
+
+
+def _sigmoid(logits: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -CERTAIN, CERTAIN))))

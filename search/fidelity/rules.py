@@ -1,0 +1,254 @@
+"""How many items a trial is worth: rules that stop a trial which is clearly losing, while it is
+being evaluated.
+
+A trial is evaluated on the first items of the fixed order, then on more, and nothing is evaluated
+twice. After each stage a rule looks at what is known:
+
+* ``race``: stop when some leading trial is better with confidence in every objective, by paired
+  differences on the same items (Maron and Moore 1994, "Hoeffding Races", here with normal intervals
+  of paired differences), as far as the items that are left could still change it.
+* ``halving``: stop unless among the best 1/η of all that reached this stage (Jamieson and Talwalkar
+  2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization"; asynchronous as in
+  Li 2020, "A System for Massively Parallel Hyperparameter Tuning").
+* ``hyperband``: the same in brackets, of which some begin with more items (Li 2018, "Hyperband").
+* ``subset``: stop after so many items unless better than the leading trial there.
+
+What a stopped trial would have scored on all items is *estimated*, for the strategy alone: it is
+never compared with complete trials, and never wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators import Measurement
+from mergesearch.evaluators.base import ItemSubset
+
+Array = npt.NDArray[np.float64]
+Values = Mapping[str, float]
+
+#: Every stage of a race has this many times the items of the one before.
+GROWTH = 1.5
+
+
+class EarlyStopRule(Protocol):
+    """A rule that travels with a trial to its worker."""
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Numbers of items after which it looks, rising, each less than all."""
+
+    def part(self, stage: int) -> ItemSubset:
+        """The items of stage number ``stage``."""
+
+    def stops(self, stage: int, measured: Measurement) -> bool:
+        """Whether the trial ends after stage number ``stage``, with what was measured until
+        then.
+        """
+
+
+@dataclass(frozen=True)
+class StagedMeasurement:
+    """What came of a trial in stages.
+
+    Attributes:
+        measurement: On all items, or on those until it was stopped.
+        rungs: Items -> values, at every stage that it went through.
+        stopped: Items until it was stopped; None where it was evaluated on all.
+    """
+
+    measurement: Measurement
+    rungs: Mapping[int, Values]
+    stopped: int | None
+
+
+def measure_in_stages(
+    evaluate: Callable[[ItemSubset], Measurement], watch: EarlyStopRule
+) -> StagedMeasurement:
+    """Evaluate on more and more items until the rule says stop, or on all."""
+    rungs: dict[int, Values] = {}
+    for place, stage in enumerate(watch.stages):
+        measured = evaluate(watch.part(place))
+        rungs[stage] = measured.values
+        if watch.stops(place, measured):
+            return StagedMeasurement(measured, rungs, stage)
+    return StagedMeasurement(evaluate(None), rungs, None)
+
+
+@dataclass(frozen=True)
+class NeverStop:
+    """Only notes what is known at every stage."""
+
+    stages: tuple[int, ...]
+
+    def part(self, stage: int) -> ItemSubset:
+        """The first of the fixed order."""
+        return self.stages[stage]
+
+    def stops(self, stage: int, measured: Measurement) -> bool:
+        """No."""
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """Paired differences against leading trials.
+
+    Attributes:
+        stages: When it looks.
+        rivals: Item scores of the leading trials, objective -> ``(items,)``, on all items.
+        signs: Objective -> factor from score to loss.
+        confidence: Standard errors of the paired difference beyond which a trial is worse.
+        selected: Places of the items of the one stage ``(n,)``, where they are not the first of the
+            fixed order.
+    """
+
+    stages: tuple[int, ...]
+    rivals: tuple[Mapping[str, Array], ...]
+    signs: Mapping[str, float]
+    confidence: float
+    selected: npt.NDArray[np.intp] | None = None
+
+    def part(self, stage: int) -> ItemSubset:
+        """The first of the fixed order, or those that were selected."""
+        return self.stages[stage] if self.selected is None else self.selected
+
+    def stops(self, stage: int, measured: Measurement) -> bool:
+        """Whether some rival is better in every objective, with confidence."""
+        return any(
+            all(self._worse(name, measured, rival) for name in self.signs) for rival in self.rivals
+        )
+
+    def _worse(self, name: str, measured: Measurement, rival: Mapping[str, Array]) -> bool:
+        theirs = rival[name][measured.places[name]]
+        ours = measured.items[name].astype(np.float32).astype(np.float64)  # as logs keep them
+        loss, error = paired_difference(self.signs[name] * (ours - theirs), measured.weights[name])
+        # What is not known is the rest of the items: a sample without replacement (Cochran 1977,
+        # eq. 2.20).
+        rest = 1 - len(ours) / len(rival[name])
+        return loss > self.confidence * error * math.sqrt(rest)
+
+
+@dataclass(frozen=True, eq=False)
+class Rungs:
+    """Comparison with all trials that reached the same stage.
+
+    Attributes:
+        stages: When it looks.
+        limits: Scalar loss that may not be exceeded at each stage; infinite where none is known.
+        scalar: Values -> scalar loss.
+    """
+
+    stages: tuple[int, ...]
+    limits: tuple[float, ...]
+    scalar: Scalar
+
+    def part(self, stage: int) -> ItemSubset:
+        """The first of the fixed order."""
+        return self.stages[stage]
+
+    def stops(self, stage: int, measured: Measurement) -> bool:
+        """Whether it is beyond the limit."""
+        return self.scalar(measured.values) > self.limits[stage]
+
+
+@dataclass(frozen=True, eq=False)
+class Scalar:
+    """Weighted sum of losses in units of the anchors' range.
+
+    Attributes:
+        names: Objectives.
+        signs: Factor from value to loss ``(objectives,)``.
+        weights: Importance ``(objectives,)``.
+        scale: Losses ``(objectives, 2)`` that map to 0 and 1.
+    """
+
+    names: tuple[str, ...]
+    signs: Array
+    weights: Array
+    scale: Array
+
+    def __call__(self, values: Values) -> float:
+        """The scalar loss."""
+        losses = self.signs * np.array([values[name] for name in self.names])
+        return float(
+            np.sum(
+                self.weights * (losses - self.scale[:, 0]) / (self.scale[:, 1] - self.scale[:, 0])
+            )
+        )
+
+
+def paired_difference(losses: Array, weights: Array) -> tuple[float, float]:
+    """Weighted mean of differences ``(items,)`` and its standard error.
+
+    The spread is that around the overall mean, also where weights come from domains: differences
+    between domains make the error larger, never smaller.
+    """
+    mean, count = float(weights @ losses), len(losses)
+    if count < 2:
+        return mean, math.inf
+    return mean, math.sqrt(float(np.sum((weights * (losses - mean)) ** 2)) * count / (count - 1))
+
+
+def race_stages(items: int, least: int) -> tuple[int, ...]:
+    """Numbers of items from ``least`` on, each :data:`GROWTH` times the last, all below
+    ``items``.
+    """
+    stages, size = [], float(least)
+    while round(size) < items:
+        stages.append(round(size))
+        size *= GROWTH
+    return tuple(stages)
+
+
+def rung_stages(items: int, least: int, eta: int) -> tuple[int, ...]:
+    """Numbers of items that lead to ``items`` by factors of ``eta``, none below ``least``,
+    rising.
+    """
+    stages: list[int] = []
+    while items / eta ** (len(stages) + 1) >= least:
+        stages.append(round(items / eta ** (len(stages) + 1)))
+    return tuple(reversed(stages))
+
+
+def halving_limit(losses: Sequence[float], eta: int) -> float:
+    """Scalar loss up to which one more trial belongs to the best 1/η of all; infinite before there
+    are others.
+    """
+    kept = (len(losses) + 1) // eta
+    if not losses:
+        return math.inf
+    # The best of fewer than η goes on, as the best of η would.
+    return float(np.sort(losses)[max(kept, 1) - 1])
+
+
+def bracket_of(trial: int, stages: int, eta: int) -> int:
+    """How many of the first stages a trial leaves out: Hyperband's brackets in turn, in the
+    proportions of its sizes.
+
+    Bracket s of 0, ..., s_max has ⌈(s_max + 1) / (s + 1) · η^s⌉ trials and leaves out s_max − s
+    stages (Li 2018, algorithm 1).
+    """
+    sizes = [-(-(stages + 1) * eta**s // (s + 1)) for s in reversed(range(stages + 1))]
+    place = trial % sum(sizes)
+    for skipped, size in enumerate(sizes):
+        if place < size:
+            return skipped
+        place -= size
+    raise AssertionError("a place is below the sum of the sizes")
+
+
+def by_difference(part: Values, rival_part: Values, rival_whole: Values) -> dict[str, float]:
+    """What a stopped trial would score on all items, estimated by its difference to another on the
+    same items.
+
+    The difference varies less than either (a control variate), since merges of one family agree on
+    most items.
+    """
+    return {name: rival_whole[name] + value - rival_part[name] for name, value in part.items()}

@@ -1,0 +1,169 @@
+"""The structured log of a run: one JSON line per event, for log collectors and for the morning
+after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.redact import redacted
+from mergesearch.search.study.events import Event
+
+#: A file is moved aside at this size; so many old ones are kept.
+MAX_BYTES = 20 * 2**20
+BACKUPS = 3
+
+
+class EventLog:
+    """Writes each event as a line of JSON; what cannot be written is counted, never raised.
+
+    Args:
+        path: The file; appended to, and moved aside to ``path.1`` when it is full.
+        study: Name of the study.
+        driver: ``host:pid`` of the driver.
+        max_bytes: Size at which the file is moved aside.
+
+    Attributes:
+        dropped: Lines that could not be written so far.
+    """
+
+    def __init__(self, path: Path, study: str, driver: str, *, max_bytes: int = MAX_BYTES) -> None:
+        self._handler = _LineHandler(path, maxBytes=max_bytes, backupCount=BACKUPS, delay=True)
+        self._head = {"study": study, "driver": driver}
+        self._phase = ""
+        self._unsaid = 0  # dropped since the last line that told of it
+        self._lock = threading.Lock()
+        self.dropped = 0
+
+    def observe(self, event: Event) -> None:
+        """Write the event's line, after a line on what was dropped before it."""
+        with self._lock:
+            if event.kind == "phase":
+                self._phase = event.text
+            if self._unsaid and self._write(_dropped_line(self._unsaid)):
+                self._unsaid = 0
+            if not self._write(_line(event)):
+                self.dropped += 1
+                self._unsaid += 1
+
+    def close(self) -> None:
+        """Close the file; a last attempt is made to say what was dropped."""
+        with self._lock:
+            if self._unsaid and self._write(_dropped_line(self._unsaid)):
+                self._unsaid = 0
+            with contextlib.suppress(OSError):
+                self._handler.close()
+
+    def _write(self, fields: Mapping[str, Any]) -> bool:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        head = {
+            "time": now,
+            "level": fields["level"],
+            **self._head,
+            "event": fields["event"],
+            "phase": self._phase,
+        }
+        text = json.dumps(redacted({**head, **fields}), allow_nan=False, default=str)
+        try:
+            self._handler.emit(logging.makeLogRecord({"msg": text}))
+        except OSError:
+            self._handler.reset()
+            return False
+        return True
+
+
+class _LineHandler(RotatingFileHandler):
+    """Writes whole lines or nothing, past any buffer: a line that a full disk refused must not
+    surface later.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: If it could not be written; nothing of it is in the file then.
+        """
+        if self.shouldRollover(record):
+            self.doRollover()
+        if self.stream is None:
+            self.stream = self._open()
+        _append(self.stream.fileno(), (record.getMessage() + "\n").encode())
+
+    def reset(self) -> None:
+        """Open the file anew for the next line: it may have been replaced, or its disk may be
+        back.
+        """
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError:
+        with contextlib.suppress(OSError):  # a device has no size to go back to
+            os.ftruncate(descriptor, size)
+        raise
+
+
+def _line(event: Event) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "level": _level(event),
+        "event": event.kind,
+        "done": event.done,
+        "total": event.total,
+    }
+    if event.kind == "score":
+        fields["split"] = event.text
+    elif event.kind not in ("phase", "trial"):
+        fields["message"] = event.text
+    return fields if event.record is None else fields | _trial_fields(event.record)
+
+
+def _level(event: Event) -> str:
+    """An infeasible merge is an answer of the search; errors and lost workers are somebody's
+    concern.
+    """
+    failure = None if event.record is None or event.kind != "trial" else event.record.failure
+    if failure is not None:
+        return "warning" if failure.kind == "infeasible" else "error"
+    return "warning" if event.kind == "warning" else "info"
+
+
+def _trial_fields(record: TrialRecord) -> dict[str, Any]:
+    failure = record.failure
+    return {
+        "number": record.number,
+        "name": record.name,
+        "kind": record.kind,
+        "state": record.state,
+        "values": _finite(record.values),
+        "seconds": _finite(record.seconds),
+        "worker": record.worker,
+        "failure": None if failure is None else {"kind": failure.kind, "message": failure.message},
+    }
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no infinity and no NaN."""
+    return {key: float(value) if math.isfinite(value) else None for key, value in numbers.items()}
+
+
+def _dropped_line(count: int) -> dict[str, Any]:
+    message = f"{count} lines before this one could not be written"
+    return {"level": "warning", "event": "dropped", "dropped": count, "message": message}

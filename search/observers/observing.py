@@ -1,0 +1,106 @@
+"""Who follows a study beside the user: the structured log, Prometheus, trackers. None of them can
+stop it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from mergesearch.search.observers.event_log import EventLog
+from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.run_folder import RunFolder
+from mergesearch.search.record.trial_log import TrialLog
+from mergesearch.search.study.events import Event
+
+Observer = Callable[[Event], None]
+
+
+@contextmanager
+def observing(
+    plan: Plan, log: TrialLog, folder: RunFolder, notify: Observer, metrics: str | None = None
+) -> Iterator[Observer]:
+    """While inside, everything that follows the study does; gives what to call with each event.
+
+    Args:
+        plan: The checked study.
+        log: Its trial log; remembers the trackers' runs.
+        folder: Its run folder; ``events.jsonl`` is there.
+        notify: The user's own observer.
+        metrics: ``HOST:PORT`` or ``PORT`` to serve Prometheus metrics at.
+
+    Raises:
+        InputError: If metrics cannot be served there.
+    """
+    observers: list[Observer] = [notify]
+
+    def observe(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    with ExitStack() as stack:
+        events = EventLog(
+            folder.path / "events.jsonl", plan.spec.name, f"{socket.gethostname()}:{os.getpid()}"
+        )
+        stack.callback(events.close)
+        observers.append(events.observe)
+        if metrics is not None:
+            observers.append(stack.enter_context(_served(plan, log, metrics, observe)))
+        for place in range(len(plan.spec.trackers)):
+            observers.append(stack.enter_context(_tracked(plan, log, folder, place, observe)))
+        yield observe
+
+
+@contextmanager
+def _served(plan: Plan, log: TrialLog, address: str, observe: Observer) -> Iterator[Observer]:
+    from mergesearch.search.observers.prometheus import Metrics, serve
+
+    metrics = Metrics(plan.spec.name, plan.objectives, log.records)
+    url, close = serve(metrics, address)
+    observe(Event("metrics", url))
+    try:
+        yield metrics.observe
+    finally:
+        close()
+
+
+@contextmanager
+def _tracked(
+    plan: Plan, log: TrialLog, folder: RunFolder, place: int, observe: Observer
+) -> Iterator[Observer]:
+    """A tracker in a thread of its own; the id of its run is recorded before the service is
+    asked.
+    """
+    from mergesearch.search.observers.trackers.background import in_background
+    from mergesearch.search.observers.trackers.base import Status
+    from mergesearch.search.observers.trackers.opening import new_run_id, open_tracker
+
+    spec, key, records = plan.spec.trackers[place], f"tracker {place}", list(log.records)
+    run_id: str | None = log.get_attr(key)
+    if run_id is None:
+        run_id = new_run_id(plan.spec.name)
+        log.set_attr(key, run_id)
+    tracker = in_background(
+        lambda: open_tracker(
+            spec,
+            study=plan.spec.name,
+            folder=folder.path,
+            objectives=plan.objectives,
+            resolved=plan.spec.to_dict(),
+            run_id=run_id,
+            records=records,
+        ),
+        observe,
+        name=spec.name,
+    )
+    status: Status = "failed"
+    try:
+        yield tracker.observe
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        tracker.close(status)

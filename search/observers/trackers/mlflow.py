@@ -1,0 +1,108 @@
+"""MLflow: a server, or a SQLite file beside the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergesearch.search.observers.trackers.base import Status
+from mergesearch.search.spec.trackers import TrackerSpec
+
+#: Tag of an MLflow run that holds our id of it: MLflow chooses its own ids.
+ID_TAG = "mergesearch.run"
+DEFAULT_EXPERIMENT = "mergesearch"
+#: MLflow takes so many parameters at a time, and so long values.
+BATCH, MAX_VALUE = 100, 500
+STATUSES: Mapping[Status, str] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+
+
+class MlflowWriter:
+    """One run in an experiment, found again by its tag."""
+
+    def __init__(
+        self, spec: TrackerSpec, run_id: str, title: str, place: Path, config: Mapping[str, Any]
+    ) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the terminal is the study's
+        uri = (
+            os.path.expandvars(spec.uri)
+            if spec.uri
+            else f"sqlite:///{(place / 'mlflow.db').resolve()}"
+        )
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        artifacts = (
+            None if spec.uri else (place / "mlflow").resolve().as_uri()
+        )  # else below the current folder
+        experiment = self._experiment(spec.project or DEFAULT_EXPERIMENT, artifacts)
+        found = self._client.search_runs(
+            [experiment], f"tags.`{ID_TAG}` = '{run_id}'", max_results=1
+        )
+        if found:
+            self._run: str = found[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        tags = {**spec.tags, ID_TAG: run_id}
+        self._run = self._client.create_run(experiment, tags=tags, run_name=title).info.run_id
+        self._send_parameters(config)
+
+    def write(self, scalars: Mapping[str, float], trial: int) -> None:
+        """Numbers of one trial; its number is the step."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(_key(key), value, now, trial) for key, value in scalars.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self, status: Status) -> None:
+        """End the MLflow run; a resumed study opens it again."""
+        self._client.set_terminated(self._run, STATUSES[status])
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        known = self._client.get_experiment_by_name(name)
+        return str(
+            self._client.create_experiment(name, artifacts)
+            if known is None
+            else known.experiment_id
+        )
+
+    def _send_parameters(self, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(_key(key), str(value)[:MAX_VALUE]) for key, value in _leaves(config)]
+        for start in range(0, len(params), BATCH):
+            self._client.log_batch(self._run, params=params[start : start + BATCH])
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """``budget.trials``, ``evaluators.0.kind``, ... and their values; empty sections and unset keys
+    are left out.
+    """
+    pairs = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
+    if pairs is None:
+        if value is not None:
+            yield path, value
+        return
+    for key, inner in pairs:
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def _key(name: str) -> str:
+    """MLflow takes letters, digits and a few signs, 250 characters at most."""
+    return re.sub(r"[^\w\-./ :]", "_", name)[:250]

@@ -1,0 +1,170 @@
+"""checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mergesearch.merging import InputError
+from mergesearch.search.fidelity.rules import rung_stages
+from mergesearch.search.front import Normaliser
+from mergesearch.search.strategies.table import build_strategy, check_options
+
+if TYPE_CHECKING:
+    from mergesearch.search.plan.plan import Plan
+
+
+def _check_references(plan: Plan) -> None:
+    """Refuse objectives relative to experts, and reference scores of anchors, that the study does
+    not have.
+    """
+    known = (
+        ["base", *(f"expert {expert.name}" for expert in plan.template.experts)]
+        if plan.layout is not None
+        else []
+    )
+    odd = sorted(plan.evaluator.references() - set(known))
+    if odd:
+        raise InputError(
+            f"evaluators: objectives are relative to {odd[0]!r}: expected one of {known}; write "
+            f"`experts: {{domain: "
+            "expert}` where they have other names"
+        )
+    unknown = sorted(set(plan.spec.reference_scores) - {anchor.name for anchor in plan.anchors})
+    if unknown:
+        names = [anchor.name for anchor in plan.anchors]
+        raise InputError(
+            f"reference_scores.{unknown[0]}: expected one of the anchors {names}, received "
+            f"{unknown[0]!r}"
+        )
+
+
+def _check_gradients(plan: Plan) -> None:
+    """Refuse merges that are not smooth in their coefficients, before weights are read."""
+    name, special = plan.entry.name, plan.spec.special
+    if plan.spec.workers.gpus > 1:
+        raise InputError(
+            f"workers.gpus: expected at most 1 with strategy {name}, which follows gradients, "
+            "received "
+            f"{plan.spec.workers.gpus:g}; a model on several GPUs gives none"
+        )
+    if special.batch_norm in ("merge", "recalibrate"):
+        raise InputError(
+            f"special.batch_norm: expected base or refuse with strategy {name}, as no gradient "
+            "reaches running "
+            f"statistics, received {special.batch_norm}"
+        )
+    if plan.strategy.options.get("oracle") == "cosine" and special.scalars == "log":
+        raise InputError(
+            "strategy.oracle: expected exact with special.scalars: log, received cosine; choose "
+            "either"
+        )
+    if plan.template.options.get("mode") == "live":
+        raise InputError(
+            f"operator.mode: expected frozen with strategy {name}, received live: signs that are "
+            "elected anew make "
+            "merges jump"
+        )
+
+
+def _check_capabilities(plan: Plan) -> None:
+    entry = plan.entry
+    lacking = sorted(entry.load().needs - plan.evaluator.provides)
+    if lacking:
+        raise InputError(
+            f"strategy.name: {entry.name} needs {lacking} from the evaluators, which provide "
+            f"{sorted(plan.evaluator.provides)}; choose another strategy or evaluator"
+        )
+    if plan.differentiable_space is not None:
+        _check_gradients(plan)
+    left = plan.search_trials
+    if left is not None and left < 1:
+        need = len(plan.anchors) + 1 + plan.recommended_trials
+        counted = (
+            f"{len(plan.anchors)} anchors, 1 search trial, {plan.recommended_trials} recommendation"
+        )
+        budget = plan.spec.budget
+        if budget.trials is not None and budget.trials < need:
+            raise InputError(
+                f"budget.trials: expected at least {need} ({counted}), received {budget.trials}"
+            )
+        each = plan.evaluator.cost("search")
+        raise InputError(
+            f"budget.evaluations: expected at least {need * each} ({counted}, {each} evaluations "
+            "each), received "
+            f"{budget.evaluations}"
+        )
+    # Refusals by dimension, objectives and space are the strategy's own: ask it, on what is known
+    # so far.
+    count = len(plan.objectives)
+    problem = plan.problem(
+        Normaliser(np.zeros(count), np.ones(count)), left or 1000, plan.space.start
+    )
+    build_strategy(
+        entry.name, check_options(entry.name, plan.strategy.options), problem, plan.spec.seed
+    )
+
+
+def check_fidelity(plan: Plan) -> None:
+    """Refuse rules that the evaluators cannot serve.
+
+    Raises:
+        InputError: In one line.
+    """
+    section, items = plan.spec.fidelity, plan.evaluator.size("search")
+    if section.rule == "full":
+        return
+    where = f"fidelity.rule: {section.rule}"
+    if "items" not in plan.evaluator.provides or not items:
+        raise InputError(
+            f"{where}: expected evaluators with item scores, received some without; choose full"
+        )
+    if "items" in plan.entry.load().needs:
+        raise InputError(
+            f"{where}: expected full with strategy {plan.entry.name}, which needs the scores of "
+            "all items"
+        )
+    if section.min_items >= items:
+        raise InputError(
+            f"fidelity.min_items: expected fewer than the {items} search items, received "
+            f"{section.min_items}"
+        )
+    odd = [
+        objective.name
+        for objective in plan.objectives
+        if objective.name not in plan.evaluator.additive
+    ]
+    if odd and (section.rule in ("race", "subset") or section.estimate.endswith("irt")):
+        raise InputError(
+            f"{where}: expected objectives that are means over items, received {odd[0]!r}; choose "
+            "halving or hyperband "
+            "with estimate: difference"
+        )
+    if section.order == "representative" and (
+        section.rule != "subset" or not plan.evaluator.selects
+    ):
+        raise InputError(
+            "fidelity.order: anchors: expected rule subset and one evaluator that scores any of "
+            "its items, received "
+            f"{section.rule} and {', '.join(e.kind for e in plan.spec.evaluators)}; set balanced"
+        )
+    if (section.order == "representative") != (
+        section.estimate == "representative"
+    ) and section.estimate in (
+        "representative",
+        "difference",
+    ):
+        raise InputError(
+            "fidelity.estimate: expected anchors, mean or an IRT with order: anchors, and not "
+            "anchors with balanced, "
+            f"received {section.estimate} with {section.order}"
+        )
+    if section.rule in ("halving", "hyperband") and not rung_stages(
+        items, section.min_items, section.eta
+    ):
+        raise InputError(
+            f"fidelity.min_items: expected at most {items // section.eta} for a stage below the "
+            f"{items} search items, "
+            f"received {section.min_items}"
+        )

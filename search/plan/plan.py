@@ -1,0 +1,124 @@
+"""plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators import Evaluator, Objective
+from mergesearch.merging import Layout, Recipe
+from mergesearch.search.front import Normaliser, signs
+from mergesearch.search.plan.anchors import Anchor, reference_recipe
+from mergesearch.search.spec.sections import StrategySection, StudySpec
+from mergesearch.search.strategies.base import Point, Problem, TrialResult
+from mergesearch.search.strategies.table import StrategyInfo, get_strategy_info
+from mergesearch.spaces import DifferentiableSpace, Space
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked study, ready to run.
+
+    Attributes:
+        spec: The resolved study file.
+        template: The study's recipe with coefficients 0; every trial is it with another field.
+        layout: The flat index, or None for analytic problems without weights.
+        space: The box that is searched.
+        evaluator: Not opened; only its declarations are used in the driver.
+        anchors: Known merges to measure first.
+        weights: Relative importance of the objectives, summing to 1, ``(objectives,)``.
+        strategy: The strategy; where the study says ``auto``, the one that the rule chose.
+        begin: Where the search begins, if the study takes it from another run.
+    """
+
+    spec: StudySpec
+    template: Recipe
+    layout: Layout | None
+    space: Space
+    evaluator: Evaluator
+    anchors: tuple[Anchor, ...]
+    weights: npt.NDArray[np.float64]
+    strategy: StrategySection
+    begin: Point | None = None
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is measured."""
+        return self.evaluator.objectives
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of base and experts; one line each."""
+        if self.layout is None:
+            return ()
+        sources = [self.template.base, *self.template.experts]
+        return tuple(self.evaluator.warnings([source.path for source in sources]))
+
+    @property
+    def entry(self) -> StrategyInfo:
+        """What is known of the strategy."""
+        return get_strategy_info(self.strategy.name)
+
+    @property
+    def differentiable_space(self) -> DifferentiableSpace | None:
+        """The space, for workers of a strategy that follows gradients; None for others."""
+        if "gradient" not in self.entry.load().needs:
+            return None
+        assert isinstance(self.space, DifferentiableSpace)
+        return self.space
+
+    @property
+    def recommended_trials(self) -> int:
+        """Trials kept back for the strategy's own recommendation."""
+        return int(self.entry.load().recommends)
+
+    @property
+    def search_trials(self) -> int | None:
+        """Trials on all items left for the strategy's own suggestions; None where only time limits
+        them.
+        """
+        left = trials_of(self.spec, self.evaluator)
+        return None if left is None else left - len(self.anchors) - self.recommended_trials
+
+    def reference(self, name: str) -> Recipe:
+        """The recipe of a model that objectives are relative to: ``base`` or ``expert NAME``."""
+        assert self.layout is not None
+        return reference_recipe(self.template, self.layout, name)
+
+    def problem(
+        self,
+        normaliser: Normaliser,
+        budget: int,
+        start: Point,
+        anchors: tuple[TrialResult, ...] = (),
+    ) -> Problem:
+        """What the strategy is told."""
+        objectives = self.objectives
+        return Problem(
+            lower=self.space.lower,
+            upper=self.space.upper,
+            start=start,
+            objectives=len(objectives),
+            budget=budget,
+            scale=normaliser.scale,
+            weights=self.weights,
+            anchors=anchors,
+            signs=signs(objectives),
+            names=tuple(objective.name for objective in objectives),
+            items=self.evaluator.size("search") if "items" in self.evaluator.provides else 0,
+            space=self.space,
+            origin=self.space.start if self.begin is None else self.begin,
+            differentiable=self.evaluator.differentiable,
+        )
+
+
+def trials_of(spec: StudySpec, evaluator: Evaluator) -> int | None:
+    """Trials on all items that the budget holds, in trials or evaluations; None where it is a
+    time.
+    """
+    limits = [] if spec.budget.trials is None else [spec.budget.trials]
+    if spec.budget.evaluations is not None:
+        limits.append(spec.budget.evaluations // evaluator.cost("search"))
+    return min(limits, default=None)

@@ -1,0 +1,122 @@
+"""From a study file to everything a study needs, with every check that can be made before weights
+are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators import Evaluator, Objective
+from mergesearch.evaluators.routing.routed import RoutedEvaluator
+from mergesearch.evaluators.spec.evaluators import build_evaluator
+from mergesearch.merging import Field, InputError, Layout, Recipe, Source
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.family.family import align_family
+from mergesearch.merging.operators import Operator, Options, get_operator
+from mergesearch.search.plan.anchors import default_anchors
+from mergesearch.search.plan.checks import _check_capabilities, _check_references, check_fidelity
+from mergesearch.search.plan.plan import Plan, trials_of
+from mergesearch.search.plan.spaces import _parameter_space, _space
+from mergesearch.search.spec.sections import StrategySection, StudySpec
+from mergesearch.search.strategies.auto import choose
+from mergesearch.search.strategies.table import AUTO
+from mergesearch.spaces import Space
+
+
+def plan_study(
+    spec: StudySpec, fingerprints: Sequence[str] = (), arenas: Path | None = None
+) -> Plan:
+    """Check a study against its checkpoints (headers only) and data.
+
+    Args:
+        spec: The resolved study file.
+        fingerprints: Content hashes of base and experts, once their weights have been read.
+        arenas: Where arenas are; only spaces that need weights to read a point open them, when the
+            first point is read.
+
+    Raises:
+        InputError: In one line, for anything that is wrong.
+    """
+    evaluator = build_evaluator(spec.evaluators, Path())
+    operator = get_operator(spec.operator.name)
+    template, layout = _template(spec, operator, fingerprints)
+    if layout is None and evaluator.model_class is not None:
+        raise InputError(
+            "base: required key is missing: the evaluators need a model (and experts to merge)"
+        )
+    evaluator.check()
+    if isinstance(evaluator, RoutedEvaluator):
+        evaluator.check_recipe(template)
+        space: Space = _parameter_space(spec, template, evaluator)
+    else:
+        space = _space(spec, template, layout, operator, arenas)
+    anchors = (
+        default_anchors(template, layout, space, operator) if spec.anchors == "default" else ()
+    )
+    strategy = _strategy(spec, evaluator, space, len(anchors))
+    weights = _weights(spec, evaluator.objectives)
+    plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy)
+    _check_references(plan)
+    _check_capabilities(plan)
+    check_fidelity(plan)
+    return plan
+
+
+def _strategy(spec: StudySpec, evaluator: Evaluator, space: Space, anchors: int) -> StrategySection:
+    """The study's strategy, or the one that the rule chooses."""
+    if spec.strategy.name != AUTO:
+        return spec.strategy
+    trials = trials_of(spec, evaluator)
+    left = None if trials is None else max(trials - anchors, 0)
+    return StrategySection(name=choose(space.lower.size, len(evaluator.objectives), left))
+
+
+def _template(
+    spec: StudySpec, operator: Operator, fingerprints: Sequence[str]
+) -> tuple[Recipe, Layout | None]:
+    """The study's recipe with coefficients 0, and the layout of its checkpoints."""
+    if spec.base is None:
+        options = operator.complete(spec.operator.options)
+        return _analytic(operator, options), None
+    base = open_checkpoint(spec.base, "base")
+    experts = [open_checkpoint(path, name) for name, path in spec.experts.items()]
+    family = align_family(base, experts, spec.special)
+    layout = family.layout
+    options = operator.check(layout, len(experts), spec.operator.options)
+    family.check(operator)
+    prints = fingerprints or [""] * (1 + len(experts))
+    recipe = Recipe(
+        base=Source("base", spec.base, prints[0]),
+        experts=tuple(Source(e.name, e.path, p) for e, p in zip(experts, prints[1:], strict=True)),
+        operator=operator.name,
+        field=Field.constant(layout.size, np.zeros(operator.directions(len(experts), options))),
+        hyperparameters=tuple(sorted(options.items())),
+        layout=layout.digest,
+        special=spec.special.choices,
+    )
+    return recipe, layout
+
+
+def _analytic(operator: Operator, options: Options) -> Recipe:
+    """The recipe of a problem without weights."""
+    return Recipe(
+        Source("", ""), (), operator.name, Field.constant(1, [0.0]), tuple(sorted(options.items()))
+    )
+
+
+def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np.float64]:
+    given = spec.selection.weights
+    names = [objective.name for objective in objectives]
+    if given is None:
+        return np.full(len(names), 1 / len(names))
+    odd = sorted(set(given) ^ set(names))
+    if odd:
+        raise InputError(
+            f"selection.weights: expected a weight for each of {names}, missing or unknown: {odd}"
+        )
+    weights = np.array([given[name] for name in names])
+    return np.asarray(weights / weights.sum())

@@ -1,0 +1,103 @@
+"""A journal file with one writer: nothing torn, nothing half written, one fsync for what belongs
+together.
+
+Optuna's own file backend takes and removes a lock file, opens the file and syncs it for every
+operation. A run has one driver (:mod:`mergesearch.search.record.run_folder` holds its lock), so
+this one keeps the file open, and a result of several operations is synced once, by
+:meth:`RunJournal.batched_writes`. The format is Optuna's, so its tools read the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+from mergesearch.search.retry import RetryPolicy
+
+
+class RunJournal(BaseJournalBackend):
+    """Appends whole lines, and takes back what could not be written whole.
+
+    Args:
+        path: The file; a torn last line must have been cut off.
+        patience: How long to wait for room on the disk.
+    """
+
+    def __init__(self, path: Path, patience: RetryPolicy) -> None:
+        self._path, self._patience = path, patience
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._synced = os.fstat(self._fd).st_size
+        self._unsynced = b""  # written or not, it is written again after a failure
+        self._reader = JournalFileBackend(str(path))
+        self._count = 0  # lines in the file
+        self._read = self._synced == 0  # whether that is known
+        self._fresh: list[bytes] = []  # the last of them, not yet read back
+        self._depth = 0
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Logs from the given one on; what this process has written is not read from the file
+        again.
+        """
+        fresh, self._fresh = self._fresh, []
+        if self._read and self._count - len(fresh) == log_number_from:
+            yield from map(json.loads, fresh)
+            return
+        number = log_number_from
+        for log in self._reader.read_logs(log_number_from):
+            number += 1
+            yield log
+        self._count, self._read = number, True
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append, waiting for room if there is none.
+
+        Raises:
+            StudyFailedError: If there is none for too long; the file ends with a whole line.
+        """
+        lines = [json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs]
+        self._unsynced += b"".join(lines)
+        if not self._depth:
+            self._flush()
+        self._fresh += lines
+        self._count += len(lines)
+
+    @contextlib.contextmanager
+    def batched_writes(self) -> Iterator[None]:
+        """Sync what is appended inside once, at the end; until then it is not in the file."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _flush(self) -> None:
+        if not self._unsynced:
+            return
+        try:
+            self._patience(self._write, (OSError,), str(self._path))
+        except BaseException:
+            # Given up, or interrupted: the file must end with a whole line.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._synced)
+            raise
+        self._synced += len(self._unsynced)
+        self._unsynced = b""
+
+    def _write(self) -> None:
+        """Write everything since the last sync: a failed fsync may have dropped any of it."""
+        written = 0
+        while written < len(self._unsynced):
+            written += os.pwrite(self._fd, self._unsynced[written:], self._synced + written)
+        os.fsync(self._fd)

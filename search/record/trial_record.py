@@ -1,0 +1,125 @@
+"""What the trial log holds of each trial, and of the final choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators import Split
+from mergesearch.merging import Recipe
+from mergesearch.search.workers.gradient_steps import GradientResult
+from mergesearch.search.workers.messages import Failure
+
+#: anchor: a known merge, measured before the search; search: asked by the strategy;
+#: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end.
+Kind = Literal["anchor", "search", "recommended"]
+#: partial: evaluated on a part of the items, for the strategy's eyes; never compared with complete
+#: trials.
+TrialState = Literal["running", "complete", "partial", "failed"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrialRecord:
+    """One trial as recorded.
+
+    Attributes:
+        number: Place in the log, from 0.
+        kind: Who proposed it.
+        name: Anchor's name (``base``, ``expert rotated``, ``average``, ...), else empty.
+        suggestion: The strategy's id of a search trial, else None.
+        point: Position in the space, float64 ``(dim,)``; None for an anchor that the space does not
+            hold.
+        recipe: The merge itself.
+        tells_at_ask: How many search trials had been told when this one was asked.
+        tell_index: Place of a finished search trial in the order of tells, else None.
+        state: ``running`` until a result is recorded.
+        item_count: Asked to be evaluated on the first so many items only; None means all of them.
+        gradient_items: Items that its gradient steps read, beside those it is evaluated on.
+        values: Objective name -> value in the user's direction, empty unless complete or partial.
+        errors: Objective name -> standard error over items.
+        items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
+        seconds: Where the time went: ``merge``, ``evaluate``, ``overhead``.
+        failure: Why it failed, for failed trials.
+        worker: Host and process that ran it.
+        finished: When the result was recorded, seconds since 1970; 0 while running.
+        gradient_result: The result of its gradient steps, if there were any and they ended well.
+        cpu_share: CPU time of its worker over wall time; None where it was not measured.
+        stopped: A rule ended its evaluation after the first so many items; None where none did.
+        estimates: Objective name -> what it would have scored on all items, estimated, for stopped
+            trials.
+        rungs: Items -> objective name -> value, at every stage that a rule looked at.
+        violations: Bound -> how far it is missed, 0 or less where it is kept.
+    """
+
+    number: int
+    kind: Kind
+    name: str
+    suggestion: int | None
+    point: npt.NDArray[np.float64] | None
+    recipe: Recipe
+    tells_at_ask: int
+    tell_index: int | None
+    state: TrialState
+    item_count: int | None = None
+    gradient_items: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+    worker: str = ""
+    finished: float = 0.0
+    gradient_result: GradientResult | None = None
+    stopped: int | None = None
+    cpu_share: float | None = None
+    estimates: Mapping[str, float] = field(default_factory=dict)
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> int | None:
+        """Items that it was evaluated on, the first so many; None means all."""
+        return self.item_count if self.stopped is None else self.stopped
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps all bounds."""
+        return all(missed <= 0 for missed in self.violations.values())
+
+
+@dataclass(frozen=True)
+class Score:
+    """Values, standard errors, per-item scores and missed bounds of one trial on one split."""
+
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps all bounds."""
+        return all(missed <= 0 for missed in self.violations.values())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The honest choice: leaders re-evaluated on validation items, the winner reported once on test
+    items.
+
+    Attributes:
+        winner: Number of the winning trial.
+        front: Numbers of the trials on the front (several objectives), by their search values.
+        leaders: Numbers of the trials that were re-evaluated.
+        scores: Split -> trial number -> score. ``validation`` holds the leaders and the anchors,
+            ``test`` the winner and the anchors.
+    """
+
+    winner: int
+    front: tuple[int, ...]
+    leaders: tuple[int, ...]
+    scores: Mapping[Split, Mapping[int, Score]]

@@ -1,0 +1,333 @@
+"""One self-contained HTML page for a study: tables, and figures drawn by the plotly.js inside it.
+
+The page loads nothing. Its content security policy allows exactly its own scripts, by their hashes,
+so that even a name that slipped through escaping could not run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from mergesearch.evaluators import SPLITS
+from mergesearch.search.report.plotly_figures import Figure, draw_figures
+from mergesearch.search.report.summary import (
+    ReportData,
+    busy_share,
+    failures,
+    label,
+    timings,
+    without_secrets,
+)
+from mergesearch.search.report.tables import cell, heading, plus_minus, result_table, sentences
+
+#: Rows of the table of front members; the rest is in report.json.
+LISTED = 100
+
+
+def render(data: ReportData) -> str:
+    """The whole page."""
+    from plotly.offline import get_plotlyjs
+
+    figures = draw_figures(data)
+    scripts = [get_plotlyjs(), DRAW] if figures else []
+    allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; "
+    policy += f"style-src 'unsafe-inline'; script-src {allowed}"
+    code = "".join(f"<script>{script}</script>\n" for script in scripts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(data.study)} – mergesearch</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{_body(data, figures)}</main>\n{code}</body>\n</html>\n"
+    )
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _body(data: ReportData, figures: Mapping[str, Figure]) -> str:
+    several = len(data.objectives) > 1
+    whose = "the winner" if data.winner is not None else "the best trial so far"
+    sections = [
+        ("Result", _results(data)),
+        ("Progress", _figure("progress", figures)),
+        ("Front", _figure("front", figures)),
+        (f"Coefficients of {whose}", _figure("coefficients", figures)),
+        ("Front members" if several else "Best trials", _members(data)),
+        ("Trials and time", _trials(data) + _times(data)),
+        ("Failures", _failures(data)),
+        ("Space", _space(data)),
+        ("Study", _yaml(data.resolved)),
+        ("Environment", _yaml(data.fingerprint)),
+    ]
+    shown = (
+        f"<section>\n<h2>{escape(title)}</h2>\n{html}</section>\n"
+        for title, html in sections
+        if html
+    )
+    return _headline(data) + "".join(shown)
+
+
+def _headline(data: ReportData) -> str:
+    status = "finished" if data.verdict is not None else "unfinished"
+    lines = "".join(f"<p>{escape(line)}</p>\n" for line in sentences(data))
+    return (
+        f'<header>\n<h1>{escape(data.study)} <span class="chip {status}">{status}</span></h1>\n'
+        f'<div class="headline">\n{lines}</div>\n{_export(data)}</header>\n'
+    )
+
+
+def export_command(data: ReportData, number: int) -> str:
+    """The command that writes trial ``number`` as a model folder."""
+    target = f"{data.study}-trial-{number}"
+    return (
+        f"mergesearch export {shlex.quote(data.run)} --trial {number} --out {shlex.quote(target)}"
+    )
+
+
+def _export(data: ReportData) -> str:
+    if data.leading is None:
+        return ""
+    return f'<pre class="command">{escape(export_command(data, data.leading.number))}</pre>\n'
+
+
+def _table(head: Sequence[str], rows: Sequence[str], numeric: Sequence[int] = ()) -> str:
+    """A table from header texts and ready ``<tr>`` rows."""
+    cells = "".join(
+        f"<th{' class=n' if i in numeric else ''}>{escape(t)}</th>" for i, t in enumerate(head)
+    )
+    body = "\n".join(rows)
+    table = f"<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f'<div class="scroll"><table>\n{table}</table></div>\n'
+
+
+def _cells(texts: Sequence[str], numeric: Sequence[int] = ()) -> str:
+    return "".join(
+        f"<td{' class=n' if i in numeric else ''}>{escape(text)}</td>"
+        for i, text in enumerate(texts)
+    )
+
+
+def _results(data: ReportData) -> str:
+    """Every anchor and the winner; one line per objective inside each."""
+    rows, count = [], len(data.objectives)
+    for row in result_table(data):
+        style = "winner" if row.winner or row.leading else "anchor" if row.best_anchor else ""
+        for index, objective in enumerate(data.objectives):
+            figures = [heading(objective), *(cell(row, split, objective) for split in SPLITS)]
+            line = _cells(figures, (1, 2, 3))
+            if index == 0:
+                span = f' rowspan="{count}"' if count > 1 else ""
+                first = (
+                    f"<td{span} class=n>{row.trial}</td><td{span} "
+                    f"class=name>{escape(row.name)}</td>"
+                )
+                line = f"{first}{line}<td{span} class=name>{escape(row.marks)}</td>"
+            rows.append(f'<tr class="{style}{" first" if index == 0 else ""}">{line}</tr>')
+    note = (
+        "<p class=note>Values ± standard error over items. The search saw the search items "
+        "alone; the winner was "
+    )
+    note += "chosen on the validation items and measured once on the test items.</p>\n"
+    return _table(["trial", "", "objective", *SPLITS, ""], rows, (0, 3, 4, 5)) + note
+
+
+def _figure(name: str, figures: Mapping[str, Figure]) -> str:
+    if name not in figures:
+        return ""
+    # "<" would let a name close the script element.
+    text = json.dumps(figures[name], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<div class="figure" id="{name}"></div>\n<script type="application/json" '
+        f'data-for="{name}">{text}</script>\n'
+    )
+
+
+def _members(data: ReportData) -> str:
+    rows = []
+    for record in data.front[:LISTED]:
+        values = [
+            plus_minus(record.values[o.name], record.errors.get(o.name)) for o in data.objectives
+        ]
+        numeric = range(len(values) + 1)
+        command = f"<td><code>{escape(export_command(data, record.number))}</code></td>"
+        named = escape(label(record) if record.name else record.kind)
+        rows.append(
+            f"<tr>{_cells([str(record.number), *values], numeric)}<td>{named}</td>{command}</tr>"
+        )
+    if not rows:
+        return ""
+    left = len(data.front) - LISTED
+    more = f"<p class=note>{left} more are in report.json.</p>\n" if left > 0 else ""
+    head = ["trial", *(heading(o) for o in data.objectives), "", "export"]
+    return _table(head, rows, range(len(data.objectives) + 1)) + more
+
+
+def _trials(data: ReportData) -> str:
+    states = {
+        state: sum(r.state == state for r in data.records)
+        for state in ("complete", "failed", "running")
+    }
+    kinds = {
+        kind: sum(r.kind == kind for r in data.records)
+        for kind in ("anchor", "search", "recommended")
+    }
+    facts = [
+        f"{len(data.records)} trials: "
+        + ", ".join(f"{n} {state}" for state, n in states.items() if n)
+    ]
+    facts.append(", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
+    facts.append(f"wall time {duration(data.wall_seconds)}")
+    share = busy_share(data)
+    if share is not None:
+        facts.append(f"workers were busy {share:.0%} of their time")
+    per_worker = ", ".join(f"{name}: {count}" for name, count in data.trials_per_worker.items())
+    facts.append(f"trials per worker: {per_worker}" if per_worker else "")
+    return "<ul>\n" + "".join(f"<li>{escape(fact)}</li>\n" for fact in facts if fact) + "</ul>\n"
+
+
+def _times(data: ReportData) -> str:
+    finished = max(sum(record.state != "running" for record in data.records), 1)
+    rows = []
+    for timing in timings(data):
+        per_trial = f"{timing.seconds / finished:.3g}"
+        texts = [timing.phase, f"{timing.seconds:.1f}", f"{timing.share:.1%}", per_trial]
+        bar = f'<td><span class="bar" style="width:{timing.share * 10:.2f}em"></span></td>'
+        rows.append(f"<tr>{_cells(texts, (1, 2, 3))}{bar}</tr>")
+    return _table(["phase", "seconds", "share", "s / trial", ""], rows, (1, 2, 3))
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``1 min 15 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _failures(data: ReportData) -> str:
+    groups = failures(data)
+    rows = []
+    for group in groups:
+        numbers = ", ".join(map(str, group.trials[:8])) + (", …" if len(group.trials) > 8 else "")
+        rows.append(
+            f"<tr>{_cells([group.kind, str(len(group.trials)), group.message, numbers], (1,))}</tr>"
+        )
+    return _table(["kind", "count", "first message", "trials"], rows, (1,)) if rows else ""
+
+
+def _space(data: ReportData) -> str:
+    if not data.names:
+        return ""
+    rows = [
+        f"<tr>{_cells([name, f'{low:.4g}', f'{high:.4g}'], (1, 2))}</tr>"
+        for name, low, high in zip(data.names, data.lower, data.upper, strict=True)
+    ]
+    table = _table(["dimension", "lower", "upper"], rows, (1, 2))
+    return f"<details><summary>{len(data.names)} dimensions</summary>\n{table}</details>\n"
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    if not values:
+        return ""
+    import yaml
+
+    plain = json.loads(json.dumps(without_secrets(values), default=str))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    return f"<pre>{escape(text)}</pre>\n"
+
+
+#: Draws every figure, again when the reader's preference for light or dark changes.
+DRAW = """
+(function () {
+  var dark = window.matchMedia("(prefers-color-scheme: dark)");
+  function colour(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  }
+  function themed(layout) {
+    var ink = colour("--ink"), grid = colour("--grid"), soft = colour("--soft");
+    var axis = function (old) {
+      return Object.assign({gridcolor: grid, zeroline: false, linecolor: grid,
+                            automargin: true}, old);
+    };
+    var out = Object.assign({}, layout, {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: ink},
+      modebar: {bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: soft},
+      hoverlabel: {bgcolor: colour("--panel"), bordercolor: soft, font: {color: ink}, align: "left"}
+    });
+    Object.keys(layout).forEach(function (key) {
+      if (/^[xy]axis/.test(key)) { out[key] = axis(layout[key]); }
+    });
+    if (layout.scene) {
+      out.scene = Object.assign({}, layout.scene);
+      ["xaxis", "yaxis", "zaxis"].forEach(function (key) {
+        out.scene[key] = Object.assign(axis(layout.scene[key]), {showbackground: false});
+      });
+    }
+    return out;
+  }
+  function draw() {
+    document.querySelectorAll("script[data-for]").forEach(function (source) {
+      var figure = JSON.parse(source.textContent);
+      Plotly.react(source.dataset.for, figure.data, themed(figure.layout), {
+        displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+        // On by default: a button that uploads the data.
+        showSendToCloud: false, plotlyServerURL: ""
+      });
+    });
+  }
+  dark.addEventListener("change", draw);
+  draw();
+})();
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #202124; --soft: #5f6368; --grid: #e3e5e8; --page: #ffffff;
+  --panel: #f6f7f9; --blue: #0072b2; --star: #b84a00; --mark: #fdf1e7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaed; --soft: #a2a8b0; --grid: #3a3f45; --page: #17191c;
+    --panel: #22252a; --blue: #56b4e9; --star: #ff9a56; --mark: #3a2a1d; }
+}
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 1.7rem; margin: 0 0 .6rem; letter-spacing: -.01em; overflow-wrap: anywhere; }
+h2 { font-size: 1.12rem; margin: 2.6rem 0 .7rem; padding-top: .9rem;
+  border-top: 1px solid var(--grid); }
+.chip { font-size: .75rem; font-weight: 600; padding: .15rem .6rem; border-radius: 1rem;
+  vertical-align: middle; background: var(--panel); color: var(--soft); letter-spacing: 0; }
+.chip.finished { color: var(--blue); }
+.headline p { margin: .25rem 0; }
+.headline p:first-child { font-size: 1.12rem; font-weight: 600; color: var(--star); }
+.note { color: var(--soft); font-size: .88rem; }
+.scroll { overflow: auto; max-height: 60rem; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--soft); }
+th, td { padding: .28rem .5rem; vertical-align: top; }
+thead th { position: sticky; top: 0; background: var(--page); }
+tr.first td { border-top: 1px solid var(--grid); }
+thead + tbody tr:first-child td { border-top: 0; }
+th.n, td.n { text-align: right; white-space: nowrap; }
+tr.winner { background: var(--mark); }
+tr.winner td.name { font-weight: 600; }
+tr.anchor { background: var(--panel); }
+pre { background: var(--panel); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
+  font-size: .85rem; line-height: 1.45; }
+pre.command { display: inline-block; margin: .6rem 0 0; max-width: calc(100% - 2rem); }
+code { font-size: .85rem; white-space: nowrap; }
+ul { padding-left: 1.2rem; margin: .3rem 0 1rem; }
+summary { cursor: pointer; color: var(--soft); }
+.bar { display: inline-block; height: .7em; background: var(--blue); border-radius: 2px; }
+.figure { width: 100%; min-height: 160px; }
+"""

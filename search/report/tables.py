@@ -1,0 +1,221 @@
+"""The result table: every anchor and the winner, per objective and split, for terminals and
+pages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergesearch.evaluators import SPLITS, Objective, Split
+from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.report.caveats import caveats
+from mergesearch.search.report.summary import TRANSDUCTIVE, Comparison, ReportData, compare
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MISSING = "–"
+ARROWS = {"maximize": "↑", "minimize": "↓"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result table.
+
+    Attributes:
+        trial: Trial number.
+        name: Anchor's name, ``search`` or ``recommended``.
+        state: ``running``, ``complete`` or ``failed``.
+        scores: Split -> values and standard errors, for the splits that were measured.
+        best_anchor: Whether it is the best anchor (on validation items once they are measured).
+        winner: Whether it won.
+        leading: Whether it is the best so far of a study that has no winner yet.
+    """
+
+    trial: int
+    name: str
+    state: str
+    scores: Mapping[Split, Score]
+    best_anchor: bool = False
+    winner: bool = False
+    leading: bool = False
+
+    @property
+    def marks(self) -> str:
+        """Why the line stands out, in words."""
+        marks = {
+            "winner": self.winner,
+            "best so far": self.leading,
+            "best anchor": self.best_anchor,
+        }
+        failed = {"failed": self.state == "failed", "running": self.state == "running"}
+        return ", ".join(mark for mark, holds in {**marks, **failed}.items() if holds)
+
+
+def result_table(data: ReportData) -> list[Row]:
+    """Every anchor by number, then the winner (or the best trial so far) unless it is an anchor."""
+    records = list(data.anchors)
+    if data.leading is not None and data.leading not in records:
+        records.append(data.leading)
+    return [_row(data, record) for record in records]
+
+
+def _row(data: ReportData, record: TrialRecord) -> Row:
+    scores = {split: score for split in SPLITS if (score := data.score(record, split)) is not None}
+    return Row(
+        trial=record.number,
+        name=record.name or record.kind,
+        state=record.state,
+        scores=scores,
+        best_anchor=record is data.best_anchor,
+        winner=record is data.winner,
+        leading=data.winner is None and record is data.leading,
+    )
+
+
+def plus_minus(value: float, error: float | None = None) -> str:
+    """``0.842 ± 0.012``: two significant digits of the standard error decide; four digits without
+    one.
+    """
+    digits = _digits(error)
+    if digits is None or error is None or not math.isfinite(value):
+        return f"{value:.4g}"
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _digits(error: float | None) -> int | None:
+    """Places after the point that a value with this standard error deserves, None without a useful
+    one.
+    """
+    if error is None or not math.isfinite(error) or error <= 0:
+        return None
+    return min(max(1 - math.floor(math.log10(error)), 0), 8)
+
+
+def _rounded(value: float, error: float | None, sign: str = "") -> str:
+    digits = _digits(error)
+    return f"{value:{sign}.3g}" if digits is None else f"{value:{sign}.{digits}f}"
+
+
+def cell(row: Row, split: Split, objective: Objective) -> str:
+    """Value and standard error of one objective on one split."""
+    score = row.scores.get(split)
+    if score is None or objective.name not in score.values:
+        return MISSING
+    return plus_minus(score.values[objective.name], score.errors.get(objective.name))
+
+
+def heading(objective: Objective) -> str:
+    """Objective's name with an arrow that points to better."""
+    return f"{objective.name} {ARROWS[objective.direction]}"
+
+
+def sentences(data: ReportData) -> list[str]:
+    """What came out, in one line per objective, and how where that must be said."""
+    how = [f"{TRANSDUCTIVE.capitalize()}."] if data.transductive else []
+    return [*_outcome(data), *caveats(data), *how]
+
+
+def _outcome(data: ReportData) -> list[str]:
+    if data.leading is None:
+        return ["No trial is complete yet."]
+    title = "Winner" if data.winner is not None else "Best so far"
+    named = f" ({data.leading.name})" if data.leading.name else ""
+    first = f"{title}: trial {data.leading.number}{named}.{_routing(data.leading)}"
+    if data.best_anchor is None:
+        return [f"{first} No anchor is complete."]
+    if data.leading is data.best_anchor:
+        what = "no trial beat it" if data.winner is not None else "no trial has beaten it yet"
+        values = (
+            f"{c.objective}: {plus_minus(c.winner, c.winner_error)} on {c.split} items"
+            for c in compare(data)
+        )
+        gaps = map(_optimism, compare(data))
+        return [
+            f"{first} It is the best anchor: {what}.",
+            *(f"{v}{g}." for v, g in zip(values, gaps, strict=True)),
+        ]
+    return [first, *(_comparison(data, c) for c in compare(data))]
+
+
+def _routing(record: TrialRecord) -> str:
+    """What an input-dependent merge is, if the trial is one."""
+    values = dict(record.recipe.routing)
+    if not values:
+        return ""
+    listed = ", ".join(
+        f"{key} {value:.4g}" for key, value in record.recipe.routing if isinstance(value, float)
+    )
+    return (
+        f" It is not a single checkpoint: {values['method']} merges for each {values['per']} "
+        f"({listed})."
+    )
+
+
+def _comparison(data: ReportData, comparison: Comparison) -> str:
+    assert data.best_anchor is not None
+    error = comparison.winner_error
+    value = plus_minus(comparison.winner, error)
+    direction = "better" if comparison.improvement >= 0 else "worse"
+    change = f"{_rounded(abs(comparison.improvement), error)} {direction} than the best anchor"
+    line = (
+        f"{comparison.objective}: {value} on {comparison.split} items, {change} "
+        f"({data.best_anchor.name})"
+    )
+    if comparison.low is not None and comparison.high is not None:
+        low, high = (_rounded(bound, error, "+") for bound in (comparison.low, comparison.high))
+        line += f", 95 % interval {low} to {high}" + ("" if comparison.paired else ", unpaired")
+    return line + f"{_optimism(comparison)}."
+
+
+def _optimism(comparison: Comparison) -> str:
+    if comparison.optimism is None:
+        return ""
+    direction = "better" if comparison.optimism >= 0 else "worse"
+    return (
+        f"; it looked {_rounded(abs(comparison.optimism), comparison.winner_error)} "
+        f"{direction} "
+        "on the search items"
+    )
+
+
+def rich_table(data: ReportData) -> Table:
+    """The result table for a terminal; one line per objective inside each row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(data.study), title_justify="left", box=None, pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("", overflow="fold")
+    table.add_column("objective", style="dim")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    table.add_column("")
+    for row in result_table(data):
+        style = "bold" if row.winner or row.leading else "red" if row.state == "failed" else None
+        cells = [str(row.trial), row.name, "\n".join(heading(o) for o in data.objectives)]
+        cells += ["\n".join(cell(row, split, o) for o in data.objectives) for split in SPLITS]
+        # Text, not str: a name in square brackets is not markup.
+        table.add_row(*(Text(text) for text in [*cells, row.marks]), style=style)
+    return table
+
+
+def text_lines(data: ReportData) -> list[str]:
+    """The result table as plain aligned lines, header first."""
+    lines = [["trial", "", "objective", *SPLITS, ""]]
+    for row in result_table(data):
+        for index, objective in enumerate(data.objectives):
+            first = [str(row.trial), row.name] if index == 0 else ["", ""]
+            figures = [cell(row, split, objective) for split in SPLITS]
+            lines.append([*first, heading(objective), *figures, row.marks if index == 0 else ""])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    right = {0, 3, 4, 5}
+    return ["  ".join(_aligned(line, widths, right)).rstrip() for line in lines]
+
+
+def _aligned(line: list[str], widths: list[int], right: set[int]) -> list[str]:
+    pairs = enumerate(zip(line, widths, strict=True))
+    return [text.rjust(width) if i in right else text.ljust(width) for i, (text, width) in pairs]

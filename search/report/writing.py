@@ -1,0 +1,166 @@
+"""Writes the report of a study: one page, its pictures, and the numbers behind both."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergesearch.merging import RunFolderError
+from mergesearch.merging.checkpoints.atomic import write_atomically
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.report.caveats import caveats, ties
+from mergesearch.search.report.summary import (
+    ReportData,
+    busy_share,
+    compare,
+    failures,
+    heat_map,
+    progress,
+    timings,
+    without_secrets,
+)
+from mergesearch.search.report.tables import Row, result_table
+
+__all__ = ["ReportData", "as_json", "write_report"]
+
+#: Every file that a report may have; those that no longer apply are removed.
+FILES = ("report.html", "report.json", "best_so_far.png", "front.png", "coefficients.png")
+
+
+def write_report(data: ReportData, folder: Path) -> None:
+    """Write ``report.html``, ``report.json`` and the pictures into ``folder``.
+
+    ``front.png`` needs two objectives or more; no picture is drawn before the first complete trial.
+    Files appear whole or not at all: each is written under a temporary name, then renamed.
+
+    Raises:
+        RunFolderError: If the folder cannot be written.
+    """
+    from mergesearch.search.report.html_page import render
+    from mergesearch.search.report.png_plots import draw_all
+
+    contents = {
+        **draw_all(data),
+        "report.json": (
+            json.dumps(as_json(data), indent=1, allow_nan=False, default=str) + "\n"
+        ).encode(),
+        "report.html": render(data).encode(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        for name in set(FILES) - set(contents):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: expected a folder that can be written, received: {error}"
+        ) from None
+
+
+def as_json(data: ReportData) -> dict[str, Any]:
+    """All tables and curves of a report as JSON-able numbers; what is not finite becomes null."""
+    content = {
+        "study": data.study,
+        "run": data.run,
+        "finished": data.verdict is not None,
+        "objectives": [
+            {"name": objective.name, "direction": objective.direction, "weight": float(weight)}
+            for objective, weight in zip(data.objectives, data.weights, strict=True)
+        ],
+        "winner": None if data.winner is None else data.winner.number,
+        "leading": None if data.leading is None else data.leading.number,
+        "best_anchor": None if data.best_anchor is None else data.best_anchor.number,
+        "comparison": [asdict(comparison) for comparison in compare(data)],
+        "result": [_row(row) for row in result_table(data)],
+        "front": [record.number for record in data.front] if len(data.objectives) > 1 else [],
+        "trials": [
+            trial_dict(record) for record in sorted(data.records, key=lambda record: record.number)
+        ],
+        "progress": _progress(data),
+        "coefficients": _coefficients(data),
+        "seconds": {t.phase: {"sum": t.seconds, "share": t.share} for t in timings(data)},
+        "wall_seconds": data.wall_seconds,
+        "trials_per_worker": dict(data.trials_per_worker),
+        "busy_share": busy_share(data),
+        "ties": [record.number for record in ties(data)],
+        "repeats": list(data.repeats),
+        "doubts": caveats(data),
+        "failures": [asdict(group) for group in failures(data)],
+        "normaliser": None if data.normaliser is None else data.normaliser.to_dict(),
+        "space": {"names": list(data.names), "lower": list(data.lower), "upper": list(data.upper)},
+        "resolved": without_secrets(data.resolved),
+        "fingerprint": without_secrets(data.fingerprint),
+    }
+    plain: dict[str, Any] = _plain(content)
+    return plain
+
+
+def _row(row: Row) -> dict[str, Any]:
+    scores = {
+        split: {"values": score.values, "errors": score.errors}
+        for split, score in row.scores.items()
+    }
+    marks = {"best_anchor": row.best_anchor, "winner": row.winner}
+    return {"trial": row.trial, "name": row.name, "state": row.state, "scores": scores, **marks}
+
+
+def trial_dict(record: TrialRecord) -> dict[str, Any]:
+    """A trial as JSON-able numbers."""
+    return {
+        "number": record.number,
+        "kind": record.kind,
+        "name": record.name,
+        "state": record.state,
+        "values": record.values,
+        "errors": record.errors,
+        "stopped": record.stopped,
+        "estimates": record.estimates,
+        "violations": record.violations,
+        "seconds": record.seconds,
+    }
+
+
+def _progress(data: ReportData) -> dict[str, Any]:
+    course = progress(data)
+    return {
+        "what": course.title,
+        "higher_is_better": course.higher_is_better,
+        "numbers": course.numbers,
+        "values": course.values,
+        "best": course.best,
+        "errors": course.errors,
+        "anchors": course.anchors,
+        "hypervolume": data.hypervolumes,
+    }
+
+
+def _coefficients(data: ReportData) -> dict[str, Any] | None:
+    table = heat_map(data)
+    if table is None:
+        return None
+    return {
+        "trial": table.trial,
+        "rows": table.rows,
+        "columns": table.columns,
+        "values": table.values,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tuples and mappings as JSON knows them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

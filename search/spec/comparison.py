@@ -1,0 +1,55 @@
+"""comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mergesearch.search.spec.sections import EXECUTION_KEYS, StudySpec
+from mergesearch.search.spec.study_file import _short
+
+
+def evaluation_digest(spec: StudySpec) -> str:
+    """Hash of all that scores depend on beside the merge: evaluators, batch sizes, tasks, the
+    harness's version.
+
+    Scores of one recipe under two digests are not to be compared: batches of another size may round
+    otherwise.
+    """
+    from importlib.metadata import version
+
+    versions = {name: version(name) for name in ("lm-eval", "torch", "transformers")}
+    content = {"evaluators": spec.to_dict()["evaluators"], "versions": versions}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys at which two resolved studies differ, as ``key: recorded -> given``, execution keys left
+    out.
+    """
+    flat_ours, flat_theirs = dict(_flatten(ours)), dict(_flatten(theirs))
+    keys = sorted(set(flat_ours) | set(flat_theirs))
+    return [
+        f"{key}: {_short(flat_ours.get(key))} -> {_short(flat_theirs.get(key))}"
+        for key in keys
+        if flat_ours.get(key) != flat_theirs.get(key) and key.split(".")[0] not in EXECUTION_KEYS
+    ]
+
+
+def listed(changed: Sequence[str]) -> str:
+    """The first few of :func:`differences`, and how many more there are."""
+    more = f" (and {len(changed) - 4} more)" if len(changed) > 4 else ""
+    return "; ".join(changed[:4]) + more
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list) and node and isinstance(node[0], Mapping):
+        for place, value in enumerate(node):
+            yield from _flatten(value, f"{prefix}.{place}")
+    else:
+        yield prefix, node

@@ -1,0 +1,277 @@
+"""sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mergesearch.evaluators.spec.evaluators import EvaluatorSpec
+from mergesearch.merging.policies import TensorPolicies
+from mergesearch.search.spec.trackers import TrackerSpec
+from mergesearch.spaces.spec import SpaceSpec
+
+
+class Section(BaseModel):
+    """A section of the study file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OperatorSection(BaseModel):
+    """``operator: task_arithmetic`` or ``operator: {name: ..., hyperparameter: ...}``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "task_arithmetic"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Hyperparameters."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class StrategySection(BaseModel):
+    """``strategy: cma_es`` or ``strategy: {name: ..., option: ...}``; ``auto`` chooses by
+    dimensions and objectives.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "auto"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's options."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class BudgetSection(Section):
+    """How much to spend."""
+
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="trials in total: anchors, search, recommendation; failures count, validation "
+        "does not",
+    )
+    evaluations: int | None = Field(None, ge=1, description="evaluations of items, over all trials")
+    seconds: float | None = Field(
+        None, gt=0, description="wall time in which trials run, over all sessions"
+    )
+    worker_hours: float | None = Field(
+        None, gt=0, description="time of all workers on trials, in hours"
+    )
+
+    @model_validator(mode="after")
+    def _limited(self) -> BudgetSection:
+        if all(getattr(self, key) is None for key in type(self).model_fields):
+            raise ValueError(f"expected at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class StartSection(Section):
+    """Begin at what another run found, in its space or a finer one."""
+
+    run: str = Field(description="folder of a run on the same experts")
+    trial: int | None = Field(None, ge=0, description="number of its trial; default its winner")
+
+
+class FidelitySection(Section):
+    """On how many of the search items a trial is evaluated, and what ends it early."""
+
+    rule: Literal["full", "race", "halving", "hyperband", "subset"] = Field(
+        "full",
+        description="full: all items; race: until clearly worse than a leading trial; halving, "
+        "hyperband: while among "
+        "the best 1/eta; subset: so many items, all where they look better than the leading trial",
+    )
+    min_items: int = Field(
+        50, ge=2, description="items before the first look; for subset, all that most trials get"
+    )
+    confidence: float = Field(
+        1.0, gt=0, description="race: standard errors of the paired difference that count"
+    )
+    eta: int = Field(
+        3, ge=2, description="halving, hyperband: factor between stages, one of so many goes on"
+    )
+    order: Literal["balanced", "representative"] = Field(
+        "balanced",
+        description="subset: the first of the fixed order, or items that "
+        "represent the others, by how base and experts answer them",
+    )
+    estimate: Literal[
+        "difference", "mean", "representative", "p_irt", "mp_irt", "gp_irt", "gmp_irt"
+    ] = Field(
+        "difference",
+        description="what the strategy is told of a stopped trial, an estimate of its score on "
+        "all items",
+    )
+
+
+class SelectionSection(Section):
+    """How the winner is chosen from the trials, on validation items."""
+
+    leaders: int = Field(
+        5, ge=1, description="how many of the best trials are re-evaluated on validation items"
+    )
+    confidence: float = Field(
+        1.0, ge=0, description="leaders are nominated by their value less so many standard errors"
+    )
+    repeats: int = Field(
+        1,
+        ge=0,
+        description="evaluations of the winner on the search items again, to see how far scores "
+        "move",
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="relative importance of the objectives; default equal"
+    )
+
+
+def _whole(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("expected a share of one GPU, or whole ones")
+    return gpus
+
+
+class WorkersSection(Section):
+    """Who does the work. Changing it does not change what is searched."""
+
+    backend: Literal["auto", "inline", "ray"] = Field(
+        "auto",
+        description="auto: ray where a count, GPUs or an address is given, else one worker in this "
+        "process",
+    )
+    count: int | None = Field(
+        None,
+        ge=1,
+        description="workers; default: as many as fit, more or fewer as nodes of a cluster join "
+        "and leave",
+    )
+    cpus: float = Field(1, gt=0, description="CPUs of each worker")
+    gpus: Annotated[float, AfterValidator(_whole)] = Field(
+        0, ge=0, description="GPUs of each worker; 1 puts one worker on each, more spread its model"
+    )
+    threads: int = Field(
+        1, ge=1, description="threads of each worker for merging and evaluation on CPU"
+    )
+    address: str | None = Field(
+        None,
+        description="address of a running Ray cluster, auto on one of its nodes; default: a local "
+        "one",
+    )
+    cache: str | None = Field(
+        None,
+        description="folder on every node for prepared weights; default: beside the run, on "
+        "clusters below the "
+        "node's folder for temporary files",
+    )
+
+    @property
+    def distributed(self) -> bool:
+        """Whether Ray runs the workers."""
+        given = self.count is not None or self.gpus > 0 or self.address is not None
+        return self.backend == "ray" or (self.backend == "auto" and given)
+
+
+class DriverSection(Section):
+    """How the driver behaves when something goes wrong. Changing it does not change what is
+    searched.
+    """
+
+    drain_seconds: float = Field(
+        30, ge=0, description="after Ctrl-C or SIGTERM, how long trials that run may take to finish"
+    )
+    patience_seconds: float = Field(
+        300,
+        ge=0,
+        description="how long to wait for a storage, a disk or workers that are away, "
+        "before giving up",
+    )
+    lease_seconds: float = Field(
+        60,
+        ge=1,
+        description="silence after which another driver may take over a study in a database",
+    )
+
+
+def _named(value: Any) -> Any:
+    """Allow a bare name where a section has one: ``strategy: cma_es``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _ruled(value: Any) -> Any:
+    """Allow a bare rule: ``fidelity: race``."""
+    return {"rule": value} if isinstance(value, str) else value
+
+
+def _experts(value: Any) -> Any:
+    """Allow a list of paths: names are the folder names."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    named = {Path(str(path)).name: str(path) for path in value}
+    if len(named) < len(value):
+        raise ValueError(
+            "expected experts in folders of different names, or a mapping of name to path"
+        )
+    return named
+
+
+class StudySpec(Section):
+    """A whole study, resolved."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run folder")
+    seed: int = Field(0, ge=0)
+    base: str | None = Field(
+        None, description="folder, .safetensors file or org/name@revision of the common base"
+    )
+    experts: Annotated[dict[str, str], BeforeValidator(_experts)] = Field(
+        default_factory=dict, description="name -> checkpoint of each expert"
+    )
+    operator: Annotated[OperatorSection, BeforeValidator(_named)] = OperatorSection()
+    special: TensorPolicies = Field(
+        TensorPolicies(),
+        description="policies for vocabularies, running statistics, new heads, ties",
+    )
+    space: SpaceSpec = SpaceSpec()
+    strategy: Annotated[StrategySection, BeforeValidator(_named)] = StrategySection()
+    evaluators: list[EvaluatorSpec] = Field(min_length=1)
+    budget: BudgetSection
+    start: StartSection | None = Field(
+        None, description="another run whose winner is the place to begin"
+    )
+    anchors: Literal["default", "none"] = "default"
+    fidelity: Annotated[FidelitySection, BeforeValidator(_ruled)] = FidelitySection()
+    selection: SelectionSection = SelectionSection()
+    allow_code: bool = Field(
+        False, description="let evaluators run code that this file names: scorers, commands, tasks"
+    )
+    reference_scores: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="what is known of base and experts: anchor -> objective -> value; differences "
+        "are warned of",
+    )
+    workers: WorkersSection = WorkersSection()
+    driver: DriverSection = DriverSection()
+    trackers: list[TrackerSpec] = Field(
+        default_factory=list, description="experiment trackers that follow the study"
+    )
+    storage: str | None = Field(
+        None,
+        description="a database's URL, ${NAME} is read from the environment; default: a journal in "
+        "the run folder",
+    )
+    max_consecutive_failures: int = Field(10, ge=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form with every default filled in."""
+        return self.model_dump(mode="json")
+
+
+#: Sections that may be a bare name, and the key that it stands for.
+BARE = {"operator": "name", "strategy": "name", "fidelity": "rule"}
+
+
+#: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
+EXECUTION_KEYS = ("workers", "driver", "trackers", "max_consecutive_failures")

@@ -1,0 +1,229 @@
+"""The study file: YAML -> validated, frozen, fully resolved :class:`StudySpec`.
+
+Unknown keys are refused with the known ones listed; every error is one line that names the file,
+the key, the value and what is allowed. Relative paths are relative to the study file. Nothing here
+reads weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mergesearch.merging import InputError
+from mergesearch.merging.checkpoints.locations import absolute_path
+from mergesearch.merging.models.calibration_spec import absolute as in_full
+from mergesearch.merging.policies import located_special
+from mergesearch.search.spec.renamed import refuse_old_names
+from mergesearch.search.spec.sections import BARE, OperatorSection, StartSection, StudySpec
+from mergesearch.search.spec.trackers import TrackerSpec
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set ``a.b=c`` in ``data``; the value is read as YAML, list places are numbers.
+
+    Raises:
+        InputError: If the text has no ``=`` or walks through something that is not a section.
+    """
+    key, found, text = override.partition("=")
+    if not found or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, for example budget.trials=50")
+    *parents, last = key.split(".")
+    node: Any = data
+    for depth, part in enumerate(parents):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if part in BARE and isinstance(node.get(part), str):
+                # A bare name opened up: `strategy: cma_es` and `strategy.sigma=0.1`.
+                node[part] = {BARE[part]: node[part]}
+            node = node.setdefault(part, {})
+        else:
+            raise InputError(
+                f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section of the study "
+                "file"
+            )
+    value = yaml.safe_load(text)
+    if isinstance(node, dict):
+        node[last] = value
+    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    else:
+        raise InputError(
+            f"--set {override}: {'.'.join(parents)} is not a section of the study file"
+        )
+
+
+def validate(data: Mapping[str, Any], where: str) -> StudySpec:
+    """Validate a mapping; ``where`` names the file in errors.
+
+    Raises:
+        InputError: One line for the first problem, and how many more there are.
+    """
+    refuse_old_names(data, where)
+    try:
+        spec = StudySpec.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, StudySpec)}") from None
+    return spec
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first problem of a pydantic error: key, value, what is allowed."""
+    problems = error.errors()
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(str(part) for part in _path(first["loc"]))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = sorted(known_keys(model, first["loc"][:-1]))
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{key}: unknown key; {hint}known: {', '.join(known)}{more}"
+    if first["type"] == "missing":
+        return f"{key}: required key is missing{more}"
+    return (
+        f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, received "
+        f"{_short(first['input'])}{more}"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _path(loc: Sequence[int | str]) -> Iterator[int | str]:
+    """Location without the tags that pydantic inserts for unions
+    (``evaluators.0.synthetic.problem``).
+    """
+    for place, part in enumerate(loc):
+        tag = (
+            place > 0
+            and isinstance(loc[place - 1], int)
+            and isinstance(part, str)
+            and place + 1 < len(loc)
+        )
+        if not tag:
+            yield part
+
+
+def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> set[str]:
+    """Keys of the section at ``loc``, found by walking the models."""
+    models: list[type[BaseModel]] = [model]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        found = [
+            inner
+            for outer in models
+            if part in outer.model_fields
+            for inner in _models_in(outer.model_fields[part].annotation)
+        ]
+        # A union tag is the value of a discriminator (`kind`), not a field name.
+        tagged = [
+            m
+            for m in models
+            if any(part in get_args(f.annotation) for f in m.model_fields.values())
+        ]
+        models = found or tagged or models
+    return {name for outer in models for name in outer.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def resolve(spec: StudySpec, folder: Path) -> StudySpec:
+    """Make local paths absolute; a name that is no local path is left for the hub
+    (``org/name@revision``).
+    """
+
+    def absolute(path: str) -> str:
+        found = absolute_path(path, folder)
+        return str((folder / path).resolve()) if found == path and path.startswith(".") else found
+
+    base = None if spec.base is None else absolute(spec.base)
+    experts = {name: absolute(path) for name, path in spec.experts.items()}
+    resolved = spec.model_copy(
+        update={
+            "base": base,
+            "experts": experts,
+            "special": located_special(spec.special, absolute),
+            "operator": OperatorSection(
+                name=spec.operator.name, **in_full(spec.operator.options, folder)
+            ),
+            "start": _resolve_start(spec.start, folder),
+            "trackers": [_resolve_tracker(tracker, folder) for tracker in spec.trackers],
+            "evaluators": [
+                _resolve_evaluator(e, folder, base, experts, absolute) for e in spec.evaluators
+            ],
+        }
+    )
+    _check_code(resolved)
+    return resolved
+
+
+def _check_code(spec: StudySpec) -> None:
+    """Refuse evaluators that run code which the study names, unless it says so; before any of it
+    could run.
+    """
+    for place, evaluator in enumerate(spec.evaluators):
+        if getattr(evaluator, "runs_code", False) and not spec.allow_code:
+            raise InputError(
+                f"evaluators.{place}: {evaluator.kind} runs code that the study names; if you "
+                "trust it, set "
+                "allow_code: true at the top of the study file"
+            )
+
+
+def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | None:
+    """A run's folder: beside the study file or, as ``runs/`` is made where a command runs, in the
+    current folder.
+    """
+    if start is None:
+        return None
+    beside, here = folder / start.run, Path(start.run)
+    found = here if here.exists() and not beside.exists() else beside
+    return start.model_copy(update={"run": str(found.resolve())})
+
+
+def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:
+    """Its folder beside the study file."""
+    found = tracker.folder
+    return (
+        tracker
+        if found is None
+        else tracker.model_copy(update={"folder": str((folder / found).resolve())})
+    )
+
+
+def _resolve_evaluator(
+    spec: Any,
+    folder: Path,
+    base: str | None,
+    experts: Mapping[str, str],
+    absolute: Callable[[str], str],
+) -> Any:
+    """Evaluators read folders; their tokenizer is by default the base's, and experts that they ask
+    by default all.
+    """
+    found: dict[str, Any] = {}
+    for key in ("data", "include_path", "folder"):
+        if getattr(spec, key, None) is not None:
+            found[key] = str((folder / getattr(spec, key)).resolve())
+    if hasattr(spec, "tokenizer"):
+        found["tokenizer"] = base if spec.tokenizer is None else absolute(spec.tokenizer)
+    if hasattr(spec, "teachers"):
+        given = dict(experts) if spec.teachers is None else spec.teachers
+        found["teachers"] = {
+            domain: experts.get(path) or absolute(path) for domain, path in given.items()
+        }
+    return spec.model_copy(update=found)

@@ -1,0 +1,108 @@
+"""Where methods with a population begin: the known merges, mixtures of them, and draws around the
+best.
+
+Good merges lie near the anchors, so no population starts uniformly over the box.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mergesearch.search.front import nondominated
+from mergesearch.search.strategies.base import Point, Problem, TrialResult
+from mergesearch.search.strategies.parts.sampling import reflect
+
+#: Standard deviation of the first draws as a share of the range, and the dimension from which it
+#: shrinks.
+SPREAD = 0.2
+SPREAD_LIMIT = 10
+
+
+def known_merges(problem: Problem) -> list[TrialResult]:
+    """The anchors that were measured whole, each point once, best first."""
+    whole = [
+        anchor
+        for anchor in problem.anchors
+        if anchor.losses is not None and anchor.evaluated is None
+    ]
+    found: dict[bytes, TrialResult] = {}
+    for anchor in sorted(whole, key=lambda anchor: loss_of(anchor, problem)):
+        found.setdefault(key_of(anchor.point), anchor)
+    return list(found.values())
+
+
+def starting_points(problem: Problem) -> list[Point]:
+    """Points worth measuring first: the start, then the midpoint of every two known merges, those
+    of the best first.
+
+    Points that are known already are left out.
+    """
+    known = [anchor.point for anchor in known_merges(problem)]
+    pairs = sorted(itertools.combinations(range(len(known)), 2), key=lambda pair: (sum(pair), pair))
+    middles = (0.5 * (known[first] + known[second]) for first, second in pairs)
+    found = distinct([*known, problem.start, *middles])
+    return found[len(known) :]
+
+
+def first_points(
+    problem: Problem, rng: np.random.Generator, count: int, sigma: float | None = None
+) -> list[Point]:
+    """``count`` points to measure that complete a population of known merges.
+
+    At most half are :func:`starting_points`; the rest are draws around the known merges that no
+    other dominates, in turn, for the directions that known merges do not span.
+    """
+    points = starting_points(problem)[: (count + 1) // 2]
+    centres = _undominated(known_merges(problem)) or [problem.start]
+    missing = range(count - len(points))
+    return points + [
+        draw_near(centres[place % len(centres)], problem, rng, sigma) for place in missing
+    ]
+
+
+def draw_near(
+    centre: Point, problem: Problem, rng: np.random.Generator, sigma: float | None = None
+) -> Point:
+    """A normal draw around ``centre``, ``sigma`` times the range wide, folded into the box; all
+    ``(dim,)``.
+    """
+    step = (sigma or default_sigma(problem.dim)) * problem.width * rng.standard_normal(problem.dim)
+    return reflect(centre + step, problem.lower, problem.upper)
+
+
+def default_sigma(dim: int) -> float:
+    """0.2 up to ten dimensions; beyond, the length of a draw stays the same, as losses grow with
+    the distance.
+    """
+    return SPREAD * min(1.0, math.sqrt(SPREAD_LIMIT / max(dim, 1)))
+
+
+def _undominated(known: Sequence[TrialResult]) -> list[Point]:
+    if not known:
+        return []
+    front = nondominated(np.array([anchor.losses for anchor in known]))
+    return [anchor.point for anchor, best in zip(known, front, strict=True) if best]
+
+
+def loss_of(trial: TrialResult, problem: Problem) -> float:
+    """The weighted sum of a trial's losses; infinite where it failed, so that it is worse than any
+    other.
+    """
+    return math.inf if trial.losses is None else problem.scalarise(trial.losses)
+
+
+def distinct(points: Iterable[Point]) -> list[Point]:
+    """Each point once, in the order of first appearance."""
+    found: dict[bytes, Point] = {}
+    for point in points:
+        found.setdefault(key_of(point), point)
+    return list(found.values())
+
+
+def key_of(point: Point) -> bytes:
+    """Equal for equal points; adding 0 turns -0.0 into 0.0."""
+    return (point + 0.0).tobytes()

@@ -1,0 +1,140 @@
+"""Turn-taking that the swarm strategies share: whose turn it is, and what each particle has found.
+
+A particle moves when it is asked for, and is ready again when its result is told: a swarm without
+iterations. Where more suggestions are wanted than there are particles, one moves on before its
+result is in. Known merges are particles from the start and need no measurement; a result that
+nobody asked for can become the swarm's best place.
+
+Positions are in the unit cube of the free coordinates. A failure is worse than any result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.seeding import loss_of
+from mergesearch.search.strategies.parts.unit_box import UnitBox
+
+
+@dataclass(eq=False)
+class Particle:
+    """A particle.
+
+    Attributes:
+        position, velocity: Where it is and its last step ``(dim,)``.
+        best, loss: The best place that it has been to ``(dim,)``, and the loss there; infinite
+            before any result.
+        last, last_loss: Where its last result comes from ``(dim,)``, and the loss there; -inf
+            before any result, so that a place that was not measured is never the worst.
+        moves: Steps taken.
+        idle: Results since it last found a better place.
+        fresh: Whether its first position is still to be asked.
+    """
+
+    position: Point
+    velocity: Point
+    best: Point
+    loss: float
+    last: Point
+    last_loss: float
+    fresh: bool
+    moves: int = 0
+    idle: int = 0
+
+
+class Swarm:
+    """Particles that take turns; a strategy overrides :meth:`_step`.
+
+    Args:
+        problem: The box, and how losses combine.
+        rng: The strategy's generator.
+        known: Particles that need no measurement.
+        points: First positions of the other particles ``(dim,)``.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    recommends: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        problem: Problem,
+        rng: np.random.Generator,
+        known: Sequence[TrialResult],
+        points: Sequence[Point],
+    ) -> None:
+        self._problem, self._rng, self._box = problem, rng, UnitBox(problem)
+        # Those to be measured take the first turns: the others then know more of the swarm when
+        # they move.
+        self._particles = [self._particle(point, math.inf) for point in points]
+        self._particles += [
+            self._particle(anchor.point, loss_of(anchor, problem)) for anchor in known
+        ]
+        self._ready = deque(self._particles)
+        self._owners: dict[int, Particle] = {}  # suggestion id -> who asked
+        self._lead, self._lead_loss = self._box.to_unit(problem.start), math.inf
+        for particle in self._particles:
+            self._note(particle.best, particle.loss)
+        self._asked = 0
+
+    def _particle(self, point: Point, loss: float) -> Particle:
+        place, fresh = self._box.to_unit(point), loss == math.inf
+        return Particle(
+            place, np.zeros(self._box.dim), place, loss, place, -math.inf if fresh else loss, fresh
+        )
+
+    def ask(self, count: int) -> list[Suggestion]:
+        """``count`` positions, each after a step of the particle whose turn it is."""
+        suggestions = []
+        for _ in range(count):
+            particle = (
+                self._ready.popleft()
+                if self._ready
+                else self._particles[self._asked % len(self._particles)]
+            )
+            if not particle.fresh:
+                self._step(particle)
+                particle.moves += 1
+            particle.fresh = False
+            self._owners[self._asked] = particle
+            suggestions.append(Suggestion(self._asked, self._box.to_point(particle.position)))
+            self._asked += 1
+        return suggestions
+
+    def tell(self, trials: Sequence[TrialResult]) -> None:
+        """Update the best places; whoever asked is ready for the next step."""
+        for trial in trials:
+            place, loss = self._box.to_unit(trial.point), loss_of(trial, self._problem)
+            if trial.evaluated is None:
+                self._note(place, loss)
+            if trial.id is not None:
+                particle = self._owners.pop(trial.id)
+                self._ready.append(particle)
+                _learn(particle, place, loss)
+
+    def best(self) -> list[Point]:
+        """Nothing beyond the best trials."""
+        return []
+
+    def _note(self, place: Point, loss: float) -> None:
+        """What the swarm as a whole learns from a result."""
+        if loss < self._lead_loss:
+            self._lead, self._lead_loss = place, loss
+
+    def _step(self, particle: Particle) -> None:
+        """Give the particle a new velocity and position."""
+        raise NotImplementedError
+
+
+def _learn(particle: Particle, place: Point, loss: float) -> None:
+    """What a particle learns from its result."""
+    particle.last, particle.last_loss = place, loss
+    particle.idle += 1
+    if loss < particle.loss:
+        particle.best, particle.loss, particle.idle = place, loss, 0

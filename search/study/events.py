@@ -1,0 +1,27 @@
+"""events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mergesearch.search.record.trial_record import TrialRecord
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a user may want to see.
+
+    Attributes:
+        kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation
+            ended), ``workers`` (where they are, and what became of them), ``metrics`` (where they
+            are served), ``warning``.
+        text: The phase's or split's name, or what there is to say.
+        record: The trial concerned.
+        done, total: Progress within the phase.
+    """
+
+    kind: str
+    text: str
+    record: TrialRecord | None = None
+    done: int = 0
+    total: int = 0

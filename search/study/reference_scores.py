@@ -1,0 +1,39 @@
+"""reference_scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergesearch.evaluators import Objective
+from mergesearch.search.record.trial_record import TrialRecord
+
+
+def reference_mismatches(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    declared: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """Parents that do not score as their reference scores say, beyond noise."""
+    lines = []
+    for record in records:
+        known = (
+            declared.get(record.name, {})
+            if record.kind == "anchor" and record.state == "complete"
+            else {}
+        )
+        for objective in objectives:
+            if objective.name not in known:
+                continue
+            value, error = record.values[objective.name], record.errors.get(objective.name, 0.0)
+            if abs(value - known[objective.name]) > Z95 * error + 1e-9:
+                lines.append(
+                    f"{record.name}: {objective.name} is {value:.4g} ± {error:.2g} on search "
+                    "items, its reference "
+                    f"score says {known[objective.name]:.4g}; are prompt, chat template and "
+                    "few-shot examples the same?"
+                )
+    return lines
+
+
+#: Half width of a 95 % interval in standard errors.
+Z95 = 1.96

@@ -1,0 +1,141 @@
+"""The honest choice of a winner.
+
+The best of many noisy scores is partly luck (the optimism gap), so the search's own scores only
+nominate: a few leaders and every anchor are re-evaluated on validation items, the best of those
+wins, and is reported once on test items. Anchors compete too, so a winner is never worse than the
+best anchor on the items that decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators import Objective
+from mergesearch.merging import InputError
+from mergesearch.search import front
+from mergesearch.search.front import Normaliser, nondominated, to_losses
+from mergesearch.search.record.trial_record import Score, TrialRecord
+
+
+def choose_leaders(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    weights: npt.NDArray[np.float64],
+    normaliser: Normaliser,
+    count: int,
+    confidence: float = 0.0,
+) -> list[int]:
+    """Trials worth a re-evaluation: the strategy's recommendation, then up to ``count`` of the
+    best.
+
+    With one objective the best scores; with several the best weighted sum, the best of each
+    objective, and the members that add most hypervolume. A score counts less ``confidence``
+    standard errors, so that of equals the one that is known better comes first. Trials of the same
+    merge are counted once; those that miss a bound only where no trial keeps them all.
+    """
+    distinct: dict[str, TrialRecord] = {}
+    for record in records:
+        if record.kind != "anchor" and record.state == "complete":
+            distinct.setdefault(record.recipe.digest, record)
+    nominees = [record for record in distinct.values() if record.feasible] or list(
+        distinct.values()
+    )
+    recommended = [record.number for record in nominees if record.kind == "recommended"]
+    if not nominees:
+        return []
+    losses = np.array([to_losses(record.values, objectives) for record in nominees])
+    errors = np.array([[record.errors.get(o.name, 0.0) for o in objectives] for record in nominees])
+    losses = losses + confidence * errors
+    scalars = normaliser.scalarise(losses, weights)
+    leaders = [
+        nominees[row].number for row in front.choose_leaders(losses, scalars, normaliser, count)
+    ]
+    return list(dict.fromkeys([*recommended, *leaders]))
+
+
+def choose_winner(
+    scores: Mapping[int, Score],
+    objectives: Sequence[Objective],
+    weights: npt.NDArray[np.float64],
+    normaliser: Normaliser,
+) -> int | None:
+    """The trial with the best weighted sum of validation values; of equals the earliest, so anchors
+    first.
+
+    Trials that miss a bound win only where all do, and then the one that misses least.
+    """
+    if not scores:
+        return None
+    kept = sorted(number for number in scores if scores[number].feasible)
+    numbers = kept or [
+        min(sorted(scores), key=lambda number: max(scores[number].violations.values()))
+    ]
+    losses = np.array([to_losses(scores[number].values, objectives) for number in numbers])
+    return numbers[int(np.argmin(normaliser.scalarise(losses, weights)))]
+
+
+def preferred(
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    preference: Mapping[str, float],
+    normaliser: Normaliser,
+) -> TrialRecord | None:
+    """The trial of the front with the best weighted sum of objectives, each in units of the
+    anchors' range.
+
+    Args:
+        records: Every trial.
+        objectives: The study's.
+        preference: Importance by objective; those that are not named weigh nothing.
+        normaliser: Scale of the objectives.
+    """
+    members = {*front_numbers(records, objectives)}
+    front = [record for record in records if record.number in members]
+    if not front:
+        return None
+    weights = np.array([preference.get(objective.name, 0.0) for objective in objectives])
+    losses = np.array([to_losses(record.values, objectives) for record in front])
+    return front[int(np.argmin(normaliser.scalarise(losses, weights / weights.sum())))]
+
+
+def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> dict[str, float]:
+    """``NAME=WEIGHT`` pairs as they are typed.
+
+    Raises:
+        InputError: If a name is not one of the objectives, a weight is not a number, or all are
+            zero.
+    """
+    names, found = [objective.name for objective in objectives], {}
+    for pair in pairs:
+        name, _, text = pair.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = -1.0
+        if name not in names or not 0 <= weight < float("inf"):
+            raise InputError(
+                f"--prefer {pair}: expected NAME=WEIGHT with a name among {names} and a weight "
+                "from 0 on"
+            )
+        found[name] = weight
+    if not any(found.values()):
+        raise InputError(f"--prefer: expected a positive weight for at least one of {names}")
+    return found
+
+
+def front_numbers(
+    records: Sequence[TrialRecord], objectives: Sequence[Objective]
+) -> tuple[int, ...]:
+    """Numbers of the trials that no other trial dominates on the search items."""
+    complete = [record for record in records if record.state == "complete" and record.feasible]
+    if not complete:
+        return ()
+    losses = np.array([to_losses(record.values, objectives) for record in complete])
+    return tuple(
+        record.number
+        for record, member in zip(complete, nondominated(losses), strict=True)
+        if member
+    )

@@ -1,0 +1,183 @@
+"""Connecting to Ray, and what a cluster has."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergesearch.merging import InputError
+from mergesearch.search.retry import first_line
+from mergesearch.search.spec.sections import WorkersSection
+from mergesearch.search.workers.backends.placement import Node
+
+T = TypeVar("T")
+
+#: No weights travel through Ray's object store; tasks and outcomes are a few kB.
+OBJECT_STORE_BYTES = 200_000_000
+#: The product's own package, which travels to nodes that do not have it.
+PACKAGE = "mergesearch"
+#: Set by Ray in the processes of a submitted job, whose code travelled with it.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def import_ray() -> Any:
+    """The package, or a clear refusal.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            "workers.backend: ray is not installed; `pip install ray` or set it to inline"
+        ) from None
+    return ray
+
+
+def connect(section: WorkersSection) -> Any:
+    """Ray, connected: a Ray of our own on this machine, or the cluster at ``section.address``.
+
+    Raises:
+        InputError: If it does not answer.
+    """
+    # Settings that Ray reads from the environment at import or start, not from arguments.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray = import_ray()
+    _check_listening(section.address)
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "configure_logging": True,
+    }
+    if section.address is None:
+        needed = (
+            None
+            if section.count is None or section.gpus
+            else int(-(-section.count * section.cpus // 1))
+        )
+        options |= {
+            "num_cpus": needed,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    elif JOB_VARIABLE not in os.environ:
+        options["runtime_env"] = {"py_modules": [str(package_folder())]}
+    try:
+        with _own_signals():
+            ray.init(address=section.address or "local", **options)
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        where = section.address or "a local Ray"
+        raise InputError(
+            f"workers.address: expected {where} to answer, received: {_reason(error)}"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handler of SIGTERM: Ray's, set by ``ray.init``, would end the driver where ours lets
+    trials finish.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_listening(address: str | None) -> None:
+    """Refuse an address where nobody listens: Ray itself would go on trying for minutes."""
+    host, found, port = (address or "").rpartition(":")
+    if not found or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"workers.address: expected {address} to answer, received: {error.strerror or error}; "
+            "see `ray "
+            "status` there"
+        ) from None
+
+
+def package_folder() -> Path:
+    """The folder of the product's package, as it is installed here."""
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """Nodes that are alive, in the order of their names."""
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        have, node_id = node["Resources"], str(node["NodeID"])
+        name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
+        found.append(Node(name, have.get("CPU", 0), have.get("GPU", 0), node_id))
+    return sorted(found, key=lambda node: node.name)
+
+
+def job_client(address: str) -> Any:
+    """A client of the cluster's job server.
+
+    Raises:
+        InputError: If Ray's job client is not installed, or the server does not answer.
+    """
+    ray = import_ray()
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(address)
+    except ImportError:
+        raise InputError(
+            "jobs: expected ray with its job server; `pip install 'mergesearch[cluster]'`"
+        ) from None
+    except (RuntimeError, OSError, ray.exceptions.RayError) as error:
+        raise InputError(
+            f"--address: expected the job server of a cluster at {address}, received: "
+            f"{_reason(error)}; it runs beside "
+            "Ray's dashboard, on port 8265 of the head"
+        ) from None
+
+
+def ask_server(request: Callable[[], T]) -> T:
+    """What a job server answers.
+
+    Raises:
+        InputError: If it refuses, or does not answer.
+    """
+    try:
+        return request()
+    except (RuntimeError, OSError, import_ray().exceptions.RayError) as error:
+        raise InputError(
+            f"--address: expected the job server to do as asked, received: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line; where the cluster's token is missing, how to give it."""
+    if (
+        "auth" in type(error).__name__.lower()
+        or "authentication" in str(error).lower()
+        or "AuthToken" in str(error)
+    ):
+        return (
+            "no or a wrong token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
+            "cluster's token file"
+        )
+    return first_line(error)

@@ -1,0 +1,84 @@
+"""Which workers fit where: the plan that is shown before any weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mergesearch.search.spec.sections import WorkersSection
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a cluster.
+
+    Attributes:
+        name: Its address.
+        cpus, gpus: What it offers to workers.
+        id: Ray's own name for it.
+    """
+
+    name: str
+    cpus: float
+    gpus: float
+    id: str = ""
+
+    def holds(self, section: WorkersSection) -> int:
+        """How many workers fit."""
+        by_cpu = int(self.cpus / section.cpus + 1e-9)
+        return min(by_cpu, _by_gpu(self.gpus, section.gpus)) if section.gpus else by_cpu
+
+
+def _by_gpu(have: float, each: float) -> int:
+    """Workers that share a GPU stay on it; those that take several take whole ones."""
+    return int(have) * int(1 / each + 1e-9) if each < 1 else int(have / each + 1e-9)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Workers on a node."""
+
+    node: Node
+    workers: int
+
+
+def place(nodes: Sequence[Node], section: WorkersSection, count: int | None) -> list[Placement]:
+    """Spread workers over nodes as evenly as they fit.
+
+    Args:
+        nodes: What there is.
+        section: What each worker takes.
+        count: How many; None: as many as fit.
+
+    Returns:
+        One entry for every node; the workers sum to ``count`` or, where fewer fit, to less.
+    """
+    room = [node.holds(section) for node in nodes]
+    placed = [0] * len(nodes)
+    left = sum(room) if count is None else min(count, sum(room))
+    while left:
+        for index in sorted(range(len(nodes)), key=lambda i: placed[i]):
+            if left and placed[index] < room[index]:
+                placed[index] += 1
+                left -= 1
+    return [Placement(node, workers) for node, workers in zip(nodes, placed, strict=True)]
+
+
+def report(placements: Sequence[Placement], section: WorkersSection) -> list[str]:
+    """Lines for people: a total and one line for every node."""
+    each = f"{section.cpus:g} CPU" + (f" and {section.gpus:g} GPU" if section.gpus else "")
+    total = sum(placement.workers for placement in placements)
+    nodes = sum(placement.workers > 0 for placement in placements)
+    lines = [f"{total} workers of {each} on {nodes} of {len(placements)} nodes"]
+    for placement in placements:
+        node, workers = placement.node, placement.workers
+        gpus = (
+            f", {workers * section.gpus:g} of {node.gpus:g} GPUs"
+            if section.gpus or node.gpus
+            else ""
+        )
+        lines.append(
+            f"  {node.name}: {workers} workers, {workers * section.cpus:g} of {node.cpus:g} "
+            f"CPUs{gpus}"
+        )
+    return lines

@@ -1,0 +1,37 @@
+"""node_cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    pass
+
+
+def node_cache_folder() -> Path:
+    """This host's folder for prepared weights, below its folder for temporary files."""
+    return Path(tempfile.gettempdir()) / f"mergesearch-{os.getuid()}" / "arenas"
+
+
+def node_cache() -> Path:
+    """:func:`node_cache_folder`, made where it is missing.
+
+    Raises:
+        InputError: If somebody else owns it: what lies there is taken for this study's own weights.
+    """
+    path = node_cache_folder()
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    owner, mode = path.parent.stat().st_uid, path.parent.stat().st_mode & 0o077
+    if owner != os.getuid() or mode:
+        raise InputError(
+            f"workers.cache: expected {path.parent} to be this user's alone, found owner {owner} "
+            f"and mode {mode:o} for "
+            "others; remove it or set workers.cache"
+        )
+    path.mkdir(exist_ok=True)
+    return path

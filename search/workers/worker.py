@@ -1,0 +1,236 @@
+"""One trial: combine, evaluate, measure. Also the messages between driver and workers."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergesearch.evaluators import Candidate, Measurement
+from mergesearch.merging import NonFiniteError, Recipe
+from mergesearch.search.fidelity.rules import NeverStop, StagedMeasurement, measure_in_stages
+from mergesearch.search.redact import redact
+from mergesearch.search.workers.gradient_steps import (
+    GradientResult,
+    GradientSteps,
+    take_gradient_steps,
+)
+from mergesearch.search.workers.messages import NODE_CACHE, Failure, Outcome, Task, WorkerSpec
+from mergesearch.search.workers.node_cache import node_cache
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mergesearch.evaluators import Batch
+    from mergesearch.evaluators.base import ItemSubset
+    from mergesearch.merging.resident.arena import Arenas
+    from mergesearch.merging.resident.merged_model import MergedModel
+    from mergesearch.merging.resident.recalibration import Recalibration
+
+
+class Worker:
+    """A resident model and the evaluators; runs tasks one after the other.
+
+    Everything is re-attached from the spec, so a restarted worker is the same worker.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
+
+        if spec.arenas == NODE_CACHE:
+            spec = replace(spec, arenas=str(node_cache()))
+        self._spec = spec
+        self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path())
+        self._evaluator.open()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._names = [objective.name for objective in self._evaluator.objectives]
+        self._merged: MergedModel | None = None
+        self._recalibration: Recalibration | None = None
+        if self._evaluator.model_class is not None:
+            self._merged = _resident_model(spec, self._evaluator.model_class)
+            self._recalibration = _recalibration(spec)
+        if spec.space is not None and self._merged is not None:
+            self._merged.enable_gradient()
+
+    def run(self, task: Task) -> Outcome:
+        """Combine, evaluate, measure, descend. Never raises: what goes wrong becomes the outcome's
+        failure.
+        """
+        started, cpu = time.perf_counter(), time.process_time()
+        seconds = {"merge": 0.0, "evaluate": 0.0}
+        measurement, gradient_result, failure = None, None, None
+        rungs: Mapping[int, Mapping[str, float]] = {}
+        stopped: int | None = None
+        try:
+            watched = self._measure(task, seconds)
+            measurement, rungs, stopped = watched.measurement, watched.rungs, watched.stopped
+            if task.gradient_steps is not None:
+                gradient_result = self._take_gradient_steps(task, task.gradient_steps, seconds)
+        except NonFiniteError as error:
+            measurement, failure = None, Failure("infeasible", str(error))
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            # The record is kept, shown and sent: what an evaluator's error says of its surroundings
+            # is not for it.
+            measurement, failure = (
+                None,
+                Failure("error", redact(text), redact(traceback.format_exc())),
+            )
+        wall = time.perf_counter() - started
+        seconds["overhead"] = wall - sum(seconds.values())
+        share = (time.process_time() - cpu) / max(wall, 1e-9)
+        return Outcome(
+            task.id,
+            measurement,
+            failure,
+            seconds,
+            self._name,
+            gradient_result,
+            rungs,
+            stopped,
+            share,
+        )
+
+    def routed(self, recipe: Recipe) -> Any:
+        """The merge of a recipe that depends on its input; of use until the next task."""
+        from mergesearch.evaluators.routing.routed import RoutedEvaluator
+
+        assert isinstance(self._evaluator, RoutedEvaluator)
+        model = self._combine(recipe, {"merge": 0.0})
+        return self._evaluator.routed(Candidate(recipe, model, self._merged))
+
+    def _measure(self, task: Task, seconds: dict[str, float]) -> StagedMeasurement:
+        """What the evaluators say of the task's merge; nothing where no item is asked for."""
+        if task.items == 0:
+            return StagedMeasurement(Measurement({}), {}, None)
+        model = self._combine(task.recipe, seconds)
+        candidate = Candidate(task.recipe, model, self._merged, task.references)
+
+        def evaluate(items: ItemSubset) -> Measurement:
+            measured = self._evaluator.evaluate(candidate, task.split, items)
+            self._check_finite(measured, task.references is not None)
+            return measured
+
+        before = time.perf_counter()
+        try:
+            watch = NeverStop(()) if task.watch is None or task.items is not None else task.watch
+            return measure_in_stages(
+                lambda items: evaluate(task.items if items is None else items), watch
+            )
+        finally:
+            seconds["evaluate"] = time.perf_counter() - before
+
+    def _take_gradient_steps(
+        self, task: Task, gradient_steps: GradientSteps, seconds: dict[str, float]
+    ) -> GradientResult:
+        """Walk on from the task's point; every step merges, runs backwards, and takes the
+        coefficients' gradient.
+        """
+        space, rule = self._spec.space, gradient_steps.rule
+        assert space is not None
+        assert task.point is not None
+        before, merging = time.perf_counter(), seconds["merge"]
+
+        def loss_and_gradient_at(
+            point: npt.NDArray[np.float64], batch: Batch
+        ) -> tuple[float, npt.NDArray[np.float64]]:
+            recipe = space.decode(point)
+            model = self._combine(recipe, seconds)
+            if self._merged is not None:
+                self._merged.clear_gradient()
+            slope = self._evaluator.backward(Candidate(recipe, model), batch, rule.weights)
+            found = slope.field
+            if found is None:
+                assert self._merged is not None
+                measure = (
+                    self._merged.gradient if rule.measure == "gradient" else self._merged.cosines
+                )
+                found = measure(recipe.field)
+            return slope.loss, space.pull_back(point, found)
+
+        try:
+            return take_gradient_steps(gradient_steps, task.point, loss_and_gradient_at)
+        finally:
+            merged = seconds["merge"] - merging
+            seconds["descend"] = time.perf_counter() - before - merged
+
+    def _combine(self, recipe: Recipe, seconds: dict[str, float]) -> Any:
+        """The resident model with the recipe's weights, or None for problems without a model."""
+        if self._merged is None:
+            return None
+        before = time.perf_counter()
+        try:
+            self._write(self._merged, recipe)
+            if self._recalibration is not None:
+                self._recalibration.apply(self._merged.model)
+        finally:
+            seconds["merge"] += time.perf_counter() - before
+        return self._merged.model
+
+    def _write(self, merged: MergedModel, recipe: Recipe) -> None:
+        """Merge into the resident model; an anchor of another operator is merged from its sources,
+        without arenas.
+        """
+        from mergesearch.merging.family.family import open_family
+        from mergesearch.merging.in_memory import merge_stream
+        from mergesearch.merging.tensors.memo import Memo
+
+        if recipe.basis_key == self._spec.template.basis_key:
+            merged.write(recipe.field)
+            return
+        family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))
+        base, experts, layout = family.base, family.experts, family.layout
+        tensors = merge_stream(
+            base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment
+        )
+        merged.write_tensors(tensors)
+
+    def _check_finite(self, measurement: Measurement, whole: bool) -> None:
+        """Without references, objectives that need some are not known; the means must be finite all
+        the same.
+        """
+        for name in self._names:
+            if not math.isfinite(measurement.values[name]) and (whole or not measurement.means):
+                raise NonFiniteError(f"objective {name!r}")
+
+
+def _recalibration(spec: WorkerSpec) -> Recalibration | None:
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.resident.recalibration import open_recalibration
+
+    return open_recalibration(open_family(spec.template))
+
+
+def _resident_model(spec: WorkerSpec, model_class: str) -> MergedModel:
+    import torch
+
+    from mergesearch.merging.export.folder import folder_of_base
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.resident.arena import open_arenas
+    from mergesearch.merging.resident.merged_model import MergedModel
+
+    torch.set_num_threads(spec.threads)
+    arenas = open_arenas(spec.template, Path(spec.arenas), threads=spec.threads)
+    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
+        model = load_model(folder, model_class)
+        if spec.shards > 1:
+            return _sharded_model(spec, model, load_model(folder, model_class), arenas)
+    return MergedModel(model, arenas, threads=spec.threads, device=spec.device)
+
+
+def _sharded_model(spec: WorkerSpec, host: Any, model: Any, arenas: Arenas) -> MergedModel:
+    import torch
+
+    from mergesearch.merging.resident.sharded_model import ShardedModel, dispatch
+
+    # Ray shows a worker its own GPUs only.
+    devices = list(range(min(torch.cuda.device_count(), spec.shards)))
+    return ShardedModel(host, dispatch(model, devices), arenas, threads=spec.threads)

@@ -1,0 +1,229 @@
+"""The quadratic model against its definition, and the strategy against CMA-ES alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mergesearch.search.strategies.base import Problem, TrialResult
+from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.parts.quadratic_model import (
+    COMMON,
+    CONSTANT,
+    descend,
+    fit_quadratic,
+)
+from mergesearch.search.strategies.quadratic import MOST, Quadratic
+from tests.search.strategies.test_cma_es import box, ellipsoid, minimise
+
+
+def features(points: np.ndarray) -> np.ndarray:
+    """Columns whose products are the model's kernel: constant, slopes, all products, common
+    curvature.
+    """
+    dim = points.shape[1]
+    products = np.einsum("ni,nj->nij", points, points).reshape(len(points), -1) / dim
+    size = np.mean(points**2, axis=1, keepdims=True)
+    constant = np.full((len(points), 1), np.sqrt(CONSTANT))
+    return np.hstack([constant, points / np.sqrt(dim), products, np.sqrt(COMMON) * size])
+
+
+def ridge(
+    points: np.ndarray, losses: np.ndarray, weights: np.ndarray, penalty: float
+) -> np.ndarray:
+    """Coefficients of the features, from the normal equations."""
+    columns = features(points)
+    normal = columns.T @ (weights[:, None] * columns) + penalty * np.eye(columns.shape[1])
+    return np.linalg.solve(normal, columns.T @ (weights * losses))
+
+
+@pytest.fixture
+def sample() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((25, 3))
+    losses = np.sum(points**2, axis=1) + points[:, 0] + 0.3 * rng.standard_normal(25)
+    return points, losses, rng.uniform(0.2, 1.0, 25)
+
+
+def standardised(losses: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    mean = np.average(losses, weights=weights)
+    return mean, np.sqrt(np.average((losses - mean) ** 2, weights=weights))
+
+
+def test_predictions_and_residuals_are_those_of_ridge_regression(sample) -> None:
+    """Reference: explicit features, and really leaving each result out."""
+    points, losses, weights = sample
+    model = fit_quadratic(points, losses, weights)
+    mean, spread = standardised(losses, weights)
+    scaled = (losses - mean) / spread
+    others = np.random.default_rng(1).standard_normal((5, 3))
+    expected = mean + spread * features(others) @ ridge(points, scaled, weights, model.ridge)
+    np.testing.assert_allclose(model.predict(others), expected, rtol=1e-8)
+    for left_out in range(25):
+        rest = np.arange(25) != left_out
+        without = ridge(points[rest], scaled[rest], weights[rest], model.ridge)
+        residual = losses[left_out] - (mean + spread * features(points[[left_out]]) @ without)[0]
+        assert model.residuals[left_out] == pytest.approx(residual, rel=1e-6)
+
+
+def test_deviation_is_that_of_the_coefficients(sample) -> None:
+    points, losses, weights = sample
+    model = fit_quadratic(points, losses, weights)
+    columns = features(points)
+    normal = columns.T @ (weights[:, None] * columns) / model.ridge + np.eye(columns.shape[1])
+    where = np.array([[0.3, -0.2, 1.0]])
+    variance = (features(where) @ np.linalg.solve(normal, features(where).T))[0, 0]
+    expected = model.noise * np.sqrt(variance / model.ridge)
+    assert model.deviation(where[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_quadratic_is_recovered() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (40, 4))
+    root = rng.standard_normal((4, 4))
+    curvature, slope = root @ root.T, rng.standard_normal(4)
+    losses = 2.0 + points @ slope + 0.5 * np.sum((points @ curvature) * points, axis=1)
+    model = fit_quadratic(points, losses, np.ones(40))
+    np.testing.assert_allclose(model.curvature, curvature, atol=1e-4)
+    np.testing.assert_allclose(model.slope, slope, atol=1e-4)
+    assert model.value == pytest.approx(2.0, abs=1e-4)
+    assert model.error < 1e-6
+
+
+def test_few_results_give_a_curvature_of_low_rank() -> None:
+    points = np.random.default_rng(0).standard_normal((6, 20))
+    model = fit_quadratic(points, np.sum(points**2, axis=1), np.ones(6))
+    values = np.linalg.eigvalsh(model.curvature)
+    common = np.median(values)
+    assert np.sum(np.abs(values - common) > 1e-9) <= 6
+
+
+def test_equal_losses_give_no_model() -> None:
+    assert fit_quadratic(np.eye(4), np.full(4, 0.7), np.ones(4)) is None
+
+
+def test_the_minimum_in_a_box_meets_the_optimality_conditions() -> None:
+    rng = np.random.default_rng(2)
+    root = rng.standard_normal((6, 6))
+    curvature, slope = root @ root.T + 0.1 * np.eye(6), 3 * rng.standard_normal(6)
+    lower, upper = np.full(6, -0.5), np.full(6, 0.7)
+    found = descend(slope, curvature, 1 / np.linalg.norm(curvature, 2), lower, upper)
+    gradient = curvature @ found + slope
+    inside = (found > lower) & (found < upper)
+    assert inside.any()
+    assert not inside.all()
+    np.testing.assert_allclose(gradient[inside], 0, atol=1e-2)
+    assert np.all(gradient[found == lower] > 0)
+    assert np.all(gradient[found == upper] < 0)
+
+
+def ratio(strategy, function, trials: int, noise: float, seed: int) -> float:
+    """True loss of the recommendation over that of the start, after noisy trials with eight in
+    flight.
+    """
+    rng, start = np.random.default_rng(seed), function(np.full(8, 0.3))
+    minimise(
+        strategy,
+        lambda x: function(x) + noise * start * rng.standard_normal(),
+        trials,
+        in_flight=8,
+        seed=seed,
+    )
+    return function(strategy.best()[0]) / start
+
+
+def geometric_mean(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def test_on_noisy_quadratics_it_is_far_better_than_cma_es() -> None:
+    model, alone = [], []
+    for seed in range(4):
+        function, _ = ellipsoid(8, 1e3, seed)
+        model.append(ratio(Quadratic(box(8), seed), function, 300, 0.02, seed))
+        alone.append(ratio(CmaEs(box(8), seed), function, 300, 0.02, seed))
+    assert geometric_mean(model) < 0.25 * geometric_mean(alone)
+
+
+@pytest.mark.parametrize("shape", ["steps", "kinks"])
+def test_where_losses_are_no_quadratic_it_is_not_worse_than_cma_es(shape: str) -> None:
+    model, alone = [], []
+    for seed in range(3):
+        bowl, optimum = ellipsoid(8, 30.0, seed)
+        start = bowl(np.full(8, 0.3))
+        if shape == "steps":
+            # Plateaus of a twentieth of the start's loss, all but flat.
+            functions = lambda x: np.floor(20 * bowl(x) / start) / 20 + 0.01 * bowl(x) / start  # noqa: B023, E731
+        else:
+            functions = lambda x: float(np.sum(np.abs(x - optimum)))  # noqa: B023, E731
+        model.append(ratio(Quadratic(box(8), seed), functions, 250, 0.02, seed))
+        alone.append(ratio(CmaEs(box(8), seed), functions, 250, 0.02, seed))
+    assert geometric_mean(model) < 1.5 * geometric_mean(alone)
+
+
+def test_in_noise_alone_the_model_is_not_trusted() -> None:
+    rng = np.random.default_rng(0)
+    strategy = Quadratic(box(6), 0)
+    minimise(strategy, lambda x: rng.standard_normal(), 120)
+    assert strategy._trusted() is None
+    assert np.array_equal(strategy.best()[0], strategy._cma.best()[0])
+
+
+def test_the_region_grows_on_a_quadratic_and_shrinks_in_a_bent_valley() -> None:
+    rng = np.random.default_rng(0)
+    smooth, bent = Quadratic(box(4), 0), Quadratic(box(4), 0)
+    minimise(smooth, lambda x: float(np.sum((x - 0.6) ** 2)) + 0.01 * rng.standard_normal(), 150)
+    # Rosenbrock 1960.
+    minimise(
+        bent,
+        lambda x: float(np.sum(100 * (2 * x[1:] - 4 * x[:-1] ** 2) ** 2 + (1 - 2 * x[:-1]) ** 2)),
+        150,
+    )
+    assert smooth._half > 0.5
+    assert bent._half < 0.1
+
+
+def anchored(problem: Problem, count: int) -> Problem:
+    """With ``count`` anchors on a bowl around 0.6."""
+    points = np.random.default_rng(7).uniform(0.1, 0.9, (count, problem.dim))
+    anchors = tuple(TrialResult(None, p, np.array([float(np.sum((p - 0.6) ** 2))])) for p in points)
+    return replace(problem, anchors=anchors)
+
+
+def test_anchors_are_data() -> None:
+    strategy = Quadratic(anchored(box(3), 12), 0)
+    np.testing.assert_allclose(strategy.ask(1)[0].point, 0.6, atol=0.02)
+    np.testing.assert_allclose(strategy.best()[0], 0.6, atol=1e-3)
+
+
+def test_outstanding_proposals_of_the_model_differ() -> None:
+    rng = np.random.default_rng(0)
+    strategy = Quadratic(box(4), 0)
+    minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)) + 0.01 * rng.standard_normal(), 60)
+    asked = strategy.ask(16)
+    own = np.array([s.point for s in asked if strategy._asked[s.id] is None])
+    assert len(own) == 8
+    assert np.min(np.linalg.norm(own[:, None] - own, axis=2) + np.eye(8)) > 1e-4
+
+
+def test_failures_are_no_data_but_draw_the_region_in() -> None:
+    strategy = Quadratic(anchored(box(3), 20), 0)
+    model, half = strategy._region.model, strategy._half
+    strategy.tell([TrialResult(s.id, s.point, None) for s in strategy.ask(8)])
+    assert strategy._region.model is model
+    assert strategy._half == pytest.approx(half / 1.4**4)
+
+
+def test_the_unit_of_the_losses_does_not_matter() -> None:
+    plain, scaled = Quadratic(box(4), 3), Quadratic(box(4), 3)
+    minimise(plain, lambda x: float(np.sum((x - 0.6) ** 2)), 80)
+    minimise(scaled, lambda x: 1024.0 * float(np.sum((x - 0.6) ** 2)), 80)
+    assert np.array_equal(plain.ask(1)[0].point, scaled.ask(1)[0].point)
+
+
+def test_the_table_says_where_it_refuses() -> None:
+    from mergesearch.search.strategies.table import STRATEGIES
+
+    assert STRATEGIES["quadratic"].most == MOST

@@ -1,0 +1,269 @@
+"""SIGKILL of the real command at seeded random moments: nothing told is lost, nothing is asked
+twice, same end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.opened import open_run
+from tests.contracts.problems import CASES
+from tests.search.strategies.every_strategy import label, study_of
+from tests.search.studies import analytic, fingerprint, spec_of, write_study
+
+TRIALS = 60
+#: Slow enough that a kill lands inside the search, wherever the seed puts it.
+STUDY = analytic(
+    "kill",
+    trials=TRIALS,
+    evaluators=[
+        {"kind": "synthetic", "problem": "sphere", "items": 20, "noise": 0.05, "seconds": 0.02}
+    ],
+)
+
+
+def command(study: Path, folder: Path) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "mergesearch",
+        "run",
+        str(study),
+        "--run",
+        str(folder),
+        "--progress",
+        "quiet",
+    ]
+
+
+def told(folder: Path) -> dict[int, tuple]:
+    """Finished trials as the journal holds them now."""
+    try:
+        run = open_run(folder)
+    except Exception:  # killed before the run existed
+        return {}
+    return {entry[0]: entry for entry in fingerprint(run) if entry[5] != "running"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[tuple], object]:
+    """Size of the journal in lines, trials and verdict of a run that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    study = write_study(STUDY, folder)
+    subprocess.run(command(study, folder / "run"), check=True, capture_output=True, timeout=120)
+    run = open_run(folder / "run")
+    return lines(folder / "run"), fingerprint(run), run.verdict
+
+
+def lines(folder: Path) -> int:
+    """Lines in the journal."""
+    journal = folder / "journal.log"
+    return journal.read_bytes().count(b"\n") if journal.is_file() else 0
+
+
+def start_and_signal(
+    study: Path, folder: Path, at_line: int, delay: float, signum: int
+) -> tuple[int, str]:
+    """Start the command, signal it ``delay`` seconds after its journal reaches a size; exit code
+    and messages.
+    """
+    process = subprocess.Popen(
+        command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while lines(folder) < at_line and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def kill_and_resume(seed: int, tmp_path: Path, undisturbed: tuple[int, list[tuple], object]) -> int:
+    """Kill up to three times at random moments, then let it finish; returns how many kills hit a
+    live driver.
+    """
+    total, expected, verdict = undisturbed
+    rng = np.random.default_rng(seed)
+    study, folder, hits = write_study(STUDY, tmp_path), tmp_path / "run", 0
+    before: dict[int, tuple] = {}
+    for moment in np.sort(rng.integers(0, total, int(rng.integers(1, 4)))):
+        code, _ = start_and_signal(
+            study, folder, int(moment), float(rng.uniform(0, 0.03)), signal.SIGKILL
+        )
+        hits += code == -signal.SIGKILL
+        after = told(folder)
+        assert {n: after[n] for n in before} == before, "a told trial was lost or changed"
+        before = after
+    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
+    run = open_run(folder)
+    assert fingerprint(run) == expected
+    assert run.verdict == verdict
+    points = [record.point.tobytes() for record in run.log.records if record.point is not None]
+    assert len(set(points)) == len(points)
+    return hits
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_driver_resumes_exactly(seed: int, tmp_path: Path, undisturbed: tuple) -> None:
+    kill_and_resume(seed, tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_driver_resumes_exactly_many_times(tmp_path: Path, undisturbed: tuple) -> None:
+    hits = 0
+    for seed in range(100, 150):
+        (tmp_path / str(seed)).mkdir()
+        hits += kill_and_resume(seed, tmp_path / str(seed), undisturbed)
+    assert hits >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+def test_every_strategy_asks_the_same_points_after_a_kill(
+    tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict
+) -> None:
+    data = study_of(name, options, pico_models, pico_items, seconds=0.01)
+    whole = run_study(spec_of(data, tmp_path), tmp_path / "whole")
+    total = lines(tmp_path / "whole")
+    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    hits = 0
+    for share in (0.4, 0.7):
+        code, _ = start_and_signal(study, folder, int(share * total), 0.01, signal.SIGKILL)
+        hits += code == -signal.SIGKILL
+    assert hits, "no kill hit a live driver"
+    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
+    assert fingerprint(open_run(folder)) == fingerprint(whole)
+
+
+def test_a_resumed_study_may_have_other_threads(tmp_path: Path) -> None:
+    """Linear algebra rounds otherwise with more threads; what strategies ask must not."""
+    problem = {"kind": "synthetic", "problem": "quadratic_tasks", "objectives": 2}
+    data = analytic("threads", trials=150, dim=40, strategy="map", evaluators=[problem])
+    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    for threads, kept in (("1", 0.8), ("2", 1.0)):
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        subprocess.run(
+            command(study, folder), check=True, capture_output=True, timeout=120, env=environment
+        )
+        whole = fingerprint(open_run(folder))
+        journal = (folder / "journal.log").read_bytes().splitlines(keepends=True)
+        (folder / "journal.log").write_bytes(b"".join(journal[: int(kept * len(journal))]))
+    assert len(whole) == 150
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_clean_and_resumable(
+    signum: int, tmp_path: Path, undisturbed: tuple
+) -> None:
+    total, expected, verdict = undisturbed
+    study, folder = write_study(STUDY, tmp_path), tmp_path / "run"
+    code, errors = start_and_signal(study, folder, total // 2, 0.0, signum)
+    assert code == 130
+    assert "goes on from here" in errors
+    assert "Traceback" not in errors
+    assert (folder / "report.html").is_file()
+    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
+    run = open_run(folder)
+    assert (fingerprint(run), run.verdict) == (expected, verdict)
+
+
+@pytest.mark.parametrize(("drain", "signals"), [(60, 2), (1, 1), (0, 1)])
+def test_what_takes_too_long_is_left_and_runs_again(
+    drain: float, signals: int, tmp_path: Path
+) -> None:
+    """A second signal, or the end of the grace, interrupts a trial in the middle of its
+    evaluation.
+    """
+    slow = {"kind": "synthetic", "problem": "sphere", "seconds": 30}
+    data = STUDY | {"name": "slow", "evaluators": [slow], "driver": {"drain_seconds": drain}}
+    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    process = subprocess.Popen(
+        command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while (
+        b"mergesearch:asked" not in (folder / "journal.log").read_bytes() if lines(folder) else True
+    ):
+        time.sleep(0.02)
+    time.sleep(0.3)
+    began = time.monotonic()
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 15
+    assert ("trials that run have" in errors) == (drain > 0)
+    assert [record.state for record in open_run(folder).log.records] == ["running"]
+
+
+#: Ray's own agents notice the loss of their node by polling and leave within about a minute of a
+#: SIGKILL.
+SLOW_TO_LEAVE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def start_ray(
+    tmp_path: Path, at_least: int
+) -> tuple[Path, subprocess.Popen[bytes], list[psutil.Process]]:
+    """A run with two Ray workers, some results into it, with all its descendants."""
+    study = write_study(
+        STUDY | {"name": "ray-kill", "workers": {"backend": "ray", "count": 2}}, tmp_path
+    )
+    process = subprocess.Popen(
+        command(study, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 90
+    while len(told(tmp_path / "run")) < at_least and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any(name(child).startswith("ray::") for child in children)
+    return study, process, children
+
+
+def name(process: psutil.Process) -> str:
+    """What a process calls itself; empty once it is gone or a zombie."""
+    try:
+        return process.cmdline()[0].strip() if process.status() != psutil.STATUS_ZOMBIE else ""
+    except (psutil.Error, IndexError):
+        return ""
+
+
+def left_after(children: list[psutil.Process], seconds: float) -> list[str]:
+    """Names of descendants that are still there after some time."""
+    deadline = time.monotonic() + seconds
+    while any(name(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return [name(child) for child in children if name(child)]
+
+
+@pytest.mark.xdist_group("ray")
+def test_interrupting_a_ray_run_leaves_no_process(tmp_path: Path) -> None:
+    _, process, children = start_ray(tmp_path, 5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert left_after(children, 30) == []
+
+
+@pytest.mark.slow
+def test_a_killed_ray_driver_takes_its_workers_with_it_and_resumes(tmp_path: Path) -> None:
+    study, process, children = start_ray(tmp_path, 5)
+    process.kill()
+    process.wait()
+    assert [each for each in left_after(children, 20) if not each.startswith(SLOW_TO_LEAVE)] == []
+    assert left_after(children, 120) == []
+    before = told(tmp_path / "run")
+    subprocess.run(command(study, tmp_path / "run"), check=True, capture_output=True, timeout=180)
+    run = open_run(tmp_path / "run")
+    after = {entry[0]: entry for entry in fingerprint(run)}
+    assert {n: after[n] for n in before} == before
+    assert len(run.log.records) == TRIALS
+    assert all(record.state == "complete" for record in run.log.records)

@@ -1,0 +1,248 @@
+"""The command line on a real cluster of two nodes: jobs, nodes that come and go, what is shared by
+a node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mergesearch.search.runs.opened import open_run
+from mergesearch.search.spec.sections import WorkersSection
+from mergesearch.search.workers.backends.placement import Node, place, report
+from tests.cluster import ROOT, Cluster, mergesearch, running
+from tests.search.conftest import model_study
+from tests.search.studies import analytic, write_study
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running() as started:
+        started.start("head", 2)
+        yield started
+
+
+def slow_study(name: str, trials: int = 60, seconds: float = 0.1) -> dict:
+    evaluator = {"kind": "synthetic", "problem": "sphere", "items": 10, "seconds": seconds}
+    return analytic(name, trials=trials, evaluators=[evaluator], driver={"drain_seconds": 10})
+
+
+def test_a_job_is_submitted_shown_stopped_and_submitted_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    study, folder = write_study(slow_study("jobby", 400), tmp_path), tmp_path / "run"
+    submit = ["submit", str(study), "--address", cluster.server, "--run", str(folder)]
+    submitted = mergesearch(cluster, *submit, "--json")
+    assert submitted.returncode == 0, submitted.stderr
+    job = json.loads(submitted.stdout)["job"]
+    deadline, shown = time.monotonic() + 60, {}
+    while shown.get("done", 0) < 5 and time.monotonic() < deadline:
+        shown = json.loads(
+            mergesearch(cluster, "status", job, "--address", cluster.server, "--json").stdout
+        )[0]
+        time.sleep(0.5)
+    assert (shown["study"], shown["state"], shown["phase"]) == ("jobby", "running", "search")
+    stopped = mergesearch(cluster, "stop", job, "--address", cluster.server)
+    assert "stopped" in stopped.stdout, stopped.stderr
+    told = [record for record in open_run(folder).log.records if record.tell_index is not None]
+    assert 5 <= len(told) < 398
+    assert all(record.state == "complete" for record in open_run(folder).log.records), "it drained"
+    again = mergesearch(cluster, *submit, "--set", "driver.drain_seconds=9", "--follow")
+    assert again.returncode == 0, again.stderr
+    assert '"event": "score"' in again.stdout
+    records = open_run(folder).log.records
+    assert len(records) == 400
+    assert [r.tell_index for r in records if r.number in {t.number for t in told}] == [
+        t.tell_index for t in told
+    ]
+    listed = mergesearch(cluster, "status", "--address", cluster.server)
+    assert "stopped" in listed.stdout
+    assert "succeeded" in listed.stdout
+
+
+def test_what_travels_is_code_and_study(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"0" * 100)
+    (tmp_path / "my_scorer.py").write_text("def score(row, text):\n    return 1.0\n")
+    study = write_study(slow_study("travel", 9, 0.0), tmp_path)
+    to = ["--address", cluster.server, "--run", str(tmp_path / "run")]
+    refused = mergesearch(
+        cluster, "submit", str(study), *to, "--include", str(tmp_path / "weights.safetensors")
+    )
+    assert refused.returncode == 2
+    assert "--include: expected code, received" in refused.stderr
+    done = mergesearch(
+        cluster, "submit", str(study), *to, "--include", str(tmp_path / "my_scorer.py"), "--follow"
+    )
+    assert done.returncode == 0
+    assert len(open_run(tmp_path / "run").log.records) == 9
+
+
+def test_wrong_addresses_jobs_and_tokens_are_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    study = str(write_study(slow_study("wrong", 9), tmp_path))
+    cases = [
+        (
+            ["status", "--address", "http://127.0.0.1:9"],
+            "expected the job server of a cluster at http://127.0.0.1:9",
+        ),
+        (
+            ["status", "--address", "head:6379"],
+            "expected the cluster's job server, http://HOST:8265",
+        ),
+        (
+            ["stop", "nothing", "--address", cluster.server],
+            "expected the id of a job, received 'nothing'",
+        ),
+        (
+            ["run", study, "--run", str(tmp_path / "r"), "--address", "127.0.0.1:9"],
+            "workers.address: expected 127.0.0.1:9",
+        ),
+    ]
+    for arguments, message in cases:
+        done = mergesearch(cluster, *arguments)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    stranger = {
+        key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")
+    }
+    denied = mergesearch(
+        cluster,
+        "submit",
+        study,
+        "--address",
+        cluster.server,
+        env=stranger | {"HOME": str(tmp_path)},
+    )
+    assert denied.returncode == 2
+    assert "token" in denied.stderr
+    assert "Traceback" not in denied.stderr
+
+
+def test_nodes_join_and_leave_during_a_sweep(cluster: Cluster, tmp_path: Path) -> None:
+    study, folder = write_study(slow_study("elastic", 5000, 0.15), tmp_path), tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "mergesearch",
+        "run",
+        str(study),
+        "--run",
+        str(folder),
+        "--progress",
+        "plain",
+    ]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [*command, "--address", cluster.address],
+            cwd=ROOT,
+            env=cluster.environment,
+            stderr=said,
+            stdout=said,
+        )
+    try:
+        _await(lambda: "search" in _said(tmp_path))
+        cluster.start("second", 2)
+        _await(lambda: "joined the cluster" in _said(tmp_path))
+        _await(lambda: len(_workers(folder)) == 4)
+        cluster.kill("second")
+        _await(lambda: "left the cluster" in _said(tmp_path))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    said_all = _said(tmp_path)
+    assert "2 workers of 1 CPU on 1 of 1 nodes" in said_all
+    records = open_run(folder).log.records
+    assert len(records) < 5000
+    assert all(record.state == "complete" for record in records), said_all
+
+
+def test_weights_are_prepared_once_for_all_workers_of_a_node(
+    cluster: Cluster, tmp_path: Path, pico_models: Path, pico_items: Path
+) -> None:
+    data = model_study(
+        pico_models, pico_items, name="cached", budget={"trials": 24}, strategy="sobol"
+    )
+    study = write_study(data, tmp_path)
+    done = mergesearch(
+        cluster,
+        "run",
+        str(study),
+        "--run",
+        str(tmp_path / "run"),
+        "--address",
+        cluster.address,
+        "--progress",
+        "plain",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(_workers(tmp_path / "run")) == 2
+    cache = cluster.folder / f"mergesearch-{os.getuid()}"
+    assert cache.stat().st_mode & 0o077 == 0
+    arenas = [
+        file
+        for file in (cache / "arenas").rglob("*")
+        if file.is_file() and file.stat().st_size > 10_000
+    ]
+    assert arenas
+    maps = {file.name for file in arenas}
+    assert len(maps) == len(arenas), "one file for each role, whoever reads it"
+    exported = mergesearch(
+        cluster, "export", str(tmp_path / "run"), "--out", str(tmp_path / "best")
+    )
+    assert "identical to the record" in exported.stdout, exported.stderr
+
+
+def test_the_doctor_looks_at_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    study = write_study(slow_study("ill"), tmp_path)
+    done = mergesearch(cluster, "doctor", str(study), "--address", cluster.address, "--json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert checks["cluster"]["text"].startswith("2 workers of 1 CPU on 1 of")
+    too_many = mergesearch(
+        cluster, "doctor", str(study), "--address", cluster.address, "--set", "workers.count=99"
+    )
+    assert too_many.returncode == 1
+    assert "fail  cluster" in too_many.stdout
+
+
+def test_workers_are_spread_and_what_fits_nowhere_is_seen() -> None:
+    nodes = [Node("a", 4, 2), Node("b", 8, 0), Node("c", 2, 4)]
+    on_gpu = WorkersSection(gpus=1, cpus=1)
+    assert [p.workers for p in place(nodes, on_gpu, None)] == [2, 0, 2]
+    assert [p.workers for p in place(nodes, on_gpu, 3)] == [2, 0, 1]
+    assert [p.workers for p in place(nodes, WorkersSection(gpus=2), None)] == [1, 0, 2]
+    assert [p.workers for p in place(nodes, WorkersSection(gpus=0.3, cpus=0.5), None)] == [6, 0, 4]
+    assert [p.workers for p in place(nodes, WorkersSection(cpus=3), 9)] == [1, 2, 0]
+    lines = report(place(nodes, on_gpu, 3), on_gpu)
+    assert lines[0] == "3 workers of 1 CPU and 1 GPU on 2 of 3 nodes"
+    assert lines[1] == "  a: 2 workers, 2 of 4 CPUs, 2 of 2 GPUs"
+
+
+def _await(condition: object, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.2)
+
+
+def _said(folder: Path) -> str:
+    return (folder / "said").read_text()
+
+
+def _workers(folder: Path) -> set[str]:
+    """Workers that have told a trial."""
+    try:
+        return {record.worker for record in open_run(folder).log.records if record.worker}
+    except Exception:
+        return set()

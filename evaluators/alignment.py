@@ -62,10 +62,12 @@ class Alignment(ByItem):
     ) -> None:
         super().__init__(**by_item)
         self.model_class = model_class
-        self._teachers, self._temperature = dict(teachers), temperature
+        self._teachers = dict(teachers)
+        self._temperature = temperature
         if self._columns["domain"] is None and len(teachers) == 1:
             self._teachers = {"": next(iter(teachers.values()))}
-        self._hidden_weight, self._layers = hidden_weight, tuple(layers)
+        self._hidden_weight = hidden_weight
+        self._layers = tuple(layers)
         self._taught: dict[Split, ModelItems] = {}
         self._device: Any = None
 

@@ -107,24 +107,22 @@ class ByItem(ABC):
         max_items: int | None = None,
         experts: Mapping[str, str] | None = None,
     ) -> None:
-        self._max_items, self._experts = max_items, dict(experts or {})
-        self._data, self._metrics, self._batch_size, self._where = (
-            data,
-            tuple(metrics),
-            batch_size,
-            where,
-        )
+        self._max_items = max_items
+        self._experts = dict(experts or {})
+        self._data = data
+        self._metrics = tuple(metrics)
+        self._batch_size = batch_size
+        self._where = where
         self._splits: dict[Split, str] = {
             split: (splits or {}).get(split, split) for split in SPLITS
         }
-        self._columns, self.transductive = columns, transductive
+        self._columns = columns
+        self.transductive = transductive
         if transductive:
             self._splits["search"] = self._splits["test"]
         check_metrics(self._metrics, where, by_domain=columns.get("domain") is not None)
-        self.objectives, self.constraints = (
-            objectives_of(self._metrics),
-            constraints_of(self._metrics),
-        )
+        self.objectives = objectives_of(self._metrics)
+        self.constraints = constraints_of(self._metrics)
         self.additive = additive_of(self._metrics)
         plain = (
             m
@@ -209,7 +207,8 @@ class ByItem(ABC):
         """
         chosen = self._items_of(split)
         places = chosen_places(chosen.domains, items)
-        scores, domains = self._scored(candidate, chosen, places, split), chosen.domains[places]
+        scores = self._scored(candidate, chosen, places, split)
+        domains = chosen.domains[places]
         by_domain = {
             metric: self._by_domain(metric, split, places, s, domains)
             for metric, s in scores.items()
@@ -238,7 +237,8 @@ class ByItem(ABC):
         Raises:
             NonFiniteError: If a loss is not finite.
         """
-        items, total = self._items_of("search"), 0.0
+        items = self._items_of("search")
+        total = 0.0
         for domain, (places, size) in batch_places(items.domains, batch).items():
             factors = self._factors(domain, set(items.domains.tolist()), weights)
             for start in range(0, len(places), self._batch_size):

@@ -105,14 +105,15 @@ class Command:
             raise InputError(
                 f"{where}.objectives: expected unique names, received {twice} twice; rename one"
             )
-        self._command, self.objectives, self._timeout = tuple(command), tuple(objectives), timeout
-        self._inputs, self._sizes = inputs, dict(sizes or {})
-        self.model_class, self._tokenizer, self._folder, self._where = (
-            model_class,
-            tokenizer,
-            folder,
-            where,
-        )
+        self._command = tuple(command)
+        self.objectives = tuple(objectives)
+        self._timeout = timeout
+        self._inputs = inputs
+        self._sizes = dict(sizes or {})
+        self.model_class = model_class
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._where = where
         self.provides = frozenset({"items"} if sizes else ())
 
     def check(self) -> None:
@@ -183,7 +184,8 @@ class Command:
         )
 
     def _program(self) -> str:
-        name, key = self._command[0], f"{self._where}.command"
+        name = self._command[0]
+        key = f"{self._where}.command"
         if os.sep not in name:
             found = shutil.which(name)
             if found is None:
@@ -240,13 +242,12 @@ class Command:
 
     def _by_name(self, answer: Mapping[str, Any], key: str, required: bool) -> dict[str, Any]:
         """Objective -> what the answer says of it, in the order of the objectives."""
-        given, names = answer.get(key) or {}, [objective.name for objective in self.objectives]
+        given = answer.get(key) or {}
+        names = [objective.name for objective in self.objectives]
         if not isinstance(given, dict):
             raise self._refused(f"{key}: expected an object, received {type(given).__name__}")
-        unknown, missing = (
-            sorted(set(given) - set(names)),
-            [name for name in names if name not in given],
-        )
+        unknown = sorted(set(given) - set(names))
+        missing = [name for name in names if name not in given]
         if unknown:
             raise self._refused(
                 f"{key}: expected objectives among {names}, received {unknown[0]!r}"
@@ -328,7 +329,8 @@ def run_program(command: Sequence[str], text: str, timeout: float, folder: Path)
         timeout: Seconds that it may take.
         folder: Where it runs.
     """
-    finished, pipe = Finished(), subprocess.PIPE
+    finished = Finished()
+    pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, start_new_session=True
@@ -336,7 +338,8 @@ def run_program(command: Sequence[str], text: str, timeout: float, folder: Path)
     except OSError as error:
         finished.problem = f"expected a program that starts, received {error.strerror or error}"
         return finished
-    output, too_large = bytearray(), threading.Event()
+    output = bytearray()
+    too_large = threading.Event()
     threads = [
         threading.Thread(target=_write, args=(process.stdin, text.encode()), daemon=True),
         threading.Thread(
@@ -355,7 +358,8 @@ def run_program(command: Sequence[str], text: str, timeout: float, folder: Path)
         thread.join(GRACE)
     if too_large.is_set():
         finished.problem = finished.problem or _too_large()
-    finished.code, finished.output = process.returncode, bytes(output).decode(errors="replace")
+    finished.code = process.returncode
+    finished.output = bytes(output).decode(errors="replace")
     return finished
 
 

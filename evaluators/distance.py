@@ -75,7 +75,8 @@ class Distance:
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """The same on every split; reads the base's weights from its checkpoint."""
-        moved, size = 0.0, 0.0
+        moved = 0.0
+        size = 0.0
         for merged, base in self._pairs(candidate):
             wide = base.double()
             moved += float(((merged.double() - wide) ** 2).sum())
@@ -102,10 +103,8 @@ class Distance:
         """Merged and base tensor, by stored name."""
         from mergesearch.merging.models.parameter_views import parameter_views
 
-        base, state = (
-            open_checkpoint(candidate.recipe.base.path, "base"),
-            candidate.model.state_dict(),
-        )
+        base = open_checkpoint(candidate.recipe.base.path, "base")
+        state = candidate.model.state_dict()
         if self._known is None or self._known[0] is not candidate.model:
             self._known = candidate.model, parameter_views(candidate.model)
         places = self._known[1]

@@ -62,7 +62,8 @@ def count_items(data: Path, split: str) -> int:
     """Number of items of a split that :func:`check_items` has seen; reads no item."""
     import pyarrow as pa
 
-    folder, count = data / split, 0
+    folder = data / split
+    count = 0
     for file in json.loads((folder / "state.json").read_text())["_data_files"]:
         with pa.memory_map(str(folder / file["filename"])) as source:
             count += sum(batch.num_rows for batch in pa.ipc.open_stream(source))
@@ -80,7 +81,8 @@ def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
         domains: Domain of each item ``(items,)``.
     """
     rng = np.random.default_rng(0)
-    share, tie = np.empty(len(domains)), rng.random(len(domains))
+    share = np.empty(len(domains))
+    tie = rng.random(len(domains))
     for name in np.unique(domains):
         members = np.flatnonzero(domains == name)
         share[rng.permutation(members)] = np.arange(len(members)) / len(members)
@@ -108,7 +110,8 @@ def batch_places(
         domains: Domain of each item ``(items,)``.
         batch: Which of them.
     """
-    order, found = balanced_order(domains), {}
+    order = balanced_order(domains)
+    found = {}
     for index, name in enumerate(np.unique(domains).tolist()):
         pool = order[domains[order] == name][: batch.samples]
         size = len(pool) if batch.size is None else min(batch.size, len(pool))
@@ -264,9 +267,11 @@ def _rows(array: pa.Array) -> Iterator[npt.NDArray[np.float64]]:
         if isinstance(array, pa.ExtensionArray):  # so `datasets` stores arrays of two axes or more
             array = array.storage
         elif isinstance(array, pa.FixedSizeListArray):
-            bounds, array = bounds * array.type.list_size, array.values
+            bounds = bounds * array.type.list_size
+            array = array.values
         elif isinstance(array, pa.ListArray | pa.LargeListArray):
-            bounds, array = np.from_dlpack(array.offsets)[bounds], array.values
+            bounds = np.from_dlpack(array.offsets)[bounds]
+            array = array.values
         else:
             break
     # Not `to_numpy`, which imports pandas.

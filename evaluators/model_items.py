@@ -54,7 +54,8 @@ class ModelItems:
         """
         import torch
 
-        like, padding = next(model.parameters()), getattr(model.config, "pad_token_id", None) or 0
+        like = next(model.parameters())
+        padding = getattr(model.config, "pad_token_id", None) or 0
         lengths = {
             len(row)
             for values in self.inputs.values()

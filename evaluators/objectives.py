@@ -227,7 +227,8 @@ def reduce_metric(
         and all(part.mean for part in parts)
     )
     if not linear:
-        items, weights = np.concatenate([part.items for part in parts])[order], None
+        items = np.concatenate([part.items for part in parts])[order]
+        weights = None
     else:
         scaled = [
             factor * (part.items - low) for part, (factor, low) in zip(parts, maps, strict=True)
@@ -239,7 +240,8 @@ def reduce_metric(
     if metric.reduce == "geometric_mean":
         value, error = _geometric_mean(values, errors)
     else:
-        value, error = float(values.mean()), math.sqrt(float(np.sum(errors**2))) / len(chosen)
+        value = float(values.mean())
+        error = math.sqrt(float(np.sum(errors**2))) / len(chosen)
     return Reduced(value, error, items, weights, places[order])
 
 
@@ -262,25 +264,31 @@ def measure(
     Raises:
         NonFiniteError: If a domain's score is not finite; names the objective.
     """
-    values, errors, items, weights, places, violations = {}, {}, {}, {}, {}, {}
+    values = {}
+    errors = {}
+    items = {}
+    weights = {}
+    places = {}
+    violations = {}
     for metric in metrics:
         known = scores[metric.metric]
         chosen = [domain for domain in known if metric.domains is None or domain in metric.domains]
         if not chosen or not all(math.isfinite(known[domain].value) for domain in chosen):
             raise NonFiniteError(f"objective {metric.label!r}")
-        found, label = (
-            reduce_metric(metric, scores[metric.metric], references, experts),
-            metric.label,
-        )
+        found = reduce_metric(metric, scores[metric.metric], references, experts)
+        label = metric.label
         if metric.bounds:
             violations[label] = _violation(metric, found.value, scores, references, experts)
             continue
-        values[label], errors[label], items[label] = found.value, found.error, found.items
+        values[label] = found.value
+        errors[label] = found.error
+        items[label] = found.items
         if found.weights is not None:
             own = np.flatnonzero(
                 np.isin(everywhere, chosen if metric.domains is None else list(metric.domains))
             )
-            weights[label], places[label] = found.weights, np.searchsorted(own, found.places)
+            weights[label] = found.weights
+            places[label] = np.searchsorted(own, found.places)
     means = {
         f"{name}/{domain}": score.value
         for name, by in scores.items()
@@ -368,7 +376,8 @@ def _relative(
     metric: Metric, domain: str, references: References | None, experts: Mapping[str, str]
 ) -> tuple[float, float]:
     """Factor and offset of ``factor · (s − offset)``; for forgetting, 1 and the base's value."""
-    low, key = metric.chance_in(domain), f"{metric.metric}/{domain}"
+    low = metric.chance_in(domain)
+    key = f"{metric.metric}/{domain}"
     if metric.normalise is None:
         return 1.0, 0.0
     if metric.normalise == "chance":

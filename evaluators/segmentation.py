@@ -55,7 +55,8 @@ class Segmentation(ByItem):
         prompted = bool(PROMPTS & set(self._columns))
         default = "AutoModelForMaskGeneration" if prompted else "AutoModelForSemanticSegmentation"
         self.model_class = model_class or default
-        self._background, self._ignored = background, ignored
+        self._background = background
+        self._ignored = ignored
         self._options = {"multimask_output": multimask} if prompted else {}
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
@@ -85,7 +86,8 @@ class Segmentation(ByItem):
             else masks != self._ignored
         )
         self._check_classes(masks[counted], logits.shape[1])
-        masks, counted = masks.to(logits.device), counted.to(logits.device)
+        masks = masks.to(logits.device)
+        counted = counted.to(logits.device)
         # A pixel of NaN has an argmax too; it must not count as an answer.
         finite = torch.isfinite(logits).flatten(1).all(dim=1)
         background = 0 if self._options and self._background is not None else self._background

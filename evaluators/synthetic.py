@@ -310,9 +310,13 @@ class Synthetic:
         given = {"items": bool(items), "gradient": bool(self.differentiable)}
         self.provides = frozenset(name for name, provided in given.items() if provided)
         self.additive = tuple(objective.name for objective in self.objectives) if items else ()
-        self._problem, self._count, self._seed = problem, count, seed
-        self._noise, self._items = noise, items
-        self._seconds, self._spread = seconds, spread
+        self._problem = problem
+        self._count = count
+        self._seed = seed
+        self._noise = noise
+        self._items = items
+        self._seconds = seconds
+        self._spread = spread
         self._faults = faults or Faults()
         if self._faults.nan + self._faults.error + self._faults.kill > 1:
             raise InputError(

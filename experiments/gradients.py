@@ -20,9 +20,11 @@ import numpy as np
 
 from experiments.strategies import DOMAINS, ROOT, ZOO, interval, run_in_pairs, write_between
 
-RUNS, README = ROOT / "runs" / "gradients", ROOT / "experiments" / "0005-gradients" / "README.md"
+RUNS = ROOT / "runs" / "gradients"
+README = ROOT / "experiments" / "0005-gradients" / "README.md"
 DATA = ZOO / "data"
-START, STOP = "<!-- table: written by the command above -->", "<!-- end of table -->"
+START = "<!-- table: written by the command above -->"
+STOP = "<!-- end of table -->"
 #: Items of every expert's domain that Fisher merging and RegMean++ look at.
 SAMPLES = 128
 
@@ -86,7 +88,8 @@ def _label_free(looks: str) -> Iterator[Method]:
 
 
 def _with_labels() -> Iterator[Method]:
-    tensors, blocks = {"granularity": "tensor"}, {"granularity": "block", "bounds": [0.0, 1.0]}
+    tensors = {"granularity": "tensor"}
+    blocks = {"granularity": "block", "bounds": [0.0, 1.0]}
     for label, options in (
         ("Frank-Wolfe, exact oracle", {}),
         ("Frank-Wolfe, cosine rule", {"oracle": "cosine"}),
@@ -190,7 +193,8 @@ def _merged(case: Case) -> dict[str, Any]:
     from mergesearch.search.plan.planning import plan_study
 
     plan = plan_study(_spec(case))
-    operator, experts = get_operator(plan.template.operator), len(plan.template.experts)
+    operator = get_operator(plan.template.operator)
+    experts = len(plan.template.experts)
     default = operator.default(experts, plan.template.options)
     assert plan.layout is not None
     field = Field.constant(plan.layout.size, np.full(plan.template.field.directions, default))

@@ -47,9 +47,13 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 #: The parents: steps of Adam on all their images, and its rate.
-STEPS, RATE = 10, 3e-3
+STEPS = 10
+RATE = 3e-3
 
-PIXELS, HIDDEN, CLASSES, SEGMENTS = 64, 256, 10, 64
+PIXELS = 64
+HIDDEN = 256
+CLASSES = 10
+SEGMENTS = 64
 
 Floats = npt.NDArray[np.float32]
 
@@ -304,7 +308,8 @@ def _lines(results: Sequence[Result], evaluations: int) -> Iterator[str]:
         test, train = (
             [getattr(r, split) for r in results if r.variant == name] for split in ("test", "train")
         )
-        (means[name], width), (train_mean, train_width) = interval(test), interval(train)
+        (means[name], width) = interval(test)
+        (train_mean, train_width) = interval(train)
         cells = f"{means[name]:.1f} ± {width:.1f} | {train_mean:.1f} ± {train_width:.1f}"
         yield f"| {name} | {cells} | {min(test):.1f} to {max(test):.1f} |"
     yield ""

@@ -22,9 +22,11 @@ from experiments.strategies import ROOT, interval, kept, run_in_pairs, write_bet
 from experiments.zoo.segments import EXPERTS
 from experiments.zoo.segments_data import DOMAINS
 
-ZOO, RUNS = ROOT / "zoo" / "segments", ROOT / "runs" / "medsamix"
+ZOO = ROOT / "zoo" / "segments"
+RUNS = ROOT / "runs" / "medsamix"
 README = ROOT / "experiments" / "0007-medsamix" / "README.md"
-START, STOP = "<!-- tables: written by the command above -->", "<!-- end of tables -->"
+START = "<!-- tables: written by the command above -->"
+STOP = "<!-- end of tables -->"
 
 ITEMS = {"kind": "segmentation", "data": str(ZOO / "data"), "domain": "domain", "id": "id"}
 BY_DOMAIN = [{"name": name, "domains": [name]} for name in DOMAINS]
@@ -47,7 +49,8 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "sobol": ({"strategy": "sobol", "space": BLOCKS},) * 2,
 }
 #: Trials of the paper: 120 for a task by itself, 200 for several.
-TRIALS, SEVERAL_TRIALS = 120, 200
+TRIALS = 120
+SEVERAL_TRIALS = 200
 
 Scores = Mapping[str, float]
 
@@ -102,7 +105,8 @@ def _figures(run: Any) -> dict[str, Any]:
     from mergesearch.search.study.problem import study_normaliser
     from mergesearch.search.study.selection import preferred
 
-    records, objectives = run.log.records, run.plan.objectives
+    records = run.log.records
+    objectives = run.plan.objectives
     score = _scorer(run.plan.template)
     scale = study_normaliser(run.plan, records)
     members: dict[str, float] = {}

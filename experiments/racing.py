@@ -18,8 +18,10 @@ from typing import Any
 from experiments.skills import ZOO, skills_study
 from experiments.strategies import ROOT, interval, kept, run_in_pairs, write_between
 
-RUNS, README = ROOT / "runs" / "racing", ROOT / "experiments" / "0008-racing" / "README.md"
-START, STOP = "<!-- table: written by the command above -->", "<!-- end of table -->"
+RUNS = ROOT / "runs" / "racing"
+README = ROOT / "experiments" / "0008-racing" / "README.md"
+START = "<!-- table: written by the command above -->"
+STOP = "<!-- end of table -->"
 TRIALS = 150
 
 #: Label -> the study's fidelity.
@@ -67,7 +69,8 @@ def _run(case: Case) -> dict[str, Any]:
     torch.set_num_threads(1)
     study = skills_study(case.name, seed=case.seed, trials=TRIALS) | {"fidelity": RULES[case.rule]}
     run = run_study(resolve(validate(study, case.name), ROOT), RUNS / case.name)
-    verdict, size = run.verdict, run.plan.evaluator.size("search")
+    verdict = run.verdict
+    size = run.plan.evaluator.size("search")
     assert verdict is not None
     searched = [record for record in run.log.records if record.kind != "anchor"]
     tests = verdict.scores["test"]

@@ -17,9 +17,11 @@ import numpy as np
 from experiments.strategies import ROOT, kept, run_in_pairs, write_between
 from experiments.zoo.skills_data import SKILLS, SPLITS
 
-ZOO, RUNS = ROOT / "zoo" / "skills", ROOT / "runs" / "skills"
+ZOO = ROOT / "zoo" / "skills"
+RUNS = ROOT / "runs" / "skills"
 README = ROOT / "experiments" / "0006-skills" / "README.md"
-START, STOP = "<!-- tables: written by the command above -->", "<!-- end of tables -->"
+START = "<!-- tables: written by the command above -->"
+STOP = "<!-- end of tables -->"
 TRIALS = 300
 STRATEGIES = ("cma_parego", "nsga3")
 
@@ -71,7 +73,8 @@ def _run(case: Case) -> dict[str, Any]:
     run = run_study(
         resolve(validate(study | {"strategy": case.strategy}, case.name), ROOT), RUNS / case.name
     )
-    verdict, records = run.verdict, run.log.records
+    verdict = run.verdict
+    records = run.log.records
     assert verdict is not None
     tests = verdict.scores["test"]
     scale = study_normaliser(run.plan, records)

@@ -26,10 +26,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-ZOO, RUNS = ROOT / "zoo" / "digits", ROOT / "runs" / "strategies"
+ZOO = ROOT / "zoo" / "digits"
+RUNS = ROOT / "runs" / "strategies"
 DATA = ZOO / "data-small"
 DOMAINS = ("upright", "rotated", "mirrored", "inverted")
-START, STOP = "<!-- table NAME: written by the command above -->", "<!-- end of table NAME -->"
+START = "<!-- table NAME: written by the command above -->"
+STOP = "<!-- end of table NAME -->"
 #: Scans behind the search items, each once in every domain: half of the zoo's, which halves the
 #: time of a trial.
 SCANS = 200
@@ -204,7 +206,8 @@ def _one(run: Any) -> dict[str, Any]:
     seconds went.
     """
     (name,) = (objective.name for objective in run.plan.objectives)
-    verdict, records = run.verdict, run.log.records
+    verdict = run.verdict
+    records = run.log.records
     test = {number: score.values[name] for number, score in verdict.scores["test"].items()}
     searched = [
         record.values[name]
@@ -235,7 +238,8 @@ def _front(run: Any) -> dict[str, Any]:
     from mergesearch.search.workers.messages import Task
     from mergesearch.search.workers.worker import Worker
 
-    objectives, records = run.plan.objectives, run.log.records
+    objectives = run.plan.objectives
+    records = run.log.records
     scale = study_normaliser(run.plan, records)
     worker = Worker(worker_spec(run.plan, run.folder))
 
@@ -251,7 +255,8 @@ def _front(run: Any) -> dict[str, Any]:
     anchors = [
         record for record in records if record.kind == "anchor" and record.state == "complete"
     ]
-    (search, test), (search_anchors, test_anchors) = volumes(found), volumes(anchors)
+    (search, test) = volumes(found)
+    (search_anchors, test_anchors) = volumes(anchors)
     return {
         "dim": len(run.plan.space.names),
         "members": len(found),
@@ -318,7 +323,8 @@ def _front_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def write_table(setting: str, text: str) -> None:
     """Put the table between its marks."""
     path = ROOT / "experiments" / SETTINGS[setting].readme / "README.md"
-    start, stop = START.replace("NAME", setting), STOP.replace("NAME", setting)
+    start = START.replace("NAME", setting)
+    stop = STOP.replace("NAME", setting)
     write_between(path, start, stop, text)
 
 

@@ -77,7 +77,8 @@ def merge(
         raise RecipeError("merge: expected at least one expert, received none")
     policies = parse_policies(special)
     aligned = align_states(base, states, policies)
-    base, states = aligned.base, list(aligned.experts)
+    base = aligned.base
+    states = list(aligned.experts)
     kept = {name: name for name in base} if policies.tied == "untie" else _tied_names(base)
     for label, state in zip(labels, states, strict=True):
         _check_expert(label, state, base, kept)
@@ -216,7 +217,8 @@ def _merge_stored(
     numbers = [stored_numbers(tensor) for tensor in tensors]
     if any(array is None for array in numbers):
         return None
-    out, part = torch.empty(spec.shape, dtype=dtype), field.restrict(spec.start, spec.stop)
+    out = torch.empty(spec.shape, dtype=dtype)
+    part = field.restrict(spec.start, spec.stop)
     sums = basis.direct(
         spec.name, numbers, term_weights(part, basis.form), part.boundaries, stored_numbers(out)
     )
@@ -265,7 +267,8 @@ def _memory(name: str, tensor: torch.Tensor) -> object:
 
 
 def _check_expert(label: str, state: StateDict, base: StateDict, kept: Mapping[str, str]) -> None:
-    missing, extra = sorted(set(base) - set(state)), sorted(set(state) - set(base))
+    missing = sorted(set(base) - set(state))
+    extra = sorted(set(state) - set(base))
     if missing or extra:
         raise CheckpointError(
             f"expert {label}: expected the names of the base, missing {missing}, extra {extra}; "

@@ -56,10 +56,8 @@ def hypervolume(losses: npt.ArrayLike, reference: npt.ArrayLike) -> float:
 
     Rows that are not finite, or not better than the reference everywhere, add nothing.
     """
-    losses, reference = (
-        np.asarray(losses, dtype=np.float64),
-        np.asarray(reference, dtype=np.float64),
-    )
+    losses = np.asarray(losses, dtype=np.float64)
+    reference = np.asarray(reference, dtype=np.float64)
     inside = losses[(losses < reference).all(axis=1) & np.isfinite(losses).all(axis=1)]
     if not len(inside):
         return 0.0
@@ -95,7 +93,8 @@ class Normaliser:
                 "expected at least one anchor with finite losses, received none; `mergesearch "
                 "show` lists the failures"
             )
-        low, high = finite.min(axis=0), finite.max(axis=0)
+        low = finite.min(axis=0)
+        high = finite.max(axis=0)
         # Anchors that all score the same say nothing of the range: take the size of the loss
         # itself.
         size = np.where(low == 0, 1.0, np.abs(low))
@@ -138,7 +137,8 @@ class Normaliser:
         """
         if set(data) != {"low", "high"}:
             raise InputError(f"normaliser: expected keys 'high' and 'low', received {sorted(data)}")
-        low, high = np.asarray(data["low"], np.float64), np.asarray(data["high"], np.float64)
+        low = np.asarray(data["low"], np.float64)
+        high = np.asarray(data["high"], np.float64)
         if low.shape != high.shape or low.ndim != 1 or not np.all(high > low):
             raise InputError(
                 f"normaliser: expected low < high per objective, received {data['low']}, "
@@ -225,7 +225,8 @@ def choose_leaders(
     Returns:
         Row indices without repetition.
     """
-    points, scalars = scale.normalise(losses), np.asarray(scalars, dtype=np.float64)
+    points = scale.normalise(losses)
+    scalars = np.asarray(scalars, dtype=np.float64)
     front = [int(row) for row in np.flatnonzero(nondominated(points))]
     if not front:
         return []

@@ -14,7 +14,8 @@ from mergesearch.merging import StudyFailedError
 T = TypeVar("T")
 
 #: Seconds between the first two tries, and at most between any two.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class RetryPolicy:
         Raises:
             StudyFailedError: If it still fails after ``seconds``.
         """
-        began, pause, waited = self.clock(), FIRST_PAUSE, False
+        began = self.clock()
+        pause = FIRST_PAUSE
+        waited = False
         while True:
             try:
                 done = action()

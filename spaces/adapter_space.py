@@ -123,7 +123,8 @@ class AdapterSpace:
         point = check_point(point, 2 * self.adapters)
         if point.size <= SUMMARY_SIZE:
             return dict(zip(self.names, point.tolist(), strict=True))
-        keep, scales = point[: self.adapters], point[self.adapters :]
+        keep = point[: self.adapters]
+        scales = point[self.adapters :]
         means = {"keep": keep.mean(), "scale": scales.mean(), "|scale|": np.abs(scales).mean()}
         named = zip(
             self.names[self.adapters :], scales[: SUMMARY_SIZE - len(means)].tolist(), strict=False

@@ -129,8 +129,10 @@ class Basis:
         if self.bounding:
             return np.full(self.terms, low), np.full(self.terms, high)
         reach = (high - low) / (1.0 + np.arange(self.terms, dtype=np.float64))
-        lower, upper = -reach, reach.copy()
-        lower[0], upper[0] = low, high
+        lower = -reach
+        upper = reach.copy()
+        lower[0] = low
+        upper[0] = high
         return lower, upper
 
 

@@ -85,12 +85,14 @@ class Coordinates:
         """A group of the tensors of each part."""
         choice = None
         if len(self._methods) > 1:
-            choice, high = len(self.dimensions), float(len(self._methods))
+            choice = len(self.dimensions)
+            high = float(len(self._methods))
             self.dimensions.append(
                 Dimension(f"{name}/method", "categorical", 0.0, high, self._methods)
             )
         for part in (part for part in _PARTS if part in members):
-            label, tensors = f"{name}/{part}", tuple(members[part])
+            label = f"{name}/{part}"
+            tensors = tuple(members[part])
             places = {method: self._append(label, method, choice) for method in self._methods}
             parameters = sum(layout.by_name[tensor].size for tensor in tensors)
             self.cells.append(Cell(len(self.groups), label, tensors, parameters, places))
@@ -99,10 +101,8 @@ class Coordinates:
 
     def _append(self, label: str, method: Method, choice: int | None) -> slice:
         """Append the parameters of a method; where they are."""
-        start, condition = (
-            len(self.dimensions),
-            None if choice is None else (choice, self._methods.index(method)),
-        )
+        start = len(self.dimensions)
+        condition = None if choice is None else (choice, self._methods.index(method))
         for plain in self._parameters[method]:
             self.dimensions.append(
                 replace(plain, name=f"{label}/{method} {plain.name}", condition=condition)
@@ -114,11 +114,9 @@ def _parameters(template: Recipe) -> dict[Method, list[Dimension]]:
     """What each method has to be told for a cell."""
     from mergesearch.merging.operators import get_operator
 
-    experts, densities, ties = (
-        len(template.experts),
-        tuple(densities_of(template)),
-        get_operator("ties"),
-    )
+    experts = len(template.experts)
+    densities = tuple(densities_of(template))
+    ties = get_operator("ties")
     each = [Dimension(expert.name, "real", 0.0, 1.0) for expert in template.experts]
     return {
         "linear": each,

@@ -241,7 +241,8 @@ class MixedSpace:
         """Coefficients of a cell's tensors, ``(directions, 1 or tensors)``."""
         if method == "slerp":
             return self._arc_columns(values, members)
-        column, rows = np.zeros((self._rows.count, 1)), self._rows
+        column = np.zeros((self._rows.count, 1))
+        rows = self._rows
         if method == "linear":
             column[rows.tasks, 0] = _normalised(values)
         elif method == "task_arithmetic":
@@ -260,7 +261,9 @@ class MixedSpace:
         one, other = np.argsort(-scores, kind="stable")[:2]
         share = _normalised(scores[[one, other]])[1]
         a, b = arc_weights(self._products[members], int(one), int(other), float(share))
-        columns[one], columns[other], columns[self._rows.base] = a, b, a + b - 1.0
+        columns[one] = a
+        columns[other] = b
+        columns[self._rows.base] = a + b - 1.0
         return columns
 
     @cached_property
@@ -306,7 +309,8 @@ class MixedSpace:
 
     def _read(self, method: Method, column: _Array) -> list[float] | None:
         """Parameters under which ``method`` gives a column, if there are any; to be checked."""
-        rows, used = self._rows, np.flatnonzero(column)
+        rows = self._rows
+        used = np.flatnonzero(column)
         tasks = column[rows.tasks]
         if method == "ties":
             place = int(used[0]) // rows.experts - 1 if used.size else 0

@@ -63,7 +63,8 @@ class Partition:
 
     @cached_property
     def _runs(self) -> list[tuple[int, int]]:
-        rest, at = len(self.groups), 0
+        rest = len(self.groups)
+        at = 0
         pieces = sorted(
             (*ends, index) for index, group in enumerate(self.groups) for ends in group.ranges
         )
@@ -129,7 +130,8 @@ def difference(one: Field, other: Field) -> float:
 
 
 def _gaps(one: Field, other: Field) -> _Array:
-    left, right = one.refine(other.boundaries).values, other.refine(one.boundaries).values
+    left = one.refine(other.boundaries).values
+    right = other.refine(one.boundaries).values
     with np.errstate(invalid="ignore", over="ignore"):
         gaps = np.abs(left - right)
     same = (left == right) | (np.isnan(left) & np.isnan(right))

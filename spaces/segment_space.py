@@ -81,11 +81,10 @@ class SegmentSpace:
 
         NaN and infinite coefficients pass through; a boundary that is NaN is not used.
         """
-        array, size = check_point(point, self.dim), self.layout.size
-        boundaries, values = (
-            array[: self.segments - 1],
-            array[self.segments - 1 :].reshape(self.directions, -1),
-        )
+        array = check_point(point, self.dim)
+        size = self.layout.size
+        boundaries = array[: self.segments - 1]
+        values = array[self.segments - 1 :].reshape(self.directions, -1)
         inner = np.clip(np.rint(np.where(np.isnan(boundaries), size, boundaries)), 0, size)
         edges = np.concatenate([[0], np.sort(inner).astype(np.int64), [size]])
         used = np.diff(edges) > 0
@@ -205,7 +204,8 @@ def segment_space(
         raise InputError(
             f"space.start: expected a coefficient in [{low:g}, {high:g}], received {start:g}"
         )
-    inner, coefficients = segments - 1, segments * template.field.directions
+    inner = segments - 1
+    coefficients = segments * template.field.directions
     # A boundary at 0 would cut nothing off.
     lower = np.concatenate([np.full(inner, 1.0), np.full(coefficients, float(low))])
     upper = np.concatenate([np.full(inner, float(layout.size)), np.full(coefficients, float(high))])
@@ -227,7 +227,8 @@ def arc_bounds(low: float, high: float) -> tuple[float, float]:
 
 def _mean(field: Field) -> npt.NDArray[np.float64]:
     """Mean of each direction over the positions ``(directions,)``; exact where it is constant."""
-    weight, first = np.diff(field.boundaries), field.values[:, :1]
+    weight = np.diff(field.boundaries)
+    first = field.values[:, :1]
     with np.errstate(invalid="ignore", over="ignore"):
         mean: npt.NDArray[np.float64] = (
             field.values[:, 0] + ((field.values - first) * weight).sum(1) / field.size

@@ -243,7 +243,8 @@ def _chunk_space(
 ) -> CoefficientSpace:
     if spec.depth is not None:
         raise InputError("space.granularity: 'chunk' cannot be combined with space.depth")
-    section, directions = spec.chunks or ChunkSpec(), template.field.directions
+    section = spec.chunks or ChunkSpec()
+    directions = template.field.directions
     values = default_start if spec.start is None else spec.start
     begin = (
         np.broadcast_to(np.asarray(values, np.float64), directions)
@@ -274,7 +275,8 @@ def _chunk_space(
             "gives 0"
         )
     size = directions * len(chunks)
-    lower, upper = np.full(size, bounds[0]), np.full(size, bounds[1])
+    lower = np.full(size, bounds[0])
+    upper = np.full(size, bounds[1])
     space = CoefficientSpace(
         template=template,
         layout=layout,

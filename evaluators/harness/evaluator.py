@@ -158,14 +158,19 @@ class LmEval:
         allow_public: bool = False,
         where: str,
     ) -> None:
-        self._options, self._given, self._where = tuple(tasks), tuple(metrics), where
-        self._tokenizer, self._include = (
-            tokenizer,
-            None if include_path is None else str(include_path),
-        )
-        self._batch_size, self._max_length, self._packed = batch_size, max_length, packed
-        self._padding, self._prompt, self._max_items = padding, prompt or Prompt(), max_items
-        self._experts, self._allow_public = dict(experts or {}), allow_public
+        self._options = tuple(tasks)
+        self._given = tuple(metrics)
+        self._where = where
+        self._tokenizer = tokenizer
+        self._include = None if include_path is None else str(include_path)
+        self._batch_size = batch_size
+        self._max_length = max_length
+        self._packed = packed
+        self._padding = padding
+        self._prompt = prompt or Prompt()
+        self._max_items = max_items
+        self._experts = dict(experts or {})
+        self._allow_public = allow_public
         self._model: HarnessModel | None = None
         self._ready: dict[Split, Ready] = {}
 
@@ -411,7 +416,8 @@ class LmEval:
 
     def _freeze(self, harness: HarnessModel, source: SplitTask) -> Frozen:
         """Build a task's requests, and look at their tokens."""
-        task, asked = source.task, self._building(harness)
+        task = source.task
+        asked = self._building(harness)
         with quiet():
             task.build_all_requests(samples=list(source.places), **asked)
         by_document: dict[int, list[Any]] = {}
@@ -457,7 +463,8 @@ class LmEval:
         harness = self._harness(model)
         instances = [one for document in documents for one in frozen.instances[document]]
         for one in instances:
-            one.resps, one.filtered_resps = [], {}
+            one.resps = []
+            one.filtered_resps = {}
         scored = [one for one in instances if id(one) in frozen.tokens]
         requests = [request for one in scored for request in frozen.tokens[id(one)]]
         answers = iter(score_requests(model, requests, self._scoring(harness, packed)))
@@ -465,7 +472,8 @@ class LmEval:
             parts = [next(answers) for _ in frozen.tokens[id(one)]]
             one.resps = [_answer(one.request_type, parts)] * one.repeats
         harness.generate([one for one in instances if id(one) not in frozen.tokens])
-        task, chosen = frozen.source.task, frozen.source.filter
+        task = frozen.source.task
+        chosen = frozen.source.filter
         for ensemble in getattr(task, "_filters", []):
             if ensemble.name == chosen:
                 ensemble.apply(instances)

@@ -41,7 +41,8 @@ class HarnessModel:
     """
 
     def __init__(self, model: Any, lm: _Recorder) -> None:
-        self.model, self.lm = model, lm
+        self.model = model
+        self.lm = lm
 
     @property
     def max_length(self) -> int:

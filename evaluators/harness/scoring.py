@@ -156,7 +156,8 @@ def _answers(model: Any, rows: Sequence[Row], padding: str) -> Iterator[tuple[in
     """Place and answer of every request of a batch."""
     import torch
 
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
     width = max(row.length for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     places = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -210,7 +211,8 @@ def _positions(row: Row) -> list[int]:
 
 def _starts(row: Row) -> list[int]:
     """Column where every branch begins."""
-    starts, column = [], len(row.context)
+    starts = []
+    column = len(row.context)
     for branch in row.branches:
         starts.append(column)
         column += len(branch)
@@ -234,7 +236,8 @@ def _tree_mask(rows: Sequence[Row], width: int, padding: str, dtype: torch.dtype
             torch.ones(len(row.context), len(row.context)).tril().bool()
         )
         for start, branch in zip(_starts(row), row.branches, strict=True):
-            first, last = shift + start, shift + start + len(branch)
+            first = shift + start
+            last = shift + start + len(branch)
             seen[line, first:last, shift:end] = True
             seen[line, first:last, first:last] = torch.ones(len(branch), len(branch)).tril().bool()
     mask = torch.zeros(len(rows), 1, width, width, dtype=dtype)
@@ -247,11 +250,10 @@ def _logits_at(
     """Logits ``(n, vocabulary)`` at chosen places: the head is given those alone, whatever the
     model does after it.
     """
-    head, size = model.get_output_embeddings(), arguments["input_ids"].shape
-    lines, columns = (
-        lines.to(arguments["input_ids"].device),
-        columns.to(arguments["input_ids"].device),
-    )
+    head = model.get_output_embeddings()
+    size = arguments["input_ids"].shape
+    lines = lines.to(arguments["input_ids"].device)
+    columns = columns.to(arguments["input_ids"].device)
     chosen = False
 
     def choose(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:

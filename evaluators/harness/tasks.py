@@ -127,7 +127,8 @@ def load_split(
     ):
         task.set_fewshot_seed(seed=options.fewshot_seed)
         name = task.task_name if isinstance(options.task, str) else options.task["search"]
-        metric, chosen = _metric(task, options.metric, where), _filter(task, options.filter, where)
+        metric = _metric(task, options.metric, where)
+        chosen = _filter(task, options.filter, where)
         places, ids = _documents(task, options, split, where)
         found.append(SplitTask(options.name or name, task, places, ids, metric, chosen, options))
     if options.name is not None and len(found) > 1:

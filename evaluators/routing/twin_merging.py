@@ -56,7 +56,8 @@ class TwinMerging(RoutedClassification):
     ) -> None:
         super().__init__(experts=experts, **classification)
         self._source = classification
-        self._owners, self._batch = experts, classification["batch_size"]
+        self._owners = experts
+        self._batch = classification["batch_size"]
         router = {
             "router_width": router_width,
             "router_steps": router_steps,
@@ -77,7 +78,8 @@ class TwinMerging(RoutedClassification):
             InputError: In one line.
         """
         super().check_recipe(template)
-        given, where = self._source, self._source["where"]
+        given = self._source
+        where = self._source["where"]
         domains = check_items(given["data"], self._splits, given["columns"], f"{where}.data")[
             "search"
         ]
@@ -105,7 +107,8 @@ class TwinMerging(RoutedClassification):
         from mergesearch.merging.routing.routed import TwinMerging as Merge
         from mergesearch.merging.routing.routed import exclusive_vector
 
-        values, size = dict(candidate.recipe.routing), candidate.recipe.field.size
+        values = dict(candidate.recipe.routing)
+        size = candidate.recipe.field.size
         eye = np.eye(len(candidate.recipe.experts))
         shared_field = Field.constant(size, np.full(len(eye), values["shared_scale"]))
         shared = tensors_at(candidate, shared_field)
@@ -150,7 +153,8 @@ class TwinMerging(RoutedClassification):
 
         from mergesearch.merging.routing.routed import features
 
-        parameter, images = next(model.parameters()), self._items["search"].images
+        parameter = next(model.parameters())
+        images = self._items["search"].images
         return torch.cat(
             [
                 features(model, {"pixel_values": part.to(parameter.device, parameter.dtype)})

@@ -116,9 +116,13 @@ class Generation(ByItem):
         **by_item: Any,
     ) -> None:
         super().__init__(**by_item)
-        self._tokenizer, self._scorer, self._engine = tokenizer, scorer, engine
-        self._max_new_tokens, self._until = max_new_tokens, tuple(until)
-        self._chat_template, self._system_prompt = chat_template, system_prompt
+        self._tokenizer = tokenizer
+        self._scorer = scorer
+        self._engine = engine
+        self._max_new_tokens = max_new_tokens
+        self._until = tuple(until)
+        self._chat_template = chat_template
+        self._system_prompt = system_prompt
         self._writer: Writer | None = None
 
     def check(self) -> None:
@@ -181,7 +185,8 @@ class Generation(ByItem):
         """Scores in item order of what is written in the order of the prompts' lengths."""
         scorer = find_scorer(self._scorer, f"{self._where}.scorer")
         order = np.argsort([len(row) for row in items.tokens], kind="stable")
-        scores, counts = np.empty(len(order)), np.empty(len(order))
+        scores = np.empty(len(order))
+        counts = np.empty(len(order))
         for start in range(0, len(order), self._writing_size(len(order))):
             places = order[start : start + self._writing_size(len(order))]
             part = items.rows(places)
@@ -259,12 +264,10 @@ class TransformersWriter:
     def __init__(
         self, tokenizer: Any, max_new_tokens: int, until: Sequence[str], where: str
     ) -> None:
-        self._tokenizer, self._max_new_tokens, self._until, self._where = (
-            tokenizer,
-            max_new_tokens,
-            until,
-            where,
-        )
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._until = until
+        self._where = where
 
     def write(self, model: Any, items: TextItems) -> list[Written]:
         """What the model writes after each item's prompt.
@@ -299,7 +302,8 @@ class TransformersWriter:
         """Ids and mask ``(items, tokens)``, filled up on the left."""
         import torch
 
-        width, room = max(len(row) for row in items.tokens), longest(model)
+        width = max(len(row) for row in items.tokens)
+        room = longest(model)
         if room is not None and width + self._max_new_tokens > room:
             place = max(range(len(items.tokens)), key=lambda n: len(items.tokens[n]))
             raise InputError(

@@ -47,11 +47,14 @@ class Window:
 
 def windows(count: int, length: int, stride: int) -> list[Window]:
     """Windows over ``count`` tokens that are read, each of whose successors counts once."""
-    found, done, start = [], 0, 0
+    found = []
+    done = 0
+    start = 0
     while done < count:
         stop = min(start + length, count)
         found.append(Window(start, stop, done))
-        done, start = stop, start + stride
+        done = stop
+        start = start + stride
     return found
 
 
@@ -82,7 +85,9 @@ class Perplexity(ByItem):
         super().__init__(**by_item)
         plain = {metric.label for metric in self._metrics if metric.metric == "log_perplexity"}
         self.additive = tuple(name for name in self.additive if name in plain)
-        self._tokenizer, self._max_length, self._stride = tokenizer, max_length, stride
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._stride = stride
         if max_length is not None and stride is not None and stride > max_length:
             raise InputError(
                 f"{self._where}.stride: expected at most max_length ({max_length}), received "
@@ -117,7 +122,8 @@ class Perplexity(ByItem):
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         import torch
 
-        tokenizer, texts = self._loaded(), columns["text"]
+        tokenizer = self._loaded()
+        texts = columns["text"]
         before = first_token(tokenizer, f"{self._where}.tokenizer")
         rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         empty = next((place for place, row in enumerate(rows) if not row), None)
@@ -175,7 +181,8 @@ class Perplexity(ByItem):
         from torch.nn.functional import cross_entropy
 
         tokens: Any = items.inputs["input_ids"]
-        read, wanted = [], []
+        read = []
+        wanted = []
         for item, window in batch:
             read.append(tokens[item][window.start : window.stop])
             labels = tokens[item][window.start + 1 : window.stop + 1].clone()

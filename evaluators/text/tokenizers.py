@@ -88,7 +88,8 @@ def _vocabulary(folder: Path) -> str | None:
 
 def _template(folder: Path) -> str | None:
     """The chat template, from its own file or the tokenizer's settings."""
-    own, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    own = folder / "chat_template.jinja"
+    settings = folder / "tokenizer_config.json"
     if own.is_file():
         return own.read_text()
     if not settings.is_file():

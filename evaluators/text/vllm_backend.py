@@ -52,7 +52,8 @@ class VllmWriter:
             gpu_memory_utilization=MEMORY,
             enable_prefix_caching=False,
         )
-        self._until, self._end = tuple(until), tokenizer.eos_token_id
+        self._until = tuple(until)
+        self._end = tokenizer.eos_token_id
         self._settings = SamplingParams(
             temperature=0.0, max_tokens=max_new_tokens, stop=list(until) or None
         )

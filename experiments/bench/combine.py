@@ -23,7 +23,10 @@ from mergesearch.merging import Field, Layout
 from mergesearch.merging.kernels.dispatch import combine
 from mergesearch.merging.kernels.forms import Form, Kernel
 
-PARAMETERS, TENSORS, GROUPS, DIRECTIONS = 50_000_000, 110, 14, 4
+PARAMETERS = 50_000_000
+TENSORS = 110
+GROUPS = 14
+DIRECTIONS = 4
 ROUNDS = 12
 
 #: Standard deviations beyond which a fifth of a normal distribution lies.
@@ -31,7 +34,8 @@ KEPT_FROM = 1.2816
 
 #: What the kernel must reach: share of the read bandwidth, and times faster than the naive loop
 #: (one thread).
-READ_SHARE, SPEEDUP = 0.70, 5.0
+READ_SHARE = 0.70
+SPEEDUP = 5.0
 
 #: What live TIES may cost: times task arithmetic on the same vectors (one thread).
 TIES_RATIO = 2.0
@@ -103,7 +107,8 @@ def naive_merge(problem: Problem) -> Callable[[], None]:
     """What everybody writes first: a new state dict, tensor by tensor, then copied into the
     model.
     """
-    base, model = problem.views(problem.base), problem.views(problem.out)
+    base = problem.views(problem.base)
+    model = problem.views(problem.out)
     vectors = [problem.views(row) for row in problem.basis]
     starts = [spec.start for spec in problem.layout.tensors]
     coefficients = dict(zip(problem.layout.names, problem.field.at(starts).T.tolist(), strict=True))
@@ -141,7 +146,8 @@ def measure(problem: Problem, threads: int) -> tuple[list[Figures], dict[str, fl
     """Figures of every variant, and bandwidths in GB/s, with ``threads`` threads."""
     torch.set_num_threads(threads)
     basis = torch.from_numpy(problem.basis)
-    source, target = torch.from_numpy(problem.base), torch.from_numpy(problem.out)
+    source = torch.from_numpy(problem.base)
+    target = torch.from_numpy(problem.out)
 
     def run_kernel(kernel: Kernel, form: Form = "delta") -> None:
         rows = problem.basis if form == "delta" else problem.trimmed
@@ -180,7 +186,8 @@ def measure(problem: Problem, threads: int) -> tuple[list[Figures], dict[str, fl
 
 def run(parameters: int = PARAMETERS) -> dict[str, Any]:
     """All figures as plain data, with one thread and with two."""
-    before, problem = torch.get_num_threads(), Problem.make(parameters)
+    before = torch.get_num_threads()
+    problem = Problem.make(parameters)
     try:
         results = {threads: measure(problem, threads) for threads in (1, 2)}
     finally:

@@ -14,7 +14,8 @@ from mergesearch.search.runs.driver import run_study
 from mergesearch.search.spec.study_file import resolve, validate
 from mergesearch.search.study.events import Event
 
-DIM, TRIALS = 1000, 5000
+DIM = 1000
+TRIALS = 5000
 #: Mean CPU time over this many trials before each mark.
 WINDOW = 100
 MARKS = (100, 500, 1000, 2000, 3000, 4000, 5000)

@@ -35,7 +35,9 @@ from mergesearch.merging.resident.gradient import Terms, coefficient_gradient
 from mergesearch.merging.resident.merged_model import MergedModel
 from mergesearch.merging.resident.packing import Packing
 
-EXPERTS, TASKS, BATCH = 4, (1, 2, 4, 8), 16
+EXPERTS = 4
+TASKS = (1, 2, 4, 8)
+BATCH = 16
 MODEL = {
     "hidden_size": 512,
     "num_hidden_layers": 8,
@@ -129,14 +131,16 @@ def step_memory(folder: Path, tasks: int) -> Memory:
     field = Field(np.array(starts), np.full((EXPERTS, len(starts) - 1), 0.3))
     merged.write(field)
     _forget_peak()
-    kept, most = 0, 0
+    kept = 0
+    most = 0
 
     class Held:
         def __init__(self, tensor: torch.Tensor) -> None:
             nonlocal kept, most
             # Weights are saved for backward too, but they are the merged buffer.
             inside = 0 <= tensor.data_ptr() - merged.merged.data_ptr() < merged.merged.nbytes
-            self.tensor, self.bytes = tensor, 0 if inside else tensor.nbytes
+            self.tensor = tensor
+            self.bytes = 0 if inside else tensor.nbytes
             kept += self.bytes
             most = max(most, kept)
 
@@ -211,7 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.folder is not None:
         print(json.dumps(asdict(step_memory(options.folder, options.tasks))))
         return
-    timed, rows = measure_time(), measure_memory()
+    timed = measure_time()
+    rows = measure_memory()
     print("gradient of coefficients: 50M parameters, 4 directions, fp32, one thread")
     print(
         f"  {timed['milliseconds']['gradient']:.1f} ms, {timed['gradient_read_share']:.0%} of read "

@@ -19,8 +19,13 @@ from mergesearch.evaluators.harness.tasks import TaskOptions, quiet
 from mergesearch.evaluators.objectives import Metric
 from mergesearch.merging import Field, Recipe, Source
 
-DOCUMENTS, CHOICES, CONTEXT, ANSWER = 500, 4, 48, 5
-VOCABULARY, BATCH, ROUNDS = 2000, 64, 3
+DOCUMENTS = 500
+CHOICES = 4
+CONTEXT = 48
+ANSWER = 5
+VOCABULARY = 2000
+BATCH = 64
+ROUNDS = 3
 SPLITS = ("search", "validation", "test")
 
 
@@ -162,7 +167,8 @@ def _write(folder: Path) -> None:
     fast.save_pretrained(folder / "tokenizer")
     generator = np.random.default_rng(0)
     disable_progress_bars()
-    made, kept = {}, []
+    made = {}
+    kept = []
     for split, count in zip(SPLITS, (4, 4, DOCUMENTS), strict=True):
         contexts = [
             generator.integers(2, VOCABULARY, generator.integers(CONTEXT // 2, CONTEXT))

@@ -30,7 +30,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
-THREADS, ROUNDS = 2, 2
+THREADS = 2
+ROUNDS = 2
 DTYPES = ("bfloat16", "float32")
 
 #: The architecture: 124M parameters in 111 tensors.
@@ -145,11 +146,9 @@ class Figures:
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model."""
-    hidden, inner, vocabulary = (
-        CONFIG["hidden_size"],
-        CONFIG["intermediate_size"],
-        CONFIG["vocab_size"],
-    )
+    hidden = CONFIG["hidden_size"]
+    inner = CONFIG["intermediate_size"]
+    vocabulary = CONFIG["vocab_size"]
     block = {
         **{f"self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"},
         "mlp.gate_proj.weight": (inner, hidden),
@@ -179,7 +178,8 @@ def write_models(folder: Path, dtype: str) -> None:
         model = folder / name
         model.mkdir(parents=True)
         (model / "config.json").write_text(json.dumps({**CONFIG, "dtype": dtype}))
-        base, own = np.random.default_rng(0), np.random.default_rng(place)
+        base = np.random.default_rng(0)
+        own = np.random.default_rng(place)
         state = {}
         for key, shape in tensor_shapes().items():
             values = 0.02 * base.standard_normal(shape, dtype=np.float32)
@@ -191,7 +191,8 @@ def write_models(folder: Path, dtype: str) -> None:
 
 def write_recipes(folder: Path, method: Method, dtype: str) -> tuple[Path, Path]:
     """The same merge for both tools: (ours, theirs)."""
-    ours, theirs = folder / "ours.yaml", folder / "theirs.yaml"
+    ours = folder / "ours.yaml"
+    theirs = folder / "theirs.yaml"
     recipe: dict[str, Any] = {
         "base": str(folder / "base"),
         "experts": {name: str(folder / name) for name in EXPERTS},
@@ -242,7 +243,8 @@ def copy_bandwidth() -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        source, target = torch.ones(1 << 26), torch.zeros(1 << 26)
+        source = torch.ones(1 << 26)
+        target = torch.zeros(1 << 26)
         best = float("inf")
         for _ in range(8):
             start = time.perf_counter()
@@ -325,7 +327,8 @@ def speedups(figures: Sequence[Figures]) -> list[Speedup]:
             )
             inside = theirs.inside / ours.inside
             reached = None if method.target is None else inside >= method.target
-            wall, cpu = theirs.wall / ours.wall, theirs.cpu / ours.cpu
+            wall = theirs.wall / ours.wall
+            cpu = theirs.cpu / ours.cpu
             found.append(Speedup(dtype, method.name, wall, inside, cpu, method.target, reached))
     return found
 

@@ -26,7 +26,8 @@ from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.study_file import resolve, validate
 from mergesearch.search.study.events import Event
 
-WORKERS, TRIALS = 8, 10_000
+WORKERS = 8
+TRIALS = 10_000
 
 
 def study(name: str, trials: int, storage: str | None = None, **evaluator: float) -> StudySpec:
@@ -71,7 +72,8 @@ def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[st
     """Trials per second, memory, and what resuming the finished record takes until the search would
     go on.
     """
-    watch, spec = Watch(), study("service", trials, storage)
+    watch = Watch()
+    spec = study("service", trials, storage)
     cpu = time.process_time()
     run_study(spec, folder / "run", watch.observe)
     cpu = time.process_time() - cpu

@@ -19,7 +19,10 @@ from typing import Any
 
 import numpy as np
 
-DIM, TRIALS, OUTSTANDING, WINDOW = 2000, 5000, 8, 500
+DIM = 2000
+TRIALS = 5000
+OUTSTANDING = 8
+WINDOW = 500
 SECONDS = 40.0
 BAR_MS = 50.0
 
@@ -41,7 +44,8 @@ def measure(name: str) -> dict[str, Any]:
             break
     outstanding = strategy.ask(OUTSTANDING)
     spent: list[float] = []
-    started, rng = time.perf_counter(), np.random.default_rng(0)
+    started = time.perf_counter()
+    rng = np.random.default_rng(0)
     while len(spent) < TRIALS and time.perf_counter() - started < SECONDS:
         done = outstanding.pop(int(rng.integers(len(outstanding))))
         result = told(done.point, problem, done.id)

@@ -294,7 +294,8 @@ def _loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     chances = logits.sigmoid()
-    overlap, total = (chances * masks).sum(dim=(1, 2)), (chances + masks).sum(dim=(1, 2))
+    overlap = (chances * masks).sum(dim=(1, 2))
+    total = (chances + masks).sum(dim=(1, 2))
     return (
         binary_cross_entropy_with_logits(logits, masks)
         + 1

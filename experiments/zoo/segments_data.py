@@ -62,10 +62,8 @@ def _ultrasound(mask: Images, core: Images, rng: np.random.Generator) -> Images:
 def _xray(mask: Images, core: Images, rng: np.random.Generator) -> Images:
     """Inverted: dark shadows of little contrast across bright stripes."""
     rows = np.arange(SIDE)[None, :, None]
-    phase, pitch = (
-        rng.uniform(0, 2 * np.pi, (len(mask), 1, 1)),
-        rng.uniform(5, 9, (len(mask), 1, 1)),
-    )
+    phase = rng.uniform(0, 2 * np.pi, (len(mask), 1, 1))
+    pitch = rng.uniform(5, 9, (len(mask), 1, 1))
     stripes = 0.3 * np.sin(2 * np.pi * rows / pitch + phase)
     return stripes + 0.3 - 0.35 * _blurred(mask, 1) + 0.12 * rng.standard_normal(mask.shape)
 
@@ -98,10 +96,12 @@ def _shapes(count: int, rng: np.random.Generator) -> tuple[Masks, Masks]:
     centre = rng.uniform(9, SIDE - 10, (2, count, 1, 1))
     radius = rng.uniform(4, 9, (count, 1, 1))
     rows, columns = np.mgrid[:SIDE, :SIDE]
-    down, right = rows - centre[0], columns - centre[1]
+    down = rows - centre[0]
+    right = columns - centre[1]
     angle = np.arctan2(down, right)
     for harmonic in HARMONICS:
-        height, turn = rng.uniform(0, 0.28, (count, 1, 1)), rng.uniform(0, 2 * np.pi, (count, 1, 1))
+        height = rng.uniform(0, 0.28, (count, 1, 1))
+        turn = rng.uniform(0, 2 * np.pi, (count, 1, 1))
         radius = radius * (1 + height * np.cos(harmonic * angle + turn))
     distance = np.hypot(down, right)
     return distance < np.maximum(radius, 2.5), distance < rng.uniform(

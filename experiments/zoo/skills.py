@@ -141,7 +141,8 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
 def _save_data(folder: Path, settings: Settings) -> None:
     import datasets
 
-    counts, silenced = settings.questions, datasets.are_progress_bars_disabled()
+    counts = settings.questions
+    silenced = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         for skill in SKILLS:
@@ -200,7 +201,8 @@ def _make_base(folder: Path, settings: Settings) -> None:
 def _make_expert(folder: Path, settings: Settings, skill: str) -> None:
     """Fine-tune and save the expert of a skill."""
     with one_thread():
-        tokenizer, model = _load_tokenizer(folder / "base"), load_model(folder / "base")
+        tokenizer = _load_tokenizer(folder / "base")
+        model = load_model(folder / "base")
         pools = training_pools(tokenizer, settings)
         others = settings.replay / len(pools)
         weights = [others + (1 - settings.replay) * (name == skill) for name in pools]
@@ -337,10 +339,12 @@ def scorer(folder: Path, split: str) -> Any:
 
     from mergesearch.evaluators.harness.scoring import Options, Request, score_requests
 
-    tokenizer, options = _load_tokenizer(folder / "base"), Options(128, TOKENS, packed=True)
+    tokenizer = _load_tokenizer(folder / "base")
+    options = Options(128, TOKENS, packed=True)
     asked: dict[str, tuple[list[Any], list[int]]] = {}
     for skill in SKILLS:
-        requests, answers = [], []
+        requests = []
+        answers = []
         for row in load_from_disk(str(folder / "data" / skill / split)):
             prompt = tokenizer(row["prompt"])["input_ids"]
             for choice in row["choices"]:

@@ -29,10 +29,12 @@ from mergesearch.merging import InputError
 
 SPLITS = ("search", "validation", "test")
 LETTERS = "abcdefghjkmnpqrstuvw"
-OPENED, CLOSED = "([{<", ")]}>"
+OPENED = "([{<"
+CLOSED = ")]}>"
 #: Seed of the table of facts, the same in every zoo.
 TABLE = 11
-COUNTRIES, RELATIONS = 40, ("capital", "river", "dish", "king", "bird")
+COUNTRIES = 40
+RELATIONS = ("capital", "river", "dish", "king", "bird")
 #: Ways to ask for a fact: relation {0}, country {1}.
 PHRASINGS = (
     "the {0} of {1} is",
@@ -244,7 +246,8 @@ def _swapped(generator: np.random.Generator, right: Sequence[str]) -> Callable[[
 
 def _knowledge(generator: np.random.Generator) -> Question:
     countries, facts = facts_table()
-    country, relation = int(generator.integers(COUNTRIES)), int(generator.integers(len(RELATIONS)))
+    country = int(generator.integers(COUNTRIES))
+    relation = int(generator.integers(len(RELATIONS)))
     prompt = PHRASINGS[int(generator.integers(len(PHRASINGS)))].format(
         RELATIONS[relation], countries[country]
     )
@@ -271,7 +274,8 @@ def facts_table() -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
 
 
 def _name(generator: np.random.Generator) -> str:
-    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    consonants = "bdfgklmnprstvz"
+    vowels = "aeiou"
     parts = [generator.choice(list(consonants)) + generator.choice(list(vowels)) for _ in range(3)]
     return "".join(parts).capitalize()
 

@@ -17,7 +17,8 @@ def write_tasks(folder: Path, home: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, task in task_files(home).items():
-        path, content = folder / f"{name}.yaml", yaml.safe_dump(task, sort_keys=False)
+        path = folder / f"{name}.yaml"
+        content = yaml.safe_dump(task, sort_keys=False)
         if not path.is_file() or path.read_text() != content:
             write_atomically(path, content)
 

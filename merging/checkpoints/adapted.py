@@ -135,7 +135,8 @@ class AdaptedCheckpoint(Checkpoint):
 
         if type(base) is Checkpoint and _same_place(base.tensors.get(name), self.tensors[name]):
             return True
-        ours, theirs = super().read(name), base.read(name)
+        ours = super().read(name)
+        theirs = base.read(name)
         return ours.dtype == theirs.dtype and torch.equal(ours, theirs.to(ours.device))
 
     def _product(self, name: str) -> torch.Tensor | None:
@@ -197,7 +198,9 @@ class _Homes:
 
     def _is_transposed(self, change: LowRank, stored: str) -> bool:
         """Whether the model stores the matrix of a change as ``(in, out)``."""
-        shape, up, down = self.model.shape(stored), change.up.shape[0], change.down.shape[1:]
+        shape = self.model.shape(stored)
+        up = change.up.shape[0]
+        down = change.down.shape[1:]
         straight = not change.embedding and (up, *down) == shape
         turned = len(down) == 1 and (*down, up) == shape
         if not straight and not turned:

@@ -61,7 +61,8 @@ def _stamp(file: Path) -> tuple[str, int, int, int, int, int]:
 
 
 def _cache_folder() -> Path:
-    own, home = os.environ.get("MERGESEARCH_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    own = os.environ.get("MERGESEARCH_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return (Path(own) if own else Path(home) / "mergesearch").expanduser() / "digests"
 
 

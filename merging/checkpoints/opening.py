@@ -94,9 +94,13 @@ def open_checkpoint(path: str, name: str = "", memo: Memo | None = None) -> Chec
     if place is None or is_adapter(place):
         return open_adapted(path, place, name or short_name(path), memo)
     if place.is_dir():
-        folder, tensors, config = place, folder_tensors(place), _read_config(place)
+        folder = place
+        tensors = folder_tensors(place)
+        config = _read_config(place)
     else:
         refuse_other_files(place)
-        folder, tensors, config = None, read_header(place), {}
+        folder = None
+        tensors = read_header(place)
+        config = {}
     ordered = {key: tensors[key] for key in sorted(tensors, key=natural_key)}
     return Checkpoint(name or short_name(path), path, folder, ordered, config, memo)

@@ -132,7 +132,8 @@ def _parse_header(file: Path, text: bytes, data: int, size: int) -> dict[str, Te
             f"{file}: expected a safetensors header, received broken JSON ({error}); download it "
             "again"
         ) from error
-    tensors, end = {}, 0
+    tensors = {}
+    end = 0
     for name, code, shape, start, stop in entries:
         if code not in DTYPES:
             raise CheckpointError(
@@ -255,7 +256,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def hash_bytes(info: TensorInfo) -> str:
     """SHA-256 of a tensor's bytes, read in blocks."""
-    digest, left = hashlib.sha256(), info.stop - info.start
+    digest = hashlib.sha256()
+    left = info.stop - info.start
     with info.file.open("rb") as stream:
         stream.seek(info.start)
         while left:

@@ -73,7 +73,8 @@ def write_at(handle: int, start: int, data: memoryview) -> None:
     view = data.cast("B")
     while view:
         done = os.pwrite(handle, view, start)
-        view, start = view[done:], start + done
+        view = view[done:]
+        start = start + done
 
 
 def _split(tensors: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
@@ -97,9 +98,11 @@ def _create(file: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorIn
     # Wide dtypes first, so that every tensor is aligned without gaps, as the safetensors library
     # writes them.
     names = sorted(tensors, key=lambda name: -ITEMSIZE[tensors[name].dtype])
-    spans, end = {}, 0
+    spans = {}
+    end = 0
     for name in names:
-        start, end = end, end + tensors[name].stop - tensors[name].start
+        start = end
+        end = end + tensors[name].stop - tensors[name].start
         spans[name] = (start, end)
     header = _header(tensors, spans)
     with file.open("wb") as stream:

@@ -78,7 +78,8 @@ class Skeleton:
         steps = get_model_conversion_mapping(self.model)
         renamings = [step for step in steps if isinstance(step, WeightRenaming)]
         converters = [step for step in steps if isinstance(step, WeightConverter)]
-        state, prefix = self.model.state_dict(), self.model.base_model_prefix
+        state = self.model.state_dict()
+        prefix = self.model.base_model_prefix
         names: dict[str, InMemory] = {}
         for name in stored:
             renamed, part_of = rename_source_key(name, renamings, converters, prefix, state)

@@ -152,7 +152,8 @@ def _policies(recipe: Recipe) -> dict[str, str]:
 def _check_fit(recipe: Recipe, family: ModelFamily) -> None:
     from mergesearch.merging.operators import get_operator
 
-    operator, layout = get_operator(recipe.operator), family.layout
+    operator = get_operator(recipe.operator)
+    layout = family.layout
     family.check(operator)
     options = operator.check(layout, len(recipe.experts), recipe.options)
     directions = operator.directions(len(recipe.experts), options)
@@ -239,7 +240,9 @@ def _cast(info: TensorInfo, dtype: str) -> TensorInfo:
 def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> TensorMerger:
     from mergesearch.merging.in_memory import tensor_merger
 
-    base, experts, layout = family.base, family.experts, family.layout
+    base = family.base
+    experts = family.experts
+    layout = family.layout
     return tensor_merger(
         base,
         experts,

@@ -101,7 +101,8 @@ def coefficient_summary(field: Field, layout: Layout) -> npt.NDArray[np.float64]
     fine = field.refine(np.concatenate((starts, stops)))
     left = fine.boundaries[:-1]
     owned = left < stops[np.searchsorted(starts, left, side="right") - 1]
-    values, sizes = fine.values[:, owned], np.diff(fine.boundaries)[owned]
+    values = fine.values[:, owned]
+    sizes = np.diff(fine.boundaries)[owned]
     return np.stack((values @ sizes / sizes.sum(), values.min(axis=1), values.max(axis=1)), axis=1)
 
 

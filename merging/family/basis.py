@@ -44,7 +44,9 @@ def prepare_basis(
     def rows(name: str) -> list[torch.Tensor]:
         return _plain_rows(basis, base, experts, name) if name in names else basis.rows(name)
 
-    angles, factors, direct = basis.angles, basis.factors, basis.direct
+    angles = basis.angles
+    factors = basis.factors
+    direct = basis.direct
     return replace(
         basis,
         rows=rows,

@@ -186,7 +186,8 @@ def warn(message: str | None) -> None:
 
 
 def _with_common_rows(sources: Sequence[Checkpoint], alignment: Alignment) -> list[Checkpoint]:
-    base, experts = sources[0], sources[1:]
+    base = sources[0]
+    experts = sources[1:]
     done = f"vocabulary {alignment.digest}"
     made: dict[str, tuple[TensorInfo, Make]] = {}
     if alignment.moves_base:

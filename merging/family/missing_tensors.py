@@ -61,7 +61,8 @@ def _untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def completed(sources: Sequence[Checkpoint], policy: str) -> tuple[list[Checkpoint], set[str]]:
     """Sources with the same tensors, and those of them that no coefficient acts on."""
-    base, experts = sources[0], sources[1:]
+    base = sources[0]
+    experts = sources[1:]
     new = [
         n
         for n in experts[0].merged

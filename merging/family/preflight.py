@@ -57,7 +57,8 @@ def check_family(base: Checkpoint, experts: Sequence[Checkpoint]) -> Layout:
 
 def _check_settings(base: Checkpoint, expert: Checkpoint) -> None:
     for key in _SETTINGS:
-        ours, theirs = base.config.get(key), expert.config.get(key)
+        ours = base.config.get(key)
+        theirs = expert.config.get(key)
         if ours is not None and theirs is not None and ours != theirs:
             raise _misfit(
                 expert,
@@ -69,12 +70,14 @@ def _check_settings(base: Checkpoint, expert: Checkpoint) -> None:
 def _check_kinds(base: Checkpoint, expert: Checkpoint) -> None:
     odd = {*base.merged} & {*expert.carried} | {*base.carried} & {*expert.merged}
     for name in sorted(odd, key=natural_key):
-        ours, theirs = base.tensors[name].dtype, expert.tensors[name].dtype
+        ours = base.tensors[name].dtype
+        theirs = expert.tensors[name].dtype
         raise _misfit(expert, base, f"tensor {name!r}: expected {ours}, received {theirs}")
 
 
 def _check_names(base: Checkpoint, expert: Checkpoint) -> None:
-    missing, extra = {*base.merged} - {*expert.merged}, {*expert.merged} - {*base.merged}
+    missing = {*base.merged} - {*expert.merged}
+    extra = {*expert.merged} - {*base.merged}
     parts = [
         f"{word} {listed(names)}"
         for word, names in (("missing", missing), ("extra", extra))
@@ -104,7 +107,8 @@ def _check_shapes(base: Checkpoint, expert: Checkpoint) -> None:
     ]
     what = "vocabulary size" if vocabulary else "shape"
     shown = vocabulary or odd
-    ours, theirs = base.merged[shown[0]][0], expert.merged[shown[0]][0]
+    ours = base.merged[shown[0]][0]
+    theirs = expert.merged[shown[0]][0]
     pair = (ours[0], theirs[0]) if vocabulary else (list(ours), list(theirs))
     hint = (
         ", or align rows by token with special: {vocabulary: base | union | common}"

@@ -97,7 +97,8 @@ def _converted(folder: Path) -> Any:
 
 def _tokens_beside(folder: Path) -> dict[int, dict[str, Any]]:
     """Tokens that files beside ``tokenizer.json`` add: row -> content and flags."""
-    config, plain = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    config = folder / "tokenizer_config.json"
+    plain = folder / "added_tokens.json"
     found = {
         int(row): {"content": token}
         for token, row in (read_json(plain) if plain.is_file() else {}).items()

@@ -206,7 +206,8 @@ def _union_rows(tokens: Sequence[Tokens], sizes: Sequence[int]) -> _Rows:
     """Tokens of the base, then those it lacks by expert and row, then the base's rows that belong
     to no token.
     """
-    base, top = tokens[0], tokens[0].top
+    base = tokens[0]
+    top = tokens[0].top
     others = (
         token
         for expert in tokens[1:]
@@ -275,7 +276,8 @@ def aligned_expert(
     own = experts[place].read(name)
     origin = aligned_base(alignment, name, base, experts)
     out = origin.to(torch.promote_types(own.dtype, origin.dtype))
-    first, rows = torch.from_numpy(alignment.rows[0]), torch.from_numpy(alignment.rows[1 + place])
+    first = torch.from_numpy(alignment.rows[0])
+    rows = torch.from_numpy(alignment.rows[1 + place])
     taken = (first >= 0) & (rows >= 0)
     out[taken] = own[rows[taken]].to(out.dtype)
     return out

@@ -113,9 +113,11 @@ def _rest_of_one(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     Ten times 1/10 sums to 1 − 2^-53; the uniform average would read the base and hold a trace of
     it.
     """
-    total, magnitude = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+    total = np.zeros(values.shape[1])
+    magnitude = np.zeros(values.shape[1])
     for row in values:  # not np.sum: its order depends on the number of segments
-        total, magnitude = total + row, magnitude + np.abs(row)
+        total = total + row
+        magnitude = magnitude + np.abs(row)
     rest = 1.0 - total
     return np.where(np.abs(rest) <= len(values) * 2.0**-53 * magnitude, 0.0, rest)
 
@@ -142,7 +144,8 @@ def _arc_weights(field: Field, angles: Field | None) -> npt.NDArray[np.float64]:
     sin φ. The ends are exact: t = 0 is the base, t = 1 is the row.
     """
     assert angles is not None
-    t, angle = field.values[0], angles.at(field.boundaries[:-1])[0]
+    t = field.values[0]
+    angle = angles.at(field.boundaries[:-1])[0]
     straight = (angle == 0) | (t == 0) | (t == 1)
     sine = np.where(straight, 1.0, np.sin(angle))
     first = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)

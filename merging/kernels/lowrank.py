@@ -127,7 +127,8 @@ def _combine_on_host(
     from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
     base, left, right = arrays
-    owners, target = np.array(owner, dtype=np.int64), as_tensor(out)
+    owners = np.array(owner, dtype=np.int64)
+    target = as_tensor(out)
     if target.dtype == torch.float32 and target.is_contiguous():
         combine(base, left, right, owners, weights, boundaries, target.numpy(), 0, threads)
         return
@@ -154,7 +155,8 @@ def _combine_by_torch(
 
     base, left, right, target = (as_tensor(array) for array in (*arrays, out))
     wide = torch.float64 if weights.dtype == np.float64 else torch.float32
-    left, right = left.to(wide), right.to(wide)
+    left = left.to(wide)
+    right = right.to(wide)
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
     with torch.no_grad(), _torch_threads(threads):
         for segment, column in enumerate(weights.T.tolist()):
@@ -163,7 +165,8 @@ def _combine_by_torch(
                 [column[owner[r]] for r in used], dtype=wide, device=target.device
             )
             scaled = left[:, used] * scales
-            first, end = int(boundaries[segment]), int(boundaries[segment + 1])
+            first = int(boundaries[segment])
+            end = int(boundaries[segment + 1])
             for start, stop, columns in _pieces(first, end, right.shape[1], block):
                 if not all(map(math.isfinite, column)):
                     target[start:stop] = math.nan
@@ -195,7 +198,8 @@ def _pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, s
 def _check_shapes(
     base: Array, left: Array, right: Array, owner: Sequence[int], field: Field, out: Array
 ) -> None:
-    (m, rank), (other_rank, n) = left.shape, right.shape
+    (m, rank) = left.shape
+    (other_rank, n) = right.shape
     if rank != other_rank or rank != len(owner):
         raise InputError(
             f"combine_factors: expected one rank, received {rank}, {other_rank} and {len(owner)} "

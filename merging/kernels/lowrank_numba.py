@@ -28,7 +28,9 @@ from mergesearch.merging.kernels.numba_kernel import (
 
 #: A tile: 4 rows of 16 columns are 8 sums of 8 lanes; with two operands they fill the 16 registers
 #: of AVX2.
-ROWS, LANES, VECTORS = 4, 8, 2
+ROWS = 4
+LANES = 8
+VECTORS = 2
 COLUMNS = LANES * VECTORS
 
 #: Rows that use a panel of ``right`` while it is in the first-level cache, and columns whose panels
@@ -275,7 +277,8 @@ def _rectangle(
             for column in range(block, block_end, COLUMNS):
                 factors = packed.ctypes.data
                 for row in range(strip, strip_end, ROWS):
-                    rows, columns = min(ROWS, strip_end - row), min(COLUMNS, block_end - column)
+                    rows = min(ROWS, strip_end - row)
+                    columns = min(COLUMNS, block_end - column)
                     offset = row * pitch + column * 4
                     if rows == ROWS and columns == COLUMNS:
                         _add_terms(base + offset, pitch, out + offset, pitch, factors, panel, terms)
@@ -312,8 +315,10 @@ def _combine(
 ) -> None:
     """The stretch ``start:stop``, segment by segment, each as at most three rectangles."""
     rank, n = right.shape
-    at, to = base.ctypes.data, out.ctypes.data - first * 4
-    used, scales = np.empty(rank, np.int64), np.empty(rank, np.float32)
+    at = base.ctypes.data
+    to = out.ctypes.data - first * 4
+    used = np.empty(rank, np.int64)
+    scales = np.empty(rank, np.float32)
     scratch = (
         np.empty(rank * WIDTH, np.float32),
         np.empty(rank * HEIGHT, np.float32),
@@ -335,7 +340,8 @@ def _combine(
             out[start - first : end - first] = base[start:end]
             start = end
         while start < end:
-            row, column = start // n, start % n
+            row = start // n
+            column = start % n
             rows = max((end - start) // n, 1) if column == 0 else 1
             edge = min(column + end - start, n)
             _rectangle(

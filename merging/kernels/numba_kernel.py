@@ -168,7 +168,8 @@ _ROW = types.Array(types.float32, 1, "C")
 @compiled(types.void(_ROW, _READ, _READ, _FP32, _FP32, _ROW))
 def _elect_sum(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: Floats) -> None:
     for i in range(kept.size):
-        one, other = (wa * a[i]) * sign[i], (wb * b[i]) * sign[i]
+        one = (wa * a[i]) * sign[i]
+        other = (wb * b[i]) * sign[i]
         partial = kept[i] + (one if one > 0 else np.float32(0))
         kept[i] = partial + (other if other > 0 else np.float32(0))
 
@@ -176,7 +177,8 @@ def _elect_sum(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: F
 @compiled(types.void(_ROW, _READ, _READ, _FP32, _FP32, _ROW))
 def _elect_max(kept: Floats, a: Floats, b: Floats, wa: float, wb: float, sign: Floats) -> None:
     for i in range(kept.size):
-        one, other = (wa * a[i]) * sign[i], (wb * b[i]) * sign[i]
+        one = (wa * a[i]) * sign[i]
+        other = (wb * b[i]) * sign[i]
         least = kept[i]
         larger = one if one > least else least
         kept[i] = other if other > larger else larger
@@ -195,7 +197,8 @@ def _elect_mean(
     sign: Floats,
 ) -> None:
     for i in range(kept.size):
-        one, other = (wa * a[i]) * sign[i], (wb * b[i]) * sign[i]
+        one = (wa * a[i]) * sign[i]
+        other = (wb * b[i]) * sign[i]
         partial = kept[i] + (one if one > 0 else np.float32(0))
         kept[i] = partial + (other if other > 0 else np.float32(0))
         number = count[i] + (na if one > 0 else np.float32(0))
@@ -242,15 +245,22 @@ def _elect_four(
     """An election of up to four terms in one pass, for the rules that add: the same operations in
     the same order.
     """
-    zero, one = np.float32(0), np.float32(1)
+    zero = np.float32(0)
+    one = np.float32(1)
     wa, wb, wc, wd = w
     na, nb, nc, nd = size
     for i in range(out.size):
-        va, vb, vc, vd = wa * a[i], wb * b[i], wc * c[i], wd * d[i]
+        va = wa * a[i]
+        vb = wb * b[i]
+        vc = wc * c[i]
+        vd = wd * d[i]
         total = ((va + vb) + vc) + vd
         sign = one if total > 0 else zero
         sign = (-one if total < 0 else sign) + zero * total
-        va, vb, vc, vd = va * sign, vb * sign, vc * sign, vd * sign
+        va = va * sign
+        vb = vb * sign
+        vc = vc * sign
+        vd = vd * sign
         kept = va if va > 0 else zero
         kept = kept + (vb if vb > 0 else zero)
         kept = kept + (vc if vc > 0 else zero)
@@ -269,20 +279,27 @@ def _elect_block(
 ) -> None:
     """``out = base + elected(terms)``: the first term is the base, with weight 1."""
     n = out.size
-    sign, kept, number = scratch[0, :n], scratch[1, :n], scratch[2, :n]
+    sign = scratch[0, :n]
+    kept = scratch[1, :n]
+    number = scratch[2, :n]
     base = numba.carray(_pointer(addresses[0]), n)
     if count == 1:
         out[:] = base
         return
     if count <= 5 and rule != 4:
-        place, four, sizes = np.empty(4, np.int64), np.zeros(4, np.float32), np.ones(4, np.float32)
+        place = np.empty(4, np.int64)
+        four = np.zeros(4, np.float32)
+        sizes = np.ones(4, np.float32)
         for t in range(4):
             place[t] = addresses[t + 1] if t + 1 < count else addresses[1]
             four[t] = weights[t + 1] if t + 1 < count else np.float32(0)
             sizes[t] = abs(four[t]) if rule == 3 else np.float32(1)
-        a, b = numba.carray(_pointer(place[0]), n), numba.carray(_pointer(place[1]), n)
-        c, d = numba.carray(_pointer(place[2]), n), numba.carray(_pointer(place[3]), n)
-        w, size = (four[0], four[1], four[2], four[3]), (sizes[0], sizes[1], sizes[2], sizes[3])
+        a = numba.carray(_pointer(place[0]), n)
+        b = numba.carray(_pointer(place[1]), n)
+        c = numba.carray(_pointer(place[2]), n)
+        d = numba.carray(_pointer(place[3]), n)
+        w = (four[0], four[1], four[2], four[3])
+        size = (sizes[0], sizes[1], sizes[2], sizes[3])
         _elect_four(out, base, a, b, c, d, w, size, rule != 1)
         return
     _sum_block(sign, addresses[1:], weights[1:], count - 1)
@@ -290,8 +307,10 @@ def _elect_block(
     for t in range(1, count, 2):
         last = t + 1 == count  # an odd one out is paired with itself, at weight 0
         u = t if last else t + 1
-        a, wa = numba.carray(_pointer(addresses[t]), n), weights[t]
-        b, wb = numba.carray(_pointer(addresses[u]), n), np.float32(0) if last else weights[u]
+        a = numba.carray(_pointer(addresses[t]), n)
+        wa = weights[t]
+        b = numba.carray(_pointer(addresses[u]), n)
+        wb = np.float32(0) if last else weights[u]
         if rule == 1:
             _elect_sum(kept, a, b, wa, wb, sign)
         elif rule == 4:

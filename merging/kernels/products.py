@@ -117,7 +117,9 @@ def factor_products(
 
     from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
-    flat, one, other = as_tensor(vector), as_tensor(left).double(), as_tensor(right).double()
+    flat = as_tensor(vector)
+    one = as_tensor(left).double()
+    other = as_tensor(right).double()
     terms = torch.zeros((len(owner), len(boundaries) - 1), dtype=torch.float64, device=flat.device)
     threads = default_threads() if threads is None else threads
     with (
@@ -180,7 +182,8 @@ def _by_torch(
 
     from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
 
-    flat, tensors = as_tensor(vector), [as_tensor(other) for other in others]
+    flat = as_tensor(vector)
+    tensors = [as_tensor(other) for other in others]
     found = torch.zeros((len(tensors), len(starts)), dtype=torch.float64, device=flat.device)
     with torch.no_grad(), _torch_threads(threads):
         for piece, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):

@@ -73,17 +73,21 @@ def products(
 @compiled(types.void(_SUMS, _READ, _READ))
 def _add(lanes: _Wide, a: Floats, b: Floats) -> None:
     """``lanes[l] += Σ_j a[j · LANES + l] · b[j · LANES + l]``."""
-    n, at = a.size, 0
+    n = a.size
+    at = 0
     while at + 2 * LANES <= n:
-        a0, a1 = a[at : at + LANES], a[at + LANES : at + 2 * LANES]
-        b0, b1 = b[at : at + LANES], b[at + LANES : at + 2 * LANES]
+        a0 = a[at : at + LANES]
+        a1 = a[at + LANES : at + 2 * LANES]
+        b0 = b[at : at + LANES]
+        b1 = b[at + LANES : at + 2 * LANES]
         for i in range(LANES):
             partial = lanes[i] + np.float64(a0[i]) * np.float64(b0[i])
             lanes[i] = partial + np.float64(a1[i]) * np.float64(b1[i])
         at += 2 * LANES
     while at < n:
         stop = min(at + LANES, n)
-        a0, b0 = a[at:stop], b[at:stop]
+        a0 = a[at:stop]
+        b0 = b[at:stop]
         for i in range(stop - at):
             lanes[i] = lanes[i] + np.float64(a0[i]) * np.float64(b0[i])
         at = stop
@@ -92,10 +96,13 @@ def _add(lanes: _Wide, a: Floats, b: Floats) -> None:
 @compiled(types.void(_SUMS, _READ, _READ, _READ))
 def _add_difference(lanes: _Wide, a: Floats, b: Floats, c: Floats) -> None:
     """:func:`_add` with ``b - c`` for ``b``."""
-    n, at = a.size, 0
+    n = a.size
+    at = 0
     while at < n:
         stop = min(at + LANES, n)
-        a0, b0, c0 = a[at:stop], b[at:stop], c[at:stop]
+        a0 = a[at:stop]
+        b0 = b[at:stop]
+        c0 = c[at:stop]
         for i in range(stop - at):
             lanes[i] = lanes[i] + np.float64(a0[i]) * (np.float64(b0[i]) - np.float64(c0[i]))
         at = stop

@@ -22,7 +22,8 @@ from mergesearch.merging.kernels.numba_kernel import _add1, _pointer, _set1, com
 #: Elements at a time.
 BLOCK = 1024
 
-_FP32, _BF16 = 0, 1
+_FP32 = 0
+_BF16 = 1
 _ROW = types.Array(types.float32, 1, "C")
 _BITS = types.Array(types.uint16, 1, "C")
 
@@ -151,7 +152,9 @@ def _merge(
     for segment in range(boundaries.size - 1):
         for start in range(boundaries[segment], boundaries[segment + 1], BLOCK):
             n = min(start + BLOCK, boundaries[segment + 1]) - start
-            base, row, total = scratch[0, :n], scratch[1, :n], scratch[2, :n]
+            base = scratch[0, :n]
+            row = scratch[1, :n]
+            total = scratch[2, :n]
             _load(base, addresses[0], kinds[0], start)
             empty = True
             for t in range(addresses.size):

@@ -121,11 +121,15 @@ def _row(address: int, start: int, stop: int) -> Any:
 def _elect(addresses: Any, n: int, rule: int, majority: float) -> int:
     """:func:`elect_rows` on the rows at ``addresses``."""
     directions = addresses.size
-    totals, scratch, cancelled = np.empty(BLOCK, np.float64), np.empty((3, BLOCK), np.float32), 0
+    totals = np.empty(BLOCK, np.float64)
+    scratch = np.empty((3, BLOCK), np.float32)
+    cancelled = 0
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
-        total, size = totals[: stop - start], scratch[0, : stop - start]
-        sign, count = scratch[1, : stop - start], scratch[2, : stop - start]
+        total = totals[: stop - start]
+        size = scratch[0, : stop - start]
+        sign = scratch[1, : stop - start]
+        count = scratch[2, : stop - start]
         total[:] = 0
         size[:] = 0
         count[:] = 0
@@ -150,14 +154,13 @@ def _elect(addresses: Any, n: int, rule: int, majority: float) -> int:
 @compiled(types.boolean(types.int64[::1], types.int64), nogil=True)
 def _cancels(addresses: Any, n: int) -> bool:
     """:func:`cancels` of the rows at ``addresses``."""
-    totals, scratch = np.empty(BLOCK, np.float64), np.empty((2, BLOCK), np.float32)
+    totals = np.empty(BLOCK, np.float64)
+    scratch = np.empty((2, BLOCK), np.float32)
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
-        total, size, sign = (
-            totals[: stop - start],
-            scratch[0, : stop - start],
-            scratch[1, : stop - start],
-        )
+        total = totals[: stop - start]
+        size = scratch[0, : stop - start]
+        sign = scratch[1, : stop - start]
         total[:] = 0
         size[:] = 0
         for k in range(addresses.size):
@@ -170,7 +173,8 @@ def _cancels(addresses: Any, n: int) -> bool:
 @compiled(types.int64(types.int64[::1], types.int64), nogil=True)
 def _balance(addresses: Any, n: int) -> int:
     """:func:`balance` of the rows at ``addresses``."""
-    totals, scratch = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float32)
+    totals = np.empty(BLOCK, np.float64)
+    scratch = np.empty(BLOCK, np.float32)
     above = below = 0
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)

@@ -57,7 +57,8 @@ def _trimmed(
 
     Returns whether all of it is finite.
     """
-    base, size = rows[0, :n], rows[rows.shape[0] - 1, :n]
+    base = rows[0, :n]
+    size = rows[rows.shape[0] - 1, :n]
     _load(base, addresses[0], kinds[0], start)
     total[:n] = 0
     size[:] = 0
@@ -75,7 +76,8 @@ def _trimmed(
 
 @compiled(types.int64(_INDEX, _INDEX, types.float32[::1], types.int64), nogil=True)
 def _balance(addresses: Any, kinds: Any, limits: Any, size: int) -> int:
-    rows, total = np.empty((addresses.size + 1, BLOCK), np.float32), np.empty(BLOCK, np.float64)
+    rows = np.empty((addresses.size + 1, BLOCK), np.float32)
+    total = np.empty(BLOCK, np.float64)
     above = below = 0
     for start in range(0, size, BLOCK):
         n = min(BLOCK, size - start)
@@ -142,19 +144,19 @@ def _merge(
 ) -> int:
     """:func:`merge_elected` into the array at ``out``; -1 where something is not finite."""
     terms = addresses.size
-    rows, total = np.empty((terms + 1, BLOCK), np.float32), np.empty(BLOCK, np.float64)
-    scratch, cancelled = np.empty((3, BLOCK), np.float32), 0
+    rows = np.empty((terms + 1, BLOCK), np.float32)
+    total = np.empty(BLOCK, np.float64)
+    scratch = np.empty((3, BLOCK), np.float32)
+    cancelled = 0
     for segment in range(boundaries.size - 1):
         for start in range(boundaries[segment], boundaries[segment + 1], BLOCK):
             n = min(BLOCK, boundaries[segment + 1] - start)
             if not _trimmed(addresses, kinds, limits, start, n, rows, total):
                 return -1
-            size, sign, count, merged = (
-                rows[terms, :n],
-                scratch[0, :n],
-                scratch[1, :n],
-                scratch[2, :n],
-            )
+            size = rows[terms, :n]
+            sign = scratch[0, :n]
+            count = scratch[1, :n]
+            merged = scratch[2, :n]
             cancelled += _signs(total[:n], size, sign, majority)
             count[:] = 0
             if rule == 2:

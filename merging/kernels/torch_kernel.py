@@ -35,7 +35,8 @@ def combine(
     With an election, the terms after the first are elected instead of summed
     (:data:`mergesearch.merging.kernels.Election`).
     """
-    tensors, target = [as_tensor(term) for term in terms], as_tensor(out)
+    tensors = [as_tensor(term) for term in terms]
+    target = as_tensor(out)
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
     wide = torch.float64 if weights.dtype == np.float64 else torch.float32
     scratch = torch.empty((2, min(block, target.numel())), dtype=wide, device=target.device)
@@ -90,7 +91,8 @@ def _elect_block(
     total = terms[0].clone()
     for term in terms[1:]:
         total.add_(term)
-    kept, count = torch.zeros_like(total), torch.zeros_like(total)
+    kept = torch.zeros_like(total)
+    count = torch.zeros_like(total)
     for (_, weight), term in zip(blocks[1:], terms, strict=True):
         agrees = ((term > 0) & (total > 0)) | ((term < 0) & (total < 0))
         if election == "elect_max":

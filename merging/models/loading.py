@@ -71,7 +71,8 @@ def load_model(source_path: str, model_class: str) -> nn.Module:
 
 
 def _apply_adapter(checkpoint: AdaptedCheckpoint, model: nn.Module) -> None:
-    places, state = parameter_views(model), model.state_dict()
+    places = parameter_views(model)
+    state = model.state_dict()
     for name in checkpoint.adapted:
         if name not in places:
             raise CheckpointError(

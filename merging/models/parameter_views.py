@@ -101,7 +101,8 @@ def _part(tensor: torch.Tensor, elements: torch.Tensor) -> torch.Tensor | None:
     evenly spaced.
     """
     first = int(elements.flatten()[0])
-    strides, expected = [], torch.tensor(first)
+    strides = []
+    expected = torch.tensor(first)
     for dim, size in enumerate(elements.shape):
         stride = int(elements.select(dim, 1).flatten()[0]) - first if size > 1 else 0
         steps = torch.arange(size) * stride

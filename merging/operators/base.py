@@ -211,17 +211,13 @@ class Operator:
             return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
             first, *others = error.errors()
-            place, reason = (
-                [parameter.name, *map(str, first["loc"])],
-                first["msg"].removeprefix("Value error, "),
-            )
+            place = [parameter.name, *map(str, first["loc"])]
+            reason = first["msg"].removeprefix("Value error, ")
             received = first["input"]
             if others:  # one for each choice, in the words of the checker
-                place, reason, received = (
-                    place[:1],
-                    f"expected {type_text(parameter.annotation)}",
-                    value,
-                )
+                place = place[:1]
+                reason = f"expected {type_text(parameter.annotation)}"
+                received = value
             raise RecipeError(
                 f"operator {self.name}: hyperparameter {'.'.join(place)!r}: {reason}, received "
                 f"{received!r}"

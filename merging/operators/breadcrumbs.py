@@ -117,7 +117,8 @@ def _ranks(total: int, density: float, gamma: float) -> tuple[int, int]:
 
 def _refuse_range(_layout: Layout, _experts: int, options: Options) -> str | None:
     """Why outliers and kept elements do not fit a row, or None."""
-    density, gamma = options["density"], options["gamma"]
+    density = options["density"]
+    gamma = options["gamma"]
     if Fraction(repr(float(density))) + Fraction(repr(float(gamma))) > 1:
         return (
             f"expected density + gamma <= 1, received density {density} and gamma {gamma}; density "

@@ -147,7 +147,8 @@ def _divided(vector: torch.Tensor, keep: float | torch.Tensor) -> torch.Tensor:
     if isinstance(keep, float):
         return vector.mul_(1 / keep)
     vector = vector.contiguous()
-    flat, inverse = vector.view(-1), keep.reshape(-1)
+    flat = vector.view(-1)
+    inverse = keep.reshape(-1)
     for start in range(0, flat.numel(), BLOCK):
         flat[start : start + BLOCK] *= (1 / inverse[start : start + BLOCK]).to(flat)
     return vector

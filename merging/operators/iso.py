@@ -115,7 +115,8 @@ def prepare_common_and_specific(
     """The merged task vector as one row: isotropic for matrices, the mean for other tensors."""
 
     def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        dtype, shape = deltas[0].dtype, part.shape
+        dtype = deltas[0].dtype
+        shape = part.shape
         shared, each = directions_of(min(shape), len(deltas), common)
         svd = singular_of_sum(base, experts, part, deltas)
         first = svd.top(min(shared, numerical_rank(svd.values, shape, dtype, floor=floor)))

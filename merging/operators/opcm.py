@@ -117,7 +117,8 @@ def _cleaned(
     def compute() -> dict[str, torch.Tensor]:
         import torch
 
-        merged, found = deltas[first].to(torch.float64, copy=True), {}
+        merged = deltas[first].to(torch.float64, copy=True)
+        found = {}
         for place in rest:
             vector = clean(deltas[place].double(), decompose(merged), alpha, deltas[place].dtype)
             merged += vector
@@ -164,7 +165,8 @@ def _factor(
     def compute() -> dict[str, torch.Tensor]:
         import torch
 
-        squares, total = [0.0] * len(experts), 0.0
+        squares = [0.0] * len(experts)
+        total = 0.0
         for name in base.names:
             vectors = task_vectors(base, experts, name)
             squares = [

@@ -135,7 +135,8 @@ def _demeaned(
     deltas: Sequence[torch.Tensor],
 ) -> Callable[[int], torch.Tensor]:
     """``k -> τ̄ +`` the r largest singular components of ``τ_k − τ̄``."""
-    rank, mean = _rank(part, len(experts)), sum(deltas[1:], deltas[0]) / len(deltas)
+    rank = _rank(part, len(experts))
+    mean = sum(deltas[1:], deltas[0]) / len(deltas)
 
     def target(k: int) -> torch.Tensor:
         def compute() -> dict[str, torch.Tensor]:

@@ -90,7 +90,8 @@ def _variance(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
 
     # About the first vector: the mean of equal numbers need not be that number, the mean difference
     # of 0 is 0.
-    mean, variance = torch.zeros_like(vectors[0]), torch.zeros_like(vectors[0])
+    mean = torch.zeros_like(vectors[0])
+    variance = torch.zeros_like(vectors[0])
     for vector in vectors:
         mean += vector - vectors[0]
     mean /= len(vectors)

@@ -19,14 +19,16 @@ def meaning(parameter: inspect.Parameter) -> str:
 
 def type_text(annotation: Any) -> str:
     """An annotation as readers want it: choices, number with its limits, list."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Annotated:
         limits = [
             _limit(item)
             for extra in arguments[1:]
             for item in (*getattr(extra, "metadata", ()), extra)
         ]
-        inner, found = type_text(arguments[0]), ", ".join(limit for limit in limits if limit)
+        inner = type_text(arguments[0])
+        found = ", ".join(limit for limit in limits if limit)
         return f"{inner} ({found})" if found else inner
     if origin is Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)

@@ -42,7 +42,8 @@ def _angle(base: TensorSource, expert: TensorSource, name: str) -> float:
     def compute() -> dict[str, torch.Tensor]:
         import torch
 
-        one, other = base.read(name), expert.read(name)
+        one = base.read(name)
+        other = expert.read(name)
         other = other.to(one.device)
         products = [dot(one, one), dot(one, other), dot(other, other)]
         return {"products": torch.tensor(products, dtype=torch.float64)}

@@ -113,13 +113,15 @@ def arc_weights(
     )
     straight = ~(np.abs(cosine) <= STRAIGHT)  # also where it is not a number
     angle = np.arccos(np.where(straight, 0.0, cosine))
-    a, b = np.sin((1.0 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
+    a = np.sin((1.0 - share) * angle) / np.sin(angle)
+    b = np.sin(share * angle) / np.sin(angle)
     return np.where(straight, 1.0 - share, a), np.where(straight, share, b)
 
 
 def _inner(products: npt.NDArray[np.float64], one: int, other: int) -> npt.NDArray[np.float64]:
     """⟨base + τ_one, base + τ_other⟩ for each tensor."""
-    rows, columns = [0, 0, one + 1, one + 1], [0, other + 1, 0, other + 1]
+    rows = [0, 0, one + 1, one + 1]
+    columns = [0, other + 1, 0, other + 1]
     return np.asarray(products[:, rows, columns].sum(axis=1))
 
 

@@ -56,10 +56,8 @@ def prepare(
             return [
                 v * score for v, score in zip(vectors, _vector_scores(vectors, t, s), strict=True)
             ]
-        matrices, origin = (
-            [_columns(vector, name) for vector in vectors],
-            _columns(base.read(name), name),
-        )
+        matrices = [_columns(vector, name) for vector in vectors]
+        origin = _columns(base.read(name), name)
         changes = [_changes(matrix, origin) for matrix in matrices]
         magnitude = _rank_scores([change for change, _ in changes], t, s)
         direction = _rank_scores([change for _, change in changes], t, s)

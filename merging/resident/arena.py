@@ -141,7 +141,9 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: i
 
 
 def _plan(recipe: Recipe, family: ModelFamily) -> _Plan:
-    operator, layout, experts = get_operator(recipe.operator), family.layout, len(recipe.experts)
+    operator = get_operator(recipe.operator)
+    layout = family.layout
+    experts = len(recipe.experts)
     options = operator.check(layout, experts, recipe.options)
     family.check(operator)
     sheet = {
@@ -174,7 +176,8 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
         content, form, angles, ranks = (
             sheet.pop(key) for key in ("content", "form", "angles", "factors")
         )
-        file, packing = _arena_file(folder, plan.key, content), plan.packed(ranks)
+        file = _arena_file(folder, plan.key, content)
+        packing = plan.packed(ranks)
         if sheet != plan.sheet or file.stat().st_size != packing.size * plan.dtype.itemsize:
             return None
         if verify and _hash(file) != content:
@@ -189,7 +192,8 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
         TypeError,
     ):  # missing, or a sheet that is not one
         return None
-    treatment, copied = plan.family.treatment, plan.family.copied
+    treatment = plan.family.treatment
+    copied = plan.family.copied
     return Arenas(plan.layout, form, base, rows, packing, factors, arc, treatment, copied)
 
 
@@ -268,7 +272,8 @@ def _write_rows(plan: _Plan, basis: Basis, packing: Packing, part: Path, threads
     """Stream the tensors to their places; what lies between them stays zero (never written)."""
     import torch
 
-    wide, itemsize = getattr(torch, str(plan.sheet["dtype"])), plan.dtype.itemsize
+    wide = getattr(torch, str(plan.sheet["dtype"]))
+    itemsize = plan.dtype.itemsize
     with part.open("wb") as file:
         file.truncate(packing.size * itemsize)
 

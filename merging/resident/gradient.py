@@ -145,7 +145,8 @@ def expert_norms(terms: Terms, edges: _Index) -> _Wide:
     from mergesearch.merging.kernels.torch_kernel import as_tensor
 
     squares = np.zeros((terms.packing.directions, len(edges) - 1))
-    base, rows = as_tensor(terms.base), as_tensor(terms.rows)
+    base = as_tensor(terms.base)
+    rows = as_tensor(terms.rows)
     for stretch in terms.packing.stretches:
         cuts, first = _within(edges, stretch.start, stretch.stop)
         for segment, (low, high) in enumerate(pairwise((cuts + stretch.start).tolist()), first):
@@ -166,13 +167,12 @@ def _add_factored_squares(
 ) -> None:
     from mergesearch.merging.kernels.torch_kernel import as_tensor
 
-    start, stop = stored.spec.start, stored.spec.stop
+    start = stored.spec.start
+    stop = stored.spec.stop
     cuts, offset = _within(edges, start, stop)
-    left, right, origin = (
-        as_tensor(stored.left).double(),
-        as_tensor(stored.right).double(),
-        base[start:stop],
-    )
+    left = as_tensor(stored.left).double()
+    right = as_tensor(stored.right).double()
+    origin = base[start:stop]
     for segment, low, high, rows, columns in tiles(cuts, int(right.shape[1]), CPU_BLOCK):
         part = origin[low:high].double().view(rows.stop - rows.start, -1)
         for k in range(len(squares)):
@@ -202,9 +202,11 @@ def _over_rows(
     """
     found = np.zeros((terms.packing.directions + base, len(boundaries) - 1))
     for stretch in terms.packing.stretches:
-        start, stop = stretch.start, stretch.stop
+        start = stretch.start
+        stop = stretch.stop
         cuts, first = _within(boundaries, start, stop)
-        rows, origin = terms.rows[:, stretch.at : stretch.at + stop - start], terms.base[start:stop]
+        rows = terms.rows[:, stretch.at : stretch.at + stop - start]
+        origin = terms.base[start:stop]
         found[:, first : first + len(cuts) - 1] += products(
             gradient[start:stop],
             rows,
@@ -214,9 +216,11 @@ def _over_rows(
             threads=threads,
         )
     for stored in terms.factors:
-        start, stop = stored.spec.start, stored.spec.stop
+        start = stored.spec.start
+        stop = stored.spec.stop
         cuts, first = _within(boundaries, start, stop)
-        here, vector = slice(first, first + len(cuts) - 1), gradient[start:stop]
+        here = slice(first, first + len(cuts) - 1)
+        vector = gradient[start:stop]
         directions = terms.packing.directions
         low_rank = factor_products(
             vector, stored.left, stored.right, stored.owner, directions, cuts, threads=threads

@@ -85,20 +85,14 @@ class MergedModel:
                 stored.
         """
         self.model = model.to(device)
-        self.layout, self._form, self._angles, self._threads = (
-            arenas.layout,
-            arenas.form,
-            arenas.angles,
-            threads,
-        )
-        self._base, self._basis = (
-            as_tensor(arenas.base).to(device),
-            as_tensor(arenas.basis).to(device),
-        )
-        self._packing, self._factors = (
-            arenas.packing,
-            [_on_device(f, device) for f in arenas.factors],
-        )
+        self.layout = arenas.layout
+        self._form = arenas.form
+        self._angles = arenas.angles
+        self._threads = threads
+        self._base = as_tensor(arenas.base).to(device)
+        self._basis = as_tensor(arenas.basis).to(device)
+        self._packing = arenas.packing
+        self._factors = [_on_device(f, device) for f in arenas.factors]
         dtype = _widest(spec.dtype for spec in arenas.layout.tensors)
         self.merged = torch.zeros(arenas.layout.size, dtype=dtype, device=device)
         self._rounded = [
@@ -169,7 +163,8 @@ class MergedModel:
         Raises:
             MergesearchError: If one does not.
         """
-        first, itemsize = self.merged.data_ptr(), self.merged.itemsize
+        first = self.merged.data_ptr()
+        itemsize = self.merged.itemsize
         for name, (tensor, spec) in self._bound.items():
             if tensor.data_ptr() != first + spec.start * itemsize:
                 raise MergesearchError(
@@ -227,7 +222,8 @@ class MergedModel:
             RecipeError: If the field does not fit the arenas.
             MergesearchError: If gradients were replaced, or never enabled.
         """
-        terms, merged = self._terms(), self._gathered_gradient()
+        terms = self._terms()
+        merged = self._gathered_gradient()
         with self._through_last_steps(merged, field):
             return coefficient_gradient(terms, merged, field, threads=self._threads)
 
@@ -242,7 +238,8 @@ class MergedModel:
             RecipeError: If the field does not fit the arenas.
             MergesearchError: If gradients were replaced, or never enabled.
         """
-        terms, merged = self._terms(), self._gathered_gradient()
+        terms = self._terms()
+        merged = self._gathered_gradient()
         edges = parts(terms, field.boundaries)
         if self._norms is None or self._norms[0] != edges.tobytes():
             self._norms = edges.tobytes(), expert_norms(terms, edges)
@@ -287,7 +284,8 @@ class MergedModel:
             raise MergesearchError(
                 "gradient: expected enable_gradient() before the first backward pass"
             )
-        first, itemsize = self._gradient.data_ptr(), self._gradient.itemsize
+        first = self._gradient.data_ptr()
+        itemsize = self._gradient.itemsize
         held = [(t.grad, first + spec.start * itemsize) for t, spec in self._bound.values()]
         if any(grad is None or grad.data_ptr() != place for grad, place in held) or any(
             copied.owner.grad is None for copied in self._copied
@@ -303,7 +301,8 @@ class MergedModel:
         """One tensor again, in the accumulation dtype up to its last step, as an export merges
         it.
         """
-        base, total = self._base[spec.start : spec.stop], self._total(spec, field)
+        base = self._base[spec.start : spec.stop]
+        total = self._total(spec, field)
         done = postprocess(
             self._treatment, spec.name, total.view(spec.shape), base.view(spec.shape), spec.dtype
         )
@@ -313,10 +312,12 @@ class MergedModel:
         """The weighted sum of one tensor that has a last step ``(size,)``, in the accumulation
         dtype.
         """
-        part, angles = field.restrict(spec.start, spec.stop), self._angles
+        part = field.restrict(spec.start, spec.stop)
+        angles = self._angles
         at = self._packing.in_row(spec.start)
         assert at is not None, "tensors with a last step are never kept as factors"
-        base, basis = self._base[spec.start : spec.stop], self._basis[:, at : at + spec.size]
+        base = self._base[spec.start : spec.stop]
+        basis = self._basis[:, at : at + spec.size]
         arc = None if angles is None else angles.restrict(spec.start, spec.stop)
         total = torch.empty_like(base)
         combine(base, list(basis), part, self._form, total, angles=arc, threads=1)

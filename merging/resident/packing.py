@@ -92,7 +92,8 @@ class Packing:
 
     @cached_property
     def _places(self) -> tuple[dict[str, tuple[int, int]], int]:
-        at, places = self.layout.size + self.directions * self.row, {}
+        at = self.layout.size + self.directions * self.row
+        places = {}
         for name, ranks in self.ranks.items():
             m, n = matrix_shape(self.layout.by_name[name].shape)
             right = at + _aligned(m * sum(ranks))
@@ -132,8 +133,10 @@ class Packing:
         rows = arena[first : first + self.directions * self.row].reshape(self.directions, self.row)
         factors = []
         for name, ranks in self.ranks.items():
-            spec, (left, right) = self.layout.by_name[name], self._places[0][name]
-            (m, n), rank = matrix_shape(spec.shape), sum(ranks)
+            spec = self.layout.by_name[name]
+            (left, right) = self._places[0][name]
+            (m, n) = matrix_shape(spec.shape)
+            rank = sum(ranks)
             owner = tuple(np.repeat(np.arange(len(ranks)), ranks).tolist())
             pair = (
                 arena[left : left + m * rank].reshape(m, rank),
@@ -168,18 +171,20 @@ def combine_packed(
         if expected != received:
             raise RecipeError(f"arena: expected a field of {expected} {what}, received {received}")
     for stretch in packing.stretches:
-        start, stop = stretch.start, stretch.stop
-        row_part, part = (
-            rows[:, stretch.at : stretch.at + stop - start],
-            field.restrict(start, stop),
-        )
+        start = stretch.start
+        stop = stretch.stop
+        row_part = rows[:, stretch.at : stretch.at + stop - start]
+        part = field.restrict(start, stop)
         arc = None if angles is None else angles.restrict(start, stop)
         combine(
             base[start:stop], row_part, part, form, out[start:stop], angles=arc, threads=threads
         )
     for stored in factors:
-        start, stop = stored.spec.start, stored.spec.stop
-        left, right, part = stored.left, stored.right, field.restrict(start, stop)
+        start = stored.spec.start
+        stop = stored.spec.stop
+        left = stored.left
+        right = stored.right
+        part = field.restrict(start, stop)
         combine_factors(
             base[start:stop], left, right, stored.owner, part, out[start:stop], threads=threads
         )

@@ -58,7 +58,8 @@ class Recalibration:
 
         model = load_model(str(folder), self.model_class)
         self.apply(model)
-        held, tensors = parameter_views(model), model.state_dict()
+        held = parameter_views(model)
+        tensors = model.state_dict()
         for name in sorted(statistics):
             tensor = held[name].of(tensors[held[name].parameter])
             write_tensor(places[name], tensor.to(like_dtype(places[name])))

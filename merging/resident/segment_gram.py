@@ -137,7 +137,8 @@ class SegmentGram:
 
     def _whole_chunks(self, starts: _Index, stops: _Index) -> _Wide:
         """Sums over the chunks that lie wholly within each segment ``(segments, pairs)``."""
-        begin, end = -(-starts // self.chunk), stops // self.chunk
+        begin = -(-starts // self.chunk)
+        end = stops // self.chunk
         # The end of the flat index ends the last chunk, even where that is shorter.
         end = np.where(stops == self.size, len(self._grid) - 1, end)
         # Pairs of a sum that is wanted and one that is not; a segment without a whole chunk gets a
@@ -168,7 +169,8 @@ class SegmentGram:
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The one or two parts of a segment that are less than a chunk of the grid."""
         chunk = self.chunk
-        first, last = -(-start // chunk) * chunk, stop // chunk * chunk
+        first = -(-start // chunk) * chunk
+        last = stop // chunk * chunk
         if stop == self.size and start <= last:
             last = stop
         if first > last:
@@ -197,7 +199,8 @@ class SegmentGram:
         wide = np.concatenate([self._read(start, stop) for start, stop in parts], axis=1)
         lengths = [stop - start for start, stop in parts]
         starts = np.cumsum([0, *lengths[:-1]])
-        found, at = np.empty((len(parts), self._pairs[0].size)), 0
+        found = np.empty((len(parts), self._pairs[0].size))
+        at = 0
         for row in range(len(wide)):
             for other in wide[row:]:
                 # numpy's own pairwise sums: no library whose order depends on threads or on the
@@ -253,12 +256,14 @@ def arena_reader(arenas: Arenas) -> Reader:
         wide = np.zeros((arenas.packing.directions + 1, stop - start))
         wide[0] = arenas.base[start:stop]
         for stretch in arenas.packing.stretches:
-            low, high = max(start, stretch.start), min(stop, stretch.stop)
+            low = max(start, stretch.start)
+            high = min(stop, stretch.stop)
             if low < high:
                 at = stretch.at - stretch.start
                 wide[1:, low - start : high - start] = arenas.basis[:, at + low : at + high]
         for stored in arenas.factors:
-            low, high = max(start, stored.spec.start), min(stop, stored.spec.stop)
+            low = max(start, stored.spec.start)
+            high = min(stop, stored.spec.stop)
             if low < high and stored.owner:
                 wide[1:, low - start : high - start] = expand(
                     stored, arenas.packing.directions, low, high
@@ -279,13 +284,13 @@ def expand(stored: StoredFactors, directions: int, start: int, stop: int) -> _Wi
     from mergesearch.merging.kernels.lowrank import combine_factors
 
     width = int(stored.right.shape[1])
-    first, last = (start - stored.spec.start) // width, -(-(stop - stored.spec.start) // width)
-    left, size = stored.left[first:last], (last - first) * width
+    first = (start - stored.spec.start) // width
+    last = -(-(stop - stored.spec.start) // width)
+    left = stored.left[first:last]
+    size = (last - first) * width
     skip = start - stored.spec.start - first * width
-    zero, out = (
-        np.zeros(size, np.asarray(stored.left).dtype),
-        np.empty(size, np.asarray(stored.left).dtype),
-    )
+    zero = np.zeros(size, np.asarray(stored.left).dtype)
+    out = np.empty(size, np.asarray(stored.left).dtype)
     rows = np.zeros((directions, stop - start))
     for k in sorted(set(stored.owner)):
         one_hot = Field.constant(size, np.eye(directions)[k])

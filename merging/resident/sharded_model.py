@@ -45,7 +45,8 @@ class ShardedModel(MergedModel):
             CheckpointError: As :class:`MergedModel`.
         """
         super().__init__(host, arenas, threads=threads)
-        here, there = host.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+        here = host.state_dict(keep_vars=True)
+        there = model.state_dict(keep_vars=True)
         self._followers = [
             (there[name], tensor) for name, tensor in here.items() if tensor.is_floating_point()
         ]

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from mergesearch.merging.routing.routed import LowRank, Routed, TwinMerging
 
 FORMAT = 1
-SHEET, TENSORS = "routing.json", "routing.safetensors"
+SHEET = "routing.json"
+TENSORS = "routing.safetensors"
 
 
 def write_bundle(
@@ -65,7 +66,8 @@ def write_bundle(
     Raises:
         InputError: If ``out`` cannot be written or is in use.
     """
-    target, family = out.resolve(), open_family(recipe)
+    target = out.resolve()
+    family = open_family(recipe)
     check_target(target, family.sources, overwrite)
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     try:
@@ -97,7 +99,9 @@ def write_bundle(
 
 def folders(recipe: Recipe) -> dict[str, Field]:
     """Folder -> coefficients of the checkpoints that an input-dependent merge is made from."""
-    values, size, experts = dict(recipe.routing), recipe.field.size, len(recipe.experts)
+    values = dict(recipe.routing)
+    size = recipe.field.size
+    experts = len(recipe.experts)
     if values["method"] == "t3":
         return {
             "base": Field.constant(size, np.zeros(1)),
@@ -116,8 +120,11 @@ def load(folder: Path | str) -> Routed:
     place = Path(folder)
     try:
         sheet = json.loads((place / SHEET).read_text(encoding="utf-8"))
-        version, routing, model_class = sheet["format"], sheet["routing"], sheet["model_class"]
-        method, experts = routing["method"], sheet["experts"]
+        version = sheet["format"]
+        routing = sheet["routing"]
+        model_class = sheet["model_class"]
+        method = routing["method"]
+        experts = sheet["experts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{place}: expected a folder with {SHEET}, as `mergesearch export` writes it, "
@@ -150,7 +157,8 @@ def _load_twin(place: Path, routing: Mapping[str, Any], experts: int, model_clas
     from mergesearch.merging.models.loading import load_model
     from mergesearch.merging.routing.routed import TwinMerging, copied_tensors, make_router
 
-    model, stored = load_model(str(place / "shared"), model_class), load_file(place / TENSORS)
+    model = load_model(str(place / "shared"), model_class)
+    stored = load_file(place / TENSORS)
     shared = copied_tensors(model)
     vectors = [
         {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}

@@ -66,7 +66,8 @@ class Routed(nn.Module, ABC):
 
     def __init__(self, model: nn.Module, per: str) -> None:
         super().__init__()
-        self.model, self.per = model, per
+        self.model = model
+        self.per = per
         self._targets = floating_tensors(model)
 
     @abstractmethod
@@ -150,8 +151,12 @@ class T3(Routed):
         centred: bool = False,
     ) -> None:
         super().__init__(model, per)
-        self._base, self._expert = base, expert
-        self._low, self._high, self._gamma, self._centred = low, high, gamma, centred
+        self._base = base
+        self._expert = expert
+        self._low = low
+        self._high = high
+        self._gamma = gamma
+        self._centred = centred
 
     def item_weights(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """λ of every item ``(items, 1)``; of the mean divergence for every one, where a batch is
@@ -199,8 +204,10 @@ class TwinMerging(Routed):
         per: str = "item",
     ) -> None:
         super().__init__(model, per)
-        self.exclusive, self.router = exclusive, router
-        self._shared, self._temperature = shared, temperature
+        self.exclusive = exclusive
+        self.router = router
+        self._shared = shared
+        self._temperature = temperature
         self._dense = [
             {name: part.dense() for name, part in vector.items()} for vector in exclusive
         ]
@@ -292,7 +299,8 @@ def features(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tens
 def make_router(inputs: int, width: int, experts: int) -> nn.Sequential:
     """A router without weights: one hidden layer with batch norm."""
     with torch.device("meta"):  # where nothing is drawn
-        first, last = nn.Linear(inputs, width), nn.Linear(width, experts)
+        first = nn.Linear(inputs, width)
+        last = nn.Linear(width, experts)
     router = nn.Sequential(first, nn.BatchNorm1d(width), nn.ReLU(), last)
     for layer in (first, last):
         layer.to_empty(device="cpu")
@@ -322,7 +330,8 @@ def train_router(
         seed: Of the first weights.
         rate: Learning rate.
     """
-    generator, device = torch.Generator().manual_seed(seed), points.device
+    generator = torch.Generator().manual_seed(seed)
+    device = points.device
     router = make_router(points.shape[1], width, experts)
     for layer, inputs in ((router[0], points.shape[1]), (router[3], width)):
         bound = inputs**-0.5
@@ -330,7 +339,8 @@ def train_router(
             drawn = torch.rand(parameter.shape, generator=generator)
             parameter.data = (2 * drawn - 1) * bound
     router.to(device).train()
-    points, labels = points.clone(), labels.to(device)
+    points = points.clone()
+    labels = labels.to(device)
     with torch.enable_grad():
         optimiser = torch.optim.Adam(router.parameters(), lr=rate)
         for _ in range(steps):

@@ -92,7 +92,8 @@ class Field:
 
     def compact(self) -> Field:
         """The same function with equal neighbouring segments joined."""
-        left, right = self.values[:, :-1], self.values[:, 1:]
+        left = self.values[:, :-1]
+        right = self.values[:, 1:]
         same = np.all((left == right) | (np.isnan(left) & np.isnan(right)), axis=0)
         keep = np.concatenate(([True], ~same))
         return Field(np.append(self.boundaries[:-1][keep], self.size), self.values[:, keep])

@@ -72,7 +72,8 @@ class Layout:
             raise CheckpointError(
                 "expected at least one floating-point tensor to merge, received none"
             )
-        specs, start = [], 0
+        specs = []
+        start = 0
         for name in sorted(tensors, key=lambda name: (natural_key(name), name)):
             shape, dtype = tensors[name]
             if dtype not in FLOATING:

@@ -56,14 +56,17 @@ def _row(row: Row) -> dict[str, Any]:
 
 def trial_counts(plan: Plan) -> dict[str, int | None]:
     """How the budget is spent, in trials on all items; None where a time limits them."""
-    anchors, search, recommended = len(plan.anchors), plan.search_trials, plan.recommended_trials
+    anchors = len(plan.anchors)
+    search = plan.search_trials
+    recommended = plan.recommended_trials
     total = None if search is None else anchors + search + recommended
     return {"total": total, "anchors": anchors, "search": search, "recommended": recommended}
 
 
 def _budget_line(plan: Plan) -> str:
     """The strategy, and what it may spend."""
-    counts, budget = trial_counts(plan), plan.spec.budget
+    counts = trial_counts(plan)
+    budget = plan.spec.budget
     name = plan.strategy.name + (" (chosen by auto)" if plan.spec.strategy.name == AUTO else "")
     limits = (
         [f"{budget.evaluations:,} evaluations of items"] if budget.evaluations is not None else []
@@ -88,7 +91,8 @@ def memory(plan: Plan) -> dict[str, int]:
     if plan.layout is None:
         return {"shared": 0, "worker": 0, "preparing": 0}
     width = 8 if accumulation_dtype(plan.layout) == "float64" else 4
-    one, largest = plan.layout.size * width, max(spec.size for spec in plan.layout.tensors) * width
+    one = plan.layout.size * width
+    largest = max(spec.size for spec in plan.layout.tensors) * width
     copies = get_operator(plan.template.operator).copies(len(plan.template.experts))
     return {
         "shared": one * (1 + plan.template.field.directions),
@@ -100,7 +104,9 @@ def memory(plan: Plan) -> dict[str, int]:
 
 def describe_plan(plan: Plan) -> list[str]:
     """The table for people."""
-    space, need, references = plan.space, memory(plan), plan.evaluator.references()
+    space = plan.space
+    need = memory(plan)
+    references = plan.evaluator.references()
     objectives = ", ".join(f"{o.name} ({o.direction})" for o in plan.objectives)
     box = f"[{space.lower.min():g}, {space.upper.max():g}], start {space.start.mean():.3g} (mean)"
     lines = [
@@ -133,7 +139,8 @@ def describe_plan(plan: Plan) -> list[str]:
 
 def _fidelity_lines(plan: Plan) -> list[str]:
     """When trials may be stopped, if they may."""
-    section, items = plan.spec.fidelity, plan.evaluator.size("search")
+    section = plan.spec.fidelity
+    items = plan.evaluator.size("search")
     stages = stages_of(section, items)
     if not stages:
         return []
@@ -145,7 +152,8 @@ def _routing_lines(plan: Plan) -> list[str]:
     """What is merged for each input, and the parameters, for studies of such merges."""
     if not isinstance(plan.space, ParameterSpace):
         return []
-    fixed, space = dict(plan.space.fixed), plan.space
+    fixed = dict(plan.space.fixed)
+    space = plan.space
     ranges = zip(space.names, space.lower, space.upper, space.start, strict=True)
     listed = ", ".join(
         f"{name} [{low:g}, {high:g}] from {start:g}" for name, low, high, start in ranges

@@ -65,7 +65,8 @@ def examine(
         address: A Ray cluster's address; default the study's.
     """
     checks = [_versions(), *_devices()]
-    spec, plan = None, None
+    spec = None
+    plan = None
     if study is not None:
         try:
             spec = load_study(study, overrides)
@@ -171,7 +172,8 @@ def _memory(plan: Plan | None) -> Iterator[Check]:
     if plan is None:
         yield Check("memory", "ok", f"{_gb(available)} available")
         return
-    need, section = memory(plan), plan.spec.workers
+    need = memory(plan)
+    section = plan.spec.workers
     workers = section.count or 1
     total = need["shared"] + workers * need["worker"] + need["preparing"]
     text = (
@@ -218,7 +220,8 @@ def _cluster(section: WorkersSection) -> Check:
         placements = place(nodes, section, section.count)
     finally:
         ray.shutdown()
-    placed, wanted = sum(p.workers for p in placements), section.count or 1
+    placed = sum(p.workers for p in placements)
+    wanted = section.count or 1
     text = "; ".join(line.strip() for line in report(placements, section))
     return Check("cluster", "ok" if placed >= wanted else "fail", text)
 

@@ -132,7 +132,8 @@ def run(
         objective.name for objective in build_evaluator(spec.evaluators, Path()).objectives
     ]
     observe, close = make_observer(style, objectives)
-    drain, seconds = GracefulStop(), spec.driver.drain_seconds
+    drain = GracefulStop()
+    seconds = spec.driver.drain_seconds
     try:
         with drain.on_signals(seconds, lambda: _say_draining(seconds)):
             finished = run_study(
@@ -455,10 +456,12 @@ def _facts(opened: Run, number: int) -> dict[str, str]:
     for split in ("search", "validation", "test"):
         if split == "search":
             record = opened.log.records[number]
-            values, errors = record.values, record.errors
+            values = record.values
+            errors = record.errors
         elif verdict is not None and number in verdict.scores.get(split, {}):
             score = verdict.scores[split][number]
-            values, errors = score.values, score.errors
+            values = score.values
+            errors = score.errors
         else:
             continue
         for name, value in values.items():

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 LISTED = 20
 #: What is polled is made anew after so many seconds, or after so many times as long as it took to
 #: make.
-KEPT_SECONDS, KEPT_TIMES = 2.0, 10.0
+KEPT_SECONDS = 2.0
+KEPT_TIMES = 10.0
 #: Shorter answers are not worth compressing.
 COMPRESSED_BYTES = 1024
 COMPRESSED_KINDS = ("application/json", "text/html", "text/csv", "text/plain")
@@ -191,7 +192,8 @@ class SharedAnswers:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
         environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # the dashboard fails without
-        path, method = environ.get("PATH_INFO", "").rstrip("/"), environ["REQUEST_METHOD"]
+        path = environ.get("PATH_INFO", "").rstrip("/")
+        method = environ["REQUEST_METHOD"]
         if method == "GET" and re.fullmatch(r"/api/studies(/\d+)?", path):
             after = _after(environ)
             if after is None:
@@ -218,7 +220,8 @@ class SharedAnswers:
 
     def _made(self, environ: WSGIEnvironment) -> _Polled:
         started = time.monotonic()
-        made, trials = Answer.of(self._application, environ | {"QUERY_STRING": ""}), None
+        made = Answer.of(self._application, environ | {"QUERY_STRING": ""})
+        trials = None
         if made.status.startswith("200"):
             detail = json.loads(made.body, parse_constant=FINITE.__getitem__)
             if "trials" in detail:

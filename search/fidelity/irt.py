@@ -27,7 +27,10 @@ Mask = npt.NDArray[np.bool_]
 ABILITIES = 4
 #: Standard deviations of the priors: abilities, discriminations, difficulties; and of weights
 #: around equal ones.
-ABILITY, DISCRIMINATION, DIFFICULTY, WEIGHT = 1.0, 1.0, 2.0, 0.5
+ABILITY = 1.0
+DISCRIMINATION = 1.0
+DIFFICULTY = 2.0
+WEIGHT = 0.5
 #: Logits beyond this are as good as certain.
 CERTAIN = 30.0
 #: Share of the plain mean in the generalised estimators (MERGE³'s c).
@@ -97,7 +100,8 @@ def choose_anchors(scores: Array, count: int) -> tuple[npt.NDArray[np.intp], Arr
 
     points = scores.T + 0.0
     centres, owners = kmeans2(points, count, minit="++", rng=np.random.default_rng(0))
-    places, weights = [], []
+    places = []
+    weights = []
     for cluster in range(count):
         members = np.flatnonzero(owners == cluster)
         if members.size:
@@ -145,13 +149,16 @@ def _first_guess(scores: Array, count: int) -> Array:
     difficulty = -smooth.mean(axis=0)
     left, values, right = np.linalg.svd(smooth + difficulty, full_matrices=False)
     root = np.sqrt(values[:count])
-    theta, a = np.zeros((len(scores), count)), np.zeros((scores.shape[1], count))
-    theta[:, : len(root)], a[:, : len(root)] = left[:, :count] * root, right[:count].T * root
+    theta = np.zeros((len(scores), count))
+    a = np.zeros((scores.shape[1], count))
+    theta[:, : len(root)] = left[:, :count] * root
+    a[:, : len(root)] = right[:count].T * root
     return np.concatenate([theta.ravel(), a.ravel(), difficulty])
 
 
 def _unpacked(flat: Array, models: int, items: int, count: int) -> tuple[Array, Array, Array]:
-    cut, end = models * count, (models + items) * count
+    cut = models * count
+    end = (models + items) * count
     return flat[:cut].reshape(models, count), flat[cut:end].reshape(items, count), flat[end:]
 
 
@@ -159,7 +166,8 @@ def _own_ability(model: ItemModel, observed: Array, places: npt.NDArray[np.intp]
     """Most probable θ of observed answers."""
     from scipy.optimize import minimize
 
-    a, b = model.discrimination[places], model.difficulty[places]
+    a = model.discrimination[places]
+    b = model.difficulty[places]
 
     def loss(theta: Array) -> tuple[float, Array]:
         logits = a @ theta - b
@@ -180,12 +188,14 @@ def _mixed_ability(
     """
     from scipy.optimize import minimize
 
-    a, b = model.discrimination[places] @ ends.T, model.difficulty[places]
+    a = model.discrimination[places] @ ends.T
+    b = model.difficulty[places]
     equal = np.full(len(ends), 1 / len(ends))
 
     def loss(weights: Array) -> tuple[float, Array]:
         logits = a @ weights - b
-        gap, away = _sigmoid(logits) - observed, weights - equal
+        gap = _sigmoid(logits) - observed
+        away = weights - equal
         likelihood = np.sum(np.logaddexp(0.0, logits) - observed * logits)
         return float(likelihood + np.sum(away**2) / (2 * WEIGHT**2)), a.T @ gap + away / WEIGHT**2
 

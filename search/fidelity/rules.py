@@ -190,7 +190,8 @@ def paired_difference(losses: Array, weights: Array) -> tuple[float, float]:
     The spread is that around the overall mean, also where weights come from domains: differences
     between domains make the error larger, never smaller.
     """
-    mean, count = float(weights @ losses), len(losses)
+    mean = float(weights @ losses)
+    count = len(losses)
     if count < 2:
         return mean, math.inf
     return mean, math.sqrt(float(np.sum((weights * (losses - mean)) ** 2)) * count / (count - 1))
@@ -200,7 +201,8 @@ def race_stages(items: int, least: int) -> tuple[int, ...]:
     """Numbers of items from ``least`` on, each :data:`GROWTH` times the last, all below
     ``items``.
     """
-    stages, size = [], float(least)
+    stages = []
+    size = float(least)
     while round(size) < items:
         stages.append(round(size))
         size *= GROWTH

@@ -104,7 +104,8 @@ class _LineHandler(RotatingFileHandler):
         """Open the file anew for the next line: it may have been replaced, or its disk may be
         back.
         """
-        stream, self.stream = self.stream, None
+        stream = self.stream
+        self.stream = None
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()

@@ -77,7 +77,9 @@ def _tracked(
     from mergesearch.search.observers.trackers.base import Status
     from mergesearch.search.observers.trackers.opening import new_run_id, open_tracker
 
-    spec, key, records = plan.spec.trackers[place], f"tracker {place}", list(log.records)
+    spec = plan.spec.trackers[place]
+    key = f"tracker {place}"
+    records = list(log.records)
     run_id: str | None = log.get_attr(key)
     if run_id is None:
         run_id = new_run_id(plan.spec.name)

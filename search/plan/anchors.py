@@ -43,8 +43,10 @@ def default_anchors(
     """
     named: list[tuple[str, Recipe]] = []
     if layout is not None:
-        options, experts = template.options, len(template.experts)
-        count, default = operator.directions(experts, options), operator.default(experts, options)
+        options = template.options
+        experts = len(template.experts)
+        count = operator.directions(experts, options)
+        default = operator.default(experts, options)
         named.append(("base", template.with_field(Field.constant(layout.size, np.zeros(count)))))
         named += _known_merges(template, layout, operator)
         own = template.with_field(Field.constant(layout.size, np.full(count, default)))
@@ -70,7 +72,8 @@ def reference_recipe(template: Recipe, layout: Layout, name: str) -> Recipe:
 def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[tuple[str, Recipe]]:
     """Experts, average, task arithmetic, the LiNeS line and default TIES."""
     experts = len(template.experts)
-    soup, arithmetic = template, template
+    soup = template
+    arithmetic = template
     if operator.name not in LINEAR:
         soup = replace(template, operator="average", hyperparameters=())
         arithmetic = replace(template, operator="task_arithmetic", hyperparameters=())
@@ -96,7 +99,8 @@ def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[
 
 def _default_ties(template: Recipe, layout: Layout) -> tuple[str, Recipe]:
     """TIES at its defaults: the merge that most people try after the average."""
-    ties, experts = OPERATORS["ties"], len(template.experts)
+    ties = OPERATORS["ties"]
+    experts = len(template.experts)
     options = ties.complete({})
     coefficient = ties.default(experts, options)
     recipe = replace(template, operator="ties", hyperparameters=tuple(sorted(options.items())))

@@ -42,7 +42,8 @@ def _check_references(plan: Plan) -> None:
 
 def _check_gradients(plan: Plan) -> None:
     """Refuse merges that are not smooth in their coefficients, before weights are read."""
-    name, special = plan.entry.name, plan.spec.special
+    name = plan.entry.name
+    special = plan.spec.special
     if plan.spec.workers.gpus > 1:
         raise InputError(
             f"workers.gpus: expected at most 1 with strategy {name}, which follows gradients, "
@@ -112,7 +113,8 @@ def check_fidelity(plan: Plan) -> None:
     Raises:
         InputError: In one line.
     """
-    section, items = plan.spec.fidelity, plan.evaluator.size("search")
+    section = plan.spec.fidelity
+    items = plan.evaluator.size("search")
     if section.rule == "full":
         return
     where = f"fidelity.rule: {section.rule}"

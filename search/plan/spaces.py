@@ -30,7 +30,8 @@ def _space(
     """The space that the strategy searches: its own kind, or the coefficients that the study
     describes.
     """
-    experts, options = max(len(spec.experts), 1), template.options
+    experts = max(len(spec.experts), 1)
+    options = template.options
     entry = get_strategy_info("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
     section = _with_preset(spec.space, entry, layout)
     section.check_kind(entry.space, f"strategy {entry.name}")
@@ -38,10 +39,8 @@ def _space(
         raise InputError(
             f"strategy.name: {entry.name} searches merges of models; set base and experts"
         )
-    default_bounds, default_start = (
-        operator.bounds(experts, options),
-        operator.default(experts, options),
-    )
+    default_bounds = operator.bounds(experts, options)
+    default_start = operator.default(experts, options)
     if layout is None or entry.space == "coefficients":
         return build_space(
             section,

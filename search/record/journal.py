@@ -30,7 +30,8 @@ class RunJournal(BaseJournalBackend):
     """
 
     def __init__(self, path: Path, patience: RetryPolicy) -> None:
-        self._path, self._patience = path, patience
+        self._path = path
+        self._patience = patience
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._synced = os.fstat(self._fd).st_size
         self._unsynced = b""  # written or not, it is written again after a failure
@@ -44,7 +45,8 @@ class RunJournal(BaseJournalBackend):
         """Logs from the given one on; what this process has written is not read from the file
         again.
         """
-        fresh, self._fresh = self._fresh, []
+        fresh = self._fresh
+        self._fresh = []
         if self._read and self._count - len(fresh) == log_number_from:
             yield from map(json.loads, fresh)
             return
@@ -52,7 +54,8 @@ class RunJournal(BaseJournalBackend):
         for log in self._reader.read_logs(log_number_from):
             number += 1
             yield log
-        self._count, self._read = number, True
+        self._count = number
+        self._read = True
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append, waiting for room if there is none.

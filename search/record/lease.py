@@ -89,8 +89,12 @@ class Lease:
         *,
         holder: Holder | None = None,
     ) -> None:
-        self._engine, self._study, self._seconds, self._warn = engine, study, seconds, warn
-        self._holder, self._token = holder or Holder.here(), uuid.uuid4().hex
+        self._engine = engine
+        self._study = study
+        self._seconds = seconds
+        self._warn = warn
+        self._holder = holder or Holder.here()
+        self._token = uuid.uuid4().hex
         self._table = _table()
         self._confirmed = 0.0
         self._lost = ""

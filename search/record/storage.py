@@ -215,7 +215,8 @@ def repair_journal(path: Path) -> int:
 
 def _end_of_last_line(file: Any, size: int) -> int:
     """Position after the last newline, reading backwards."""
-    block, end = 1 << 16, size
+    block = 1 << 16
+    end = size
     while end > 0:
         start = max(0, end - block)
         file.seek(start)

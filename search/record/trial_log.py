@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: What ``ask`` records, and what ``tell`` records, each as one JSON system attribute.
-ASKED, RESULT, ITEMS = "mergesearch:asked", "mergesearch:result", "mergesearch:items"
+ASKED = "mergesearch:asked"
+RESULT = "mergesearch:result"
+ITEMS = "mergesearch:items"
 #: Where Optuna keeps constraints: above 0 is missed.
 CONSTRAINTS = "constraints"
 #: The result of gradient steps, the same.
@@ -86,7 +88,8 @@ class TrialLog:
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         self._storage = storage
-        self._patience, self._guard = patience or RetryPolicy(0), guard
+        self._patience = patience or RetryPolicy(0)
+        self._guard = guard
         self._keeps_fields = keep_fields
         self._objectives = tuple(objectives)
         self._decode = decode
@@ -205,7 +208,8 @@ class TrialLog:
         if outcome.gradient_result is not None:
             attributes[GRADIENT_RESULT] = json.dumps(_as_text(outcome.gradient_result))
         attributes[RESULT] = json.dumps(result)
-        state, values = TrialState.FAIL, None
+        state = TrialState.FAIL
+        values = None
         if measurement is not None:
             # A part is not complete: dashboards would rank it beside trials on all items.
             state = TrialState.COMPLETE if item_count is None else TrialState.PRUNED
@@ -305,7 +309,8 @@ class TrialLog:
 
     def _create(self, number: int, template: optuna.trial.FrozenTrial) -> int:
         """Id of the new trial of this number."""
-        storage, again = self._storage, False
+        storage = self._storage
+        again = False
 
         def attempt() -> int:
             nonlocal again

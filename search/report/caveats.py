@@ -88,7 +88,8 @@ def _equal(ours: Score, theirs: Score, name: str) -> bool:
 
 def _spread(ours: Score, theirs: Score, name: str) -> float:
     """Standard error of a difference: paired where items explain the values."""
-    one, two = ours.items.get(name), theirs.items.get(name)
+    one = ours.items.get(name)
+    two = theirs.items.get(name)
     if one is not None and two is not None and len(one) == len(two) > 1:
         gaps = one - two
         if math.isclose(gaps.mean(), ours.values[name] - theirs.values[name], abs_tol=1e-5):

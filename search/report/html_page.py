@@ -118,7 +118,8 @@ def _cells(texts: Sequence[str], numeric: Sequence[int] = ()) -> str:
 
 def _results(data: ReportData) -> str:
     """Every anchor and the winner; one line per objective inside each."""
-    rows, count = [], len(data.objectives)
+    rows = []
+    count = len(data.objectives)
     for row in result_table(data):
         style = "winner" if row.winner or row.leading else "anchor" if row.best_anchor else ""
         for index, objective in enumerate(data.objectives):

@@ -67,7 +67,9 @@ def progress_figure(data: ReportData) -> Figure:
     several objectives.
     """
     course = progress(data)
-    numbers, best, errors = course.numbers.tolist(), course.best, np.nan_to_num(course.errors)
+    numbers = course.numbers.tolist()
+    best = course.best
+    errors = np.nan_to_num(course.errors)
     bounds = visible_range(course.values, [*course.best, *course.anchors.values()])
     band = {
         "mode": "lines",

@@ -107,7 +107,8 @@ def _progress(axes: Any, data: ReportData) -> None:
     axes.plot(
         course.numbers, course.values, "o", color=GREY, markersize=3, alpha=0.6, markeredgewidth=0
     )
-    low, high = course.best - course.errors, course.best + course.errors
+    low = course.best - course.errors
+    high = course.best + course.errors
     axes.fill_between(course.numbers, low, high, step="post", color=BLUE, alpha=0.18, linewidth=0)
     axes.step(course.numbers, course.best, where="post", color=BLUE, linewidth=1.8, zorder=3)
     _anchor_lines(axes, course.anchors, bounds)
@@ -192,7 +193,8 @@ def front(data: ReportData) -> Any | None:
 
 
 def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool]) -> None:
-    first, second = data.objectives[x], data.objectives[y]
+    first = data.objectives[x]
+    second = data.objectives[y]
     members = {record.number for record in data.front}
     shown: dict[str, list[TrialRecord]] = {
         "trial": [r for r in data.complete if r.number not in members and r.kind != "anchor"],
@@ -258,7 +260,8 @@ def _name_points(axes: Any, points: Array, names: Sequence[str], avoid: Array) -
     # settles the axes, so that places on the paper can be counted
     axes.get_figure().draw_without_rendering()
     to_paper = 72 / DPI
-    place, frame = axes.transData.transform, axes.get_window_extent()
+    place = axes.transData.transform
+    frame = axes.get_window_extent()
     extent = tuple(edge * to_paper for edge in (frame.x0, frame.y0, frame.x1, frame.y1))
     sides = label_sides(place(points) * to_paper, names, place(avoid) * to_paper, extent)
     for point, name, (dx, dy) in zip(points, names, sides, strict=True):
@@ -307,7 +310,8 @@ def label_sides(
 
 
 def _label_box(x: float, y: float, length: int, side: tuple[int, int]) -> Box:
-    width, height = 4.7 * length, 10.0
+    width = 4.7 * length
+    height = 10.0
     left = x + side[0] * (7 + width / 2) - width / 2
     bottom = y + side[1] * (6 + height / 2) - height / 2
     return left, bottom, left + width, bottom + height
@@ -317,7 +321,8 @@ def _crowding(box: Box, taken: Sequence[Box], points: Array, frame: Box) -> floa
     """How much a label in ``box`` would hide or lose."""
     left, bottom, right, top = box
     labels = sum(left < t[2] and t[0] < right and bottom < t[3] and t[1] < top for t in taken)
-    x, y = points[:, 0], points[:, 1]
+    x = points[:, 0]
+    y = points[:, 1]
     hidden = int(np.sum((left < x) & (x < right) & (bottom < y) & (y < top)))
     outside = left < frame[0] or bottom < frame[1] or right > frame[2] or top > frame[3]
     return 3.0 * labels + hidden + 10.0 * outside
@@ -385,10 +390,12 @@ def visible_range(values: npt.ArrayLike, keep: npt.ArrayLike) -> tuple[float, fl
     """Axis limits that hold all of ``keep`` and all but the wildest 4 % of ``values``, with some
     air.
     """
-    values, keep = np.asarray(values, dtype=np.float64), np.asarray(keep, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64)
+    keep = np.asarray(keep, dtype=np.float64)
     bulk = np.percentile(values, [2, 98]) if values.size else np.empty(0)
     seen = np.concatenate([bulk, keep])
-    low, high = float(seen.min()), float(seen.max())
+    low = float(seen.min())
+    high = float(seen.max())
     air = 0.06 * (high - low) or 0.05 * max(abs(high), 1.0)
     return low - air, high + air
 

@@ -234,7 +234,8 @@ def compare(data: ReportData) -> list[Comparison]:
     if data.leading is None or data.best_anchor is None:
         return []
     for split in reversed(SPLITS):
-        winner, anchor = data.score(data.leading, split), data.score(data.best_anchor, split)
+        winner = data.score(data.leading, split)
+        anchor = data.score(data.best_anchor, split)
         if winner is not None and anchor is not None:
             return [
                 _comparison(data, objective, split, winner, anchor) for objective in data.objectives
@@ -245,7 +246,8 @@ def compare(data: ReportData) -> list[Comparison]:
 def _comparison(
     data: ReportData, objective: Objective, split: Split, winner: Score, anchor: Score
 ) -> Comparison:
-    name, sign = objective.name, float(-signs([objective])[0])
+    name = objective.name
+    sign = float(-signs([objective])[0])
     improvement = sign * (winner.values[name] - anchor.values[name])
     error, paired = _difference_error(_paired_items(data, split, name), winner, anchor, name)
     return Comparison(
@@ -297,7 +299,8 @@ def _difference_error(
     items: Array | None, winner: Score, anchor: Score, name: str
 ) -> tuple[float | None, bool]:
     """Standard error of winner less anchor, and whether it is paired."""
-    difference, size = winner.values[name] - anchor.values[name], max(abs(winner.values[name]), 1.0)
+    difference = winner.values[name] - anchor.values[name]
+    size = max(abs(winner.values[name]), 1.0)
     # Only where a value is the mean of its items do item differences speak of it. (Logs keep them
     # in single precision.)
     if items is not None and math.isclose(items.mean(), difference, abs_tol=1e-5 * size):

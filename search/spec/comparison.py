@@ -29,7 +29,8 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     """Keys at which two resolved studies differ, as ``key: recorded -> given``, execution keys left
     out.
     """
-    flat_ours, flat_theirs = dict(_flatten(ours)), dict(_flatten(theirs))
+    flat_ours = dict(_flatten(ours))
+    flat_theirs = dict(_flatten(theirs))
     keys = sorted(set(flat_ours) | set(flat_theirs))
     return [
         f"{key}: {_short(flat_ours.get(key))} -> {_short(flat_theirs.get(key))}"

@@ -190,7 +190,8 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
     """
     if start is None:
         return None
-    beside, here = folder / start.run, Path(start.run)
+    beside = folder / start.run
+    here = Path(start.run)
     found = here if here.exists() and not beside.exists() else beside
     return start.model_copy(update={"run": str(found.resolve())})
 

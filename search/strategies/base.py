@@ -137,7 +137,8 @@ class Problem:
 
     def normalise(self, losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Losses ``(..., objectives)`` in units of the anchors' range."""
-        low, high = self.scale[:, 0], self.scale[:, 1]
+        low = self.scale[:, 0]
+        high = self.scale[:, 1]
         return np.asarray((losses - low) / (high - low))
 
     def scalarise(self, losses: npt.NDArray[np.float64]) -> float:

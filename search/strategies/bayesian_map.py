@@ -40,11 +40,13 @@ from mergesearch.search.strategies.parts.map_search import FrontSearch
 
 MOST = 8
 #: Bins per angle with few coordinates, and with many.
-FINE, COARSE = 4, 2
+FINE = 4
+COARSE = 2
 #: Fewer coordinates than this get the fine bins.
 FEW = 4
 #: Subsamples behind the spread of a bin's error, and the share of its points that each drops.
-SUBSAMPLES, DROPPED = 30, 0.2
+SUBSAMPLES = 30
+DROPPED = 0.2
 #: Radii as shares of the way to the face of the box.
 RADII = (0.2, 0.8)
 
@@ -178,7 +180,8 @@ class Rays:
     """
 
     def __init__(self, origin: Array, reach: Array) -> None:
-        self._origin, self._reach = origin, reach
+        self._origin = origin
+        self._reach = reach
         self._angles = max(origin.size - 1, 0)
         self._per_angle = FINE if origin.size < FEW else COARSE
         self.bins: int = self._per_angle**self._angles

@@ -99,10 +99,12 @@ class CmaEs:
         noise: Noise = "auto",
     ) -> None:
         self._score = score or problem.scalarise
-        self._start, self._left = problem.start, problem.budget
+        self._start = problem.start
+        self._left = problem.budget
         self._box = UnitBox(problem)
         self._rng = np.random.default_rng(seed)
-        self._restarts, self._noise = restarts, noise
+        self._restarts = restarts
+        self._noise = noise
         self._sigma = sigma or (0.15 if self._box.dim <= 100 else 0.1)
         self._separable = covariance == "separable" or (
             covariance == "auto" and self._box.dim > FULL_LIMIT
@@ -117,10 +119,8 @@ class CmaEs:
         ] = []  # level and mean of the best distribution that was given up
         self._engine: Engine | None = None
         if self._box.dim:
-            start, count = (
-                self._box.to_unit(problem.start),
-                population or default_population(self._box.dim),
-            )
+            start = self._box.to_unit(problem.start)
+            count = population or default_population(self._box.dim)
             self._begin(start, self._sigma, count, None if scale is None else scale[self._box.free])
 
     def _begin(
@@ -207,13 +207,15 @@ class CmaEs:
             self._guest = score, engine.sample_at(self._box.to_unit(trial.point)), trial.losses
 
     def _update(self, engine: Engine) -> None:
-        batch, self._batch = self._batch, []
+        batch = self._batch
+        self._batch = []
         scores = [math.inf if losses is None else self._score(losses) for _, losses in batch]
         if min(scores) == math.inf:
             return  # nothing but failures: no ranking to learn from
         level = float(np.median(scores))
         if self._guest is not None and (score := self._score(self._guest[2])) < level:
-            batch, scores = [*batch, (self._guest[1], None)], [*scores, score]
+            batch = [*batch, (self._guest[1], None)]
+            scores = [*scores, score]
         self._guest = None
         engine.update([sample for sample, _ in batch], _ranked(scores))
         self._levels.append(level)
@@ -248,7 +250,8 @@ class CmaEs:
         """The same distribution, wider and with a larger population."""
         self._shelve(engine)
         self._engine = engine.enlarged(_grown(engine.population), WIDEN)
-        self._levels, self._spreads = [], []
+        self._levels = []
+        self._spreads = []
 
 
 def default_population(dim: int) -> int:
@@ -265,7 +268,8 @@ def fall(levels: Sequence[float]) -> float:
     Larger than the Other".
     """
     half = len(levels) // 2
-    older, newer = np.array(levels[:half])[:, None], np.array(levels[-half:])
+    older = np.array(levels[:half])[:, None]
+    newer = np.array(levels[-half:])
     wins = np.sum(newer < older) + 0.5 * np.sum(newer == older)
     return float((wins - half**2 / 2) / math.sqrt(half**2 * (2 * half + 1) / 12))
 

@@ -67,8 +67,10 @@ class CmaParEgo:
         population: Annotated[int, Bound(ge=4)] | None = None,
         covariance: Literal["auto", "full", "separable"] = "auto",
     ) -> None:
-        low, high = problem.scale[:, 0], problem.scale[:, 1]
-        self._ideal, self._range = np.full(problem.objectives, np.inf), high - low
+        low = problem.scale[:, 0]
+        high = problem.scale[:, 1]
+        self._ideal = np.full(problem.objectives, np.inf)
+        self._range = high - low
         for anchor in problem.anchors:
             self._see(anchor)
         weightings = lattice(problem.objectives, divisions or (4 if problem.objectives == 2 else 1))

@@ -63,7 +63,9 @@ class EvoMerging:
                 "cma_es"
             )
         self._problem = problem
-        self._sigma, self._population, self._penalty = sigma, population, penalty
+        self._sigma = sigma
+        self._population = population
+        self._penalty = penalty
         self._seeds = np.random.SeedSequence(seed).generate_state(2)
         self._first = round(denoise * problem.budget)
         self._asked = 0
@@ -99,7 +101,8 @@ class EvoMerging:
 
     def _new_stage(self, number: int, part: slice, start: Point) -> Stage:
         budget = max(self._problem.budget - self._asked, 1) if number else max(self._first, 1)
-        problem, seed = replace(self._problem, start=start, budget=budget), int(self._seeds[number])
+        problem = replace(self._problem, start=start, budget=budget)
+        seed = int(self._seeds[number])
         search = CmaEs(_inner(problem, part), seed, sigma=self._sigma, population=self._population)
         return Stage(problem, part, search, self._penalty, self._asked)
 
@@ -119,7 +122,10 @@ class Stage:
         self, problem: Problem, part: slice, search: CmaEs, penalty: float, begins: int
     ) -> None:
         self.begins = begins
-        self._problem, self._part, self._search, self._penalty = problem, part, search, penalty
+        self._problem = problem
+        self._part = part
+        self._search = search
+        self._penalty = penalty
         self._best: tuple[float, Point] | None = None
 
     def ask(self) -> Point:

@@ -72,8 +72,11 @@ class EvoGm:
         iterations: Annotated[int, Bound(ge=1)] = 1,
         sigma: Annotated[float, Bound(gt=0, le=1)] | None = None,
     ) -> None:
-        self._problem, self._rng, self._box = problem, np.random.default_rng(seed), UnitBox(problem)
-        self._count, self._quota = directions, 2 * directions * (1 + iterations)
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+        self._box = UnitBox(problem)
+        self._count = directions
+        self._quota = 2 * directions * (1 + iterations)
         self._length = sigma or default_sigma(problem.dim)  # of fresh directions, per coordinate
         self._best: dict[bytes, tuple[float, Point]] = {}  # the K + 1 best merges of all rounds
         self._proposed: dict[int, tuple[int, Point]] = {}  # suggestion id -> round, λ
@@ -129,7 +132,8 @@ class EvoGm:
         self._results += [
             (loss, row) for (loss, _), row in zip(promoted, np.eye(self._count), strict=False)
         ]
-        self._round_asked, self._due = len(self._results), self._quota
+        self._round_asked = len(self._results)
+        self._due = self._quota
 
     def _directions(self, promoted: Point) -> Point:
         """``promoted`` ``(P, dim)`` with draws of their length below them ``(K, dim)``."""

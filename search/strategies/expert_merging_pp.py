@@ -70,7 +70,8 @@ class ExpertMergingPp(ParallelWalks):
     ) -> None:
         rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
         rule = replace(rule, tied=tensor_numbers(problem))
-        start, first = origin_of(problem), max(int(whole * problem.budget), 1)
+        start = origin_of(problem)
+        first = max(int(whole * problem.budget), 1)
         super().__init__(
             problem,
             lambda n: _Refining(varied(rule, n), start, steps, shares, first),

@@ -166,9 +166,14 @@ class _Hard:
     def __init__(
         self, hull: Hull, rule: OptimizerConfig, step_size: float, tolerance: float | None
     ) -> None:
-        self._hull, self._rule, self._step, self._tolerance = hull, rule, step_size, tolerance
+        self._hull = hull
+        self._rule = rule
+        self._step = step_size
+        self._tolerance = tolerance
         self._point = hull.centre
-        self._done, self._waits, self.over = 0, False, False
+        self._done = 0
+        self._waits = False
+        self.over = False
         self._gap: float | None = None
 
     @property
@@ -217,11 +222,14 @@ class _Soft:
     """Vertices join; Adam moves their coefficients."""
 
     def __init__(self, hull: Hull, rule: OptimizerConfig, steps: int) -> None:
-        self._hull, self._rule, self._steps = hull, rule, steps
+        self._hull = hull
+        self._rule = rule
+        self._steps = steps
         self._names = list(rule.weights)
         self._point = hull.low
         self._active = np.zeros(hull.low.size, np.bool_)
-        self._round, self.over = 0, False
+        self._round = 0
+        self.over = False
         self._given = 0  # objectives whose gradients have been asked for in this round
         self._scores: dict[int, Array] = {}
         self._walk: GradientWalk | None = None
@@ -248,7 +256,8 @@ class _Soft:
         if self._walk is not None:
             self._walk.learn(move, told)
             if told.gradient_result is not None:
-                self._point, self._walk = self._walk.point, None
+                self._point = self._walk.point
+                self._walk = None
             return
         found = None if told.gradient_result is None else told.gradient_result.gradient
         self._scores[move.token] = np.zeros_like(self._point) if found is None else found
@@ -265,8 +274,10 @@ class _Soft:
             self._point = np.where(
                 named, self._hull.low + 0.3 * (self._hull.high - self._hull.low), self._point
             )
-        self._active, self._round = named, self._round + 1
-        self._given, self._scores = 0, {}
+        self._active = named
+        self._round = self._round + 1
+        self._given = 0
+        self._scores = {}
         # Batches go on from those of the rounds before.
         batch = replace(self._rule.batch, number=self._round * self._steps)
         rule = replace(self._rule, trainable=named, measure="gradient", batch=batch)

@@ -64,7 +64,10 @@ class GradientWarmCma:
         population: Annotated[int, Bound(ge=4)] | None = None,
         objectives: list[str] | None = None,
     ) -> None:
-        self._problem, self._seed, self._sigma, self._population = problem, seed, sigma, population
+        self._problem = problem
+        self._seed = seed
+        self._sigma = sigma
+        self._population = population
         rule = OptimizerConfig(
             problem.lower,
             problem.upper,
@@ -94,11 +97,13 @@ class GradientWarmCma:
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
-        number, self._count = self._count, self._count + 1
+        number = self._count
+        self._count = self._count + 1
         if self._cma is None:
             return replace(self._chains.ask(1)[0], id=number)
         if self._end is not None:
-            point, self._end = self._end, None
+            point = self._end
+            self._end = None
             self._asked_end = number
             return Suggestion(number, point)
         suggestion = self._cma.ask(1)[0]
@@ -135,10 +140,12 @@ class GradientWarmCma:
 
     def _begin(self) -> None:
         leader = self._chains.leader()
-        start, scale = self._problem.start, None
+        start = self._problem.start
+        scale = None
         if leader is not None:
             walk = self._walks[leader]
-            start, scale = walk.point, step_scale(walk.state.moments[1])
+            start = walk.point
+            scale = step_scale(walk.state.moments[1])
         self._end = start
         problem = replace(
             self._problem, start=start, budget=max(self._problem.budget - self._count, 1)

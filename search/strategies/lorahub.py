@@ -42,7 +42,8 @@ class LoraHub:
         self, problem: Problem, seed: int, *, penalty: Annotated[float, Bound(ge=0)] = 0.05
     ) -> None:
         check_dimension("lorahub", problem)
-        self._problem, self._penalty = problem, penalty
+        self._problem = problem
+        self._penalty = penalty
         anchors = tuple(self._penalised(anchor) for anchor in problem.anchors)
         single = replace(
             problem,

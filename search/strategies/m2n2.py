@@ -69,7 +69,9 @@ class M2n2:
     ) -> None:
         self._space = _segments_of(problem)
         self._rng = np.random.default_rng(seed)
-        self._attraction, self._split, self._mutation = attraction, split, mutation
+        self._attraction = attraction
+        self._split = split
+        self._mutation = mutation
         bounds = problem.lower, problem.upper
         self._low, self._high = (
             side[self._space.segments - 1 :].reshape(-1, self._space.segments) for side in bounds
@@ -140,7 +142,8 @@ class M2n2:
 
     def _missing_seeds(self, problem: Problem, measured: Sequence[TrialResult]) -> list[Point]:
         """The start and each direction alone, as far as they have not been measured."""
-        size, known = self._space.layout.size, {self._key(anchor.point) for anchor in measured}
+        size = self._space.layout.size
+        known = {self._key(anchor.point) for anchor in measured}
         alone = [self._inside(Field.constant(size, row)) for row in np.eye(self._space.directions)]
         seeds = {
             self._key(point): point
@@ -312,7 +315,8 @@ class Scoring:
         ]
 
     def _score(self, place: int, values: Floats) -> Floats:
-        sign, (low, high) = self._signs[place], self._problem.scale[place]
+        sign = self._signs[place]
+        (low, high) = self._problem.scale[place]
         if self._plain[place]:
             inside = np.clip(values, 0.0, 1.0)
             return inside if sign < 0 else 1.0 - inside

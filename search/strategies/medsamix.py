@@ -49,9 +49,11 @@ UNGUIDED = 1 / 3
 #: Best results of each rung that candidates are neighbours of.
 PARENTS = 5
 #: Bound on candidates per round, and on their numbers altogether.
-CANDIDATES, NUMBERS = 300, 150_000
+CANDIDATES = 300
+NUMBERS = 150_000
 #: Features that a split chooses from, and results that a tree sees, at most.
-FEATURES, SAMPLES = 100, 1000
+FEATURES = 100
+SAMPLES = 1000
 
 
 class MedSaMix:
@@ -79,7 +81,9 @@ class MedSaMix:
         eta: Annotated[int, Bound(ge=2)] = 3,
         min_items: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
-        self._problem, self._trees, self._eta = problem, trees, eta
+        self._problem = problem
+        self._trees = trees
+        self._eta = eta
         self._rng = np.random.default_rng(seed)
         self._moves = Moves(problem, self._rng)
         self._rungs = rungs_of(problem.items, eta, min_items)
@@ -344,7 +348,8 @@ class Forest:
         from sklearn.ensemble import ExtraTreesRegressor
 
         points, shares, losses = results.training()
-        columns, fidelity = features(points), bool(np.any(shares < 0))
+        columns = features(points)
+        fidelity = bool(np.any(shares < 0))
         if fidelity:
             columns = np.column_stack([columns, shares])
         # Splits at random places, as in SMAC's forest: smoother, and cheaper, than the best ones.
@@ -377,7 +382,8 @@ class Forest:
         mean.
         """
         scores = augmented_tchebycheff(self.predict(points), weights)
-        mean, deviation = scores.mean(axis=0), scores.std(axis=0)
+        mean = scores.mean(axis=0)
+        deviation = scores.std(axis=0)
         return np.lexsort((mean, -expected_improvement(mean, deviation, best)))
 
 
@@ -403,12 +409,10 @@ class Moves:
     """
 
     def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
-        self._rng, self._lower, self._upper, self._width = (
-            rng,
-            problem.lower,
-            problem.upper,
-            problem.width,
-        )
+        self._rng = rng
+        self._lower = problem.lower
+        self._upper = problem.upper
+        self._width = problem.width
         dimensions = getattr(problem.space, "dimensions", None)
         self._space: Any = None if dimensions is None else problem.space
         kinds = np.array(
@@ -420,7 +424,8 @@ class Moves:
             else [max(len(d.choices), 1) for d in dimensions]
         )
         self._counts = np.array(counts)
-        self._real, self._named = kinds == "real", kinds == "categorical"
+        self._real = kinds == "real"
+        self._named = kinds == "categorical"
         self._free = (self._width > 0) & (self._real | (self._counts > 1))
         self.start = self.canonical(problem.start)
         self.size = int(np.clip(NUMBERS // problem.dim, 30, CANDIDATES))
@@ -482,7 +487,8 @@ class Moves:
 
     def _other_choices(self, before: Array) -> Array:
         """Another name, or the next number up or down, in the middle of its bin."""
-        codes, dice = np.floor(before), self._rng.random(before.shape)
+        codes = np.floor(before)
+        dice = self._rng.random(before.shape)
         named = (codes + 1 + np.floor(dice * (self._counts - 1))) % self._counts
         stepped = np.where(
             codes == 0,

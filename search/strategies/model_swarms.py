@@ -66,10 +66,8 @@ class ModelSwarms(Swarm):
         super().__init__(
             problem, rng, known, _first_particles(problem, rng, particles - len(known), sigma)
         )
-        self._weights, self._patience = (
-            np.array([[inertia], [cognitive], [social], [repel]]),
-            patience,
-        )
+        self._weights = np.array([[inertia], [cognitive], [social], [repel]])
+        self._patience = patience
         # Sec. 2: the first velocity leads towards another particle.
         others = rng.integers(particles, size=particles)
         for particle, other in zip(self._particles, others, strict=True):
@@ -80,12 +78,11 @@ class ModelSwarms(Swarm):
         weights.
         """
         if particle.idle >= self._patience:
-            particle.position, particle.velocity, particle.idle = (
-                particle.best,
-                np.zeros(self._box.dim),
-                0,
-            )
-        place, worst = particle.position, max(self._particles, key=lambda one: one.last_loss).last
+            particle.position = particle.best
+            particle.velocity = np.zeros(self._box.dim)
+            particle.idle = 0
+        place = particle.position
+        worst = max(self._particles, key=lambda one: one.last_loss).last
         pulls = np.array(
             [particle.velocity, particle.best - place, self._lead - place, place - worst]
         )

@@ -38,7 +38,8 @@ from mergesearch.search.strategies.parts.sampling import sobol_points
 
 #: The design of a pair: this multiple of the six unknowns of a quadratic in two coefficients, and
 #: this share of points.
-PAIR_DESIGN, PAIR_SHARE = 2.0, 0.6
+PAIR_DESIGN = 2.0
+PAIR_SHARE = 0.6
 
 
 @dataclass(eq=False)
@@ -80,7 +81,9 @@ class NestedMap:
         explore: Annotated[float, Bound(ge=0, lt=1)] = 0.5,
     ) -> None:
         refuse_dimensions("nested_map", problem, MOST)
-        self._problem, self._points, self._explore = problem, points, explore
+        self._problem = problem
+        self._points = points
+        self._explore = explore
         self._rng = np.random.default_rng(seed)
         self._search = FrontSearch(problem, self._rng, explore=explore)
         self._fill = sobol_points(self._search.box.unit(problem.start), self._rng, 0.2)
@@ -109,7 +112,8 @@ class NestedMap:
             self._pending.pop(trial.id, None)
             if trial.id in self._measures:
                 side = self._measures.pop(trial.id)
-                side.losses, side.waiting = trial.losses, False
+                side.losses = trial.losses
+                side.waiting = False
             if trial.id in self._tests:
                 pair, number = self._tests.pop(trial.id)
                 pair.tell(number, trial)
@@ -239,7 +243,9 @@ class Pair:
         self, problem: Problem, left: Side, right: Side, points: int, explore: float, seed: int
     ) -> None:
         self.merged: Side | None = None
-        self._problem, self._sides, self._points = problem, (left, right), points
+        self._problem = problem
+        self._sides = (left, right)
+        self._points = points
         self._tasks = (*left.tasks, *right.tasks)
         self._weights = np.zeros(
             (2, problem.objectives)
@@ -294,10 +300,12 @@ class Pair:
         """A number for the next point, and the point in the whole box; -1 is the chosen merge."""
         if self._told >= self._points and not self._chosen:
             self._chosen = True
-            number, c = -1, self._map.query(self._plane.weights)
+            number = -1
+            c = self._map.query(self._plane.weights)
         else:
             suggestion = self._map.ask(1)[0]
-            number, c = suggestion.id, suggestion.point
+            number = suggestion.id
+            c = suggestion.point
         self._outstanding[number] = c
         merged = c[0] * self._sides[0].point + c[1] * self._sides[1].point
         return number, np.clip(merged, self._problem.lower, self._problem.upper)
@@ -305,7 +313,8 @@ class Pair:
     def tell(self, number: int, trial: TrialResult) -> None:
         """Learn from a result; that of the chosen merge ends the pair."""
         self._told += 1
-        c, losses = self._outstanding.pop(number), None
+        c = self._outstanding.pop(number)
+        losses = None
         if trial.losses is not None:
             self._results.append((trial.point, trial.losses))
             losses = self._side_losses(trial.losses)

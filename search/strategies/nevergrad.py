@@ -150,7 +150,8 @@ class Nevergrad:
         self._failed: list[
             Any
         ] = []  # candidates to be told as failed once there is a result to be worse than
-        self._best, self._worst = np.inf, -np.inf
+        self._best = np.inf
+        self._worst = -np.inf
         self._engine: Any = None
         if self._box.dim:
             with self._isolated():
@@ -271,7 +272,8 @@ class Nevergrad:
         """Optimizers mostly rank; the size of the margin decides little."""
         if np.isfinite(self._worst):
             margin = (self._worst - self._best) or 1.0
-            failed, self._failed = self._failed, []
+            failed = self._failed
+            self._failed = []
             for candidate in failed:
                 self._tell(candidate, self._worst + margin, failed=True)
 
@@ -279,7 +281,8 @@ class Nevergrad:
         from nevergrad.common.errors import TellNotAskedNotSupportedError
 
         if not failed:
-            self._best, self._worst = min(self._best, loss), max(self._worst, loss)
+            self._best = min(self._best, loss)
+            self._worst = max(self._worst, loss)
         # Some optimizers take asked points only; nevergrad still counts the others among its
         # recommendations.
         with self._isolated(), contextlib.suppress(TellNotAskedNotSupportedError):

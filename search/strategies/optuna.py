@@ -140,7 +140,8 @@ class OptunaSampler:
         return []
 
     def _check(self, sampler: str) -> None:
-        limits, problem = self._limits, self._problem
+        limits = self._limits
+        problem = self._problem
         if self._box.dim > limits.most:
             raise InputError(
                 f"strategy.sampler: expected at most {limits.most} dimensions for {sampler}, "

@@ -12,7 +12,8 @@ from typing import Any
 from mergesearch.search.strategies.table import STRATEGIES, StrategyInfo
 
 #: Between these lines of the README stands the table.
-START, STOP = "<!-- strategies: written by `make docs` -->", "<!-- strategies: end -->"
+START = "<!-- strategies: written by `make docs` -->"
+STOP = "<!-- strategies: end -->"
 
 _OBJECTIVES = {
     "one": "one objective",

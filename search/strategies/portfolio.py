@@ -116,7 +116,8 @@ def _parsed(member: str | Mapping[str, Any]) -> tuple[str, dict[str, Any], float
     from mergesearch.search.strategies.table import check_options, get_strategy_info
 
     options = {"name": member} if isinstance(member, str) else dict(member)
-    name, share = options.pop("name", None), options.pop("share", 1.0)
+    name = options.pop("name", None)
+    share = options.pop("share", 1.0)
     if not isinstance(name, str) or name in ("portfolio", "auto"):
         raise InputError(
             "strategy.members: expected the name of a strategy that searches by itself, received "

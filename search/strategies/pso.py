@@ -55,7 +55,9 @@ class ParticleSwarm(Swarm):
         super().__init__(
             problem, rng, known, first_points(problem, rng, particles - len(known), sigma)
         )
-        self._inertia, self._cognitive, self._social = inertia, cognitive, social
+        self._inertia = inertia
+        self._cognitive = cognitive
+        self._social = social
 
     def _step(self, particle: Particle) -> None:
         """``v = w v + c1 r1 (p - x) + c2 r2 (g - x)``, ``x = x + v``."""

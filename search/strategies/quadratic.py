@@ -49,7 +49,9 @@ NEAREST = 400
 REFIT = 0.05
 #: Half-width of the region at first, its range, and the factor between two that are compared, as
 #: fractions of the box.
-REGION, REGIONS, STEP = 0.3, (0.01, 1.0), 1.4
+REGION = 0.3
+REGIONS = (0.01, 1.0)
+STEP = 1.4
 #: Losses so many times as far above the best tenth as the median is count half.
 TALL = 2.0
 #: The model is sure of its minimum if its standard deviation there is at most so many times the
@@ -124,8 +126,11 @@ class Quadratic:
         self._asked: dict[
             int, int | None
         ] = {}  # suggestion -> id at CMA-ES, None for the model's own
-        self._next, self._turn = 0, False
-        self._centre, self._half, self._factor = self._box.to_unit(problem.start), REGION, STEP
+        self._next = 0
+        self._turn = False
+        self._centre = self._box.to_unit(problem.start)
+        self._half = REGION
+        self._factor = STEP
         self._region: Region | None = None
         for anchor in problem.anchors:
             self._learn(anchor)
@@ -138,7 +143,8 @@ class Quadratic:
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
-        region, id = self._trusted(), self._next
+        region = self._trusted()
+        id = self._next
         self._next += 1
         self._turn = region is not None and not self._turn
         if region is not None and self._turn:
@@ -164,7 +170,8 @@ class Quadratic:
 
     def best(self) -> list[Point]:
         """The model's minimum if it is as good as measured, else the mean of CMA-ES."""
-        region, others = self._trusted(), self._cma.best()
+        region = self._trusted()
+        others = self._cma.best()
         if region is None:
             return others
         gain = region.predict(self._box.to_unit(others[0])) - float(
@@ -195,11 +202,14 @@ class Quadratic:
         self._fitted = len(self._losses)
         if self._fitted < 2 * self._box.dim + 4:
             return
-        units, losses = np.array(self._units), np.array(self._losses)
+        units = np.array(self._units)
+        losses = np.array(self._losses)
         self._centre = self._choose_centre(units, losses)
         distance = np.sqrt(np.mean((units - self._centre) ** 2, axis=1))
         near = np.argsort(distance, kind="stable")[:NEAREST]
-        offsets, losses, distance = (units - self._centre)[near], losses[near], distance[near]
+        offsets = (units - self._centre)[near]
+        losses = losses[near]
+        distance = distance[near]
         importance = _low_ones(losses)
         self._factor = 1.0 / self._factor
         halves = self._half, float(np.clip(self._half * self._factor, *REGIONS))
@@ -245,9 +255,11 @@ def _low_ones(losses: Array) -> Array:
 def make_region(centre: Point, half: float, model: QuadraticModel) -> Region:
     """The part of the box around ``centre`` in which the model is sure of its minimum."""
     bends, axes = np.linalg.eigh(model.curvature)
-    step, reach = 1.0 / max(float(np.max(np.abs(bends))), 1e-12), 1.0
+    step = 1.0 / max(float(np.max(np.abs(bends))), 1e-12)
+    reach = 1.0
     while True:
-        lower, upper = np.maximum(-reach, -centre / half), np.minimum(reach, (1.0 - centre) / half)
+        lower = np.maximum(-reach, -centre / half)
+        upper = np.minimum(reach, (1.0 - centre) / half)
         minimum = descend(model.slope, model.curvature, step, lower, upper)
         gain = model.value - float(model.predict(minimum))
         if reach < LEAST_REACH or model.deviation(minimum) < max(SURE * model.noise, GAIN * gain):

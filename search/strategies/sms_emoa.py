@@ -60,7 +60,8 @@ class SmsEmoa(Evolution):
             # Bounds of the members without the newcomer, which comes last: an outlier must not
             # squeeze the others.
             losses = pop[:-1].get("F") if len(pop) > 1 else pop.get("F")
-            ideal, nadir = losses.min(axis=0), losses.max(axis=0) + 1e-32
+            ideal = losses.min(axis=0)
+            nadir = losses.max(axis=0) + 1e-32
             return survival.do(pop=pop, n_survive=n_survive, ideal=ideal, nadir=nadir, **arguments)
 
         parts = Parts(cv_and_dom_tournament, {"eta": 15, "prob": 0.9}, survive)

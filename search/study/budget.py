@@ -60,7 +60,8 @@ def busy_seconds(records: Iterable[TrialRecord]) -> float:
     spans = sorted(
         (r.finished - sum(r.seconds.values()), r.finished) for r in records if r.finished
     )
-    total, reached = 0.0, float("-inf")
+    total = 0.0
+    reached = float("-inf")
     for start, stop in spans:
         total += max(0.0, stop - max(start, reached))
         reached = max(reached, stop)
@@ -86,12 +87,17 @@ class BudgetTracker:
         reserve: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._section, self._records, self._reserve, self._clock = section, records, reserve, clock
+        self._section = section
+        self._records = records
+        self._reserve = reserve
+        self._clock = clock
         self._costs: dict[int | None, int] = {}
         self._cost = cost
         before = spent(records, self.cost)
-        self._evaluations, self._counted = before.evaluations, before.trials
-        self._seconds, self._started = before.seconds, clock()
+        self._evaluations = before.evaluations
+        self._counted = before.trials
+        self._seconds = before.seconds
+        self._started = clock()
         self._worker_seconds = 3600 * before.worker_hours
 
     def cost(self, item_count: int | None) -> int:
@@ -117,7 +123,8 @@ class BudgetTracker:
         for record in self._records[self._counted :]:
             self._evaluations += self.cost(record.evaluated) + record.gradient_items
         self._counted = len(self._records)
-        section, kept = self._section, self._reserve
+        section = self._section
+        kept = self._reserve
         evaluations = (
             self._evaluations + self.cost(item_count) + gradient_items + kept * self.cost(None)
         )
@@ -143,7 +150,8 @@ class BudgetTracker:
         each = sum(ended) / len(ended) if ended else 0.0
         if not each:
             return UNKNOWN
-        seconds, hours = self._section.seconds, self._section.worker_hours
+        seconds = self._section.seconds
+        hours = self._section.worker_hours
         limits = [] if seconds is None else [slots * seconds / each]
         limits += [] if hours is None else [3600 * hours / each]
         return max(int(min(limits)), 1)

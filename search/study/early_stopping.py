@@ -79,7 +79,8 @@ class EarlyStopping:
             names = [objective.name for objective in self.plan.objectives]
             factors = dict(zip(names, signs(self.plan.objectives).tolist(), strict=True))
             confidence = self.section.confidence if self.section.rule == "race" else 0.0
-            scores, stages = tuple(dict(rival.items) for rival in rivals), self.stages
+            scores = tuple(dict(rival.items) for rival in rivals)
+            stages = self.stages
             if self.section.order == "representative":
                 selected = self._anchor_items(records)[0]
                 return Race((len(selected),), scores, factors, confidence, selected)
@@ -121,7 +122,8 @@ class EarlyStopping:
         """
         complete = [record for record in records if record.state == "complete" and record.items]
         count = fitted_to(len(complete))
-        known, key = complete[:count], (name, count)
+        known = complete[:count]
+        key = (name, count)
         if key not in self.fitted:
             self.fitted[key] = fit_items(np.array([record.items[name] for record in known]))
         ends = np.array([_is_end(record) for record in known])
@@ -144,10 +146,8 @@ class EarlyStopping:
             InputError: If item scores are not between 0 and 1, or the value is not their plain
                 mean.
         """
-        irt, anchored = (
-            self.section.estimate.endswith("irt"),
-            self.section.order == "representative",
-        )
+        irt = self.section.estimate.endswith("irt")
+        anchored = self.section.order == "representative"
         if anchored and not any(record.kind == "anchor" and record.items for record in records):
             raise InputError(
                 "fidelity.order: anchors: expected anchors that were measured, received none; set "
@@ -217,10 +217,12 @@ class EarlyStopping:
         ]
 
     def _rungs(self, number: int, records: Sequence[TrialRecord]) -> Rungs:
-        skipped, stages = 0, self.stages
+        skipped = 0
+        stages = self.stages
         if self.section.rule == "hyperband":
             skipped = bracket_of(number, len(stages), self.section.eta)
-        left, scalar = stages[skipped:], self._of
+        left = stages[skipped:]
+        scalar = self._of
         limits = []
         for stage in left:
             reached = [scalar(record.rungs[stage]) for record in records if stage in record.rungs]
@@ -272,5 +274,6 @@ def told_losses(losses: Array, violations: Mapping[str, float], normaliser: Norm
     missed = sum(max(value, 0.0) for value in violations.values())
     if not missed:
         return losses
-    low, high = normaliser.low, normaliser.high
+    low = normaliser.low
+    high = normaliser.high
     return np.asarray(np.maximum(losses, high) + (high - low) * missed)

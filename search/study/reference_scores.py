@@ -24,7 +24,8 @@ def reference_mismatches(
         for objective in objectives:
             if objective.name not in known:
                 continue
-            value, error = record.values[objective.name], record.errors.get(objective.name, 0.0)
+            value = record.values[objective.name]
+            error = record.errors.get(objective.name, 0.0)
             if abs(value - known[objective.name]) > Z95 * error + 1e-9:
                 lines.append(
                     f"{record.name}: {objective.name} is {value:.4g} ± {error:.2g} on search "

@@ -108,7 +108,8 @@ def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> d
         InputError: If a name is not one of the objectives, a weight is not a number, or all are
             zero.
     """
-    names, found = [objective.name for objective in objectives], {}
+    names = [objective.name for objective in objectives]
+    found = {}
     for pair in pairs:
         name, _, text = pair.rpartition("=")
         try:

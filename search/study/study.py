@@ -183,7 +183,8 @@ class Study:
         self._log.set_attr("searched", True)
 
     def _search_task(self, record: TrialRecord) -> Task:
-        gradient_steps, task = self._gradient_steps.get(record.number), self._task(record)
+        gradient_steps = self._gradient_steps.get(record.number)
+        task = self._task(record)
         watch = None if record.item_count is not None else self._watch(record)
         return replace(
             task,
@@ -236,7 +237,8 @@ class Study:
         self._measure("recommendation", waiting, len(waiting))
 
     def _conclude(self, normaliser: Normaliser) -> Verdict:
-        plan, records = self._plan, self._log.records
+        plan = self._plan
+        records = self._log.records
         section = plan.spec.selection
         leaders = choose_leaders(
             records, plan.objectives, plan.weights, normaliser, section.leaders, section.confidence
@@ -350,7 +352,8 @@ class Study:
         Raises:
             KeyboardInterrupt: When asked to stop, once what was in flight has finished.
         """
-        in_flight, over = 0, False
+        in_flight = 0
+        over = False
         outcomes: list[Outcome] = []
         while True:
             # Results and what is asked after them reach the disk at once; no work begins before

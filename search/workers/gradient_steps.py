@@ -160,7 +160,8 @@ def take_gradient_steps(
     Raises:
         NonFiniteError: If a gradient is not finite.
     """
-    rule, state = gradient_steps.rule, gradient_steps.state
+    rule = gradient_steps.rule
+    state = gradient_steps.state
     losses = []
     for _ in range(max(gradient_steps.steps, 1)):
         loss, gradient = _slope(rule, state, point, loss_and_gradient_at)
@@ -211,7 +212,8 @@ def rate(rule: OptimizerConfig, count: int) -> float:
         return rule.learning_rate
     period = rule.period
     while count >= period:
-        count, period = count - period, 2 * period
+        count = count - period
+        period = 2 * period
     low = 0.1 * rule.learning_rate
     return low + (rule.learning_rate - low) * (1.0 + math.cos(math.pi * count / period)) / 2.0
 
@@ -228,7 +230,8 @@ def _step(rule: OptimizerConfig, raw: torch.Tensor, moments: torch.Tensor, count
     """One step of torch's optimiser in place, its state handed in and taken out."""
     import torch
 
-    step_size, decay = rate(rule, count), rule.weight_decay
+    step_size = rate(rule, count)
+    decay = rule.weight_decay
     if rule.optimiser == "sgd":
         torch.optim.SGD([raw], lr=step_size, weight_decay=decay).step()
         return
@@ -237,14 +240,16 @@ def _step(rule: OptimizerConfig, raw: torch.Tensor, moments: torch.Tensor, count
     known = {"step": torch.tensor(float(count)), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
     optimiser.state[raw] = known
     optimiser.step()
-    moments[0], moments[1] = known["exp_avg"], known["exp_avg_sq"]
+    moments[0] = known["exp_avg"]
+    moments[1] = known["exp_avg_sq"]
 
 
 def _slope(
     rule: OptimizerConfig, state: OptimizerState, point: Array, loss_and_gradient_at: SlopeAt
 ) -> tuple[float, Array]:
     """Mean loss and gradient over the batches of the next step."""
-    total, gradients = 0.0, []
+    total = 0.0
+    gradients = []
     for number in range(state.count * rule.batches, (state.count + 1) * rule.batches):
         loss, gradient = loss_and_gradient_at(
             point, replace(rule.batch, number=rule.batch.number + number)

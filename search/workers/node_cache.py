@@ -26,7 +26,8 @@ def node_cache() -> Path:
     """
     path = node_cache_folder()
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    owner, mode = path.parent.stat().st_uid, path.parent.stat().st_mode & 0o077
+    owner = path.parent.stat().st_uid
+    mode = path.parent.stat().st_mode & 0o077
     if owner != os.getuid() or mode:
         raise InputError(
             f"workers.cache: expected {path.parent} to be this user's alone, found owner {owner} "

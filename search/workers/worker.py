@@ -63,26 +63,30 @@ class Worker:
         """Combine, evaluate, measure, descend. Never raises: what goes wrong becomes the outcome's
         failure.
         """
-        started, cpu = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
+        cpu = time.process_time()
         seconds = {"merge": 0.0, "evaluate": 0.0}
-        measurement, gradient_result, failure = None, None, None
+        measurement = None
+        gradient_result = None
+        failure = None
         rungs: Mapping[int, Mapping[str, float]] = {}
         stopped: int | None = None
         try:
             watched = self._measure(task, seconds)
-            measurement, rungs, stopped = watched.measurement, watched.rungs, watched.stopped
+            measurement = watched.measurement
+            rungs = watched.rungs
+            stopped = watched.stopped
             if task.gradient_steps is not None:
                 gradient_result = self._take_gradient_steps(task, task.gradient_steps, seconds)
         except NonFiniteError as error:
-            measurement, failure = None, Failure("infeasible", str(error))
+            measurement = None
+            failure = Failure("infeasible", str(error))
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             # The record is kept, shown and sent: what an evaluator's error says of its surroundings
             # is not for it.
-            measurement, failure = (
-                None,
-                Failure("error", redact(text), redact(traceback.format_exc())),
-            )
+            measurement = None
+            failure = Failure("error", redact(text), redact(traceback.format_exc()))
         wall = time.perf_counter() - started
         seconds["overhead"] = wall - sum(seconds.values())
         share = (time.process_time() - cpu) / max(wall, 1e-9)
@@ -133,10 +137,12 @@ class Worker:
         """Walk on from the task's point; every step merges, runs backwards, and takes the
         coefficients' gradient.
         """
-        space, rule = self._spec.space, gradient_steps.rule
+        space = self._spec.space
+        rule = gradient_steps.rule
         assert space is not None
         assert task.point is not None
-        before, merging = time.perf_counter(), seconds["merge"]
+        before = time.perf_counter()
+        merging = seconds["merge"]
 
         def loss_and_gradient_at(
             point: npt.NDArray[np.float64], batch: Batch
@@ -186,7 +192,9 @@ class Worker:
             merged.write(recipe.field)
             return
         family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))
-        base, experts, layout = family.base, family.experts, family.layout
+        base = family.base
+        experts = family.experts
+        layout = family.layout
         tensors = merge_stream(
             base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment
         )

@@ -147,7 +147,8 @@ def elected_basis(
     if mode == "live":
         return Basis(_LIVE_FORMS[merge], len(experts), vectors)
 
-    lock, known = Lock(), list[int]()
+    lock = Lock()
+    known = list[int]()
 
     def majority() -> int:
         import torch

@@ -183,7 +183,8 @@ def _solved(
     """
     import torch
 
-    size, device = deltas[0].shape[1], deltas[0].device
+    size = deltas[0].shape[1]
+    device = deltas[0].device
     total = torch.zeros(size, size, dtype=torch.float64, device=device)
     for tensors in found:
         if kind in tensors:

@@ -18,7 +18,8 @@ def dot(one: torch.Tensor, other: torch.Tensor) -> float:
     import torch
 
     total = torch.zeros((), dtype=torch.float64, device=one.device)
-    flat, opposite = one.reshape(-1), other.reshape(-1)
+    flat = one.reshape(-1)
+    opposite = other.reshape(-1)
     for start in range(0, flat.numel(), _CHUNK):
         chunk = slice(start, start + _CHUNK)
         total += (flat[chunk].double() * opposite[chunk].double()).sum()

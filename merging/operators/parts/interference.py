@@ -56,8 +56,10 @@ class Filter:
 
     def of_largest(self, count: int) -> Filter:
         """Only the ``count`` largest eigenvalues move."""
-        moved, gained = self.moved.clone(), self.gained.clone()
-        moved[count:], gained[count:] = 0.0, 0.0
+        moved = self.moved.clone()
+        gained = self.gained.clone()
+        moved[count:] = 0.0
+        gained[count:] = 0.0
         return Filter(moved, gained)
 
 
@@ -111,7 +113,8 @@ def momentum_descent(values: torch.Tensor, rate: float, momentum: float, steps: 
     """
     import torch
 
-    velocity, gained = torch.zeros_like(values), torch.zeros_like(values)
+    velocity = torch.zeros_like(values)
+    gained = torch.zeros_like(values)
     for _ in range(steps):
         velocity = momentum * velocity + 2 * (1 - values * gained)
         gained = gained + rate * velocity
@@ -137,7 +140,8 @@ def settled(
         moved: How far the eigenvectors have settled.
     """
     vectors = spectrum.vectors
-    factor, gained = moved.moved.to(vectors.dtype), moved.gained.to(vectors.dtype)
+    factor = moved.moved.to(vectors.dtype)
+    gained = moved.gained.to(vectors.dtype)
     terms = []
     for k, (start, seen, squared) in enumerate(zip(starts, inputs, squared_norms, strict=True)):
         change = -(start @ vectors) * factor

@@ -49,10 +49,8 @@ def task_factors(base: TensorSource, experts: Sequence[TensorSource], name: str)
             return None
         pairs.append(pair)
     owner = tuple(k for k, (left, _) in enumerate(pairs) for _ in range(left.shape[1]))
-    left, right = (
-        torch.cat([left for left, _ in pairs], dim=1),
-        torch.cat([right for _, right in pairs]),
-    )
+    left = torch.cat([left for left, _ in pairs], dim=1)
+    right = torch.cat([right for _, right in pairs])
     return Factors(left.contiguous(), right.contiguous(), owner)
 
 
@@ -87,7 +85,8 @@ def difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
     import torch
 
     wide = torch.float64 if torch.float64 in (tensor.dtype, origin.dtype) else torch.float32
-    one, other = stored_numbers(tensor), stored_numbers(origin)
+    one = stored_numbers(tensor)
+    other = stored_numbers(origin)
     if one is None or other is None:
         return tensor.to(origin.device, wide) - origin.to(wide)
     from mergesearch.merging.kernels.source_numba import difference as write_difference

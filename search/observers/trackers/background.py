@@ -68,10 +68,8 @@ class BackgroundTracker:
                 self._changed.notify()
             else:
                 self.dropped += 1
-            first, self._late = (
-                not room and not self._off and not self._late,
-                self._late or not room,
-            )
+            first = not room and not self._off and not self._late
+            self._late = self._late or not room
         if first:
             self._warn(f"is {QUEUE_LENGTH} events behind; events are dropped")
 
@@ -98,7 +96,8 @@ class BackgroundTracker:
         self._end(tracker)
 
     def _pass_on(self, tracker: Tracker) -> None:
-        failures, warned = 0, False
+        failures = 0
+        warned = False
         while (event := self._next()) is not None:
             failure = _failure(tracker.observe, event)
             if failure is None:

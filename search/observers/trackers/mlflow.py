@@ -17,7 +17,8 @@ from mergesearch.search.spec.trackers import TrackerSpec
 ID_TAG = "mergesearch.run"
 DEFAULT_EXPERIMENT = "mergesearch"
 #: MLflow takes so many parameters at a time, and so long values.
-BATCH, MAX_VALUE = 100, 500
+BATCH = 100
+MAX_VALUE = 500
 STATUSES: Mapping[Status, str] = {
     "finished": "FINISHED",
     "failed": "FAILED",

@@ -47,7 +47,9 @@ class Engine:
         from cma.transformations import BoxConstraintsLinQuadTransformation
 
         self.population = population
-        self._dim, self._separable, self._rng = start.size, separable, rng
+        self._dim = start.size
+        self._separable = separable
+        self._rng = rng
         self._transform = BoxConstraintsLinQuadTransformation([[0.0, 1.0]])
         options = {
             "popsize": population,
@@ -82,7 +84,8 @@ class Engine:
         begin anew.
         """
         other = Engine(self.mean, widen * self._cma.sigma, population, self._separable, self._rng)
-        other._cma.sm, other._cma.sigma_vec = self._cma.sm, self._cma.sigma_vec
+        other._cma.sm = self._cma.sm
+        other._cma.sigma_vec = self._cma.sigma_vec
         other._cma._updateBDfromSM(other._cma.sm)
         return other
 

@@ -77,7 +77,10 @@ class Evolution:
         size: int,
         sigma: float | None,
     ) -> None:
-        self._problem, self._rng, self._size, self._sigma = problem, rng, size, sigma
+        self._problem = problem
+        self._rng = rng
+        self._size = size
+        self._sigma = sigma
         self._unit = UnitBox(problem)
         self._asked = 0
         self._seen: set[bytes] = set()  # digests of points asked or told

@@ -52,7 +52,8 @@ def cross(first: Field, second: Field, gram: Gram, share: float, split: int) -> 
         split: Position of the flat index, 0 to its size; at the size there is no second part.
     """
     cuts = np.unique(np.concatenate([first.boundaries, second.boundaries, [split]]))
-    one, other = first.at(cuts[:-1]), second.at(cuts[:-1])
+    one = first.at(cuts[:-1])
+    other = second.at(cuts[:-1])
     inner = gram(cuts)[:, 1:, 1:]
     towards = np.where(cuts[:-1] < split, share, 1.0 - share)
     weights = arc_weights(towards, angle_between(one, other, inner))
@@ -101,20 +102,26 @@ def limit(crossed: Crossed, most: int) -> Field:
     be at right angles, is Ward's distance (Ward 1963, "Hierarchical grouping to optimize an
     objective function").
     """
-    boundaries, values = crossed.field.boundaries, crossed.field.values.T.copy()
-    mass, count = _positive(crossed.mass, np.diff(boundaries)), len(values)
+    boundaries = crossed.field.boundaries
+    values = crossed.field.values.T.copy()
+    mass = _positive(crossed.mass, np.diff(boundaries))
+    count = len(values)
     cost = np.append(
         _ward(values[:-1], values[1:], mass[:-1], mass[1:]), np.inf
     )  # of joining with the next
-    before, after = list(range(-1, count)), list(range(1, count + 1))
+    before = list(range(-1, count))
+    after = list(range(1, count + 1))
     kept = np.ones(count, bool)
     for _ in range(count - most):
         here = int(cost.argmin())
         there = after[here]
         total = mass[here] + mass[there]
         values[here] += mass[there] / total * (values[there] - values[here])
-        mass[here], kept[there], cost[there] = total, False, np.inf
-        after[here], before[after[there]] = after[there], here
+        mass[here] = total
+        kept[there] = False
+        cost[there] = np.inf
+        after[here] = after[there]
+        before[after[there]] = here
         for left, right in ((here, after[here]), (before[here], here)):
             if left >= 0:
                 known = right < count

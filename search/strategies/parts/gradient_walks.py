@@ -84,7 +84,9 @@ class ParallelWalks:
     recommends: ClassVar[bool] = True
 
     def __init__(self, problem: Problem, make: Callable[[int], Walk], most: int | None) -> None:
-        self._problem, self._make, self._most = problem, make, most
+        self._problem = problem
+        self._make = make
+        self._most = most
         self.walks: list[Walk] = []
         self._levels: list[float] = []  # measured at each walk's latest point
         self._asked: dict[int, tuple[int, WalkStep]] = {}
@@ -152,7 +154,9 @@ class GradientWalk:
     """
 
     def __init__(self, rule: OptimizerConfig, start: Point, steps: int, shares: int = 1) -> None:
-        self.rule, self._steps, self._shares = rule, steps, shares
+        self.rule = rule
+        self._steps = steps
+        self._shares = shares
         self.over = False
         self.state: OptimizerState = init_state(rule, start)
         self._point = start
@@ -193,11 +197,13 @@ class GradientWalk:
                 state = step(self.rule, self.state, mean_gradient(whole), self._point)
         else:
             state = None if found is None else found.state
-        self._given, self._gradients = 0, {}
+        self._given = 0
+        self._gradients = {}
         if state is None:
             self.rule = replace(self.rule, learning_rate=self.rule.learning_rate / 2)
         else:
-            self.state, self._point = state, point_of(self.rule, state)
+            self.state = state
+            self._point = point_of(self.rule, state)
 
 
 def varied(rule: OptimizerConfig, number: int) -> OptimizerConfig:

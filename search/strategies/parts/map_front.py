@@ -148,14 +148,17 @@ def descend(models: Sequence[Model], weights: Array, starts: Array, region: Regi
         ``(rows, dim)``, never worse than the starts.
     """
     step = 1.0 / (weights @ _steepness(models, region))[:, None]
-    here, ahead, momentum = starts, starts, np.ones((len(starts), 1))
+    here = starts
+    ahead = starts
+    momentum = np.ones((len(starts), 1))
     for _ in range(STEPS):
         there = region.pull(ahead - step * _gradient(models, weights, ahead))
         turned = np.sum((ahead - there) * (there - here), axis=1, keepdims=True) > 0
         momentum = np.where(turned, 1.0, momentum)
         larger = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))
         ahead = there + np.where(turned, 0.0, (momentum - 1.0) / larger) * (there - here)
-        here, momentum = there, larger
+        here = there
+        momentum = larger
     better = _weighted(models, weights, here) < _weighted(models, weights, starts)
     return np.where(better[:, None], here, starts)
 
@@ -216,7 +219,8 @@ def choose(front: Array, known: Array, count: int) -> list[int]:
             )
             continue
         chosen.append(best)
-        known, gains[best] = np.vstack([known, front[best]]), 0.0
+        known = np.vstack([known, front[best]])
+        gains[best] = 0.0
     return chosen
 
 

@@ -160,7 +160,8 @@ def _clean(part: Array, unit: float) -> Array:
 
 
 def _kernel(offsets: Array, gains: Array) -> Array:
-    linear, squares = offsets @ offsets.T, offsets**2
+    linear = offsets @ offsets.T
+    squares = offsets**2
     length = squares.sum(axis=1)
     bowl, axes, full = 0.25 * gains
     return np.asarray(

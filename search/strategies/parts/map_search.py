@@ -109,8 +109,11 @@ class FrontSearch:
         polish: bool = True,
     ) -> None:
         self.box = Box.of(problem)
-        self._problem, self._rng = problem, rng
-        self._explore, self._batch, self._polish = explore, batch, polish
+        self._problem = problem
+        self._rng = rng
+        self._explore = explore
+        self._batch = batch
+        self._polish = polish
         self._points: list[Array] = []
         self._losses: list[Array] = []
         self._failed: list[Array] = []
@@ -148,11 +151,14 @@ class FrontSearch:
         return self._fitted[1]
 
     def _fit(self) -> tuple[tuple[Model, ...], Array]:
-        points, losses = self.points, np.array(self._losses)
+        points = self.points
+        losses = np.array(self._losses)
         near = nearness(self._problem.normalise(losses))
         if len(points) > MOST_RESULTS and points.shape[1] > SMALL:
             keep = np.sort(np.argsort(-near, kind="stable")[:MOST_RESULTS])
-            points, losses, near = points[keep], losses[keep], near[keep]
+            points = points[keep]
+            losses = losses[keep]
+            near = near[keep]
         signs = np.ones(losses.shape[1]) if self._problem.signs is None else self._problem.signs
         models = fit_models(points, losses, signs, importance=near, polish=self._polish)
         spread = np.sqrt(

@@ -159,7 +159,8 @@ class Model:
     def coefficients(self) -> Quadratic:
         """The quadratic in the coordinates of the points."""
         A = self.quadratic.A / np.outer(self.frame.scale, self.frame.scale)
-        b, centre = self.quadratic.b / self.frame.scale, self.frame.centre
+        b = self.quadratic.b / self.frame.scale
+        centre = self.frame.centre
         return Quadratic(
             float(self.quadratic.e - b @ centre + 0.5 * centre @ A @ centre), b - A @ centre, A
         )

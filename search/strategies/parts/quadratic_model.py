@@ -97,7 +97,8 @@ def fit_quadratic(points: Array, losses: Array, weights: Array) -> QuadraticMode
     spread = float(np.sqrt(share @ (losses - mean) ** 2))
     if not spread > 1e-12 * (1.0 + abs(mean)):
         return None
-    scaled, root = (losses - mean) / spread, np.sqrt(weights)
+    scaled = (losses - mean) / spread
+    root = np.sqrt(weights)
     eigenvalues, vectors = np.linalg.eigh(kernel(points, points) * np.outer(root, root))
     eigenvalues = np.maximum(eigenvalues, 0.0)
     ridge, dual, residuals = _choose_ridge(eigenvalues, vectors, root * scaled)
@@ -124,7 +125,8 @@ def _choose_ridge(eigenvalues: Array, vectors: Array, target: Array) -> tuple[fl
     """Ridge, dual coefficients ``(n,)`` and leave-one-out residuals ``(n,)`` with the least sum of
     squares.
     """
-    rotated, squared = vectors.T @ target, vectors**2
+    rotated = vectors.T @ target
+    squared = vectors**2
     best: tuple[float, Array, Array] | None = None
     for ridge in RIDGES * np.mean(eigenvalues):
         inverse = 1.0 / (eigenvalues + ridge)
@@ -144,16 +146,19 @@ def descend(slope: Array, curvature: Array, step: float, lower: Array, upper: Ar
     with the gradient scheme.
     """
     here = np.clip(np.zeros_like(slope), lower, upper)
-    ahead, momentum = here, 1.0
+    ahead = here
+    momentum = 1.0
     for _ in range(DESCENT):
         there = np.clip(ahead - step * (curvature @ ahead + slope), lower, upper)
         move = there - here
         if np.max(np.abs(move), initial=0.0) < 1e-9:
             return there
         if (ahead - there) @ move > 0:
-            ahead, momentum = there, 1.0
+            ahead = there
+            momentum = 1.0
         else:
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-            ahead, momentum = there + (momentum - 1) / following * move, following
+            ahead = there + (momentum - 1) / following * move
+            momentum = following
         here = there
     return here

@@ -69,7 +69,9 @@ class Swarm:
         known: Sequence[TrialResult],
         points: Sequence[Point],
     ) -> None:
-        self._problem, self._rng, self._box = problem, rng, UnitBox(problem)
+        self._problem = problem
+        self._rng = rng
+        self._box = UnitBox(problem)
         # Those to be measured take the first turns: the others then know more of the swarm when
         # they move.
         self._particles = [self._particle(point, math.inf) for point in points]
@@ -78,13 +80,15 @@ class Swarm:
         ]
         self._ready = deque(self._particles)
         self._owners: dict[int, Particle] = {}  # suggestion id -> who asked
-        self._lead, self._lead_loss = self._box.to_unit(problem.start), math.inf
+        self._lead = self._box.to_unit(problem.start)
+        self._lead_loss = math.inf
         for particle in self._particles:
             self._note(particle.best, particle.loss)
         self._asked = 0
 
     def _particle(self, point: Point, loss: float) -> Particle:
-        place, fresh = self._box.to_unit(point), loss == math.inf
+        place = self._box.to_unit(point)
+        fresh = loss == math.inf
         return Particle(
             place, np.zeros(self._box.dim), place, loss, place, -math.inf if fresh else loss, fresh
         )
@@ -110,7 +114,8 @@ class Swarm:
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Update the best places; whoever asked is ready for the next step."""
         for trial in trials:
-            place, loss = self._box.to_unit(trial.point), loss_of(trial, self._problem)
+            place = self._box.to_unit(trial.point)
+            loss = loss_of(trial, self._problem)
             if trial.evaluated is None:
                 self._note(place, loss)
             if trial.id is not None:
@@ -125,7 +130,8 @@ class Swarm:
     def _note(self, place: Point, loss: float) -> None:
         """What the swarm as a whole learns from a result."""
         if loss < self._lead_loss:
-            self._lead, self._lead_loss = place, loss
+            self._lead = place
+            self._lead_loss = loss
 
     def _step(self, particle: Particle) -> None:
         """Give the particle a new velocity and position."""
@@ -134,7 +140,10 @@ class Swarm:
 
 def _learn(particle: Particle, place: Point, loss: float) -> None:
     """What a particle learns from its result."""
-    particle.last, particle.last_loss = place, loss
+    particle.last = place
+    particle.last_loss = loss
     particle.idle += 1
     if loss < particle.loss:
-        particle.best, particle.loss, particle.idle = place, loss, 0
+        particle.best = place
+        particle.loss = loss
+        particle.idle = 0

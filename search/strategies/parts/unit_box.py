@@ -17,7 +17,8 @@ class UnitBox:
 
     def __init__(self, problem: Problem) -> None:
         self.free = np.flatnonzero(problem.upper > problem.lower)
-        self._lower, self._upper = problem.lower[self.free], problem.upper[self.free]
+        self._lower = problem.lower[self.free]
+        self._upper = problem.upper[self.free]
         self._fixed = problem.lower
 
     @property

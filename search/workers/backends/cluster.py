@@ -126,7 +126,8 @@ def nodes_of(ray: Any) -> list[Node]:
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        have, node_id = node["Resources"], str(node["NodeID"])
+        have = node["Resources"]
+        node_id = str(node["NodeID"])
         name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
         found.append(Node(name, have.get("CPU", 0), have.get("GPU", 0), node_id))
     return sorted(found, key=lambda node: node.name)

@@ -71,7 +71,8 @@ def report(placements: Sequence[Placement], section: WorkersSection) -> list[str
     nodes = sum(placement.workers > 0 for placement in placements)
     lines = [f"{total} workers of {each} on {nodes} of {len(placements)} nodes"]
     for placement in placements:
-        node, workers = placement.node, placement.workers
+        node = placement.node
+        workers = placement.workers
         gpus = (
             f", {workers * section.gpus:g} of {node.gpus:g} GPUs"
             if section.gpus or node.gpus

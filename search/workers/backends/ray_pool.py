@@ -69,7 +69,9 @@ class RayPool:
         notify: Callable[[str], None] = lambda text: None,
         patience: float = 300.0,
     ) -> None:
-        self._section, self._notify, self._patience = section, notify, patience
+        self._section = section
+        self._notify = notify
+        self._patience = patience
         self._starting: list[_Slot] = []
         self._ready: list[_Slot] = []
         self._queue: deque[Task] = deque()
@@ -109,7 +111,8 @@ class RayPool:
         """Kill the workers; stop Ray if it was started here."""
         for slot in (*self._starting, *self._ready):
             self._ray.kill(slot.actor, no_restart=True)
-        self._starting, self._ready = [], []
+        self._starting = []
+        self._ready = []
         self._ray.shutdown()
 
     def pids(self) -> list[int]:
@@ -189,11 +192,14 @@ class RayPool:
 
     def _announce(self) -> None:
         """Say where workers will be; refuse what fits nowhere."""
-        section, nodes = self._section, nodes_of(self._ray)
+        section = self._section
+        nodes = nodes_of(self._ray)
         placements = place(nodes, section, section.count)
-        placed, wanted = sum(p.workers for p in placements), section.count or 1
+        placed = sum(p.workers for p in placements)
+        wanted = section.count or 1
         if placed < wanted:
-            cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+            cpus = sum(node.cpus for node in nodes)
+            gpus = sum(node.gpus for node in nodes)
             lacking, have = ("GPU", gpus) if section.gpus * wanted > gpus else ("CPU", cpus)
             each = section.gpus if lacking == "GPU" else section.cpus
             raise InputError(

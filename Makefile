@@ -52,7 +52,7 @@ peers: .venv-peers/.installed  ## rewrite the golden tensors of other packages, 
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	touch $@
 
-docs: install  ## write the pages of operators and strategies, and the README's table, from their declarations
+docs: install  ## write the pages of operators and strategies from their declarations
 	$(BIN)/python -c "from pathlib import Path; from mergesearch.merging.operators.pages import write_pages; write_pages(Path('docs/operators'))"
 	$(BIN)/python -c "from pathlib import Path; from mergesearch.search.strategies.pages import write_pages; write_pages(Path('.'))"
 

@@ -1,6 +1,4 @@
-"""Prints what ``pyproject.toml`` and the extras named need: a layer that the code does not
-touch.
-"""
+"""Prints what ``pyproject.toml`` and the named extras need: an image layer without the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a merged model is: evaluators and the data that they exchange with the search."""
+"""Evaluators of merged models, and the data that they exchange with the search."""
 
 from __future__ import annotations
 

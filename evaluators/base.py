@@ -2,13 +2,14 @@
 
 An evaluator scores a *candidate* on the items of a *split*::
 
-    evaluator = build_evaluators([{"kind": "classification", ...}], folder)
-    evaluator.objectives # names and directions, known before any weight is read evaluator.open() #
-    load items once per worker evaluator.evaluate(candidate, "search") # -> Measurement
+    evaluator = build_evaluator(parse_evaluators([{"kind": "classification", ...}]), folder)
+    evaluator.objectives                    # names and directions, known before weights are read
+    evaluator.open()                        # loads the items, once in each worker
+    evaluator.evaluate(candidate, "search") # returns a Measurement
 
 Values are in the user's direction (accuracy is maximised as accuracy); the search flips signs once,
 at its own boundary. Items of the three splits are disjoint: the search sees ``search``, the winner
-is chosen on ``validation``, and reported once on ``test``.
+is chosen on ``validation`` and reported once on ``test``.
 
 A search may ask for a part of the items: the first so many of a fixed order that is the same in
 every worker and balanced over domains, so that the items of a smaller part are among those of a
@@ -16,10 +17,11 @@ larger one.
 
 Evaluators that provide gradients also run backwards, on a :class:`Batch` of the search items::
 
-    slope = evaluator.backward(candidate, Batch(number=0, size=16), {"entropy": 1.0})
+    result = evaluator.backward(candidate, Batch(number=0, size=16), {"entropy": 1.0})
 
 adds the gradient of the weighted losses to ``.grad`` of the model's parameters, one domain after
-the other, so that memory does not grow with the number of domains.
+the other, so that memory does not grow with the number of domains, and returns the loss as a
+:class:`LossAndGradient`.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ import numpy.typing as npt
 from mergesearch.merging import Recipe
 
 Split = Literal["search", "validation", "test"]
-#: The first so many items of the fixed order, items by their places in the split ``(n,)`` (rising),
-#: or all.
+#: Which items of a split are meant: all (None), the first so many of the fixed order, or those at
+#: given indices in the split ``(n,)``, which rise.
 ItemSubset = int | npt.NDArray[np.intp] | None
 SPLITS: tuple[Split, ...] = ("search", "validation", "test")
 
@@ -50,7 +52,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is evaluated: the recipe and, where the evaluator needs one, the merged model.
+    """The recipe to evaluate and, where the evaluator needs one, the merged model.
 
     ``model`` is the worker's resident ``torch.nn.Module`` whose parameters are views into the
     merged arena; it changes with the next trial, so an evaluator must not keep it. ``merged`` is
@@ -60,8 +62,8 @@ class Candidate:
     Attributes:
         references: Anchor -> ``metric/domain`` -> value on the items in question, for objectives
             that are relative to other models; None while those are measured themselves.
-        scored: Scores of the items that evaluators have scored already, so that more of them can be
-            asked for without scoring those again; theirs alone.
+        scored: The evaluators' own memory of the items that they have scored already, so that a
+            larger part scores only what is new.
     """
 
     recipe: Recipe
@@ -73,7 +75,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Result of one evaluation.
+    """The result of one evaluation.
 
     Attributes:
         values: Objective name -> value in the user's direction.
@@ -85,8 +87,8 @@ class Measurement:
         violations: Bound -> how far it is missed; kept at 0 and below.
         weights: Objective name -> weight of each item ``(items,)``, where the value is the sum of
             weighted items.
-        places: The same objectives -> where the items are among all that the split has for them
-            ``(items,)``.
+        item_indices: The same objectives -> indices of the items among all that the split has for
+            them ``(items,)``.
     """
 
     values: Mapping[str, float]
@@ -95,23 +97,23 @@ class Measurement:
     means: Mapping[str, float] = field(default_factory=dict)
     violations: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    places: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
+    item_indices: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Which search items one gradient step looks at.
+    """Which search items one gradient step uses.
 
     Every domain has an endless stream of its items, shuffled anew in every round by the seed; batch
-    ``number`` holds places ``number * size`` to ``(number + 1) * size`` of it
-    (:func:`mergesearch.evaluators.items.batch_places`).
+    ``number`` holds positions ``number * size`` to ``(number + 1) * size`` of it
+    (:func:`mergesearch.evaluators.items.batch_indices`).
 
     Attributes:
-        number: Place of the batch in the streams, from 0.
+        number: Index of the batch in the streams, from 0.
         size: Items of each domain; None takes all of them.
         samples: Draw from the first so many items of each domain in the fixed order only; None
             means all.
-        share, shares: The part of the batch that is looked at, for workers that split it.
+        share, shares: The part of the batch that this worker uses, where several split it.
         seed: Shuffles the streams.
     """
 
@@ -125,13 +127,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossAndGradient:
-    """What one backward pass found.
+    """The loss and the gradient of one backward pass.
 
     Attributes:
-        loss: The weighted sum of the losses on the batch, or the part of it that this share
-            contributes: the mean over shares is that of the whole batch.
-        field: For problems without a model, the gradient with respect to the field's values
-            ``(K, segments)``; None where it lies in ``.grad`` of the model's parameters.
+        loss: The weighted sum of the losses on the batch, or what this share contributes to it: the
+            mean over shares is the loss of the whole batch.
+        field: For problems without a model, the gradient of the loss with respect to the field's
+            values ``(K, segments)``; None where the gradient lies in ``.grad`` of the model's
+            parameters.
     """
 
     loss: float
@@ -139,7 +142,7 @@ class LossAndGradient:
 
 
 class Evaluator(Protocol):
-    """Scores candidates. Built from the study file in the driver and again in each worker."""
+    """Scores candidates; built from the study file in the driver and again in each worker."""
 
     #: Extras beyond the values: subset of {"items", "gradient"}.
     provides: frozenset[str]
@@ -150,12 +153,12 @@ class Evaluator(Protocol):
     transductive: bool
     #: The ``transformers`` auto class of the model it runs, or None when it needs no model.
     model_class: str | None
-    #: Whether items may be asked for by their places.
+    #: Whether items may be asked for by their indices.
     selects: bool
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What is measured, in a fixed order."""
+        """The objectives that are measured, in a fixed order."""
 
     @property
     def constraints(self) -> tuple[str, ...]:
@@ -163,57 +166,50 @@ class Evaluator(Protocol):
 
     @property
     def additive(self) -> tuple[str, ...]:
-        """Objectives whose value is a weighted sum of their items' scores, also on a part of the
-        items.
-        """
+        """Objectives whose value is a weighted sum of item scores, also on a part of the items."""
 
     def check(self) -> None:
-        """Refuse wrong input (missing data, overlapping or empty splits) before any weight is
-        read.
-        """
+        """Refuse missing data and overlapping or empty splits before any weight is read."""
 
     def references(self) -> frozenset[str]:
-        """Anchors that must be measured before anything else, for objectives that are relative to
-        them.
+        """Anchors that must be measured first, because objectives are relative to them.
 
         Names as of :mod:`mergesearch.search.plan.anchors`, ``base`` and ``expert NAME``; known
         after :meth:`check`.
         """
 
     def warnings(self, sources: Sequence[str]) -> list[str]:
-        """What a user should know of the models' folders (base, experts) before they are evaluated;
-        one line each.
+        """Warnings about the models' folders (base, experts), one line each.
+
+        A user should know of them before the models are evaluated.
         """
 
     def open(self) -> None:
         """Load the items; called once in each worker, before the first evaluation."""
 
     def size(self, split: Split) -> int:
-        """Number of items of a split, 0 where there are none; known after :meth:`check`, before
-        :meth:`open`.
+        """Number of items of a split, 0 where there are none.
+
+        Known after :meth:`check`, before :meth:`open`.
         """
 
     def cost(self, split: Split, items: int | None = None) -> int:
-        """Evaluations of items that one call of :meth:`evaluate` makes; 1 where there are no
-        items.
-        """
+        """Item evaluations that one call of :meth:`evaluate` makes; 1 where there are no items."""
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
-        """Score ``candidate`` on the items of ``split``, on the first so many of the fixed order,
-        or on some by place.
+        """Score ``candidate`` on all items of ``split``, or on some of them.
 
-        Deterministic for a given recipe, split and part. Places may be asked for only where it
-        :attr:`selects`.
+        Deterministic for a given recipe, split and set of items. Indices may be given only to an
+        evaluator that :attr:`selects`.
         """
 
     def batch_cost(self, batch: Batch) -> int:
-        """Items that one call of :meth:`backward` looks at; known after :meth:`check`."""
+        """Items that one call of :meth:`backward` uses; known after :meth:`check`."""
 
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
     ) -> LossAndGradient:
-        """Add the gradient of ``Σ weight · loss`` on a batch to ``.grad`` of the model's
-        parameters.
+        """Add the gradient of ``Σ weight · loss`` on a batch to ``.grad`` of the parameters.
 
         A loss is the mean over the objective's domains of the mean over the domain's items. With
         shares, each counts its own items only and divides by the number in its share's fraction of

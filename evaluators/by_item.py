@@ -1,7 +1,7 @@
-"""What evaluators that score items by running a model on them share.
+"""The base of evaluators that score items by running a model on them.
 
-Objectives are means of item scores over domains, or the worst domain. A member says how a batch of
-items is scored; the item order is that of the folder and the arithmetic is deterministic, so a
+Objectives are means of item scores over domains, or the worst domain. A subclass says how a batch
+of items is scored; the item order is that of the folder and the arithmetic is deterministic, so a
 recipe scores the same each time and in each worker.
 """
 
@@ -27,25 +27,26 @@ from mergesearch.evaluators.base import (
     Measurement,
     Split,
 )
+from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.items import (
     balanced_order,
-    batch_places,
+    batch_indices,
     check_items,
-    chosen_places,
+    chosen_indices,
     count_items,
     load_columns,
 )
 from mergesearch.evaluators.objectives import (
-    DomainScore,
     Metric,
     additive_of,
     check_metrics,
     constraints_of,
-    measure,
+    loss_factors,
     needed_references,
     objectives_of,
-    score_domains,
 )
+from mergesearch.evaluators.reduction import DomainScore, measure, score_domains
+from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, NonFiniteError
 
 __all__ = ["ByItem", "Items", "Metric", "domain_names", "wide"]
@@ -63,11 +64,11 @@ class Items(Protocol):
     def domains(self) -> npt.NDArray[np.str_]:
         """Domain of each item ``(items,)``."""
 
-    def rows(self, places: npt.NDArray[np.intp] | slice) -> Self:
-        """Some of the items."""
+    def rows(self, indices: npt.NDArray[np.intp] | slice) -> Self:
+        """The items at some indices."""
 
 
-class ByItem(ABC):
+class ByItem(EvaluatorBase, ABC):
     """Scores a model item by item.
 
     Args:
@@ -78,21 +79,20 @@ class ByItem(ABC):
         columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None.
         batch_size: Items per forward pass.
         where: Key of the study file, for messages.
-        transductive: Search on the test items themselves, for members that read no labels.
-        max_items: Search on so many of the search items only, the first of the fixed order; None
+        transductive: Search on the test items themselves, for evaluators that read no labels.
+        max_items: Use at most this many search items, the first of the fixed order; None
             means all.
         experts: Domain -> its expert, where that has another name; for objectives relative to
             experts.
 
     Raises:
-        InputError: If two objectives have one name, domains are asked for without a domain column,
-            or one twice.
+        InputError: If two objectives have one name, domains are named without a domain column, or
+            a domain is named twice.
     """
 
     #: Metrics that have gradients.
     smooth: ClassVar[frozenset[str]]
-    model_class: str | None
-    selects: bool = True
+    selects = True
 
     def __init__(
         self,
@@ -135,8 +135,7 @@ class ByItem(ABC):
         self._domains: set[str] = set()  # of all splits, once checked
 
     def check(self) -> None:
-        """Refuse a missing folder, split or column, empty or overlapping splits, unknown or missing
-        domains.
+        """Refuse a missing folder, split or column, bad splits, and unknown or missing domains.
 
         Raises:
             InputError: In one line.
@@ -153,9 +152,9 @@ class ByItem(ABC):
                 odd = sorted(set(metric.domains or ()) - domains[split])
                 if odd:
                     raise InputError(
-                        f"{self._where}.objectives: expected domains "
-                        f"among {sorted(domains[split])} (those of the "
-                        f"{split} items), received {odd[0]!r}"
+                        f"{self._where}.objectives: expected domains among "
+                        f"{sorted(domains[split])} (those of the {split} items), received "
+                        f"{odd[0]!r}"
                     )
         everywhere = self._domains = set.union(*domains.values())
         for split in SPLITS:
@@ -164,70 +163,68 @@ class ByItem(ABC):
             if absent and any(metric.domains is None for metric in self._metrics):
                 raise InputError(
                     f"{self._where}.data: {self._data}: expected items of every domain in every "
-                    "split, received none "
-                    f"of {absent[0]!r} in {self._splits[split]!r}; add some, or name the domains "
-                    "of each objective"
+                    f"split, received none of {absent[0]!r} in {self._splits[split]!r}; add some, "
+                    "or name the domains of each objective"
                 )
 
     def references(self) -> frozenset[str]:
-        """Anchors that objectives are relative to; known once checked."""
+        """Anchors that objectives are relative to; known after :meth:`check`."""
         return needed_references(self._metrics, self._domains or {""}, self._experts)
-
-    def warnings(self, sources: Sequence[str]) -> list[str]:
-        """None: items are what a model reads."""
-        return []
 
     def open(self) -> None:
         """Read the items of all splits."""
         for split in SPLITS:
             items = self._read(load_columns(self._data, self._splits[split], self._columns))
             self._items[split] = (
-                items.rows(self._kept(items.domains)) if split == "search" else items
+                items.rows(_used_items(items.domains, self._max_items))
+                if split == "search"
+                else items
             )
 
     def size(self, split: Split) -> int:
-        """Items of a split, as far as they are used."""
+        """Number of the items of a split that are used."""
         size = count_items(self._data, self._splits[split])
         return size if split != "search" or self._max_items is None else min(size, self._max_items)
 
-    def _kept(self, domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
-        """Places of the search items that are used, of the domains ``(items,)`` of all."""
-        return np.sort(balanced_order(domains)[: self._max_items])
-
-    def cost(self, split: Split, items: int | None = None) -> int:
-        """One forward pass per item serves all objectives."""
-        size = self.size(split)
-        return size if items is None else min(items, size)
-
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
-        """Measure the model on a split.
+        """Measure the model on a split; one forward pass per item serves all objectives.
 
         Raises:
             NonFiniteError: If a score is not finite; names the objective.
         """
-        chosen = self._items_of(split)
-        places = chosen_places(chosen.domains, items)
-        scores = self._scored(candidate, chosen, places, split)
-        domains = chosen.domains[places]
+        of_split = self._items_of(split)
+        indices = chosen_indices(of_split.domains, items)
+
+        def score(fresh: npt.NDArray[np.intp]) -> Mapping[str, Array]:
+            whole = len(fresh) == len(of_split.domains)
+            part = of_split if whole else of_split.rows(fresh)
+            return self._item_scores(candidate.model, part)
+
+        by_metric = scores_at(candidate.scored, (id(self), split), indices, score)
+        domains = of_split.domains[indices]
         by_domain = {
-            metric: self._by_domain(metric, split, places, s, domains)
-            for metric, s in scores.items()
+            metric: self._by_domain(metric, split, indices, scores, domains)
+            for metric, scores in by_metric.items()
         }
         return measure(
-            self._metrics, by_domain, candidate.references, self._experts, chosen.domains
+            self._metrics, by_domain, candidate.references, self._experts, of_split.domains
         )
 
     def batch_cost(self, batch: Batch) -> int:
-        """Items of the batch's share, over all domains."""
-        return sum(len(places) for places, _ in batch_places(self._search_domains, batch).values())
+        """Number of items in the batch's share, over all domains."""
+        by_domain = batch_indices(self._search_domains, batch)
+        return sum(len(indices) for indices, _ in by_domain.values())
 
     @cached_property
     def _search_domains(self) -> npt.NDArray[np.str_]:
         """Domain of each search item; the driver, which never opens, reads that column alone."""
         column = {"domain": self._columns["domain"]}
-        found = load_columns(self._data, self._splits["search"], column) if column["domain"] else {}
-        domains = domain_names(found.get("domain"), count_items(self._data, self._splits["search"]))
-        return domains[self._kept(domains)]
+        loaded = (
+            load_columns(self._data, self._splits["search"], column) if column["domain"] else {}
+        )
+        count = count_items(self._data, self._splits["search"])
+        domains = domain_names(loaded.get("domain"), count)
+        return domains[_used_items(domains, self._max_items)]
 
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
@@ -237,91 +234,47 @@ class ByItem(ABC):
         Raises:
             NonFiniteError: If a loss is not finite.
         """
+        own = (metric.label for metric in self._metrics if not metric.bounds)
+        assert all(name in self.differentiable for name in own if weights.get(name))
         items = self._items_of("search")
+        everywhere = set(items.domains.tolist())
         total = 0.0
-        for domain, (places, size) in batch_places(items.domains, batch).items():
-            factors = self._factors(domain, set(items.domains.tolist()), weights)
-            for start in range(0, len(places), self._batch_size):
+        for domain, (indices, size) in batch_indices(items.domains, batch).items():
+            factors = loss_factors(self._metrics, domain, everywhere, weights)
+            for start in range(0, len(indices), self._batch_size):
                 if factors:
-                    part = items.rows(places[start : start + self._batch_size])
-                    total += self._backward(candidate.model, part, factors, batch.shares / size)
+                    part = items.rows(indices[start : start + self._batch_size])
+                    scores = self._scores(candidate.model, part)
+                    total += _add_gradient(scores, factors, batch.shares / size)
         return LossAndGradient(total)
-
-    def _backward(
-        self, model: Any, items: Items, factors: Mapping[str, float], scale: float
-    ) -> float:
-        scores = self._scores(model, items)
-        parts = [factor * scores[metric].sum() for metric, factor in factors.items()]
-        loss = scale * sum(parts[1:], parts[0])
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteError(f"loss of {', '.join(factors)}")
-        loss.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    def _factors(
-        self, domain: str, everywhere: set[str], weights: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Metric -> its weight in the loss of one domain, over all objectives that measure
-        there.
-        """
-        factors: dict[str, float] = {}
-        for metric in self._metrics:
-            chosen = everywhere if metric.domains is None else set(metric.domains)
-            weight = 0.0 if metric.bounds else weights.get(metric.label, 0.0)
-            assert not weight or metric.label in self.differentiable
-            if weight and domain in chosen:
-                factors[metric.metric] = factors.get(metric.metric, 0.0) + weight / len(chosen)
-        return factors
-
-    def _scored(
-        self, candidate: Candidate, items: Items, places: npt.NDArray[np.intp], split: Split
-    ) -> dict[str, Array]:
-        """Metric -> score of the items at ``places``; those that this candidate was scored on
-        before are kept.
-        """
-        key = (id(self), split)
-        before, scores = candidate.scored.get(key, (np.empty(0, np.intp), {}))
-        fresh = np.setdiff1d(places, before)
-        if fresh.size:
-            part = items if len(fresh) == len(items.domains) else items.rows(fresh)
-            found = self._item_scores(candidate.model, part)
-            merged = np.concatenate([before, fresh])
-            order = np.argsort(merged)
-            scores = {
-                m: np.concatenate([scores[m], s] if m in scores else [s])[order]
-                for m, s in found.items()
-            }
-            candidate.scored[key] = before, scores = merged[order], scores
-        rows = np.searchsorted(before, places)
-        return {metric: values[rows] for metric, values in scores.items()}
 
     def _by_domain(
         self,
         metric: str,
         split: Split,
-        places: npt.NDArray[np.intp],
+        indices: npt.NDArray[np.intp],
         scores: Array,
         domains: npt.NDArray[np.str_],
     ) -> dict[str, DomainScore]:
-        """A metric's score in every domain: the mean of its items, unless a member has it
-        otherwise.
-        """
-        found = score_domains(scores, domains)
-        return {name: replace(score, places=places[score.places]) for name, score in found.items()}
+        """Domain -> a metric's score there: the mean of its items, unless a subclass differs."""
+        return {
+            name: replace(score, item_indices=indices[score.item_indices])
+            for name, score in score_domains(scores, domains).items()
+        }
 
     def _item_scores(self, model: Any, items: Items) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``."""
         import torch
 
-        found: dict[str, list[torch.Tensor]] = {}
+        by_metric: dict[str, list[torch.Tensor]] = {}
         with torch.inference_mode():
             for start in range(0, len(items.domains), self._batch_size):
-                for metric, scores in self._scores(
-                    model, items.rows(slice(start, start + self._batch_size))
-                ).items():
-                    found.setdefault(metric, []).append(scores)
-        return {metric: torch.cat(parts).double().cpu().numpy() for metric, parts in found.items()}
+                part = items.rows(slice(start, start + self._batch_size))
+                for metric, scores in self._scores(model, part).items():
+                    by_metric.setdefault(metric, []).append(scores)
+        return {
+            metric: torch.cat(parts).double().cpu().numpy() for metric, parts in by_metric.items()
+        }
 
     def _items_of(self, split: Split) -> Any:
         """The items of a split, with all that scoring needs."""
@@ -329,13 +282,32 @@ class ByItem(ABC):
 
     @abstractmethod
     def _read(self, columns: Mapping[str, Any]) -> Items:
-        """Items from columns by role."""
+        """Make items from columns by role."""
 
     @abstractmethod
     def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
-        """Metric -> score of each item ``(items,)`` of a batch, with a graph where gradients are
-        on.
+        """Metric -> score of each item ``(items,)`` of a batch.
+
+        Scores have a graph where gradients are enabled.
         """
+
+
+def _used_items(domains: npt.NDArray[np.str_], max_items: int | None) -> npt.NDArray[np.intp]:
+    """Indices of the search items that are used, from the domain of every item ``(items,)``."""
+    return np.sort(balanced_order(domains)[:max_items])
+
+
+def _add_gradient(
+    scores: Mapping[str, torch.Tensor], factors: Mapping[str, float], scale: float
+) -> float:
+    """Add the gradient of ``scale · Σ factor · score`` to the parameters, and return that loss."""
+    parts = [factor * scores[metric].sum() for metric, factor in factors.items()]
+    loss = scale * sum(parts[1:], parts[0])
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NonFiniteError(f"loss of {', '.join(factors)}")
+    loss.backward()  # type: ignore[no-untyped-call]
+    return value
 
 
 def domain_names(column: Any, count: int) -> npt.NDArray[np.str_]:
@@ -344,7 +316,7 @@ def domain_names(column: Any, count: int) -> npt.NDArray[np.str_]:
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In fp32, or fp64 where it is that."""
+    """Convert to fp32, or keep fp64."""
     import torch
 
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

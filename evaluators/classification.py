@@ -1,7 +1,6 @@
-"""Accuracy and cross-entropy of an image classifier on a ``datasets`` folder, overall or by domain,
-item by item.
+"""Accuracy and cross-entropy of an image classifier on a ``datasets`` folder, item by item.
 
-One forward pass over a split serves all objectives.
+Scores are overall or by domain. One forward pass over a split serves all objectives.
 """
 
 from __future__ import annotations
@@ -23,17 +22,21 @@ __all__ = ["Classification", "Metric"]
 
 @dataclass(frozen=True, eq=False)
 class _Items:
-    """A split in memory: images ``(items, channels, height, width)``, labels ``(items,)``, domain
-    names.
+    """A split in memory.
+
+    Attributes:
+        images: Pixels ``(items, channels, height, width)``.
+        labels: Class numbers ``(items,)``.
+        domains: Domain of each item ``(items,)``.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     domains: npt.NDArray[np.str_]
 
-    def rows(self, places: npt.NDArray[np.intp] | slice) -> _Items:
-        """Some of the items."""
-        return _Items(self.images[places], self.labels[places], self.domains[places])
+    def rows(self, indices: npt.NDArray[np.intp] | slice) -> _Items:
+        """The items at some indices."""
+        return _Items(self.images[indices], self.labels[indices], self.domains[indices])
 
 
 class Classification(ByItem):

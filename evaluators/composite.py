@@ -1,4 +1,4 @@
-"""Several evaluators as one: their objectives side by side."""
+"""Several evaluators as one, with their objectives side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mergesearch.merging import InputError
 class Composite:
     """Runs evaluators one after the other on the same candidate.
 
-    It provides the item scores that all of them provide, and the gradients of those that have some.
+    It provides item scores if all members do, and the gradients of those that have some.
 
     Raises:
         InputError: If two objectives have the same name, or two evaluators need different model
@@ -34,8 +34,8 @@ class Composite:
         if routed is not None and len(members) > 1:
             raise InputError(
                 f"{where}: expected an evaluator that merges for each input alone, "
-                f"received {len(members)}: others "
-                "would score a checkpoint; list its objectives in its own section"
+                f"received {len(members)}: others would score a checkpoint; list its objectives "
+                "in its own section"
             )
         self.objectives = tuple(objective for member in members for objective in member.objectives)
         names = [objective.name for objective in self.objectives]
@@ -61,7 +61,7 @@ class Composite:
             raise InputError(
                 f"{where}: expected unique names of bounds, received {again} twice; give one a name"
             )
-        self.selects = False  # members have items of their own
+        self.selects = False  # every member has items of its own
         self.transductive = any(member.transductive for member in members)
         shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
         self.differentiable = tuple(name for member in members for name in member.differentiable)
@@ -73,11 +73,11 @@ class Composite:
             member.check()
 
     def references(self) -> frozenset[str]:
-        """What any member's objectives are relative to."""
+        """Anchors that the objectives of any member are relative to."""
         return frozenset().union(*(member.references() for member in self._members))
 
     def warnings(self, sources: Sequence[str]) -> list[str]:
-        """What all members say, each line once."""
+        """Warnings about all members, each line once."""
         return list(
             dict.fromkeys(line for member in self._members for line in member.warnings(sources))
         )
@@ -88,62 +88,66 @@ class Composite:
             member.open()
 
     def size(self, split: Split) -> int:
-        """Items of the member that has most."""
+        """Number of items of the member that has most."""
         return max(member.size(split) for member in self._members)
 
     def cost(self, split: Split, items: int | None = None) -> int:
-        """What all members evaluate."""
+        """Evaluations of all members together."""
         return sum(member.cost(split, items) for member in self._members)
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
-        """Measurements of all members, side by side; each scores its own first ``items``."""
+        """Measure with all members, each of which scores its own first ``items``."""
         parts = []
-        for place, member in enumerate(self._members):
-            own = replace(candidate, references=_those_of(place, candidate.references))
+        for index, member in enumerate(self._members):
+            own = replace(candidate, references=_references_of(index, candidate.references))
             parts.append(member.evaluate(own, split, items))
         return Measurement(
             values={name: value for part in parts for name, value in part.values.items()},
             errors={name: value for part in parts for name, value in part.errors.items()},
             items={name: scores for part in parts for name, scores in part.items.items()},
             means={
-                f"{place}:{name}": value
-                for place, part in enumerate(parts)
+                f"{index}:{name}": value
+                for index, part in enumerate(parts)
                 for name, value in part.means.items()
             },
             violations={name: value for part in parts for name, value in part.violations.items()},
             weights={name: weights for part in parts for name, weights in part.weights.items()},
-            places={name: places for part in parts for name, places in part.places.items()},
+            item_indices={
+                name: indices for part in parts for name, indices in part.item_indices.items()
+            },
         )
 
     def batch_cost(self, batch: Batch) -> int:
-        """What all members with gradients look at."""
+        """Items that all members with gradients use together."""
         return sum(member.batch_cost(batch) for member in self._members if member.differentiable)
 
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
     ) -> LossAndGradient:
-        """Gradients of the members that have a weight, one after the other."""
-        slopes = []
+        """Add the gradients of the members that have a weight, one after the other."""
+        results = []
         for member in self._members:
             own = {
                 name: weight for name, weight in weights.items() if name in member.differentiable
             }
             if own:
-                slopes.append(member.backward(candidate, batch, own))
-        fields = [slope.field for slope in slopes if slope.field is not None]
+                results.append(member.backward(candidate, batch, own))
+        fields = [result.field for result in results if result.field is not None]
         return LossAndGradient(
-            sum(slope.loss for slope in slopes), sum(fields[1:], fields[0]) if fields else None
+            sum(result.loss for result in results), sum(fields[1:], fields[0]) if fields else None
         )
 
 
-def _those_of(place: int, references: References | None) -> References | None:
-    """What is known of other models by the member at ``place``, whose names are marked with it."""
+def _references_of(index: int, references: References | None) -> References | None:
+    """The references of the member at ``index``, whose names begin with its index."""
     if references is None:
         return None
-    mark = f"{place}:"
+    prefix = f"{index}:"
     return {
         model: {
-            name.removeprefix(mark): value for name, value in means.items() if name.startswith(mark)
+            name.removeprefix(prefix): value
+            for name, value in means.items()
+            if name.startswith(prefix)
         }
         for model, means in references.items()
     }

@@ -1,34 +1,25 @@
-"""How far a merge is from the base: ‖merged − base‖₂ / ‖base‖₂ over all merged tensors; costs no
-item.
+"""Distance of a merge from the base: ‖merged − base‖₂ / ‖base‖₂ over all merged tensors.
 
-Beside an objective of quality it shows what each step away from the base buys; as a bound it keeps
-merges near.
+It needs no items. Beside an objective of quality it shows what each step away from the base brings;
+as a bound it keeps merges near the base.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mergesearch.evaluators.base import (
-    Batch,
-    Candidate,
-    ItemSubset,
-    LossAndGradient,
-    Measurement,
-    Objective,
-    Split,
-)
-from mergesearch.merging import MergesearchError
+from mergesearch.evaluators.base import Candidate, ItemSubset, Measurement, Objective, Split
+from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
 
-class Distance:
-    """Measures the merge itself.
+class Distance(EvaluatorBase):
+    """Measures the merge itself, not what it answers.
 
     Args:
         name: Name of the objective.
@@ -36,45 +27,22 @@ class Distance:
         where: Key of the study file, for messages.
     """
 
-    transductive = False
-    selects = False
-    differentiable: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
-    provides: frozenset[str] = frozenset()
+    _subject = "a distance"
 
     def __init__(self, name: str, model_class: str, where: str) -> None:
         self.objectives = (Objective(name, "minimize"),)
-        self.model_class: str | None = model_class
+        self.model_class = model_class
         self._where = where
-        self._known: tuple[Any, Mapping[str, Any]] | None = (
-            None  # a model, and where its stored tensors are
-        )
-
-    def check(self) -> None:
-        """Nothing to refuse: there is no data."""
-
-    def references(self) -> frozenset[str]:
-        """None: the base's weights are at hand."""
-        return frozenset()
-
-    def warnings(self, sources: Sequence[str]) -> list[str]:
-        """None."""
-        return []
-
-    def open(self) -> None:
-        """Nothing to load."""
-
-    def size(self, split: Split) -> int:
-        """No items."""
-        return 0
-
-    def cost(self, split: Split, items: int | None = None) -> int:
-        """One evaluation."""
-        return 1
+        # A model, and stored name -> view of its parameters.
+        self._views: tuple[Any, Mapping[str, Any]] | None = None
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
-        """The same on every split; reads the base's weights from its checkpoint."""
+        """Measure the distance, which is the same on every split.
+
+        The base's weights are read from its checkpoint.
+        """
         moved = 0.0
         size = 0.0
         for merged, base in self._pairs(candidate):
@@ -83,31 +51,15 @@ class Distance:
             size += float((wide**2).sum())
         return Measurement({self.objectives[0].name: math.sqrt(moved / size)})
 
-    def batch_cost(self, batch: Batch) -> int:
-        """Nothing: there are no gradients."""
-        return 0
-
-    def backward(
-        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
-    ) -> LossAndGradient:
-        """Refused: strategies follow losses on items.
-
-        Raises:
-            MergesearchError: Always.
-        """
-        raise MergesearchError(
-            f"{self._where}: expected no gradients of a distance, received a request for some"
-        )
-
     def _pairs(self, candidate: Candidate) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Merged and base tensor, by stored name."""
+        """Yield the merged and the base tensor of every stored name, sorted by name."""
         from mergesearch.merging.models.parameter_views import parameter_views
 
         base = open_checkpoint(candidate.recipe.base.path, "base")
         state = candidate.model.state_dict()
-        if self._known is None or self._known[0] is not candidate.model:
-            self._known = candidate.model, parameter_views(candidate.model)
-        places = self._known[1]
+        if self._views is None or self._views[0] is not candidate.model:
+            self._views = candidate.model, parameter_views(candidate.model)
+        views = self._views[1]
         for name in sorted(base.merged):
-            if name in places:
-                yield places[name].of(state[places[name].parameter]).cpu(), base.read(name)
+            if name in views:
+                yield views[name].of(state[views[name].parameter]).cpu(), base.read(name)

@@ -1,4 +1,4 @@
-"""How sure a model is of its answers: mean prediction entropy on items without labels.
+"""Mean prediction entropy, which says how sure a model is of its answers, without labels.
 
 Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575): H = -Σ_c
 p_c log p_c in nats, averaged over the answers of an item (one for a classifier, one per token for a
@@ -23,7 +23,7 @@ class Entropy(ByItem):
 
     Args:
         model_class: The ``transformers`` auto class of the model.
-        **by_item: As for :class:`ByItem`.
+        **by_item: Arguments of :class:`ByItem`.
     """
 
     smooth: ClassVar[frozenset[str]] = frozenset({"entropy"})

@@ -1,7 +1,7 @@
-"""Items on disk: a ``datasets`` folder read through its Arrow files, checked without loading
-``datasets``.
+"""Items on disk: a ``datasets`` folder, checked through its Arrow files, and orders of its items.
 
-The three splits must be disjoint: an item that the search has seen would flatter the winner.
+Checking does not load ``datasets``, which takes seconds to import. The three splits must be
+disjoint: an item that the search has seen would flatter the winner.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ TEXTS = ("prompt", "target", "text")
 def check_items(
     data: Path, splits: Mapping[Split, str], columns: Mapping[str, str | None], where: str
 ) -> dict[Split, set[str]]:
-    """Refuse missing, empty or overlapping splits and wrong columns; returns the domains of each
-    split.
+    """Check splits and columns, and return the domains of each split.
+
+    Missing, empty or overlapping splits and missing or wrong columns are refused.
 
     Args:
         data: Folder written by ``DatasetDict.save_to_disk``.
         splits: Role -> name of the split in the folder.
         columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None.
-            Items without an id are known by the first input.
+            Items without an id are identified by their first input.
         where: Key of the study file, for messages.
 
     Raises:
@@ -49,8 +50,7 @@ def check_items(
         if shared:
             raise InputError(
                 f"{where}: {data}: expected disjoint splits, received {len(shared)} items in both "
-                f"{splits[one]!r} and "
-                f"{splits[other]!r}, for example {min(shared)!r}"
+                f"{splits[one]!r} and {splits[other]!r}, for example {min(shared)!r}"
             )
     return {
         role: _domains(data / splits[role], table, columns["domain"])
@@ -71,8 +71,7 @@ def count_items(data: Path, split: str) -> int:
 
 
 def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
-    """A fixed random order of the items ``(items,)`` whose every beginning holds the domains in
-    proportion.
+    """A fixed random order ``(items,)`` whose every beginning holds the domains in proportion.
 
     The first items are one of each domain. The order follows from the domains alone, so that all
     workers agree.
@@ -89,29 +88,32 @@ def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
     return np.lexsort([tie, share])
 
 
-def chosen_places(domains: npt.NDArray[np.str_], part: ItemSubset) -> npt.NDArray[np.intp]:
-    """Places of the items of a part, rising ``(n,)``, from the domain of each item of the split
-    ``(items,)``.
+def chosen_indices(domains: npt.NDArray[np.str_], subset: ItemSubset) -> npt.NDArray[np.intp]:
+    """Indices of the items of a subset in the split ``(n,)``, rising.
+
+    Args:
+        domains: Domain of each item of the split ``(items,)``.
+        subset: All, the first so many of the fixed order, or given indices.
     """
-    if isinstance(part, np.ndarray):
-        return part
-    return np.sort(balanced_order(domains)[:part])
+    if isinstance(subset, np.ndarray):
+        return subset
+    return np.sort(balanced_order(domains)[:subset])
 
 
-def batch_places(
+def batch_indices(
     domains: npt.NDArray[np.str_], batch: Batch
 ) -> dict[str, tuple[npt.NDArray[np.intp], int]]:
-    """Domain -> the items ``(n,)`` of a batch's share, by place in the split, and how many the
-    whole batch has.
+    """Domain -> indices ``(n,)`` of the items of a batch's share, and the size of the whole batch.
 
-    A domain with fewer items than a batch gives all of them, once. A share may be empty.
+    Indices are those in the split. A domain with fewer items than a batch gives all of them, once.
+    A share may be empty.
 
     Args:
         domains: Domain of each item ``(items,)``.
         batch: Which of them.
     """
     order = balanced_order(domains)
-    found = {}
+    by_domain = {}
     for index, name in enumerate(np.unique(domains).tolist()):
         pool = order[domains[order] == name][: batch.samples]
         size = len(pool) if batch.size is None else min(batch.size, len(pool))
@@ -122,12 +124,12 @@ def batch_places(
         )
         taken = stream[first - rounds.start * len(pool) :][:size]
         share = taken[batch.share * size // batch.shares : (batch.share + 1) * size // batch.shares]
-        found[name] = share, size
-    return found
+        by_domain[name] = share, size
+    return by_domain
 
 
 def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
-    """The columns of a split as arrays, by role; label classes as numbers, domains as names."""
+    """Load the columns of a split as arrays by role: classes as numbers, domains as names."""
     from datasets import ClassLabel, load_from_disk
 
     wanted = {role: column for role, column in columns.items() if column is not None}
@@ -135,7 +137,7 @@ def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> d
     arrays = {role: column for role, column in wanted.items() if role not in TEXTS}
     values = dataset.with_format("numpy", columns=sorted(set(arrays.values())))[:] if arrays else {}
     loaded = {role: values[column] for role, column in arrays.items()}
-    # An array of texts takes the longest one's room for each of them.
+    # An array of texts would take the length of the longest one for each of them.
     loaded |= {role: list(dataset[column]) for role, column in wanted.items() if role in TEXTS}
     domain = columns["domain"]
     if domain is not None and isinstance(dataset.features[domain], ClassLabel):
@@ -144,7 +146,7 @@ def load_columns(data: Path, split: str, columns: Mapping[str, str | None]) -> d
 
 
 def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str) -> pa.Table:
-    """A split as it lies on disk, with the columns that are asked for, and at least one item."""
+    """Read a split as it is on disk; it has the columns in question and at least one item."""
     import pyarrow as pa
 
     folder = data / split
@@ -158,8 +160,7 @@ def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str
         known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
         raise InputError(
             f"{where}: {data}: expected a readable split {split!r}, received "
-            f"{type(error).__name__}; "
-            f"splits there: {known}"
+            f"{type(error).__name__}; splits there: {known}"
         ) from None
     # Before the columns: an empty split has no file, and so no column either.
     if not table.num_rows:
@@ -171,6 +172,7 @@ def _table(data: Path, split: str, columns: Mapping[str, str | None], where: str
 
 
 def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: str) -> None:
+    """Refuse columns that are missing or hold values of another type than their role needs."""
     import pyarrow as pa
 
     missing = sorted(
@@ -204,6 +206,7 @@ def _check_columns(table: pa.Table, columns: Mapping[str, str | None], where: st
 
 
 def _check_text(table: pa.Table, role: str, column: str, where: str) -> None:
+    """Refuse a column that holds no texts, or, unless it is the target, lacks some."""
     import pyarrow as pa
 
     kind = table.schema.field(column).type
@@ -216,7 +219,7 @@ def _check_text(table: pa.Table, role: str, column: str, where: str) -> None:
 
 
 def _inputs(columns: Mapping[str, str | None]) -> list[str]:
-    """Columns that a model reads."""
+    """The columns that a model reads."""
     return [
         column
         for role, column in columns.items()
@@ -225,7 +228,7 @@ def _inputs(columns: Mapping[str, str | None]) -> list[str]:
 
 
 def _ids(table: pa.Table, columns: Mapping[str, str | None]) -> set[str]:
-    """Identity of every item: its id, or a hash of its input."""
+    """Identities of all items: their ids, or hashes of their inputs."""
     if columns["id"] is not None:
         return {str(value) for value in table.column(columns["id"]).to_pylist()}
     first = table.column(_inputs(columns)[0])
@@ -244,7 +247,7 @@ def text_identity(text: str) -> str:
 
 
 def _leaf(kind: pa.DataType) -> pa.DataType:
-    """Type of what is in arrays of any depth."""
+    """Type of the elements of arrays of any depth."""
     import pyarrow as pa
 
     while True:
@@ -257,8 +260,9 @@ def _leaf(kind: pa.DataType) -> pa.DataType:
 
 
 def _rows(array: pa.Array) -> Iterator[npt.NDArray[np.float64]]:
-    """The numbers of each row, whatever their nesting and type, flat; read from the buffers, for
-    large images.
+    """Yield the numbers of each row, flat, whatever their nesting and type.
+
+    They are read from the buffers, because images are large.
     """
     import pyarrow as pa
 
@@ -283,8 +287,9 @@ def _rows(array: pa.Array) -> Iterator[npt.NDArray[np.float64]]:
 
 
 def _domains(folder: Path, table: pa.Table, column: str | None) -> set[str]:
-    """Names of the domains of a split; a column of class numbers has them in the description of the
-    data.
+    """Names of the domains of a split.
+
+    A column of class numbers has its names in the description of the data.
     """
     if column is None:
         return set()

@@ -1,5 +1,6 @@
-"""Items as keyword arguments of any model: arrays of one shape, or sequences of tokens that are
-padded in a batch.
+"""Items as keyword arguments of any model.
+
+They are arrays of one shape, or sequences of tokens that are padded in a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mergesearch.merging import InputError
 if TYPE_CHECKING:
     import torch
 
-#: Columns that are no arguments of the model.
+#: Columns that are not arguments of the model.
 ROLES = ("label", "domain", "id")
 
 
@@ -29,28 +30,27 @@ class ModelItems:
         inputs: Argument of the model -> a tensor ``(items, ...)``, or a tensor ``(tokens,)`` for
             each item.
         domains: Domain of each item ``(items,)``.
-        extra: What else is known of each item, ``(items, ...)`` or one tensor for each; not for the
-            model.
+        extra: Further data of each item, ``(items, ...)`` or one tensor for each; the model does
+            not get them.
     """
 
     inputs: Mapping[str, torch.Tensor | list[torch.Tensor]]
     domains: npt.NDArray[np.str_]
     extra: Mapping[str, torch.Tensor | list[torch.Tensor]]
 
-    def rows(self, places: npt.NDArray[np.intp] | slice) -> ModelItems:
-        """Some of the items."""
-        numbers = np.arange(len(self.domains))[places].tolist()
-        inputs = {name: _taken(values, numbers) for name, values in self.inputs.items()}
-        extra = {name: _taken(values, numbers) for name, values in self.extra.items()}
+    def rows(self, indices: npt.NDArray[np.intp] | slice) -> ModelItems:
+        """The items at some indices."""
+        numbers = np.arange(len(self.domains))[indices].tolist()
+        inputs = {name: _picked(values, numbers) for name, values in self.inputs.items()}
+        extra = {name: _picked(values, numbers) for name, values in self.extra.items()}
         return ModelItems(inputs, self.domains[numbers], extra)
 
     def arguments(self, model: Any) -> dict[str, torch.Tensor]:
-        """Keyword arguments ``(items, ...)`` on the model's device, floating ones in its dtype;
-        sequences are padded.
+        """Keyword arguments ``(items, ...)`` for the model, on its device and in its dtype.
 
-        Sequences of different lengths get an ``attention_mask``, unless the items bring one. Ids
-        are padded with the model's own padding token, by which some models find where a sequence
-        ends.
+        Integers keep their dtype. Sequences are padded; those of different lengths get an
+        ``attention_mask``, unless the items bring one. Ids are padded with the model's own padding
+        token, by which some models find where a sequence ends.
         """
         import torch
 
@@ -78,8 +78,10 @@ class ModelItems:
 
 
 def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """What the model says to a batch of items, and the arguments that it was given; no keys and
-    values are kept.
+    """Run the model on a batch, without a cache of keys and values.
+
+    Returns:
+        Its output, and the arguments that it was given.
     """
     settings = getattr(getattr(model, "config", None), "get_text_config", None)
     if settings is not None:
@@ -89,8 +91,9 @@ def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[
 
 
 def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
-    """Items from columns by role; every role but label, domain and id is an argument of the
-    model.
+    """Make items from columns by role.
+
+    Every role but label, domain and id is an argument of the model.
     """
     inputs = {
         name: _as_input(name, values, where)
@@ -102,7 +105,7 @@ def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
 
 
 def padded(values: torch.Tensor | list[torch.Tensor], value: float = 0) -> torch.Tensor:
-    """A tensor ``(items, ...)``; rows of different lengths are filled up behind with ``value``."""
+    """Make one tensor ``(items, ...)``; shorter rows are padded at their end with ``value``."""
     import torch
 
     if isinstance(values, torch.Tensor):
@@ -111,8 +114,9 @@ def padded(values: torch.Tensor | list[torch.Tensor], value: float = 0) -> torch
 
 
 def token_mask(batch: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Which of the answers ``(items, tokens)`` count, as numbers of the dtype of ``like``; all
-    without a mask.
+    """Mask of the answers ``(items, tokens)`` that count, in the dtype of ``like``.
+
+    All count where the batch has no mask.
     """
     import torch
 
@@ -121,8 +125,11 @@ def token_mask(batch: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.T
 
 
 def item_means(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over the tokens that count ``(items,)`` of ``(items, tokens)``; what is ``(items,)``
-    stays.
+    """Mean over the tokens that count ``(items,)``.
+
+    Args:
+        values: One value per token ``(items, tokens)``, or per item ``(items,)``, which stay.
+        batch: Arguments of the model, with or without a mask.
     """
     if values.ndim == 1:
         return values
@@ -130,13 +137,14 @@ def item_means(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch
     return (values * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def _taken(
+def _picked(
     values: torch.Tensor | list[torch.Tensor], numbers: list[int]
 ) -> torch.Tensor | list[torch.Tensor]:
     return [values[number] for number in numbers] if isinstance(values, list) else values[numbers]
 
 
 def _as_input(name: str, values: Any, where: str) -> torch.Tensor | list[torch.Tensor]:
+    """Make a tensor of arrays of one shape, or a list of tensors of sequences."""
     import torch
 
     if isinstance(values, np.ndarray) and values.dtype == object:

@@ -1,5 +1,4 @@
-"""Dice, intersection over union and cross-entropy of a model that predicts masks, overall or by
-domain, item by item.
+"""Dice, intersection over union and cross-entropy of a model that predicts masks, item by item.
 
 Promptable models (SAM and its kin) take boxes or points beside the image and answer with one mask
 for each prompt: a pixel belongs to the object if it does for any prompt. Other models give logits
@@ -30,13 +29,13 @@ class Segmentation(ByItem):
     """Scores a promptable or a semantic segmentation model.
 
     Args:
-        model_class: The ``transformers`` auto class of the model; None: as the inputs have it.
+        model_class: The ``transformers`` auto class of the model; None chooses it by the inputs.
         background: Class number that does not count, or None; for promptable models all others are
             the object.
         ignored: Class number of pixels that count nowhere, or None.
-        multimask: Let a promptable model propose several masks, and take the one that it expects
-            most of.
-        **by_item: As for :class:`ByItem`; the column ``mask`` holds class numbers
+        multimask: Let a promptable model propose several masks, and take the one that it rates
+            best.
+        **by_item: Arguments of :class:`ByItem`; the column ``mask`` holds class numbers
             ``(height, width)``.
     """
 
@@ -91,17 +90,17 @@ class Segmentation(ByItem):
         # A pixel of NaN has an argmax too; it must not count as an answer.
         finite = torch.isfinite(logits).flatten(1).all(dim=1)
         background = 0 if self._options and self._background is not None else self._background
-        found = overlap_scores(logits.argmax(dim=1), masks, counted, logits.shape[1], background)
-        scores = {name: torch.where(finite, values, torch.nan) for name, values in found.items()}
+        overlaps = overlap_scores(logits.argmax(dim=1), masks, counted, logits.shape[1], background)
+        scores = {name: torch.where(finite, values, torch.nan) for name, values in overlaps.items()}
         return scores | {"cross_entropy": pixel_cross_entropy(logits, masks, counted)}
 
-    def _check_classes(self, found: torch.Tensor, classes: int) -> None:
-        odd = found[(found < 0) | (found >= classes)]
+    def _check_classes(self, numbers: torch.Tensor, classes: int) -> None:
+        """Refuse class numbers of masks that the model has no class for."""
+        odd = numbers[(numbers < 0) | (numbers >= classes)]
         if odd.numel():
             raise InputError(
                 f"{self._where}.mask: expected class numbers 0 to {classes - 1}, as the model has "
-                "classes, received "
-                f"{int(odd[0])}; name the number of pixels that do not count in "
+                f"classes, received {int(odd[0])}; name the number of pixels that do not count in "
                 f"{self._where}.ignored"
             )
 
@@ -110,8 +109,9 @@ def object_logits(output: Any) -> torch.Tensor:
     """Logits of "not the object", which are 0, and of the object ``(items, 2, height, width)``.
 
     Args:
-        output: Of a promptable model: ``pred_masks`` ``(items, prompts, masks, height, width)`` and
-            ``iou_scores`` ``(items, prompts, masks)``, by which one mask is taken for each prompt.
+        output: The output of a promptable model: ``pred_masks``
+            ``(items, prompts, masks, height, width)``, and ``iou_scores``
+            ``(items, prompts, masks)``, by which one mask is taken for each prompt.
     """
     import torch
 
@@ -124,8 +124,11 @@ def object_logits(output: Any) -> torch.Tensor:
 
 
 def resized(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Logits ``(items, classes, h, w)`` at the size of masks ``(items, height, width)``,
-    bilinearly.
+    """Resize logits bilinearly to the size of masks.
+
+    Args:
+        logits: ``(items, classes, h, w)``.
+        masks: ``(items, height, width)``.
     """
     from torch.nn.functional import interpolate
 
@@ -141,12 +144,12 @@ def overlap_scores(
     classes: int,
     background: int | None,
 ) -> dict[str, torch.Tensor]:
-    """``dice`` and ``iou`` of each item ``(items,)``.
+    """Compute ``dice`` and ``iou`` of each item ``(items,)``.
 
     Args:
         answers, masks: Class numbers ``(items, height, width)``.
         counted: Which pixels count ``(items, height, width)``.
-        classes: How many there are.
+        classes: Number of classes.
         background: Class number that does not count.
     """
     import torch
@@ -178,17 +181,15 @@ def pixel_cross_entropy(
 
 
 def _pixels(numbers: torch.Tensor, counted: torch.Tensor, classes: int) -> torch.Tensor:
-    """How many of the pixels that count are of each class ``(items, classes)``; counts, so that
-    sums are exact.
-    """
+    """Number of counted pixels of each class ``(items, classes)``, in fp64, which is exact."""
     import torch
 
     items = torch.arange(len(numbers), device=numbers.device)[:, None, None]
-    places = (items * classes + numbers)[counted]
-    return torch.bincount(places, minlength=len(numbers) * classes).reshape(-1, classes).double()
+    bins = (items * classes + numbers)[counted]
+    return torch.bincount(bins, minlength=len(numbers) * classes).reshape(-1, classes).double()
 
 
 def _binary(masks: torch.Tensor, background: int, ignored: int | None) -> torch.Tensor:
-    """1 where the object is and 0 elsewhere; what is ignored stays."""
-    found = (masks != background).long()
-    return found if ignored is None else found.masked_fill(masks == ignored, ignored)
+    """Masks with 1 for the object and 0 elsewhere; ignored pixels keep their number."""
+    binary = (masks != background).long()
+    return binary if ignored is None else binary.masked_fill(masks == ignored, ignored)

@@ -1,3 +1,1 @@
-"""Questions and their answers, and the small real models that they are asked of. Not shipped with
-the product.
-"""
+"""The experiments, the zoos of small models, and the benchmarks; not shipped with the product."""

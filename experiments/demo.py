@@ -1,5 +1,4 @@
-"""``make demo``: from nothing to an exported best model, through the same commands that a user
-types.
+"""Runs the demo, ``make demo``: from nothing to an exported model, by the commands of a user.
 
 Builds the digits zoo, runs the sweep of ``experiments/0001-digits`` with two Ray workers, prints
 the result table, draws the front, exports the winner, loads it back with transformers and scores it

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mergesearch.merging.in_memory import merge
     from mergesearch.merging.recipe import Recipe, Source
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CheckpointError",

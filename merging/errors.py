@@ -22,8 +22,9 @@ class MergesearchError(Exception):
 
 
 class InputError(MergesearchError):
-    """Something the user gave is wrong; the message names the file, the key, the value and what is
-    allowed.
+    """Something that the user gave is wrong.
+
+    The message names the file, the key, the value and what is allowed.
     """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,14 @@ import torch
 from mergesearch.merging.errors import CheckpointError, RecipeError
 from mergesearch.merging.family.basis import prepare_basis
 from mergesearch.merging.family.special_tensors import PLAIN, SpecialTensors, postprocess
-from mergesearch.merging.family.state_dicts import align_states, warn_of_integers
+from mergesearch.merging.family.state_dicts import AlignedStates, align_states, warn_of_integers
 from mergesearch.merging.kernels.dispatch import accumulation_dtype, combine, term_weights
 from mergesearch.merging.kernels.host import stored_numbers
 from mergesearch.merging.kernels.lowrank import combine_factors
 from mergesearch.merging.operators import Basis, Operator, Options, TensorSource, get_operator
 from mergesearch.merging.operators.parts.task_vectors import is_stored_whole
 from mergesearch.merging.policies import TensorPolicies, parse_policies
-from mergesearch.merging.resident.packing import low_rank_factors
+from mergesearch.merging.resident.factor_choice import low_rank_factors
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
 from mergesearch.merging.tensors.parallel import parallel_map, run_single_threaded
@@ -67,43 +68,63 @@ def merge(
         RecipeError: If the operator, a hyperparameter or the coefficients are not what they should
             be.
     """
-    states = list(experts.values() if isinstance(experts, Mapping) else experts)
-    labels = (
-        [str(name) for name in experts]
-        if isinstance(experts, Mapping)
-        else [str(i) for i in range(len(states))]
-    )
-    if not states:
-        raise RecipeError("merge: expected at least one expert, received none")
+    labels, states = _labelled(experts)
     policies = parse_policies(special)
     aligned = align_states(base, states, policies)
-    base = aligned.base
-    states = list(aligned.experts)
-    kept = {name: name for name in base} if policies.tied == "untie" else _tied_names(base)
-    for label, state in zip(labels, states, strict=True):
-        _check_expert(label, state, base, kept)
-    warn_of_integers(base, states)
-    named = {
-        name: t for name, t in base.items() if kept[name] == name and name not in aligned.copied
-    }
-    layout = Layout.build(
-        {name: (tuple(t.shape), _dtype_name(t)) for name, t in named.items() if _is_merged(t)}
-    )
+    kept = _kept_names(aligned.base, policies)
+    for label, state in zip(labels, aligned.experts, strict=True):
+        _check_expert(label, state, aligned.base, kept)
+    warn_of_integers(aligned.base, aligned.experts)
+    layout = _layout_of(aligned, kept)
     chosen = get_operator(operator)
     options = chosen.check(layout, len(states), hyperparameters)
     field = _field(coefficients, chosen, len(states), options, layout)
     sources = [
         MappingSource(label, state, layout.names)
-        for label, state in zip(labels, states, strict=True)
+        for label, state in zip(labels, aligned.experts, strict=True)
     ]
-    first = MappingSource("base", base, layout.names)
-    merged = dict(merge_stream(first, sources, operator, options, field, layout, aligned.treatment))
+    first = MappingSource("base", aligned.base, layout.names)
+    merged = dict(merge_stream(first, sources, operator, options, field, layout, aligned.special))
+    return _with_copies(merged, aligned.base, kept)
+
+
+def _labelled(
+    experts: Sequence[StateDict] | Mapping[str, StateDict],
+) -> tuple[list[str], list[StateDict]]:
+    """Names and state dicts of experts; those of a sequence are named by their number."""
+    by_name = experts if isinstance(experts, Mapping) else dict(enumerate(experts))
+    if not by_name:
+        raise RecipeError("merge: expected at least one expert, received none")
+    return [str(name) for name in by_name], list(by_name.values())
+
+
+def _kept_names(base: StateDict, policies: TensorPolicies) -> dict[str, str]:
+    """Every name of the base -> the name under which its memory is merged."""
+    return {name: name for name in base} if policies.tied == "untie" else _tied_names(base)
+
+
+def _layout_of(aligned: AlignedStates, kept: Mapping[str, str]) -> Layout:
+    """The layout of the tensors that are merged: floating, each memory once, none of the copied."""
+    return Layout.build(
+        {
+            name: (tuple(tensor.shape), _dtype_name(tensor))
+            for name, tensor in aligned.base.items()
+            if kept[name] == name and name not in aligned.copied and _is_merged(tensor)
+        }
+    )
+
+
+def _with_copies(
+    merged: StateDict, base: StateDict, kept: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """Merged tensors and copies of the base's others, in its order; tied names share a tensor."""
     copied = {
-        name: t.detach().clone()
-        for name, t in base.items()
+        name: tensor.detach().clone()
+        for name, tensor in base.items()
         if kept[name] == name and name not in merged
     }
-    return {name: (merged | copied)[kept[name]] for name in base}
+    tensors = {**merged, **copied}
+    return {name: tensors[kept[name]] for name in base}
 
 
 def merge_stream(
@@ -113,18 +134,18 @@ def merge_stream(
     options: Mapping[str, Any],
     field: Field,
     layout: Layout,
-    treatment: SpecialTensors = PLAIN,
+    special: SpecialTensors = PLAIN,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Merge the tensors of ``layout`` one at a time, in its order: (name, merged tensor in the
-    base's dtype).
+    """Merge the tensors of ``layout`` one at a time, in its order.
 
-    Holds no more than the operator's working set for one tensor, in the accumulation dtype.
+    Yields name and merged tensor, in the base's dtype. Holds no more than the operator's working
+    set for one tensor, in the accumulation dtype.
 
     Raises:
         RecipeError: If the operator or an option is unknown, or the field does not fit layout and
             experts.
     """
-    merge_one = tensor_merger(base, experts, operator, options, field, layout, treatment)
+    merge_one = tensor_merger(base, experts, operator, options, field, layout, special)
 
     def work(spec: TensorSpec) -> tuple[str, torch.Tensor]:
         return spec.name, merge_one(spec, spec.dtype)[0]
@@ -139,14 +160,13 @@ def tensor_merger(
     options: Mapping[str, Any],
     field: Field,
     layout: Layout,
-    treatment: SpecialTensors = PLAIN,
+    special: SpecialTensors = PLAIN,
     threads: int = 1,
 ) -> TensorMerger:
-    """Prepare, and return the function that merges one tensor of ``layout`` and stores it in a
-    dtype.
+    """Prepare a merge, and return the function that merges one tensor of it.
 
-    The function may run in several threads at once, as
-    :func:`mergesearch.merging.tensors.parallel.parallel_map` runs it.
+    The function takes a tensor of ``layout`` and the dtype to store it in. It may run in several
+    threads at once, as :func:`mergesearch.merging.tensors.parallel.parallel_map` runs it.
 
     Raises:
         RecipeError: If the operator or an option is unknown, or the field does not fit layout and
@@ -155,74 +175,101 @@ def tensor_merger(
     chosen = get_operator(operator)
     full = chosen.check(layout, len(experts), options)
     basis = run_single_threaded(
-        lambda: prepare_basis(chosen, base, experts, full, treatment), threads
+        lambda: prepare_basis(chosen, base, experts, full, special), threads
     )
     if field.size != layout.size or field.directions != basis.directions:
         raise RecipeError(
-            f"field: expected {basis.directions} directions over {layout.size} positions, "
-            f"received {field.directions} over {field.size}"
+            f"field: expected {basis.directions} directions over {layout.size} positions, received "
+            f"{field.directions} over {field.size}"
         )
     wide = getattr(torch, accumulation_dtype(layout))
+    return partial(_merge_tensor, _PreparedMerge(base, experts, basis, field, special, wide))
 
-    def as_stored(spec: TensorSpec) -> bool:
-        special = spec.size == 0 or wide == torch.float64 or spec.name in treatment.postprocessed
-        return not special and is_stored_whole(experts, spec.name)
 
-    def merge_one(spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
-        stored = getattr(torch, dtype)
-        merged = (
-            _merge_stored(base, experts, basis, spec, field, stored) if as_stored(spec) else None
-        )
-        if merged is not None:
-            return merged
-        exact = merge_wide(spec)
-        rounded = exact.to(stored)
-        return rounded, rounding_of(exact, rounded, base.read(spec.name).detach().to(exact.device))
+@dataclass(frozen=True, eq=False)
+class _PreparedMerge:
+    """All that the merge of a single tensor needs.
 
-    def merge_wide(spec: TensorSpec) -> torch.Tensor:
-        tensor = base.read(spec.name).detach().to(wide)
-        if spec.size == 0:
-            return tensor.clone()
-        out = torch.empty(spec.size, dtype=wide, device=tensor.device)
-        part = field.restrict(spec.start, spec.stop)
-        kept = low_rank_factors(basis, spec, treatment.postprocessed)
-        if kept is not None:
-            left, right = (factor.to(tensor.device, wide) for factor in (kept.left, kept.right))
-            combine_factors(tensor.reshape(-1), left, right, kept.owner, part, out, threads=1)
-            return out.view(spec.shape)
-        rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
-        angles = (
-            None if basis.angles is None else Field.constant(spec.size, [basis.angles(spec.name)])
-        )
-        combine(tensor.reshape(-1), rows, part, basis.form, out, angles=angles, threads=1)
-        return postprocess(treatment, spec.name, out.view(spec.shape), tensor, spec.dtype)
+    Attributes:
+        base: The base.
+        experts: The experts.
+        basis: Of the operator.
+        field: Coefficients.
+        special: Tensors whose weighted sum is not yet what is merged.
+        wide: Accumulation dtype.
+    """
 
-    return merge_one
+    base: TensorSource
+    experts: Sequence[TensorSource]
+    basis: Basis
+    field: Field
+    special: SpecialTensors
+    wide: torch.dtype
+
+
+def _merge_tensor(
+    merge: _PreparedMerge, spec: TensorSpec, dtype: str
+) -> tuple[torch.Tensor, Rounding]:
+    """One merged tensor in ``dtype``, and what rounding it cost."""
+    stored = getattr(torch, dtype)
+    merged = _merge_stored(merge, spec, stored) if _is_merged_as_stored(merge, spec) else None
+    if merged is not None:
+        return merged
+    exact = _merge_wide(merge, spec)
+    rounded = exact.to(stored)
+    origin = merge.base.read(spec.name).detach().to(exact.device)
+    return rounded, rounding_of(exact, rounded, origin)
+
+
+def _is_merged_as_stored(merge: _PreparedMerge, spec: TensorSpec) -> bool:
+    """Whether a tensor may be merged without widening its sources."""
+    if spec.size == 0 or merge.wide == torch.float64 or spec.name in merge.special.postprocessed:
+        return False
+    return is_stored_whole(merge.experts, spec.name)
 
 
 def _merge_stored(
-    base: TensorSource,
-    experts: Sequence[TensorSource],
-    basis: Basis,
-    spec: TensorSpec,
-    field: Field,
-    dtype: torch.dtype,
+    merge: _PreparedMerge, spec: TensorSpec, dtype: torch.dtype
 ) -> tuple[torch.Tensor, Rounding] | None:
-    """One tensor from the sources as they are stored; None if the operator has no such way, or they
-    are not fit.
+    """One tensor from the sources as they are stored, in one pass.
+
+    None if the operator has no such way, or the sources are not fit for it.
     """
+    basis = merge.basis
     if basis.direct is None or dtype not in (torch.float32, torch.bfloat16):
         return None
-    tensors = [source.read(spec.name).detach() for source in (base, *experts)]
+    tensors = [source.read(spec.name).detach() for source in (merge.base, *merge.experts)]
     numbers = [stored_numbers(tensor) for tensor in tensors]
     if any(array is None for array in numbers):
         return None
     out = torch.empty(spec.shape, dtype=dtype)
-    part = field.restrict(spec.start, spec.stop)
-    sums = basis.direct(
-        spec.name, numbers, term_weights(part, basis.form), part.boundaries, stored_numbers(out)
-    )
+    part = merge.field.restrict(spec.start, spec.stop)
+    weights = term_weights(part, basis.form)
+    sums = basis.direct(spec.name, numbers, weights, part.boundaries, stored_numbers(out))
     return None if sums is None else (out, Rounding(*sums, frozenset({_dtype_name(out)})))
+
+
+def _merge_wide(merge: _PreparedMerge, spec: TensorSpec) -> torch.Tensor:
+    """One tensor in the accumulation dtype."""
+    basis = merge.basis
+    wide = merge.wide
+    tensor = merge.base.read(spec.name).detach().to(wide)
+    if spec.size == 0:
+        return tensor.clone()
+    out = torch.empty(spec.size, dtype=wide, device=tensor.device)
+    part = merge.field.restrict(spec.start, spec.stop)
+    factors = low_rank_factors(basis, spec, merge.special.postprocessed)
+    if factors is not None:
+        left = factors.left.to(tensor.device, wide)
+        right = factors.right.to(tensor.device, wide)
+        combine_factors(tensor.reshape(-1), left, right, factors.owner, part, out, threads=1)
+        return out.view(spec.shape)
+    rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
+    angles = None
+    if basis.angles is not None:
+        angles = Field.constant(spec.size, [basis.angles(spec.name)])
+    combine(tensor.reshape(-1), rows, part, basis.form, out, angles=angles, threads=1)
+    return postprocess(merge.special, spec.name, out.view(spec.shape), tensor, spec.dtype)
 
 
 @dataclass(frozen=True)
@@ -285,8 +332,7 @@ def _check_expert(label: str, state: StateDict, base: StateDict, kept: Mapping[s
         if kept[name] != name and not _same_values(other, state[kept[name]]):
             raise CheckpointError(
                 f"expert {label}: expected {name!r} equal to {kept[name]!r}, tied in the base, "
-                "received other values; "
-                "untie them in the base (clone) to merge them apart"
+                "received other values; untie them in the base (clone) to merge them apart"
             )
 
 

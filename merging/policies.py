@@ -1,23 +1,20 @@
 """Special tensors: what happens to them is decided once, before any operator sees them.
 
-Vocabularies, running statistics, logarithmic scalars, new heads and ties are no task vectors like
-others. Each has a policy here; the defaults refuse what has no obvious meaning. Which tensors of
-given checkpoints a policy concerns is worked out in :mod:`mergesearch.merging.family`; how the
-concerned ones are combined is the :class:`SpecialTensors` of a merge.
+Vocabularies, running statistics, logarithmic scalars, new heads and ties cannot be merged like
+other task vectors. Each has a policy here; the defaults refuse what has no obvious meaning. Which
+tensors of given checkpoints a policy concerns is worked out in :mod:`mergesearch.merging.family`;
+how the concerned ones are combined is the :class:`SpecialTensors` of a merge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.models.calibration_spec import CalibrationSpec
-
-if TYPE_CHECKING:
-    pass
 
 Choices = tuple[tuple[str, Any], ...]
 
@@ -30,14 +27,13 @@ class TensorPolicies(BaseModel):
     vocabulary: Literal["same", "base", "union", "common"] = Field(
         "same",
         description="rows of embeddings and heads: same refuses different vocabularies; the others "
-        "align rows by token "
-        "and keep the tokens of the base, of all sources, or those that all have",
+        "align rows by token and keep the tokens of the base, of all sources, or those that all "
+        "have",
     )
     batch_norm: Literal["refuse", "base", "merge", "recalibrate"] = Field(
         "refuse",
         description="running statistics of BatchNorm: copied from the base, merged linearly "
-        "whatever the operator, or "
-        "recomputed after every merge on the items of calibration",
+        "whatever the operator, or recomputed after every merge on the items of calibration",
     )
     calibration: CalibrationSpec | None = Field(
         None,
@@ -47,14 +43,13 @@ class TensorPolicies(BaseModel):
     scalars: Literal["merge", "log", "base"] = Field(
         "merge",
         description="tensors without dimensions: merged as any other, as logarithms (positive ones "
-        "that are not stored "
-        "as logarithms already), or copied from the base",
+        "that are not stored as logarithms already), or copied from the base",
     )
     absent: Literal["refuse", "base_zero", "average"] = Field(
         "refuse",
         description="tensors of all experts that the base lacks: the base's are zero, or the "
-        "average of the experts "
-        "whatever the coefficients; tensors that experts lack are then kept from the base",
+        "average of the experts whatever the coefficients; tensors that experts lack are then "
+        "kept from the base",
     )
     tied: Literal["refuse", "untie"] = Field(
         "refuse",
@@ -70,28 +65,27 @@ class TensorPolicies(BaseModel):
 
     @property
     def choices(self) -> Choices:
-        """What differs from the defaults, as sorted ``(name, value)`` pairs: the form in which
-        recipes hold it.
-        """
+        """What differs from the defaults, as sorted ``(name, value)`` pairs, as recipes hold it."""
         return tuple(sorted(self.model_dump(exclude_defaults=True).items()))
 
 
-def located_special(special: TensorPolicies, absolute: Callable[[str], str]) -> TensorPolicies:
-    """The policies with the paths of their data in full."""
-    if special.calibration is None:
-        return special
-    data = special.calibration["data"]
-    found = (
+def located_special(policies: TensorPolicies, absolute: Callable[[str], str]) -> TensorPolicies:
+    """The policies with the paths of their data made absolute."""
+    if policies.calibration is None:
+        return policies
+    data = policies.calibration["data"]
+    paths = (
         absolute(data)
         if isinstance(data, str)
         else {name: absolute(path) for name, path in data.items()}
     )
-    return special.model_copy(update={"calibration": {**special.calibration, "data": found}})
+    return policies.model_copy(update={"calibration": {**policies.calibration, "data": paths}})
 
 
 def parse_policies(value: TensorPolicies | Mapping[str, Any] | Choices | None) -> TensorPolicies:
-    """The policies from the form in which a recipe or a caller gives them; what is not given has
-    its default.
+    """The policies from the form in which a recipe or a caller gives them.
+
+    What is not given has its default.
 
     Raises:
         RecipeError: If a key is unknown, or a value is not one of its choices.

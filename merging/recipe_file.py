@@ -71,8 +71,9 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the exact form as YAML or JSON, by the suffix, in one step: readers see the old file or
-    the new one.
+    """Write the exact form of a recipe as YAML or JSON, by the suffix.
+
+    The file is replaced in one step: readers see the old one or the new one.
 
     Raises:
         RecipeError: If the suffix is neither, or the folder cannot be written.
@@ -129,10 +130,10 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
     options = data.get("hyperparameters") or {}
     if not isinstance(options, dict):
         raise RecipeError(f"hyperparameters: expected a mapping, received {options!r}")
-    special = located_special(
+    policies = located_special(
         parse_policies(data.get("special")), lambda path: _source("special", path, "", folder).path
     )
-    layout = _layout(base, experts, special)
+    layout = _layout(base, experts, policies)
     options = operator.check(layout, len(experts), absolute(options, folder))
     coefficients = data.get("coefficients", operator.default(len(experts), options))
     return Recipe(
@@ -142,17 +143,17 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
         field=_field(coefficients, layout, operator.directions(len(experts), options)),
         hyperparameters=tuple(sorted(options.items())),
         layout=layout.digest,
-        special=special.choices,
+        special=policies.choices,
     )
 
 
-def _layout(base: Source, experts: Sequence[Source], special: TensorPolicies) -> Layout:
+def _layout(base: Source, experts: Sequence[Source], policies: TensorPolicies) -> Layout:
     """The layout of a merge: that of the base, unless policies change it."""
     origin = open_checkpoint(base.path, base.name)
-    if not special.choices:
+    if not policies.choices:
         return layout_of(origin)
     return align_family(
-        origin, [open_checkpoint(expert.path, expert.name) for expert in experts], special
+        origin, [open_checkpoint(expert.path, expert.name) for expert in experts], policies
     ).layout
 
 
@@ -199,15 +200,16 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
 
 
 def _source(key: str, path: Any, name: str, folder: Path) -> Source:
-    place = absolute_path(_text(key, path), folder)
-    if place == path and not is_hub_name(path):
-        place = os.path.abspath(folder / Path(path).expanduser())  # missing: messages say where
-    return Source(name or short_name(place), place)
+    full = absolute_path(_text(key, path), folder)
+    if full == path and not is_hub_name(path):
+        full = os.path.abspath(folder / Path(path).expanduser())  # missing: messages say where
+    return Source(name or short_name(full), full)
 
 
 def located(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with local paths, which start at ``folder``, in full; hub names stay as they
-    are.
+    """The recipe with local paths, which start at ``folder``, made absolute.
+
+    Names of the hub stay as they are.
     """
     base, *experts = (_absolute(source, folder) for source in (recipe.base, *recipe.experts))
     return replace(recipe, base=base, experts=tuple(experts))

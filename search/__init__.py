@@ -1,6 +1,4 @@
-"""What to try next: strategies, the study loop, the trial log, backends, reports and the command
-line.
-"""
+"""What to try next: strategies, the study loop, the record, backends, reports, command line."""
 
 from __future__ import annotations
 

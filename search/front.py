@@ -1,6 +1,6 @@
-"""Front metrics: what is dominated, how much is covered, whom to keep.
+"""Metrics of Pareto fronts: dominance, hypervolume, and the members worth a second look.
 
-Everything here speaks of losses (minimised); :func:`to_losses` is the one place where signs flip.
+All functions take losses (minimised); only :func:`to_losses` flips signs.
 Figures stay comparable during a whole study because a :class:`Normaliser` is made once, from the
 anchors. Volumes come from moocore (C), whose values equal those of the other libraries at a
 fiftieth of the time.
@@ -38,7 +38,7 @@ def to_losses(values: Mapping[str, float], objectives: Sequence[Objective]) -> A
 
 
 def nondominated(losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which rows of ``(n, objectives)`` no other row dominates, ``(n,)``.
+    """A mask of the rows of ``(n, objectives)`` that no other row dominates, ``(n,)``.
 
     Equal rows do not dominate each other. Rows that are not finite are never on the front.
     """
@@ -80,8 +80,9 @@ class Normaliser:
 
     @classmethod
     def from_anchors(cls, losses: npt.ArrayLike) -> Normaliser:
-        """From the anchors' losses ``(anchors, objectives)``; rows that are not finite are left
-        out.
+        """A normaliser from the anchors' losses ``(anchors, objectives)``.
+
+        Rows that are not finite are left out.
 
         Raises:
             StudyFailedError: If no anchor has finite losses.
@@ -95,8 +96,7 @@ class Normaliser:
             )
         low = finite.min(axis=0)
         high = finite.max(axis=0)
-        # Anchors that all score the same say nothing of the range: take the size of the loss
-        # itself.
+        # Anchors that all score the same define no range: the size of the loss itself is taken.
         size = np.where(low == 0, 1.0, np.abs(low))
         return cls(low, np.where(high - low > 1e-9 * size, high, low + size))
 
@@ -119,8 +119,9 @@ class Normaliser:
         return np.asarray(self.normalise(losses) @ np.asarray(weights, dtype=np.float64))
 
     def hypervolume(self, losses: npt.ArrayLike) -> float:
-        """Volume of ``(n, objectives)`` in normalised losses; ``1.1 ** objectives`` for the ideal
-        of the anchors.
+        """Volume that ``(n, objectives)`` dominates, in normalised losses.
+
+        The best loss of any anchor in every objective has ``1.1 ** objectives``.
         """
         return hypervolume(self.normalise(losses), self.reference)
 
@@ -169,8 +170,9 @@ class Front:
         self._members = np.empty((0, len(self.scale.low)))
 
     def add(self, number: int, losses: npt.ArrayLike) -> bool:
-        """Add a trial's losses ``(objectives,)``; True if it joins the front. Losses that are not
-        finite never do.
+        """Add a trial's losses ``(objectives,)``, and say whether it joins the front.
+
+        Losses that are not finite never do.
         """
         point = self.scale.normalise(losses)
         joins = bool(np.isfinite(point).all()) and not self._dominated(point)
@@ -236,8 +238,7 @@ def choose_leaders(
     finite = np.flatnonzero(np.isfinite(points).all(axis=1))
     best = [int(row) for row in finite[np.argsort(scalars[finite], kind="stable")]]
     chosen = list(dict.fromkeys([best[0], *extremes]))[:count]
-    # Members behind the anchors' reference still count, else a one-sided front would lose its far
-    # end.
+    # The reference lies behind all members, or a one-sided front would lose its far end.
     reference = np.maximum(scale.reference, points[front].max(axis=0) + MARGIN)
     rest = [row for row in front if row not in chosen]
     while rest and len(chosen) < count:

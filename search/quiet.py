@@ -1,15 +1,9 @@
-"""quiet."""
+"""Silence for Optuna's messages on the user's terminal."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import optuna
-
-    Storage = optuna.storages.BaseStorage
 
 
 @contextlib.contextmanager

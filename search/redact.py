@@ -1,4 +1,4 @@
-"""Secrets in text that leaves the driver: logs, trackers, errors."""
+"""Removal of secrets from text that leaves the driver: logs, trackers, errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 HIDDEN = "***"
 #: Environment variables with such names hold secrets.
 SECRET_NAMES = ("_TOKEN", "_KEY", "PASSWORD", "_SECRET")
-#: Shorter values are no secrets, and would be found everywhere.
+#: Shorter values are no secrets, and would match everywhere.
 MIN_SECRET = 8
 
 # A password may hold "/" and "@" (databases accept that), so it ends at the last "@" before a
@@ -22,10 +22,10 @@ _HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}")
 
 
 def redact(text: str) -> str:
-    """``text`` with ``***`` for passwords in URLs, tokens of the hub, and values of secret
-    environment variables.
+    """Replace secrets in ``text`` by ``***``.
 
-    Made for plain strings: redact before encoding (JSON escapes what a secret may hold).
+    Secrets are passwords in URLs, tokens of the hub, and values of environment variables whose
+    names say so. Redact plain strings, before encoding: JSON escapes what a secret may hold.
     """
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
@@ -33,7 +33,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A copy of JSON-like data with every string, keys included, redacted."""
+    """Copy JSON-like data with every string redacted, keys included."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -44,8 +44,9 @@ def redacted(value: Any) -> Any:
 
 
 def _secrets() -> list[str]:
-    """Values to hide, as they are and as URLs write them; the longest first, since one may hold
-    another.
+    """Values to hide, as they are and as URLs write them.
+
+    The longest come first, since one may contain another.
     """
     values = {
         value

@@ -1,5 +1,4 @@
-"""Which merges are allowed, as a box of numbers: groups of tensors, granularities, curves over
-depth.
+"""Which merges a search may propose, as a box of numbers with a merge at each point.
 
 Importing this package loads neither pydantic nor scipy; the functions that need them import them.
 """
@@ -10,21 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.tensors.roles import TensorRole, classify
 from mergesearch.spaces.adapter_space import AdapterSpace, adapter_space
+from mergesearch.spaces.base import DifferentiableSpace, Point, Row, Space
 from mergesearch.spaces.box_space import BoxSpace
-from mergesearch.spaces.coefficient_space import (
-    CoefficientSpace,
-    DifferentiableSpace,
-    Point,
-    Row,
-    Space,
-)
+from mergesearch.spaces.coefficient_space import CoefficientSpace
 from mergesearch.spaces.groups import GRANULARITIES, Granularity, Group, group_tensors
 from mergesearch.spaces.mixed_space import MixedSpace, mixed_space
 from mergesearch.spaces.parameter_space import ParameterSpace
 from mergesearch.spaces.segment_space import SegmentSpace, arc_bounds, segment_space
 
 if TYPE_CHECKING:
-    from mergesearch.spaces.spec import DepthSpec, SpaceSpec, build_space
+    from mergesearch.spaces.section import DepthSpec, SpaceSpec
+    from mergesearch.spaces.spec import build_space
 
 __all__ = [
     "GRANULARITIES",

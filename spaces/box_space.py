@@ -8,8 +8,20 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from mergesearch.merging import Field, Recipe, RecipeError
-from mergesearch.spaces.coefficient_space import SUMMARY_SIZE, Point, Row, Space, check_point
+from mergesearch.merging import Field, InputError, Recipe
+from mergesearch.spaces.base import (
+    SUMMARY_SIZE,
+    Point,
+    Row,
+    Space,
+    check_field,
+    check_gradient,
+    check_point,
+    encode_in,
+    fits,
+    named_values,
+)
+from mergesearch.spaces.request import SpaceRequest, check_start, coefficient_bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +61,7 @@ class BoxSpace:
             RecipeError: If the gradient has another shape.
         """
         check_point(point, self.dim)
-        if gradient.shape != (1, self.dim):
-            raise RecipeError(
-                f"pull back: expected a gradient of shape {(1, self.dim)}, received "
-                f"{gradient.shape}"
-            )
+        check_gradient(gradient, (1, self.dim))
         return np.array(gradient[0], dtype=np.float64)
 
     def decode(self, point: Point) -> Recipe:
@@ -62,10 +70,9 @@ class BoxSpace:
 
     def encode(self, field: Field) -> Point | None:
         """The coordinates of ``field``, or None if it has another size or number of directions."""
-        if field.directions != 1 or field.size != self.dim:
+        if not fits(field, 1, self.dim):
             return None
-        values: Point = field.at(np.arange(self.dim))[0]
-        return values
+        return self._values(field)
 
     def refine(self, point: Point, finer: Space) -> Point:
         """The same coordinates, in a box of the same dimension.
@@ -73,20 +80,16 @@ class BoxSpace:
         Raises:
             RecipeError: If ``finer`` is anything else.
         """
-        found = finer.encode(self.field(point))
-        if found is None:
-            raise RecipeError(
-                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
-            )
-        return found
+        return encode_in(finer, self.field(point), f"a point of a {self.title} space")
 
     def summary(self, point: Point) -> dict[str, float]:
-        """The coordinates up to 16 of them, else their mean, extremes, and root mean square
-        distance from the start.
+        """The coordinates if there are at most 16, else numbers about them.
+
+        Those are their mean, their extremes, and the root mean square distance from the start.
         """
         array = check_point(point, self.dim)
         if self.dim <= SUMMARY_SIZE:
-            return dict(zip(self.names, array.tolist(), strict=True))
+            return named_values(self.names, array)
         return {
             "mean": float(array.mean()),
             "minimum": float(array.min()),
@@ -100,14 +103,47 @@ class BoxSpace:
         Raises:
             RecipeError: If ``field`` has another size or number of directions.
         """
-        point = self.encode(field)
-        if point is None:
-            raise RecipeError(
-                f"field: expected 1 direction over {self.dim} positions, received "
-                f"{field.directions} over {field.size}"
-            )
-        return self.summary(point)
+        check_field(field, 1, self.dim)
+        return self.summary(self._values(field))
 
     def table(self) -> tuple[Row, ...]:
         """One row without tensors."""
         return (Row("box", (), 0, self.dim),)
+
+    def _values(self, field: Field) -> Point:
+        values: Point = field.at(np.arange(self.dim))[0]
+        return values
+
+
+def build_box_space(request: SpaceRequest) -> BoxSpace:
+    """The box of an analytic problem.
+
+    Raises:
+        InputError: If ``dim`` is missing, a key of models is given, or a value is not allowed.
+    """
+    section = request.section
+    low, high = coefficient_bounds(request)
+    given = [key for key in ("granularity", "chunks", "depth", "exclude") if getattr(section, key)]
+    if given:
+        raise InputError(
+            f"space.{given[0]}: only allowed with models; an analytic problem has dim, bounds and "
+            "start"
+        )
+    dim = section.dim
+    if dim is None or dim < 1:
+        raise InputError(f"space.dim: expected a whole number of at least 1, received {dim}")
+    start = _start(section.start, request.default_start, dim)
+    box = BoxSpace(dim, np.full(dim, low), np.full(dim, high), start, request.template)
+    check_start(section, box)
+    return box
+
+
+def _start(given: float | list[float] | None, default: float, dim: int) -> Point:
+    values = float(default) if given is None else given
+    if isinstance(values, float):
+        return np.full(dim, values, np.float64)
+    if len(values) != dim:
+        raise InputError(
+            f"space.start: expected a number or a list of {dim}, received a list of {len(values)}"
+        )
+    return np.array(values, np.float64)

@@ -76,14 +76,12 @@ def group_tensors(
     if granularity in ("block", "block_module") and not axes:
         raise InputError(
             f"space.granularity: {granularity!r} needs numbered blocks, received {len(specs)} "
-            "tensors without any, "
-            f"such as {specs[0].name!r}; use 'task', 'module' or 'tensor'"
+            f"tensors without any, such as {specs[0].name!r}; use 'task', 'module' or 'tensor'"
         )
     buckets: dict[str, list[TensorSpec]] = {}
     for spec in sorted(specs, key=lambda spec: _order(classify(spec.name), granularity)):
-        buckets.setdefault(_label(spec.name, granularity, several_towers=len(axes) > 1), []).append(
-            spec
-        )
+        label = _label(spec.name, granularity, several_towers=len(axes) > 1)
+        buckets.setdefault(label, []).append(spec)
     ends = dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
     return tuple(
         _group(name, members, granularity, axes, ends) for name, members in buckets.items()
@@ -94,34 +92,30 @@ _PARTS: tuple[ModelPart, ...] = ("embedding", "attention", "mlp", "other", "fina
 _MODULES: tuple[Module, ...] = get_args(Module)
 
 
-def _order(place: TensorRole, granularity: Granularity) -> tuple[str, int, int, int]:
-    """Sort key: per tower embedding, blocks, final norm, head; modules in their fixed order;
-    tensors as they lie.
-    """
+def _order(role: TensorRole, granularity: Granularity) -> tuple[str, int, int, int]:
+    """Sort key: per tower embedding, blocks, final norm, head; modules in their fixed order."""
     if granularity in ("global", "task", "tensor"):
         return ("", 0, 0, 0)
     if granularity == "module":
-        return (place.tower, 0, 0, _MODULES.index(place.module))
-    if place.block is None:
-        return (place.tower, _PARTS.index(place.part), -1, 0)
-    part = _PARTS.index(place.part) if granularity == "block_module" else 0
-    return (place.tower, _PARTS.index("attention"), place.block, part)
+        return (role.tower, 0, 0, _MODULES.index(role.module))
+    if role.block is None:
+        return (role.tower, _PARTS.index(role.part), -1, 0)
+    part = _PARTS.index(role.part) if granularity == "block_module" else 0
+    return (role.tower, _PARTS.index("attention"), role.block, part)
 
 
 def _label(name: str, granularity: Granularity, *, several_towers: bool) -> str:
-    place = classify(name)
-    tower = f"{place.tower}/" if several_towers and place.tower else ""
+    role = classify(name)
+    tower = f"{role.tower}/" if several_towers and role.tower else ""
     if granularity == "tensor":
         return name
     if granularity in ("global", "task"):
         return "all"
     if granularity == "module":
-        return tower + place.module
-    if place.block is None:
-        return tower + place.part
-    return f"{tower}block {place.block}" + (
-        f"/{place.part}" if granularity == "block_module" else ""
-    )
+        return tower + role.module
+    if role.block is None:
+        return tower + role.part
+    return f"{tower}block {role.block}" + (f"/{role.part}" if granularity == "block_module" else "")
 
 
 def _group(
@@ -132,8 +126,7 @@ def _group(
     ends: Mapping[str, int],
 ) -> Group:
     members = sorted(members, key=lambda spec: spec.start)
-    places = [classify(spec.name) for spec in members]
-    modules = {place.module for place in places}
+    modules = {classify(spec.name).module for spec in members}
     blockwise = granularity in ("block", "block_module", "tensor")
     return Group(
         name=name,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mergesearch.merging import Field, Recipe, RecipeError
-from mergesearch.spaces.coefficient_space import Point, Row, Space, check_point
+from mergesearch.merging import Field, Recipe
+from mergesearch.spaces.base import Point, Row, Space, cannot_hold, check_point, named_values
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterSpace:
-    """A box whose points are parameters of a recipe's routing; the coefficient field stays as it
-    is.
+    """A box of the parameters of a recipe's routing; the coefficient field stays as it is.
 
     Attributes:
         names: Names of the parameters.
@@ -35,19 +34,18 @@ class ParameterSpace:
         return f"parameters of {dict(self.fixed).get('method', 'an input-dependent merge')}"
 
     def field(self, point: Point) -> Field:
-        """The template's, whatever the point."""
+        """The field of the template, whatever the point."""
         check_point(point, len(self.names))
         return self.template.field
 
     def decode(self, point: Point) -> Recipe:
-        """The template, routed by the parameters at ``point``."""
-        values = zip(self.names, check_point(point, len(self.names)).tolist(), strict=True)
-        return replace(
-            self.template, routing=tuple(sorted({**dict(self.fixed), **dict(values)}.items()))
-        )
+        """The template with the parameters at ``point`` as its routing."""
+        parameters = named_values(self.names, check_point(point, len(self.names)))
+        routing = dict(self.fixed) | parameters
+        return replace(self.template, routing=tuple(sorted(routing.items())))
 
     def encode(self, field: Field) -> Point | None:
-        """None: no coefficients alone are a point of this space."""
+        """None: coefficients alone are no point of this space."""
         return None
 
     def refine(self, point: Point, finer: Space) -> Point:
@@ -61,14 +59,12 @@ class ParameterSpace:
             or finer.names != self.names
             or finer.title != self.title
         ):
-            raise RecipeError(
-                f"refine: a {finer.title} space cannot hold a point of a {self.title} space"
-            )
+            raise cannot_hold(finer, f"a point of a {self.title} space")
         return check_point(point, len(self.names)).copy()
 
     def summary(self, point: Point) -> dict[str, float]:
-        """The parameters."""
-        return dict(zip(self.names, check_point(point, len(self.names)).tolist(), strict=True))
+        """The parameters by name."""
+        return named_values(self.names, check_point(point, len(self.names)))
 
     def summary_of(self, field: Field) -> dict[str, float]:
         """Nothing: a checkpoint has none of the parameters."""

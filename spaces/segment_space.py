@@ -1,28 +1,32 @@
-"""Coefficients that may change anywhere: fields of a limited number of segments, each of any
-length.
+"""Coefficients that may change anywhere: fields of few segments, each of any length.
 
 A point holds the inner boundaries first, as positions of the flat index in increasing order, then
 the coefficients of the first direction in every segment, then those of the second, and so on. A
-field has one point: segments that are not used lie at the end, with boundaries at the end of the
-flat index and the coefficients of the last one that is.
+field has one point: unused segments lie at the end, with boundaries at the end of the flat index
+and the coefficients of the last used one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError
-from mergesearch.spaces.coefficient_space import Point, Row, Space, check_point
-
-#: Boundaries of segments -> inner products of base and rows in each, ``(segments, K + 1, K + 1)``,
-#: base first; a row is what a coefficient of 1 adds to the base
-#: (:meth:`mergesearch.merging.resident.segment_gram.SegmentGram.gram`).
-Gram = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]
+from mergesearch.merging import Field, InputError, Layout, Recipe
+from mergesearch.spaces.base import (
+    Gram,
+    Point,
+    Row,
+    Space,
+    check_field,
+    check_point,
+    direction_names,
+    encode_in,
+    fits,
+)
+from mergesearch.spaces.request import SpaceRequest
 
 #: Directions with a number of their own in a summary; with the segments and three thirds, 16 at
 #: most.
@@ -68,18 +72,19 @@ class SegmentSpace:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """``boundary 1``, ..., then ``DIRECTION/segment 1``, ..."""
-        places = range(1, self.segments + 1)
-        boundaries = [f"boundary {place}" for place in places[:-1]]
+        numbers = range(1, self.segments + 1)
+        boundaries = [f"boundary {number}" for number in numbers[:-1]]
+        directions = direction_names(self.template)
         return (
             *boundaries,
-            *(f"{name}/segment {place}" for name in self._direction_names for place in places),
+            *(f"{name}/segment {number}" for name in directions for number in numbers),
         )
 
     def field(self, point: Point) -> Field:
-        """The coefficients at ``point``; boundaries are rounded, moved into the flat index and
-        sorted.
+        """The coefficients at ``point``.
 
-        NaN and infinite coefficients pass through; a boundary that is NaN is not used.
+        Boundaries are rounded, moved into the flat index and sorted. NaN and infinite coefficients
+        pass through; a boundary that is NaN is not used.
         """
         array = check_point(point, self.dim)
         size = self.layout.size
@@ -95,10 +100,11 @@ class SegmentSpace:
         return self.template.with_field(self.field(point))
 
     def encode(self, field: Field) -> Point | None:
-        """The one point of ``field``, or None if it has too many segments; it may lie outside the
-        bounds.
+        """The only point of ``field``, or None if it has too many segments.
+
+        The point may lie outside the bounds.
         """
-        if field.directions != self.directions or field.size != self.layout.size:
+        if not fits(field, self.directions, self.layout.size):
             return None
         compact = field.compact()
         spare = self.segments - compact.segments
@@ -112,43 +118,33 @@ class SegmentSpace:
         )
 
     def refine(self, point: Point, finer: Space) -> Point:
-        """The point of ``finer`` with the same coefficients; it may lie outside the bounds of
-        ``finer``.
+        """The point of ``finer`` with the same coefficients; it may lie outside its bounds.
 
         Raises:
             RecipeError: If ``finer`` cannot hold them.
         """
-        found = finer.encode(self.field(point))
-        if found is None:
-            raise RecipeError(
-                f"refine: a {finer.title} space cannot hold this point of a space of {self.title}"
-            )
-        return found
+        return encode_in(finer, self.field(point), f"this point of a space of {self.title}")
 
     def summary(self, point: Point) -> dict[str, float]:
-        """Number of segments, mean coefficient of each of the first 12 directions, and of each
-        third of the weights.
+        """Number of segments, and mean coefficients.
+
+        Means are those of each of the first 12 directions, and of each third of the weights.
         """
         return self.summary_of(self.field(point))
 
     def summary_of(self, field: Field) -> dict[str, float]:
-        """The same numbers for a field that may have more segments. Means are taken over the flat
-        index.
+        """The same numbers for a field that may have more segments.
+
+        Means are taken over the flat index.
 
         Raises:
             RecipeError: If ``field`` has another size or number of directions.
         """
-        if field.directions != self.directions or field.size != self.layout.size:
-            raise RecipeError(
-                f"field: expected {self.directions} directions over {self.layout.size} positions, "
-                f"received {field.directions} over {field.size}"
-            )
+        check_field(field, self.directions, self.layout.size)
         summary = {"segments": float(field.compact().segments)}
         means = _mean(field)
-        summary |= {
-            f"expert {n}": float(m)
-            for n, m in zip(self._direction_names[:_SUMMARISED], means, strict=False)
-        }
+        names = direction_names(self.template)[:_SUMMARISED]
+        summary |= {f"expert {name}": float(mean) for name, mean in zip(names, means, strict=False)}
         edges = np.linspace(0, field.size, 4).round().astype(int).tolist()
         for name, start, stop in zip(
             ("first", "middle", "last"), edges[:-1], edges[1:], strict=True
@@ -163,13 +159,6 @@ class SegmentSpace:
             Row(f"{self.title}, anywhere", self.layout.names, self.layout.parameters, self.dim),
         )
 
-    @cached_property
-    def _direction_names(self) -> tuple[str, ...]:
-        # Operators that fuse experts have directions of their own.
-        if len(self.template.experts) == self.directions:
-            return tuple(expert.name for expert in self.template.experts)
-        return tuple(f"direction {index}" for index in range(self.directions))
-
 
 def segment_space(
     template: Recipe,
@@ -181,8 +170,7 @@ def segment_space(
     start: float,
     gram: Gram | None = None,
 ) -> SegmentSpace:
-    """The space of fields with at most ``segments`` segments and coefficients between ``low`` and
-    ``high``.
+    """The space of fields with at most ``segments`` segments.
 
     Args:
         template: The merge whose field the points replace; its field tells the number of directions
@@ -213,6 +201,26 @@ def segment_space(
         [np.full(inner, float(layout.size)), np.full(coefficients, float(start))]
     )
     return SegmentSpace(template, layout, segments, lower, upper, begin, gram)
+
+
+def build_segment_space(request: SpaceRequest) -> SegmentSpace:
+    """The space of at most 64 segments, or as many as the section says.
+
+    Raises:
+        InputError: If the bounds are not in order, or do not hold the start.
+    """
+    section = request.section
+    low, high = section.bounds or arc_bounds(*request.default_bounds)
+    start = section.start if isinstance(section.start, float) else request.default_start
+    return segment_space(
+        request.template,
+        request.model_layout,
+        segments=section.segments or 64,
+        low=low,
+        high=high,
+        start=start,
+        gram=request.gram,
+    )
 
 
 def arc_bounds(low: float, high: float) -> tuple[float, float]:

@@ -1,6 +1,4 @@
-"""A Ray cluster of several nodes on this machine: real ``ray start`` processes, each with its own
-folder, none left.
-"""
+"""A Ray cluster on this machine: real ``ray start`` processes, each with its own folder."""
 
 from __future__ import annotations
 
@@ -113,7 +111,8 @@ class Cluster:
 
     def processes(self) -> list[psutil.Process]:
         """All processes of this cluster, by the token file that their environment names."""
-        mark, found = self.environment["RAY_AUTH_TOKEN_PATH"], []
+        mark = self.environment["RAY_AUTH_TOKEN_PATH"]
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if (

@@ -1,11 +1,41 @@
-"""Settings that every test shares: few threads, no hub, no generator surprises."""
+"""What every test shares: few threads, no hub, and one server of each kind for a session."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cluster import Cluster
+    from tests.postgres import Server
 
 os.environ.setdefault("MERGESEARCH_CACHE", tempfile.mkdtemp(prefix="mergesearch-cache-"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; tests take databases of their own (``postgres.database()``).
+
+    Tests that use it belong to the group ``postgres`` (or ``ray``), so that one process has it.
+    """
+    from tests.postgres import serve
+
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Ray cluster with one node of two cores; tests that use it belong to the group ``ray``."""
+    from tests.cluster import running
+
+    with running() as started:
+        started.start("head", 2)
+        yield started

@@ -1,6 +1,4 @@
-"""A PostgreSQL server of the tests' own: installed programs, loopback, never root, gone with the
-test.
-"""
+"""A PostgreSQL server of the tests: installed programs, loopback, never root."""
 
 from __future__ import annotations
 
@@ -102,9 +100,7 @@ class Server:
                 time.sleep(0.05)
 
     def stop(self, signum: int = signal.SIGQUIT) -> None:
-        """Stop: SIGQUIT is PostgreSQL's immediate shutdown, as in a crash; the next start
-        recovers.
-        """
+        """Stop; SIGQUIT is an immediate shutdown, from which the next start recovers."""
         if self.process is not None:
             self.process.send_signal(signum)
             self.process.wait(30)
@@ -175,12 +171,11 @@ def serve() -> Iterator[Server]:
 
 
 class Gate:
-    """A way to the server that can be cut: connections break and new ones are refused, as if the
-    network were gone.
-    """
+    """A way to the server that can be cut, as if the network were gone."""
 
     def __init__(self, target: int) -> None:
-        self._target, self.port = target, free_port()
+        self._target = target
+        self.port = free_port()
         self._pairs: list[socket.socket] = []
         self._listener: socket.socket | None = None
         self.open()
@@ -196,7 +191,8 @@ class Gate:
 
     def cut(self) -> None:
         """Break every connection and refuse new ones."""
-        listener, self._listener = self._listener, None
+        listener = self._listener
+        self._listener = None
         if listener is not None:
             # A thread in accept() keeps the port open until it is woken.
             with contextlib.suppress(OSError):

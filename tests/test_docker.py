@@ -1,6 +1,4 @@
-"""The files under docker/: linters agree, what they promise holds, and their scripts run for real
-without an engine.
-"""
+"""The files under docker/: linters agree, promises hold, scripts run without an engine."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ import yaml
 
 from mergesearch.merging import RunFolderError
 from mergesearch.search.spec.study_file import validate
-from tests.postgres import Server, free_port, serve
+from tests.postgres import Server, free_port
 from tests.search.studies import analytic, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -217,9 +215,7 @@ def sources_copied() -> list[str]:
 
 
 def admitted(path: str) -> bool:
-    """Whether .dockerignore lets ``path`` into the build; the last rule that matches it or a parent
-    decides.
-    """
+    """Whether .dockerignore lets ``path`` into the build; the last rule that matches decides."""
     parents = [path, *(str(parent) for parent in Path(path).parents)]
     decided = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -293,8 +289,10 @@ def test_what_is_copied_builds_the_whole_product(tmp_path: Path) -> None:
     for source in [source for source in sources_copied() if not source.startswith("docker/")]:
         target = context / source
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-        copy(ROOT / source, target)
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, target, symlinks=True)  # as COPY does
+        else:
+            shutil.copy(ROOT / source, target)
     pip = [
         sys.executable,
         "-m",
@@ -307,11 +305,10 @@ def test_what_is_copied_builds_the_whole_product(tmp_path: Path) -> None:
     ]
     succeeds(*pip, "--wheel-dir", tmp_path, context)
     built = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    packages = ("mergesearch", "evaluators", "merging", "search", "spaces")
-    wanted = {
-        str(path.relative_to(ROOT)) for name in packages for path in (ROOT / name).rglob("*.py")
-    }
-    assert wanted <= built
+    packages = ("evaluators", "merging", "search", "spaces")
+    files = [path for name in packages for path in (ROOT / name).rglob("*.py")]
+    wanted = {f"mergesearch/{path.relative_to(ROOT)}" for path in files}
+    assert wanted | {"mergesearch/__init__.py", "mergesearch/__main__.py"} <= built
 
 
 # Compose
@@ -504,10 +501,9 @@ def secrets_environment(
     }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serve() as running:
-        yield running
+@pytest.fixture
+def server(postgres: Server) -> Server:
+    return postgres
 
 
 @pytest.mark.xdist_group("postgres")
@@ -673,9 +669,7 @@ def test_requests_for_cpus_are_read_or_refused() -> None:
 
 
 class Job:
-    """A job of the batch script, on one machine; ``calls`` is what its programs were called with,
-    in order.
-    """
+    """A job of the batch script on one machine; ``calls`` holds the calls of its programs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -718,9 +712,7 @@ class Job:
         path.chmod(0o755)
 
     def driver(self, on_term: int | None, at_once: int | None = None) -> None:
-        """A driver that ends with ``at_once``, or waits for SIGTERM and ends, a little later, with
-        ``on_term``.
-        """
+        """A driver that ends with ``at_once``, or waits for SIGTERM and ends with ``on_term``."""
         wait = (
             f"trap 'note TERM; sleep 0.3; exit {on_term}' TERM; note up; while :; do sleep "
             "0.05; done"
@@ -765,7 +757,8 @@ class Job:
 def job(tmp_path: Path) -> Iterator[Job]:
     made = Job(tmp_path)
     yield made
-    tokens, programs = list(tmp_path.glob("*token*")), running_below(made.bin)
+    tokens = list(tmp_path.glob("*token*"))
+    programs = running_below(made.bin)
     made.end()
     # Whatever happened in the job, neither a token nor a program of it is left.
     assert not tokens

@@ -1,4 +1,4 @@
-"""The harness's own model class around the resident model: for tokens, prompts and generation."""
+"""The harness's own model class around the resident model, for tokens, prompts and generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Recorder(HFLM):  # type: ignore[misc]  # the harness has no types
-    """Writes down the tokens that it is asked to score, when it is told to."""
+    """Records the tokens that it is asked to score, while ``recorded`` is a list."""
 
     recorded: list[Request] | None = None
 
@@ -33,11 +33,11 @@ class _Recorder(HFLM):  # type: ignore[misc]  # the harness has no types
 
 
 class HarnessModel:
-    """What the evaluator needs of the harness's model class.
+    """The parts of the harness's model class that the evaluator uses.
 
     Attributes:
         model: The resident model.
-        lm: The harness's object.
+        lm: The harness's model object.
     """
 
     def __init__(self, model: Any, lm: _Recorder) -> None:
@@ -46,24 +46,24 @@ class HarnessModel:
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model reads."""
+        """Number of tokens that the model reads."""
         return int(self.lm.max_length)
 
     @property
     def tokenizer_name(self) -> str:
-        """Of the tokenizer, for the harness."""
+        """Name by which the harness identifies the tokenizer."""
         return str(self.lm.tokenizer_name)
 
     def apply_chat_template(self, history: Any, add_generation_prompt: bool = True) -> str:
-        """A conversation as text."""
+        """Write a conversation as text."""
         return str(self.lm.apply_chat_template(history, add_generation_prompt))
 
-    def choose_template(self, asked: bool | str) -> None:
-        """Use the template of that name, or the tokenizer's own."""
-        self.lm.chat_template(asked)
+    def choose_template(self, name: bool | str) -> None:
+        """Use the chat template of that name, or with True the tokenizer's own."""
+        self.lm.chat_template(name)
 
     def tokens_of(self, instance: Instance) -> tuple[Request, ...]:
-        """What a request is scored on: one continuation, or the windows of a text."""
+        """Tokens that a request is scored on: one continuation, or the windows of a text."""
         self.lm.recorded = []
         try:
             getattr(self.lm, instance.request_type)([instance], disable_tqdm=True)
@@ -72,24 +72,25 @@ class HarnessModel:
             self.lm.recorded = None
 
     def generate(self, instances: Sequence[Instance]) -> None:
-        """Answer requests that generate text, each as often as it asks."""
+        """Answer requests that generate text, each as often as it wants."""
         kinds = sorted({instance.request_type for instance in instances})
         for kind in kinds:
-            asked = [
+            repeated = [
                 one
                 for one in instances
                 if one.request_type == kind
                 for _ in range(one.repeats or 1)
             ]
             with quiet():
-                answers = getattr(self.lm, kind)(asked, disable_tqdm=True)
-            for one, answer in zip(asked, answers, strict=True):
+                answers = getattr(self.lm, kind)(repeated, disable_tqdm=True)
+            for one, answer in zip(repeated, answers, strict=True):
                 one.resps.append(answer)
 
 
 def bind(model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> HarnessModel:
-    """The resident model as the harness sees it; log-probabilities are in fp32 whatever the model's
-    precision.
+    """Wrap the resident model for the harness.
+
+    Log-probabilities are in fp32 whatever the model's precision.
     """
     import torch
 

@@ -1,9 +1,9 @@
 """Log-likelihoods of many short continuations at the cost of the forward passes alone.
 
-What is scored is frozen: token ids in, numbers out. Rows are sorted by length and padded together;
-logits are made at the positions that are scored and nowhere else; continuations of one context may
-share a row, each seeing the context and itself alone, so that the context is run through the model
-once (tree attention as in Miao 2024, "SpecInfer").
+Requests hold token ids. Rows are sorted by length and padded together; logits are computed at the
+positions that are scored and nowhere else; continuations of one context may share a row, each
+seeing the context and itself alone, so that the context is run through the model once (tree
+attention as in Miao 2024, "SpecInfer").
 
 Numbers are those of the language-model evaluation harness, up to rounding: the sum of
 log-probabilities of the continuation's tokens, and whether each of them is the most likely one.
@@ -12,7 +12,7 @@ log-probabilities of the continuation's tokens, and whether each of them is the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators.by_item import wide
@@ -31,7 +31,7 @@ TRUSTED = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}
 
 @dataclass(frozen=True)
 class Request:
-    """Score ``continuation`` after ``context``; both hold at least one token."""
+    """A continuation to score after a context; both hold at least one token."""
 
     context: Tokens
     continuation: Tokens
@@ -44,7 +44,8 @@ class Row:
     Attributes:
         context: Tokens that all branches see.
         branches: Tokens after them, one branch for each continuation, without its last token.
-        requests: What is scored: place of the request, of its branch, and its tokens to predict.
+        requests: The requests that the row scores: index of the request, index of its branch, and
+            the tokens to predict.
     """
 
     context: Tokens
@@ -53,7 +54,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens that the model reads."""
+        """Number of tokens that the model reads."""
         return len(self.context) + sum(map(len, self.branches))
 
 
@@ -65,7 +66,7 @@ class Options:
         batch_size: Rows of a forward pass.
         max_length: Tokens of a row at most; longer contexts lose their beginning.
         packed: Let continuations of one context share a row.
-        padding: Side on which shorter rows are filled up.
+        padding: Side on which shorter rows are padded.
     """
 
     batch_size: int
@@ -75,8 +76,7 @@ class Options:
 
 
 def score_requests(model: Any, requests: Sequence[Request], options: Options) -> list[Answer]:
-    """Sum of log-probabilities, and whether the continuation is the most likely one, of every
-    request.
+    """Score every request: sum of log-probabilities, and whether every token is the likeliest.
 
     Raises:
         InputError: If a continuation is longer than a row may be.
@@ -87,18 +87,17 @@ def score_requests(model: Any, requests: Sequence[Request], options: Options) ->
     rows = sorted(_rows(requests, options), key=lambda row: row.length, reverse=True)
     with torch.inference_mode():
         for start in range(0, len(rows), options.batch_size):
-            for place, answer in _answers(
-                model, rows[start : start + options.batch_size], options.padding
-            ):
-                answers[place] = answer
+            part = rows[start : start + options.batch_size]
+            for index, answer in _answers(model, part, options.padding):
+                answers[index] = answer
     return answers
 
 
 def can_pack(model: Any, requests: Sequence[Request], options: Options) -> bool:
-    """Whether rows that share a context score as rows of their own do, tried on ``requests``.
+    """Try on ``requests`` whether packed rows give the same scores as plain ones.
 
-    Models whose layers do not take a mask of their own, or that see other tokens than attention
-    shows them, do not.
+    They do not in models whose layers take no mask of ours, or see other tokens than attention
+    shows them.
     """
     import torch
 
@@ -121,96 +120,131 @@ def can_pack(model: Any, requests: Sequence[Request], options: Options) -> bool:
 
 
 def _rows(requests: Sequence[Request], options: Options) -> Iterator[Row]:
-    """Requests as rows; those of one context, or of equal tokens, share one where they may."""
+    """Yield rows for requests; those of one context or of equal tokens share a row if allowed."""
     shared: dict[Tokens, list[tuple[int, Request]]] = {}
-    for place, request in enumerate(requests):
+    for index, request in enumerate(requests):
         if len(request.continuation) > options.max_length:
             raise InputError(
                 f"expected continuations of at most {options.max_length} tokens, received one of "
                 f"{len(request.continuation)}; set max_length, or choose a model that reads more"
             )
-        # As the harness: the beginning goes where context and continuation are too long.
+        # As in the harness, a row that is too long loses the beginning of its context.
         kept = options.max_length + 1 - len(request.continuation)
-        shared.setdefault(request.context[-kept:], []).append((place, request))
+        shared.setdefault(request.context[-kept:], []).append((index, request))
     for context, members in shared.items():
         by_tokens: dict[Tokens, list[int]] = {}
-        for place, request in members:
-            by_tokens.setdefault(request.continuation, []).append(place)
+        for index, request in members:
+            by_tokens.setdefault(request.continuation, []).append(index)
         whole = _row(context, by_tokens)
         if options.packed and whole.length <= options.max_length:
             yield whole
         else:
-            yield from (_row(context, {tokens: places}) for tokens, places in by_tokens.items())
+            yield from (_row(context, {tokens: indices}) for tokens, indices in by_tokens.items())
 
 
 def _row(context: Tokens, by_tokens: dict[Tokens, list[int]]) -> Row:
+    """Make a row of one context from continuation -> indices of its requests."""
     targets = [
-        (place, branch, tokens)
-        for branch, (tokens, ps) in enumerate(by_tokens.items())
-        for place in ps
+        (index, branch, tokens)
+        for branch, (tokens, indices) in enumerate(by_tokens.items())
+        for index in indices
     ]
     return Row(context, tuple(tokens[:-1] for tokens in by_tokens), tuple(targets))
 
 
+@dataclass
+class _Targets:
+    """The tokens that a batch predicts, in the order of the requests.
+
+    Attributes:
+        lines, columns: Where each of them is predicted in the batch.
+        tokens: The tokens.
+        requests: Index of each request, and the number of its tokens.
+    """
+
+    lines: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    requests: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, line: int, row: Row, shift: int) -> None:
+        """Add the tokens of a row that is padded by ``shift`` on its left."""
+        starts = _starts(row)
+        for index, branch, tokens in row.requests:
+            # The first token is predicted by the context's last one, the others by the branch.
+            at = [len(row.context) - 1, *range(starts[branch], starts[branch] + len(tokens) - 1)]
+            self.lines += [line] * len(tokens)
+            self.columns += [shift + column for column in at]
+            self.tokens += tokens
+            self.requests.append((index, len(tokens)))
+
+
 def _answers(model: Any, rows: Sequence[Row], padding: str) -> Iterator[tuple[int, Answer]]:
-    """Place and answer of every request of a batch."""
+    """Yield the index and the answer of every request of a batch."""
     import torch
 
     device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
     width = max(row.length for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    places = torch.zeros(len(rows), width, dtype=torch.int64)
-    lines: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
-    owners: list[tuple[int, int]] = []
+    positions = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets = _Targets()
     for line, row in enumerate(rows):
         shift = width - row.length if padding == "left" else 0
         ids[line, shift : shift + row.length] = torch.tensor(
             [*row.context, *(t for b in row.branches for t in b)]
         )
-        places[line, shift : shift + row.length] = torch.tensor(_positions(row))
-        starts = _starts(row)
-        for place, branch, tokens in row.requests:
-            # The first token is predicted by the context's last one, the others by the branch.
-            at = [len(row.context) - 1, *range(starts[branch], starts[branch] + len(tokens) - 1)]
-            lines += [line] * len(tokens)
-            columns += [shift + column for column in at]
-            targets += tokens
-            owners.append((place, len(tokens)))
-    arguments: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
+        positions[line, shift : shift + row.length] = torch.tensor(_positions(row))
+        targets.add(line, row, shift)
+    arguments = {
+        "input_ids": ids.to(device),
+        "use_cache": False,
+        **_attention_arguments(model, rows, positions, padding),
+    }
+    logits = wide(
+        _logits_at(model, arguments, torch.tensor(targets.lines), torch.tensor(targets.columns))
+    )
+    wanted = torch.tensor(targets.tokens, device=device)
+    log_p = logits.log_softmax(dim=-1).gather(1, wanted[:, None])[:, 0]
+    likeliest = logits.argmax(dim=-1) == wanted
+    sizes = [size for _, size in targets.requests]
+    parts = torch.split(log_p, sizes), torch.split(likeliest, sizes)
+    for (index, _), one, right in zip(targets.requests, *parts, strict=True):
+        yield index, (float(one.sum()), bool(right.all()))
+
+
+def _attention_arguments(
+    model: Any, rows: Sequence[Row], positions: torch.Tensor, padding: str
+) -> dict[str, torch.Tensor]:
+    """Positions and mask, where rows have branches or are padded on their left."""
+    import torch
+
+    parameter = next(model.parameters())
+    width = positions.shape[1]
     branching = any(len([branch for branch in row.branches if branch]) > 1 for row in rows)
+    arguments = {}
     if branching or padding == "left":
-        arguments["position_ids"] = places.to(device)
+        arguments["position_ids"] = positions.to(parameter.device)
     if branching:
-        arguments["attention_mask"] = _tree_mask(rows, width, padding, dtype).to(device)
+        mask = _tree_mask(rows, width, padding, parameter.dtype)
+        arguments["attention_mask"] = mask.to(parameter.device)
     elif padding == "left":
         lengths = torch.tensor([[row.length] for row in rows])
-        arguments["attention_mask"] = (
-            (torch.arange(width)[None] >= width - lengths).long().to(device)
-        )
-    logits = wide(_logits_at(model, arguments, torch.tensor(lines), torch.tensor(columns)))
-    wanted = torch.tensor(targets, device=device)
-    chances = logits.log_softmax(dim=-1).gather(1, wanted[:, None])[:, 0]
-    best = logits.argmax(dim=-1) == wanted
-    sizes = [size for _, size in owners]
-    parts = torch.split(chances, sizes), torch.split(best, sizes)
-    for (place, _), one, right in zip(owners, *parts, strict=True):
-        yield place, (float(one.sum()), bool(right.all()))
+        mask = (torch.arange(width)[None] >= width - lengths).long()
+        arguments["attention_mask"] = mask.to(parameter.device)
+    return arguments
 
 
 def _positions(row: Row) -> list[int]:
-    """Position of every token: branches begin where the context ends."""
+    """Position of every token; branches begin where the context ends."""
     first = len(row.context)
     return [
         *range(first),
-        *(first + place for branch in row.branches for place in range(len(branch))),
+        *(first + offset for branch in row.branches for offset in range(len(branch))),
     ]
 
 
 def _starts(row: Row) -> list[int]:
-    """Column where every branch begins."""
+    """Column in which every branch begins."""
     starts = []
     column = len(row.context)
     for branch in row.branches:
@@ -220,15 +254,16 @@ def _starts(row: Row) -> list[int]:
 
 
 def _tree_mask(rows: Sequence[Row], width: int, padding: str, dtype: torch.dtype) -> torch.Tensor:
-    """What every token sees, added to attention scores: ``(rows, 1, width, width)``, 0 or as low as
-    can be.
+    """Mask of what every token sees, to be added to attention scores.
+
+    Returns:
+        ``(rows, 1, width, width)``: 0, or the lowest number of ``dtype``.
     """
     import torch
 
     seen = torch.zeros(len(rows), width, width, dtype=torch.bool)
-    seen.diagonal(dim1=1, dim2=2).fill_(
-        True
-    )  # padding sees itself: a row that sees nothing would be NaN
+    # Padding sees itself: a token that sees nothing would be NaN.
+    seen.diagonal(dim1=1, dim2=2).fill_(True)
     for line, row in enumerate(rows):
         shift = width - row.length if padding == "left" else 0
         end = shift + len(row.context)
@@ -247,8 +282,9 @@ def _tree_mask(rows: Sequence[Row], width: int, padding: str, dtype: torch.dtype
 def _logits_at(
     model: Any, arguments: dict[str, Any], lines: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """Logits ``(n, vocabulary)`` at chosen places: the head is given those alone, whatever the
-    model does after it.
+    """Logits ``(n, vocabulary)`` at chosen lines and columns of the batch.
+
+    The head is given these positions alone, whatever the model does after it.
     """
     head = model.get_output_embeddings()
     size = arguments["input_ids"].shape

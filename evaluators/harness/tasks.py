@@ -1,9 +1,8 @@
-"""Tasks of the language-model evaluation harness: which documents belong to which split, and what
-is measured of them.
+"""Tasks of the language-model evaluation harness, and which of their documents a split holds.
 
-Tasks are loaded once per process and kept. A task's documents are divided by a hash of what they
-say, so that a document is in the same split whatever task or order it comes from; or they are the
-splits of its dataset, or listed.
+Tasks are loaded once per process and kept. A task's documents are divided by a hash of their
+content, so that a document is in the same split whatever task or order it comes from; or they are
+the splits of its dataset, or listed.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,14 +19,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from mergesearch.evaluators.base import SPLITS, Split
 from mergesearch.evaluators.objectives import Direction
 from mergesearch.merging import InputError
-
-Array = npt.NDArray[np.float64]
 
 #: Beginnings of the names of public benchmarks that people report results on.
 PUBLIC = (
@@ -37,8 +31,6 @@ PUBLIC = (
     "race", "sciq", "siqa", "social_iqa", "squad", "superglue", "super-glue", "triviaqa",
     "truthfulqa", "winogrande", "xcopa", "xnli", "xstorycloze", "xwinograd",
 )  # fmt: skip
-#: Seed of the bootstrap behind the errors of values that are no means, and its number of samples.
-BOOTSTRAP = (0, 100)
 
 
 @dataclass(frozen=True)
@@ -47,18 +39,18 @@ class TaskOptions:
 
     Attributes:
         task: Name of a task or group, or one for each split.
-        name: What to call it, the domain; by default the task's own name.
-        metric: Default metric; None: the task's first.
-        filter: Which of its filters; None: its only one.
-        num_fewshot, fewshot_seed: Examples before the question.
+        name: Name of the domain; by default the task's own name.
+        metric: Default metric; None takes the task's first.
+        filter: Which of its filters; None takes its only one.
+        num_fewshot, fewshot_seed: Number of examples before the question, and seed of their choice.
         gen_kwargs: Changes to the task's own generation arguments.
-        splits: Split -> split of the task's dataset; None: the documents that the harness
+        splits: Split -> split of the task's dataset; None takes the documents that the harness
             evaluates.
-        samples: Split -> places among those documents.
+        samples: Split -> indices among those documents.
         divide: Shares of the three splits where neither is given.
         limit: Documents of a split at most.
-        tier: ``one``: frozen requests; ``two``: the harness's own loop; ``auto``: one where it can
-            serve.
+        tier: ``one`` for frozen requests, ``two`` for the harness's own loop, ``auto`` for one
+            where that is possible.
     """
 
     task: str | Mapping[Split, str]
@@ -80,10 +72,10 @@ class SplitTask:
     """A task on one split.
 
     Attributes:
-        name: Its domain.
-        task: The harness's object.
-        places: Documents of the split, by place among those that the object evaluates, rising
-            ``(documents,)``.
+        name: Name of its domain.
+        task: The harness's task object.
+        document_indices: Documents of the split, by index among those that the object evaluates,
+            rising ``(documents,)``.
         ids: Hash of each of them.
         metric: Default metric.
         filter: Which filter's answers are measured.
@@ -92,21 +84,21 @@ class SplitTask:
 
     name: str
     task: Any
-    places: tuple[int, ...]
+    document_indices: tuple[int, ...]
     ids: tuple[str, ...]
     metric: str
     filter: str
     options: TaskOptions
 
     def direction(self, metric: str) -> Direction:
-        """Where better is, as the task says."""
+        """Direction in which a metric is optimised, as the task declares it."""
         return "maximize" if self.task.higher_is_better()[metric] else "minimize"
 
 
 def load_split(
     options: TaskOptions, include: str | None, split: Split, where: str
 ) -> list[SplitTask]:
-    """The task, or the tasks of the group, on a split.
+    """Load a task, or the tasks of a group, on a split.
 
     Raises:
         InputError: If the harness cannot load it, or the split is empty.
@@ -117,26 +109,21 @@ def load_split(
         changes = {"test_split": options.splits[split]}
     if options.num_fewshot is not None:
         changes["num_fewshot"] = options.num_fewshot
-    found = []
-    for task in _load(
-        named,
-        include,
-        json.dumps(changes, sort_keys=True),
-        json.dumps(dict(options.gen_kwargs)),
-        where,
-    ):
+    generation = json.dumps(dict(options.gen_kwargs))
+    tasks = []
+    for task in _load(named, include, json.dumps(changes, sort_keys=True), generation, where):
         task.set_fewshot_seed(seed=options.fewshot_seed)
         name = task.task_name if isinstance(options.task, str) else options.task["search"]
         metric = _metric(task, options.metric, where)
         chosen = _filter(task, options.filter, where)
-        places, ids = _documents(task, options, split, where)
-        found.append(SplitTask(options.name or name, task, places, ids, metric, chosen, options))
-    if options.name is not None and len(found) > 1:
+        indices, ids = _documents(task, options, split, where)
+        tasks.append(SplitTask(options.name or name, task, indices, ids, metric, chosen, options))
+    if options.name is not None and len(tasks) > 1:
         raise InputError(
             f"{where}.name: expected none for group {named!r}, whose tasks have names, received a "
             "name"
         )
-    return found
+    return tasks
 
 
 def check_metric(task: SplitTask, metric: str, where: str) -> None:
@@ -149,12 +136,13 @@ def check_metric(task: SplitTask, metric: str, where: str) -> None:
 
 
 def refuse_public(options: TaskOptions, include: str | None, where: str) -> None:
-    """Refuse to search on what results are reported on; tasks of the user's own folder are taken
-    for their own.
+    """Refuse to search on public benchmarks, on which results are reported.
+
+    Tasks in the user's own folder are not public, whatever their names.
 
     Raises:
-        InputError: If the name is that of a public benchmark, and its training items are not what
-            is asked for.
+        InputError: If the name is that of a public benchmark, and the search does not use its
+            training split.
     """
     named = options.task if isinstance(options.task, str) else options.task["search"]
     trained = (options.splits or {}).get("search", "").startswith("train")
@@ -162,15 +150,14 @@ def refuse_public(options: TaskOptions, include: str | None, where: str) -> None
     if named.lower().startswith(PUBLIC) and not trained and not own:
         raise InputError(
             f"{where}: expected no public benchmark as a target of the search, received {named!r}: "
-            "a merge that was "
-            "searched on it says nothing there; search on its training split (splits: {search: "
-            "train, ...}) or on "
-            "tasks of your own, or set allow_public_benchmarks: true"
+            "a merge that was searched on it says nothing there; search on its training split "
+            "(splits: {search: train, ...}) or on tasks of your own, or set "
+            "allow_public_benchmarks: true"
         )
 
 
 def check_disjoint(tasks: Mapping[Split, Sequence[SplitTask]], where: str) -> None:
-    """Refuse documents that two splits share, whatever tasks they are in.
+    """Refuse tasks if two splits share documents, whatever tasks these are in.
 
     Raises:
         InputError: Naming the tasks.
@@ -181,57 +168,15 @@ def check_disjoint(tasks: Mapping[Split, Sequence[SplitTask]], where: str) -> No
         if shared:
             raise InputError(
                 f"{where}.tasks: expected disjoint splits, received {len(shared)} documents in "
-                f"both {one} and {other}, "
-                f"for example one of {ids[one][shared[0]]!r} and {ids[other][shared[0]]!r}; leave "
-                "splits and samples "
-                "out, to divide documents by what they say"
+                f"both {one} and {other}, for example one of {ids[one][shared[0]]!r} and "
+                f"{ids[other][shared[0]]!r}; leave splits and samples out, to divide documents by "
+                "what they say"
             )
-
-
-def aggregate(task: Any, metric: str, values: Sequence[Any]) -> tuple[float, float, bool]:
-    """A task's value from those of documents, its standard error, and whether it is their mean."""
-    function: Callable[[Any], float] = task.aggregation()[metric]
-    value = float(function(list(values)))
-    if np.isscalar(values[0]) or isinstance(values[0], bool):
-        plain = np.asarray(values, dtype=np.float64)
-        if abs(plain.mean() - value) <= 1e-9 * max(1.0, abs(value)):
-            return float(plain.mean()), float(plain.std() / np.sqrt(plain.size)), True
-    seed, count = BOOTSTRAP
-    rng = np.random.default_rng(seed)
-    drawn = [
-        function([values[i] for i in rng.integers(len(values), size=len(values))])
-        for _ in range(count)
-    ]
-    return value, float(np.std(drawn)), False
-
-
-def item_score(value: Any, task: SplitTask, metric: str, where: str) -> float:
-    """A document's score, better where the metric is: a number, or log-likelihood per unit for
-    perplexities.
-
-    Raises:
-        InputError: If the metric has no value for one document.
-    """
-    if isinstance(value, bool | int | float | np.number):
-        # Log-likelihoods are better where they are high, perplexities where they are low.
-        flipped = "perplexity" in metric and task.direction(metric) == "minimize"
-        return -float(value) if flipped else float(value)
-    if (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and all(isinstance(part, int | float) for part in value)
-    ):
-        return -float(value[0]) / float(value[1])
-    raise InputError(
-        f"{where}: {task.name}: expected a metric with a score for every document, received "
-        f"{metric!r}, which is made "
-        f"of {type(value).__name__}; choose another"
-    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the harness's progress bars and logs of what it is doing; errors still raise."""
+    """Silence the harness's progress bars and logs; errors still raise."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -254,8 +199,10 @@ def _manager(include: str | None, defaults: bool) -> Any:
 def _load(
     named: str, include: str | None, changes: str, generation: str, where: str
 ) -> tuple[Any, ...]:
-    """Task objects; the index of all tasks that come with the harness is read only if a name asks
-    for it.
+    """Load the task objects of a task or group.
+
+    The index of all tasks that come with the harness is read only if the name is not in the user's
+    own folder.
     """
     if include is not None:
         _check_yaml(Path(include), where)
@@ -292,7 +239,7 @@ def _load(
 
 
 def _check_yaml(include: Path, where: str) -> None:
-    """Refuse files that the harness would silently leave out."""
+    """Refuse task files that the harness would silently ignore."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -318,6 +265,7 @@ def names_code(include: Path) -> bool:
 
 
 def _metric(task: Any, wanted: str | None, where: str) -> str:
+    """The metric of that name, or the task's first."""
     known = list(task.higher_is_better())
     if wanted is None:
         return str(known[0])
@@ -329,6 +277,7 @@ def _metric(task: Any, wanted: str | None, where: str) -> str:
 
 
 def _filter(task: Any, wanted: str | None, where: str) -> str:
+    """The filter of that name, or the task's only one."""
     known = [ensemble.name for ensemble in getattr(task, "_filters", [])] or ["none"]
     if wanted is None and len(known) > 1:
         raise InputError(
@@ -345,48 +294,41 @@ def _filter(task: Any, wanted: str | None, where: str) -> str:
 def _documents(
     task: Any, options: TaskOptions, split: Split, where: str
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Places and hashes of a split's documents."""
+    """Indices and hashes of a split's documents."""
     ids = _hashes(task)
     if options.samples is not None:
-        places = sorted(set(options.samples[split]))
-        if places and not 0 <= places[0] <= places[-1] < len(ids):
+        indices = sorted(set(options.samples[split]))
+        if indices and not 0 <= indices[0] <= indices[-1] < len(ids):
             raise InputError(
-                f"{where}.samples.{split}: expected places from 0 to {len(ids) - 1}, received "
-                f"{places[0]} to "
-                f"{places[-1]}"
+                f"{where}.samples.{split}: expected indices from 0 to {len(ids) - 1}, received "
+                f"{indices[0]} to {indices[-1]}"
             )
     elif options.splits is not None or not isinstance(options.task, str):
-        places = list(range(len(ids)))
+        indices = list(range(len(ids)))
     else:
-        places = [
-            place for place, name in enumerate(ids) if _belongs(name, options.divide) == split
-        ]
+        indices = [i for i, name in enumerate(ids) if _split_of(name, options.divide) == split]
     limit = options.limit.get(split) if isinstance(options.limit, Mapping) else options.limit
-    kept = tuple(places[:limit])
-    if not kept:
+    used = tuple(indices[:limit])
+    if not used:
         raise InputError(
             f"{where}: {task.task_name}: expected documents in the {split} split, received none of "
-            f"{len(ids)}; give "
-            "splits, samples or other shares"
+            f"{len(ids)}; give splits, samples or other shares"
         )
-    return kept, tuple(ids[place] for place in kept)
+    return used, tuple(ids[index] for index in used)
 
 
 @cache
 def _hashes(task: Any) -> tuple[str, ...]:
+    """Hash of the content of each document."""
     return tuple(
         hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
         for _, doc in task.doc_iterator()
     )
 
 
-def _belongs(name: str, shares: tuple[float, float, float]) -> Split:
+def _split_of(name: str, shares: tuple[float, float, float]) -> Split:
     """The split of a document, by its hash."""
-    place = int(name[:8], 16) / 2**32 * sum(shares)
-    return (
-        SPLITS[0]
-        if place < shares[0]
-        else SPLITS[1]
-        if place < shares[0] + shares[1]
-        else SPLITS[2]
-    )
+    position = int(name[:8], 16) / 2**32 * sum(shares)
+    if position < shares[0]:
+        return SPLITS[0]
+    return SPLITS[1] if position < shares[0] + shares[1] else SPLITS[2]

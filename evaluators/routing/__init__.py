@@ -1,1 +1,1 @@
-"""routing."""
+"""Evaluators of merges that depend on their input."""

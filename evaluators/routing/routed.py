@@ -1,7 +1,6 @@
-"""What the evaluators of input-dependent merges share: parameters to search, and scoring as a
-classifier.
+"""The base of evaluators of input-dependent merges: parameters to search, and scoring.
 
-The result is no checkpoint: it is merged for every batch or item, of parts that it has to carry
+The result is not a checkpoint: it is merged for every batch or item, from parts that it carries
 along.
 """
 
@@ -26,11 +25,13 @@ if TYPE_CHECKING:
 
 #: Operators whose coefficients reproduce base, experts, and weighted sums of task vectors.
 LINEAR = ("average", "task_arithmetic")
+#: Policies for special tensors under which experts can be reproduced.
+PLAIN_POLICIES = (("batch_norm", "base"), ("batch_norm", "merge"))
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a search may set: bounds, and where it starts."""
+    """A number that a search may set, with its bounds and its start."""
 
     name: str
     lower: float
@@ -40,10 +41,10 @@ class Parameter:
 
 @runtime_checkable
 class RoutedEvaluator(Evaluator, Protocol):
-    """An evaluator that merges for its inputs; its parameters are what a study searches."""
+    """An evaluator that merges for its inputs; a study searches its parameters."""
 
     parameters: tuple[Parameter, ...]
-    #: What else the routing of a recipe holds: the method's name, and what is not searched.
+    #: The rest of a recipe's routing: the method's name, and options that are not searched.
     fixed: Mapping[str, Any]
 
     def check_recipe(self, template: Recipe) -> None:
@@ -54,20 +55,21 @@ class RoutedEvaluator(Evaluator, Protocol):
 
 
 class RoutedClassification(Classification, ABC):
-    """Scores an input-dependent merge as an image classifier, and checkpoints beside it as they
-    are.
+    """Scores an input-dependent merge as an image classifier.
+
+    Checkpoints beside it are scored as they are.
     """
 
-    #: What depends on its inputs through a rule or a router has no gradient that a walk could
-    #: follow.
+    #: A rule or a router gives no gradient that a strategy could follow.
     smooth: ClassVar[frozenset[str]] = frozenset()
     parameters: tuple[Parameter, ...]
     fixed: Mapping[str, Any]
 
     @abstractmethod
     def routed(self, candidate: Candidate) -> Routed:
-        """The input-dependent merge of a candidate; it takes the resident model over until the next
-        merge.
+        """The input-dependent merge of a candidate.
+
+        It takes the resident model over until the next merge.
         """
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
@@ -77,18 +79,19 @@ class RoutedClassification(Classification, ABC):
         return super().evaluate(replace(candidate, model=self.routed(candidate)), split, items)
 
     def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
-        """In a fixed order that mixes domains: sorted data would tell a merge for a batch whose
-        items it holds.
+        """Metric -> score of each item ``(items,)``, computed in an order that mixes domains.
+
+        Batches of sorted data would hold one domain each, and a merge for a batch would profit.
         """
         order = balanced_order(items.domains)
-        places = np.argsort(order)
+        back = np.argsort(order)
         return {
-            metric: scores[places]
+            metric: scores[back]
             for metric, scores in super()._item_scores(model, items.rows(order)).items()
         }
 
     def check_recipe(self, template: Recipe) -> None:
-        """Refuse operators and policies under which experts are not what they are.
+        """Refuse operators and policies under which experts cannot be reproduced.
 
         Raises:
             InputError: In one line.
@@ -97,23 +100,18 @@ class RoutedClassification(Classification, ABC):
         if template.operator not in LINEAR:
             raise InputError(
                 f"operator.name: expected one of {', '.join(LINEAR)} for {method}, which merges "
-                "whole models, received "
-                f"{template.operator!r}"
+                f"whole models, received {template.operator!r}"
             )
         odd = [name for name, value in template.special if (name, value) not in PLAIN_POLICIES]
         if odd:
             raise InputError(
                 f"special.{odd[0]}: expected no policy but batch_norm base or merge for {method}, "
-                "which is merged for "
-                "each input; leave it out"
+                "which is merged for each input; leave it out"
             )
 
 
-PLAIN_POLICIES = (("batch_norm", "base"), ("batch_norm", "merge"))
-
-
 def tensors_at(candidate: Candidate, field: Field) -> Tensors:
-    """The resident model's tensors with the coefficients of ``field``."""
+    """Merge with the coefficients of ``field``, and copy the resident model's tensors."""
     from mergesearch.merging.routing.routed import copied_tensors
 
     candidate.merged.write(field)

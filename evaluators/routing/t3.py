@@ -1,6 +1,4 @@
-"""T3 (Imam 2025): base and one expert interpolated for every item or batch, by how much they
-disagree on it.
-"""
+"""T3 (Imam 2025): base and one expert interpolated for each item or batch by their disagreement."""
 
 from __future__ import annotations
 
@@ -19,9 +17,10 @@ class T3(RoutedClassification):
 
     Args:
         per: Merge for every ``item``, or for a ``batch`` by its mean divergence.
-        centred: ``2 · sigmoid - 1`` in the place of the published sigmoid
+        centred: ``2 · sigmoid - 1`` instead of the published sigmoid
             (:class:`mergesearch.merging.routing.routed.T3`).
-        **classification: As for :class:`mergesearch.evaluators.classification.Classification`.
+        **classification: Arguments of
+            :class:`mergesearch.evaluators.classification.Classification`.
     """
 
     parameters = (
@@ -46,12 +45,11 @@ class T3(RoutedClassification):
         if len(template.experts) != 1:
             raise InputError(
                 "experts: expected exactly one for t3, which interpolates between it and the "
-                "base, received "
-                f"{len(template.experts)}; name one, or choose twin_merging"
+                f"base, received {len(template.experts)}; name one, or choose twin_merging"
             )
 
     def routed(self, candidate: Candidate) -> Routed:
-        """The two models, and the rule of the candidate's recipe."""
+        """Interpolate the two models by the rule of the candidate's recipe."""
         from mergesearch.merging.routing.bundle import folders, t3_of
 
         base, expert = (

@@ -1,6 +1,4 @@
-"""Twin-Merging (Lu 2024): a shared merge and low-rank vectors of the experts, weighted by a router
-for every input.
-"""
+"""Twin-Merging (Lu 2024): a shared merge and low-rank vectors of experts, weighted by a router."""
 
 from __future__ import annotations
 
@@ -32,7 +30,8 @@ class TwinMerging(RoutedClassification):
         router_width: Hidden width of the router.
         router_steps: Steps of its training, on all search items at once.
         router_seed: Seed of its first weights.
-        **classification: As for :class:`mergesearch.evaluators.classification.Classification`.
+        **classification: Arguments of
+            :class:`mergesearch.evaluators.classification.Classification`.
 
     Raises:
         InputError: If there is no column of domains.
@@ -67,8 +66,7 @@ class TwinMerging(RoutedClassification):
         if classification["columns"]["domain"] is None:
             raise InputError(
                 f"{classification['where']}.domain: required key is missing: the router of "
-                "twin_merging learns which "
-                "domain an item belongs to"
+                "twin_merging learns which domain an item belongs to"
             )
 
     def check_recipe(self, template: Recipe) -> None:
@@ -89,21 +87,17 @@ class TwinMerging(RoutedClassification):
         if lost is not None:
             raise InputError(
                 f"{where}.experts: expected one of the experts {names} for domain {lost!r}, "
-                "received "
-                f"{owners[lost]!r}; write `experts: {{domain: expert}}`"
+                f"received {owners[lost]!r}; write `experts: {{domain: expert}}`"
             )
         idle = sorted(set(names) - set(owners.values()))
         if idle:
             raise InputError(
                 f"{where}.experts: expected a domain for every expert, received none for "
-                f"{idle[0]!r}; the router "
-                "could not learn when to choose it"
+                f"{idle[0]!r}; the router could not learn when to choose it"
             )
 
     def routed(self, candidate: Candidate) -> Routed:
-        """The shared merge, what the experts have beyond it, and a router trained on the search
-        items.
-        """
+        """Merge what is shared and what is exclusive, and train a router on the search items."""
         from mergesearch.merging.routing.routed import TwinMerging as Merge
         from mergesearch.merging.routing.routed import exclusive_vector
 
@@ -126,29 +120,31 @@ class TwinMerging(RoutedClassification):
         )
 
     def _owner(self, domain: str) -> str:
+        """The expert that a domain belongs to."""
         return domain if self._owners is None else self._owners.get(domain, domain)
 
     def _trained(self, model: Any, recipe: Recipe) -> nn.Module:
+        """Train a router to tell the expert of a search item by the model's features."""
         import torch
 
         from mergesearch.merging.routing.routed import train_router
 
         values = dict(recipe.routing)
-        place = {expert.name: index for index, expert in enumerate(recipe.experts)}
+        indices = {expert.name: index for index, expert in enumerate(recipe.experts)}
         labels = torch.tensor(
-            [place[self._owner(str(name))] for name in self._items["search"].domains]
+            [indices[self._owner(str(name))] for name in self._items["search"].domains]
         )
         return train_router(
             self._features(model),
             labels,
-            len(place),
+            len(indices),
             width=values["router_width"],
             steps=values["router_steps"],
             seed=values["router_seed"],
         )
 
     def _features(self, model: Any) -> torch.Tensor:
-        """Of all search items, as the model is now."""
+        """The model's features of all search items, with its present weights."""
         import torch
 
         from mergesearch.merging.routing.routed import features

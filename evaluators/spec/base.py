@@ -1,6 +1,4 @@
-"""What sections of evaluators share: frozen, no unknown keys; objectives, bounds, and items of a
-folder.
-"""
+"""Keys that sections of evaluators share: objectives, bounds, and items of a folder."""
 
 from __future__ import annotations
 
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
 
 
 class Section(BaseModel):
+    """A frozen section that allows no unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -42,8 +42,9 @@ class ScoreSpec(Section):
 
 
 class BoundSpec(ScoreSpec):
-    """A bound that merges must keep: those that miss it rank behind all that keep it, and never
-    win.
+    """A bound that merges must keep.
+
+    Those that miss it rank behind all that keep it, and do not win as long as one keeps it.
     """
 
     at_least: float | Literal["base"] | None = Key(
@@ -62,7 +63,7 @@ class BoundSpec(ScoreSpec):
 
 
 def metrics_of(scores: Sequence[ScoreSpec], metric: str | None = None) -> list[Metric]:
-    """Objectives and bounds as evaluators take them."""
+    """Convert objectives and bounds to those that evaluators take."""
     from mergesearch.evaluators.objectives import Metric
 
     named: dict[str, Any] = {} if metric is None else {"metric": metric}
@@ -85,7 +86,7 @@ class ItemSpec(Section):
     )
     batch_size: int = Key(default=256, ge=1)
     max_items: int | None = Key(
-        default=None, ge=1, description="Search on so many of the search items only."
+        default=None, ge=1, description="Use at most this many search items."
     )
     objectives: list[ScoreSpec] = Key(default_factory=lambda: [ScoreSpec()], min_length=1)
     constraints: list[BoundSpec] = Key(
@@ -98,7 +99,7 @@ class ItemSpec(Section):
     def _options(
         self, folder: Path, where: str, metric: str | None, inputs: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What every evaluator of items is built from."""
+        """Arguments that every evaluator of items is built with."""
         return {
             "data": folder / self.data,
             "metrics": metrics_of([*self.objectives, *self.constraints], metric),

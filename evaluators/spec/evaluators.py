@@ -69,15 +69,15 @@ EVALUATORS: Mapping[str, str] = {
 
 
 def parse_evaluators(section: Sequence[Mapping[str, Any]]) -> list[AnySpec]:
-    """The section as specs, from the plain data of a resolved study."""
+    """Parse the section from the plain data of a resolved study."""
     return TypeAdapter(list[EvaluatorSpec]).validate_python(list(section))
 
 
 def build_evaluator(specs: Sequence[AnySpec], folder: Path) -> Evaluator:
-    """One evaluator for the whole section; relative paths start at ``folder``.
+    """Build one evaluator for the whole section; relative paths start at ``folder``.
 
     Raises:
         InputError: If two objectives have the same name, or the parts do not fit together.
     """
-    members = [spec.build(folder, f"evaluators.{place}") for place, spec in enumerate(specs)]
+    members = [spec.build(folder, f"evaluators.{index}") for index, spec in enumerate(specs)]
     return members[0] if len(members) == 1 else Composite(members)

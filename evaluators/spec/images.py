@@ -41,7 +41,7 @@ class ClassificationSpec(Section):
     )
     batch_size: int = Key(default=256, ge=1)
     max_items: int | None = Key(
-        default=None, ge=1, description="Search on so many of the search items only."
+        default=None, ge=1, description="Use at most this many search items."
     )
     objectives: list[MetricSpec] = Key(default_factory=lambda: [MetricSpec()], min_length=1)
     constraints: list[MetricBoundSpec] = Key(
@@ -52,36 +52,32 @@ class ClassificationSpec(Section):
     )
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.classification import Classification
 
         return Classification(**_as_classification(self, folder, where))
 
 
 class T3Spec(ClassificationSpec):
-    """Image classification by base and one expert, merged for each input by how much they
-    disagree.
-    """
+    """Image classification by base and one expert, merged for each input by their disagreement."""
 
     kind: Literal["t3"]  # type: ignore[assignment]
     per: Literal["item", "batch"] = Key(
         default="item", description="Merge for every item, or once for a batch."
     )
     centred: bool = Key(
-        default=False, description="2 sigmoid - 1 in the place of the published sigmoid."
+        default=False, description="2 sigmoid - 1 instead of the published sigmoid."
     )
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.routing.t3 import T3
 
         return T3(per=self.per, centred=self.centred, **_as_classification(self, folder, where))
 
 
 class TwinMergingSpec(ClassificationSpec):
-    """Image classification by a shared merge and low-rank vectors of the experts, weighted by a
-    router.
-    """
+    """Image classification by a shared merge and expert vectors, weighted by a router."""
 
     kind: Literal["twin_merging"]  # type: ignore[assignment]
     per: Literal["item", "batch"] = Key(
@@ -94,7 +90,7 @@ class TwinMergingSpec(ClassificationSpec):
     router_seed: int = Key(default=0, ge=0, description="Seed of the router's first weights.")
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.routing.twin_merging import TwinMerging
 
         own = self.model_dump(include={"per", "router_width", "router_steps", "router_seed"})
@@ -102,7 +98,7 @@ class TwinMergingSpec(ClassificationSpec):
 
 
 def _as_classification(spec: ClassificationSpec, folder: Path, where: str) -> dict[str, Any]:
-    """What evaluators that score as a classifier hand on."""
+    """Arguments that every evaluator of image classification is built with."""
     return {
         "data": folder / spec.data,
         "metrics": metrics_of([*spec.objectives, *spec.constraints]),
@@ -140,8 +136,7 @@ class SegmentationSpec(ItemSpec):
     model_class: str | None = Key(
         default=None,
         description="transformers auto class; by default AutoModelForMaskGeneration where there "
-        "are boxes, points or "
-        "masks among the inputs, else AutoModelForSemanticSegmentation.",
+        "are boxes, points or masks among the inputs, else AutoModelForSemanticSegmentation.",
     )
     background: int | None = Key(
         default=0, ge=0, description="Class number that does not count; null: all count."
@@ -181,7 +176,7 @@ class SegmentationSpec(ItemSpec):
         return self
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.segmentation import Segmentation
 
         own = self.model_dump(include={"background", "ignored", "multimask"})

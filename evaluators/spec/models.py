@@ -13,6 +13,8 @@ from mergesearch.evaluators.spec.base import ItemSpec
 
 
 class _UnlabelledSpec(ItemSpec):
+    """Items without labels, for any model."""
+
     model_class: str = Key(
         default="AutoModelForImageClassification",
         description="transformers auto class of the model.",
@@ -47,7 +49,7 @@ class EntropySpec(_UnlabelledSpec):
     kind: Literal["entropy"]
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.entropy import Entropy
 
         options = self._options(folder, where, "entropy", self.inputs)
@@ -55,9 +57,7 @@ class EntropySpec(_UnlabelledSpec):
 
 
 class AlignmentSpec(_UnlabelledSpec):
-    """How far the model's answers are from those of the expert of each domain, on items without
-    labels.
-    """
+    """Distance of the model's answers from those of each domain's expert, without labels."""
 
     kind: Literal["alignment"]
     teachers: dict[str, str] | None = Key(
@@ -75,7 +75,7 @@ class AlignmentSpec(_UnlabelledSpec):
     )
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.alignment import Alignment
         from mergesearch.merging.checkpoints.locations import absolute_path
 
@@ -99,7 +99,7 @@ class LanguageModelSpec(ItemSpec):
     )
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.text.language_model import LanguageModel
 
         inputs = {"input_ids": self.input} | (

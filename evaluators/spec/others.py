@@ -1,6 +1,4 @@
-"""Sections of evaluators without items of ours: analytic problems, programs, the distance from the
-base.
-"""
+"""Sections of evaluators without a ``datasets`` folder: problems, programs, and the distance."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ class SyntheticSpec(Section):
     faults: FaultsSpec = FaultsSpec()
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.synthetic import Faults, Synthetic
 
         options = self.model_dump(exclude={"kind", "faults"})
@@ -52,7 +50,7 @@ class SyntheticSpec(Section):
 
 
 def _words(value: Any) -> Any:
-    """Allow a command line in one string; no shell reads it."""
+    """Split a command line in one string into words; no shell reads it."""
     import shlex
 
     return shlex.split(value) if isinstance(value, str) else value
@@ -98,7 +96,7 @@ class CommandSpec(Section):
 
     @property
     def runs_code(self) -> bool:
-        """Always: that is what it is for."""
+        """Whether the section runs code, which it always does."""
         return True
 
     @model_validator(mode="after")
@@ -114,7 +112,7 @@ class CommandSpec(Section):
         return self
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.base import Objective
         from mergesearch.evaluators.command import Command
 
@@ -141,7 +139,7 @@ class DistanceSpec(Section):
     )
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.distance import Distance
 
         return Distance(self.name, self.model_class, where)

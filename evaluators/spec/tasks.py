@@ -38,7 +38,7 @@ class TaskSpec(Section):
     )
     samples: dict[Literal["search", "validation", "test"], list[int]] | None = Key(
         default=None,
-        description="Places of the documents of each split among those that lm_eval evaluates.",
+        description="Indices of the documents of each split among those that lm_eval evaluates.",
     )
     divide: tuple[float, float, float] = Key(
         default=(0.6, 0.2, 0.2),
@@ -70,7 +70,7 @@ class TaskSpec(Section):
 
 
 def _task(value: Any) -> Any:
-    """Allow a bare name."""
+    """Allow the bare name of a task instead of a section."""
     return {"task": value} if isinstance(value, str) else value
 
 
@@ -139,8 +139,9 @@ class LmEvalSpec(Section):
         return self.include_path is not None and names_code(Path(self.include_path))
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
-        from mergesearch.evaluators.harness.evaluator import LmEval, Prompt
+        """Build the evaluator."""
+        from mergesearch.evaluators.harness.evaluator import LmEval
+        from mergesearch.evaluators.harness.prompt import Prompt
         from mergesearch.evaluators.harness.tasks import TaskOptions
 
         scores = [*self.objectives, *self.constraints]

@@ -89,7 +89,7 @@ class GenerationSpec(ItemSpec):
         return self
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.text.generation import Generation
 
         keys = {"scorer", "max_new_tokens", "until", "chat_template", "system_prompt", "engine"}
@@ -145,7 +145,7 @@ class PerplexitySpec(ItemSpec):
     )
 
     def build(self, folder: Path, where: str) -> Evaluator:
-        """The evaluator."""
+        """Build the evaluator."""
         from mergesearch.evaluators.text.perplexity import Perplexity
 
         options = self._options(folder, where, None, {"text": self.text})

@@ -1,1 +1,1 @@
-"""text."""
+"""Evaluators that run causal language models on texts and token ids."""

@@ -1,6 +1,4 @@
-"""Next-token cross-entropy of a causal language model on sequences of token ids, in nats per
-token.
-"""
+"""Next-token cross-entropy of a causal language model on token ids, in nats per token."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from mergesearch.merging import InputError
 if TYPE_CHECKING:
     import torch
 
-#: Label of tokens that do not count, as transformers has it.
+#: Label of tokens that do not count, the one of transformers.
 IGNORED = -100
 
 
@@ -30,12 +28,12 @@ class LanguageModel(ByItem):
         inputs = dict(items.inputs)
         ids = inputs["input_ids"]
         labels = inputs.pop("labels", ids)
-        for place, (row, wanted) in enumerate(zip(ids, labels, strict=True)):
+        for index, (row, wanted) in enumerate(zip(ids, labels, strict=True)):
             if len(row) != len(wanted) or not bool((wanted[1:] != IGNORED).any()):
                 raise InputError(
-                    f"{self._where}: item {place}: expected as many labels as tokens, and one "
-                    "beyond the first that "
-                    f"counts, received {len(row)} tokens and labels {wanted.tolist()[:8]}"
+                    f"{self._where}: item {index}: expected as many labels as tokens, and one "
+                    f"beyond the first that counts, received {len(row)} tokens and labels "
+                    f"{wanted.tolist()[:8]}"
                 )
         return replace(items, inputs=inputs, extra={"labels": labels})
 

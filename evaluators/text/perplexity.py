@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mergesearch.evaluators.base import Split
 from mergesearch.evaluators.by_item import Array, ByItem, domain_names, wide
 from mergesearch.evaluators.model_items import ModelItems, padded, run_model
-from mergesearch.evaluators.objectives import DomainScore
+from mergesearch.evaluators.reduction import DomainScore
 from mergesearch.evaluators.text.language_model import IGNORED
 from mergesearch.evaluators.text.text_items import first_token, longest, required_tokenizer
 from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
@@ -36,8 +36,8 @@ class Window:
     """A part of a token sequence that is read at once.
 
     Attributes:
-        start, stop: Tokens that are read.
-        counted: First of them whose successor counts.
+        start, stop: Range of the tokens that are read.
+        counted: Index of the first of them whose successor counts.
     """
 
     start: int
@@ -46,16 +46,16 @@ class Window:
 
 
 def windows(count: int, length: int, stride: int) -> list[Window]:
-    """Windows over ``count`` tokens that are read, each of whose successors counts once."""
-    found = []
+    """Make windows over ``count`` tokens, the successor of each of which counts once."""
+    made = []
     done = 0
     start = 0
     while done < count:
         stop = min(start + length, count)
-        found.append(Window(start, stop, done))
+        made.append(Window(start, stop, done))
         done = stop
         start = start + stride
-    return found
+    return made
 
 
 class Perplexity(ByItem):
@@ -65,7 +65,7 @@ class Perplexity(ByItem):
         tokenizer: Folder of the tokenizer, or ``org/name@revision``.
         max_length: Tokens of a window; None takes what the model has room for.
         stride: Tokens from one window to the next; None means that windows do not overlap.
-        **by_item: As for :class:`ByItem`; ``batch_size`` counts windows.
+        **by_item: Arguments of :class:`ByItem`; ``batch_size`` counts windows.
 
     Raises:
         InputError: If windows would leave tokens out.
@@ -91,12 +91,11 @@ class Perplexity(ByItem):
         if max_length is not None and stride is not None and stride > max_length:
             raise InputError(
                 f"{self._where}.stride: expected at most max_length ({max_length}), received "
-                f"{stride}; tokens between "
-                "windows would not count"
+                f"{stride}; tokens between windows would not count"
             )
 
     def check(self) -> None:
-        """As every evaluator of items, and load the tokenizer.
+        """Check as every evaluator of items, and load the tokenizer.
 
         Raises:
             InputError: In one line.
@@ -105,16 +104,17 @@ class Perplexity(ByItem):
         self._loaded()
 
     def warnings(self, sources: Sequence[str]) -> list[str]:
-        """Tokenizers that differ among base and experts."""
+        """Warnings about tokenizers that differ among base and experts."""
         return parent_warnings(sources, templates=False)
 
     def weights(self, split: Split) -> npt.NDArray[np.float64]:
-        """Tokens of each item ``(items,)`` that count, in the order of the split."""
+        """Number of tokens of each item that count ``(items,)``, in the order of the split."""
         return np.array(
             [len(row) - 1 for row in self._items[split].inputs["input_ids"]], dtype=np.float64
         )
 
     def _loaded(self) -> Any:
+        """The tokenizer."""
         return load_tokenizer(
             required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
         )
@@ -126,7 +126,7 @@ class Perplexity(ByItem):
         texts = columns["text"]
         before = first_token(tokenizer, f"{self._where}.tokenizer")
         rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        empty = next((place for place, row in enumerate(rows) if not row), None)
+        empty = next((index for index, row in enumerate(rows) if not row), None)
         if empty is not None:
             raise InputError(
                 f"{self._where}.data: {self._data}: expected texts of at least one token, received "
@@ -136,7 +136,7 @@ class Perplexity(ByItem):
         return ModelItems({"input_ids": tokens}, domain_names(columns.get("domain"), len(rows)), {})
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
-        """Nats per token ``(items,)``."""
+        """Nats per token of each item ``(items,)``, under the names of both metrics."""
         import torch
 
         tokens: Any = items.inputs["input_ids"]
@@ -161,18 +161,21 @@ class Perplexity(ByItem):
         self,
         metric: str,
         split: Split,
-        places: npt.NDArray[np.intp],
+        indices: npt.NDArray[np.intp],
         scores: Array,
         domains: npt.NDArray[np.str_],
     ) -> dict[str, DomainScore]:
-        """Means of items for the logarithm; the perplexity of all texts together, with items in
-        nats per token.
+        """Domain -> score: the mean of items for the logarithm, else that of all texts together.
+
+        Items are in nats per token for both metrics.
         """
-        found = super()._by_domain(metric, split, places, scores, domains)
+        by_domain = super()._by_domain(metric, split, indices, scores, domains)
         if metric != "perplexity":
-            return found
+            return by_domain
         tokens = self.weights(split)
-        return {name: _together(score, tokens[score.places]) for name, score in found.items()}
+        return {
+            name: _together(score, tokens[score.item_indices]) for name, score in by_domain.items()
+        }
 
     def _nats(
         self, model: Any, items: ModelItems, batch: Sequence[tuple[int, Window]]
@@ -197,7 +200,7 @@ class Perplexity(ByItem):
 
 
 def _together(score: DomainScore, tokens: Array) -> DomainScore:
-    """exp of nats per token over all texts, and its error to first order (a ratio of sums)."""
+    """Perplexity of all texts of a domain together, and its error to first order."""
     share = tokens / tokens.sum()
     nats = float(share @ score.items)
     value = float(np.exp(nats))

@@ -23,8 +23,8 @@ class TextItems:
 
     Attributes:
         prompts: Text of each item, as the data has it.
-        targets: What is expected of each item, or None.
-        tokens: Token ids ``(tokens,)`` of what the model reads.
+        targets: Expected text of each item, or None.
+        tokens: Token ids ``(tokens,)`` that the model reads of each item.
         ids: Id of each item.
         domains: Domain of each item ``(items,)``.
     """
@@ -35,9 +35,9 @@ class TextItems:
     ids: list[str]
     domains: npt.NDArray[np.str_]
 
-    def rows(self, places: npt.NDArray[np.intp] | slice) -> TextItems:
-        """Some of the items."""
-        numbers = np.arange(len(self.domains))[places].tolist()
+    def rows(self, indices: npt.NDArray[np.intp] | slice) -> TextItems:
+        """The items at some indices."""
+        numbers = np.arange(len(self.domains))[indices].tolist()
         return TextItems(
             [self.prompts[n] for n in numbers],
             [self.targets[n] for n in numbers],
@@ -48,7 +48,7 @@ class TextItems:
 
 
 def read_prompts(columns: Mapping[str, Any], tokens: list[torch.Tensor]) -> TextItems:
-    """Items from columns by role, with what the model reads of each."""
+    """Make items from columns by role, and from the tokens ``(tokens,)`` of each."""
     prompts = columns["prompt"]
     ids = columns.get("id")
     return TextItems(
@@ -61,7 +61,7 @@ def read_prompts(columns: Mapping[str, Any], tokens: list[torch.Tensor]) -> Text
 
 
 def first_token(tokenizer: Any, where: str) -> int:
-    """The token before any text: the tokenizer's first, else its last.
+    """The token that stands before a text: the tokenizer's bos, else its eos.
 
     Raises:
         InputError: If it has neither.
@@ -75,16 +75,16 @@ def first_token(tokenizer: Any, where: str) -> int:
 
 
 def longest(model: Any) -> int | None:
-    """Positions that the model has, as its configuration says."""
+    """Number of positions that the model has, if its configuration states it."""
     config = (
         model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     )
-    found = getattr(config, "max_position_embeddings", None)
-    return None if found is None else int(found)
+    positions = getattr(config, "max_position_embeddings", None)
+    return None if positions is None else int(positions)
 
 
 def required_tokenizer(path: str | None, where: str) -> str:
-    """A path that must be there.
+    """The path of the tokenizer, which is required.
 
     Raises:
         InputError: If it is None.

@@ -1,5 +1,6 @@
-"""Tokenizers of base and experts: loaded once, and compared, since prompts that differ are scores
-that differ.
+"""Loads tokenizers once, and compares those of base and experts.
+
+Other tokens or another chat template make other prompts, and so other scores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ VOCABULARIES = (
 
 @cache
 def load_tokenizer(path: str, where: str) -> Any:
-    """The tokenizer of a folder or ``org/name@revision``.
+    """Load the tokenizer of a folder or ``org/name@revision``.
 
     Raises:
         InputError: If there is none.
@@ -46,10 +47,10 @@ def load_tokenizer(path: str, where: str) -> Any:
 
 
 def parent_warnings(sources: Sequence[str], *, templates: bool) -> list[str]:
-    """Experts whose vocabulary or chat template is not the base's, by name.
+    """Warnings about experts whose vocabulary or chat template is not the base's.
 
     Args:
-        sources: Folders of base and experts; those that hold no tokenizer say nothing.
+        sources: Folders of base and experts; those without a tokenizer are skipped.
         templates: Whether prompts are made by chat templates.
     """
     base, *experts = (_folder(source) for source in sources)
@@ -71,17 +72,18 @@ def parent_warnings(sources: Sequence[str], *, templates: bool) -> list[str]:
 
 
 def _folder(source: str) -> Path | None:
+    """Folder of a checkpoint on disk."""
     folder = open_checkpoint(source).folder
     return None if folder is None else Path(folder)
 
 
 def _vocabulary(folder: Path) -> str | None:
-    """Hash of the tokens and merges, whatever else the file says."""
-    found = next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
-    if found is None:
+    """Hash of the tokens and merges, without the rest of the file."""
+    file = next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
+    if file is None:
         return None
-    content: Any = found.read_bytes()
-    if found.name == "tokenizer.json":
+    content: Any = file.read_bytes()
+    if file.name == "tokenizer.json":
         content = json.dumps(json.loads(content).get("model"), sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
 

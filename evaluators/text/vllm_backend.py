@@ -2,11 +2,11 @@
 
 The engine is started from the base's folder, in the evaluating process
 (``VLLM_ENABLE_V1_MULTIPROCESSING=0``), so that a candidate's tensors reach its ``load_weights`` as
-they are, under their stored names; it splits and fuses them itself. What it keeps of earlier
-prompts belongs to other weights and is dropped.
+they are, under their stored names; it splits and fuses them itself. It caches no prefixes, because
+those of earlier candidates belong to other weights.
 
-vLLM needs a GPU: this has not been run where there is none, and its tests stop at the names and
-tensors that are handed over. It needs room for a second copy of the model.
+vLLM needs a GPU, with room for a second copy of the model. Without one, tests stop at the names and
+tensors that are handed over.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class VllmWriter:
     Args:
         base: Folder of the base, with its tokenizer.
         model: The resident model, for its dtype.
-        tokenizer: Of the prompts.
-        max_new_tokens: Tokens at most.
+        tokenizer: Tokenizer of the prompts.
+        max_new_tokens: New tokens at most.
         until: Strings that end a text.
     """
 
@@ -59,10 +59,10 @@ class VllmWriter:
         )
 
     def write(self, model: Any, items: TextItems) -> list[Written]:
-        """What the model writes after each item's prompt."""
+        """Continue the prompt of each item."""
         weights = list(stored_weights(model))
-        # `apply_model` finds the served model, which lies elsewhere in every version. What is
-        # loaded is a set of names.
+        # `apply_model` finds the served model, which every version of vLLM keeps elsewhere.
+        # `load_weights` returns a set of names, of which only the number is sent back.
         self._engine.apply_model(lambda served: len(served.load_weights(iter(weights)) or ()))
         prompts = [{"prompt_token_ids": row.tolist()} for row in items.tokens]
         answers = [
@@ -71,12 +71,12 @@ class VllmWriter:
         return [Written(cut(one.text, self._until), self._length(one.token_ids)) for one in answers]
 
     def _length(self, tokens: Sequence[int]) -> int:
-        """Tokens without the one that ends a sequence."""
+        """Number of tokens without the one that ends a sequence."""
         return len(tokens) - (len(tokens) > 0 and tokens[-1] == self._end)
 
 
 def stored_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Stored name -> tensor of a model, as its checkpoint has them; views, no copies."""
+    """Yield stored name and tensor of a model's weights; tensors are views, not copies."""
     state = model.state_dict()
-    for name, place in parameter_views(model).items():
-        yield name, place.of(state[place.parameter])
+    for name, view in parameter_views(model).items():
+        yield name, view.of(state[view.parameter])

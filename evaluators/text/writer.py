@@ -1,24 +1,21 @@
-"""writer."""
+"""The interface of engines that continue prompts, and the texts that they return."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mergesearch.evaluators.text.text_items import TextItems
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote after one prompt.
+    """A text that a model wrote after one prompt.
 
     Attributes:
         text: The text, up to the first stop string.
-        tokens: Tokens that it took, without the one that ends a sequence.
+        tokens: Number of its tokens, without the one that ends a sequence.
     """
 
     text: str
@@ -29,10 +26,10 @@ class Writer(Protocol):
     """Continues prompts."""
 
     def write(self, model: Any, items: TextItems) -> list[Written]:
-        """What the model writes after each item's prompt."""
+        """Continue the prompt of each item."""
 
 
 def cut(text: str, until: Sequence[str]) -> str:
     """The text before the first of some strings."""
-    places = [place for place in (text.find(one) for one in until) if place >= 0]
-    return text[: min(places, default=len(text))]
+    stops = [stop for stop in (text.find(one) for one in until) if stop >= 0]
+    return text[: min(stops, default=len(text))]

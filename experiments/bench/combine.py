@@ -1,5 +1,4 @@
-"""How close does ``combine`` come to the machine's memory bandwidth, and how far is it ahead of a
-plain loop?
+"""Compares ``combine`` with the machine's memory bandwidth and with a plain loop.
 
 ``python -m experiments.bench.combine`` prints a table and, as its last line, the same figures as
 JSON: 50M parameters in 110 tensors and 14 groups, four directions, fp32. Variants take turns and
@@ -62,9 +61,7 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Arenas with plausible numbers: base ``(n,)``, basis and trimmed ``(4, n)``, out ``(n,)``; 14
-    segments.
-    """
+    """Random arenas in 14 segments: base and out ``(n,)``, basis and trimmed ``(4, n)``."""
 
     layout: Layout
     base: npt.NDArray[np.float32]
@@ -104,9 +101,7 @@ class Problem:
 
 
 def naive_merge(problem: Problem) -> Callable[[], None]:
-    """What everybody writes first: a new state dict, tensor by tensor, then copied into the
-    model.
-    """
+    """The plain merge: a new state dict, tensor by tensor, copied into the model."""
     base = problem.views(problem.base)
     model = problem.views(problem.out)
     vectors = [problem.views(row) for row in problem.basis]
@@ -129,9 +124,7 @@ def naive_merge(problem: Problem) -> Callable[[], None]:
 def best_seconds(
     variants: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS
 ) -> dict[str, float]:
-    """Best time of each variant over rounds in which they take turns; the first, untimed round
-    warms up.
-    """
+    """Best time of each variant over rounds in which all run once, after a round to warm up."""
     best = dict.fromkeys(variants, float("inf"))
     for number in range(rounds + 1):
         for name, variant in variants.items():

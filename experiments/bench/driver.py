@@ -1,6 +1,4 @@
-"""What a trial costs the driver: ask, log, tell, with an objective that takes no time. CPU time,
-not wall time.
-"""
+"""Measures the CPU time of a trial in the driver: ask, log and tell, without an evaluation."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ MARKS = (100, 500, 1000, 2000, 3000, 4000, 5000)
 
 
 def measure() -> dict[str, Any]:
-    """CPU milliseconds per trial at several sizes of the log, and what opening the finished log
-    takes.
-    """
+    """CPU milliseconds of a trial at several sizes of the log, and of opening the finished log."""
     study = {
         "name": "driver",
         "space": {"dim": DIM, "bounds": [0.0, 1.0], "start": 0.3},

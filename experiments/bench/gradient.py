@@ -1,5 +1,4 @@
-"""What one gradient step costs: time of the coefficients' gradient beside the machine's read
-bandwidth, and memory.
+"""Measures a gradient step: its time against the machine's read bandwidth, and its memory.
 
 ``python -m experiments.bench.gradient`` prints two tables and, as its last line, the same figures
 as JSON. Time: the arrays of the bench of ``combine`` (50M parameters, four directions, 14
@@ -31,9 +30,10 @@ from mergesearch.merging import Field, Recipe, Source
 from mergesearch.merging.kernels.dispatch import combine
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident.arena import open_arenas
-from mergesearch.merging.resident.gradient import Terms, coefficient_gradient
+from mergesearch.merging.resident.gradient import coefficient_gradient
 from mergesearch.merging.resident.merged_model import MergedModel
 from mergesearch.merging.resident.packing import Packing
+from mergesearch.merging.resident.terms import Terms
 
 EXPERTS = 4
 TASKS = (1, 2, 4, 8)
@@ -104,18 +104,16 @@ def write_models(folder: Path) -> None:
             ViTConfig(image_size=32, patch_size=4, num_labels=100, **MODEL)
         )
     model.save_pretrained(folder / "base")
-    for place in range(EXPERTS):
-        generator = torch.Generator().manual_seed(place + 1)
+    for index in range(EXPERTS):
+        generator = torch.Generator().manual_seed(index + 1)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.002 * torch.randn(parameter.shape, generator=generator))
-        model.save_pretrained(folder / f"expert-{place}")
+        model.save_pretrained(folder / f"expert-{index}")
 
 
 def step_memory(folder: Path, tasks: int) -> Memory:
-    """One step in this process: merge, a backward pass for every task, the gradient of the
-    coefficients.
-    """
+    """Memory of one step: merge, a backward pass for each task, gradient of the coefficients."""
     torch.set_num_threads(1)
     experts = tuple(Source(f"expert-{k}", str(folder / f"expert-{k}")) for k in range(EXPERTS))
     base = Source("base", str(folder / "base"))
@@ -173,9 +171,9 @@ def _warm_up(model: Any) -> None:
 
 def _resident(key: str) -> int:
     """Bytes of this process that are in memory now (VmRSS), or were at most (VmHWM)."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return 1024 * int(match[1])
 
 
 def _forget_peak() -> None:

@@ -1,6 +1,4 @@
-"""What a trial costs with tasks of lm_eval: 500 documents of four choices, by the harness and by
-both tiers.
-"""
+"""Measures a trial on lm_eval tasks, 500 documents of four choices, by harness and tiers."""
 
 from __future__ import annotations
 
@@ -49,9 +47,7 @@ def measure() -> dict[str, Any]:
 
 
 def best_seconds(ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Wall seconds of the fastest of a few calls of each, in turn, after one that does not
-    count.
-    """
+    """Wall seconds of the fastest call of each after one to warm up, calls taken in turn."""
     for run in ways.values():
         run()
     best = dict.fromkeys(ways, float("inf"))

@@ -1,5 +1,4 @@
-"""``mergesearch merge`` beside ``mergekit-yaml``: the same checkpoints, the same merges, the same
-number of threads.
+"""Compares ``mergesearch merge`` with ``mergekit-yaml`` on the same checkpoints and threads.
 
 ``python -m experiments.bench.merge`` writes a Llama-shaped base and three experts in bf16 and in
 fp32, merges them with both tools as separate processes that take turns, and prints a table and, as
@@ -174,16 +173,16 @@ def write_models(folder: Path, dtype: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    for place, name in enumerate(("base", *EXPERTS)):
+    for index, name in enumerate(("base", *EXPERTS)):
         model = folder / name
         model.mkdir(parents=True)
         (model / "config.json").write_text(json.dumps({**CONFIG, "dtype": dtype}))
         base = np.random.default_rng(0)
-        own = np.random.default_rng(place)
+        own = np.random.default_rng(index)
         state = {}
         for key, shape in tensor_shapes().items():
             values = 0.02 * base.standard_normal(shape, dtype=np.float32)
-            if place:
+            if index:
                 values += 0.001 * own.standard_normal(shape, dtype=np.float32)
             state[key] = torch.from_numpy(values).to(getattr(torch, dtype))
         save_file(state, model / "model.safetensors", metadata={"format": "pt"})
@@ -235,9 +234,7 @@ def run_tool(
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written per second by a copy between two arrays far larger than any cache, in
-    GB/s.
-    """
+    """GB/s read and written by a copy between two arrays far larger than any cache."""
     import torch
 
     before = torch.get_num_threads()
@@ -303,9 +300,7 @@ def run(show: Callable[[Figures], None] = lambda row: None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times faster ours is, and how many times fewer CPU seconds; ``reached`` is None
-    without a target.
-    """
+    """Ratios of wall and CPU seconds, theirs over ours; ``reached`` is None without a target."""
 
     dtype: str
     method: str
@@ -319,7 +314,7 @@ class Speedup:
 def speedups(figures: Sequence[Figures]) -> list[Speedup]:
     """One per dtype and method."""
     seconds = {(row.dtype, row.method, row.tool): row for row in figures}
-    found = []
+    speedups = []
     for dtype in DTYPES:
         for method in METHODS:
             ours, theirs = (
@@ -329,8 +324,8 @@ def speedups(figures: Sequence[Figures]) -> list[Speedup]:
             reached = None if method.target is None else inside >= method.target
             wall = theirs.wall / ours.wall
             cpu = theirs.cpu / ours.cpu
-            found.append(Speedup(dtype, method.name, wall, inside, cpu, method.target, reached))
-    return found
+            speedups.append(Speedup(dtype, method.name, wall, inside, cpu, method.target, reached))
+    return speedups
 
 
 def main() -> None:

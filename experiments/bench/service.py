@@ -1,5 +1,4 @@
-"""What the service costs: trials per second through driver and record, its memory, its resume, and
-idle workers.
+"""Measures driver and record: trials per second, memory, resume, and idle time of workers.
 
 Eight workers are simulated: Ray actors that take a logical CPU each, with an objective that takes
 no time, or sleeps. Beside the figures stands what the disk (fsync) or the database (commit) allows
@@ -31,9 +30,7 @@ TRIALS = 10_000
 
 
 def study(name: str, trials: int, storage: str | None = None, **evaluator: float) -> StudySpec:
-    """An analytic study on simulated workers; a random search, which costs the driver next to
-    nothing itself.
-    """
+    """An analytic study on simulated workers by a Sobol search, which costs the driver little."""
     data: dict[str, Any] = {
         "name": name,
         "space": {"dim": 8, "bounds": [0.0, 1.0], "start": 0.3},
@@ -69,9 +66,7 @@ class Watch:
 
 
 def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[str, Any]:
-    """Trials per second, memory, and what resuming the finished record takes until the search would
-    go on.
-    """
+    """Trials per second, memory, and seconds to resume the finished record."""
     watch = Watch()
     spec = study("service", trials, storage)
     cpu = time.process_time()
@@ -91,13 +86,11 @@ def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[st
 
 
 def _resume(folder: Path, spec: StudySpec) -> float:
-    """Seconds from the command to the first new trial of a journal without its last ones; a
-    database is opened only.
-    """
+    """Seconds from the command to the first new trial of a journal, or to open a database."""
     journal = folder / "run" / "journal.log"
     if spec.storage is None:
         lines = journal.read_bytes().splitlines(keepends=True)
-        asked = [place for place, line in enumerate(lines) if b'"op_code":4' in line]
+        asked = [index for index, line in enumerate(lines) if b'"op_code":4' in line]
         journal.write_bytes(b"".join(lines[: asked[-WORKERS]]))
     first: list[float] = []
 
@@ -111,9 +104,7 @@ def _resume(folder: Path, spec: StudySpec) -> float:
 
 
 def idle(folder: Path, trials: int = 600) -> dict[str, float]:
-    """Share of the workers' time in which they wait, with evaluation times spread by a factor of
-    five.
-    """
+    """Share of time that workers wait, with evaluation times that vary by a factor of five."""
     watch = Watch()
     run_study(study("idle", trials, seconds=0.05, spread=5.0), folder / "idle", watch.observe)
     # From the first result to the last: start and end of the pool are not the scheduler's.

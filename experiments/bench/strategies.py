@@ -1,5 +1,6 @@
-"""What strategies cost in many dimensions, after thousands of results:
-``python -m experiments.bench.strategies``.
+"""Measures the CPU time of strategies in many dimensions, after thousands of results.
+
+``python -m experiments.bench.strategies``
 
 Each runs in a process of its own on one thread: 2,000 dimensions (or the most that it bears), eight
 suggestions outstanding, until 5,000 results have been told or its share of the time is over. What
@@ -31,7 +32,7 @@ def measure(name: str) -> dict[str, Any]:
     """Figures of one strategy."""
     from mergesearch.merging import InputError
     from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
-    from tests.contracts.problems import make_problem, told
+    from tests.contracts.problems import make_problem, result_at
 
     entry = STRATEGIES[name]
     objectives = 2 if entry.objectives == "several" else 1
@@ -48,7 +49,7 @@ def measure(name: str) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     while len(spent) < TRIALS and time.perf_counter() - started < SECONDS:
         done = outstanding.pop(int(rng.integers(len(outstanding))))
-        result = told(done.point, problem, done.id)
+        result = result_at(done.point, problem, done.id)
         begun = time.process_time()
         strategy.tell([result])
         outstanding += strategy.ask(1)
@@ -65,9 +66,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table and whether the bar holds: at most 50 ms a trial, but for those that say
-    so.
-    """
+    """Print the table, and which strategies exceed 50 ms a trial without declaring it."""
     from mergesearch.search.strategies.table import STRATEGIES
 
     print(

@@ -1,6 +1,4 @@
-"""What all zoos are built by: whole or not at all, reused where the settings are the same, on one
-thread.
-"""
+"""Builds zoos: whole or not at all, on one thread, reused where the settings are the same."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def holds(out: Path, number: int, settings: DataclassInstance) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in one order, so that weights do not depend on the number of cores; the caller's setting
-    is restored.
-    """
+    """Run on one thread, so that weights do not depend on the number of cores."""
     import torch
 
     before = torch.get_num_threads()

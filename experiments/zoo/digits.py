@@ -1,5 +1,6 @@
-"""Make the digits zoo:
-``python -m experiments.zoo.digits [--out zoo/digits] [--seed 0] [--measure]``.
+"""Makes the digits zoo.
+
+``python -m experiments.zoo.digits [--out zoo/digits] [--seed 0] [--measure]``
 """
 
 from __future__ import annotations
@@ -107,9 +108,7 @@ def is_complete(out: Path, settings: Settings) -> bool:
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
-    """Test accuracy of every model in every domain, then of task arithmetic at each coefficient of
-    the line.
-    """
+    """Test accuracy by domain of every model, and of task arithmetic along its line."""
     names = ["base", *DOMAINS]
     manifest = json.loads((folder / "manifest.json").read_text())
     chosen = np.array(manifest["test_images"])
@@ -128,8 +127,9 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
-    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task
-    Arithmetic").
+    """Base plus scaled sum of task vectors.
+
+    After Ilharco 2023, "Editing Models with Task Arithmetic".
     """
     base = weights["base"]
     return {
@@ -143,13 +143,13 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
     """Train and save everything; the manifest comes last."""
     started = time.perf_counter()
     accuracies = {"base": _make_base(folder, settings)}
-    places = range(len(DOMAINS))
+    indices = range(len(DOMAINS))
     if processes == 1:
-        rows = [_make_expert(folder, settings, place) for place in places]
+        rows = [_make_expert(folder, settings, index) for index in indices]
     else:
         # Spawned, for a forked torch may hang on locks that another thread held.
         with ProcessPoolExecutor(processes, get_context("spawn"), silence_transformers) as pool:
-            rows = list(pool.map(partial(_make_expert, folder, settings), places))
+            rows = list(pool.map(partial(_make_expert, folder, settings), indices))
     accuracies.update(zip(DOMAINS, rows, strict=True))
     splits = _splits(settings)
     save_items(folder / "data", {name: splits[name] for name in settings.images})
@@ -175,14 +175,12 @@ def _make_base(folder: Path, settings: Settings) -> dict[str, float]:
     return _accuracies(model, _splits(settings)["test"])
 
 
-def _make_expert(folder: Path, settings: Settings, place: int) -> dict[str, float]:
-    """Fine-tune and save the expert of domain number ``place``; its test accuracy in each
-    domain.
-    """
-    domain = list(DOMAINS)[place]
+def _make_expert(folder: Path, settings: Settings, index: int) -> dict[str, float]:
+    """Fine-tune and save the expert of a domain; returns its test accuracy by domain."""
+    domain = list(DOMAINS)[index]
     with one_thread():
         model = _load(folder / "base")
-        _train(model, (domain,), settings, settings.expert, settings.seed + 10 + place)
+        _train(model, (domain,), settings, settings.expert, settings.seed + 10 + index)
         _save(model, folder / domain)
         return _accuracies(model, _splits(settings)["test"])
 
@@ -264,9 +262,7 @@ def _accuracies(model: Any, chosen: Indices) -> dict[str, float]:
 
 
 def _save(model: Any, folder: Path) -> None:
-    """An ordinary Hugging Face folder: config, safetensors, and a processor for grey images with
-    levels 0 to 16.
-    """
+    """Save a Hugging Face folder, with a processor for grey images of levels 0 to 16."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     model.save_pretrained(folder)

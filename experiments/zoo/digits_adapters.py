@@ -1,5 +1,4 @@
-"""LoRA adapters that stand for the experts of the digits zoo: each linear layer's task vector, cut
-to low rank.
+"""Makes LoRA adapters of the digits experts: low-rank task vectors of the linear layers.
 
 ``python -m experiments.zoo.digits_adapters`` writes ``zoo/digits/adapters/NAME`` in the form that
 peft writes, for experiments with pools of adapters. The cut is the truncated singular value

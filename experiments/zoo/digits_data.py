@@ -1,6 +1,4 @@
-"""The digits of the zoo in four domains, and the ``datasets`` folder of search, validation and test
-items.
-"""
+"""Makes the data of the digits zoo: four domains, in search, validation and test items."""
 
 from __future__ import annotations
 
@@ -54,9 +52,7 @@ def partition(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, Indi
 
 
 def save_items(folder: Path, splits: Mapping[str, Indices]) -> None:
-    """Write a ``datasets.DatasetDict`` in which every image of a split appears once in each
-    domain.
-    """
+    """Write a ``datasets.DatasetDict`` that has every image of a split once in each domain."""
     import datasets
 
     images, digits = load_images()

@@ -1,5 +1,6 @@
-"""Make the segments zoo:
-``python -m experiments.zoo.segments [--out zoo/segments] [--seed 0] [--measure]``.
+"""Makes the segments zoo.
+
+``python -m experiments.zoo.segments [--out zoo/segments] [--seed 0] [--measure]``
 
 Four made-up modalities (``segments_data``), a small SAM and three experts, after the roles of Yang
 2025, "MedSAMix: a training-free model merging approach for medical image segmentation" (arXiv
@@ -128,9 +129,7 @@ def is_complete(out: Path, settings: Settings) -> bool:
 
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
-    """Test Dice of every model in every domain, of their average, and of task arithmetic along the
-    line.
-    """
+    """Test Dice by domain of every model, of their average, and of task arithmetic."""
     manifest = json.loads((folder / "manifest.json").read_text())
     recorded = manifest["settings"]
     lesions = split_lesions(recorded["images"], "test", recorded["seed"])
@@ -152,8 +151,9 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
-    """base + coefficient * sum of task vectors (Ilharco 2023, "Editing Models with Task
-    Arithmetic").
+    """Base plus scaled sum of task vectors.
+
+    After Ilharco 2023, "Editing Models with Task Arithmetic".
     """
     base = weights["base"]
     return {
@@ -197,13 +197,13 @@ def _make_expert(folder: Path, settings: Settings, name: str) -> dict[str, float
     """Fine-tune and save an expert; its test Dice in each domain."""
     with one_thread():
         model = _load(folder / "base")
-        place = list(EXPERTS).index(name)
+        index = list(EXPERTS).index(name)
         _train(
             model,
             _shares(EXPERTS[name], settings.replay),
             settings,
             settings.expert,
-            settings.seed + 10 + place,
+            settings.seed + 10 + index,
         )
         model.save_pretrained(folder / name)
         return dice_scores(model, split_lesions(settings.images, "test", settings.seed))
@@ -261,9 +261,7 @@ def _new_model(settings: Settings) -> Any:
 def _train(
     model: Any, shares: Mapping[str, float], settings: Settings, training: Training, seed: int
 ) -> None:
-    """Adam on random batches with domains in proportion to ``shares``, drawn from a generator of
-    its own.
-    """
+    """Train with Adam on random batches, with domains in proportion to ``shares``."""
     import torch
 
     lesions = [draw_lesions(name, settings.drawn, (settings.seed, 0)) for name in DOMAINS]
@@ -320,7 +318,7 @@ def dice_scores(model: Any, lesions: Mapping[str, Lesions]) -> dict[str, float]:
     """Mean Dice in each domain."""
     import torch
 
-    found = {}
+    dice = {}
     for domain, items in lesions.items():
         pixels, boxes, masks = _tensors([items])
         with torch.inference_mode():
@@ -331,10 +329,10 @@ def dice_scores(model: Any, lesions: Mapping[str, Lesions]) -> dict[str, float]:
                 > 0
             )
         overlap = (answers * masks).sum(dim=(1, 2))
-        found[domain] = float(
+        dice[domain] = float(
             (2 * overlap / (answers.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)))).double().mean()
         )
-    return found
+    return dice
 
 
 def _load(folder: Path) -> Any:

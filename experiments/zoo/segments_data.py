@@ -1,6 +1,4 @@
-"""Grey images of one lesion each in four made-up modalities, and the ``datasets`` folder of their
-splits.
-"""
+"""Makes the data of the segments zoo: grey images of lesions in four synthetic modalities."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def _ct(mask: Images, core: Images, rng: np.random.Generator) -> Images:
 
 
 def _mri(mask: Images, core: Images, rng: np.random.Generator) -> Images:
-    """Bright rings whose core does not belong to the lesion, however bright it is, under a drifting
-    field.
-    """
+    """Bright rings under a drifting field; their core, even if bright, is not of the lesion."""
     inside = rng.uniform(-0.1, 0.25, (len(mask), 1, 1)) * core
     field = 1 + 0.5 * _smooth(rng, mask.shape, 8)
     return field * (0.6 * mask + inside + 0.1) + 0.2 * rng.standard_normal(mask.shape) - 0.4
@@ -156,11 +152,9 @@ def save_items(folder: Path, sizes: Mapping[str, int], seed: int) -> None:
 
 
 def split_lesions(sizes: Mapping[str, int], split: str, seed: int) -> dict[str, Lesions]:
-    """Domain -> its items of a split; the draws of the splits and of training have nothing in
-    common.
-    """
-    place = 1 + list(sizes).index(split)
-    return {domain: draw_lesions(domain, sizes[split], (seed, place)) for domain in DOMAINS}
+    """Domain -> its items of a split, drawn independently of other splits and of training."""
+    stream = 1 + list(sizes).index(split)
+    return {domain: draw_lesions(domain, sizes[split], (seed, stream)) for domain in DOMAINS}
 
 
 def _table(split: str, lesions: Mapping[str, Lesions]) -> dict[str, object]:
@@ -171,9 +165,9 @@ def _table(split: str, lesions: Mapping[str, Lesions]) -> dict[str, object]:
         "mask": np.concatenate([items.masks for items in lesions.values()]).astype(np.uint8),
         "domain": [domain for domain, items in lesions.items() for _ in items.pixels],
         "id": [
-            f"{split}-{domain}-{place:04d}"
+            f"{split}-{domain}-{index:04d}"
             for domain, items in lesions.items()
-            for place in range(len(items.pixels))
+            for index in range(len(items.pixels))
         ],
     }
 

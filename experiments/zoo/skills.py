@@ -1,5 +1,6 @@
-"""Make the skills zoo:
-``python -m experiments.zoo.skills [--out zoo/skills] [--seed 0] [--measure]``.
+"""Makes the skills zoo.
+
+``python -m experiments.zoo.skills [--out zoo/skills] [--seed 0] [--measure]``
 """
 
 from __future__ import annotations
@@ -206,8 +207,8 @@ def _make_expert(folder: Path, settings: Settings, skill: str) -> None:
         pools = training_pools(tokenizer, settings)
         others = settings.replay / len(pools)
         weights = [others + (1 - settings.replay) * (name == skill) for name in pools]
-        place = list(SKILLS).index(skill)
-        _train(model, list(pools.values()), weights, settings.expert, settings.seed + 10 + place)
+        index = list(SKILLS).index(skill)
+        _train(model, list(pools.values()), weights, settings.expert, settings.seed + 10 + index)
         model.save_pretrained(folder / skill)
         tokenizer.save_pretrained(folder / skill)
 
@@ -265,9 +266,7 @@ def _train(
     training: Training,
     seed: int,
 ) -> None:
-    """AdamW on batches whose examples come from the pools in proportion, drawn from a generator of
-    its own.
-    """
+    """Train with AdamW on batches that take examples from the pools in proportion."""
     import torch
 
     rng = np.random.default_rng(seed)
@@ -280,7 +279,7 @@ def _train(
         optimizer.param_groups[0]["lr"] = (
             training.rate * min(1.0, (step + 1) / 20) * (1 - step / training.steps)
         )
-        chosen = [pools[place] for place in rng.choice(len(pools), training.batch, p=shares)]
+        chosen = [pools[index] for index in rng.choice(len(pools), training.batch, p=shares)]
         examples = [pool[int(rng.integers(len(pool)))] for pool in chosen]
         ids = _padded([ids for ids, _ in examples], 0)
         labels = _padded([labels for _, labels in examples], IGNORED)
@@ -312,9 +311,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def measure(folder: Path, split: str = "test") -> dict[str, dict[str, float]]:
-    """Accuracy of every model in every skill, then of the average and of task arithmetic along a
-    line.
-    """
+    """Accuracy by skill of every model, of the average, and of task arithmetic along a line."""
     names = ["base", *SKILLS]
     with one_thread():
         models = {name: load_model(folder / name) for name in names}
@@ -332,9 +329,7 @@ def measure(folder: Path, split: str = "test") -> dict[str, dict[str, float]]:
 
 
 def scorer(folder: Path, split: str) -> Any:
-    """A function from a model to its accuracy in every skill on a split, by log-likelihoods of the
-    choices.
-    """
+    """A function from a model to its accuracy by skill, from log-likelihoods of the choices."""
     from datasets import load_from_disk
 
     from mergesearch.evaluators.harness.scoring import Options, Request, score_requests
@@ -354,13 +349,13 @@ def scorer(folder: Path, split: str) -> Any:
         asked[skill] = requests, answers
 
     def score(model: Any) -> dict[str, float]:
-        found = {}
+        accuracy = {}
         for skill, (requests, answers) in asked.items():
             sums = np.array(
                 [value for value, _ in score_requests(model, requests, options)]
             ).reshape(-1, 4)
-            found[skill] = float(np.mean(sums.argmax(axis=1) == np.array(answers)))
-        return found
+            accuracy[skill] = float(np.mean(sums.argmax(axis=1) == np.array(answers)))
+        return accuracy
 
     return score
 

@@ -90,7 +90,7 @@ class Question:
         return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
 
-#: Draws for each question asked for; a small space needs many to be found whole.
+#: Draws for each question asked for; many are needed to draw every question of a small space.
 DRAWS = 100
 
 
@@ -103,30 +103,30 @@ def questions(skill: str, split: str, count: int, seed: int) -> list[Question]:
     generator = np.random.default_rng(
         [seed, list(SKILLS).index(skill), ("training", *SPLITS).index(split)]
     )
-    found: dict[str, Question] = {}
+    drawn: dict[str, Question] = {}
     for _ in range(DRAWS * count):
-        if len(found) == count:
+        if len(drawn) == count:
             break
         question = SKILLS[skill](generator)
         if _part(question.id) == split:
-            found.setdefault(question.prompt, question)
-    if len(found) < count:
+            drawn.setdefault(question.prompt, question)
+    if len(drawn) < count:
         raise InputError(
-            f"questions.{split}: expected at most {len(found)} questions of {skill}, received "
+            f"questions.{split}: expected at most {len(drawn)} questions of {skill}, received "
             f"{count}; ask for fewer"
         )
-    return list(found.values())
+    return list(drawn.values())
 
 
 def sentences(split: str, count: int, seed: int) -> list[str]:
     """General text: one to four simple sentences each, distinct."""
     generator = np.random.default_rng([seed, 99, ("training", *SPLITS).index(split)])
-    found: dict[str, None] = {}
-    while len(found) < count:
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
         text = " ".join(_sentence(generator) for _ in range(generator.integers(1, 5)))
         if _part(hashlib.sha256(text.encode()).hexdigest()) == split:
-            found.setdefault(text)
-    return list(found)
+            drawn.setdefault(text)
+    return list(drawn)
 
 
 def save_questions(folder: Path, asked: Mapping[str, Sequence[Question]], skill: str) -> None:
@@ -167,21 +167,21 @@ def save_sentences(folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
 
 def _part(name: str) -> str:
     """Where a hash belongs: two fifths for training, a fifth for each of the splits."""
-    place = int(name[:8], 16) % 5
-    return "training" if place < 2 else SPLITS[place - 2]
+    part = int(name[:8], 16) % 5
+    return "training" if part < 2 else SPLITS[part - 2]
 
 
 def _ask(
     generator: np.random.Generator, prompt: str, right: str, wrong: Callable[[], str]
 ) -> Question:
-    """The right choice among three others, at a random place."""
+    """The right choice among three others, in a random position."""
     choices = [right]
     while len(choices) < 4:
         other = wrong()
         if other not in choices:
             choices.append(other)
     order = generator.permutation(4).tolist()
-    one, two, three, four = (choices[place] for place in order)
+    one, two, three, four = (choices[index] for index in order)
     return Question(prompt, (one, two, three, four), order.index(0))
 
 
@@ -267,8 +267,8 @@ def facts_table() -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
         names.setdefault(_name(generator))
     listed = list(names)
     rows = [
-        tuple(listed[COUNTRIES + place * len(RELATIONS) :][: len(RELATIONS)])
-        for place in range(COUNTRIES)
+        tuple(listed[COUNTRIES + index * len(RELATIONS) :][: len(RELATIONS)])
+        for index in range(COUNTRIES)
     ]
     return tuple(listed[:COUNTRIES]), tuple(rows)
 

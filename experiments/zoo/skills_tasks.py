@@ -10,9 +10,7 @@ from mergesearch.merging.checkpoints.atomic import write_atomically
 
 
 def write_tasks(folder: Path, home: Path) -> None:
-    """Write the task files of a zoo into ``folder``; they name data below ``home`` in full, as
-    lm_eval needs it.
-    """
+    """Write the task files of a zoo; they name data below ``home`` by absolute paths."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,9 @@ class AdaptedCheckpoint(Checkpoint):
         return (left.double() * change.scale).float(), right.float().contiguous()
 
     def low_rank(self, name: str, base: TensorSource) -> Pair | None:
-        """The task vector of a tensor as factors, of rank 0 where it is zero; None if it has to be
-        read whole.
+        """The task vector of a tensor as factors, of rank 0 where it is zero.
+
+        None if it has to be read whole.
         """
         import torch
 
@@ -133,7 +134,7 @@ class AdaptedCheckpoint(Checkpoint):
         """Whether the base holds the very tensor that the change is added to."""
         import torch
 
-        if type(base) is Checkpoint and _same_place(base.tensors.get(name), self.tensors[name]):
+        if type(base) is Checkpoint and _same_bytes(base.tensors.get(name), self.tensors[name]):
             return True
         ours = super().read(name)
         theirs = base.read(name)
@@ -150,19 +151,26 @@ class AdaptedCheckpoint(Checkpoint):
         return product(pair[0].to(wide), pair[1].to(wide))
 
 
+def adapted_tensors(
+    model: Checkpoint, adapter: AdapterFiles
+) -> tuple[dict[str, tuple[LowRank, bool]], dict[str, TensorInfo]]:
+    """Low-rank changes with their orientation, and whole tensors, both by stored name.
+
+    Raises:
+        CheckpointError: If a tensor has no home in the model, or another shape than the model's.
+    """
+    return _Homes(model, adapter).find()
+
+
 @dataclass(frozen=True)
 class _Homes:
-    """Where the tensors of an adapter belong in its model, found by name."""
+    """Where the tensors of an adapter belong in its model, known by name."""
 
     model: Checkpoint
     adapter: AdapterFiles
 
     def find(self) -> tuple[dict[str, tuple[LowRank, bool]], dict[str, TensorInfo]]:
-        """Low-rank changes with their orientation, and whole tensors, both by stored name.
-
-        Raises:
-            CheckpointError: If a tensor has no place, or another shape than the model's there.
-        """
+        """See :func:`adapted_tensors`."""
         low_rank = {f"{change.module}.weight": change for change in self.adapter.low_rank}
         homes = self._stored_names({*low_rank, *self.adapter.whole})
         self._check_ties(homes)
@@ -173,22 +181,23 @@ class _Homes:
         return changes, {homes[name]: info for name, info in self.adapter.whole.items()}
 
     def _stored_names(self, names: Collection[str]) -> dict[str, str]:
-        """Name in memory -> stored name: the same if there is one, else by transformers' own
-        renaming.
+        """Name in memory -> stored name.
+
+        They are the same if there is one, else related by transformers' own renaming.
         """
         homes = {name: name for name in names if name in self.model.tensors}
         if len(homes) < len(names) and self.skeleton is not None:
             in_memory = self.skeleton.names_in_memory([*self.model.tensors, *names])
             stored = {in_memory[name].name: name for name in self.model.tensors}
-            found = {
+            renamed = {
                 n: stored[in_memory[n].name]
                 for n in names
                 if n not in homes and in_memory[n].name in stored
             }
-            fused = [name for name, home in found.items() if in_memory[home].is_part]
+            fused = [name for name, home in renamed.items() if in_memory[home].is_part]
             if fused:
                 raise self._misfit(f"parameters that are stored in parts: {listed(fused)}")
-            homes |= found
+            homes |= renamed
         lost = [name for name in names if name not in homes]
         if lost:
             raise self._misfit(f"tensors that the model does not store: {listed(lost)}")
@@ -218,8 +227,9 @@ class _Homes:
         return self.adapter.transposed
 
     def _check_ties(self, homes: Mapping[str, str]) -> None:
-        """Refuse changes of one of two tied tensors: peft leaves the other as it was, a merged
-        model cannot.
+        """Refuse a change of one of two tied tensors.
+
+        Peft leaves the other as it was, which a merged model cannot.
         """
         if not ties_embeddings(self.model.config):
             return
@@ -242,9 +252,8 @@ class _Homes:
     def _misfit(self, received: str) -> CheckpointError:
         return CheckpointError(
             f"{self.adapter.folder}: expected an adapter of {self.model.path}, received "
-            f"{received}; choose the model "
-            "that it was trained on, or merge it into that with peft (merge_and_unload) and save "
-            "the result"
+            f"{received}; choose the model that it was trained on, or merge it into that with peft "
+            "(merge_and_unload) and save the result"
         )
 
 
@@ -257,7 +266,7 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(matrix_shape(tensor.shape))
 
 
-def _same_place(one: TensorInfo | None, other: TensorInfo) -> bool:
+def _same_bytes(one: TensorInfo | None, other: TensorInfo) -> bool:
     if one is None or (one.shape, one.dtype, one.start) != (other.shape, other.dtype, other.start):
         return False
     return one.file.resolve() == other.file.resolve()
@@ -272,7 +281,10 @@ _FINGERPRINTS: dict[tuple[object, ...], str] = {}
 
 
 def _fingerprint_of(model: Checkpoint) -> str:
-    """Of a model that many adapters share: hashed once, as long as its files do not change."""
+    """The fingerprint of a model that many adapters share.
+
+    It is hashed once, as long as its files do not change.
+    """
     key = (model.path, *map(_stamp, model.files))
     if key not in _FINGERPRINTS:
         _FINGERPRINTS[key] = model.fingerprint()

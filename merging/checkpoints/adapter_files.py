@@ -1,5 +1,4 @@
-"""Adapter folders as peft writes them: what is low-rank, what is stored whole, and what cannot be
-merged.
+"""Adapter folders as peft writes them: low-rank changes, whole tensors, and what is refused.
 
 LoRA (Hu 2022, "LoRA: low-rank adaptation of large language models") adds (α/r)·B·A to a matrix;
 rsLoRA (Kalajdzievski 2023, "A rank stabilization scaling factor for fine-tuning with LoRA") takes
@@ -141,14 +140,14 @@ def read_adapter(folder: Path) -> AdapterFiles:
     settings = read_json(folder / CONFIG)
     _check_settings(folder, settings)
     if not (folder / WEIGHTS).is_file():
-        found = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         hint = (
             "pickle is never read, save it with safe_serialization=True"
-            if found
+            if pickles
             else "save it with save_pretrained"
         )
         raise CheckpointError(
-            f"{folder}: expected {WEIGHTS}, received {', '.join(found) or 'none'}; {hint}"
+            f"{folder}: expected {WEIGHTS}, received {', '.join(pickles) or 'none'}; {hint}"
         )
     sides, whole = _sorted_out(folder, read_header(folder / WEIGHTS))
     return AdapterFiles(
@@ -176,16 +175,17 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if start not in _PLAIN_STARTS:
         raise CheckpointError(
             f"{folder}: expected weights that fit the base, received init_lora_weights: {start!r}, "
-            "which changes the "
-            f"base; save it with path_initial_model_for_weight_conversion, or {_MERGE_FIRST}"
+            "which changes the base; save it with path_initial_model_for_weight_conversion, or "
+            f"{_MERGE_FIRST}"
         )
 
 
 def _sorted_out(
     folder: Path, tensors: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, TensorInfo]]:
-    """Low-rank sides by module (``A``, ``B``, ``embedding_A``, ``embedding_B``), and whole tensors
-    by name.
+    """Low-rank sides by module, and whole tensors by name.
+
+    The sides are ``A`` and ``B``, or ``embedding_A`` and ``embedding_B``.
     """
     sides: dict[str, dict[str, TensorInfo]] = {}
     whole: dict[str, TensorInfo] = {}
@@ -224,8 +224,7 @@ def _low_rank(
     ):
         raise CheckpointError(
             f"{folder / WEIGHTS}: {module!r}: expected rank {rank} as in {CONFIG}, received lora_A "
-            f"{list(down.shape)} "
-            f"and lora_B {list(up.shape)}; {_MERGE_FIRST}"
+            f"{list(down.shape)} and lora_B {list(up.shape)}; {_MERGE_FIRST}"
         )
     alpha = float(_by_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8)))
     return LowRank(
@@ -238,8 +237,9 @@ def _low_rank(
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, from a dot or the
-    beginning on.
+    """The value of the first pattern that matches the end of a module's name.
+
+    The end begins after a dot, or is the whole name.
     """
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

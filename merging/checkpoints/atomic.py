@@ -10,7 +10,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, fsync, rename: a crash leaves the old file or the new one.
 
     Raises:
-        OSError: If the place cannot be written; nothing is left behind.
+        OSError: If the file cannot be written; nothing is left behind.
     """
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:

@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.checkpoints.digests import tensor_digests
-from mergesearch.merging.checkpoints.safetensors_files import (
-    ITEMSIZE,
-    TensorInfo,
-)
+from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
 from mergesearch.merging.checkpoints.tied import find_aliases, is_carried, ties_embeddings
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.tensors.memo import Memo
@@ -84,7 +81,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """The :meth:`fingerprint`."""
+        """The same as :meth:`fingerprint`."""
         return self._fingerprint
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -92,8 +89,9 @@ class Checkpoint:
         return self._info(name).shape
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor ``name`` in its stored dtype, memory-mapped and copy-on-write: the file never
-        changes.
+        """The tensor ``name`` in its stored dtype, memory-mapped.
+
+        The mapping is copy-on-write: the file never changes.
 
         Raises:
             CheckpointError: If there is no such tensor.
@@ -101,8 +99,7 @@ class Checkpoint:
         return read_tensor(self._info(name))
 
     def fingerprint(self) -> str:
-        """SHA-256 over names, dtypes, shapes and bytes of all tensors; the same however they are
-        sharded.
+        """SHA-256 over names, dtypes, shapes and bytes of all tensors, however they are sharded.
 
         Reads all weights once, in blocks.
 
@@ -118,8 +115,8 @@ class Checkpoint:
             if digests[alias] != digests[kept]:
                 raise CheckpointError(
                     f"{self.path}: expected tied tensors {alias!r} and {kept!r} to be equal, "
-                    "received others; "
-                    'set "tie_word_embeddings": false in config.json to merge them apart'
+                    'received others; set "tie_word_embeddings": false in config.json to merge '
+                    "them apart"
                 )
         text = json.dumps(
             [[n, i.dtype, list(i.shape), digests[n]] for n, i in sorted(self.tensors.items())]
@@ -136,8 +133,9 @@ class Checkpoint:
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """A stored tensor in its stored dtype, memory-mapped and copy-on-write: the file never
-    changes.
+    """A stored tensor in its stored dtype, memory-mapped.
+
+    The mapping is copy-on-write: the file never changes.
     """
     import torch
 

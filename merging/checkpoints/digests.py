@@ -1,4 +1,4 @@
-"""SHA-256 of stored tensors, worked out once for every state of a file.
+"""SHA-256 of stored tensors, computed once for every state of a file.
 
 Hashing reads all weights at one to two gigabytes a second. What it gave is kept in the user's cache
 folder (``$MERGESEARCH_CACHE``, else ``$XDG_CACHE_HOME/mergesearch``, else ``~/.cache/mergesearch``)
@@ -36,19 +36,19 @@ def tensor_digests(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
 
 def _file_digests(file: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     stamp = _stamp(file)
-    place = _cache_folder() / f"{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:32]}.json"
-    known = _read(place)
+    cache = _cache_folder() / f"{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:32]}.json"
+    known = _read(cache)
     if set(known) >= set(tensors):
         return {name: known[name] for name in tensors}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter's lock
         digests = dict(zip(tensors, pool.map(hash_bytes, tensors.values()), strict=True))
     if _stamp(file) == stamp and time.time() - max(stamp[-2:]) / 1e9 > SETTLED:
-        _keep({**known, **digests}, place)
+        _keep({**known, **digests}, cache)
     return digests
 
 
 def _stamp(file: Path) -> tuple[str, int, int, int, int, int]:
-    """What changes when the file does; the last two are times in nanoseconds."""
+    """The state of a file: path, device, inode, size, and two times in nanoseconds."""
     status = file.stat()
     return (
         str(file.resolve()),
@@ -66,9 +66,9 @@ def _cache_folder() -> Path:
     return (Path(own) if own else Path(home) / "mergesearch").expanduser() / "digests"
 
 
-def _read(place: Path) -> dict[str, str]:
+def _read(cache: Path) -> dict[str, str]:
     try:
-        data = json.loads(place.read_text(encoding="utf-8"))
+        data = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     valid = isinstance(data, dict) and all(
@@ -77,9 +77,9 @@ def _read(place: Path) -> dict[str, str]:
     return data if valid else {}
 
 
-def _keep(digests: Mapping[str, str], place: Path) -> None:
+def _keep(digests: Mapping[str, str], cache: Path) -> None:
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, json.dumps(digests))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache, json.dumps(digests))
     except OSError:
         pass  # a cache that cannot be written costs time, nothing else

@@ -1,34 +1,23 @@
-"""locations."""
+"""Paths of checkpoints: local folders and files, names of the hub, and ``MODEL+ADAPTER``."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mergesearch.merging.checkpoints.safetensors_files import (
-    COMPANIONS,
-    INDEX,
-)
+from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, INDEX
 from mergesearch.merging.errors import CheckpointError
 
-if TYPE_CHECKING:
-    pass
-
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-
-
 _HUB_FILES = ("*.safetensors", INDEX, *COMPANIONS, "README.md", "adapter_config.json")
-
-
 _HUB_SKIPPED = ("*/*.safetensors", "consolidated*.safetensors")
 
 
 def split_path(path: str, folder: Path | None = None) -> tuple[str, str] | None:
-    """Model and adapter of ``MODEL+ADAPTER``; None for any other path, also one that exists with a
-    + in its name.
+    """Model and adapter of ``MODEL+ADAPTER``.
+
+    None for any other path, also for one that exists with a + in its name.
 
     Args:
         path: As given to :meth:`Checkpoint.open`.
@@ -36,8 +25,8 @@ def split_path(path: str, folder: Path | None = None) -> tuple[str, str] | None:
     """
     if "+" not in path or _exists(path, folder):
         return None
-    places = [place for place, letter in enumerate(path) if letter == "+"]
-    pairs = [(path[:place], path[place + 1 :]) for place in reversed(places)]
+    pluses = [index for index, letter in enumerate(path) if letter == "+"]
+    pairs = [(path[:index], path[index + 1 :]) for index in reversed(pluses)]
     # Folders may have a + in their names: the last split of which both parts are something, else
     # the last.
     return next(
@@ -47,8 +36,9 @@ def split_path(path: str, folder: Path | None = None) -> tuple[str, str] | None:
 
 
 def absolute_path(path: str, folder: Path) -> str:
-    """The path with its local parts, which start at ``folder``, in full; hub names and what is
-    missing stay.
+    """The path with its local parts, which start at ``folder``, made absolute.
+
+    Names of the hub and missing paths stay as they are.
     """
     parts = split_path(path, folder)
     if parts is not None:
@@ -81,14 +71,16 @@ def short_name(path: str) -> str:
 
 
 def locate(path: str) -> Path:
-    """The local folder or file of a path or hub name; a local path wins, a hub name is downloaded.
+    """The local folder or file of a path, or of a name of the hub, which is downloaded.
+
+    A local path wins over a name of the hub.
 
     Raises:
         CheckpointError: If it is neither.
     """
-    place = Path(path).expanduser()
-    if place.exists():
-        return place
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
     if is_hub_name(path):
         return _download(path)
     raise CheckpointError(

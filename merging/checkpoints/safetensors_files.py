@@ -2,7 +2,7 @@
 
 A safetensors file is eight bytes of header length, a JSON header (name -> dtype, shape, byte
 range), and the tensors without gaps. Parsing it here rather than through a library means that
-damage is found, and named, before any weight is read.
+damage is seen, and named, before any weight is read.
 """
 
 from __future__ import annotations
@@ -116,8 +116,7 @@ def _truncation(file: Path, head: bytes, length: int, size: int) -> str:
         )
     return (
         f"{file}: expected a safetensors header of {length} bytes, received a file of {size} "
-        "bytes; "
-        "it is truncated or no safetensors file, download it again"
+        "bytes; it is truncated or no safetensors file, download it again"
     )
 
 
@@ -138,15 +137,13 @@ def _parse_header(file: Path, text: bytes, data: int, size: int) -> dict[str, Te
         if code not in DTYPES:
             raise CheckpointError(
                 f"{file}: tensor {name!r}: expected one of {', '.join(DTYPES)}, received unknown "
-                f"dtype {code}; "
-                "convert the checkpoint first (quantised weights cannot be merged)"
+                f"dtype {code}; convert the checkpoint first (quantised weights cannot be merged)"
             )
         dtype, itemsize = DTYPES[code]
         if start < 0 or stop - start != math.prod(shape) * itemsize:
             raise CheckpointError(
                 f"{file}: tensor {name!r}: expected {math.prod(shape) * itemsize} bytes for {code} "
-                f"{list(shape)}, "
-                f"received {stop - start}; the file is damaged, download it again"
+                f"{list(shape)}, received {stop - start}; the file is damaged, download it again"
             )
         end = max(end, stop)
         tensors[name] = TensorInfo(shape, dtype, file, data + start, data + stop)
@@ -165,8 +162,9 @@ def _entry(value: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def folder_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Tensors of a Hugging Face folder: one file, or shards with an index; the one file wins, as in
-    transformers.
+    """Tensors of a Hugging Face folder: of one file, or of shards with an index.
+
+    Where there are both, the one file wins, as in transformers.
 
     Raises:
         CheckpointError: If there are no safetensors weights, or they are damaged or incomplete.
@@ -182,8 +180,7 @@ def _why_no_weights(folder: Path) -> str:
     expected = f"{folder}: expected {WEIGHTS} or {INDEX}, received"
     if (folder / "adapter_config.json").exists():
         return (
-            f"{expected} a PEFT adapter; merge it into its base first (peft's "
-            "merge_and_unload) "
+            f"{expected} a PEFT adapter; merge it into its base first (peft's merge_and_unload) "
             "and save the result"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -212,28 +209,28 @@ def refuse_other_files(file: Path) -> None:
 
 def _sharded_tensors(folder: Path) -> dict[str, TensorInfo]:
     index = read_json(folder / INDEX)
-    places = index.get("weight_map")
-    if not isinstance(places, dict) or not places:
+    shard_of = index.get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(
             f"{folder / INDEX}: expected a 'weight_map', received keys {sorted(index)}"
         )
     stored: dict[str, TensorInfo] = {}
-    for shard in sorted({str(shard) for shard in places.values()}):
+    for shard in sorted({str(shard) for shard in shard_of.values()}):
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise CheckpointError(
                 f"{folder / INDEX}: expected shard {shard!r} in its folder, received no such file"
             )
         for name, info in read_header(folder / shard).items():
-            if places.get(name) != shard:
+            if shard_of.get(name) != shard:
                 raise CheckpointError(
                     f"{folder / shard}: tensor {name!r}: expected the index to place it here, "
-                    f"received {places.get(name)!r}; save the model again"
+                    f"received {shard_of.get(name)!r}; save the model again"
                 )
             stored[name] = info
-    missing = sorted(set(places) - set(stored))
+    missing = sorted(set(shard_of) - set(stored))
     if missing:
         raise CheckpointError(
-            f"{folder / INDEX}: expected tensor {missing[0]!r} in {places[missing[0]]}, received "
+            f"{folder / INDEX}: expected tensor {missing[0]!r} in {shard_of[missing[0]]}, received "
             "none"
         )
     return stored

@@ -34,36 +34,36 @@ def lay_out_files(
     tensor gets a shard of its own) and an index.
 
     Returns:
-        The place of each tensor, to be filled by :func:`write_tensor`.
+        Where each tensor lies, to be filled by :func:`write_tensor`.
     """
     shards = _split(tensors, shard_bytes)
     files = (
         [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     )
-    places: dict[str, TensorInfo] = {}
+    infos: dict[str, TensorInfo] = {}
     for file, names in zip(files, shards, strict=True):
-        places |= _create(folder / file, {name: tensors[name] for name in names})
+        infos |= _create(folder / file, {name: tensors[name] for name in names})
     if len(shards) > 1:
-        _write_index(folder / INDEX, places)
-    return places
+        _write_index(folder / INDEX, infos)
+    return infos
 
 
-def write_tensor(place: TensorInfo, tensor: torch.Tensor) -> None:
-    """Write ``tensor`` to its place.
+def write_tensor(info: TensorInfo, tensor: torch.Tensor) -> None:
+    """Write ``tensor`` to the bytes that were laid out for it.
 
     Raises:
         ValueError: If its dtype or shape is not the one laid out.
     """
     import torch
 
-    if tuple(tensor.shape) != place.shape or str(tensor.dtype) != f"torch.{place.dtype}":
+    if tuple(tensor.shape) != info.shape or str(tensor.dtype) != f"torch.{info.dtype}":
         raise ValueError(
-            f"expected {place.dtype} {place.shape}, received {tensor.dtype} {tuple(tensor.shape)}"
+            f"expected {info.dtype} {info.shape}, received {tensor.dtype} {tuple(tensor.shape)}"
         )
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    handle = os.open(place.file, os.O_WRONLY)
+    handle = os.open(info.file, os.O_WRONLY)
     try:
-        write_at(handle, place.start, flat.numpy().data)
+        write_at(handle, info.start, flat.numpy().data)
     finally:
         os.close(handle)
 
@@ -128,10 +128,10 @@ def _header(tensors: Mapping[str, TensorInfo], spans: Mapping[str, Sequence[int]
     return text + b" " * (-len(text) % 8)
 
 
-def _write_index(file: Path, places: Mapping[str, TensorInfo]) -> None:
-    total = sum(info.stop - info.start for info in places.values())
+def _write_index(file: Path, infos: Mapping[str, TensorInfo]) -> None:
+    total = sum(info.stop - info.start for info in infos.values())
     index = {
         "metadata": {"total_size": total},
-        "weight_map": {n: i.file.name for n, i in sorted(places.items())},
+        "weight_map": {n: i.file.name for n, i in sorted(infos.items())},
     }
     file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,4 @@
-"""A model without weights: what transformers calls its parameters, which are tied, and where each
-is stored.
+"""A model without weights: names of its parameters, their ties, and where each is stored.
 
 Checkpoints do not always store parameters under the names of the model: transformers 5 renames when
 it loads, and fuses some. The names come from transformers itself, which is asked how it would load
@@ -42,8 +41,9 @@ class Skeleton:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Skeleton | None:
-        """The model that a ``config.json`` describes; None if this version of transformers does not
-        know it.
+        """The model that a ``config.json`` describes.
+
+        None if this version of transformers does not know it.
         """
         import torch
         import transformers
@@ -55,18 +55,13 @@ class Skeleton:
             settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
             with torch.device("meta"):
                 return cls(architecture(settings))
-        except (
-            ImportError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ):  # needs a package, or another version
-            return None
+        except (ImportError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # needs a package, or another version
 
     def names_in_memory(self, stored: Iterable[str]) -> dict[str, InMemory]:
-        """Stored name -> the parameter that it becomes; names of parameters stand for
-        themselves.
+        """Stored name -> the parameter that it becomes.
+
+        Names of parameters stand for themselves.
         """
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
@@ -83,9 +78,8 @@ class Skeleton:
         names: dict[str, InMemory] = {}
         for name in stored:
             renamed, part_of = rename_source_key(name, renamings, converters, prefix, state)
-            if (
-                renamed not in state
-            ):  # renamed without need, as the loader sees it; it may still lack the prefix
+            if renamed not in state:
+                # Renamed without need, as the loader sees it; it may still lack the prefix.
                 renamed, part_of = rename_source_key(name, [], [], prefix, state)
             names[name] = InMemory(renamed, part_of is not None)
         return names

@@ -1,6 +1,4 @@
-"""Tensors that are not merged by themselves: tied copies, integers, constants computed from the
-configuration.
-"""
+"""Tensors that are not merged by themselves: tied copies, integers, and computed constants."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ _MASKS = re.compile(r"(.*\.)?(attn|attention)\.bias")
 #: Output heads of the families, and the input embeddings that they may share, the preferred one
 #: first.
 _HEADS = re.compile(
-    r"(.*\.)?(lm_head|lm_head\.(decoder|out_proj)|(cls\.)?predictions\.decoder|head\.decoder|vocab_projector"
-    r"|generator_lm_head|proj_out|embed_out|output_projection|lm_loss|pred_layer\.proj)\.weight"
+    r"(.*\.)?(lm_head|lm_head\.(decoder|out_proj)|(cls\.)?predictions\.decoder|head\.decoder"
+    r"|vocab_projector|generator_lm_head|proj_out|embed_out|output_projection|lm_loss|pred_layer\.proj)\.weight"
 )
 _EMBEDDINGS = (
     *("shared", "embed_tokens", "wte", "word_embeddings", "embed_in"),

@@ -1,1 +1,1 @@
-"""export."""
+"""Merged models as folders that transformers loads, each with a model card."""

@@ -1,7 +1,7 @@
 """A folder that transformers loads, rebuilt from a recipe alone.
 
 Tensors are merged one at a time from the full-precision sources and written straight to their
-place, so memory is bounded by one tensor of each source. The folder appears under its name only
+bytes, so memory is bounded by one tensor of each source. The folder appears under its name only
 when everything in it is on disk.
 """
 
@@ -25,7 +25,8 @@ from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, ITEMSI
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
 from mergesearch.merging.export.model_card import render_card
-from mergesearch.merging.family.family import ModelFamily, open_family, warn_of_integers
+from mergesearch.merging.family.family import ModelFamily, open_family
+from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
 from mergesearch.merging.kernels.host import all_finite
 from mergesearch.merging.recipe import Recipe, Source
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """An exported model.
 
     Attributes:
         folder: The model.
@@ -88,8 +89,8 @@ def export_model(
     if recipe.routing:
         raise RecipeError(
             "recipe: expected the merge of one checkpoint, received "
-            f"{dict(recipe.routing).get('method')!r}, which is "
-            "merged for each input; export it from its run with `mergesearch export`"
+            f"{dict(recipe.routing).get('method')!r}, which is merged for each input; export it "
+            "from its run with `mergesearch export`"
         )
     target = out.resolve()
     family = open_family(recipe)
@@ -123,15 +124,15 @@ def _write_folder(
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     part.mkdir(parents=True)
     try:
-        places = lay_out_files(part, stored, shard_bytes)
+        written = lay_out_files(part, stored, shard_bytes)
         warn_of_integers(family)
         rounding = _write_weights(
-            places, family.base, _merger(recipe, family, threads), family.layout, threads
+            written, family.base, _merger(recipe, family, threads), family.layout, threads
         )
         _write_companions(family, files, part)
         recalibration = open_recalibration(family)
         if recalibration is not None:
-            recalibration.apply_to_folder(part, places, family.treatment.statistics)
+            recalibration.apply_to_folder(part, written, family.special.statistics)
         save_recipe(recipe, part / "recipe.yaml")
         save_recipe(recipe, part / "recipe.json")
         known = {**facts, **rounding.facts(), **_policies(recipe)}
@@ -160,8 +161,7 @@ def _check_fit(recipe: Recipe, family: ModelFamily) -> None:
     if recipe.field.directions != directions:
         raise RecipeError(
             f"recipe: expected {directions} rows of coefficients for {recipe.operator} with "
-            f"{len(recipe.experts)} "
-            f"experts, received {recipe.field.directions}"
+            f"{len(recipe.experts)} experts, received {recipe.field.directions}"
         )
     if recipe.field.size != layout.size or recipe.layout not in ("", layout.digest):
         raise RecipeError(
@@ -172,7 +172,7 @@ def _check_fit(recipe: Recipe, family: ModelFamily) -> None:
 
 
 def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -> None:
-    """Refuse a place that is in use, or that holds a source.
+    """Refuse a folder that is in use, or that holds a source.
 
     Raises:
         InputError: In one line.
@@ -198,8 +198,9 @@ def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -
 
 
 def _stamped(recipe: Recipe, family: ModelFamily) -> Recipe:
-    """The recipe with the fingerprints of what is read now, which must be those it was made
-    with.
+    """The recipe with the fingerprints of what is read now.
+
+    They must be those that it was made with.
     """
     full = located(recipe, Path.cwd())
     sources = zip((full.base, *full.experts), family.sources, strict=True)
@@ -212,8 +213,7 @@ def _stamp(source: Source, checkpoint: Checkpoint) -> Source:
     if source.fingerprint not in ("", current):
         raise RecipeError(
             f"source {source.name!r} ({source.path}): expected weights {source.fingerprint[:12]}, "
-            "received "
-            f"{current[:12]}; they changed since the recipe was made, restore them"
+            f"received {current[:12]}; they changed since the recipe was made, restore them"
         )
     return replace(source, fingerprint=current)
 
@@ -250,13 +250,13 @@ def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> TensorMerger:
         recipe.options,
         recipe.field,
         layout,
-        family.treatment,
+        family.special,
         threads,
     )
 
 
 def _write_weights(
-    places: Mapping[str, TensorInfo],
+    stored: Mapping[str, TensorInfo],
     base: Checkpoint,
     merge_one: TensorMerger,
     layout: Layout,
@@ -270,11 +270,11 @@ def _write_weights(
         copies.setdefault(kept, []).append(alias)
 
     def write(name: str, tensor: torch.Tensor) -> None:
-        for stored in (name, *copies.get(name, ())):
-            write_tensor(places[stored], tensor)
+        for stored_name in (name, *copies.get(name, ())):
+            write_tensor(stored[stored_name], tensor)
 
     def work(spec: TensorSpec) -> Rounding:
-        merged, cost = merge_one(spec, places[spec.name].dtype)
+        merged, cost = merge_one(spec, stored[spec.name].dtype)
         _check_finite(spec.name, merged)
         write(spec.name, merged)
         return cost
@@ -289,7 +289,7 @@ def _write_weights(
 
 
 def _unmerged(base: Checkpoint, spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
-    """The base's tensor itself."""
+    """The base's tensor, in the place of a merged one."""
     import torch
 
     return base.read(spec.name).to(getattr(torch, dtype)), Rounding()
@@ -301,9 +301,7 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
 
 
 def _changed_files(family: ModelFamily, dtype: str | None) -> dict[str, str]:
-    """File name -> content of what policies, and a dtype that was asked for, make of the base's
-    companions.
-    """
+    """File name -> content of the base's companions that policies or ``dtype`` change."""
     config = dict(family.base.config)
     if dtype is not None:
         config |= {"torch_dtype" if "torch_dtype" in config else "dtype": dtype}
@@ -323,9 +321,9 @@ def _write_companions(family: ModelFamily, files: Mapping[str, str], folder: Pat
         for pattern in COMPANIONS:
             for file in base.folder.glob(pattern):
                 if not any(file.match(name) for name in stale):
-                    place = folder / file.relative_to(base.folder)
-                    place.parent.mkdir(exist_ok=True)
-                    shutil.copyfile(file, place)
+                    copy = folder / file.relative_to(base.folder)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, copy)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -342,14 +340,14 @@ def folder_of_base(family: ModelFamily, beside: Path) -> Iterator[str]:
         return
     beside.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".base-", dir=beside) as name:
-        places = lay_out_files(Path(name), family.base.tensors, shard_bytes=5_000_000_000)
-        _write_weights(places, family.base, partial(_unmerged, family.base), family.layout, 1)
+        stored = lay_out_files(Path(name), family.base.tensors, shard_bytes=5_000_000_000)
+        _write_weights(stored, family.base, partial(_unmerged, family.base), family.layout, 1)
         _write_companions(family, {"config.json": json.dumps(family.base.config)}, Path(name))
         yield name
 
 
 def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: ModelFamily) -> None:
-    """Open what was written as any reader would."""
+    """Check an exported folder by opening it as any reader would."""
     written = open_checkpoint(str(folder))
     if {n: (i.shape, i.dtype) for n, i in written.tensors.items()} != {
         n: (i.shape, i.dtype) for n, i in stored.items()
@@ -362,11 +360,12 @@ def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: ModelFamily)
 
 
 def put_folder(part: Path, target: Path) -> None:
-    """Make ``part`` appear as ``target``, everything on disk first; what was there goes only
-    then.
+    """Make ``part`` appear as ``target``, everything on disk first.
+
+    What was at ``target`` is removed only then.
     """
-    for place in (*part.rglob("*"), part):
-        _sync(place)
+    for path in (*part.rglob("*"), part):
+        _sync(path)
     old = part.with_name(f"{part.name}-old")
     if target.exists():
         target.rename(old)
@@ -380,8 +379,8 @@ def put_folder(part: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,6 +1,4 @@
-"""The README.md of an exported model: what was merged, how, with which coefficients, and how to
-load it.
-"""
+"""The README.md of an exported model: sources, operator, coefficients, and how to load it."""
 
 from __future__ import annotations
 
@@ -30,9 +28,8 @@ def render_card(
     licences = [(source.name, declared_licence(source)) for source in (base, *experts)]
     opening = (
         f"Merged by mergesearch with the operator `{recipe.operator}`{_options(recipe)} over the "
-        "base "
-        f"`{recipe.base.name}`. The recipe (`recipe.yaml`, the same in `recipe.json`) rebuilds "
-        "these weights."
+        f"base `{recipe.base.name}`. The recipe (`recipe.yaml`, the same in `recipe.json`) "
+        "rebuilds these weights."
     )
     sections = [
         f"---\n{_front_matter(recipe, base, licences)}---",
@@ -62,10 +59,9 @@ def render_bundle_card(
     routing = dict(recipe.routing)
     opening = (
         f"**This is not a single checkpoint.** Its weights are merged by `{routing['method']}` "
-        "anew for each "
-        f"{routing['per']}, which costs several forward passes and a merge each time. The folders "
-        "in here "
-        "are what it is merged from; none of them is the model that was scored."
+        f"anew for each {routing['per']}, which costs several forward passes and a merge each "
+        "time. The folders in here are what it is merged from; none of them is the model that was "
+        "scored."
     )
     sections = [
         f"---\n{_front_matter(recipe, base, licences)}---",
@@ -93,8 +89,9 @@ def render_bundle_card(
 
 
 def coefficient_summary(field: Field, layout: Layout) -> npt.NDArray[np.float64]:
-    """Mean, least and greatest coefficient over parameters (padding left out),
-    ``(directions, 3)``.
+    """Mean, least and greatest coefficient of each direction: ``(directions, 3)``.
+
+    Over parameters; padding is left out.
     """
     starts = np.array([spec.start for spec in layout.tensors])
     stops = np.array([spec.stop for spec in layout.tensors])
@@ -119,12 +116,8 @@ def _read_front_matter(file: Path) -> dict[str, Any]:
     try:
         before, head, _ = file.read_text(encoding="utf-8").split("---\n", 2)
         data = yaml.safe_load(head) if not before else None
-    except (
-        OSError,
-        ValueError,
-        yaml.YAMLError,
-    ):  # no card, no front matter, or none that can be read
-        return {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # no card, no front matter, or none that can be read
     return data if isinstance(data, dict) else {}
 
 

@@ -1,1 +1,1 @@
-"""family."""
+"""Base and experts brought into one shape: vocabularies, ties, missing and special tensors."""

@@ -27,8 +27,8 @@ class Aligned(Checkpoint):
 
     Attributes:
         origin: What it is made from.
-        made: Tensors that are worked out when they are read; their places in ``tensors`` are no
-            bytes of the file.
+        made: Tensors that are made when they are read; ``tensors`` has their shapes and dtypes, but
+            no bytes of a file.
         copied: Floating tensors that a merge copies from the base.
         done: What was done, for :attr:`identity`.
         beside: Other sources that the made tensors come from.
@@ -58,7 +58,7 @@ class Aligned(Checkpoint):
 
     @property
     def identity(self) -> str:
-        """Of the origin, what was done to it, and what that took."""
+        """Identity of the origin, of what was done to it, and of what that took."""
         parts = [
             self.done,
             *sorted(self.copied),
@@ -118,6 +118,9 @@ def with_tensors(
 
 
 def unstored(source: Checkpoint, shape: Sequence[int], dtype: str) -> TensorInfo:
-    """The place of a tensor that is in no file: its size is that of the bytes it will take."""
+    """The info of a tensor that is in no file.
+
+    Its size is that of the bytes that it will take.
+    """
     file = next(iter(source.tensors.values())).file
     return TensorInfo(tuple(shape), dtype, file, 0, math.prod(shape) * ITEMSIZE[dtype])

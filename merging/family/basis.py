@@ -1,4 +1,4 @@
-"""basis."""
+"""The prepared basis of an operator, with plain rows for running statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prepare_basis(
     base: TensorSource,
     experts: Sequence[TensorSource],
     options: Options,
-    treatment: SpecialTensors,
+    special: SpecialTensors,
 ) -> Basis:
     """The operator's basis, with rows of plain task vectors for running statistics.
 
@@ -29,7 +29,7 @@ def prepare_basis(
     has no meaning. Where a direction is no single expert, it carries the average of the experts'
     statistics.
     """
-    names = treatment.statistics & {*base.names}
+    names = special.statistics & {*base.names}
     if not names:
         return operator.prepare(base, experts, **options)
     if operator.family == "linear":

@@ -1,6 +1,4 @@
-"""Tensors that only some of the sources have: output heads that others tie, new heads, heads that
-were left out.
-"""
+"""Tensors that only some sources have: untied heads, new heads, and heads that were left out."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from mergesearch.merging.checkpoints.safetensors_files import TensorInfo
 from mergesearch.merging.checkpoints.tied import find_aliases, ties_embeddings
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.family.aligned import Make, unstored, with_tensors
-from mergesearch.merging.family.preflight import listed
+from mergesearch.merging.family.messages import listed
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +24,9 @@ _HEAD_SETTINGS = ("architectures", "id2label", "label2id", "num_labels", "proble
 
 
 def untied(sources: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Every source with output heads of its own, where any of them has one; those of tied sources
-    are copies.
+    """Every source with output heads of its own, if any of them has one.
+
+    The heads of tied sources are copies.
     """
     pairs: dict[str, str] = {}
     for source in sources:
@@ -60,7 +59,7 @@ def _untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed(sources: Sequence[Checkpoint], policy: str) -> tuple[list[Checkpoint], set[str]]:
-    """Sources with the same tensors, and those of them that no coefficient acts on."""
+    """Sources with the same tensors, and the names of those that no coefficient acts on."""
     base = sources[0]
     experts = sources[1:]
     new = [
@@ -94,8 +93,9 @@ def completed(sources: Sequence[Checkpoint], policy: str) -> tuple[list[Checkpoi
 
 
 def _lacking(base: Checkpoint, expert: Checkpoint) -> set[str]:
-    """Tensors of the base that an expert has not; a head that it ties is no such tensor, and stays
-    an error.
+    """Tensors of the base that an expert lacks.
+
+    A head that the expert ties does not count, and stays an error.
     """
     heads = (
         {a for a, _ in find_aliases(base.tensors, tied=True)}
@@ -129,8 +129,9 @@ def _new_tensor(base: Checkpoint, experts: Sequence[Checkpoint], name: str, poli
 
 
 def starting_tensor(tensors: Sequence[torch.Tensor], policy: str) -> torch.Tensor:
-    """What the base is taken to have where it has nothing: zero, or the average of the experts, in
-    fp32 or wider.
+    """The base's tensor where the base has none: zero, or the average of the experts.
+
+    In fp32 or wider.
     """
     import torch
 
@@ -145,8 +146,9 @@ def starting_tensor(tensors: Sequence[torch.Tensor], policy: str) -> torch.Tenso
 
 
 def _with_heads_of(base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, Any]:
-    """The base's configuration with the settings of the experts' heads, in which they must
-    agree.
+    """The base's configuration with the settings of the experts' heads.
+
+    The experts must agree on them.
     """
     changed = dict(base.config)
     for key in _HEAD_SETTINGS:
@@ -154,8 +156,7 @@ def _with_heads_of(base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str,
         if any(value != values[0] for value in values):
             raise CheckpointError(
                 f"config.json: expected the same {key} in all experts, whose heads the base lacks, "
-                "received "
-                f"{listed({str(value) for value in values})}"
+                f"received {listed({str(value) for value in values})}"
             )
         if values:
             changed[key] = values[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.tied import find_aliases, ties_embeddings
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.family.messages import listed
 from mergesearch.merging.family.vocabulary import is_vocabulary
 from mergesearch.merging.tensors.layout import Layout, natural_key
 
@@ -18,8 +19,6 @@ _SETTINGS = (
     *("num_attention_heads", "num_key_value_heads", "head_dim", "n_head", "num_heads"),
     *("rope_theta", "rope_scaling", "rope_parameters", "position_embedding_type"),
 )
-
-_SHOWN = 6  # names listed before the rest is only counted
 
 
 def layout_of(base: Checkpoint) -> Layout:
@@ -84,13 +83,13 @@ def _check_names(base: Checkpoint, expert: Checkpoint) -> None:
         if names
     ]
     if parts:
-        hint = _way_out(base, expert, missing, extra)
+        hint = _hint(base, expert, missing, extra)
         raise _misfit(
             expert, base, f"expected the base's tensors, received {'; '.join(parts)}", hint
         )
 
 
-def _way_out(base: Checkpoint, expert: Checkpoint, missing: set[str], extra: set[str]) -> str:
+def _hint(base: Checkpoint, expert: Checkpoint, missing: set[str], extra: set[str]) -> str:
     """The policy under which tensors that only one side has can be merged, if there is one."""
     heads = {a for source in (base, expert) for a, _ in find_aliases(source.tensors, tied=True)}
     if missing | extra <= heads and ties_embeddings(base.config) != ties_embeddings(expert.config):
@@ -127,19 +126,8 @@ def _is_vocabulary(ours: tuple[int, ...], theirs: tuple[int, ...], name: str) ->
 
 def _misfit(expert: Checkpoint, base: Checkpoint, reason: str, hint: str = "") -> CheckpointError:
     return CheckpointError(
-        f"expert {expert.name!r} ({expert.path}): {reason}; "
-        f"choose experts that were fine-tuned from base {base.name!r} ({base.path}){hint}"
-    )
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in natural order, the first few of them where there are many."""
-    ordered = sorted(names, key=natural_key)
-    text = ", ".join(map(repr, ordered[:_SHOWN]))
-    return (
-        text
-        if len(ordered) <= _SHOWN
-        else f"{text} and {len(ordered) - _SHOWN} more ({len(ordered)} in all)"
+        f"expert {expert.name!r} ({expert.path}): {reason}; choose experts that were fine-tuned "
+        f"from base {base.name!r} ({base.path}){hint}"
     )
 
 

@@ -1,4 +1,4 @@
-"""treatment."""
+"""Tensors that are combined otherwise than their operator would: their names, and their rules."""
 
 from __future__ import annotations
 
@@ -25,19 +25,26 @@ class SpecialTensors:
     variances: frozenset[str] = frozenset()
     logs: frozenset[str] = frozenset()
 
+    @classmethod
+    def of_statistics(cls, names: Sequence[str]) -> SpecialTensors:
+        """Running statistics of these names, merged linearly."""
+        variances = [name for name in names if name.endswith("running_var")]
+        return cls(frozenset(names), frozenset(variances))
+
     @property
     def postprocessed(self) -> frozenset[str]:
         """Tensors whose weighted sum still has to go through :func:`postprocess`."""
         return self.variances | self.logs
 
 
-#: Every tensor as its operator has it.
+#: No special tensors: every tensor is combined by its operator.
 PLAIN = SpecialTensors()
 
 
 def running_statistics(names: Collection[str]) -> tuple[str, ...]:
-    """Those of ``names`` that are running statistics: a ``running_mean`` with its
-    ``running_var``.
+    """Names of running statistics among ``names``.
+
+    A ``running_mean`` counts only with its ``running_var``, and the other way round.
     """
     known = {*names}
 
@@ -50,24 +57,17 @@ def running_statistics(names: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name in names if is_one(name))
 
 
-def statistics_treatment(names: Sequence[str]) -> SpecialTensors:
-    """How running statistics are merged linearly."""
-    return SpecialTensors(
-        frozenset(names), frozenset(name for name in names if name.endswith("running_var"))
-    )
-
-
 def is_logarithm(name: str) -> bool:
     """Whether a scalar of this name is stored as a logarithm, as CLIP's temperature is."""
-    return name.rpartition(".")[2] == "logit_scale" or name.rpartition(".")[2].startswith("log_")
+    last = name.rpartition(".")[2]
+    return last == "logit_scale" or last.startswith("log_")
 
 
 def in_log_space(tensor: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """``b (1 + log(e / b))`` for a scalar ``e`` of an expert and ``b`` of the base, in fp32 (fp64
-    if either is).
+    """``b (1 + log(e / b))`` for a scalar ``e`` of an expert and ``b`` of the base.
 
-    Its task vector is ``b log(e / b)``, so that :func:`postprocess` finds ``b Π (e_k / b)^c_k``
-    from a weighted sum.
+    Its task vector is ``b log(e / b)``, so that :func:`postprocess` makes ``b Π (e_k / b)^c_k`` of
+    a weighted sum. The result is in fp32, or in fp64 if either is.
     """
     import torch
 
@@ -77,13 +77,12 @@ def in_log_space(tensor: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 
 def postprocess(
-    treatment: SpecialTensors, name: str, total: torch.Tensor, base: torch.Tensor, dtype: str
+    special: SpecialTensors, name: str, total: torch.Tensor, base: torch.Tensor, dtype: str
 ) -> torch.Tensor:
-    """What the weighted sum ``total`` of a tensor stands for; the same bits in an arena and in a
-    stream.
+    """The merged tensor that the weighted sum ``total`` stands for.
 
     Args:
-        treatment: Of the merge.
+        special: Of the merge.
         name: Of the tensor.
         total: The weighted sum, in the accumulation dtype.
         base: The base's tensor in the same dtype and shape.
@@ -91,15 +90,15 @@ def postprocess(
     """
     import torch
 
-    if name in treatment.logs:
+    if name in special.logs:
+        # total = b + Σ c_k b log(e_k / b), so this is b Π (e_k / b)^c_k.
         return base * torch.exp((total - base) / base)
-    if name in treatment.variances:
+    if name in special.variances:
         below = total < 0
         if bool(below.any()):
             warnings.warn(
                 f"merged {name!r}: variances became negative and are set to a tiny positive "
-                "number; "
-                "smaller coefficients keep the statistics in range",
+                "number; smaller coefficients keep the statistics in range",
                 stacklevel=2,
             )
             return torch.where(
@@ -109,13 +108,15 @@ def postprocess(
 
 
 def postprocess_gradient(
-    treatment: SpecialTensors, name: str, total: torch.Tensor, base: torch.Tensor
+    special: SpecialTensors, name: str, total: torch.Tensor, base: torch.Tensor
 ) -> torch.Tensor:
-    """Derivative of :func:`postprocess` with respect to ``total``; that of variances, which may
-    jump, is never asked for.
+    """Derivative of :func:`postprocess` with respect to ``total``.
+
+    That of variances, which may jump, is never asked for.
     """
     import torch
 
-    if name in treatment.logs:
+    if name in special.logs:
+        # d/dtotal of b exp((total − b) / b)
         return torch.exp((total - base) / base)
     return torch.ones_like(total)

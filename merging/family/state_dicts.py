@@ -1,29 +1,26 @@
-"""State dicts brought into one shape by the policies for special tensors, as
-:mod:`mergesearch.merging.family` does for files.
+"""State dicts brought into one shape by the policies for special tensors.
+
+The counterpart of :mod:`mergesearch.merging.family.family`, which does so for files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from mergesearch.merging.errors import RecipeError
-from mergesearch.merging.family.family import (
-    check_statistics,
-    differs,
-    integers_warning,
-    log_scalars,
-    warn,
-)
+from mergesearch.merging.family.family import check_statistics
+from mergesearch.merging.family.integers import differs, integers_warning
+from mergesearch.merging.family.log_scalars import positive_scalars
+from mergesearch.merging.family.messages import warn
 from mergesearch.merging.family.missing_tensors import starting_tensor
 from mergesearch.merging.family.special_tensors import (
     SpecialTensors,
     in_log_space,
     is_logarithm,
     running_statistics,
-    statistics_treatment,
 )
 from mergesearch.merging.policies import TensorPolicies
 from mergesearch.merging.tensors.layout import natural_key
@@ -39,17 +36,17 @@ class AlignedStates:
         base: The base, with tensors that only the experts have.
         experts: The experts, with tensors that only the base has.
         copied: Floating tensors that are copied from the base.
-        treatment: Tensors that are not combined as the operator would.
+        special: Tensors that are not combined as the operator would.
     """
 
     base: StateDict
     experts: tuple[StateDict, ...]
     copied: frozenset[str]
-    treatment: SpecialTensors
+    special: SpecialTensors
 
 
 def align_states(
-    base: StateDict, experts: Sequence[StateDict], special: TensorPolicies
+    base: StateDict, experts: Sequence[StateDict], policies: TensorPolicies
 ) -> AlignedStates:
     """Apply the policies to state dicts; no tensor is modified.
 
@@ -57,35 +54,38 @@ def align_states(
         RecipeError: If a policy needs files.
         CheckpointError: If tensors need a policy that was not chosen.
     """
-    if special.vocabulary != "same":
-        raise RecipeError(
-            "special.vocabulary: expected same for state dicts, which have no tokenizer to align "
-            "rows by, received "
-            f"{special.vocabulary}; merge folders"
-        )
-    if special.batch_norm == "recalibrate":
-        raise RecipeError(
-            "special.batch_norm: expected refuse, base or merge for state dicts, which cannot be "
-            "run, received "
-            "recalibrate; load the merged state dict into its model and call "
-            "mergesearch.merging.models.batch_norm.recalibrate"
-        )
+    _check_policies(policies)
     copied: set[str] = set()
-    if special.absent != "refuse":
-        base, experts, copied = _completed(base, experts, special.absent)
+    if policies.absent != "refuse":
+        base, experts, copied = _completed(base, experts, policies.absent)
     names = [name for name, tensor in base.items() if tensor.is_floating_point()]
     scalars = [name for name in names if base[name].ndim == 0]
     statistics = running_statistics(names)
-    check_statistics(statistics, special, "base")
-    copied |= {*statistics} if special.batch_norm == "base" else set()
-    copied |= {*scalars} if special.scalars == "base" else set()
-    treatment = statistics_treatment([] if special.batch_norm == "base" else statistics)
-    if special.scalars == "log":
+    check_statistics(statistics, policies, "base")
+    copied |= {*statistics} if policies.batch_norm == "base" else set()
+    copied |= {*scalars} if policies.scalars == "base" else set()
+    special = SpecialTensors.of_statistics([] if policies.batch_norm == "base" else statistics)
+    if policies.scalars == "log":
         experts, logs = _with_logarithms(
             base, experts, [name for name in scalars if name not in copied]
         )
-        treatment = SpecialTensors(treatment.statistics, treatment.variances, logs)
-    return AlignedStates(base, tuple(experts), frozenset(copied), treatment)
+        special = replace(special, logs=logs)
+    return AlignedStates(base, tuple(experts), frozenset(copied), special)
+
+
+def _check_policies(policies: TensorPolicies) -> None:
+    """Refuse policies that need a tokenizer, or a model that runs."""
+    if policies.vocabulary != "same":
+        raise RecipeError(
+            "special.vocabulary: expected same for state dicts, which have no tokenizer to align "
+            f"rows by, received {policies.vocabulary}; merge folders"
+        )
+    if policies.batch_norm == "recalibrate":
+        raise RecipeError(
+            "special.batch_norm: expected refuse, base or merge for state dicts, which cannot be "
+            "run, received recalibrate; load the merged state dict into its model and call "
+            "mergesearch.merging.models.batch_norm.recalibrate"
+        )
 
 
 def _completed(
@@ -124,7 +124,7 @@ def _with_logarithms(
         for n in candidates
         if all(n in e and e[n].is_floating_point() and e[n].ndim == 0 for e in experts)
     ]
-    logs = log_scalars({name: [state[name] for state in (base, *experts)] for name in whole})
+    logs = positive_scalars({name: [state[name] for state in (base, *experts)] for name in whole})
     changed = [{**e, **{name: in_log_space(e[name], base[name]) for name in logs}} for e in experts]
     return list(changed), frozenset(logs)
 

@@ -48,8 +48,9 @@ _TOKEN_TABLES = (
 def vocabulary_files(
     alignment: Alignment, base: Checkpoint, experts: Sequence[Checkpoint]
 ) -> dict[str, str]:
-    """File name -> content of what replaces the base's files; empty where the base's own files
-    hold.
+    """File name -> content of what replaces the base's files.
+
+    Empty where the base's own files hold.
 
     Args:
         alignment: The merged vocabulary.
@@ -134,8 +135,9 @@ def _renumbered_value(value: Any, numbers: Mapping[int, int], where: str) -> Any
 
 
 def _with_new_tokens(alignment: Alignment, base: Checkpoint, experts: Sequence[Checkpoint]) -> str:
-    """The base's tokenizer with the new tokens added, flags as in the first expert that has
-    them.
+    """The base's tokenizer with the new tokens added.
+
+    Their flags are those of the first expert that has them.
     """
     from tokenizers import AddedToken
 
@@ -276,17 +278,17 @@ def _check(text: str, alignment: Alignment, base: Checkpoint) -> None:
     from tokenizers import Tokenizer
 
     try:
-        found = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+        numbers = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare exceptions
         raise CheckpointError(
             f"{base.path}: expected a tokenizer that can be changed, received: {error}"
         ) from None
-    odd = sorted(set(found.items()) ^ set(alignment.ids.items()))
+    odd = sorted(set(numbers.items()) ^ set(alignment.ids.items()))
     if odd:
         raise CheckpointError(
             f"{base.path}: expected a tokenizer that gives every token the number of its row, "
-            f"found {len(odd)} that "
-            f"differ, for example {odd[0][0]!r}; choose special: {{vocabulary: base}}"
+            f"found {len(odd)} that differ, for example {odd[0][0]!r}; choose special: "
+            f"{{vocabulary: base}}"
         )
 
 
@@ -296,20 +298,19 @@ def check_written(folder: Path, alignment: Alignment) -> None:
     Raises:
         CheckpointError: If a token has another number than its row.
     """
-    found = dict(read_tokens(folder).rows)
+    numbers = dict(read_tokens(folder).rows)
     if (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
         read = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-        found = read.get_vocab()
-    odd = sorted(set(found.items()) ^ set(alignment.ids.items()))
+        numbers = read.get_vocab()
+    odd = sorted(set(numbers.items()) ^ set(alignment.ids.items()))
     if odd:
         raise CheckpointError(
             f"{folder}: expected the tokenizer that was just written to give every token the "
-            "number of its row, "
-            f"found {len(odd)} that differ, for example {odd[0][0]!r}"
+            f"number of its row, found {len(odd)} that differ, for example {odd[0][0]!r}"
         )
 
 

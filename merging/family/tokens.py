@@ -34,8 +34,9 @@ class Tokens:
 
 
 def read_tokens(folder: Path) -> Tokens:
-    """The tokens of a model folder, from ``tokenizer.json`` or, without one, as transformers reads
-    the tokenizer.
+    """The tokens of a model folder.
+
+    They come from ``tokenizer.json`` or, without one, from the tokenizer that transformers reads.
 
     Nothing is downloaded and no code of the folder is run.
 
@@ -99,9 +100,9 @@ def _tokens_beside(folder: Path) -> dict[int, dict[str, Any]]:
     """Tokens that files beside ``tokenizer.json`` add: row -> content and flags."""
     config = folder / "tokenizer_config.json"
     plain = folder / "added_tokens.json"
-    found = {
+    plain_tokens = {
         int(row): {"content": token}
         for token, row in (read_json(plain) if plain.is_file() else {}).items()
     }
     listed = read_json(config).get("added_tokens_decoder") or {} if config.is_file() else {}
-    return found | {int(row): entry for row, entry in listed.items()}
+    return plain_tokens | {int(row): entry for row, entry in listed.items()}

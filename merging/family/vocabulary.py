@@ -1,5 +1,4 @@
-"""Embeddings and output heads of different vocabularies, aligned by token string rather than by row
-number.
+"""Embeddings and output heads of different vocabularies, aligned by token string.
 
 A tokenizer says which token each row belongs to. An :class:`Alignment` lists, for every row of the
 merged vocabulary, the row of each source; rows that a source lacks are those of the base, so its
@@ -29,8 +28,9 @@ Rows = npt.NDArray[np.int64]
 
 #: Tensors whose first dimension is the vocabulary: embeddings, output heads and their biases.
 _VOCABULARY = re.compile(
-    r"(.*\.)?(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared|lm_head|embed_out"
-    r"|(cls\.)?predictions(\.decoder)?|lm_head\.(decoder|out_proj)|vocab_projector|generator_lm_head)\.(weight|bias)"
+    r"(.*\.)?(embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|tokens_embed|shared"
+    r"|lm_head|embed_out|(cls\.)?predictions(\.decoder)?|lm_head\.(decoder|out_proj)"
+    r"|vocab_projector|generator_lm_head)\.(weight|bias)"
 )
 
 
@@ -40,8 +40,9 @@ def is_vocabulary(name: str) -> bool:
 
 
 def check_same_tokens(sources: Sequence[Checkpoint]) -> str | None:
-    """What is to be warned of when rows are merged by number: rows that hold other tokens in some
-    sources.
+    """A warning about rows that hold other tokens in some sources, or None.
+
+    There, merging rows by number mixes tokens.
 
     Sources without a ``tokenizer.json`` are left out, as are copies of the base's.
 
@@ -55,12 +56,12 @@ def check_same_tokens(sources: Sequence[Checkpoint]) -> str | None:
     ]
     if len({(folder / "tokenizer.json").read_bytes() for _, folder in folders}) <= 1:
         return None
-    places: dict[str, tuple[int, str]] = {}
+    rows: dict[str, tuple[int, str]] = {}
     holders: dict[int, str] = {}
     renamed: list[str] = []
     for source, folder in folders:
         for token, row in sorted(read_tokens(folder).rows.items(), key=lambda pair: pair[1]):
-            there, owner = places.setdefault(token, (row, source.name))
+            there, owner = rows.setdefault(token, (row, source.name))
             if there != row:
                 raise CheckpointError(
                     f"{source.name!r} ({source.path}): expected token {token!r} in row {there}, as "
@@ -121,11 +122,11 @@ class Alignment:
     @property
     def renumbered(self) -> Mapping[int, int]:
         """Row of the base -> merged row, for those that are kept."""
-        return {int(row): place for place, row in enumerate(self.rows[0]) if row >= 0}
+        return {int(row): merged for merged, row in enumerate(self.rows[0]) if row >= 0}
 
 
 def align_vocabularies(sources: Sequence[Checkpoint], policy: str) -> Alignment | None:
-    """How the rows of base and experts go together, or None where they do as they are.
+    """How the rows of base and experts match, or None if they are the same.
 
     Raises:
         CheckpointError: If a source has no tokenizer or no embedding, its tokenizer has rows that
@@ -149,12 +150,12 @@ def vocabulary_size(source: Checkpoint) -> int:
     Raises:
         CheckpointError: If it has no embedding of tokens.
     """
-    found = [
+    row_counts = [
         shape[0]
         for name, (shape, _) in source.merged.items()
         if len(shape) == 2 and is_vocabulary(name)
     ]
-    if not found:
+    if not row_counts:
         raise CheckpointError(
             f"{source.path}: expected embeddings of tokens to align, found none; leave "
             "special.vocabulary at same"
@@ -162,7 +163,7 @@ def vocabulary_size(source: Checkpoint) -> int:
     declared = [
         part.get("vocab_size") for part in (source.config, source.config.get("text_config") or {})
     ]
-    return next((size for size in declared if size in found), found[0])
+    return next((size for size in declared if size in row_counts), row_counts[0])
 
 
 def _tokens_of(source: Checkpoint, size: int) -> Tokens:
@@ -179,8 +180,10 @@ def _tokens_of(source: Checkpoint, size: int) -> Tokens:
 
 
 def _vocabulary_tensors(sources: Sequence[Checkpoint], sizes: Sequence[int]) -> tuple[str, ...]:
-    """By name; and, where sizes differ, every tensor with as many rows as each source's
-    vocabulary.
+    """Names of the tensors to align.
+
+    They are known by name; where sizes differ, every tensor with as many rows as each source's
+    vocabulary is one, too.
     """
     differ = len(set(sizes)) > 1
 
@@ -203,9 +206,7 @@ def _base_rows(tokens: Sequence[Tokens], sizes: Sequence[int]) -> _Rows:
 
 
 def _union_rows(tokens: Sequence[Tokens], sizes: Sequence[int]) -> _Rows:
-    """Tokens of the base, then those it lacks by expert and row, then the base's rows that belong
-    to no token.
-    """
+    """Tokens of the base, those it lacks by expert and row, and its rows without a token."""
     base = tokens[0]
     top = tokens[0].top
     others = (
@@ -214,7 +215,7 @@ def _union_rows(tokens: Sequence[Tokens], sizes: Sequence[int]) -> _Rows:
         for token, _ in sorted(expert.rows.items(), key=lambda pair: pair[1])
     )
     new = tuple(dict.fromkeys(token for token in others if token not in base.rows))
-    ids = {**base.rows, **{token: top + place for place, token in enumerate(new)}}
+    ids = {**base.rows, **{token: top + index for index, token in enumerate(new)}}
     own = np.concatenate([np.arange(top), np.full(len(new), -1), np.arange(top, sizes[0])])
     return (own, *_expert_rows(tokens, ids, len(own))), ids, new
 
@@ -224,17 +225,17 @@ def _common_rows(tokens: Sequence[Tokens], _sizes: Sequence[int]) -> _Rows:
     kept = [
         (token, row) for token, row in by_row if all(token in expert.rows for expert in tokens[1:])
     ]
-    ids = {token: place for place, (token, _) in enumerate(kept)}
+    ids = {token: row for row, (token, _) in enumerate(kept)}
     own = np.array([row for _, row in kept], dtype=np.int64)
     return (own, *_expert_rows(tokens, ids, len(own))), ids, ()
 
 
 def _expert_rows(tokens: Sequence[Tokens], ids: Mapping[str, int], size: int) -> list[Rows]:
-    found = [np.full(size, -1, dtype=np.int64) for _ in tokens[1:]]
-    for rows, expert in zip(found, tokens[1:], strict=True):
+    aligned = [np.full(size, -1, dtype=np.int64) for _ in tokens[1:]]
+    for rows, expert in zip(aligned, tokens[1:], strict=True):
         for token, row in ids.items():
             rows[row] = expert.rows.get(token, -1)
-    return found
+    return aligned
 
 
 _LAYOUTS = {"base": _base_rows, "union": _union_rows, "common": _common_rows}
@@ -243,8 +244,9 @@ _LAYOUTS = {"base": _base_rows, "union": _union_rows, "common": _common_rows}
 def aligned_base(
     alignment: Alignment, name: str, base: Checkpoint, experts: Sequence[Checkpoint]
 ) -> torch.Tensor:
-    """The base's tensor in the merged vocabulary: its own rows, and the average of the holders for
-    new tokens.
+    """The base's tensor in the merged vocabulary.
+
+    Its own rows and, for new tokens, the average of the experts that have them.
     """
     import torch
 
@@ -266,18 +268,19 @@ def aligned_base(
 
 
 def aligned_expert(
-    alignment: Alignment, name: str, place: int, base: Checkpoint, experts: Sequence[Checkpoint]
+    alignment: Alignment, name: str, index: int, base: Checkpoint, experts: Sequence[Checkpoint]
 ) -> torch.Tensor:
-    """An expert's tensor in the merged vocabulary: its rows for tokens of the base that it has,
-    else the base's.
+    """An expert's tensor in the merged vocabulary.
+
+    Its own rows for tokens of the base that it has, else the rows of the base.
     """
     import torch
 
-    own = experts[place].read(name)
+    own = experts[index].read(name)
     origin = aligned_base(alignment, name, base, experts)
     out = origin.to(torch.promote_types(own.dtype, origin.dtype))
     first = torch.from_numpy(alignment.rows[0])
-    rows = torch.from_numpy(alignment.rows[1 + place])
+    rows = torch.from_numpy(alignment.rows[1 + index])
     taken = (first >= 0) & (rows >= 0)
     out[taken] = own[rows[taken]].to(out.dtype)
     return out

@@ -1,23 +1,22 @@
-"""dispatch."""
+"""``combine``: checks its arrays, works out the weights of the terms, and picks a kernel."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging.errors import InputError, RecipeError
 from mergesearch.merging.kernels.forms import ELECTIONS, Form, Kernel
+from mergesearch.merging.kernels.host import as_host_fp32, dtype_name
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout
 
 if TYPE_CHECKING:
-    import torch
-
-    Array: TypeAlias = npt.NDArray[Any] | torch.Tensor
+    from mergesearch.merging.kernels.forms import Array
 
 
 def combine(
@@ -57,12 +56,12 @@ def combine(
     _check_shapes(base, rows, field, out)
     arrays = [base, *rows, out]
     if form == "slerp":
-        field = _beside(field, angles)
-    wide = any(_dtype_name(array) == "float64" for array in arrays)
+        field = _refined_to_angles(field, angles)
+    wide = any(dtype_name(array) == "float64" for array in arrays)
     weights = term_weights(field, form, np.float64 if wide else np.float32, angles)
     election = form if form in ELECTIONS else ""
     threads = default_threads() if threads is None else threads
-    host = None if kernel == "torch" else _as_host_fp32(arrays)
+    host = None if kernel == "torch" else as_host_fp32(arrays)
     if host is not None:
         from mergesearch.merging.kernels import numba_kernel
 
@@ -80,14 +79,14 @@ def combine(
 def term_weights(
     field: Field, form: Form, dtype: npt.DTypeLike = np.float32, angles: Field | None = None
 ) -> npt.NDArray[Any]:
-    """Coefficients of base and rows: ``(K + 1, segments)``, base first, computed in float64 and
-    rounded once.
+    """Coefficients of base and rows: ``(K + 1, segments)``, base first.
+
+    Computed in float64 and rounded once.
 
     For ``slerp`` the field must be refined to the boundaries of ``angles``.
     """
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # a search may propose anything; it becomes NaN weights
+    # A search may propose anything; it becomes NaN weights.
+    with np.errstate(over="ignore", invalid="ignore"):
         if form == "slerp":
             return np.ascontiguousarray(_arc_weights(field, angles).astype(dtype))
         first = _rest_of_one(field.values) if form == "interpolation" else np.ones(field.segments)
@@ -95,8 +94,9 @@ def term_weights(
 
 
 def accumulation_dtype(layout: Layout) -> Literal["float32", "float64"]:
-    """``float64`` if a tensor of the base is, else ``float32``; the dtype of arenas and of every
-    sum.
+    """Dtype of arenas and of every sum: ``float64`` if a tensor of the base is fp64.
+
+    Else ``float32``.
     """
     return "float64" if any(spec.dtype == "float64" for spec in layout.tensors) else "float32"
 
@@ -122,14 +122,9 @@ def _rest_of_one(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.abs(rest) <= len(values) * 2.0**-53 * magnitude, 0.0, rest)
 
 
-def _beside(field: Field, angles: Field | None) -> Field:
+def _refined_to_angles(field: Field, angles: Field | None) -> Field:
     """The coefficients on segments that lie within one angle each."""
-    if (
-        angles is None
-        or angles.size != field.size
-        or angles.directions != 1
-        or field.directions != 1
-    ):
+    if angles is None or angles.size != field.size or {angles.directions, field.directions} != {1}:
         raise RecipeError(
             "combine: expected one row and its angles over the same positions for the form slerp"
         )
@@ -137,8 +132,9 @@ def _beside(field: Field, angles: Field | None) -> Field:
 
 
 def _arc_weights(field: Field, angles: Field | None) -> npt.NDArray[np.float64]:
-    """Weights of base and row on the arc, ``(2, segments)``; an angle of 0 stands for the straight
-    line.
+    """Weights of base and row on the arc: ``(2, segments)``.
+
+    An angle of 0 stands for the straight line.
 
     Shoemake 1985, "Animating rotation with quaternion curves": sin((1 − t)φ) / sin φ and sin(tφ) /
     sin φ. The ends are exact: t = 0 is the base, t = 1 is the row.
@@ -148,17 +144,15 @@ def _arc_weights(field: Field, angles: Field | None) -> npt.NDArray[np.float64]:
     angle = angles.at(field.boundaries[:-1])[0]
     straight = (angle == 0) | (t == 0) | (t == 1)
     sine = np.where(straight, 1.0, np.sin(angle))
-    first = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)
-    return np.vstack([first, np.where(straight, t, np.sin(t * angle) / sine)])
+    first = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)  # sin((1 − t)φ) / sin φ
+    second = np.where(straight, t, np.sin(t * angle) / sine)  # sin(tφ) / sin φ
+    return np.vstack([first, second])
 
 
 def _check_shapes(base: Array, rows: Sequence[Array], field: Field, out: Array) -> None:
     shape = (field.size,)
-    for name, array in [
-        ("base", base),
-        *((f"row {k}", row) for k, row in enumerate(rows)),
-        ("out", out),
-    ]:
+    named_rows = ((f"row {k}", row) for k, row in enumerate(rows))
+    for name, array in (("base", base), *named_rows, ("out", out)):
         if tuple(array.shape) != shape:
             raise InputError(
                 f"combine: expected {name} of shape {shape}, the field's, received "
@@ -168,21 +162,3 @@ def _check_shapes(base: Array, rows: Sequence[Array], field: Field, out: Array) 
         raise RecipeError(
             f"combine: expected a field of {len(rows)} directions, received {field.directions}"
         )
-
-
-def _dtype_name(array: Array) -> str:
-    return str(array.dtype).removeprefix("torch.")
-
-
-def _as_host_fp32(arrays: Iterable[Array]) -> list[npt.NDArray[np.float32]] | None:
-    """The arrays as numpy, sharing memory, if every one is contiguous fp32 in main memory."""
-    host = []
-    for array in arrays:
-        if not isinstance(array, np.ndarray):
-            if array.device.type != "cpu" or _dtype_name(array) != "float32":
-                return None
-            array = array.detach().numpy()
-        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.aligned:
-            return None
-        host.append(array)
-    return host

@@ -1,5 +1,6 @@
-"""Rows kept as low-rank products: ``base + Σ_r (c_owner(r) · left[:, r]) ⊗ right[r]``, without ever
-forming a row.
+"""Rows kept as low-rank products, added to a base without ever forming a row.
+
+``base + Σ_r (c_owner(r) · left[:, r]) ⊗ right[r]``.
 
 Two kernels, the same bits: numba for contiguous fp32 in main memory, blocked torch for everything
 else. The terms are added in the order of r, each as a multiplication and then an addition, never
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from mergesearch.merging.errors import InputError, RecipeError
 from mergesearch.merging.kernels.dispatch import default_threads, term_weights
 from mergesearch.merging.kernels.forms import Kernel
+from mergesearch.merging.kernels.host import as_host_fp32, dtype_name
 from mergesearch.merging.tensors.field import Field
 
 if TYPE_CHECKING:
@@ -73,13 +75,11 @@ def combine_factors(
         InputError: If the arrays do not fit each other, or the numba kernel is asked for arrays it
             cannot read.
     """
-    from mergesearch.merging.kernels.dispatch import _as_host_fp32, _dtype_name
-
     _check_shapes(base, left, right, owner, field, out)
-    wide = any(_dtype_name(array) == "float64" for array in (base, left, right, out))
+    wide = any(dtype_name(array) == "float64" for array in (base, left, right, out))
     weights = term_weights(field, "delta", np.float64 if wide else np.float32)[1:]
     threads = default_threads() if threads is None else threads
-    host = None if kernel == "torch" or wide else _as_host_fp32([base, left, right])
+    host = None if kernel == "torch" or wide else as_host_fp32([base, left, right])
     if host is not None and (isinstance(out, np.ndarray) or out.device.type == "cpu"):
         _combine_on_host(host, owner, weights, field.boundaries, out, threads)
     elif kernel == "numba":
@@ -92,8 +92,9 @@ def combine_factors(
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right``, terms added in order and never fused: the same bits on every machine,
-    unlike a BLAS.
+    """``left @ right`` with the same bits on every machine, unlike a BLAS.
+
+    Terms are added in order, and never fused.
 
     Args:
         left: ``(m, R)``.
@@ -124,7 +125,7 @@ def _combine_on_host(
     import torch
 
     from mergesearch.merging.kernels.lowrank_numba import combine
-    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import as_tensor, torch_threads
 
     base, left, right = arrays
     owners = np.array(owner, dtype=np.int64)
@@ -134,7 +135,7 @@ def _combine_on_host(
         return
     rows = 16 * max(HOST_BLOCK * threads // (16 * right.shape[1]), 1)  # whole tiles
     scratch = np.empty(min(rows * right.shape[1], base.size), np.float32)
-    with _torch_threads(threads):
+    with torch_threads(threads):
         for start in range(0, base.size, scratch.size):
             block = scratch[: min(scratch.size, base.size - start)]
             combine(base, left, right, owners, weights, boundaries, block, start, threads)
@@ -151,14 +152,14 @@ def _combine_by_torch(
 ) -> None:
     import torch
 
-    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import as_tensor, torch_threads
 
     base, left, right, target = (as_tensor(array) for array in (*arrays, out))
     wide = torch.float64 if weights.dtype == np.float64 else torch.float32
     left = left.to(wide)
     right = right.to(wide)
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
-    with torch.no_grad(), _torch_threads(threads):
+    with torch.no_grad(), torch_threads(threads):
         for segment, column in enumerate(weights.T.tolist()):
             used = [r for r, k in enumerate(owner) if column[k] != 0]
             scales = torch.tensor(
@@ -167,23 +168,25 @@ def _combine_by_torch(
             scaled = left[:, used] * scales
             first = int(boundaries[segment])
             end = int(boundaries[segment + 1])
-            for start, stop, columns in _pieces(first, end, right.shape[1], block):
+            for start, stop, columns in row_pieces(first, end, right.shape[1], block):
                 if not all(map(math.isfinite, column)):
                     target[start:stop] = math.nan
                     continue
                 rows = slice(start // right.shape[1], -(-stop // right.shape[1]))
                 total = base[start:stop].to(wide, copy=True).view(rows.stop - rows.start, -1)
                 term = torch.empty_like(total)
-                for place, r in enumerate(used):
-                    # A separate addition: addcmul may fuse, and round once instead of twice.
-                    torch.mul(scaled[rows, place, None], right[r, columns], out=term)
+                for index, r in enumerate(used):
+                    # total += (c_r left_r) ⊗ right_r, as a separate addition: addcmul may fuse, and
+                    # round once instead of twice.
+                    torch.mul(scaled[rows, index, None], right[r, columns], out=term)
                     total.add_(term)
                 target[start:stop].copy_(total.view(-1))
 
 
-def _pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, slice]]:
-    """Cut positions of a matrix of n columns into parts of one row or whole rows: (start, stop,
-    their columns).
+def row_pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, slice]]:
+    """Cut positions of a matrix of n columns into parts of one row or of whole rows.
+
+    Each is (start, stop, columns).
     """
     pieces = []
     while start < stop:
@@ -198,8 +201,8 @@ def _pieces(start: int, stop: int, n: int, block: int) -> list[tuple[int, int, s
 def _check_shapes(
     base: Array, left: Array, right: Array, owner: Sequence[int], field: Field, out: Array
 ) -> None:
-    (m, rank) = left.shape
-    (other_rank, n) = right.shape
+    m, rank = left.shape
+    other_rank, n = right.shape
     if rank != other_rank or rank != len(owner):
         raise InputError(
             f"combine_factors: expected one rank, received {rank}, {other_rank} and {len(owner)} "

@@ -99,8 +99,9 @@ def _add_terms(
     _right: Any,
     _n: Any,
 ) -> Any:
-    """One tile: ``out = base + Σ_r left[r] ⊗ right[r]``, addresses and pitches (bytes from row to
-    row) as int64.
+    """One tile: ``out = base + Σ_r left[r] ⊗ right[r]``.
+
+    Addresses and pitches (bytes from row to row) are int64.
 
     ``left`` is packed ``(n, ROWS)`` and ``right`` ``(n, COLUMNS)``, with n ≥ 1 terms.
     """
@@ -113,12 +114,15 @@ def _generate_tile(context: Any, builder: Any, _signature: Any, arguments: Any) 
         builder.block,
         *(builder.append_basic_block(name) for name in ("terms", "done")),
     )
-    start = [builder.load(_tile_vector(builder, base, pitch, place), align=4) for place in _PLACES]
+    start = [
+        builder.load(_tile_vector(builder, base, pitch, vector), align=4)
+        for vector in _VECTORS_OF_TILE
+    ]
     builder.branch(body)
 
     builder.position_at_end(body)
     term = builder.phi(_INT)
-    sums = [builder.phi(_VECTOR) for _ in _PLACES]
+    sums = [builder.phi(_VECTOR) for _ in _VECTORS_OF_TILE]
     columns = _address(builder, right, term, COLUMNS * 4)
     row = [
         builder.load(_vector_at(builder, columns, v * LANES * 4), align=4) for v in range(VECTORS)
@@ -128,7 +132,7 @@ def _generate_tile(context: Any, builder: Any, _signature: Any, arguments: Any) 
     # No fast-math flag: the two instructions stay apart, each with its own rounding.
     added = [
         builder.fadd(s, builder.fmul(factor[i], row[v]))
-        for s, (i, v) in zip(sums, _PLACES, strict=True)
+        for s, (i, v) in zip(sums, _VECTORS_OF_TILE, strict=True)
     ]
     following = builder.add(term, _INT(1))
     builder.cbranch(builder.icmp_signed("<", following, terms), body, after)
@@ -139,15 +143,16 @@ def _generate_tile(context: Any, builder: Any, _signature: Any, arguments: Any) 
         phi.add_incoming(later, body)
 
     builder.position_at_end(after)
-    for value, place in zip(added, _PLACES, strict=True):
-        builder.store(value, _tile_vector(builder, out, out_pitch, place), align=4)
+    for value, vector in zip(added, _VECTORS_OF_TILE, strict=True):
+        builder.store(value, _tile_vector(builder, out, out_pitch, vector), align=4)
     return context.get_dummy_value()
 
 
 _INT = ir.IntType(64)
 _LANE = ir.FloatType()
 _VECTOR = ir.VectorType(_LANE, LANES)
-_PLACES = [(i, v) for i in range(ROWS) for v in range(VECTORS)]
+#: Row, and number in the row, of every vector of a tile.
+_VECTORS_OF_TILE = [(i, v) for i in range(ROWS) for v in range(VECTORS)]
 
 
 def _address(builder: Any, start: Any, index: Any, size: int) -> Any:
@@ -158,9 +163,10 @@ def _vector_at(builder: Any, address: Any, offset: int) -> Any:
     return builder.inttoptr(builder.add(address, _INT(offset)), _VECTOR.as_pointer())
 
 
-def _tile_vector(builder: Any, start: Any, pitch: Any, place: tuple[int, int]) -> Any:
+def _tile_vector(builder: Any, start: Any, pitch: Any, vector: tuple[int, int]) -> Any:
+    row, number = vector
     return _vector_at(
-        builder, builder.add(start, builder.mul(pitch, _INT(place[0]))), place[1] * LANES * 4
+        builder, builder.add(start, builder.mul(pitch, _INT(row))), number * LANES * 4
     )
 
 
@@ -184,8 +190,9 @@ _AT = types.int64
 def _pack_right(
     panels: Floats, right: Floats, used: Any, terms: int, left_edge: int, right_edge: int
 ) -> None:
-    """Columns ``left_edge:right_edge`` as panels ``(terms, COLUMNS)``, the last one filled up with
-    zeros.
+    """Columns ``left_edge:right_edge`` as panels ``(terms, COLUMNS)``.
+
+    The last panel is filled up with zeros.
     """
     at = 0
     for column in range(left_edge, right_edge, COLUMNS):
@@ -200,8 +207,9 @@ def _pack_right(
 def _pack_left(
     packed: Floats, left: Floats, used: Any, scales: Floats, terms: int, top: int, bottom: int
 ) -> None:
-    """Rows ``top:bottom``, scaled, as blocks ``(terms, ROWS)``, the last one filled up with
-    zeros.
+    """Rows ``top:bottom``, scaled, as blocks ``(terms, ROWS)``.
+
+    The last block is filled up with zeros.
     """
     at = 0
     for row in range(top, bottom, ROWS):
@@ -225,13 +233,13 @@ def _edge_tile(
     terms: int,
     spare: Floats,
 ) -> None:
-    """A tile that is not whole, by way of one that is."""
+    """A tile at the edge of the matrix, computed in a whole tile of scratch memory."""
     for i in range(rows):
         row = numba.carray(_pointer(base + i * pitch), columns)
         for j in range(columns):
             spare[i * COLUMNS + j] = row[j]
-    place = spare.ctypes.data
-    _add_terms(place, COLUMNS * 4, place, COLUMNS * 4, left, right, terms)
+    tile = spare.ctypes.data
+    _add_terms(tile, COLUMNS * 4, tile, COLUMNS * 4, left, right, terms)
     for i in range(rows):
         target = numba.carray(_pointer(out + i * pitch), columns)
         for j in range(columns):
@@ -262,8 +270,9 @@ def _rectangle(
     right_edge: int,
     scratch: tuple[Floats, Floats, Floats],
 ) -> None:
-    """Rows ``top:bottom``, columns ``left_edge:right_edge``; ``base`` and ``out`` are addresses of
-    the whole matrix.
+    """Rows ``top:bottom``, columns ``left_edge:right_edge`` of the result.
+
+    ``base`` and ``out`` are addresses of the whole matrix.
     """
     panels, packed, spare = scratch
     pitch = right.shape[1] * 4

@@ -67,16 +67,13 @@ def _tasks(size: int, threads: int) -> list[tuple[int, int]]:
 
 
 def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit`` with its compile cache where some folder for it is writable, without it
-    elsewhere.
-    """
+    """``numba.njit``, with its compile cache where some folder for it is writable."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(signature, cache=True, **options)(function)
-        except (
-            RuntimeError
-        ):  # numba: "no locator available": neither the package nor the user's folder is writable
+        except RuntimeError:
+            # numba: "no locator available": neither the package nor the user's folder is writable
             return numba.njit(signature, **options)(function)
 
     return decorate
@@ -219,8 +216,9 @@ def _start_election(total: Floats, kept: Floats, count: Floats) -> None:
 
 @compiled(types.void(_WRITE, _READ, _ROW, _ROW, _ROW))
 def _finish_election(out: Floats, base: Floats, kept: Floats, sign: Floats, count: Floats) -> None:
-    """``out = base + sign · kept / count``; a sign that is not a number says that the terms' sum
-    was not finite.
+    """``out = base + sign · kept / count``.
+
+    A sign that is not a number says that the terms' sum was not finite.
     """
     for i in range(out.size):
         divisor = count[i] if count[i] > 0 else np.float32(1)
@@ -242,8 +240,9 @@ def _elect_four(
     size: Any,
     divide: bool,
 ) -> None:
-    """An election of up to four terms in one pass, for the rules that add: the same operations in
-    the same order.
+    """An election of up to four terms in one pass, for the rules that add.
+
+    The same operations in the same order as for many terms.
     """
     zero = np.float32(0)
     one = np.float32(1)
@@ -287,17 +286,17 @@ def _elect_block(
         out[:] = base
         return
     if count <= 5 and rule != 4:
-        place = np.empty(4, np.int64)
+        four_rows = np.empty(4, np.int64)
         four = np.zeros(4, np.float32)
         sizes = np.ones(4, np.float32)
         for t in range(4):
-            place[t] = addresses[t + 1] if t + 1 < count else addresses[1]
+            four_rows[t] = addresses[t + 1] if t + 1 < count else addresses[1]
             four[t] = weights[t + 1] if t + 1 < count else np.float32(0)
             sizes[t] = abs(four[t]) if rule == 3 else np.float32(1)
-        a = numba.carray(_pointer(place[0]), n)
-        b = numba.carray(_pointer(place[1]), n)
-        c = numba.carray(_pointer(place[2]), n)
-        d = numba.carray(_pointer(place[3]), n)
+        a = numba.carray(_pointer(four_rows[0]), n)
+        b = numba.carray(_pointer(four_rows[1]), n)
+        c = numba.carray(_pointer(four_rows[2]), n)
+        d = numba.carray(_pointer(four_rows[3]), n)
         w = (four[0], four[1], four[2], four[3])
         size = (sizes[0], sizes[1], sizes[2], sizes[3])
         _elect_four(out, base, a, b, c, d, w, size, rule != 1)

@@ -1,5 +1,6 @@
-"""Inner products of one vector with base and rows over segments of the flat index: a coefficient's
-gradient.
+"""Inner products of one vector with base and rows over segments of the flat index.
+
+They are the gradient of coefficients (:mod:`mergesearch.merging.resident.gradient`).
 
 One pass over the vector, the rows and, where it is asked for, the base. Everything is summed in
 fp64. Two kernels: numba for contiguous fp32 in main memory, blocked torch for everything else.
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging.errors import InputError
-from mergesearch.merging.kernels.dispatch import _as_host_fp32, default_threads
+from mergesearch.merging.kernels.dispatch import default_threads
 from mergesearch.merging.kernels.forms import Kernel
+from mergesearch.merging.kernels.host import as_host_fp32
 
 if TYPE_CHECKING:
     import torch
@@ -73,20 +75,20 @@ def products(
                 f"products: expected arrays of shape {(length,)}, received {tuple(array.shape)}"
             )
     threads = default_threads() if threads is None else threads
-    host = None if kernel == "torch" else _as_host_fp32([vector, *others])
+    host = None if kernel == "torch" else as_host_fp32([vector, *others])
     if host is not None:
         from mergesearch.merging.kernels import products_numba
 
         starts, stops, owners = cut(boundaries, PIECE)
-        found = products_numba.products(host[0], host[1:], starts, stops, from_base, threads)
+        sums = products_numba.products(host[0], host[1:], starts, stops, from_base, threads)
     elif kernel == "numba":
         raise InputError(
             "products: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'"
         )
     else:
         starts, stops, owners = cut(boundaries, _block_of(vector))
-        found = _by_torch(vector, others, starts, stops, from_base, threads)
-    return joined(found, owners, len(boundaries) - 1)
+        sums = _by_torch(vector, others, starts, stops, from_base, threads)
+    return joined(sums, owners, len(boundaries) - 1)
 
 
 def factor_products(
@@ -115,53 +117,54 @@ def factor_products(
     """
     import torch
 
-    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import as_tensor, torch_threads
 
     flat = as_tensor(vector)
     one = as_tensor(left).double()
     other = as_tensor(right).double()
     terms = torch.zeros((len(owner), len(boundaries) - 1), dtype=torch.float64, device=flat.device)
     threads = default_threads() if threads is None else threads
-    with (
-        torch.no_grad(),
-        _torch_threads(1 if flat.device.type == "cpu" else threads),
-    ):  # a BLAS adds as threads have it
+    # On a CPU one thread, since the order in which a BLAS adds depends on their number.
+    with torch.no_grad(), torch_threads(1 if flat.device.type == "cpu" else threads):
         for segment, start, stop, rows, columns in tiles(
             boundaries, int(right.shape[1]), _block_of(vector)
         ):
             part = flat[start:stop].double().view(rows.stop - rows.start, -1)
+            # Σ_ij v_ij left_ir right_rj for every term r
             terms[:, segment] += ((part @ other[:, columns].T) * one[rows]).sum(0)
-    found = np.zeros((directions, len(boundaries) - 1))
-    np.add.at(found, list(owner), terms.cpu().numpy())
-    return found
+    sums = np.zeros((directions, len(boundaries) - 1))
+    np.add.at(sums, list(owner), terms.cpu().numpy())
+    return sums
 
 
 def cut(boundaries: _Index, length: int) -> tuple[_Index, _Index, _Index]:
-    """Pieces of at most ``length`` that no boundary cuts: their starts, stops and segments, each
-    ``(pieces,)``.
+    """Pieces of at most ``length`` that no boundary cuts.
+
+    Their starts, stops and segments, each ``(pieces,)``.
     """
     grid = np.arange(0, int(boundaries[-1]), length)
     edges = np.union1d(boundaries, grid).astype(np.int64)
     return edges[:-1], edges[1:], np.searchsorted(boundaries, edges[:-1], side="right") - 1
 
 
-def joined(found: _Wide, owners: _Index, segments: int) -> _Wide:
+def joined(sums: _Wide, owners: _Index, segments: int) -> _Wide:
     """Sums of the pieces of each segment: ``(rows, pieces) -> (rows, segments)``."""
-    total = np.zeros((segments, len(found)))
-    np.add.at(total, owners, found.T)
+    total = np.zeros((segments, len(sums)))
+    np.add.at(total, owners, sums.T)
     return np.ascontiguousarray(total.T)
 
 
 def tiles(
     boundaries: _Index, width: int, block: int
 ) -> Iterator[tuple[int, int, int, slice, slice]]:
-    """Cut a matrix into parts of one row or whole rows: segment, start, stop, rows and columns of
-    each.
+    """Cut a matrix into parts of one row or of whole rows.
+
+    Each is (segment, start, stop, rows, columns).
     """
-    from mergesearch.merging.kernels.lowrank import _pieces
+    from mergesearch.merging.kernels.lowrank import row_pieces
 
     for segment, (first, end) in enumerate(pairwise(boundaries.tolist())):
-        for start, stop, columns in _pieces(first, end, width, block):
+        for start, stop, columns in row_pieces(first, end, width, block):
             yield segment, start, stop, slice(start // width, -(-stop // width)), columns
 
 
@@ -180,12 +183,12 @@ def _by_torch(
 ) -> _Wide:
     import torch
 
-    from mergesearch.merging.kernels.torch_kernel import _torch_threads, as_tensor
+    from mergesearch.merging.kernels.torch_kernel import as_tensor, torch_threads
 
     flat = as_tensor(vector)
     tensors = [as_tensor(other) for other in others]
-    found = torch.zeros((len(tensors), len(starts)), dtype=torch.float64, device=flat.device)
-    with torch.no_grad(), _torch_threads(threads):
+    sums = torch.zeros((len(tensors), len(starts)), dtype=torch.float64, device=flat.device)
+    with torch.no_grad(), torch_threads(threads):
         for piece, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
             wide = flat[start:stop].double()
             origin = tensors[0][start:stop].double() if from_base else None
@@ -193,8 +196,8 @@ def _by_torch(
                 term = tensor[start:stop].double()
                 if origin is not None and row:
                     term = term - origin
-                found[row, piece] = _fixed_sum(wide * term)
-    return found.cpu().numpy()
+                sums[row, piece] = _fixed_sum(wide * term)  # Σ_i v_i r_i, or Σ_i v_i (r_i − b_i)
+    return sums.cpu().numpy()
 
 
 def _fixed_sum(values: torch.Tensor) -> torch.Tensor:

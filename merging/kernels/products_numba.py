@@ -31,7 +31,7 @@ _Index = npt.NDArray[np.int64]
 
 _READ = types.Array(types.float32, 1, "C", readonly=True)
 _SUMS = types.Array(types.float64, 1, "C")
-_PLACES = types.Array(types.int64, 1, "C", readonly=True)
+_INDICES = types.Array(types.int64, 1, "C", readonly=True)
 
 
 def products(
@@ -47,7 +47,7 @@ def products(
     With ``from_first``, all others but the first are taken minus the first.
     """
     addresses = np.array([other.ctypes.data for other in others], dtype=np.int64)
-    found = np.zeros((len(starts), len(others)))
+    sums = np.zeros((len(starts), len(others)))
 
     def work(first: int) -> None:
         last = min(first + PIECES_PER_TASK, len(starts))
@@ -57,7 +57,7 @@ def products(
             starts[first:last],
             stops[first:last],
             from_first,
-            found[first:last],
+            sums[first:last],
         )
 
     tasks = range(0, len(starts), PIECES_PER_TASK)
@@ -67,7 +67,7 @@ def products(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, tasks))
-    return found.T
+    return sums.T
 
 
 @compiled(types.void(_SUMS, _READ, _READ))
@@ -112,8 +112,8 @@ def _add_difference(lanes: _Wide, a: Floats, b: Floats, c: Floats) -> None:
     types.void(
         types.int64,
         types.int64[::1],
-        _PLACES,
-        _PLACES,
+        _INDICES,
+        _INDICES,
         types.boolean,
         types.Array(types.float64, 2, "C"),
     ),

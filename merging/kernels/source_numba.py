@@ -1,5 +1,4 @@
-"""Sources combined as they are stored, fp32 or bf16, in one pass: no widened copy of any tensor is
-made.
+"""Sources combined as they are stored, fp32 or bf16, in one pass and without widened copies.
 
 The same operations in the same order as :func:`mergesearch.merging.kernels.combine` on widened
 rows, so the same bits; blocks that stay in the first-level cache take the place of copies. bf16 is
@@ -107,8 +106,9 @@ def _difference(addresses: Any, kinds: Any, out: Any) -> None:
 
 @compiled(types.void(types.int64, types.int64, types.int64, _ROW, _ROW, _ROW, types.float64[::1]))
 def _store(out: int, kind: int, start: int, total: Any, base: Any, scratch: Any, sums: Any) -> None:
-    """Store a block from ``start`` of the array at ``out``; adds what rounding lost, and the
-    change, to ``sums``.
+    """Store a block from ``start`` of the array at ``out``.
+
+    Adds what rounding lost, and the change, to ``sums``.
     """
     if kind == 0:
         _copy(numba.carray(_pointer(out + 4 * start), total.size), total)
@@ -145,8 +145,9 @@ def _merge(
     out_kind: int,
     sums: Any,
 ) -> None:
-    """The weighted sum of sources, base first, into ``out``; adds what rounding lost and the change
-    to ``sums``.
+    """Write the weighted sum of sources, base first, into ``out``.
+
+    Adds what rounding lost, and the change, to ``sums``.
     """
     scratch = np.empty((4, BLOCK), np.float32)
     for segment in range(boundaries.size - 1):
@@ -178,10 +179,11 @@ def _merge(
 
 
 def difference(one: Any, other: Any, out: npt.NDArray[np.float32]) -> None:
-    """``out = one − other``; fp32 arrays, or bf16 as its bits in uint16, all contiguous
-    ``(n,)``.
+    """``out = one − other``, all contiguous ``(n,)``.
+
+    The two are fp32, or bf16 as its bits in uint16.
     """
-    _difference(*_places([one, other]), out)
+    _difference(*_addresses_of([one, other]), out)
 
 
 def merge_sources(
@@ -204,12 +206,12 @@ def merge_sources(
         Σ (stored − merged)² and Σ (merged − base)²; both 0 for fp32, where nothing is lost.
     """
     sums = np.zeros(2)
-    (target,), (kind,) = _places([out])
-    _merge(*_places(sources), weights, boundaries, delta, int(target), int(kind), sums)
+    (target,), (kind,) = _addresses_of([out])
+    _merge(*_addresses_of(sources), weights, boundaries, delta, int(target), int(kind), sums)
     return float(sums[0]), float(sums[1])
 
 
-def _places(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _addresses_of(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
     kinds = np.array(
         [_BF16 if array.dtype == np.uint16 else _FP32 for array in arrays], dtype=np.int64

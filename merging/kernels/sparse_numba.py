@@ -26,8 +26,9 @@ _COUNTS = types.Array(types.int64, 1, "C")
 
 @compiled(types.void(_KEYS, _COUNTS), nogil=True)
 def count_upper(bits: Any, counts: Any) -> None:
-    """Count magnitudes, given as the bits of fp32, by their upper 16 bits; ``counts`` is
-    ``(4, 65536)``, flat.
+    """Count magnitudes, given as the bits of fp32, by their upper 16 bits.
+
+    ``counts`` is ``(4, 65536)``, flat.
 
     Four histograms in turn: neighbours often share a bin, and would wait for each other's addition.
     """
@@ -43,8 +44,9 @@ def count_upper(bits: Any, counts: Any) -> None:
 
 @compiled(types.void(_KEYS, types.uint32, _COUNTS), nogil=True)
 def count_lower(bits: Any, upper: int, counts: Any) -> None:
-    """Count magnitudes whose upper 16 bits are ``upper`` by their lower 16 bits; ``counts`` is
-    ``(65536,)``.
+    """Count magnitudes whose upper 16 bits are ``upper`` by their lower 16 bits.
+
+    ``counts`` is ``(65536,)``.
     """
     for i in range(bits.size):
         if (bits[i] >> 16) & 0x7FFF == upper:

@@ -1,8 +1,7 @@
-"""TIES from weights as they are stored, fp32 or bf16: difference, trimming, election and sum in one
-pass.
+"""TIES in one pass over weights as they are stored, fp32 or bf16.
 
-The same operations in the same order as on prepared rows, so the same bits, without making the
-rows: blocks of all experts lie in the cache at once.
+Difference, trimming, election and sum are the same operations in the same order as on prepared
+rows, so the same bits, without making the rows: blocks of all experts lie in the cache at once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from numba import types
 
 from mergesearch.merging.kernels.numba_kernel import _set1, compiled
-from mergesearch.merging.kernels.source_numba import _load, _places, _store
+from mergesearch.merging.kernels.source_numba import _addresses_of, _load, _store
 from mergesearch.merging.kernels.sparse_numba import (
     BLOCK,
     RULES,
@@ -33,16 +32,16 @@ _INDEX = types.int64[::1]
 
 @compiled(types.void(_ROW, _ROW, types.float32, _ROW, types.Array(types.float64, 1, "C")))
 def _take(row: Any, base: Any, limit: float, size: Any, total: Any) -> None:
-    """Make a row its trimmed difference from the base; add it to the totals, and its magnitude to
-    the sizes.
+    """Make a row its trimmed difference from the base.
+
+    Adds it to the totals, and its magnitude to the sizes.
     """
     for i in range(row.size):
         change = row[i] - base[i]
         kept = change if abs(change) >= limit else np.float32(0)
         row[i] = kept
-        size[i] = size[i] + (
-            abs(kept) + np.float32(0) * change
-        )  # NaN where the change is not finite, kept or not
+        # NaN where the change is not finite, kept or not
+        size[i] = size[i] + (abs(kept) + np.float32(0) * change)
         total[i] = total[i] + np.float64(kept)
 
 
@@ -52,8 +51,9 @@ def _take(row: Any, base: Any, limit: float, size: Any, total: Any) -> None:
 def _trimmed(
     addresses: Any, kinds: Any, limits: Any, start: int, n: int, rows: Any, total: Any
 ) -> bool:
-    """Fill a block: ``rows[0]`` the base, ``rows[k]`` trimmed differences, the last row the sum of
-    their magnitudes.
+    """Fill a block: the base, trimmed differences, and the sum of their magnitudes.
+
+    ``rows[0]`` is the base, ``rows[k]`` the difference of expert k, the last row the sum.
 
     Returns whether all of it is finite.
     """
@@ -68,9 +68,8 @@ def _trimmed(
         _take(row, base, limits[k - 1], size, total[:n])
     odd = 0
     for i in range(n):
-        odd += (
-            1 if size[i] - size[i] != 0 else 0
-        )  # counted: whole numbers add up in vectors, fp32 ones do not
+        # Counted: whole numbers add up in vectors, fp32 ones do not.
+        odd += 1 if size[i] - size[i] != 0 else 0
     return odd == 0
 
 
@@ -90,8 +89,9 @@ def _balance(addresses: Any, kinds: Any, limits: Any, size: int) -> int:
 
 @compiled(types.void(_ROWS, types.int64, types.int64, _ROW, _ROW, _ROW))
 def _reduce_to_largest(rows: Any, terms: int, n: int, sign: Any, size: Any, count: Any) -> None:
-    """Of the rows keep the largest magnitudes of the elected sign; ``count`` is how many share
-    them.
+    """Keep the largest magnitudes of the elected sign in the rows.
+
+    ``count`` is how many rows share them.
     """
     size[:] = 0
     for k in range(1, terms):
@@ -173,10 +173,13 @@ def _merge(
 
 
 def balance_stored(sources: Sequence[Any], limits: Sequence[float]) -> int:
-    """Positions whose trimmed differences sum to more than 0, minus those whose sum to less; finite
-    sources.
+    """Positions whose trimmed differences sum to more than 0, minus those below 0.
+
+    The sources must be finite.
     """
-    return int(_balance(*_places(sources), np.array(limits, dtype=np.float32), sources[0].size))
+    return int(
+        _balance(*_addresses_of(sources), np.array(limits, dtype=np.float32), sources[0].size)
+    )
 
 
 def merge_elected(
@@ -203,9 +206,10 @@ def merge_elected(
         Positions where terms cancel exactly (-1 if something is not finite: nothing that was
         written holds then), Σ (stored − merged)² and Σ (merged − base)².
     """
-    sums, (target,), (kind,) = np.zeros(2), *_places([out])
+    sums = np.zeros(2)
+    (target,), (kind,) = _addresses_of([out])
     bounds = np.array(limits, dtype=np.float32)
-    addresses, kinds = _places(sources)
+    addresses, kinds = _addresses_of(sources)
     cancelled = _merge(
         addresses,
         kinds,

@@ -40,7 +40,7 @@ def combine(
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
     wide = torch.float64 if weights.dtype == np.float64 else torch.float32
     scratch = torch.empty((2, min(block, target.numel())), dtype=wide, device=target.device)
-    with torch.no_grad(), _torch_threads(threads):
+    with torch.no_grad(), torch_threads(threads):
         for segment, column in enumerate(weights.T.tolist()):
             used = [
                 (tensor, weight)
@@ -60,22 +60,22 @@ def combine(
 def _sum_block(
     terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, scratch: torch.Tensor
 ) -> None:
-    """Weighted sum of a block, accumulated in the dtype of ``scratch`` ``(2, block)``, rounded once
-    to ``out``'s.
+    """Weighted sum of a block, rounded once to the dtype of ``out``.
+
+    Accumulated in the dtype of ``scratch`` ``(2, block)``.
     """
     total = out if out.dtype == scratch.dtype else scratch[0]
     if not terms:
         total.zero_()
-    for place, (tensor, weight) in enumerate(terms):
-        scaled = scratch[1] if place else total
+    for index, (tensor, weight) in enumerate(terms):
+        scaled = scratch[1] if index else total
         if tensor.dtype == scaled.dtype:
             torch.mul(tensor, weight, out=scaled)
         else:
             scaled.copy_(tensor).mul_(weight)
-        if place:
-            total.add_(
-                scaled
-            )  # a separate addition: add_(alpha=weight) may fuse and round once instead of twice
+        if index:
+            # A separate addition: add_(alpha=weight) may fuse and round once instead of twice.
+            total.add_(scaled)
     if total is not out:
         out.copy_(total)
 
@@ -86,7 +86,7 @@ def _elect_block(
     wide: torch.dtype,
     election: str,
 ) -> None:
-    """The base, first and with weight 1, plus what is elected from the other terms."""
+    """Write the base, which is the first block, plus the election of the others."""
     terms = [tensor.to(wide) * weight for tensor, weight in blocks[1:]]
     total = terms[0].clone()
     for term in terms[1:]:
@@ -116,8 +116,8 @@ def as_tensor(array: Array) -> torch.Tensor:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Torch with ``threads`` CPU threads inside the block, its own number afterwards."""
+def torch_threads(threads: int) -> Iterator[None]:
+    """A context in which torch uses ``threads`` CPU threads; its own number comes back."""
     before = torch.get_num_threads()
     if before == threads:
         yield

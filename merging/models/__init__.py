@@ -1,1 +1,1 @@
-"""models."""
+"""Transformers models around weights: loading, calibration items, and experts that run on them."""

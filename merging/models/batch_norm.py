@@ -1,5 +1,4 @@
-"""Running statistics of batch normalisation: averages over activations, which no average of models
-makes right.
+"""Running statistics of batch normalisation, recomputed on data.
 
 Jordan 2023, "REPAIR: REnormalizing Permuted Activations for Interpolation Repair": the variance of
 activations collapses in a merged model, and statistics that are recomputed on data restore it.
@@ -58,8 +57,9 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 @contextmanager
 def _averaging(layers: Sequence[Any]) -> Iterator[None]:
-    """With the layers collecting a plain average from scratch; what they had comes back if that
-    fails.
+    """A context in which the layers collect a plain average from scratch.
+
+    If it fails, what they had before comes back.
     """
     before = [
         (layer.momentum, layer.training, copy.deepcopy(layer.state_dict())) for layer in layers
@@ -88,7 +88,6 @@ def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], number: int) -> No
         if "more than 1 value per channel" not in str(error):
             raise
         raise InputError(
-            "batch normalisation: expected several values per channel in every batch, received "
-            f"one in batch {number}; "
-            "use larger batches"
+            "batch normalisation: expected several values per channel in every batch, received one "
+            f"in batch {number}; use larger batches"
         ) from error

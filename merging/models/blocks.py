@@ -1,7 +1,6 @@
-"""Residual blocks of a model, called one by one: what goes into a block is the output of the one
-before.
+"""Residual blocks of a model, called one by one, each on the output of the one before.
 
-Blocks are found by the names of their parameters (:mod:`mergesearch.merging.tensors.roles`). What
+Blocks are known by the names of their parameters (:mod:`mergesearch.merging.tensors.roles`). What
 else the model gives a block (masks, positions) is captured in a forward pass and given again.
 """
 
@@ -74,21 +73,23 @@ class Passage:
 
 
 def block_chains(model: nn.Module) -> list[Chain]:
-    """The outermost lists of numbered blocks, as :func:`mergesearch.merging.tensors.roles.classify`
-    reads the parameters' names.
+    """The outermost lists of numbered blocks of a model.
+
+    Known by the names of their parameters (:func:`mergesearch.merging.tensors.roles.classify`).
     """
-    found: list[Chain] = []
+    chains: list[Chain] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{chain.name}.") for chain in found)
+        inside = any(name.startswith(f"{chain.name}.") for chain in chains)
         children = [child for child, _ in module.named_children()]
         if not inside and children and all(_is_block(model, name, child) for child in children):
-            found.append(Chain(name, tuple(_joined(name, child) for child in children)))
-    return found
+            chains.append(Chain(name, tuple(_joined(name, child) for child in children)))
+    return chains
 
 
 def chains_in_order(model: nn.Module, run: Callable[[], Any]) -> list[Chain]:
-    """The chains that ``run`` passes through, in the order in which it enters them; unused towers
-    are left out.
+    """The chains that ``run`` passes through, in the order in which it enters them.
+
+    Towers that are not used are left out.
 
     Raises:
         CheckpointError: If there is none.
@@ -102,14 +103,14 @@ def chains_in_order(model: nn.Module, run: Callable[[], Any]) -> list[Chain]:
     if not entered:
         raise CheckpointError(
             f"calibration: expected residual blocks in {type(model).__name__}, named like "
-            "layers.0, layers.1, ... and "
-            "used by the calibration items, found none; choose operator regmean"
+            "layers.0, layers.1, ... and used by the calibration items, found none; choose "
+            "operator regmean"
         )
     return list({chain.name: chain for chain in entered}.values())
 
 
 def passage(model: nn.Module, chain: Chain, run: Callable[[], Any]) -> Passage:
-    """Capture what ``run``, a forward pass of ``model``, gives to the blocks of ``chain``.
+    """The hidden states and calls of ``chain`` in ``run``, a forward pass of ``model``.
 
     Raises:
         CheckpointError: If they do not run one after another, each on the output of the one before.
@@ -118,23 +119,23 @@ def passage(model: nn.Module, chain: Chain, run: Callable[[], Any]) -> Passage:
     ends: list[torch.Tensor] = []  # of the chain: what went in, and what came out last
 
     def before(
-        place: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        index: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        hidden, call = _taken_apart(args, kwargs)
-        if place != len(calls) or hidden is None or (place and not _same(hidden, ends[1])):
+        hidden, call = _split_call(args, kwargs)
+        if index != len(calls) or hidden is None or (index and not _same(hidden, ends[1])):
             raise _no_chain(chain)
         calls.append(call)
-        if not place:
+        if index == 0:
             ends[:] = [hidden, hidden]
 
     def after(_block: nn.Module, _args: Any, output: Any) -> None:
         ends[1] = _hidden(output)
 
     with ExitStack() as hooks:
-        for place, name in enumerate(chain.blocks):
+        for index, name in enumerate(chain.blocks):
             block = model.get_submodule(name)
             hooks.callback(
-                block.register_forward_pre_hook(partial(before, place), with_kwargs=True).remove
+                block.register_forward_pre_hook(partial(before, index), with_kwargs=True).remove
             )
             hooks.callback(block.register_forward_hook(after).remove)
         run()
@@ -144,7 +145,7 @@ def passage(model: nn.Module, chain: Chain, run: Callable[[], Any]) -> Passage:
 
 
 def check_same(chain: Chain, expected: torch.Tensor, received: torch.Tensor) -> None:
-    """Compare what the model makes of a batch with what its blocks made of it one by one.
+    """Check that blocks called one by one give the output of the model.
 
     Raises:
         CheckpointError: If they differ by more than rounding.
@@ -154,8 +155,7 @@ def check_same(chain: Chain, expected: torch.Tensor, received: torch.Tensor) -> 
     if not torch.allclose(expected, received, rtol=0.01, atol=0.01 * float(expected.abs().max())):
         raise CheckpointError(
             f"calibration: expected blocks {chain.name} that depend on the block before alone, "
-            "received some that are "
-            "given more (states of earlier blocks); choose operator regmean"
+            "received some that are given more (states of earlier blocks); choose operator regmean"
         )
 
 
@@ -177,9 +177,7 @@ def _joined(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent else child
 
 
-def _taken_apart(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[torch.Tensor | None, Call]:
+def _split_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor | None, Call]:
     if args:
         return args[0], Call(True, tuple(args[1:]), dict(kwargs))
     rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -200,6 +198,5 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _no_chain(chain: Chain) -> CheckpointError:
     return CheckpointError(
         f"calibration: expected blocks {chain.name} that run one after another, each on the output "
-        "of the one before, "
-        "received another order; choose operator regmean"
+        "of the one before, received another order; choose operator regmean"
     )

@@ -1,4 +1,4 @@
-"""calibration_spec."""
+"""The calibration option of operators: its form in recipes, its defaults, and its folders."""
 
 from __future__ import annotations
 
@@ -104,8 +104,9 @@ ExpertItems = Annotated[
 
 
 def refuse_calibration(_layout: Layout, _experts: int, options: Options) -> str | None:
-    """What is wrong with the folders of ``options["calibration"]``, from their descriptions alone,
-    or None.
+    """What is wrong with the folders of ``options["calibration"]``, or None.
+
+    Known from their descriptions alone.
     """
     calibration = options["calibration"]
     if isinstance(calibration, Calibration):
@@ -131,8 +132,7 @@ def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
         )
     except (OSError, ValueError):
         return (
-            f"{data / split}: expected a readable dataset_info.json, as save_to_disk writes "
-            "it; "
+            f"{data / split}: expected a readable dataset_info.json, as save_to_disk writes it; "
             "write it again"
         )
     missing = sorted(columns - set(features))
@@ -144,24 +144,28 @@ def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
 
 
 def absolute(options: Options, folder: Path) -> dict[str, Any]:
-    """The hyperparameters with the folders of items in full; relative ones start at ``folder``."""
+    """The hyperparameters with the folders of items made absolute.
+
+    Relative ones start at ``folder``.
+    """
     calibration = options.get("calibration")
     if not isinstance(calibration, dict) or "data" not in calibration:
         return dict(options)
     data = calibration["data"]
-    places = {
+    paths = {
         key: os.path.abspath(folder / Path(path).expanduser())
         for key, path in _by_expert(data).items()
     }
     return {
         **options,
-        "calibration": {**calibration, "data": places if isinstance(data, dict) else places[""]},
+        "calibration": {**calibration, "data": paths if isinstance(data, dict) else paths[""]},
     }
 
 
 def file_versions(options: Options) -> list[list[Any]]:
-    """Path, size and time of every file of the items, to tell whether they changed since; of none,
-    nothing.
+    """Path, size and time of every file of the items, to tell whether they changed since.
+
+    Empty without items on disk.
     """
     calibration = options.get("calibration")
     if not isinstance(calibration, dict):

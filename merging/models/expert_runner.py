@@ -1,5 +1,4 @@
-"""What data operators run: a model in which the experts take turns, and for each expert some items
-of its task.
+"""The model that data operators run: experts take turns in it, on some items of their tasks.
 
 In recipes it is plain data (:class:`CalibrationSpec`): a ``datasets`` folder, the auto class of the
 model, and which columns the model is called with. Users of the library may hand over a model and
@@ -8,14 +7,18 @@ batches (:class:`Calibration`).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mergesearch.merging.errors import CheckpointError, InputError, RecipeError
+from mergesearch.merging.models.calibration_items import (
+    Items,
+    items_digest,
+    items_of,
+    read_items,
+)
 from mergesearch.merging.models.calibration_spec import Calibration, CalibrationSpec
 
 if TYPE_CHECKING:
@@ -27,30 +30,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
-    """A batch.
-
-    Attributes:
-        inputs: Keyword arguments of the model, each ``(items, ...)``.
-        labels: Class numbers ``(items,)``, or None.
-    """
-
-    inputs: Mapping[str, torch.Tensor]
-    labels: torch.Tensor | None = None
-
-    def one_by_one(self) -> Iterator[Items]:
-        """The same items as batches of one."""
-        count = len(next(iter(self.inputs.values())))
-        for place in range(count):
-            part = slice(place, place + 1)
-            labels = None if self.labels is None else self.labels[part]
-            yield Items({name: tensor[part] for name, tensor in self.inputs.items()}, labels)
-
-
-@dataclass(frozen=True, eq=False)
 class ExpertRunner:
-    """A model in which experts take turns, and the items that it is run on; both are loaded when
-    first needed.
+    """A model in which experts take turns, and the items that it is run on.
+
+    Both are loaded when they are first needed.
 
     Attributes:
         calibration: As in the recipe, or in memory.
@@ -84,38 +67,37 @@ class ExpertRunner:
         return model.requires_grad_()
 
     @cached_property
-    def places(self) -> Mapping[str, ParameterView]:
-        """Where the merged tensors lie in the model; empty ones have no place.
+    def views(self) -> Mapping[str, ParameterView]:
+        """Where the merged tensors lie in the model; empty ones are left out.
 
         Raises:
             CheckpointError: If one is not there.
         """
         from mergesearch.merging.models.parameter_views import parameter_views
 
-        places = parameter_views(self.model, as_saved=not isinstance(self.calibration, Calibration))
+        views = parameter_views(self.model, as_saved=not isinstance(self.calibration, Calibration))
         for name in self.base.names:
             shape = self.base.shape(name)
-            if 0 not in shape and (name not in places or places[name].shape != shape):
+            if 0 not in shape and (name not in views or views[name].shape != shape):
                 raise CheckpointError(
                     f"calibration: tensor {name!r}: expected a parameter of "
-                    f"{type(self.model).__name__} of shape "
-                    f"{list(shape)}, found none; give the model that the checkpoints were trained "
-                    "with"
+                    f"{type(self.model).__name__} of shape {list(shape)}, found none; give the "
+                    "model that the checkpoints were trained with"
                 )
-        return {name: places[name] for name in self.base.names if name in places}
+        return {name: views[name] for name in self.base.names if name in views}
 
     def load_all(self, source: TensorSource, names: Iterable[str] | None = None) -> None:
         """Copy tensors of ``source`` into the model, by default all."""
-        for name in self.places if names is None else names:
+        for name in self.views if names is None else names:
             self.load_one(name, source.read(name))
 
     def load_one(self, name: str, tensor: torch.Tensor) -> None:
         """Copy one tensor into the model, rounded to its dtype."""
         import torch
 
-        place = self.places[name]
+        view = self.views[name]
         with torch.no_grad():
-            place.of(self.tensors[place.parameter]).copy_(tensor)
+            view.of(self.tensors[view.parameter]).copy_(tensor)
 
     @cached_property
     def tensors(self) -> Mapping[str, torch.Tensor]:
@@ -123,7 +105,7 @@ class ExpertRunner:
         return dict(self.model.state_dict(keep_vars=True))
 
     def run(self, items: Items) -> Any:
-        """What the model answers."""
+        """The output of the model, which may be of any type."""
         like = next(self.model.parameters())
         inputs = {
             name: tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
@@ -142,26 +124,28 @@ class ExpertRunner:
         batches = _of_expert(self.calibration.batches, expert)
         if not batches:
             raise InputError(f"calibration: expected batches for expert {expert!r}, received none")
-        return [_as_items(batch, self.calibration.label) for batch in batches]
+        return [items_of(batch, self.calibration.label) for batch in batches]
 
     def key(self, what: Sequence[Any], experts: Iterable[str]) -> list[Any] | None:
-        """``what`` and all else that results depend on besides weights; None for a model in memory,
-        it has no name.
+        """A memo key: ``what``, and all else that results depend on besides weights.
+
+        None for a model in memory, which has no identity.
         """
         if isinstance(self.calibration, Calibration):
             return None
         paths = [_of_expert(self.calibration["data"], expert) for expert in experts]
         settings = {key: self.calibration[key] for key in ("model_class", "batch_size", "device")}
-        return [*what, settings, [_digest(self._read(path)) for path in paths]]
+        return [*what, settings, [items_digest(self._read(path)) for path in paths]]
 
     @cached_property
     def _read(self) -> Callable[[str], list[Items]]:
-        return cache(partial(_read_items, cast(CalibrationSpec, self.calibration)))
+        return cache(partial(read_items, cast(CalibrationSpec, self.calibration)))
 
 
 def unpadded(tensor: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The vectors of ``tensor`` ``(items, ..., n)`` as ``(vectors, n)``, without those that the
-    mask calls padding.
+    """The vectors of ``tensor`` ``(items, ..., n)`` as ``(vectors, n)``, without padding.
+
+    Padding is what ``attention_mask``, if it is among the inputs, says.
     """
     mask = inputs.get("attention_mask")
     if mask is not None and tensor.ndim == 3 and tensor.shape[:2] == mask.shape:
@@ -170,8 +154,9 @@ def unpadded(tensor: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.
 
 
 def answers(output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The logits of a model's output as ``(answers, classes)``, in fp32 or wider: one per item, or
-    per token.
+    """The logits of a model's output as ``(answers, classes)``, in fp32 or wider.
+
+    There is an answer for each item, or for each token that is not padding.
 
     Raises:
         InputError: If the output has none, or of another shape.
@@ -187,8 +172,7 @@ def answers(output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         )
         raise InputError(
             "calibration: expected logits (items, classes) or (items, tokens, classes), received "
-            f"{received}; "
-            "choose a model that classifies"
+            f"{received}; choose a model that classifies"
         )
     return unpadded(logits, inputs).to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -213,16 +197,12 @@ def _loaded(spec: CalibrationSpec, base: TensorSource) -> nn.Module:
     if not isinstance(path, str):
         raise RecipeError(
             "calibration: expected a Calibration with a model for weights in memory, received the "
-            "plain form, "
-            "which loads the base from its folder"
+            "plain form, which loads the base from its folder"
         )
     model = load_model(path, spec["model_class"])
     try:
         return model.to(torch.device(spec["device"]))
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch raises either for a device that is not there
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
         reason = str(error).strip().split("\n")[0]
         raise InputError(
             f"calibration.device: expected a device of this host, received: {reason}"
@@ -233,71 +213,3 @@ def _switch_cache_off(model: nn.Module) -> None:
     settings = getattr(getattr(model, "config", None), "get_text_config", None)
     if settings is not None:
         settings().use_cache = False
-
-
-def _read_items(spec: CalibrationSpec, folder: str) -> list[Items]:
-    """The first ``samples`` items of a folder in the order that the seed gives."""
-    import numpy as np
-    from datasets import load_from_disk
-
-    label = spec["label"]
-    columns = {*spec["inputs"].values(), *([] if label is None else [label])}
-    path = Path(folder).expanduser() / spec["split"]
-    dataset = load_from_disk(str(path)).with_format("numpy", columns=sorted(columns))
-    chosen = np.random.default_rng(spec["seed"]).permutation(len(dataset))[: spec["samples"]]
-    if not len(chosen):
-        raise InputError(f"calibration.data: {path}: expected items, received an empty split")
-    values = dataset[chosen.tolist()]
-    inputs = {
-        name: _as_input(name, values[column], path) for name, column in spec["inputs"].items()
-    }
-    labels = None if label is None else _as_input("label", values[label], path)
-    return [
-        Items(
-            {name: tensor[start : start + spec["batch_size"]] for name, tensor in inputs.items()},
-            None if labels is None else labels[start : start + spec["batch_size"]],
-        )
-        for start in range(0, len(chosen), spec["batch_size"])
-    ]
-
-
-def _as_input(name: str, values: Any, path: Path) -> torch.Tensor:
-    import numpy as np
-    import torch
-
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise InputError(
-            f"calibration.inputs.{name}: {path}: expected arrays of numbers of one shape, received "
-            f"{array.dtype}; "
-            "pad or crop the items"
-        )
-    if name != "pixel_values" and array.dtype.kind != "f":
-        return torch.from_numpy(array.astype(np.int64))
-    pixels = torch.from_numpy(array.astype(np.float32))
-    # (items, height, width): the channel axis is implied
-    return pixels[:, None] if name == "pixel_values" and pixels.ndim == 3 else pixels
-
-
-def _as_items(batch: Mapping[str, torch.Tensor], label: str | None) -> Items:
-    if not isinstance(batch, Mapping) or (label is not None and label not in batch):
-        wanted = (
-            "keyword arguments of the model"
-            if label is None
-            else f"keyword arguments of the model and {label!r}"
-        )
-        raise InputError(
-            f"calibration: expected batches of {wanted}, received {type(batch).__name__}"
-        )
-    inputs = {name: tensor for name, tensor in batch.items() if name != label}
-    return Items(inputs, None if label is None else batch[label])
-
-
-def _digest(batches: Sequence[Items]) -> str:
-    digest = hashlib.sha256()
-    for items in batches:
-        tensors = dict(items.inputs) if items.labels is None else {**items.inputs, "": items.labels}
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()

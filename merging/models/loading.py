@@ -1,10 +1,11 @@
-"""loading."""
+"""Models loaded from checkpoints, without code from the folder and without pickle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +17,9 @@ from mergesearch.merging.models.parameter_views import parameter_views
 
 
 def load_model(source_path: str, model_class: str) -> nn.Module:
-    """The model of a checkpoint folder in evaluation mode, in its stored dtype (the widest, if
-    there are several).
+    """The model of a checkpoint folder in evaluation mode, in its stored dtype.
+
+    Where there are several dtypes, it is the widest.
 
     Never runs code from the folder and never reads pickles.
 
@@ -31,24 +33,13 @@ def load_model(source_path: str, model_class: str) -> nn.Module:
         CheckpointError: If the folder has no configuration, or lacks weights of the model (they
             would be random).
     """
-    import transformers
-
-    auto = getattr(transformers, model_class, None)
-    if (
-        auto is None
-        or not model_class.startswith("AutoModel")
-        or not hasattr(auto, "from_pretrained")
-    ):
-        raise InputError(
-            "model class: expected a transformers auto class (AutoModel...), received "
-            f"{model_class!r}"
-        )
+    auto = _auto_class(model_class)
     checkpoint = open_checkpoint(source_path)
     if checkpoint.folder is None or not checkpoint.config:
         raise CheckpointError(
             f"{source_path}: expected a folder with config.json, received none; add the model's own"
         )
-    dtype = _widest(dtype for _, dtype in checkpoint.merged.values())
+    dtype = widest_dtype(dtype for _, dtype in checkpoint.merged.values())
     with no_progress_bar():
         model, report = auto.from_pretrained(
             str(checkpoint.folder),
@@ -70,23 +61,36 @@ def load_model(source_path: str, model_class: str) -> nn.Module:
     return loaded
 
 
+def _auto_class(model_class: str) -> Any:
+    import transformers
+
+    auto = getattr(transformers, model_class, None)
+    if not model_class.startswith("AutoModel") or not hasattr(auto, "from_pretrained"):
+        raise InputError(
+            "model class: expected a transformers auto class (AutoModel...), received "
+            f"{model_class!r}"
+        )
+    return auto
+
+
 def _apply_adapter(checkpoint: AdaptedCheckpoint, model: nn.Module) -> None:
-    places = parameter_views(model)
+    views = parameter_views(model)
     state = model.state_dict()
     for name in checkpoint.adapted:
-        if name not in places:
+        if name not in views:
             raise CheckpointError(
                 f"{checkpoint.path}: tensor {name!r}: expected a parameter of "
-                f"{type(model).__name__}, found none; "
-                "choose the auto class that the adapter was trained with"
+                f"{type(model).__name__}, found none; choose the auto class that the adapter was "
+                "trained with"
             )
-        places[name].of(state[places[name].parameter]).copy_(checkpoint.read(name))
+        views[name].of(state[views[name].parameter]).copy_(checkpoint.read(name))
 
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """Without the bar that transformers draws for every load: workers would interleave theirs with
-    the study's.
+    """A context without the bar that transformers draws for every load.
+
+    Workers would interleave theirs with the study's.
     """
     from transformers.utils import logging
 
@@ -99,6 +103,7 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _widest(names: Iterable[str]) -> torch.dtype:
+def widest_dtype(names: Iterable[str]) -> torch.dtype:
+    """The torch dtype that holds all dtypes of these names."""
     dtypes: list[torch.dtype] = [getattr(torch, name) for name in sorted(set(names))]
     return reduce(torch.promote_types, dtypes)

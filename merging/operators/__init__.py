@@ -1,4 +1,4 @@
-"""Operators by name: one file per family, one line here per member. Loads no torch."""
+"""Operators by name: one file per algorithm, one line here per operator. Loads no torch."""
 
 from __future__ import annotations
 

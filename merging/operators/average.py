@@ -1,9 +1,9 @@
 """Weight averaging, or "model soup".
 
 Wortsman 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy
-without increasing inference time". Here with the base as one more ingredient, (1 − Σ c_k) base + Σ
-c_k expert_k: uniform coefficients 1/K leave the base out, and every expert is reached bit for bit,
-which base + difference cannot promise.
+without increasing inference time". Here the base is one more ingredient, merged = (1 − Σ_k c_k)
+base + Σ_k c_k expert_k: uniform coefficients 1/K leave the base out, and every expert is reached
+bit for bit, which base + difference cannot promise.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
 
         return merge_sources(numbers, weights, boundaries, False, out)
 
+    # θ = (1 − Σ_k c_k) θ_0 + Σ_k c_k θ_k
     return Basis("interpolation", len(experts), rows, direct=direct)
 
 
 AVERAGE = Operator(
     name="average",
     prepare=prepare,
-    summary="weighted average of the experts, the base taking what is left of 1",
+    summary="weighted average of the experts, with the remainder up to 1 on the base",
     paper="Wortsman 2022, Model soups",
     family="linear",
     scope="E",

@@ -1,7 +1,7 @@
 """What an operator is: a function that prepares a basis, and what is declared about it.
 
-Almost every published merge is ``base + Σ_k c_k · T_k(expert_k − base)`` once T is fixed.
-``prepare`` fixes T, once; a trial is then one weighted sum
+Almost every published merge is ``base + Σ_k c_k · T_k(expert_k − base)`` with linear maps T_k.
+``prepare`` fixes them, once; a trial is then one weighted sum
 (:func:`mergesearch.merging.kernels.combine`). The keyword-only parameters of ``prepare`` are the
 operator's hyperparameters: their names, annotations and defaults are the schema, and there is no
 other.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.kernels.forms import Form
-from mergesearch.merging.operators.schema import meaning, type_text
+from mergesearch.merging.operators.schema import count_text, meaning, type_text
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Factors, Options
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import torch
 
 
-#: What ``prepare`` must see at once: E one element, R a row, T a whole tensor, G whole-model
-#: statistics, S forward passes in depth order.
+#: What ``prepare`` must see at once: E one element, R a row, T a tensor, each of all experts; G
+#: statistics of the whole model first; S forward passes in depth order.
 PreparationScope = Literal["E", "R", "T", "G", "S"]
 
-#: What ``prepare`` needs besides weights: inputs of the model, inputs without labels to learn on,
-#: labelled items.
+#: What ``prepare`` needs besides weights: inputs to run the model on, inputs without labels to
+#: learn from, or labelled items.
 Needs = Literal["inputs", "unlabeled", "labeled"]
 
-#: Families, as the documentation groups them.
+#: The family of an operator: the page that describes it, and the kind of its arithmetic.
 OperatorFamily = Literal["linear", "sparse", "spectral", "column", "data", "learned"]
 
 
@@ -63,7 +63,7 @@ Direct = Callable[[str, Sequence[Any], Any, Any, Any], tuple[float, float] | Non
 
 @dataclass(frozen=True)
 class Basis:
-    """K prepared directions, worked out tensor by tensor so that preparation streams.
+    """K prepared directions, worked out tensor by tensor so that memory stays small.
 
     Attributes:
         form: How :func:`mergesearch.merging.kernels.combine` reads the rows.
@@ -74,7 +74,7 @@ class Basis:
             kept whole.
         direct: A way to merge a tensor from its sources as they are stored, with the bits of its
             rows but without making them: (name, numbers of base and experts, weights
-            ``(1 + K, segments)``, boundaries, where to) -> Σ (stored − merged)² and Σ (merged −
+            ``(1 + K, segments)``, boundaries, output) -> Σ (stored − merged)² and Σ (merged −
             base)², or None where it does not apply.
     """
 
@@ -107,14 +107,14 @@ class Operator:
             keyword-only.
         summary: One line for listings.
         paper: "Lastname YEAR, title".
-        family: Where the documentation puts it.
-        scope: What preparation must see at once.
+        family: Its :data:`OperatorFamily`.
+        scope: Its :data:`PreparationScope`.
         identities: Declared properties at the default hyperparameters, a subset of
             :data:`IDENTITIES`.
         default: ``(experts, options)`` -> the coefficient that the paper uses.
         bounds: ``(experts, options)`` -> sensible lower and upper bound of a searched coefficient.
         directions: ``(experts, options)`` -> number of directions of the basis.
-        needs: What preparation needs besides the weights.
+        needs: Its :data:`Needs`.
         plain: Hyperparameters under which the operator changes task vectors least (density 1, drop
             rate 0), if it has such.
         plain_identities: What holds at ``plain``.
@@ -167,17 +167,14 @@ class Operator:
                 )
         for name, parameter in known.items():
             if name not in options and parameter.default is parameter.empty:
-                told = (
-                    f"operator {self.name}: hyperparameter {name!r} has no default, give it a value"
-                )
-                raise RecipeError(f"{told} ({what})" if (what := meaning(parameter)) else told)
+                raise RecipeError(self._without_value(parameter))
         return {
             name: self._checked(parameter, options[name]) if name in options else parameter.default
             for name, parameter in known.items()
         }
 
     def check(self, layout: Layout, experts: int, options: Options) -> dict[str, Any]:
-        """:meth:`complete`, and everything else that can be refused from shapes alone.
+        """:meth:`complete`, after everything that can be refused from shapes alone.
 
         Raises:
             RecipeError: In one line, if the operator cannot merge this many experts of this layout.
@@ -185,13 +182,7 @@ class Operator:
         full = self.complete(options)
         least, most = self.experts
         if experts < least or (most is not None and experts > most):
-            wanted = (
-                f"at least {least}"
-                if most is None
-                else f"{least}"
-                if least == most
-                else f"{least} to {most}"
-            )
+            wanted = count_text(least, most, f"at least {least}")
             word = "expert" if wanted == "1" else "experts"
             raise RecipeError(
                 f"operator {self.name}: expected {wanted} {word} beside the base, received "
@@ -202,6 +193,14 @@ class Operator:
             raise RecipeError(f"operator {self.name}: {reason}")
         return full
 
+    def _without_value(self, parameter: inspect.Parameter) -> str:
+        reason = (
+            f"operator {self.name}: hyperparameter {parameter.name!r} has no default, give it a "
+            "value"
+        )
+        described = meaning(parameter)
+        return f"{reason} ({described})" if described else reason
+
     def _checked(self, parameter: inspect.Parameter, value: Any) -> Any:
         from pydantic import TypeAdapter, ValidationError
 
@@ -211,14 +210,14 @@ class Operator:
             return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
             first, *others = error.errors()
-            place = [parameter.name, *map(str, first["loc"])]
+            path = [parameter.name, *map(str, first["loc"])]
             reason = first["msg"].removeprefix("Value error, ")
             received = first["input"]
             if others:  # one for each choice, in the words of the checker
-                place = place[:1]
+                path = path[:1]
                 reason = f"expected {type_text(parameter.annotation)}"
                 received = value
             raise RecipeError(
-                f"operator {self.name}: hyperparameter {'.'.join(place)!r}: {reason}, received "
+                f"operator {self.name}: hyperparameter {'.'.join(path)!r}: {reason}, received "
                 f"{received!r}"
             ) from None

@@ -2,13 +2,13 @@
 
 Davari 2024, "Model Breadcrumbs: scaling multi-task model merging with sparse masks". Of the n
 magnitudes of a row, in descending order, those of the ranks (γn, (γ + β)n] are kept; β is called
-``density``. As in the authors' code rows run along the last dimension; tools that rank a whole
+``density`` here. As in the authors' code rows run along the last dimension; tools that rank a whole
 tensor are reproduced by ``scope="tensor"``. Defaults follow the authors' example. ``elect`` adds
 the election of TIES ("breadcrumbs_ties" elsewhere).
 
 Numbers of elements are ⌊γn⌋ left out and ⌈βn⌉ kept: a small tensor loses no outlier rather than all
-it has. Equal magnitudes are ranked by position. Otherwise than there, norms, biases and scalars are
-left whole unless asked.
+it has. Equal magnitudes are ranked by position. Unlike in the authors' code, norms, biases and
+scalars are left whole unless asked.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
     elected_basis,
-    finite_task_vectors,
     is_exempt,
 )
 from mergesearch.merging.operators.parts.magnitudes import count_kept, largest_mask
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -79,17 +79,18 @@ def middling(
     """Tensor name -> task vectors with only the magnitudes between outliers and noise."""
 
     def thin(name: str) -> list[torch.Tensor]:
-        found = finite_task_vectors(base, experts, name)
+        task = finite_task_vectors(base, experts, name)
         if is_exempt(base.shape(name), vectors):
-            return found
-        return [keep_between(vector, density, gamma, scope) for vector in found]
+            return task
+        return [keep_between(vector, density, gamma, scope) for vector in task]
 
     return thin
 
 
 def keep_between(vector: torch.Tensor, density: float, gamma: float, scope: str) -> torch.Tensor:
-    """``vector``, overwritten with 0 outside the ranks ``⌊γn⌋ + 1`` to ``⌊γn⌋ + ⌈βn⌉`` of its rows,
-    or of the whole.
+    """``vector``, overwritten with 0 outside the ranks ``⌊γn⌋ + 1`` to ``⌊γn⌋ + ⌈βn⌉``.
+
+    Magnitudes are ranked within rows, or within the whole tensor, in descending order.
     """
     if vector.numel() == 0:
         return vector
@@ -110,7 +111,7 @@ def keep_between(vector: torch.Tensor, density: float, gamma: float, scope: str)
 
 
 def _ranks(total: int, density: float, gamma: float) -> tuple[int, int]:
-    """How many magnitudes lie above those that are kept, and the rank of the last that is kept."""
+    """``⌊γn⌋`` and ``⌊γn⌋ + ⌈βn⌉``: number of outliers, and the last rank that is kept."""
     outliers = math.floor(Fraction(repr(float(gamma))) * total)
     return outliers, min(total, outliers + count_kept(density, total))
 
@@ -122,8 +123,7 @@ def _refuse_range(_layout: Layout, _experts: int, options: Options) -> str | Non
     if Fraction(repr(float(density))) + Fraction(repr(float(gamma))) > 1:
         return (
             f"expected density + gamma <= 1, received density {density} and gamma {gamma}; density "
-            "counts "
-            "fractions of all elements, not of those that the outliers leave"
+            "counts fractions of all elements, not of those that the outliers leave"
         )
     return None
 

@@ -1,11 +1,11 @@
 """Consensus merging: drop the weights that too few tasks use.
 
 Wang 2024, "Localizing task information for improved model merging and compression" (TALL masks).
-Task t uses an entry if m_t = |τ_t| > λ_t |τ_MTL − τ_t|, τ_MTL being the multi-task vector Σ_k τ_k
-(unscaled), or what TIES makes of the task vectors (its sum, density 0.2). Entries used by fewer
-than ``agreement`` tasks are dropped: 2 removes those of no task ("catastrophic") and of one task
-("selfish"), 1 the former alone, 0 nothing (task arithmetic, or TIES), more than there are experts
-everything (the base).
+Task t uses an entry where its mask m_t = [|τ_t| > λ_t |τ_MTL − τ_t|] is 1; τ_MTL is the multi-task
+vector Σ_k τ_k (unscaled), or what TIES makes of the task vectors (its sum, density 0.2). Entries
+with Σ_t m_t < ``agreement`` are dropped: 2 removes those of no task ("catastrophic") and of one
+task ("selfish"), 1 the former alone, 0 nothing (task arithmetic, or TIES), more than there are
+experts everything (the base).
 
 The authors choose λ_t for every task on validation data, from 0.2, 0.3, ..., 0.6; the default is
 the middle, and a list gives one number per expert. Their masks also restore single tasks from the
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from mergesearch.merging.operators import ties
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.election import finite_task_vectors
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -57,6 +57,7 @@ def prepare(
     def rows(name: str) -> list[torch.Tensor]:
         vectors = finite_task_vectors(base, experts, name)
         terms = vectors if elected is None else elected.rows(name)
+        # M = [Σ_t m_t ≥ agreement], merged = base + c · M ⊙ τ_MTL
         dropped = _users(vectors, terms, thresholds) < agreement
         return [term.masked_fill(dropped, 0.0) for term in terms]
 
@@ -66,15 +67,20 @@ def prepare(
 def _users(
     vectors: Sequence[torch.Tensor], terms: Sequence[torch.Tensor], thresholds: Sequence[float]
 ) -> torch.Tensor:
-    """Σ_t m_t: how many tasks use each entry, K task vectors and K terms of τ_MTL ``S`` ->
-    ``S``.
+    """``Σ_t m_t``, the number of tasks that use each entry, in the shape of a task vector.
+
+    Args:
+        vectors: K task vectors τ_t.
+        terms: K terms whose sum is τ_MTL.
+        thresholds: K numbers λ_t.
     """
     import torch
 
-    together = sum(terms[1:], start=terms[0])
-    users = torch.zeros(together.shape, dtype=torch.int32, device=together.device)
+    multitask = sum(terms[1:], start=terms[0])
+    users = torch.zeros(multitask.shape, dtype=torch.int32, device=multitask.device)
     for vector, threshold in zip(vectors, thresholds, strict=True):
-        users += vector.abs() > (together - vector).abs_().mul_(threshold)
+        # m_t = [|τ_t| > λ_t |τ_MTL − τ_t|]
+        users += vector.abs() > (multitask - vector).abs_().mul_(threshold)
     return users
 
 

@@ -1,16 +1,17 @@
-"""DARE: drop elements of task vectors at random, rescale the survivors, then add (``dare``) or
-elect (``dare_ties``).
+"""DARE: drop elements of task vectors at random and rescale the survivors.
 
 Yu 2024, "Language models are super Mario: absorbing abilities from homologous models as a free
-lunch". As there, the survivors are divided by the probability of survival, which keeps every
-element right on average; tools that match the L1 norm of the tensor instead are reproduced by
-``rescale="l1"``. The default drop rate is the paper's for language models, 0.9, which needs small
+lunch": δ = m ⊙ τ / (1 − p) with m ~ Bernoulli(1 − p) for every element. The thinned task vectors
+are added up (``dare``), or a sign is elected at every position as in TIES (``dare_ties``).
+
+As in the paper, survivors are divided by the probability of survival, which keeps every element
+right on average; tools that match the L1 norm of the tensor instead are reproduced by
+``rescale="l1"``. The default drop rate p is the paper's for language models, 0.9, which needs small
 task vectors (below about 0.002); vision models need about 0.5.
 
-Otherwise than in popular code, norms, biases and scalars are not thinned unless asked (one in ten
-of a norm's few elements, ten times as large, is noise), and masks come from counters
-(:mod:`mergesearch.merging.operators.parts.masks`), not from a generator whose state depends on the
-order of tensors.
+Unlike in popular code, norms, biases and scalars are not thinned unless asked (one in ten of a
+norm's few elements, ten times as large, is noise). Masks depend on the seed and on names alone, not
+on a generator whose state depends on the order of tensors.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from mergesearch.merging.operators.parts.election import (
     Mode,
     Seed,
     elected_basis,
-    finite_task_vectors,
     is_exempt,
     one_minus,
     refuse_election,
 )
 from mergesearch.merging.operators.parts.masks import keep_mask
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def prepare_elected(
     seed: Seed = 0,
     vectors: Thinned = "pass",
 ) -> Basis:
-    """Thinned task vectors, each reduced to where it has the elected sign; all survivors take
-    part.
-    """
+    """Thinned task vectors, each reduced to where it has the elected sign."""
     thin = dropped(base, experts, drop, rescale, seed, vectors)
     key = ["dare", drop, rescale, seed, vectors, [expert.name for expert in experts]]
     return elected_basis(base, experts, thin, merge, mode, key)
@@ -102,12 +101,12 @@ def dropped(
     keep = one_minus(drop)
 
     def thin(name: str) -> list[torch.Tensor]:
-        found = finite_task_vectors(base, experts, name)
+        task = finite_task_vectors(base, experts, name)
         if is_exempt(base.shape(name), vectors):
-            return found
+            return task
         return [
-            survivors(v, seed, e.name, name, keep, rescale)
-            for e, v in zip(experts, found, strict=True)
+            survivors(vector, seed, expert.name, name, keep, rescale)
+            for expert, vector in zip(experts, task, strict=True)
         ]
 
     return thin
@@ -132,17 +131,20 @@ def survivors(
         rescale: ``inverse_prob``, ``l1``, ``l2`` or ``none``.
     """
     before = _norm(vector, rescale)
+    # δ = m ⊙ τ / (1 − p), m ~ Bernoulli(1 − p)
     mask = keep_mask(seed, expert, name, vector.shape, keep)
     vector.masked_fill_(~mask.to(vector.device), 0.0)
     if rescale == "inverse_prob":
         return _divided(vector, keep)
+    # δ = m ⊙ τ · ‖τ‖ / ‖m ⊙ τ‖
     after = _norm(vector, rescale)
     return vector.mul_(before / after) if after > 0 else vector
 
 
 def _divided(vector: torch.Tensor, keep: float | torch.Tensor) -> torch.Tensor:
-    """``vector / keep`` in place, as a product with the rounded inverse: equal probabilities give
-    equal bits.
+    """``vector / keep``, overwriting ``vector``.
+
+    It is a product with the rounded inverse, so that equal probabilities give equal bits.
     """
     if isinstance(keep, float):
         return vector.mul_(1 / keep)

@@ -1,13 +1,15 @@
-"""DELLA: drop by chance, but large changes less often than small ones; then elect or add.
+"""DELLA: drop elements at random, large changes less often than small ones.
 
-Deep 2024, "DELLA-Merging: reducing interference in model merging through magnitude-based sampling".
-Elements are ranked by magnitude within their row, and the probability of survival rises with the
-rank from density − ε to density + ε. As in the authors' code every survivor is divided by its own
+Deep 2024, "DELLA-Merging: reducing interference in model merging through magnitude-based sampling"
+(the step called MagPrune). Elements are ranked by magnitude within their row of n, ascending, and
+the probability of survival rises with the rank r from density − ε to density + ε: p_i = (density −
+ε) + (r_i − 1) / (n − 1) · 2ε. As in the authors' code every survivor is divided by its own
 probability, so that the thinned vector is right on average; tools that match the L1 norm of the
-tensor instead are reproduced by ``rescale="l1"``. With ε = 0 this is DARE, mask for mask. Defaults
+tensor instead are reproduced by ``rescale="l1"``. Signs are then elected (``della``), or the
+thinned vectors are added up (``della_linear``). With ε = 0 this is DARE, mask for mask. Defaults
 follow the authors' example: drop rate 0.3, window 2ε = 0.14.
 
-Otherwise than there, norms, biases and scalars are not thinned unless asked, a row of one element
+Unlike there, norms, biases and scalars are not thinned unless asked, a row of one element
 survives with probability density (the ranks' formula gives 0/0), and tensors of more than two
 dimensions have rows of ``(out, in · kh · kw)``.
 """
@@ -29,10 +31,10 @@ from mergesearch.merging.operators.parts.election import (
     Mode,
     Seed,
     elected_basis,
-    finite_task_vectors,
     is_exempt,
     refuse_election,
 )
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -104,21 +106,21 @@ def sampled(
         return survivors(vector, seed, expert.name, name, keep, rescale)
 
     def thin(name: str) -> list[torch.Tensor]:
-        found = finite_task_vectors(base, experts, name)
+        task = finite_task_vectors(base, experts, name)
         if is_exempt(base.shape(name), vectors):
-            return found
+            return task
         return [
-            thin_one(expert, name, vector) for expert, vector in zip(experts, found, strict=True)
+            thin_one(expert, name, vector) for expert, vector in zip(experts, task, strict=True)
         ]
 
     return thin
 
 
 def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """``p_i = (density − ε) + (r_i − 1) / (n − 1) · 2ε`` with ranks ``r = 1..n`` of magnitudes in
-    their row, ascending.
+    """Probability of survival of every element, rising with its rank in its row.
 
-    Equal magnitudes are ranked by position.
+    ``p_i = (density − ε) + (r_i − 1) / (n − 1) · 2ε`` with ranks ``r = 1..n`` of magnitudes,
+    ascending. Equal magnitudes are ranked by position.
 
     Args:
         vector: Any shape; rows are ``vector[i]``, a vector of one dimension is one row.
@@ -136,6 +138,7 @@ def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> 
     length = rows.shape[1]
     if length == 1:
         return torch.full_like(vector, density, dtype=torch.float64)
+    # p of the ranks r = 1..n
     ladder = (density - epsilon) + torch.arange(length, dtype=torch.float64) / (length - 1) * (
         2 * epsilon
     )
@@ -154,8 +157,7 @@ def _refuse_range(layout: Layout, experts: int, options: Options) -> str | None:
     if not 0 < density - epsilon <= density + epsilon <= 1:
         return (
             "expected 0 < density - epsilon and density + epsilon <= 1, received density "
-            f"{options['density']} and "
-            f"epsilon {options['epsilon']}; take an epsilon of at most "
+            f"{options['density']} and epsilon {options['epsilon']}; take an epsilon of at most "
             f"{float(min(density, 1 - density)):.4g}"
         )
     return refuse_election(layout, experts, options) if "merge" in options else None

@@ -3,13 +3,14 @@
 Wei 2025, "Modeling multi-task model merging as adaptive projective gradient descent", the data-free
 variant for task arithmetic. Per matrix, with λ_k = η / ‖τ_k‖:
 
-1. The shared subspace: the ⌊s/K⌋ first left singular vectors of every τ_k (s = min(m, n)) side by
-   side, of which the ⌊s/subspace⌋ first left singular vectors are kept. Π projects onto them.
-2. One δ for all experts minimises Σ_j Σ_rows (Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i (τ_i + δ)))² by Adam
-   from 0, on the gradient less its part in the shared subspace, ∇ − Π ∇. Adam rescales elements, so
-   that δ itself is not free of it.
-3. merged = Σ_k λ_k · M_k ⊙ (τ_k + δ); M_k keeps the largest magnitudes of τ_k over all matrices of
-   the model.
+1. The shared subspace: the ⌊s/K⌋ first left singular vectors of every τ_k (s = min(m, n)) are put
+   side by side, and the ⌊s/subspace⌋ first left singular vectors of that are kept. Π projects onto
+   them.
+2. One δ for all experts minimises L = Σ_j Σ_rows (Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i (τ_i + δ)))² by
+   Adam from 0, on the gradient without its part in the shared subspace, (I − Π) ∇L. Adam rescales
+   elements, so that δ itself is not free of that part.
+3. merged = base + Σ_k λ_k · M_k ⊙ (τ_k + δ); M_k keeps the largest magnitudes of τ_k over all
+   matrices of the model.
 
 Each term is a direction with a coefficient of its own; 1 reproduces DOGE. ``subspace`` is a
 divisor, in the authors' code as here. Singular vectors of numerically zero singular values, which
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.decomposition import decompose, numerical_rank, precise
 from mergesearch.merging.operators.parts.election import Fractional
 from mergesearch.merging.operators.parts.inner_products import norm
 from mergesearch.merging.operators.parts.magnitudes import (
@@ -35,22 +37,19 @@ from mergesearch.merging.operators.parts.magnitudes import (
     kth_largest,
     magnitude_histogram,
 )
-from mergesearch.merging.operators.parts.singular import (
+from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
+    MatrixPart,
     Others,
     Selection,
-    SingularPart,
-    decompose,
     is_matrix,
-    numerical_rank,
-    precise,
     rows_by_matrix,
     shapes_of,
-    singular,
 )
-from mergesearch.merging.operators.parts.task_vectors import difference
+from mergesearch.merging.operators.parts.singular import singular
+from mergesearch.merging.operators.parts.task_vectors import difference, vector_label
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -61,7 +60,8 @@ if TYPE_CHECKING:
 #: Adam's settings: Kingma 2015, "Adam: a method for stochastic optimization", with the authors'
 #: rate.
 RATE = 1e-4
-DECAY = 0.9, 0.999
+MEAN_DECAY = 0.9
+SQUARE_DECAY = 0.999
 EPSILON = 1e-8
 
 
@@ -90,30 +90,36 @@ def prepare(
     )
     thresholds = [_threshold(base, expert, selection, density) for expert in experts]
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         lengths = [norm(delta) for delta in deltas]
+        # λ_k = η / ‖τ_k‖
         scales = [eta / length if length > 0 else 0.0 for length in lengths]
         correction = _correction(base, experts, part, deltas, scales, [eta, subspace, steps])
         return [
-            scale * (delta + correction).masked_fill_((delta.abs() < threshold) | (delta == 0), 0.0)
-            for scale, delta, threshold in zip(scales, deltas, thresholds, strict=True)
+            _corrected(delta, correction, scale, threshold)
+            for delta, scale, threshold in zip(deltas, scales, thresholds, strict=True)
         ]
 
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
+def _corrected(
+    delta: torch.Tensor, correction: torch.Tensor, scale: float, threshold: float
+) -> torch.Tensor:
+    """Step 3: ``λ_k · M_k ⊙ (τ_k + δ)``."""
+    dropped = (delta.abs() < threshold) | (delta == 0)
+    return scale * (delta + correction).masked_fill_(dropped, 0.0)
+
+
 def _threshold(
     base: TensorSource, expert: TensorSource, selection: Selection, density: float
 ) -> float:
-    """Magnitude from which on elements of a task vector are kept; 0 if there is no matrix."""
+    """Magnitude from which on M_k keeps elements of a task vector; 0 if there is no matrix."""
 
     def matrices() -> Iterator[tuple[str, torch.Tensor]]:
         for name in base.names:
             if is_matrix(name, base.shape(name), selection):
-                yield (
-                    f"expert {expert.name!r}: tensor {name!r}",
-                    difference(expert.read(name), base.read(name)),
-                )
+                yield vector_label(expert, name), difference(expert.read(name), base.read(name))
 
     def compute() -> dict[str, torch.Tensor]:
         return magnitude_histogram(matrices).to_tensors()
@@ -128,13 +134,20 @@ def _threshold(
 def _correction(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: SingularPart,
+    part: MatrixPart,
     deltas: Sequence[torch.Tensor],
     scales: Sequence[float],
     key: list[float],
 ) -> torch.Tensor:
-    """δ, ``(m, n)``, in the dtype of the task vectors; ``key`` holds η, the divisor and the number
-    of steps.
+    """Step 2: δ, ``(m, n)``, in the dtype of the task vectors.
+
+    Args:
+        base: The base.
+        experts: The experts.
+        part: Which matrix.
+        deltas: τ_k, ``(m, n)`` each.
+        scales: λ_k.
+        key: η, the divisor of the shared subspace, and the number of steps.
     """
     _, divisor, steps = key
 
@@ -150,21 +163,21 @@ def _correction(
 def shared_subspace(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: SingularPart,
+    part: MatrixPart,
     deltas: Sequence[torch.Tensor],
     divisor: int,
 ) -> torch.Tensor:
-    """Orthonormal columns that span it, ``(m, r)``, r at most ``⌊min(m, n) / divisor⌋``."""
+    """Step 1: its orthonormal columns ``(m, r)``, with r at most ``⌊min(m, n) / divisor⌋``."""
     import torch
 
     share = min(part.shape) // max(1, sum(bool(delta.any()) for delta in deltas))
-    found = [
+    svds = [
         singular(base, expert, part, delta, share)
         for expert, delta in zip(experts, deltas, strict=True)
     ]
     dtype = deltas[0].dtype
     vectors = torch.cat(
-        [svd.left[:, : numerical_rank(svd.values, part.shape, dtype)] for svd in found], dim=1
+        [svd.left[:, : numerical_rank(svd.values, part.shape, dtype)] for svd in svds], dim=1
     )
     if vectors.shape[1] == 0:
         return vectors
@@ -177,10 +190,10 @@ def shared_subspace(
 def descend(
     deltas: Sequence[torch.Tensor], scales: Sequence[float], shared: torch.Tensor, steps: int
 ) -> torch.Tensor:
-    """δ after ``steps`` of Adam on the projected gradient.
+    """δ after ``steps`` of Adam on the projected gradient ``(I − Π) ∇L``.
 
-    With Λ = Σ λ_i and c_j = Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i τ_i), the gradient is −2 Λ Σ_j r_j ⊙ τ_j
-    for the residuals r_j = c_j − Λ Σ_columns τ_j ⊙ δ, one number per row and expert.
+    With Λ = Σ_i λ_i and c_j = Σ_columns τ_j ⊙ (τ_j − Σ_i λ_i τ_i), ∇L is −2 Λ Σ_j r_j ⊙ τ_j for the
+    residuals r_j = c_j − Λ Σ_columns τ_j ⊙ δ, one number per row and expert.
 
     Args:
         deltas: τ_k, ``(m, n)`` each.
@@ -193,18 +206,21 @@ def descend(
     # By rows (m, K, n): a row's products with all experts are one small matrix product.
     vectors = torch.stack([precise(delta) for delta in deltas], dim=1)
     weights = vectors.new_tensor(scales)
-    total = float(weights.sum())
+    total = float(weights.sum())  # Λ
+    # c_j
     constant = (vectors * (vectors - (weights[:, None] * vectors).sum(1, keepdim=True))).sum(2)
     shared = shared.to(vectors.dtype)
     delta, mean, square = (torch.zeros_like(vectors[:, 0]) for _ in range(3))
     for step in range(1, steps + 1):
+        # r_j, ∇L, and (I − Π) ∇L
         residuals = constant - total * (vectors @ delta[:, :, None])[:, :, 0]
         gradient = (-2 * total * residuals[:, None] @ vectors)[:, 0]
         gradient -= shared @ (shared.T @ gradient)
-        mean.lerp_(gradient, 1 - DECAY[0])
-        square.mul_(DECAY[1]).addcmul_(gradient, gradient, value=1 - DECAY[1])
-        deviation = (square / (1 - DECAY[1] ** step)).sqrt_().add_(EPSILON)
-        delta.addcdiv_(mean, deviation, value=-RATE / (1 - DECAY[0] ** step))
+        # Kingma 2015, Algorithm 1: moments, their bias corrections, step
+        mean.lerp_(gradient, 1 - MEAN_DECAY)
+        square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
+        deviation = (square / (1 - SQUARE_DECAY**step)).sqrt_().add_(EPSILON)
+        delta.addcdiv_(mean, deviation, value=-RATE / (1 - MEAN_DECAY**step))
     return delta
 
 
@@ -220,7 +236,7 @@ DOGE = Operator(
     ),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 2.0),
-    # Task vectors as they are read and stacked by rows, products of them, rows before and after
-    # they are put in place; δ, its gradient, its moments and the decompositions.
+    # Task vectors as they are read and stacked by rows, products of them, rows of matrices and of
+    # tensors; δ, its gradient, its moments and the decompositions.
     copies=lambda experts: 5 * experts + 9,
 )

@@ -1,14 +1,14 @@
 """The unified vector of EMR-Merging: at every position the largest entry of the elected sign.
 
-Huang 2024, "EMR-Merging: tuning-free high-performance model merging". Elect: the sign of the sum of
-the task vectors. Unify: the largest magnitude among the entries of that sign. The paper then gives
-every task its own mask and rescaler of this vector; both need to be told the task at inference, so
-they are no part of one static merge and not made here.
+Huang 2024, "EMR-Merging: tuning-free high-performance model merging". Elect: γ = sign(Σ_k τ_k) at
+every position. Unify: γ times the largest |τ_k| among the entries of that sign. The paper then
+gives every task its own mask and rescaler of this vector; both have to know the task at inference,
+so that they are no part of one static merge and are not made here.
 
-What is left has one coefficient per expert, over the positions where that expert holds the maximum;
-equal maxima are shared, so that the order of the experts does not matter. Where the sum is exactly
-0 the authors' code elects the negative sign; here nothing is added, so that negating all task
-vectors negates the result.
+The unified vector has one coefficient per expert, over the positions where that expert holds the
+maximum; equal maxima are shared, so that the order of the experts does not matter. Where the sum is
+exactly 0 the authors' code elects the negative sign; here nothing is added, so that negating all
+task vectors negates the result.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.election import elect, finite_task_vectors
+from mergesearch.merging.operators.parts.election import elect
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.source import TensorSource
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
     """Every task vector where it holds the maximum of the elected sign, 0 elsewhere."""
-
     return Basis(
         "delta",
         len(experts),

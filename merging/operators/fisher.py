@@ -2,8 +2,8 @@
 
 Matena 2022, "Merging models with Fisher-weighted averaging", Eq. 3: merged = Σ_k w_k F_k ⊙ θ_k /
 Σ_j w_j F_j with F_k the diagonal of the Fisher information of expert k on items of its task. In
-task vectors, expert k contributes w_k F_k ⊙ τ_k / Σ_j w_j F_j, and coefficient 1 reproduces (w_k =
-1).
+task vectors, expert k contributes w_k F_k ⊙ τ_k / Σ_j w_j F_j; coefficient 1 is the paper's merge
+with w_k = 1.
 
 F is the mean over items of Σ_c p_c (∂ log p_c / ∂θ)², item by item; implementations that sum the
 logarithms of a batch before they square have cross terms between items and classes. With many
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.models.calibration_items import Items
 from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_calibration
-from mergesearch.merging.models.expert_runner import ExpertRunner, Items, answers
+from mergesearch.merging.models.expert_runner import ExpertRunner, answers
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.inner_products import norm
 from mergesearch.merging.operators.parts.masks import uniform_bits
@@ -38,9 +39,10 @@ from mergesearch.merging.tensors.source import Options, TensorSource
 if TYPE_CHECKING:
     import torch
 
+#: Which classes are differentiated.
 Labels = Literal["exact", "sampled", "given"]
 
-#: Classes up to which the expectation over them is worked out.
+#: Up to this many classes the expectation over them is worked out exactly.
 EXACT_CLASSES = 10
 
 
@@ -53,27 +55,26 @@ def prepare(
         Labels,
         Field(
             description="Classes to differentiate: all (one answer per item and up to 10 classes, "
-            "else as sampled), "
-            "one drawn from the model, or the label of the item."
+            "else as sampled), one drawn from the model, or the label of the item."
         ),
     ] = "exact",
     floor: Annotated[float, Field(gt=0, description="Added to every Fisher information.")] = 1e-6,
     normalise: Annotated[
         bool, Field(description="Scale each expert's to norm 1 over the whole model.")
     ] = False,
-    seed: Annotated[int, Field(ge=0, description="Chooses among draws of classes.")] = 0,
+    seed: Annotated[int, Field(ge=0, description="Seed of the draws of classes.")] = 0,
 ) -> Basis:
     """Task vectors weighted by Fisher information.
 
-    Holds the model, one expert's Fisher information and one gradient while items are run; without a
-    memo, the Fisher information of all experts.
+    While items are run, memory holds the model, one expert's Fisher information and one gradient;
+    without a memo, the Fisher information of all experts.
     """
-    bench = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base)
     information = [
         memoised_per_tensor(
             (base, expert),
-            bench.key(["fisher", labels, seed], [expert.name]),
-            partial(_information, bench, expert, labels, seed),
+            runner.key(["fisher", labels, seed], [expert.name]),
+            partial(_information, runner, expert, labels, seed),
         )
         for expert in experts
     ]
@@ -82,8 +83,9 @@ def prepare(
 
     def rows(name: str) -> list[torch.Tensor]:
         deltas = task_vectors(base, experts, name)
-        found = [_floored(one, name, base, floor).to(deltas[0].device) for one in information]
-        weights = [weight * scale for weight, scale in zip(found, scales, strict=True)]
+        fishers = [_floored(one, name, base, floor).to(deltas[0].device) for one in information]
+        # Eq. 3: w_k F_k ⊙ τ_k / Σ_j w_j F_j
+        weights = [fisher * scale for fisher, scale in zip(fishers, scales, strict=True)]
         total = sum(weights[1:], weights[0])
         return [delta.mul_(weight / total) for delta, weight in zip(deltas, weights, strict=True)]
 
@@ -91,7 +93,7 @@ def prepare(
 
 
 def _scale(information: Callable[[str], Tensors], base: TensorSource, floor: float) -> float:
-    """1 / ‖F‖ over the whole model, with the floor, so that the norm is never 0."""
+    """``1 / ‖F + floor‖`` over the whole model; the floor keeps the norm above 0."""
     return 1 / math.sqrt(
         sum(norm(_floored(information, name, base, floor)) ** 2 for name in base.names)
     )
@@ -103,17 +105,17 @@ def _floored(
     """F + floor of one tensor; buffers and empty tensors have no Fisher information."""
     import torch
 
-    found = information(name).get("fisher")
-    return torch.full(tuple(base.shape(name)), floor) if found is None else found + floor
+    fisher = information(name).get("fisher")
+    return torch.full(tuple(base.shape(name)), floor) if fisher is None else fisher + floor
 
 
-def _information(bench: ExpertRunner, expert: TensorSource, labels: Labels, seed: int) -> Pieces:
+def _information(runner: ExpertRunner, expert: TensorSource, labels: Labels, seed: int) -> Pieces:
     """Fisher information of all parameters of one expert."""
     import torch
 
-    bench.load_all(expert)
+    runner.load_all(expert)
     parameters = {
-        name: bench.tensors[name] for name in {place.parameter for place in bench.places.values()}
+        name: runner.tensors[name] for name in {view.parameter for view in runner.views.values()}
     }
     parameters = {
         name: tensor
@@ -127,24 +129,27 @@ def _information(bench: ExpertRunner, expert: TensorSource, labels: Labels, seed
         for name, tensor in parameters.items()
     }
     count = 0
-    for items in bench.items(expert.name):
+    for items in runner.items(expert.name):
         for item in items.one_by_one():
-            for weight, log_likelihood in _log_likelihoods(bench, item, labels, seed, count):
+            for weight, log_likelihood in _log_likelihoods(runner, item, labels, seed, count):
                 _add_squares(totals, parameters, weight, log_likelihood)
             count += 1
-    for name, place in bench.places.items():
-        if place.parameter in totals:
+    for name, view in runner.views.items():
+        if view.parameter in totals:
             yield (
                 name,
-                {"fisher": _checked(place.of(totals[place.parameter]) / count, name, expert).cpu()},
+                {"fisher": _checked(view.of(totals[view.parameter]) / count, name, expert).cpu()},
             )
 
 
 def _log_likelihoods(
-    bench: ExpertRunner, item: Items, labels: Labels, seed: int, number: int
+    runner: ExpertRunner, item: Items, labels: Labels, seed: int, number: int
 ) -> Iterator[tuple[float, torch.Tensor]]:
-    """(weight, log-likelihood) of what is differentiated for one item."""
-    log_p = answers(bench.run(item), item.inputs).log_softmax(dim=1)
+    """Weights and log-likelihoods whose squared gradients add up to the item's share of F.
+
+    These are (p_c, log p_c) of every class, or 1 and the sum over the drawn or given classes.
+    """
+    log_p = answers(runner.run(item), item.inputs).log_softmax(dim=1)
     if labels == "exact" and len(log_p) == 1 and log_p.shape[1] <= EXACT_CLASSES:
         yield from zip(log_p[0].detach().exp().tolist(), log_p[0], strict=True)
         return
@@ -153,20 +158,19 @@ def _log_likelihoods(
 
 
 def _drawn(log_p: torch.Tensor, seed: int, number: int) -> torch.Tensor:
-    """A class for each answer ``(answers,)``, drawn from the model; the same however items are
-    batched.
-    """
+    """A class for each answer ``(answers,)``, drawn from the model, whatever the batches are."""
     import torch
 
     bits = uniform_bits(seed, "labels", f"item {number}", 0, len(log_p)).astype("float64")
-    places = torch.from_numpy((bits + 0.5) / 2.0**32).to(log_p.device)
+    uniform = torch.from_numpy((bits + 0.5) / 2.0**32).to(log_p.device)
     chosen = torch.searchsorted(
-        log_p.detach().double().exp().cumsum(dim=1), places[:, None]
+        log_p.detach().double().exp().cumsum(dim=1), uniform[:, None]
     ).squeeze(1)
     return chosen.clamp(max=log_p.shape[1] - 1)  # the sum may end below 1
 
 
 def _given(item: Items, log_p: torch.Tensor) -> torch.Tensor:
+    """The label of the item as class numbers ``(answers,)``."""
     if item.labels is None or item.labels.shape != (len(log_p),):
         received = (
             "none"
@@ -186,6 +190,7 @@ def _add_squares(
     weight: float,
     log_likelihood: torch.Tensor,
 ) -> None:
+    """Add ``p_c (∂ log p_c / ∂θ)²`` to the totals."""
     import torch
 
     gradients = torch.autograd.grad(
@@ -202,8 +207,7 @@ def _checked(information: torch.Tensor, name: str, expert: TensorSource) -> torc
     if not bool(information.isfinite().all()):
         raise CheckpointError(
             f"expert {expert.name!r}: expected finite gradients of tensor {name!r} on the "
-            "calibration items, received "
-            "NaN or infinity; check the expert and the items"
+            "calibration items, received NaN or infinity; check the expert and the items"
         )
     return information
 

@@ -3,16 +3,16 @@
 Marczak 2025, "No task left behind: isotropic model merging with common and task-specific
 subspaces". Per matrix, with Σ_k τ_k = U Σ Vᵀ and the mean σ̄ of its singular values:
 
-* Iso-C: merged = σ̄ U Vᵀ. The same is P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ, so every expert has a
-  row P τ_k of its own.
-* Iso-CTS: the largest of the common directions, and with them the largest of every (I − U_c U_cᵀ)
-  τ_k; both sides are replaced by their polar factors, and all singular values by their mean. One
-  row: no split by experts is natural.
+* Iso-C: merged = base + σ̄ U Vᵀ. As σ̄ U Vᵀ = P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ, every expert
+  has a row P τ_k of its own.
+* Iso-CTS: the largest of the common directions U_c, and with them the largest of every (I − U_c
+  U_cᵀ) τ_k; both sides are replaced by their polar factors Û and V̂, and all singular values by
+  their mean: merged = base + σ̄ Û V̂ᵀ. There is one row, as no split by experts is natural.
 
-Only singular values that are numerically not zero are flattened. The published formula gives
-directions in which no expert moves, arbitrary ones, the same strength as all others; of a sum of
-LoRA experts they are nearly all. Weights that were merged with LoRA and then rounded (to bf16, say)
-move a little in all directions: ``floor`` leaves those out.
+Only singular values that are numerically not zero are flattened. The published formula also
+strengthens directions in which no expert moves, which are arbitrary; in a sum of LoRA experts those
+are nearly all. Weights that were merged with LoRA and then rounded (to bf16, say) move a little in
+all directions: ``floor`` leaves those out.
 
 The default coefficient 1.5 is the one with which FusionBench reports both for eight CLIP experts;
 the paper tunes it.
@@ -28,21 +28,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.singular import (
+from mergesearch.merging.operators.parts.decomposition import Svd, decompose, numerical_rank, polar
+from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
+    MatrixPart,
     Others,
     Selection,
-    SingularPart,
-    Svd,
-    decompose,
-    numerical_rank,
-    polar,
     rows_by_matrix,
     shapes_of,
-    singular_of_sum,
 )
+from mergesearch.merging.operators.parts.singular import singular_of_sum
 from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -75,13 +72,15 @@ def prepare_common(
 ) -> Basis:
     """``P τ_k`` for every matrix, and a share of the mean for other tensors."""
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         svd = singular_of_sum(base, experts, part, deltas)
         rank = numerical_rank(svd.values, part.shape, deltas[0].dtype, floor=floor)
         kept = svd.top(rank)
+        # σ̄ U Vᵀ = P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ: the rows are P τ_k
         if flatten == "nonzero":
             return levelled(kept, float(kept.values.sum()) / max(rank, 1), deltas)
         mean = float(svd.values.mean())
+        # P is not defined where σ_i = 0: σ̄ U Vᵀ of those directions is shared equally
         rest = svd.left[:, rank:] @ svd.right[rank:] * (mean / len(deltas))
         return [row + rest for row in levelled(kept, mean, deltas)]
 
@@ -92,7 +91,7 @@ def prepare_common(
 
 
 def levelled(common: Svd, mean: float, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """``U diag(mean / σ_i) Uᵀ τ_k`` for every task vector ``(m, n)``; no σ_i may be 0."""
+    """``U diag(σ̄ / σ_i) Uᵀ τ_k`` for every task vector ``(m, n)``; no σ_i may be 0."""
     gain = (mean / common.values)[:, None]
     return [
         common.left @ (gain * (common.left.T @ delta.to(common.left.dtype))) for delta in deltas
@@ -112,9 +111,9 @@ def prepare_common_and_specific(
     fused: Fused = "split",
     others: Others = "mean",
 ) -> Basis:
-    """The merged task vector as one row: isotropic for matrices, the mean for other tensors."""
+    """The merged task vector as one row: isotropic for matrices, the mean of other tensors."""
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         dtype = deltas[0].dtype
         shape = part.shape
         shared, each = directions_of(min(shape), len(deltas), common)
@@ -127,14 +126,14 @@ def prepare_common_and_specific(
     selection = Selection.of(
         shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
     )
-    return Basis("delta", 1, rows_by_matrix(base, experts, selection, formula, fused=True))
+    return Basis("delta", 1, rows_by_matrix(base, experts, selection, formula, one_row=True))
 
 
 def directions_of(total: int, experts: int, common: float) -> tuple[int, int]:
     """Number of common directions, and of those of each expert.
 
-    What is not common is rounded to a multiple of the number of experts, with halves to even as in
-    the authors' code.
+    The number of those that are not common is rounded to a multiple of the number of experts, with
+    halves to even as in the authors' code.
     """
     specific = total - math.floor(Fraction(repr(common)) * total)
     each = min(round(specific / experts), total // experts)
@@ -142,12 +141,13 @@ def directions_of(total: int, experts: int, common: float) -> tuple[int, int]:
 
 
 def specific(first: Svd, delta: torch.Tensor, count: int, floor: float) -> Svd:
-    """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``, without those that are only
-    rounding.
+    """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``.
+
+    Those that are only rounding are left out.
     """
     wide = delta.to(first.left.dtype)
     svd = decompose(wide - first.left @ (first.left.T @ wide))
-    # Against the norm of all of τ_k: of a low-rank one nothing but rounding is left.
+    # Relative to the norm of τ_k itself: of a low-rank one, only rounding may be left.
     rank = numerical_rank(svd.values, delta.shape, delta.dtype, floor=floor, largest=wide.norm())
     return svd.top(min(count, rank))
 
@@ -172,8 +172,7 @@ ISO_C = Operator(
     identities=frozenset({"base_at_zero", "permutation", "linearity", "homogeneity"}),
     default=lambda _experts, _options: 1.5,
     bounds=lambda _experts, _options: (0.3, 3.0),
-    # Task vectors, rows before and after they are put in place; one decomposition and the work
-    # space of that.
+    # Task vectors, rows of matrices and of tensors; one decomposition and its work space.
     copies=lambda experts: 3 * experts + 10,
 )
 

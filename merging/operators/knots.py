@@ -2,12 +2,13 @@
 
 Stoica 2025, "Model merging with SVD to tie the KnOTS". Low-rank experts (LoRA) change few
 directions, and each its own: element by element they hardly meet, so that TIES and DARE have
-nothing to resolve. Side by side, [τ_1 ... τ_K] = U Σ [V_1 ... V_K]: another method X merges the
-coordinates Σ V_k, merged = U X(Σ V_1, ..., Σ V_K). With X = task arithmetic nothing changes.
+nothing to resolve. Put side by side, [τ_1 ... τ_K] = U Σ [V_1 ... V_K], and another method X merges
+the coordinates Σ V_k: merged = base + U X(Σ V_1, ..., Σ V_K). With X = task arithmetic nothing
+changes.
 
 Here Σ V_k is worked out as Uᵀ τ_k, which needs no V. Coordinates are trimmed tensor by tensor,
-where the authors' code ranks those of all layers together; weights and biases are not joined to one
-matrix; singular values are dropped below what is numerically zero instead of below 1e-5, and
+where the authors' code ranks those of all layers together; weights and biases are not joined into
+one matrix; singular values are dropped below what is numerically zero instead of below 1e-5, and
 coordinates that are only rounding errors are set to 0, for they would take part in the means of
 TIES.
 """
@@ -21,25 +22,26 @@ from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.dare import Drop, survivors
+from mergesearch.merging.operators.parts.decomposition import numerical_rank
 from mergesearch.merging.operators.parts.election import Fractional, Seed, elect, one_minus
 from mergesearch.merging.operators.parts.magnitudes import keep_largest
-from mergesearch.merging.operators.parts.singular import (
+from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
+    MatrixPart,
     Others,
     Selection,
-    SingularPart,
-    numerical_rank,
     rows_by_matrix,
     shapes_of,
-    singular_side_by_side,
 )
+from mergesearch.merging.operators.parts.singular import singular_side_by_side
 from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
     import torch
 
+#: The method X that merges coordinates.
 Inner = Literal["ties", "dare_ties", "task_arithmetic"]
 
 
@@ -63,22 +65,22 @@ def prepare(
     """``U X_k(Σ V_k)`` for every matrix, and a share of the mean for other tensors."""
     names = [expert.name for expert in experts]
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         svd = singular_side_by_side(base, experts, part, deltas)
         joined = (part.shape[0], part.shape[1] * len(experts))
         left = svd.left[:, : numerical_rank(svd.values, joined, deltas[0].dtype)]
-        found = [coordinates(left, delta) for delta in deltas]
+        shared = [coordinates(left, delta) for delta in deltas]  # Σ V_k = Uᵀ τ_k
         if inner == "ties":
-            found = elect([keep_largest(c, density) for c in found])
+            shared = elect([keep_largest(one, density) for one in shared])
         elif inner == "dare_ties":
-            place = f"{part.name} row {part.start}"
-            found = elect(
+            label = f"{part.name} row {part.start}"
+            shared = elect(
                 [
-                    survivors(c, seed, e, place, one_minus(drop), "inverse_prob")
-                    for c, e in zip(found, names, strict=True)
+                    survivors(one, seed, expert, label, one_minus(drop), "inverse_prob")
+                    for one, expert in zip(shared, names, strict=True)
                 ]
             )
-        return [left @ c for c in found]
+        return [left @ one for one in shared]  # U X_k(Σ V_k)
 
     selection = Selection.of(
         shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
@@ -87,14 +89,14 @@ def prepare(
 
 
 def coordinates(left: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """``Uᵀ τ``, ``(r, n)`` for ``left`` of ``(m, r)``, with what is only rounding taken as 0."""
+    """``Uᵀ τ``, ``(r, n)`` for ``left`` of ``(m, r)``, with rounding errors set to 0."""
     import torch
 
-    found = left.T @ delta.to(left.dtype)
+    result = left.T @ delta.to(left.dtype)
     # A few roundings, and still far below the usual coordinate, ‖τ‖ / sqrt(r n), of the largest
     # matrices.
     noise = 16 * torch.finfo(delta.dtype).eps * float(delta.norm())
-    return found.masked_fill_(found.abs() <= noise, 0.0)
+    return result.masked_fill_(result.abs() <= noise, 0.0)
 
 
 def _default(_experts: int, options: Options) -> float:
@@ -132,8 +134,8 @@ KNOTS = Operator(
     ),
     default=_default,
     bounds=_bounds,
-    # Task vectors, coordinates, and rows before and after they are put in place; one decomposition,
-    # or one election.
+    # Task vectors, coordinates, and rows of matrices and of tensors; one decomposition, or one
+    # election.
     copies=lambda experts: 4 * experts + 10,
     stochastic=True,
 )

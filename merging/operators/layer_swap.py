@@ -25,6 +25,8 @@ from mergesearch.merging.tensors.source import Options, TensorSource
 if TYPE_CHECKING:
     import torch
 
+#: Where a tensor of the swapped model comes from: the first or the second expert, the average of
+#: both, or the base.
 SwapSource = Literal["first", "second", "both", "base"]
 Count = Annotated[int, Field(ge=0)]
 
@@ -48,16 +50,16 @@ def prepare(
     axes = block_axes(classify(name) for name in base.names)
 
     def rows(name: str) -> list[torch.Tensor]:
-        part = part_of(name, axes, bottom, top, transition, outside)
+        origin = swap_source(name, axes, bottom, top, transition, outside)
         sources = {"first": [first], "second": [second], "both": [first, second], "base": [base]}[
-            part
+            origin
         ]
         return [_mean([source.read(name).to(base.read(name).device) for source in sources])]
 
     return Basis("interpolation", 1, rows)
 
 
-def part_of(
+def swap_source(
     name: str,
     axes: Mapping[str, tuple[int, ...]],
     bottom: int,
@@ -65,14 +67,22 @@ def part_of(
     transition: int,
     outside: Literal["first", "base", "second"],
 ) -> SwapSource:
-    """Which model a tensor comes from; ``axes`` of
-    :func:`mergesearch.merging.tensors.roles.block_axes`.
+    """Where a tensor comes from.
+
+    Args:
+        name: Name of the tensor.
+        axes: Tower -> numbers of its blocks, ascending.
+        bottom: First blocks, from the first expert.
+        top: Last blocks, from the first expert.
+        transition: Averaged blocks on either side of the middle.
+        outside: Where tensors outside the blocks come from.
     """
-    place = classify(name)
-    if place.block is None:
+    role = classify(name)
+    if role.block is None:
         return outside
-    axis = axes[place.tower]
-    from_bottom = axis.index(place.block)
+    axis = axes[role.tower]
+    from_bottom = axis.index(role.block)
+    # Blocks between this one and the nearer of the two outer parts; below 0 it lies inside one.
     inward = min(from_bottom - bottom, len(axis) - 1 - from_bottom - top)
     return "first" if inward < 0 else "both" if inward < transition else "second"
 
@@ -102,8 +112,7 @@ def _refuse(layout: Layout, _experts: int, options: Options) -> str | None:
             where = f" of the {tower} tower" if tower else ""
             return (
                 f"expected bottom + top + 2 · transition of at most {len(axis)}, the number of "
-                f"blocks{where}, "
-                f"received {asked}; lower one of them"
+                f"blocks{where}, received {asked}; lower one of them"
             )
     return None
 

@@ -34,14 +34,15 @@ def prepare(
         Field(description="scale of the first block; None for 1/K"),
     ] = None,
     beta: Annotated[
-        float, Field(ge=0, description="what the last block is scaled by more than the first")
+        float, Field(ge=0, description="scale of the last block less that of the first")
     ] = 0.3,
 ) -> Basis:
     """The task vectors times the scale of their depth."""
-    first = 1.0 / len(experts) if alpha is None else alpha
+    first = 1.0 / len(experts) if alpha is None else alpha  # α
     axes = block_axes(classify(name) for name in base.names)
 
     def rows(name: str) -> list[torch.Tensor]:
+        # α + β · l / (L − 1), and α outside the blocks
         scale = first + beta * (depth_of(name, axes) or 0.0)
         return [delta.mul_(scale) for delta in task_vectors(base, experts, name)]
 

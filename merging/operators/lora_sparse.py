@@ -1,19 +1,18 @@
-"""Sparsified LoRA pools: every adapter's A is pruned, then the products are added up with signed
-coefficients.
+"""Sparsified LoRA pools: every adapter's A is pruned before the products are added up.
 
 Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories"
-(Evo-Merging): ΔW = Σ_k β_k B_k prune(A_k; α_k). Pruning A alone, by magnitude and matrix by matrix,
-removes noise; a negative β_k takes an adapter's influence away. The coefficients of this operator
-are the β, ``sparsity`` is the fraction that is pruned (the authors' code counts the fraction that
-is kept).
+(Evo-Merging): merged = base + Σ_k β_k B_k prune(A_k; α_k). Pruning A alone, by magnitude and matrix
+by matrix, removes noise; a negative β_k takes an adapter's influence away. The coefficients of this
+operator are the β, ``sparsity`` is the fraction that is pruned (the authors' code counts the
+fraction that is kept).
 
 The authors' code adds up the A and the B separately, so that its update is (Σ β_i B_i)(Σ β_j
 prune(A_j)): it multiplies one adapter's B with another's A, and counts β twice. Here products are
 formed first, and the merge is linear in β.
 
 A faces the input. It is the right factor of a matrix stored as (out, in), and the left one of an
-embedding or of GPT-2's linear layers. Tensors that an adapter stores whole come in as they are, and
-so does what the model below an adapter has that the base has not.
+embedding or of GPT-2's linear layers. Tensors that an adapter stores whole are merged unpruned, and
+so are the changes that the model below an adapter has made to the base.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from pydantic import Field
 
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.election import one_minus, what
+from mergesearch.merging.operators.parts.election import one_minus
 from mergesearch.merging.operators.parts.magnitudes import keep_largest
-from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.operators.parts.task_vectors import task_vectors, vector_label
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Factors, Options, TensorSource
 
@@ -38,22 +37,22 @@ if TYPE_CHECKING:
 
 
 class Adapter(TensorSource, Protocol):
-    """A model with a LoRA adapter, as
-    :class:`mergesearch.merging.checkpoints.adapted.AdaptedCheckpoint` is one.
-    """
+    """A model with a LoRA adapter, such as a checkpoint opened as MODEL+ADAPTER."""
 
     @property
     def changes(self) -> Mapping[str, tuple[Any, bool]]:
-        """Adapted tensors: name -> something, and whether the matrix is stored as (in, out), A
-        being left.
+        """Adapted tensors: name -> anything, and whether the matrix is stored as (in, out).
+
+        If it is, A is the left factor.
         """
 
     def factors(self, name: str) -> Pair | None:
         """The adapter's change of a tensor as ``(m, r)`` and ``(r, n)``, or None if it has none."""
 
     def low_rank(self, name: str, base: TensorSource) -> Pair | None:
-        """The task vector of a tensor as factors, of rank 0 where it is zero; None if it has to be
-        read whole.
+        """The task vector of a tensor as factors, or None if it has to be read whole.
+
+        A task vector of zeros has rank 0.
         """
 
 
@@ -97,8 +96,7 @@ def _adapter(expert: TensorSource) -> Adapter:
     if not _is_adapter(expert):
         raise RecipeError(
             "operator lora_sparse: expected LoRA adapters as experts (MODEL+ADAPTER), received "
-            f"{expert.name!r}, "
-            "a full checkpoint; use breadcrumbs or ties for those"
+            f"{expert.name!r}, a full checkpoint; use breadcrumbs or ties for those"
         )
     return expert
 
@@ -108,7 +106,10 @@ def _is_adapter(expert: TensorSource) -> TypeGuard[Adapter]:
 
 
 def _row(base: TensorSource, adapter: Adapter, density: float, name: str) -> torch.Tensor:
-    """B · prune(A), or the task vector with its B · A replaced by that; of the tensor's shape."""
+    """``B_k prune(A_k; α_k)`` in the shape of the tensor.
+
+    Where the task vector is more than ``B_k A_k``, that part of it is replaced.
+    """
     pair = _thinned_task_vector(base, adapter, density, name)
     if pair is not None:
         return _product(pair, base.read(name))
@@ -129,8 +130,9 @@ def _thinned_task_vector(
 
 
 def _thinned(pair: Pair, adapter: Adapter, density: float, name: str) -> Pair:
+    """B and prune(A) of B and A."""
     left, right = pair
-    label = what(adapter, name)
+    label = vector_label(adapter, name)
     _, left_is_a = adapter.changes.get(name, (None, False))
     if left_is_a:
         return keep_largest(left, density, label), right

@@ -1,4 +1,4 @@
-"""Model Stock: pull the average towards the base, the more the less the experts agree.
+"""Model Stock: pull the average towards the base, further the less the experts agree.
 
 Jang 2024, "Model Stock: all we need is just a few fine-tuned models", Eq. 2 for any number of
 experts: with the angle θ between task vectors, merged = t · average + (1 − t) · base and t = K cos
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
-    """The task vectors times t / K, t from their angles."""
+    """The task vectors times t / K, with t from their angles."""
 
     def rows(name: str) -> list[torch.Tensor]:
         deltas = task_vectors(base, experts, name)
+        # t · average + (1 − t) · base = base + Σ_k t/K · τ_k
         scale = interpolation_ratio(deltas) / len(deltas)
         return [delta.mul_(scale) for delta in deltas]
 
@@ -42,7 +43,8 @@ def interpolation_ratio(deltas: Sequence[torch.Tensor]) -> float:
         return 1.0
     cosines = [cosine(one, other) for one, other in combinations(deltas, 2)]
     mean = sum(cosines) / len(cosines)
-    # For a mean cosine below 0 the numerator is negative while the denominator may vanish.
+    # Eq. 2: t = K cos θ / (1 + (K − 1) cos θ). For a mean cosine below 0 the numerator is negative
+    # while the denominator may vanish.
     return count * mean / (1 + (count - 1) * mean) if mean > 0 else 0.0
 
 

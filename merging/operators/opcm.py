@@ -3,22 +3,22 @@
 Tang 2025, "Merging models on the fly without retraining: a sequential approach to scalable
 continual model merging". With T = U Σ Vᵀ the merge so far, a new task vector τ becomes τ' = U X Vᵀ,
 where X = Uᵀ τ V loses its diagonal and its upper left block X[:r, :r]; r counts the singular values
-that add up to no more than α of all. Tensors that are no matrices of blocks are not cleaned. T
+that add up to no more than α of all. Tensors that are not matrices of blocks are not cleaned. T
 becomes λ_prev T + τ', rescaled so that the norm of the whole model is the mean norm of the task
 vectors so far.
 
 Two observations make this a stream and a sum over experts. λ_prev undoes the last rescaling
 exactly, so that T is the plain sum of cleaned task vectors throughout, up to one factor at the end;
-and cleaning does not see the length of T. So tensors do not know of each other but for that factor,
-which a first pass over the model finds; and the cleaned task vector of each expert times that
-factor is its direction, with a coefficient of its own (1 reproduces OPCM).
+and cleaning does not depend on the length of T. So tensors depend on each other only through that
+factor, which a first pass over the model finds; and the cleaned task vector of each expert times
+that factor is its direction, with a coefficient of its own (1 reproduces OPCM).
 
 What is removed lies in the span of T, so that the thin decomposition is enough. Vectors of
-numerically zero singular values are arbitrary: nothing is removed along them, where the authors'
-code removes the diagonal, too, and divides by zero for T = 0. At α = 1 everything inside the span
-of T is removed; the authors' code then removes the diagonal only. Decompositions are made in fp64:
-the diagonal belongs to single singular vectors, which fp32 leaves open to one part in a hundred
-where singular values are close.
+numerically zero singular values are arbitrary: nothing is removed along them, whereas the authors'
+code also removes the diagonal there, and divides by zero for T = 0. At α = 1 everything inside the
+span of T is removed; the authors' code then removes the diagonal only. Decompositions are made in
+fp64: the diagonal belongs to single singular vectors, which fp32 leaves open to one part in a
+hundred where singular values are close.
 """
 
 from __future__ import annotations
@@ -31,16 +31,14 @@ from pydantic import Field
 
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.decomposition import Svd, decompose, numerical_rank
 from mergesearch.merging.operators.parts.inner_products import dot
-from mergesearch.merging.operators.parts.singular import (
+from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
+    MatrixPart,
     Selection,
-    SingularPart,
-    Svd,
-    decompose,
-    numerical_rank,
     rows_by_matrix,
     shapes_of,
 )
@@ -71,28 +69,27 @@ def prepare(
     conv: Convolutions = "others",
     fused: Fused = "split",
 ) -> Basis:
-    """The cleaned task vectors times the factor that gives their sum the mean norm of the task
-    vectors.
+    """The cleaned task vectors, scaled so that their sum has the mean norm of the task vectors.
 
     Raises:
         RecipeError: If ``order`` does not hold the name of every expert once.
     """
-    places = _places(order, experts)
+    joining = _joining_order(order, experts)
     selection = Selection.of(
         shapes_of(base), matrices=matrices, conv=conv, fused=fused, others="sum"
     )
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        return _cleaned(base, experts, part, deltas, places, alpha)
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        return _cleaned(base, experts, part, deltas, joining, alpha)
 
     cleaned = rows_by_matrix(base, experts, selection, formula)
 
-    factor = _factor(base, experts, cleaned, [places, alpha, matrices, conv, fused])
+    factor = _factor(base, experts, cleaned, [joining, alpha, matrices, conv, fused])
     return Basis("delta", len(experts), lambda name: [row.mul_(factor) for row in cleaned(name)])
 
 
-def _places(order: Sequence[str], experts: Sequence[TensorSource]) -> list[int]:
-    """Index of each expert in turn."""
+def _joining_order(order: Sequence[str], experts: Sequence[TensorSource]) -> list[int]:
+    """Indices of the experts, in the order in which they join."""
     names = [expert.name for expert in experts]
     if sorted(order) != sorted(names):
         raise RecipeError(
@@ -104,35 +101,33 @@ def _places(order: Sequence[str], experts: Sequence[TensorSource]) -> list[int]:
 def _cleaned(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: SingularPart,
+    part: MatrixPart,
     deltas: list[torch.Tensor],
-    places: Sequence[int],
+    joining: Sequence[int],
     alpha: float,
 ) -> list[torch.Tensor]:
-    """The task vectors of one matrix, all but the first to join cleaned of what was merged before
-    them.
-    """
-    first, *rest = places
+    """The task vectors of one matrix, each cleaned of what was merged before it."""
+    first, *rest = joining
 
     def compute() -> dict[str, torch.Tensor]:
         import torch
 
-        merged = deltas[first].to(torch.float64, copy=True)
-        found = {}
-        for place in rest:
-            vector = clean(deltas[place].double(), decompose(merged), alpha, deltas[place].dtype)
+        merged = deltas[first].to(torch.float64, copy=True)  # T
+        vectors = {}
+        for k in rest:
+            vector = clean(deltas[k].double(), decompose(merged), alpha, deltas[k].dtype)  # τ'
             merged += vector
-            found[str(place)] = vector.to(deltas[place].dtype)
-        return found
+            vectors[str(k)] = vector.to(deltas[k].dtype)
+        return vectors
 
     # Decompositions take nearly all the time, and both passes over the model need them.
-    key = ["task vectors cleaned one after another", *part.key, places, alpha]
-    found = remembered([base, *experts], key, compute) if rest else {}
-    return [found.get(str(place), delta) for place, delta in enumerate(deltas)]
+    key = ["task vectors cleaned one after another", *part.key, joining, alpha]
+    vectors = remembered([base, *experts], key, compute) if rest else {}
+    return [vectors.get(str(k), delta) for k, delta in enumerate(deltas)]
 
 
 def clean(vector: torch.Tensor, merged: Svd, alpha: float, dtype: torch.dtype) -> torch.Tensor:
-    """``U X Vᵀ`` with X of ``vector``, less its diagonal and upper left block.
+    """``τ' = U X Vᵀ``, where X is ``Uᵀ τ V`` without its diagonal and its upper left block.
 
     Args:
         vector: τ, ``(m, n)``.
@@ -144,8 +139,10 @@ def clean(vector: torch.Tensor, merged: Svd, alpha: float, dtype: torch.dtype) -
 
     rank = numerical_rank(merged.values, vector.shape, dtype)
     kept = merged.top(rank)
+    # r: σ_1 + ... + σ_r ≤ α Σ_i σ_i
     shares = kept.values.cumsum(0) <= alpha * kept.values.sum()
     block = rank if alpha == 1 else int(shares.sum())
+    # X = Uᵀ τ V; removed are its diagonal and X[:r, :r]
     projected = kept.left.T @ vector @ kept.right.T
     removed = torch.diag(projected.diagonal())
     removed[:block, :block] = projected[:block, :block]
@@ -158,9 +155,7 @@ def _factor(
     cleaned: Callable[[str], list[torch.Tensor]],
     key: list[Any],
 ) -> float:
-    """Mean norm of the task vectors of the whole model, over the norm of the sum of the cleaned
-    ones.
-    """
+    """Mean of the ``‖τ_k‖`` over the norm of ``Σ_k τ'_k``, all of the whole model."""
 
     def compute() -> dict[str, torch.Tensor]:
         import torch
@@ -206,8 +201,7 @@ OPCM = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 2.0),
     refuse=_refuse,
-    # Task vectors, cleaned ones, rows; in fp64 the merge so far with its decomposition, and the
-    # work space of that.
+    # Task vectors, cleaned ones, rows; in fp64 the merge so far, its decomposition and work space.
     copies=lambda experts: 3 * experts + 18,
     order_sensitive=True,
 )

@@ -7,6 +7,7 @@ hand.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
 from mergesearch.merging.operators import IDENTITIES, OPERATORS, Operator
 from mergesearch.merging.operators.base import OperatorFamily
-from mergesearch.merging.operators.schema import meaning, type_text
+from mergesearch.merging.operators.schema import count_text, meaning, type_text
 
 FAMILIES: Mapping[str, str] = {
     "linear": "Linear family: weighted sums of experts and task vectors",
@@ -28,6 +29,7 @@ FAMILIES: Mapping[str, str] = {
 #: Numbers of experts for which defaults and bounds are shown.
 _SHOWN = (2, 4, 8)
 
+#: Each :data:`mergesearch.merging.operators.base.PreparationScope` in words.
 _SCOPES: Mapping[str, str] = {
     "E": "one element of all experts",
     "R": "a row of all experts",
@@ -86,7 +88,18 @@ def pages() -> dict[str, str]:
     return {"README.md": _index(members), **written, "special.md": _special_page()}
 
 
-_GENERATED = "*Written by `make docs` from what the operators declare; edit their files instead.*"
+#: Cross-references of docstrings, which Markdown does not know.
+_ROLE = re.compile(r":[a-z]+:`~?([^`]+)`")
+
+_GENERATED = (
+    "*Written by `make docs` from what the operators declare; edit the operators' files instead.*"
+)
+
+
+def prose(docstring: str | None) -> str:
+    """A docstring as Markdown: cross-references become code, sections for callers are left out."""
+    text, *_ = inspect.cleandoc(docstring or "").split("\n\nRaises:\n")
+    return _ROLE.sub(r"`\1`", text)
 
 
 def _index(members: Mapping[str, list[Operator]]) -> str:
@@ -126,14 +139,11 @@ def _special_page() -> str:
         "",
         _GENERATED,
         "",
-        inspect.cleandoc(sys.modules[TensorPolicies.__module__].__doc__ or ""),
+        prose(sys.modules[TensorPolicies.__module__].__doc__),
         "",
-    ]
-    lines += [
         (
             "Written as `special: {NAME: CHOICE}` in recipes and study files, or `special={...}` "
-            "in "
-            "`merging.merge`."
+            "in `mergesearch.merge`."
         ),
         "",
     ]
@@ -148,12 +158,12 @@ def _special_page() -> str:
 
 def _family_page(family: str, operators: list[Operator]) -> str:
     parts = [f"# {FAMILIES[family]}", _GENERATED]
-    told: set[str] = set()
+    described: set[str] = set()
     for operator in operators:
         module = operator.prepare.__module__
-        prose = "" if module in told else inspect.cleandoc(sys.modules[module].__doc__ or "")
-        told.add(module)
-        parts.append(_section(operator, prose))
+        about = "" if module in described else prose(sys.modules[module].__doc__)
+        described.add(module)
+        parts.append(_section(operator, about))
     if any("calibration" in operator.hyperparameters for operator in operators):
         parts.append(_calibration())
     return "\n\n".join(parts) + "\n"
@@ -172,21 +182,21 @@ def _calibration() -> str:
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, annotation in get_type_hints(CalibrationSpec, include_extras=True).items():
         inner = get_args(annotation)[0] if get_origin(annotation) is NotRequired else annotation
-        known = f"`{DEFAULTS[name]}`" if name in DEFAULTS else "`required`"
+        known = f"`{shown(DEFAULTS.get(name, 'required'))}`"
         what = meaning(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=inner))
         lines.append(f"| `{name}` | {type_text(inner)} | {known} | {what} |")
     return "\n".join(lines)
 
 
-def _section(operator: Operator, prose: str) -> str:
+def _section(operator: Operator, about: str) -> str:
     parts = [
         f"## {operator.name}",
         f"{operator.summary[0].upper()}{operator.summary[1:]}.",
         f"*{operator.paper}.*",
     ]
-    if prose:
-        parts.append(prose)
-    parts.append(inspect.cleandoc(operator.prepare.__doc__ or ""))
+    if about:
+        parts.append(about)
+    parts.append(prose(operator.prepare.__doc__))
     parts.append(_facts(operator))
     if operator.hyperparameters:
         parts.append(_hyperparameters(operator))
@@ -198,13 +208,7 @@ def _facts(operator: Operator) -> str:
     least, most = operator.experts
     count = max(least, 4 if most is None else min(4, most))
     low, high = operator.bounds(count, options)
-    experts = (
-        f"{least} or more"
-        if most is None
-        else f"{least}"
-        if least == most
-        else f"{least} to {most}"
-    )
+    experts = count_text(least, most, f"{least} or more")
     traits = [
         word
         for word, flag in (
@@ -216,12 +220,12 @@ def _facts(operator: Operator) -> str:
     lines = [
         f"- needs: {', '.join(['weights', *sorted(operator.needs)])}; experts: {experts}",
         f"- coefficient: {coefficient(operator)}, searched in [{low:g}, {high:g}] (K={count})",
-        f"- preparation sees {_SCOPES[operator.scope]}"
+        f"- preparation reads {_SCOPES[operator.scope]}"
         + (f"; {', '.join(traits)}" if traits else ""),
         f"- holds: {_identities(operator.identities)}",
     ]
     if operator.plain:
-        settings = ", ".join(f"{name} {value}" for name, value in operator.plain.items())
+        settings = ", ".join(f"{name} {shown(value)}" for name, value in operator.plain.items())
         more = operator.plain_identities - operator.identities
         lines.append(
             f"- with {settings} also: {_identities(more)}"
@@ -243,11 +247,18 @@ def _hyperparameters(operator: Operator) -> str:
         cells = (
             f"`{name}`",
             type_text(parameter.annotation),
-            f"`{_plain(default(parameter))}`",
+            f"`{shown(default(parameter))}`",
             meaning(parameter),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A value as pages show it: numbers with four significant digits."""
+    if isinstance(value, list):
+        return f"[{', '.join(shown(item) for item in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:

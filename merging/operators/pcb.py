@@ -4,12 +4,12 @@ Du 2024, "Parameter competition balancing for model merging". Per expert, over t
 model, with A_k = |τ_k| clipped to its ``clip`` and 1 − ``clip`` quantiles and n(x) = (x − min) /
 (max − min):
 
-* Intra-balancing: exp(K n(A_k)²).
-* Inter-balancing, in three variants that the authors' repository holds side by side:
+* Intra-balancing: intra_k = exp(K n(A_k)²).
+* Inter-balancing inter_k, in three variants that the authors' repository holds side by side:
   ``vision``: tanh(τ_k Σ_j sign(τ_j) n(A_j)); ``evolution``: Σ_j tanh(sign(τ_k) n(A_k) sign(τ_j)
   n(A_j)); ``language``: tanh(τ_k Σ_j τ_j), there with clip 1e-4.
-* The score b_k is their product; s_k = n(b_k clipped from below at its 1 − ``ratio`` quantile).
-* Merged: Σ λ_k s_k sign(τ_k) A_k / Σ_j s_j, linear in λ.
+* The score b_k = intra_k · inter_k; s_k = n(b_k clipped from below at its 1 − ``ratio`` quantile).
+* merged = base + Σ_k λ_k s_k sign(τ_k) A_k / Σ_j s_j, linear in λ.
 
 One expert alone is not restored: the top ``ratio`` of its entries survives, clipped. An expert
 whose magnitudes or scores are all the same competes for nothing (the authors' code divides 0 by 0).
@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.election import Fractional, what
+from mergesearch.merging.operators.parts.election import Fractional
 from mergesearch.merging.operators.parts.magnitudes import (
     Histogram,
     Stream,
     kth_largest,
     magnitude_histogram,
 )
-from mergesearch.merging.operators.parts.task_vectors import task_vectors
+from mergesearch.merging.operators.parts.task_vectors import task_vectors, vector_label
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     #: Reads the model once: the scores of all experts, tensor by tensor.
     Scores = Callable[[], Iterable[Sequence[torch.Tensor]]]
 
+#: Which of the authors' three scripts defines the inter-balancing.
 Variant = Literal["vision", "evolution", "language"]
+
 #: Least and greatest of a row of numbers, after clipping.
 Range = tuple[float, float]
 
@@ -84,10 +86,12 @@ def prepare(
     def rows(name: str) -> list[torch.Tensor]:
         vectors, scores = scored(name)
         shares = [_relative(score, limits) for score, limits in zip(scores, ranges, strict=True)]
+        # s_k sign(τ_k) A_k / Σ_j s_j
         total = _sum(shares)
         total = total.masked_fill(total == 0, 1.0)
         clipped = (
-            v.sign() * v.abs().clamp(*limits) for v, limits in zip(vectors, magnitudes, strict=True)
+            vector.sign() * vector.abs().clamp(*limits)
+            for vector, limits in zip(vectors, magnitudes, strict=True)
         )
         return [
             vector * (share / total).to(vector.dtype)
@@ -106,7 +110,10 @@ def _magnitude_range(base: TensorSource, expert: TensorSource, clip: float) -> R
     import torch
 
     def changes() -> Iterable[tuple[str, torch.Tensor]]:
-        return ((what(expert, name), task_vectors(base, [expert], name)[0]) for name in base.names)
+        return (
+            (vector_label(expert, name), task_vectors(base, [expert], name)[0])
+            for name in base.names
+        )
 
     def select() -> dict[str, torch.Tensor]:
         counts = remembered(
@@ -123,9 +130,7 @@ def _magnitude_range(base: TensorSource, expert: TensorSource, clip: float) -> R
 
 
 def _clipping(stream: Stream, first: Histogram, clip: float) -> Range:
-    """The numbers at places ``⌊n clip⌋`` and ``⌊n (1 − clip) − 1⌋`` (from 0) of the sorted
-    magnitudes.
-    """
+    """The sorted magnitudes at the indices ``⌊n clip⌋`` and ``⌊n (1 − clip) − 1⌋``."""
     count = first.total
     if count == 0:
         return 0.0, 0.0
@@ -139,12 +144,14 @@ def _clipping(stream: Stream, first: Histogram, clip: float) -> Range:
 def _scores(
     vectors: Sequence[torch.Tensor], magnitudes: Sequence[Range], variant: Variant
 ) -> list[torch.Tensor]:
-    """b_k / exp(K), K tensors ``S`` -> K tensors ``S``, fp32."""
+    """``b_k / exp(K)`` of one tensor for every expert, in fp32."""
     sizes = [
         _relative(vector.abs(), limits) for vector, limits in zip(vectors, magnitudes, strict=True)
     ]
     count = len(vectors)
+    # intra_k / exp(K) = exp(K (n(A_k)² − 1))
     intra = ((size.square() - 1).mul_(count).exp_() for size in sizes)
+    # b_k = intra_k · inter_k
     inter = _inter_balancing(vectors, sizes, variant)
     return [(one * other).float() for one, other in zip(intra, inter, strict=True)]
 
@@ -152,21 +159,25 @@ def _scores(
 def _inter_balancing(
     vectors: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor], variant: Variant
 ) -> Iterator[torch.Tensor]:
-    """How far each vector agrees with all, K vectors τ_k and K sizes n(A_k) ``S`` -> K tensors
-    ``S``, one at a time.
+    """How far each vector agrees with all of them, one result at a time.
+
+    Args:
+        vectors: K tensors τ_k.
+        sizes: K tensors n(A_k).
+        variant: Which of the three formulas.
     """
     if variant == "language":
-        together = _sum(vectors)
-        return ((vector * together).tanh_() for vector in vectors)
+        total = _sum(vectors)
+        return ((vector * total).tanh_() for vector in vectors)  # tanh(τ_k Σ_j τ_j)
     signed = [vector.sign().mul_(size) for vector, size in zip(vectors, sizes, strict=True)]
-    if variant == "evolution":
+    if variant == "evolution":  # Σ_j tanh(sign(τ_k) n(A_k) sign(τ_j) n(A_j))
         return (_sum((one * other).tanh_() for other in signed) for one in signed)
-    together = _sum(signed)
-    return ((vector * together).tanh_() for vector in vectors)
+    total = _sum(signed)
+    return ((vector * total).tanh_() for vector in vectors)  # tanh(τ_k Σ_j sign(τ_j) n(A_j))
 
 
 def _relative(numbers: torch.Tensor, limits: Range) -> torch.Tensor:
-    """Clipped to a range and mapped to [0, 1]; 0 where the range is empty."""
+    """``n(x) = (x − min) / (max − min)`` of numbers clipped to a range; 0 if it is empty."""
     import torch
 
     low, high = limits
@@ -178,9 +189,7 @@ def _relative(numbers: torch.Tensor, limits: Range) -> torch.Tensor:
 def _score_ranges(
     scores: Scores, sources: Sequence[TensorSource], key: Sequence[Any], ratio: float
 ) -> list[Range]:
-    """Per expert, the 1 − ``ratio`` quantile of its scores over the whole model, and their
-    maximum.
-    """
+    """For every expert the 1 − ``ratio`` quantile and the maximum of its scores in the model."""
 
     def read() -> dict[str, torch.Tensor]:
         return _upper_counts(scores(), len(sources) - 1)
@@ -199,8 +208,9 @@ def _score_ranges(
 def _upper_counts(
     scores: Iterable[Sequence[torch.Tensor]], experts: int
 ) -> dict[str, torch.Tensor]:
-    """First read: ``counts`` ``(K, 65536)`` of the upper halves of keys, and ``largest``
-    ``(K,)``.
+    """First read: ``counts`` of the upper halves of keys, and the ``largest`` scores.
+
+    They are ``(K, 65536)`` and ``(K,)``.
     """
     import torch
 
@@ -215,20 +225,18 @@ def _upper_counts(
 def _quantiles(
     scores: Iterable[Sequence[torch.Tensor]], first: Mapping[str, torch.Tensor], ratio: float
 ) -> torch.Tensor:
-    """Second read: ``(K, 2)``, the number at place ``⌊n (1 − ratio)⌋`` (from 0) of the sorted
-    scores, and the last.
-    """
+    """Second read: the sorted scores at index ``⌊n (1 − ratio)⌋`` and the last, ``(K, 2)``."""
     import torch
 
     counts = first["counts"]
     sizes = [int(size) for size in counts.sum(dim=1)]
-    places = [min(int(size * (1 - ratio)), size - 1) for size in sizes]
-    uppers = [_bin_at(row, place) for row, place in zip(counts, places, strict=True)]
+    indices = [min(int(size * (1 - ratio)), size - 1) for size in sizes]
+    uppers = [_bin_at(row, index) for row, index in zip(counts, indices, strict=True)]
     inside = torch.zeros_like(counts)
     for k, part in _parts(scores):
         keys = _keys(part)
         inside[k] += _count(keys[(keys >> 16) + _BINS // 2 == uppers[k][0]] & (_BINS - 1))
-    lowers = [_bin_at(row, place)[0] for row, (_, place) in zip(inside, uppers, strict=True)]
+    lowers = [_bin_at(row, index)[0] for row, (_, index) in zip(inside, uppers, strict=True)]
     keys = torch.tensor(
         [(one - _BINS // 2) << 16 | two for (one, _), two in zip(uppers, lowers, strict=True)]
     )
@@ -248,9 +256,7 @@ def _parts(scores: Iterable[Sequence[torch.Tensor]]) -> Iterator[tuple[int, torc
 
 
 def _keys(numbers: torch.Tensor) -> torch.Tensor:
-    """fp32 -> int32 in the same order: the bits, with the magnitude of negative numbers turned
-    around.
-    """
+    """fp32 -> int32 in the same order: the bits, those of negative magnitudes inverted."""
     import torch
 
     bits = numbers.view(torch.int32)
@@ -258,7 +264,7 @@ def _keys(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _numbers(keys: torch.Tensor) -> torch.Tensor:
-    """What :func:`_keys` made keys of; it is its own inverse."""
+    """The inverse of :func:`_keys`, which is its own inverse but for dtypes."""
     import torch
 
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32)
@@ -271,15 +277,13 @@ def _count(bins: torch.Tensor) -> torch.Tensor:
     return torch.bincount(bins.reshape(-1).long(), minlength=_BINS).cpu()
 
 
-def _bin_at(counts: torch.Tensor, place: int) -> tuple[int, int]:
-    """The bin that holds the number at ``place`` (from 0, ascending), and its place inside the
-    bin.
-    """
+def _bin_at(counts: torch.Tensor, index: int) -> tuple[int, int]:
+    """The bin of the number at ``index`` of the sorted numbers, and its index inside the bin."""
     import torch
 
     below = counts.cumsum(0)
-    found = int(torch.searchsorted(below, place, right=True))
-    return found, place - int(below[found] - counts[found])
+    bin_index = int(torch.searchsorted(below, index, right=True))
+    return bin_index, index - int(below[bin_index] - counts[bin_index])
 
 
 def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """RegMean: merge linear layers by regression on the inputs that the experts see.
 
 Jin 2023, "Dataless knowledge fusion by merging weights of language models", Eq. 3: for every linear
-layer W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ with G_k the mean of x xᵀ over the inputs x of expert k,
-off-diagonals times ``reduce``; every other tensor is the mean. In task vectors, expert k
-contributes τ_k G_k (Σ_j G_j)⁻¹; coefficient 1 reproduces.
+layer W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ with G_k the mean of x xᵀ over the inputs x of expert k, its
+off-diagonal elements times ``reduce``; every other tensor is the mean. In task vectors, expert k
+contributes τ_k G_k (Σ_j G_j)⁻¹; coefficient 1 is the paper's merge.
 
-Implementations invert Σ G_k. Here it is factored in fp64, with a small ridge shared equally by the
-experts, so that equal Gram matrices give the mean exactly, and inputs that no item reaches are
-averaged. Tokens that the attention mask calls padding do not count.
+Other implementations invert Σ_k G_k. Here it is factored in fp64, with a small ridge shared equally
+by the experts, so that equal Gram matrices give the mean exactly, and inputs that no item reaches
+are averaged. Tokens that the attention mask calls padding do not count.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def prepare(
 ) -> Basis:
     """Task vectors reweighted by the inputs of each expert.
 
-    Holds the model and the Gram matrices of one expert while items are run; without a memo, those
-    of all experts.
+    While items are run, memory holds the model and the Gram matrices of one expert; without a memo,
+    those of all experts.
     """
-    bench = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base)
     # Without `reduce` in the key: its values share the Gram matrices.
     grams = [
         memoised_per_tensor(
-            (base, expert), bench.key(["gram"], [expert.name]), partial(_grams, bench, expert)
+            (base, expert), runner.key(["gram"], [expert.name]), partial(_grams, runner, expert)
         )
         for expert in experts
     ]
@@ -53,24 +53,25 @@ def prepare(
         deltas = task_vectors(base, experts, name)
         if len(base.shape(name)) != 2:
             return [delta / len(deltas) for delta in deltas]
+        # Eq. 3: τ_k G_k (Σ_j G_j)⁻¹
         return regressed(deltas, [gram(name) for gram in grams], reduce)
 
     return Basis("delta", len(experts), rows)
 
 
-def _grams(bench: ExpertRunner, expert: TensorSource) -> Pieces:
+def _grams(runner: ExpertRunner, expert: TensorSource) -> Pieces:
     """Gram matrices of all linear layers of one expert."""
     import torch
 
-    weights = linear_weights(bench.model, bench.places)
+    weights = linear_weights(runner.model, runner.views)
     layers = {
-        weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()
+        weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
     }
     collected = Grams()
-    bench.load_all(expert)
-    for items in bench.items(expert.name):
+    runner.load_all(expert)
+    for items in runner.items(expert.name):
         with torch.no_grad(), collected.collecting(layers, items.inputs):
-            bench.run(items)
+            runner.run(items)
     for name, weight in weights.items():
         yield name, collected.mean(weight)
 

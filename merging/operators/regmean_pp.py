@@ -2,12 +2,16 @@
 
 Nguyen 2025, "RegMean++: enhancing effectiveness and generalization of regression mean for model
 merging": the inputs of block l of every expert come from merged blocks 0 to l − 1, as they will in
-the merged model, not from the expert's own. Embeddings are averaged first; then, block by block,
-the Gram matrices of all experts are collected, the linear layers solved as in RegMean, and the
-items passed on. As in the authors' code, everything outside the blocks is the mean, heads included,
-as is a tower that the calibration items do not pass through.
+the merged model, not from the expert's own. Embeddings are averaged first. Then, for every block:
 
-The stream is that of coefficient 1: other coefficients scale these same rows.
+1. Run the block with each expert's weights and collect the Gram matrices G_k of its linear layers.
+2. Solve W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ as in RegMean; the other parameters are the mean.
+3. Pass the items on through the merged block.
+
+As in the authors' code, everything outside the blocks is the mean, heads included, as is a tower
+that the calibration items do not pass through.
+
+Inputs are those of the merge at coefficient 1; other coefficients scale these same rows.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.models.blocks import Call, Chain, chains_in_order, check_same, passage
+from mergesearch.merging.models.calibration_items import Items
 from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_calibration
-from mergesearch.merging.models.expert_runner import ExpertRunner, Items
+from mergesearch.merging.models.expert_runner import ExpertRunner
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.gram import (
     Grams,
@@ -47,22 +52,22 @@ def prepare(
 ) -> Basis:
     """Task vectors reweighted by the inputs of each expert in the merged model.
 
-    Holds the model, the hidden states of all items of all experts and the Gram matrices of one
-    block while items are run; without a memo, also the rows of all linear layers.
+    While items are run, memory holds the model, the hidden states of all items of all experts and
+    the Gram matrices of one block; without a memo, also the rows of all linear layers.
     """
-    bench = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base)
     names = [expert.name for expert in experts]
-    found = memoised_per_tensor(
+    regressions = memoised_per_tensor(
         (base, *experts),
-        bench.key(["regmean_pp", reduce], names),
-        partial(_regressions, bench, experts, reduce),
+        runner.key(["regmean_pp", reduce], names),
+        partial(_regressions, runner, experts, reduce),
     )
 
     def rows(name: str) -> list[torch.Tensor]:
-        kept = found(name)
-        if kept:
+        solved = regressions(name)
+        if solved:
             device = base.read(name).device
-            return [kept[str(place)].to(device, copy=True) for place in range(len(experts))]
+            return [solved[str(k)].to(device, copy=True) for k in range(len(experts))]
         return _mean_rows(base, experts, name)
 
     return Basis("delta", len(experts), rows)
@@ -75,8 +80,8 @@ def _mean_rows(
 
 
 @dataclass(frozen=True, eq=False)
-class _Flow:
-    """A batch in front of a block.
+class _BatchAtBlock:
+    """A batch whose hidden states are the input of a block.
 
     Attributes:
         items: The batch.
@@ -89,85 +94,86 @@ class _Flow:
     hidden: torch.Tensor
 
 
-def _regressions(bench: ExpertRunner, experts: Sequence[TensorSource], reduce: float) -> Pieces:
-    """Rows of every linear layer in a block, chain by chain and block by block; the model ends up
-    merged.
-    """
-    for name in bench.places:
-        _put_merged(bench, name, _mean_rows(bench.base, experts, name))
-    first = bench.items(experts[0].name)[0]
-    for chain in chains_in_order(bench.model, partial(_run, bench, first)):
-        flows = [
-            [_captured(bench, chain, items) for items in bench.items(expert.name)]
+def _regressions(runner: ExpertRunner, experts: Sequence[TensorSource], reduce: float) -> Pieces:
+    """Rows of every linear layer in a block; the model ends up merged."""
+    for name in runner.views:
+        _load_merged(runner, name, _mean_rows(runner.base, experts, name))
+    first = runner.items(experts[0].name)[0]
+    for chain in chains_in_order(runner.model, partial(_run, runner, first)):
+        batches = [
+            [_captured(runner, chain, items) for items in runner.items(expert.name)]
             for expert in experts
         ]
         for block in chain.blocks:
-            yield from _merge_block(bench, experts, reduce, block, flows)
-            flows = [[_passed(bench, flow, block) for flow in own] for own in flows]
+            yield from _merge_block(runner, experts, reduce, block, batches)
+            batches = [[_passed(runner, batch, block) for batch in own] for own in batches]
         check_same(
-            chain, passage(bench.model, chain, partial(_run, bench, first)).exit, flows[0][0].hidden
+            chain,
+            passage(runner.model, chain, partial(_run, runner, first)).exit,
+            batches[0][0].hidden,
         )
 
 
-def _run(bench: ExpertRunner, items: Items) -> Any:
+def _run(runner: ExpertRunner, items: Items) -> Any:
     import torch
 
     with torch.no_grad():
-        return bench.run(items)
+        return runner.run(items)
 
 
-def _captured(bench: ExpertRunner, chain: Chain, items: Items) -> _Flow:
-    captured = passage(bench.model, chain, partial(_run, bench, items))
-    return _Flow(items, captured.calls, captured.entry)
+def _captured(runner: ExpertRunner, chain: Chain, items: Items) -> _BatchAtBlock:
+    captured = passage(runner.model, chain, partial(_run, runner, items))
+    return _BatchAtBlock(items, captured.calls, captured.entry)
 
 
-def _passed(bench: ExpertRunner, flow: _Flow, block: str) -> _Flow:
-    """The batch behind the block, as the model now has it."""
-    hidden = flow.calls[0].repeat(bench.model.get_submodule(block), flow.hidden)
-    return _Flow(flow.items, flow.calls[1:], hidden)
+def _passed(runner: ExpertRunner, batch: _BatchAtBlock, block: str) -> _BatchAtBlock:
+    """The batch after the block, with the weights that the model now holds."""
+    hidden = batch.calls[0].repeat(runner.model.get_submodule(block), batch.hidden)
+    return _BatchAtBlock(batch.items, batch.calls[1:], hidden)
 
 
 def _merge_block(
-    bench: ExpertRunner,
+    runner: ExpertRunner,
     experts: Sequence[TensorSource],
     reduce: float,
     block: str,
-    flows: Sequence[Sequence[_Flow]],
+    batches: Sequence[Sequence[_BatchAtBlock]],
 ) -> Pieces:
-    """Rows of the linear layers of one block, whose merge is then in the model."""
-    names = [
-        name for name, place in bench.places.items() if place.parameter.startswith(f"{block}.")
-    ]
-    weights = linear_weights(bench.model, {name: bench.places[name] for name in names})
+    """Rows of the linear layers of one block; afterwards the model holds the merged block."""
+    names = [name for name, view in runner.views.items() if view.parameter.startswith(f"{block}.")]
+    weights = linear_weights(runner.model, {name: runner.views[name] for name in names})
     grams = []
-    for expert, own in zip(experts, flows, strict=True):
-        bench.load_all(expert, names)
-        grams.append(_grams(bench, block, weights, own))
+    for expert, own in zip(experts, batches, strict=True):
+        runner.load_all(expert, names)
+        grams.append(_grams(runner, block, weights, own))
     for name in names:
-        rows = _mean_rows(bench.base, experts, name)
+        rows = _mean_rows(runner.base, experts, name)
         if name in weights:
-            deltas = task_vectors(bench.base, experts, name)
+            deltas = task_vectors(runner.base, experts, name)
             rows = regressed(deltas, [own.mean(weights[name]) for own in grams], reduce)
-            yield name, {str(place): row.cpu() for place, row in enumerate(rows)}
-        _put_merged(bench, name, rows)
+            yield name, {str(k): row.cpu() for k, row in enumerate(rows)}
+        _load_merged(runner, name, rows)
 
 
 def _grams(
-    bench: ExpertRunner, block: str, weights: Mapping[str, LinearWeight], flows: Sequence[_Flow]
+    runner: ExpertRunner,
+    block: str,
+    weights: Mapping[str, LinearWeight],
+    batches: Sequence[_BatchAtBlock],
 ) -> Grams:
-    """Gram matrices of one block, as the model now has it."""
+    """Gram matrices of one block, with the weights that the model now holds."""
     layers = {
-        weight.module: bench.model.get_submodule(weight.module) for weight in weights.values()
+        weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
     }
     collected = Grams()
-    for flow in flows:
-        with collected.collecting(layers, flow.items.inputs):
-            _passed(bench, flow, block)
+    for batch in batches:
+        with collected.collecting(layers, batch.items.inputs):
+            _passed(runner, batch, block)
     return collected
 
 
-def _put_merged(bench: ExpertRunner, name: str, rows: Sequence[torch.Tensor]) -> None:
-    bench.load_one(name, sum(rows, bench.base.read(name).to(rows[0].dtype)))
+def _load_merged(runner: ExpertRunner, name: str, rows: Sequence[torch.Tensor]) -> None:
+    runner.load_one(name, sum(rows, runner.base.read(name).to(rows[0].dtype)))
 
 
 def _refuse(layout: Layout, experts: int, options: Options) -> str | None:

@@ -1,20 +1,20 @@
-"""SCE: select the positions on which experts disagree, weigh experts by their energy there, erase
-minority signs.
+"""SCE: select where experts disagree, weigh experts by their energy there, erase minority signs.
 
 Wan 2024, "FuseChat: knowledge fusion of chat models" (second version), per tensor:
 
 * Select: the ``topk`` fraction of the positions with the largest variance across experts, counted
   among the positions whose variance is not 0.
-* Calculate: η_k ∝ E[τ'_k²], τ' being the task vector at the selected positions.
-* Erase: e_k = 1 where the entry has the sign of the sum. Merged: Σ η_k e_k τ_k / Σ η_k e_k.
+* Calculate: η_k ∝ E[τ'_k²] with τ' the task vector at the selected positions.
+* Erase: e_k = 1 where the entry has the sign of the sum; merged = base + Σ_k η_k e_k τ_k / Σ_k η_k
+  e_k.
 
 What Select applies to differs between the paper and its code. The authors' code uses the selection
 for the weights η alone and merges whole task vectors (``select_applies_to: weights``, the default);
 the text of the paper and mergekit merge the selected positions alone (``deltas``). With one expert
 no position varies: the former then gives the expert, the latter the base.
 
-Both elect the positive sign where the sum is exactly 0, which makes the result depend on which way
-round the weights are; here nothing is added there. Counts are rounded up and ties are selected
+Both elect the positive sign where the sum is exactly 0, so that negating all task vectors does not
+negate the result; here nothing is added there. Counts are rounded up and ties are selected
 together, so that small tensors are not left out. mergekit also takes equal weights once the mean
 squares add up to less than 1e-6, as they do for most fine-tuned models; here weights do not depend
 on the scale.
@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.election import Fractional, elect, finite_task_vectors
+from mergesearch.merging.operators.parts.election import Fractional, elect
 from mergesearch.merging.operators.parts.inner_products import dot
 from mergesearch.merging.operators.parts.magnitudes import count_kept, kth_largest
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.operators.varm import shares_of
 from mergesearch.merging.tensors.source import TensorSource
 
@@ -62,21 +63,21 @@ def prepare(
         vectors = finite_task_vectors(base, experts, name)
         if topk >= 1:
             return _erase_minorities(vectors, _shares(vectors))
-        mask = _most_varying(vectors, topk, name)
+        mask = _most_varying(vectors, topk, name)  # Select
         selected = [vector * mask for vector in vectors]
-        weights = _shares(selected)
+        weights = _shares(selected)  # Calculate
         return _erase_minorities(selected if select_applies_to == "deltas" else vectors, weights)
 
     return Basis("delta", len(experts), rows)
 
 
 def _shares(vectors: Sequence[torch.Tensor]) -> list[float]:
-    """η of every expert: its share of the sum of squares, K tensors ``S`` -> K numbers."""
+    """``η_k = E[τ'_k²] / Σ_j E[τ'_j²]``; the number of elements cancels."""
     return shares_of([dot(vector, vector) for vector in vectors])
 
 
 def _most_varying(vectors: Sequence[torch.Tensor], topk: float, name: str) -> torch.Tensor:
-    """Mask of the positions with the largest variance, of the shape of a vector."""
+    """Mask of the positions with the largest variance across experts, in the shape of a vector."""
     variance = _variance(vectors)
     varying = int(variance.count_nonzero())
     if varying == 0:
@@ -88,8 +89,8 @@ def _variance(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Variance across experts, K tensors ``S`` -> ``S``; exactly 0 where all are equal."""
     import torch
 
-    # About the first vector: the mean of equal numbers need not be that number, the mean difference
-    # of 0 is 0.
+    # Of differences from the first vector: the mean of equal numbers may differ from them by
+    # rounding, the mean of zeros is 0.
     mean = torch.zeros_like(vectors[0])
     variance = torch.zeros_like(vectors[0])
     for vector in vectors:
@@ -103,12 +104,13 @@ def _variance(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
 def _erase_minorities(
     vectors: Sequence[torch.Tensor], weights: Sequence[float]
 ) -> list[torch.Tensor]:
-    """η_k e_k τ_k / Σ_j η_j e_j, K tensors ``S``, overwritten; 0 where no weight is left."""
+    """``η_k e_k τ_k / Σ_j η_j e_j``, overwriting the vectors; 0 where no weight is left."""
     import torch
 
     kept = elect(vectors, "sum", majority=lambda: 0)  # e_k τ_k
     total = torch.zeros_like(kept[0])
     for vector, weight in zip(kept, weights, strict=True):
+        # Σ_j η_j e_j
         total += (vector != 0).to(total.dtype) * weight
     total.masked_fill_(total == 0, 1.0)
     return [vector.mul_(weight / total) for vector, weight in zip(kept, weights, strict=True)]

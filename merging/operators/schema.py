@@ -1,6 +1,4 @@
-"""Annotations of hyperparameters in the words of readers, for messages and for the
-documentation.
-"""
+"""Annotations of hyperparameters in words, for messages and for the documentation."""
 
 from __future__ import annotations
 
@@ -10,15 +8,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
 def meaning(parameter: inspect.Parameter) -> str:
-    """What a hyperparameter is, from the description in its annotation."""
+    """The description of a hyperparameter in its annotation, empty if it has none."""
     extras = (
         get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
     )
-    return next((text for extra in extras if (text := getattr(extra, "description", None))), "")
+    # The outermost of nested annotations comes last, and describes the hyperparameter itself.
+    described = (getattr(extra, "description", None) for extra in reversed(extras))
+    return next((text for text in described if text), "")
 
 
 def type_text(annotation: Any) -> str:
-    """An annotation as readers want it: choices, number with its limits, list."""
+    """An annotation in words: choices, a number with its limits, a list."""
     origin = get_origin(annotation)
     arguments = get_args(annotation)
     if origin is Annotated:
@@ -28,8 +28,8 @@ def type_text(annotation: Any) -> str:
             for item in (*getattr(extra, "metadata", ()), extra)
         ]
         inner = type_text(arguments[0])
-        found = ", ".join(limit for limit in limits if limit)
-        return f"{inner} ({found})" if found else inner
+        stated = ", ".join(limit for limit in limits if limit)
+        return f"{inner} ({stated})" if stated else inner
     if origin is Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin in (Union, types.UnionType):
@@ -51,16 +51,22 @@ def type_text(annotation: Any) -> str:
     )
 
 
+def count_text(least: int, most: int | None, unlimited: str) -> str:
+    """A range of counts in words; ``unlimited`` is how one without a greatest is put."""
+    if most is None:
+        return unlimited
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
 def _limit(item: Any) -> str:
-    found = [
+    return " ".join(
         f"{sign} {getattr(item, name):g}"
         for name, sign in _SIGNS.items()
         if _is_number(getattr(item, name, None))
-    ]
-    return " ".join(found)
+    )
 
 
 def _is_number(value: Any) -> bool:

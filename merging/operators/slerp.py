@@ -1,10 +1,10 @@
 """SLERP: one expert, reached from the base along an arc instead of a straight line.
 
 Shoemake 1985, "Animating rotation with quaternion curves", applied to each tensor as one long
-vector: sin((1 − t)φ)/sin φ · base + sin(tφ)/sin φ · expert, φ the angle between base and expert.
-Full weights, not task vectors. Lengths are kept (the vectors are not normalised), as in the usual
-implementations; nearly parallel and nearly opposed tensors, and zero tensors, go along the straight
-line.
+vector: merged = sin((1 − t)φ)/sin φ · base + sin(tφ)/sin φ · expert, where φ is the angle between
+base and expert. These are full weights, not task vectors. Lengths are kept (the vectors are not
+normalised), as in the usual implementations; nearly parallel and nearly opposed tensors, and zero
+tensors, go along the straight line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _angle(base: TensorSource, expert: TensorSource, name: str) -> float:
         "products"
     ].tolist()
     lengths = math.sqrt(own) * math.sqrt(other)
-    cosine = mixed / lengths if lengths > 0 else 1.0
+    cosine = mixed / lengths if lengths > 0 else 1.0  # cos φ = ⟨a, b⟩ / (‖a‖ ‖b‖)
     return math.acos(cosine) if abs(cosine) <= STRAIGHT else 0.0
 
 

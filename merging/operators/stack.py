@@ -1,8 +1,8 @@
-"""Several bases side by side, so that which operator merges which layer is a weighted sum too.
+"""Several bases side by side, so that a method for every layer is a weighted sum too.
 
 Yang 2025, "MedSAMix: a training-free model merging approach for medical image segmentation",
 searches a method for every group of layers among linear averaging, task arithmetic, TIES and SLERP.
-The rows here span all four, in the order of :class:`StackRows`:
+The rows here span all four, in this order:
 
 * task vectors, for averages (weights that sum to 1) and task arithmetic;
 * what TIES keeps of them (Yadav 2023, "TIES-Merging"), once for every density;
@@ -10,8 +10,8 @@ The rows here span all four, in the order of :class:`StackRows`:
   curves") the weights a and b of full models do not sum to 1, and a·θ_i + b·θ_j = base + a·τ_i +
   b·τ_j + (a + b − 1)·base.
 
-One coefficient for all directions has no meaning, so the default is 0, the base;
-``mergesearch.spaces.mixed_space`` gives them one.
+One coefficient for all directions has no meaning, so that the default is 0, the base. A search
+chooses a method for every group of layers and sets the coefficients of that method's directions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DENSITIES = [0.1, 0.2, 0.4, 0.8]
 
 @dataclass(frozen=True)
 class StackRows:
-    """Where the rows of each method lie among the directions.
+    """Indices of each method's rows among the directions.
 
     Attributes:
         experts: Number of experts K.
@@ -55,9 +55,9 @@ class StackRows:
         """The task vectors."""
         return slice(0, self.experts)
 
-    def trimmed(self, place: int) -> slice:
-        """What TIES keeps of them at the density number ``place``."""
-        return slice(self.experts * (1 + place), self.experts * (2 + place))
+    def trimmed(self, index: int) -> slice:
+        """The rows of TIES at the density of this index."""
+        return slice(self.experts * (1 + index), self.experts * (2 + index))
 
     @property
     def base(self) -> int:
@@ -83,10 +83,10 @@ def prepare(
     thinned = [ties.prepare(base, experts, density=density) for density in densities]
 
     def rows(name: str) -> list[torch.Tensor]:
-        found = task_vectors(base, experts, name)
+        directions = task_vectors(base, experts, name)
         for basis in thinned:
-            found += basis.rows(name)
-        return [*found, base.read(name).to(found[0].dtype)]
+            directions += basis.rows(name)
+        return [*directions, base.read(name).to(directions[0].dtype)]
 
     return Basis("delta", StackRows(len(experts), len(densities)).count, rows)
 
@@ -94,20 +94,20 @@ def prepare(
 def arc_weights(
     products: npt.NDArray[np.float64], one: int, other: int, share: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Weights of two experts' full weights on the arc between them (Shoemake 1985), for each
-    tensor.
+    """Coefficients a and b of two full models on the arc between them, for each tensor.
+
+    Shoemake 1985: a = sin((1 − t)φ) / sin φ and b = sin(tφ) / sin φ with t the ``share``.
 
     Args:
         products: Inner products of base and task vectors, ``(tensors, 1 + K, 1 + K)``.
-        one: Number of the expert at ``share`` 0.
-        other: Number of the expert at ``share`` 1.
+        one: Index of the expert at ``share`` 0.
+        other: Index of the expert at ``share`` 1.
         share: Position on the arc.
 
     Returns:
         Two arrays ``(tensors,)``; 1 − share and share where the arc is taken as straight.
     """
-    squares = _inner(products, one, one), _inner(products, other, other)
-    lengths = np.sqrt(np.maximum(squares[0], 0.0)) * np.sqrt(np.maximum(squares[1], 0.0))
+    lengths = _length(products, one) * _length(products, other)
     cosine = np.where(
         lengths > 0, _inner(products, one, other) / np.where(lengths > 0, lengths, 1.0), 1.0
     )
@@ -123,6 +123,11 @@ def _inner(products: npt.NDArray[np.float64], one: int, other: int) -> npt.NDArr
     rows = [0, 0, one + 1, one + 1]
     columns = [0, other + 1, 0, other + 1]
     return np.asarray(products[:, rows, columns].sum(axis=1))
+
+
+def _length(products: npt.NDArray[np.float64], one: int) -> npt.NDArray[np.float64]:
+    """‖base + τ_one‖ for each tensor; rounding may leave a square below 0."""
+    return np.sqrt(np.maximum(_inner(products, one, one), 0.0))
 
 
 def _directions(experts: int, options: Options) -> int:

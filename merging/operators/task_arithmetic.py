@@ -16,9 +16,8 @@ from mergesearch.merging.tensors.source import Options, TensorSource
 
 
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
-    """The task vectors ``expert − base``, as factors where every expert is an adapter of the
-    base.
-    """
+    """The task vectors ``expert − base``, as factors where every expert is an adapter."""
+    # θ = θ_0 + Σ_k c_k τ_k
     return Basis(
         "delta",
         len(experts),

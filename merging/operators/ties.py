@@ -1,17 +1,22 @@
 """TIES: trim small changes, elect a sign at every position, merge what agrees with it.
 
-Yadav 2023, "TIES-Merging: resolving interference when merging models". As in the authors' code: one
-threshold for the whole model (other tools trim every tensor by itself: ``scope="tensor"``), signs
-elected on unweighted trimmed vectors, cancellations decided by the majority of all positions.
-Otherwise than there: r = ceil(density · n) elements are kept rather than one more, with the ties of
-the last one; ``density`` is a fraction and never a percentage; scalars (0-d) are not trimmed.
-Electing after weighting, as other tools do, makes the merge jump as coefficients move:
-``mode="live"``.
+Yadav 2023, "TIES-Merging: resolving interference when merging models", in three steps:
+
+1. Trim: every task vector keeps the ``density`` of its elements with the largest magnitudes.
+2. Elect: γ = sign(Σ_k τ̂_k) at every position, with τ̂_k the trimmed task vectors.
+3. Disjoint merge: the mean (or sum, or largest) of the τ̂_k whose sign is γ.
+
+As in the authors' code there is one threshold for the whole model (other tools trim every tensor by
+itself: ``scope="tensor"``), signs are elected on unweighted trimmed vectors, and the majority of
+all positions decides cancellations. Unlike there, r = ceil(density · n) elements are kept rather
+than one more, with the ties of the last one; ``density`` is a fraction and never a percentage;
+scalars (0-d) are not trimmed. Electing after weighting, as other tools do, makes the merge jump as
+coefficients move: ``mode="live"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -20,13 +25,12 @@ from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
+    Limits,
     Merge,
     Mode,
     elected_basis,
-    finite_task_vectors,
     is_exempt,
     refuse_election,
-    what,
 )
 from mergesearch.merging.operators.parts.magnitudes import (
     Histogram,
@@ -36,7 +40,12 @@ from mergesearch.merging.operators.parts.magnitudes import (
     magnitude_histogram,
     trim,
 )
-from mergesearch.merging.operators.parts.task_vectors import difference, task_vectors
+from mergesearch.merging.operators.parts.task_vectors import (
+    difference,
+    finite_task_vectors,
+    task_vectors,
+    vector_label,
+)
 from mergesearch.merging.tensors.parallel import nested_parallel_map
 from mergesearch.merging.tensors.roles import classify
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
@@ -46,10 +55,9 @@ if TYPE_CHECKING:
 
     from mergesearch.merging.operators.parts.election import Vectors
 
+#: Among which elements of a task vector magnitudes are ranked: those of the whole model, of one
+#: tensor, or of all tensors of one kind of module.
 TrimScope = Literal["model", "tensor", "module"]
-
-#: Tensor name -> a magnitude for every expert.
-Limits = Callable[[str], list[float]]
 
 
 def prepare(
@@ -81,17 +89,17 @@ def prepare(
 
 
 def trimmed(base: TensorSource, experts: Sequence[TensorSource], limits: Limits) -> Vectors:
-    """Step 1, trim: tensor name -> task vectors with their largest magnitudes kept, 0 elsewhere.
+    """Step 1, trim: tensor name -> τ̂_k, the largest magnitudes of τ_k and 0 elsewhere.
 
     Raises:
         CheckpointError: If a task vector holds NaN or infinity.
     """
 
     def thin(name: str) -> list[torch.Tensor]:
-        found = finite_task_vectors(base, experts, name)
+        task = finite_task_vectors(base, experts, name)
         return [
             trim(vector, limit) if limit > 0 else vector
-            for vector, limit in zip(found, limits(name), strict=True)
+            for vector, limit in zip(task, limits(name), strict=True)
         ]
 
     return thin
@@ -104,9 +112,9 @@ def trimming_limits(
     scope: TrimScope = "model",
     vectors: Literal["trim", "pass"] = "trim",
 ) -> Limits:
-    """Tensor name -> the magnitude from which on elements are kept, for every expert; 0 keeps all.
+    """Tensor name -> the magnitude from which on each expert's elements are kept; 0 keeps all.
 
-    Unless the scope is ``tensor``, the thresholds are worked out here: two reads of every expert
+    Unless the scope is ``tensor``, the thresholds are worked out here, in two reads of every expert
     and the base.
     """
     whole: list[Mapping[str, float]] = []
@@ -134,7 +142,9 @@ def trimming_limits(
 def _threshold_of(base: TensorSource, expert: TensorSource, name: str, density: float) -> float:
     """The magnitude from which on elements of one tensor are kept."""
     (vector,) = task_vectors(base, [expert], name)
-    return kth_largest(lambda: [(what(expert, name), vector)], count_kept(density, vector.numel()))
+    return kth_largest(
+        lambda: [(vector_label(expert, name), vector)], count_kept(density, vector.numel())
+    )
 
 
 def thresholds(
@@ -144,26 +154,27 @@ def thresholds(
     scope: TrimScope = "model",
     vectors: str = "trim",
 ) -> dict[str, float]:
-    """Group of tensors -> the magnitude from which on one expert's elements are kept: the r-th
-    largest of the group.
+    """Group of tensors -> the r-th largest magnitude of one expert, the least that it keeps.
 
     The group is ``model``, or the module for the scope ``module``.
     """
     import torch
 
     def compute() -> dict[str, torch.Tensor]:
-        found = {}
+        limits = {}
         for group, names in _groups(base, scope, vectors).items():
             stream = _changes(base, expert, names)
             first = _first_read(base, expert, [scope, vectors, group], stream)
             rank = count_kept(density, first.total)
-            found[group] = torch.tensor(
+            limits[group] = torch.tensor(
                 [kth_largest(stream, rank, first=first)], dtype=torch.float64
             )
-        return found
+        return limits
 
-    found = remembered([base, expert], ["thresholds", density, scope, vectors], compute)
-    return {group: float(limit) for group, limit in found.items()}
+    thresholds_of_groups = remembered(
+        [base, expert], ["thresholds", density, scope, vectors], compute
+    )
+    return {group: float(limit) for group, limit in thresholds_of_groups.items()}
 
 
 def _first_read(
@@ -178,7 +189,8 @@ def _first_read(
 
 def _changes(base: TensorSource, expert: TensorSource, names: Sequence[str]) -> Stream:
     return lambda: (
-        (what(expert, name), difference(expert.read(name), base.read(name))) for name in names
+        (vector_label(expert, name), difference(expert.read(name), base.read(name)))
+        for name in names
     )
 
 

@@ -1,16 +1,18 @@
 """TSV-Merge: the largest singular vectors of every expert, made orthogonal to each other's.
 
 Gargiulo 2025, "Task singular vectors: reducing task interference in model merging". Per matrix:
-K-th parts of the decompositions τ_k ≈ U_k Σ_k V_kᵀ are put side by side, U = [U_1 ... U_K] and V
-likewise are replaced by their polar factors Û and V̂, and merged = Û Σ V̂ᵀ. That is a sum over
-experts, Σ_k Û_k Σ_k V̂_kᵀ, so each keeps a coefficient.
+
+1. Keep the r = ⌊min(m, n) / K⌋ largest singular values of every τ_k ≈ U_k Σ_k V_kᵀ.
+2. Put them side by side, U = [U_1 ... U_K] and V = [V_1 ... V_K].
+3. Replace U and V by their polar factors Û and V̂ (PQᵀ of the decomposition PDQᵀ).
+4. merged = base + Û Σ V̂ᵀ, a sum Σ_k Û_k Σ_k V̂_kᵀ over experts, so that each keeps a coefficient.
 
 Singular vectors that belong to numerically zero singular values are left out before
 orthogonalising. The authors' code keeps them: for an unchanged expert, or a low-rank one, they are
 arbitrary and displace directions of the others. For the same reason the polar factors span no more
 than U and V do: K copies of an expert merge to that expert's largest singular vectors instead of to
-arbitrary ones. The number of vectors is ⌊min(m, n) / K⌋ in integers; the authors'
-``int(s * (1 / K))`` falls one short for some K. A rank of zero is refused.
+arbitrary ones. The rank r is worked out in integers; the authors' ``int(s * (1 / K))`` falls one
+short for some K. A rank of zero is refused.
 """
 
 from __future__ import annotations
@@ -21,21 +23,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.singular import (
+from mergesearch.merging.operators.parts.decomposition import Svd, numerical_rank, polar
+from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
+    MatrixPart,
     Others,
     Selection,
-    SingularPart,
-    Svd,
-    numerical_rank,
-    polar,
     rows_by_matrix,
     shapes_of,
-    singular,
     spectral_refuse,
 )
+from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -61,15 +61,16 @@ def prepare(
 ) -> Basis:
     """``Û_k Σ_k V̂_kᵀ`` for every matrix, and a share of the mean for other tensors."""
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+        # r = ⌊min(m, n) / K⌋
         share = min(part.shape) // len(experts) if rank == "share" else None
-        found = [
+        svds = [
             singular(base, expert, part, delta, share)
             for expert, delta in zip(experts, deltas, strict=True)
         ]
         dtype = deltas[0].dtype
         return orthogonalised(
-            [svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in found], dtype
+            [svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in svds], dtype
         )
 
     selection = Selection.of(
@@ -79,11 +80,15 @@ def prepare(
 
 
 def orthogonalised(experts: Sequence[Svd], dtype: torch.dtype) -> list[torch.Tensor]:
-    """``Û_k Σ_k V̂_kᵀ`` for every expert, ``(m, n)`` each; ``dtype`` is that of the task
-    vectors.
+    """``Û_k Σ_k V̂_kᵀ`` for every expert, ``(m, n)`` each.
+
+    Args:
+        experts: Decompositions U_k Σ_k V_kᵀ.
+        dtype: Of the task vectors.
     """
     import torch
 
+    # Û and V̂, the polar factors of [U_1 ... U_K] and [V_1 ... V_K]
     left = polar(torch.cat([svd.left for svd in experts], dim=1), dtype)
     right = polar(torch.cat([svd.right for svd in experts], dim=0), dtype)
     ranks = [len(svd.values) for svd in experts]
@@ -99,9 +104,8 @@ def _refuse(layout: Layout, experts: int, options: Options) -> str | None:
             return None
         return (
             f"expected at least one singular vector for each of {experts} experts, received a "
-            f"matrix {shape} of "
-            f"{min(shape)}; merge fewer experts, or choose matrices='blocks' (leaves out heads) or "
-            "rank='full'"
+            f"matrix {shape} of {min(shape)}; merge fewer experts, or choose matrices='blocks' "
+            "(leaves out heads) or rank='full'"
         )
 
     return spectral_refuse(layout, options, objection)

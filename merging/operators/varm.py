@@ -25,6 +25,7 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
 
     def rows(name: str) -> list[torch.Tensor]:
         vectors = task_vectors(base, experts, name)
+        # w_k = E[τ_k²] / Σ_j E[τ_j²]; the number of elements cancels
         shares = shares_of([dot(vector, vector) for vector in vectors])
         return [vector * share for vector, share in zip(vectors, shares, strict=True)]
 

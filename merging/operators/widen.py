@@ -1,19 +1,22 @@
-"""WIDEN: task vectors weighted column by column, by how much magnitude and direction of the column
-have changed.
+"""WIDEN: task vectors weighted column by column, by how much each column has changed.
 
 Yu 2024, "Extend model merging from fine-tuned to pre-trained large language models via weight
 disentanglement". A weight of shape (out, in) is taken apart into the norms of its columns and their
-directions. Per expert, the changes
-|‖w_k‖ − ‖w_0‖| and 1 − cos(w_k, w_0) of the n columns are ranked within the expert
-(rank / n, in [0, 1)); the score of a column is the softmax over experts of its ranks, or ``s``
-where its rank is above ``t`` times the mean rank. The mean of both scores weighs the column of the
-task vector. Vectors (norms, biases) are scored by |τ| itself, unranked.
+directions. Per expert, with w_k a column of the expert and w_0 that of the base:
+
+* The changes Δμ_k = |‖w_k‖ − ‖w_0‖| and Δd_k = 1 − cos(w_k, w_0) of the n columns are ranked within
+  the expert (rank / n, in [0, 1)).
+* The score of a column is the softmax over experts of its ranks, or ``s`` where its rank is above
+  ``t`` times the mean rank.
+* The mean of both scores weighs the column of the task vector.
+
+Vectors (norms, biases) are scored by |τ| itself, unranked.
 
 Embeddings are scored per token, as if transposed. Tensors with more axes (convolutions) are read as
-(out, rest); GPT-2 stores its linear layers transposed, there the columns are outputs. A column of
-zeros has no direction: the change is then 0 if it stays so, else 1. The authors' code divides by
-zero. Norms and angles are taken in fp64: 1 − cos of a fine-tuned column is often below what fp32
-resolves, and ranks would be those of rounding errors.
+(out, rest); GPT-2 stores its linear layers transposed, so that there the columns are outputs. A
+column of zeros has no direction: the change of direction is 0 if it stays zero, else 1, where the
+authors' code divides by zero. Norms and angles are taken in fp64: 1 − cos of a fine-tuned column is
+often below what fp32 resolves, and ranks would be those of rounding errors.
 
 The scores of a column add up to between 1 and K when s = 1, so that many similar experts overshoot.
 """
@@ -26,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.election import finite_task_vectors
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.roles import classify
 from mergesearch.merging.tensors.source import TensorSource
 
@@ -61,6 +64,7 @@ def prepare(
         changes = [_changes(matrix, origin) for matrix in matrices]
         magnitude = _rank_scores([change for change, _ in changes], t, s)
         direction = _rank_scores([change for _, change in changes], t, s)
+        # (score of the norm + score of the direction) / 2 · τ_k, column by column
         for matrix, one, other in zip(matrices, magnitude, direction, strict=True):
             matrix.mul_(((one + other) / 2).to(matrix.dtype))  # the matrix is a view of the vector
         return vectors
@@ -69,8 +73,9 @@ def prepare(
 
 
 def _columns(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A tensor of two or more axes as a matrix ``(m, n)`` whose n columns are scored; a view if it
-    is contiguous.
+    """A tensor of two or more axes as a matrix ``(m, n)`` whose n columns are scored.
+
+    It is a view if the tensor is contiguous.
     """
     if tensor.dim() <= 3 and classify(name).module == "embedding":
         return tensor.reshape(-1, tensor.shape[-1]).t()
@@ -78,7 +83,7 @@ def _columns(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _changes(vector: torch.Tensor, origin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Changes of norm and of direction of every column, ``(m, n)`` -> two of ``(n,)``, fp64."""
+    """Changes Δμ of norm and Δd of direction of every column, ``(n,)`` each, in fp64."""
     import torch
 
     parts = zip(
@@ -94,9 +99,9 @@ def _changes_of_part(step: torch.Tensor, start: torch.Tensor) -> tuple[torch.Ten
     before, after, moved = (
         torch.linalg.vector_norm(part, dim=0) for part in (start, start + step, step)
     )
-    norm = (after - before).abs()
-    # 1 − cos by the law of cosines: ‖a − b‖² = (‖a‖ − ‖b‖)² + 2 ‖a‖ ‖b‖ (1 − cos); no difference of
-    # numbers near 1.
+    norm = (after - before).abs()  # Δμ = |‖w_k‖ − ‖w_0‖|
+    # Δd = 1 − cos(w_k, w_0) by the law of cosines, ‖a − b‖² = (‖a‖ − ‖b‖)² + 2 ‖a‖ ‖b‖ (1 − cos),
+    # which takes no difference of numbers near 1
     product = 2 * after * before
     cosine_gap = (moved.square() - norm.square()).clamp(min=0) / product.masked_fill(
         product == 0, 1.0
@@ -105,23 +110,23 @@ def _changes_of_part(step: torch.Tensor, start: torch.Tensor) -> tuple[torch.Ten
 
 
 def _rank_scores(changes: Sequence[torch.Tensor], t: float, s: float) -> torch.Tensor:
-    """Scores by rank over the number of columns, K tensors ``(n,)`` -> ``(K, n)``; equal changes
-    rank by position.
-    """
+    """Scores ``(K, n)`` by the ranks of changes, K tensors ``(n,)``; ties rank by position."""
     import torch
 
     count = changes[0].numel()
-    places = torch.arange(count, dtype=torch.float64, device=changes[0].device) / count
+    fractions = torch.arange(count, dtype=torch.float64, device=changes[0].device) / count
     ranks = torch.stack(
-        [torch.empty_like(places).index_put_((c.argsort(stable=True),), places) for c in changes]
+        [
+            torch.empty_like(fractions).index_put_((change.argsort(stable=True),), fractions)
+            for change in changes
+        ]
     )
-    # The mean rank as one division: added up, it might fall on either side of the rank in the
-    # middle.
+    # The mean rank as one division: added up, it might fall on either side of the middle rank.
     return _scores(ranks, t * ((count - 1) / 2 / count), s)
 
 
 def _vector_scores(vectors: Sequence[torch.Tensor], t: float, s: float) -> torch.Tensor:
-    """Scores by magnitude, K tensors ``S`` -> ``(K, *S)``."""
+    """Scores ``(K, *shape)`` of vectors by their magnitudes |τ|, unranked."""
     import torch
 
     sizes = torch.stack([vector.abs() for vector in vectors])
@@ -144,7 +149,6 @@ WIDEN = Operator(
     identities=frozenset({"base_at_zero", "single_expert", "permutation", "linearity"}),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
-    copies=lambda experts: (
-        experts + 4
-    ),  # matrices are scaled in place; scores are of the size of a row
+    # Matrices are overwritten; scores are of the size of a row.
+    copies=lambda experts: experts + 4,
 )

@@ -1,19 +1,23 @@
-"""WUDI merging in closed form (SWUDI): the sum of the task vectors, moved to where it interferes
-least.
+"""WUDI in closed form (SWUDI): the summed task vectors, moved to where they interfere least.
 
 Cheng 2025, "Whoever started the interference should end it: guiding data-free model merging via
 task vectors", minimises Σ_k ‖(X − τ_k) τ_kᵀ‖² / ‖τ_k‖² per matrix by some hundred steps of Adam.
-The objective is a quadratic, so gradient flow from the start X_0 has a closed form (see
-:mod:`mergesearch.merging.operators.parts.interference`), which is what the authors' SWUDI uses: X =
-X_0 − X_0 V f Vᵀ + D V (f/λ) Vᵀ, f = 1 − exp(−λ · time) on the largest eigenvalues and 0 on the
-rest. It is deterministic, and a sum over experts, so that each keeps a coefficient. Adam's iterates
-differ from it: Adam moves all elements at one speed, whatever the scale of the task vectors.
+The objective is a quadratic, so that gradient flow from the start X_0 has a closed form, which is
+what the authors' SWUDI uses. With C = Σ_k τ_kᵀτ_k / ‖τ_k‖² = V diag(λ) Vᵀ and D = Σ_k τ_k τ_kᵀτ_k /
+‖τ_k‖²:
+
+* X = X_0 − X_0 V f Vᵀ + D V (f/λ) Vᵀ.
+* f = 1 − exp(−λ · time) for the largest eigenvalues λ, and 0 for the rest.
+
+The closed form is deterministic, and a sum over experts, so that each keeps a coefficient. Adam's
+iterates differ from it: Adam moves all elements at one speed, whatever the scale of the task
+vectors.
 
 ``time=300, keep=0.65`` are the authors' for CLIP; for language models they use ``keep=0.85``. Their
-ASWUDI goes all the way on as many eigenvectors as the participation ratio of √λ counts, or Gavish
-and Donoho's threshold for language models: ``rank="participation"`` or ``"gavish_donoho"`` with
-``time=1e6``. The threshold here is the published one, for the matrix whose singular values the √λ
-are (all task vectors one below the other); the authors' takes the ratio of the sides of a single
+ASWUDI goes to the minimum on as many eigenvectors as the participation ratio of √λ counts, or
+Gavish and Donoho's threshold for language models: ``rank="participation"`` or ``"gavish_donoho"``
+with ``time=1e6``. The threshold here is the published one, for the matrix whose singular values the
+√λ are (all task vectors one below the other); the authors' takes the ratio of the sides of a single
 one, and a stand-in for the median of the Marchenko-Pastur law. Eigenvalues that are numerically
 zero stay at the start. Embeddings, heads and vectors are averaged; the first authors leave them at
 the base.
@@ -31,6 +35,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.decomposition import precise
 from mergesearch.merging.operators.parts.inner_products import dot
 from mergesearch.merging.operators.parts.interference import (
     Spectrum,
@@ -39,14 +44,13 @@ from mergesearch.merging.operators.parts.interference import (
     spectrum_of,
 )
 from mergesearch.merging.operators.parts.magnitudes import count_kept
-from mergesearch.merging.operators.parts.singular import (
+from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
+    MatrixPart,
     Others,
     Selection,
-    SingularPart,
-    precise,
     rows_by_matrix,
     shapes_of,
 )
@@ -55,6 +59,7 @@ from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 if TYPE_CHECKING:
     import torch
 
+#: How the number of eigenvectors that move is chosen.
 Rank = Literal["fixed", "participation", "gavish_donoho"]
 
 
@@ -85,11 +90,12 @@ def prepare(
     """The terms of the merged matrix, one per expert."""
     share = {"sum": 1.0, "mean": 1.0 / len(experts), "zero": 0.0}[start]
 
-    def formula(part: SingularPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
+    def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         deltas = [precise(delta) for delta in deltas]
         squared = [dot(delta, delta) for delta in deltas]
         spectrum = _remembered_spectrum(base, experts, part, deltas, squared)
         count = count_kept(keep, part.shape[1]) if rank == "fixed" else chosen_rank(spectrum, rank)
+        # f = 1 − exp(−λ · time) on the largest eigenvalues
         moved = gradient_flow(spectrum.values, time).of_largest(count)
         starts = [delta * share for delta in deltas]
         return settled(starts, deltas, deltas.__getitem__, squared, spectrum, moved)
@@ -103,7 +109,7 @@ def prepare(
 def _remembered_spectrum(
     base: TensorSource,
     experts: Sequence[TensorSource],
-    part: SingularPart,
+    part: MatrixPart,
     deltas: Sequence[torch.Tensor],
     squared_norms: Sequence[float],
 ) -> Spectrum:
@@ -121,8 +127,7 @@ def _remembered_spectrum(
 
 
 def chosen_rank(spectrum: Spectrum, rule: Rank) -> int:
-    """Number of eigenvectors that stand for the task vectors, by a rule on the singular values y =
-    √λ.
+    """Number of eigenvectors that move, by a rule on the singular values ``y = √λ``.
 
     ``participation``: ⌈(Σ y)² / Σ y²⌉. ``gavish_donoho``: those above ω(β) · median(y), Gavish
     2014, "The optimal hard threshold for singular values is 4/√3", Eq. 5 for noise of unknown size;
@@ -134,11 +139,12 @@ def chosen_rank(spectrum: Spectrum, rule: Rank) -> int:
     if values.numel() == 0:
         return 0
     if rule == "participation":
-        # Just below a whole number by rounding is that number.
+        # ⌈(Σ y)² / Σ y²⌉, where rounding just above a whole number gives that number
         return math.ceil(float(values.sum() ** 2 / (values**2).sum()) - 1e-6)
     lesser, greater = sorted(spectrum.sizes)
     beta = lesser / greater
     every = torch.cat([values, values.new_zeros(lesser - values.numel())])
+    # Gavish 2014, Eq. 5: ω(β) ≈ 0.56 β³ − 0.95 β² + 1.82 β + 1.43
     omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
     return max(1, int((every > omega * every.quantile(0.5)).sum()))
 

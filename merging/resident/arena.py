@@ -2,18 +2,17 @@
 
 One file per prepared basis, the base first, then its K rows, then the factors of rows that are kept
 as factors, and a JSON sheet that says what it is. The sheet names the file by its content and is
-written last, so that a reader finds a whole arena or none. The content's hash is compared whenever
-an arena is opened: damage is found before a trial is measured on it. One process prepares under a
-lock, the others wait for it; what a killed one left is removed by the next to hold the lock.
+written last, so that a reader sees a whole arena or none. The content's hash is compared whenever
+an arena is opened, so that damage shows before a trial is measured on it. One process prepares
+under a lock, the others wait for it; what a killed one left is removed by the next to hold the
+lock.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,24 @@ import numpy.typing as npt
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.safetensors_writer import write_at
 from mergesearch.merging.errors import RecipeError, RunFolderError
-from mergesearch.merging.family.family import ModelFamily, open_family, warn_of_integers
+from mergesearch.merging.family.family import ModelFamily, open_family
+from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.special_tensors import SpecialTensors
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.kernels.forms import Form
-from mergesearch.merging.models.calibration_spec import file_versions as calibration_stamps
+from mergesearch.merging.models.calibration_spec import file_versions
 from mergesearch.merging.operators import Basis, get_operator
 from mergesearch.merging.recipe import Recipe
-from mergesearch.merging.resident.packing import Packing, StoredFactors, low_rank_factors
+from mergesearch.merging.resident.arena_files import (
+    PART,
+    arena_file,
+    hash_file,
+    locked,
+    sheet_file,
+    write_sheet,
+)
+from mergesearch.merging.resident.factor_choice import low_rank_factors
+from mergesearch.merging.resident.packing import Packing, StoredFactors
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
 from mergesearch.merging.tensors.memo import Memo
@@ -41,24 +50,22 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 3
-_PART = ".part"
-_BLOCK = 1 << 22  # bytes read at a time when hashing
 
 
 @dataclass(frozen=True, eq=False)
 class Arenas:
-    """What a trial reads: base and basis over one flat index, mapped read-only.
+    """Base and basis over one flat index, mapped read-only: all that a trial reads.
 
     Attributes:
-        layout: Places of the tensors.
+        layout: Positions of the tensors.
         form: How the basis combines with the base.
         base: ``(size,)``, fp32 (fp64 where the base holds fp64); padding is zero.
         basis: ``(K, size)``, the same dtype; shorter where tensors are kept as factors.
         packing: What of the flat index lies where in ``basis``.
         factors: The rows of tensors that are kept as factors.
         angles: Angle between base and row over the flat index, for the form ``slerp`` only.
-        treatment: Tensors whose weighted sum is not yet what is merged.
-        copied: Floating tensors that stay as they are in the base, and have no place here.
+        special: Tensors whose weighted sum is not yet what is merged.
+        copied: Floating tensors that stay as they are in the base, and are not in the arenas.
     """
 
     layout: Layout
@@ -68,13 +75,13 @@ class Arenas:
     packing: Packing
     factors: tuple[StoredFactors, ...] = ()
     angles: Field | None = None
-    treatment: SpecialTensors = field(default_factory=SpecialTensors)
+    special: SpecialTensors = field(default_factory=SpecialTensors)
     copied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """An arena to be: what identifies it, and what fills it."""
+    """An arena that may still have to be written: its identity and its content."""
 
     key: str
     family: ModelFamily
@@ -122,15 +129,14 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: i
     if recipe.layout not in ("", layout.digest):
         raise RecipeError(
             f"recipe: expected layout {layout.digest}, that of {recipe.base.path}, received "
-            f"{recipe.layout}; "
-            "the recipe was made for another base"
+            f"{recipe.layout}; the recipe was made for another base"
         )
     plan = _plan(recipe, family)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         arenas = _mapped(plan, folder, verify)
         if arenas is None:
-            with _lock(folder):
+            with locked(folder):
                 arenas = _mapped(plan, folder, verify) or _prepared(plan, recipe, folder, threads)
     except OSError as error:
         raise RunFolderError(
@@ -152,75 +158,60 @@ def _plan(recipe: Recipe, family: ModelFamily) -> _Plan:
         "dtype": accumulation_dtype(layout),
         "directions": operator.directions(experts, options),
         "size": layout.size,
-        "files": [*_stamps(recipe, family.sources), *calibration_stamps(options)],
+        "files": [*_weight_file_versions(recipe, family.sources), *file_versions(options)],
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
     }
     return _Plan(recipe.basis_key, family, sheet, lambda: family.prepare(operator, options))
 
 
-def _stamps(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]]:
+def _weight_file_versions(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]]:
     """Path, size and time of the weight files of sources that the key knows by path only."""
-    file_versions: list[list[Any]] = []
-    for source, checkpoint in zip((recipe.base, *recipe.experts), checkpoints, strict=True):
-        if not source.fingerprint:
-            for file in checkpoint.files:
-                status = file.stat()
-                file_versions.append([str(file), status.st_size, status.st_mtime_ns])
-    return file_versions
+    return [
+        _version(file)
+        for source, checkpoint in zip((recipe.base, *recipe.experts), checkpoints, strict=True)
+        if not source.fingerprint
+        for file in checkpoint.files
+    ]
+
+
+def _version(file: Path) -> list[Any]:
+    status = file.stat()
+    return [str(file), status.st_size, status.st_mtime_ns]
 
 
 def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
     """The arena if it is there, whole, and what the plan asks for."""
     try:
-        sheet = json.loads((folder / f"{plan.key}.json").read_text(encoding="utf-8"))
+        sheet = json.loads(sheet_file(folder, plan.key).read_text(encoding="utf-8"))
         content, form, angles, ranks = (
             sheet.pop(key) for key in ("content", "form", "angles", "factors")
         )
-        file = _arena_file(folder, plan.key, content)
+        file = arena_file(folder, plan.key, content)
         packing = plan.packed(ranks)
         if sheet != plan.sheet or file.stat().st_size != packing.size * plan.dtype.itemsize:
             return None
-        if verify and _hash(file) != content:
+        if verify and hash_file(file) != content:
             return None
         base, rows, factors = packing.split(np.memmap(file, dtype=plan.dtype, mode="r"))
         arc = None if angles is None else Field.from_dict(angles)
-    except (
-        FileNotFoundError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ):  # missing, or a sheet that is not one
-        return None
-    treatment = plan.family.treatment
+    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+        return None  # missing, or a sheet that is not one
+    special = plan.family.special
     copied = plan.family.copied
-    return Arenas(plan.layout, form, base, rows, packing, factors, arc, treatment, copied)
+    return Arenas(plan.layout, form, base, rows, packing, factors, arc, special, copied)
 
 
 def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas:
-    """Write the arena and its sheet; the caller holds the lock."""
-    for leftover in folder.glob(f"*{_PART}"):
+    """Write the arena and its sheet, and map it; the caller holds the lock."""
+    for leftover in folder.glob(f"*{PART}"):
         leftover.unlink()
     _check_fingerprints(recipe, plan.family.sources)
     warn_of_integers(plan.family)
-    part = folder / f"{plan.key}.arena{_PART}"
     basis = run_single_threaded(plan.prepare, threads)
-    ranks = _factored(plan, basis, threads)
-    _write_rows(plan, basis, plan.packed(ranks), part, threads)
-    content = _hash(part)
-    file = _arena_file(folder, plan.key, content)
-    os.replace(part, file)
-    arc = angle_field(basis, plan.layout)
-    made = {
-        "form": basis.form,
-        "angles": None if arc is None else arc.to_dict(),
-        "factors": ranks,
-        "content": content,
-    }
-    _write_sheet({**plan.sheet, **made}, folder / f"{plan.key}.json")
+    file = _write_arena(plan, basis, folder, threads)
     for other in folder.glob(f"{plan.key}.*.arena"):
         if other != file:
-            # made from files that have changed since; whoever has it mapped keeps it
+            # Made from files that have changed since; whoever has it mapped keeps it.
             other.unlink()
     arenas = _mapped(plan, folder, verify=False)
     if arenas is None:
@@ -230,20 +221,39 @@ def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas
     return arenas
 
 
+def _write_arena(plan: _Plan, basis: Basis, folder: Path, threads: int) -> Path:
+    """Write the rows of ``basis``, then the sheet that says what they are."""
+    part = folder / f"{plan.key}.arena{PART}"
+    ranks = _ranks_of_factors(plan, basis, threads)
+    _write_rows(plan, basis, plan.packed(ranks), part, threads)
+    content = hash_file(part)
+    file = arena_file(folder, plan.key, content)
+    os.replace(part, file)
+    angles = angle_field(basis, plan.layout)
+    made = {
+        "form": basis.form,
+        "angles": None if angles is None else angles.to_dict(),
+        "factors": ranks,
+        "content": content,
+    }
+    write_sheet({**plan.sheet, **made}, sheet_file(folder, plan.key))
+    return file
+
+
 def _check_fingerprints(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
     for source, checkpoint in zip((recipe.base, *recipe.experts), checkpoints, strict=True):
         if source.fingerprint and checkpoint.fingerprint() != source.fingerprint:
             raise RecipeError(
                 f"source {source.name!r} ({source.path}): expected weights "
-                f"{source.fingerprint[:12]}, received "
-                f"{checkpoint.fingerprint()[:12]}; they changed since the recipe was made, restore "
-                "them"
+                f"{source.fingerprint[:12]}, received {checkpoint.fingerprint()[:12]}; they "
+                "changed since the recipe was made, restore them"
             )
 
 
 def angle_field(basis: Basis, layout: Layout) -> Field | None:
-    """The angles of a basis over the flat index, one segment per tensor; None for other forms than
-    ``slerp``.
+    """The angles of a basis over the flat index, one segment per tensor.
+
+    None for other forms than ``slerp``.
     """
     if basis.angles is None:
         return None
@@ -252,24 +262,22 @@ def angle_field(basis: Basis, layout: Layout) -> Field | None:
     return Field(np.array(boundaries), np.array([[basis.angles(spec.name) for spec in specs]]))
 
 
-def _factored(plan: _Plan, basis: Basis, threads: int) -> dict[str, list[int]]:
+def _ranks_of_factors(plan: _Plan, basis: Basis, threads: int) -> dict[str, list[int]]:
     """Tensors whose rows are kept as factors: name -> number of terms of each direction."""
 
-    def ranks(spec: TensorSpec) -> tuple[str, list[int] | None]:
-        kept = low_rank_factors(basis, spec, plan.family.treatment.postprocessed)
-        return spec.name, None if kept is None else [
-            kept.owner.count(k) for k in range(basis.directions)
-        ]
+    def ranks(spec: TensorSpec) -> tuple[str, list[int]] | None:
+        factors = low_rank_factors(basis, spec, plan.family.special.postprocessed)
+        if factors is None:
+            return None
+        return spec.name, [factors.owner.count(k) for k in range(basis.directions)]
 
-    return {
-        name: found
-        for name, found in parallel_map(ranks, plan.layout.tensors, threads)
-        if found is not None
-    }
+    return dict(
+        pair for pair in parallel_map(ranks, plan.layout.tensors, threads) if pair is not None
+    )
 
 
 def _write_rows(plan: _Plan, basis: Basis, packing: Packing, part: Path, threads: int) -> None:
-    """Stream the tensors to their places; what lies between them stays zero (never written)."""
+    """Stream the tensors to their offsets; what lies between them stays zero (never written)."""
     import torch
 
     wide = getattr(torch, str(plan.sheet["dtype"]))
@@ -279,12 +287,10 @@ def _write_rows(plan: _Plan, basis: Basis, packing: Packing, part: Path, threads
 
         def work(spec: TensorSpec) -> None:
             tensors = [plan.family.base.read(spec.name), *_stored_rows(basis, packing, spec)]
-            for place, tensor in zip(packing.places_of(spec), tensors, strict=bool(spec.size)):
-                write_at(
-                    file.fileno(),
-                    place * itemsize,
-                    tensor.to(wide).contiguous().reshape(-1).numpy().data,
-                )
+            offsets = packing.offsets_of(spec)
+            for offset, tensor in zip(offsets, tensors, strict=bool(spec.size)):
+                data = tensor.to(wide).contiguous().reshape(-1).numpy().data
+                write_at(file.fileno(), offset * itemsize, data)
 
         for _ in parallel_map(work, plan.layout.tensors, threads):
             pass
@@ -292,46 +298,9 @@ def _write_rows(plan: _Plan, basis: Basis, packing: Packing, part: Path, threads
 
 
 def _stored_rows(basis: Basis, packing: Packing, spec: TensorSpec) -> list[torch.Tensor]:
-    """What is kept of a tensor's rows: all of them, or their two factors."""
+    """A tensor's rows as they are stored: all of them, or their two factors."""
     if spec.name not in packing.ranks:
         return basis.rows(spec.name)
     factors = None if basis.factors is None else basis.factors(spec.name)
     assert factors is not None
     return [factors.left, factors.right]
-
-
-def _write_sheet(sheet: Mapping[str, Any], path: Path) -> None:
-    part = path.with_name(f"{path.name}{_PART}")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(sheet, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the two new names
-    finally:
-        os.close(handle)
-
-
-def _arena_file(folder: Path, key: str, content: str) -> Path:
-    return folder / f"{key}.{content[:16]}.arena"
-
-
-def _hash(path: Path) -> str:
-    """XXH3 of a file: finds damage at memory bandwidth; nobody is kept from forging it."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system frees it when its holder dies."""
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

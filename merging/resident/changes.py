@@ -12,8 +12,9 @@ from mergesearch.merging.tensors.source import remembered
 
 
 def change_sums(family: ModelFamily, threads: int = 1) -> npt.NDArray[np.float64]:
-    """Σ |expert − base| of every expert and tensor of the layout ``(K, tensors)``; reads all
-    weights once.
+    """Σ |expert − base| of every expert and tensor of the layout: ``(K, tensors)``.
+
+    Reads all weights once.
 
     With a memo the sums are kept, and the weights are read only the first time.
     """
@@ -35,7 +36,7 @@ def change_sums(family: ModelFamily, threads: int = 1) -> npt.NDArray[np.float64
             ).T
         }
 
-    found: npt.NDArray[np.float64] = remembered(
+    sums: npt.NDArray[np.float64] = remembered(
         sources, ["change sums", family.layout.digest], compute
     )["sums"].numpy()
-    return found
+    return sums

@@ -1,15 +1,19 @@
-"""The gradient of every coefficient, from that of the merged weights: inner products with what each
-coefficient adds.
+"""The gradient of every coefficient, from the gradient of the merged weights.
 
 A merged weight is a weighted sum whose weights depend on the coefficients of its segment alone, so
-that the derivative of a loss with respect to a coefficient is an inner product over the segment. No
-graph runs through the merge: one backward pass through the model, then one pass over gradient, rows
-and, where a form needs it, base.
+that the derivative of a loss L with respect to a coefficient is an inner product over the segment.
+With merged weights w, g = dL/dw, base b and rows r_k::
+
+    delta           w = b + Σ c_k r_k              dL/dc_k = Σ_i g_i r_ki
+    interpolation   w = (1 − Σ c_k) b + Σ c_k r_k  dL/dc_k = Σ_i g_i (r_ki − b_i)
+    slerp           w = u(t) b + v(t) r            dL/dt = u'(t) Σ_i g_i b_i + v'(t) Σ_i g_i r_i
+
+No graph runs through the merge: one backward pass through the model, then one pass over gradient,
+rows and, where a form needs it, base.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,61 +21,33 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging.errors import InputError, RecipeError
-from mergesearch.merging.kernels.forms import ELECTIONS, Form
+from mergesearch.merging.kernels.forms import ELECTIONS
 from mergesearch.merging.kernels.products import CPU_BLOCK, factor_products, products, tiles
+from mergesearch.merging.resident.terms import Terms
 from mergesearch.merging.tensors.field import Field
 
 if TYPE_CHECKING:
     import torch
 
     from mergesearch.merging.kernels.forms import Array
-    from mergesearch.merging.resident.arena import Arenas
-    from mergesearch.merging.resident.packing import Packing, StoredFactors
+    from mergesearch.merging.resident.packing import StoredFactors
 
 _Wide = npt.NDArray[np.float64]
 _Index = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """What a merge is a weighted sum of, wherever it lies.
+def check_smooth(terms: Terms) -> None:
+    """Refuse a merge that is not smooth in its coefficients.
 
-    Attributes:
-        packing: Places in the arrays.
-        form: How base and rows combine; no election.
-        base: ``(size,)``.
-        rows: ``(K, row)``.
-        factors: Rows of tensors that are kept as factors.
-        angles: For ``slerp``: the angle between base and row over the flat index.
+    Raises:
+        InputError: If it elects signs.
     """
-
-    packing: Packing
-    form: Form
-    base: Array
-    rows: Array
-    factors: tuple[StoredFactors, ...] = ()
-    angles: Field | None = None
-
-    def __post_init__(self) -> None:
-        if self.form in ELECTIONS:
-            raise InputError(
-                "gradient: expected a merge that is smooth in its coefficients, received the form "
-                f"{self.form!r}, "
-                "which elects signs in every trial and jumps; freeze it, or choose a strategy "
-                "without gradients"
-            )
-
-    @classmethod
-    def of(cls, arenas: Arenas) -> Terms:
-        """Those of arenas in main memory."""
-        return cls(
-            arenas.packing, arenas.form, arenas.base, arenas.basis, arenas.factors, arenas.angles
+    if terms.form in ELECTIONS:
+        raise InputError(
+            "gradient: expected a merge that is smooth in its coefficients, received the form "
+            f"{terms.form!r}, which elects signs in every trial and jumps; freeze it, or choose a "
+            "strategy without gradients"
         )
-
-    @property
-    def size(self) -> int:
-        """Length of the flat index."""
-        return self.packing.layout.size
 
 
 def coefficient_gradient(
@@ -89,8 +65,10 @@ def coefficient_gradient(
         fp64 ``(K, segments)``.
 
     Raises:
+        InputError: If the merge is not smooth in its coefficients.
         RecipeError: If the field does not fit the terms.
     """
+    check_smooth(terms)
     _check_field(terms, field)
     if terms.form == "delta":
         return _over_rows(terms, gradient, field.boundaries, base=False, threads=threads)
@@ -99,19 +77,20 @@ def coefficient_gradient(
     fine = field.refine(terms.angles.boundaries)
     beside = _over_rows(terms, gradient, fine.boundaries, base=True, threads=threads)
     first, second = _arc_slopes(fine.values[0], terms.angles.at(fine.boundaries[:-1])[0])
-    found = (first + second) * beside[0] + second * beside[1]
-    return _coarse(found[None, :], fine.boundaries, field.boundaries)
+    # u' Σ g b + v' Σ g r, where the second product is Σ g (r − b).
+    slopes = (first + second) * beside[0] + second * beside[1]
+    return _coarse(slopes[None, :], fine.boundaries, field.boundaries)
 
 
 def expert_cosines(
     terms: Terms, gradient: Array, field: Field, norms: _Wide, *, threads: int | None = None
 ) -> _Wide:
-    """Sums, over the parts of tensors in every segment, of the cosine between the gradient and each
-    whole expert.
+    """Sums of cosines between the gradient and each whole expert, over parts of tensors.
 
-    The score by which Frank-Wolfe merging ranks experts, whatever the size of a tensor (Chen 2025,
-    "FW-Merging: Scaling model merging with Frank-Wolfe optimization"). A cosine with a vector of
-    zeros is 0.
+    A segment's sum runs over the parts of tensors that lie in it: Σ_p g_p · e_kp / (‖g_p‖ ‖e_kp‖).
+    It is the score by which Frank-Wolfe merging ranks experts, whatever the size of a tensor (Chen
+    2025, "FW-Merging: Scaling model merging with Frank-Wolfe optimization"). A cosine with a vector
+    of zeros is 0.
 
     Args:
         terms: Of the merge.
@@ -139,8 +118,9 @@ def parts(terms: Terms, boundaries: _Index) -> _Index:
 
 
 def expert_norms(terms: Terms, edges: _Index) -> _Wide:
-    """Norms of the whole experts over segments: base plus row for ``delta``, else the row; fp64
-    ``(K, segments)``.
+    """Norms of the whole experts over segments: fp64 ``(K, segments)``.
+
+    An expert is base plus row for ``delta``, else the row.
     """
     from mergesearch.merging.kernels.torch_kernel import as_tensor
 
@@ -183,9 +163,10 @@ def _add_factored_squares(
 
 def _over_experts(terms: Terms, gradient: Array, edges: _Index, threads: int | None) -> _Wide:
     """Inner products with the whole experts ``(K, segments)``."""
-    whole = terms.form == "delta"
-    found = _over_rows(terms, gradient, edges, base=whole, from_base=False, threads=threads)
-    return found[:1] + found[1:] if whole else found
+    if terms.form != "delta":
+        return _over_rows(terms, gradient, edges, base=False, from_base=False, threads=threads)
+    inner = _over_rows(terms, gradient, edges, base=True, from_base=False, threads=threads)
+    return inner[:1] + inner[1:]
 
 
 def _over_rows(
@@ -197,17 +178,24 @@ def _over_rows(
     from_base: bool = True,
     threads: int | None,
 ) -> _Wide:
-    """Inner products with the rows ``(K, segments)``; with ``base``, its own come first,
-    ``(1 + K, segments)``.
+    """Inner products with the rows ``(K, segments)``.
+
+    Args:
+        terms: Of the merge.
+        gradient: ``(size,)``.
+        boundaries: ``(segments + 1,)``.
+        base: Put the inner products with the base first: ``(1 + K, segments)``.
+        from_base: With ``base``, take rows minus the base.
+        threads: CPU threads.
     """
-    found = np.zeros((terms.packing.directions + base, len(boundaries) - 1))
+    inner = np.zeros((terms.packing.directions + base, len(boundaries) - 1))
     for stretch in terms.packing.stretches:
         start = stretch.start
         stop = stretch.stop
         cuts, first = _within(boundaries, start, stop)
         rows = terms.rows[:, stretch.at : stretch.at + stop - start]
         origin = terms.base[start:stop]
-        found[:, first : first + len(cuts) - 1] += products(
+        inner[:, first : first + len(cuts) - 1] += products(
             gradient[start:stop],
             rows,
             cuts,
@@ -225,16 +213,14 @@ def _over_rows(
         low_rank = factor_products(
             vector, stored.left, stored.right, stored.owner, directions, cuts, threads=threads
         )
-        found[base:, here] += low_rank
+        inner[base:, here] += low_rank
         if base:
-            found[0, here] += products(vector, [terms.base[start:stop]], cuts, threads=threads)[0]
-    return found
+            inner[0, here] += products(vector, [terms.base[start:stop]], cuts, threads=threads)[0]
+    return inner
 
 
 def _within(boundaries: _Index, start: int, stop: int) -> tuple[_Index, int]:
-    """Boundaries of what lies in ``start:stop``, re-based to 0, and the number of its first
-    segment.
-    """
+    """Boundaries within ``start:stop``, re-based to 0, and the number of the first segment."""
     first = int(np.searchsorted(boundaries, start, side="right")) - 1
     last = int(np.searchsorted(boundaries, stop, side="left"))
     return np.clip(boundaries[first : last + 1], start, stop) - start, first
@@ -246,19 +232,22 @@ def _coarse(values: _Wide, fine: _Index, coarse: _Index) -> _Wide:
 
 
 def _arc_slopes(t: _Wide, angle: _Wide) -> tuple[_Wide, _Wide]:
-    """Derivatives of the weights of base and row on the arc with respect to the place on it; a line
-    at angle 0.
+    """Derivatives of the weights of base and row on the arc with respect to t.
+
+    An angle of 0 stands for the straight line.
     """
     straight = angle == 0
     scale = np.where(straight, 1.0, angle / np.where(straight, 1.0, np.sin(angle)))
+    # u = sin((1 − t)φ) / sin φ, so u' = −φ cos((1 − t)φ) / sin φ.
     first = np.where(straight, -1.0, -scale * np.cos((1 - t) * angle))
-    return first, np.where(straight, 1.0, scale * np.cos(t * angle))
+    # v = sin(tφ) / sin φ, so v' = φ cos(tφ) / sin φ.
+    second = np.where(straight, 1.0, scale * np.cos(t * angle))
+    return first, second
 
 
 def _check_field(terms: Terms, field: Field) -> None:
     if field.directions != terms.packing.directions or field.size != terms.size:
         raise RecipeError(
             f"gradient: expected a field of {terms.packing.directions} directions over "
-            f"{terms.size} positions, "
-            f"received {field.directions} over {field.size}"
+            f"{terms.size} positions, received {field.directions} over {field.size}"
         )

@@ -1,13 +1,13 @@
 """Where base, rows and factors lie in an arena, and how they are combined from there.
 
-The base has its place for every tensor of the flat index. Tensors whose rows are kept as factors
+The base has room for every tensor of the flat index. Tensors whose rows are kept as factors
 have none in the rows: the others are packed together, in stretches that keep their order and
 alignment. Factors follow the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,6 @@ from mergesearch.merging.tensors.layout import ALIGNMENT, Layout, TensorSpec
 
 if TYPE_CHECKING:
     from mergesearch.merging.kernels.forms import Array
-    from mergesearch.merging.operators.base import Basis
-    from mergesearch.merging.tensors.source import Factors
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class StoredFactors:
 
 @dataclass(frozen=True)
 class Packing:
-    """Places in an arena, in elements.
+    """Offsets in an arena, in elements.
 
     Attributes:
         layout: Of the base.
@@ -70,7 +68,7 @@ class Packing:
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
-        """What lies in the rows, neighbouring tensors joined."""
+        """Positions that lie in the rows, neighbouring tensors joined."""
         specs = self.layout.tensors
         stops = [spec.start for spec in specs[1:]] + [self.layout.size]
         joined: list[Stretch] = []
@@ -91,32 +89,33 @@ class Packing:
         return sum(stretch.stop - stretch.start for stretch in self.stretches)
 
     @cached_property
-    def _places(self) -> tuple[dict[str, tuple[int, int]], int]:
+    def _factor_offsets(self) -> tuple[dict[str, tuple[int, int]], int]:
+        """Offsets of the two factors of every tensor that has them, and the end of the arena."""
         at = self.layout.size + self.directions * self.row
-        places = {}
+        offsets = {}
         for name, ranks in self.ranks.items():
             m, n = matrix_shape(self.layout.by_name[name].shape)
             right = at + _aligned(m * sum(ranks))
-            places[name] = at, right
+            offsets[name] = at, right
             at = right + _aligned(sum(ranks) * n)
-        return places, at
+        return offsets, at
 
     @property
     def size(self) -> int:
         """Length of the arena."""
-        return self._places[1]
+        return self._factor_offsets[1]
 
     def in_row(self, start: int) -> int | None:
-        """Place within a row of a position of the flat index, None if it is not in the rows."""
+        """Offset within a row of a position of the flat index, None if it is not in the rows."""
         for stretch in self.stretches:
             if stretch.start <= start < stretch.stop:
                 return stretch.at + start - stretch.start
         return None
 
-    def places_of(self, spec: TensorSpec) -> list[int]:
-        """Where a tensor of the base and its rows begin, or its base and its two factors."""
+    def offsets_of(self, spec: TensorSpec) -> list[int]:
+        """Offsets of a tensor in the base, and of its rows or of its two factors."""
         if spec.name in self.ranks:
-            return [spec.start, *self._places[0][spec.name]]
+            return [spec.start, *self._factor_offsets[0][spec.name]]
         at = self.in_row(spec.start)
         rows = (
             []
@@ -134,7 +133,7 @@ class Packing:
         factors = []
         for name, ranks in self.ranks.items():
             spec = self.layout.by_name[name]
-            (left, right) = self._places[0][name]
+            (left, right) = self._factor_offsets[0][name]
             (m, n) = matrix_shape(spec.shape)
             rank = sum(ranks)
             owner = tuple(np.repeat(np.arange(len(ranks)), ranks).tolist())
@@ -158,8 +157,9 @@ def combine_packed(
     angles: Field | None = None,
     threads: int | None = None,
 ) -> None:
-    """:func:`mergesearch.merging.kernels.combine` over a packed arena; the padding behind a tensor
-    of factors is left alone.
+    """:func:`mergesearch.merging.kernels.combine` over a packed arena.
+
+    The padding behind a tensor of factors is left alone.
 
     Raises:
         RecipeError: If the field does not fit the arena.
@@ -192,58 +192,3 @@ def combine_packed(
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-#: Terms of a product that take as long as one element of a dense row. Measured on two cores of an
-#: EPYC with AVX2: 28 ps per term from the cache, 250 ps per element of a row from memory.
-TERMS_PER_ROW = 9
-
-
-#: How much slower a merge may become for each factor that it becomes smaller, and how much at most.
-SLOWER_PER_SMALLER = 0.25
-
-
-SLOWEST = 8.0
-
-
-def worth_keeping(shape: Sequence[int], rank: int, directions: int) -> bool:
-    """Whether K rows of a tensor are better kept as factors of a total rank R; decided by shapes
-    alone.
-
-    Kept whole, the rows take ``K · m · n`` numbers of memory, and a merge reads them all; kept as
-    factors, ``R · (m + n)`` numbers, and a merge adds R terms per element from the cache.
-    Evaluation, not merging, takes the time of a trial, and the dense rows of a large model may not
-    fit in memory at all: a merge may become slower by a quarter of the factor by which the rows
-    become smaller, but at most 8 times. Rank 0, a tensor that no expert changes, is always worth
-    it.
-    """
-    m, n = matrix_shape(shape)
-    if rank == 0 or m * n == 0:
-        return True
-    smaller = directions * m * n / (rank * (m + n))
-    slower = rank / (TERMS_PER_ROW * directions)
-    return smaller > 1 and slower <= min(SLOWEST, max(1.0, SLOWER_PER_SMALLER * smaller))
-
-
-def low_rank_factors(
-    basis: Basis, spec: TensorSpec, postprocessed: Collection[str] = ()
-) -> Factors | None:
-    """The factors of a tensor's rows where the basis has them and they are :func:`worth_keeping`,
-    else None.
-
-    Args:
-        basis: Of an operator.
-        spec: The tensor.
-        postprocessed: Tensors that are more than a weighted sum, whose rows are always whole.
-    """
-    if (
-        basis.factors is None
-        or basis.form != "delta"
-        or spec.name in postprocessed
-        or spec.size == 0
-    ):
-        return None
-    factors = basis.factors(spec.name)
-    if factors is None or not worth_keeping(spec.shape, len(factors.owner), basis.directions):
-        return None
-    return factors

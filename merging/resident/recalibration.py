@@ -1,6 +1,4 @@
-"""Running statistics recomputed on data after a merge, alike for the model that is searched and the
-one exported.
-"""
+"""Running statistics recomputed on data after a merge, in a search and in an export alike."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """What the statistics of merged models are recomputed on.
+    """Items on which the statistics of merged models are recomputed.
 
     Attributes:
         batches: Keyword arguments of the model, batch by batch.
@@ -33,8 +31,9 @@ class Recalibration:
     model_class: str
 
     def apply(self, model: nn.Module) -> None:
-        """Recompute all running statistics of ``model``, on one thread: the same bits in a search
-        and an export.
+        """Recompute all running statistics of ``model``.
+
+        On one thread, for the same bits in a search and in an export.
         """
         from mergesearch.merging.models.batch_norm import recalibrate
         from mergesearch.merging.tensors.parallel import run_single_threaded
@@ -50,22 +49,22 @@ class Recalibration:
         run_single_threaded(lambda: recalibrate(model, batches))
 
     def apply_to_folder(
-        self, folder: Path, places: Mapping[str, TensorInfo], statistics: frozenset[str]
+        self, folder: Path, written: Mapping[str, TensorInfo], statistics: frozenset[str]
     ) -> None:
-        """Recompute the statistics of an exported model and write them to their places."""
+        """Recompute the statistics of an exported model and write them to its files."""
         from mergesearch.merging.models.loading import load_model
         from mergesearch.merging.models.parameter_views import parameter_views
 
         model = load_model(str(folder), self.model_class)
         self.apply(model)
-        held = parameter_views(model)
+        views = parameter_views(model)
         tensors = model.state_dict()
         for name in sorted(statistics):
-            tensor = held[name].of(tensors[held[name].parameter])
-            write_tensor(places[name], tensor.to(like_dtype(places[name])))
+            tensor = views[name].of(tensors[views[name].parameter])
+            write_tensor(written[name], tensor.to(_dtype_of(written[name])))
 
 
-def like_dtype(info: TensorInfo) -> torch.dtype:
+def _dtype_of(info: TensorInfo) -> torch.dtype:
     """The dtype in which a tensor is stored."""
     import torch
 
@@ -83,12 +82,12 @@ def open_recalibration(family: ModelFamily) -> Recalibration | None:
     if given is None:
         return None
     spec: CalibrationSpec = {**DEFAULTS, **given}  # type: ignore[typeddict-item]
-    bench = ExpertRunner(spec, family.base)
+    runner = ExpertRunner(spec, family.base)
     # One folder for all experts is read once.
     names = (
         [e.name for e in family.experts]
         if isinstance(given["data"], Mapping)
         else [family.experts[0].name]
     )
-    batches = tuple(items.inputs for name in names for items in bench.items(name))
+    batches = tuple(items.inputs for name in names for items in runner.items(name))
     return Recalibration(batches, spec["model_class"])

@@ -1,5 +1,4 @@
-"""Inner products of base and rows over any segments of the flat index, without another pass over
-the weights.
+"""Inner products of base and rows over any segments of the flat index.
 
 The rows are read once, in order, and their inner products kept for every chunk of a fixed grid (a
 few MB). Those of a segment are the sum of its whole chunks and of the two chunks that its ends cut,
@@ -81,8 +80,9 @@ class SegmentGram:
     def of(
         cls, arenas: Arenas, *, memo: Memo | None = None, key: Sequence[Any] = (), threads: int = 1
     ) -> SegmentGram:
-        """The inner products in an arena. A row is what a coefficient of 1 adds to the base, for
-        every form.
+        """The inner products in an arena.
+
+        A row is what a coefficient of 1 adds to the base, for every form.
 
         Arenas of the forms ``interpolation`` and ``slerp`` hold experts; their rows are taken minus
         the base.
@@ -94,9 +94,7 @@ class SegmentGram:
 
     @classmethod
     def of_arrays(cls, base: npt.NDArray[Any], rows: npt.NDArray[Any]) -> SegmentGram:
-        """The inner products of base ``(size,)`` and rows ``(K, size)``, numpy arrays or memory
-        maps.
-        """
+        """The inner products of base ``(size,)`` and rows ``(K, size)`` in memory, or mapped."""
 
         def read(start: int, stop: int) -> _Wide:
             return np.concatenate([base[None, start:stop], rows[:, start:stop]]).astype(np.float64)
@@ -130,10 +128,10 @@ class SegmentGram:
         packed = self._whole_chunks(cuts[:-1], cuts[1:])
         self._add_cut_chunks(packed, cuts)
         first, second = self._pairs
-        found = np.empty((len(packed), self.directions + 1, self.directions + 1))
-        found[:, first, second] = packed
-        found[:, second, first] = packed
-        return found
+        gram = np.empty((len(packed), self.directions + 1, self.directions + 1))
+        gram[:, first, second] = packed
+        gram[:, second, first] = packed
+        return gram
 
     def _whole_chunks(self, starts: _Index, stops: _Index) -> _Wide:
         """Sums over the chunks that lie wholly within each segment ``(segments, pairs)``."""
@@ -143,7 +141,7 @@ class SegmentGram:
         end = np.where(stops == self.size, len(self._grid) - 1, end)
         # Pairs of a sum that is wanted and one that is not; a segment without a whole chunk gets a
         # row to be cleared.
-        sums = np.add.reduceat(self._grid, np.stack([begin, end], axis=1).ravel())[::2]
+        sums = np.add.reduceat(self._grid, np.stack([begin, end], axis=1).ravel())[::2]  # Σ chunks
         sums[begin >= end] = 0.0
         return sums
 
@@ -193,21 +191,22 @@ class SegmentGram:
             yield from self._products_of(batch)
 
     def _products_of(self, parts: Sequence[tuple[int, int]]) -> _Wide:
-        """Inner products of parts ``(parts, pairs)``: each part is one sum, whatever lies beside
-        it.
+        """Inner products of parts: ``(parts, pairs)``.
+
+        Each part is one sum, whatever lies beside it.
         """
         wide = np.concatenate([self._read(start, stop) for start, stop in parts], axis=1)
         lengths = [stop - start for start, stop in parts]
         starts = np.cumsum([0, *lengths[:-1]])
-        found = np.empty((len(parts), self._pairs[0].size))
-        at = 0
+        products = np.empty((len(parts), self._pairs[0].size))
+        pair = 0
         for row in range(len(wide)):
             for other in wide[row:]:
-                # numpy's own pairwise sums: no library whose order depends on threads or on the
-                # machine.
-                found[:, at] = np.add.reduceat(wide[row] * other, starts)
-                at += 1
-        return found
+                # Σ_i row_i · other_i of each part, by numpy's own pairwise sums: no library whose
+                # order depends on threads or on the machine.
+                products[:, pair] = np.add.reduceat(wide[row] * other, starts)
+                pair += 1
+        return products
 
     def _remembered_grid(self, memo: Memo | None, key: Sequence[Any], threads: int) -> _Wide:
         if memo is None or not key:
@@ -220,8 +219,9 @@ class SegmentGram:
         return grid
 
     def _make_grid(self, threads: int) -> _Wide:
-        """Inner products of every chunk ``(chunks + 1, pairs)``; the last row is zero, and the end
-        of all sums.
+        """Inner products of every chunk: ``(chunks + 1, pairs)``.
+
+        The last row is zero; sums may end there.
         """
 
         def block(start: int) -> _Wide:
@@ -237,8 +237,9 @@ class SegmentGram:
 
 
 def chunk_length(size: int) -> int:
-    """Length of the grid's chunks: a power of two, the smallest that needs no more than 65,536 of
-    them, if it can.
+    """Length of the grid's chunks: a power of two, at most ``LARGEST_CHUNK``.
+
+    The smallest that needs no more than ``CHUNKS`` of them, if there is one.
     """
     length = ALIGNMENT
     while length < LARGEST_CHUNK and size > length * CHUNKS:
@@ -247,8 +248,9 @@ def chunk_length(size: int) -> int:
 
 
 def arena_reader(arenas: Arenas) -> Reader:
-    """Reads base and rows of an arena at any positions; rows that are kept as factors are expanded
-    there.
+    """A function that reads base and rows of an arena at any positions.
+
+    Rows that are kept as factors are expanded there.
     """
     relative = arenas.form in ("interpolation", "slerp")
 
@@ -276,8 +278,7 @@ def arena_reader(arenas: Arenas) -> Reader:
 
 
 def expand(stored: StoredFactors, directions: int, start: int, stop: int) -> _Wide:
-    """The rows of a tensor that is kept as factors, at positions of the flat index:
-    ``(K, stop - start)``.
+    """The rows of a tensor that is kept as factors, at positions: ``(K, stop - start)``.
 
     The numbers are those that a merge adds with a coefficient of 1, to the bit.
     """

@@ -53,27 +53,30 @@ class ShardedModel(MergedModel):
         self.model = model
 
     def write(self, field: Field) -> None:
-        """Merge in main memory, then copy to the devices; raises as :meth:`MergedModel.write`."""
+        """Merge in main memory, then copy to the devices.
+
+        Raises as :meth:`MergedModel.write`.
+        """
         super().write(field)
         self._follow()
 
     def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Write merged tensors, then copy to the devices; raises as
-        :meth:`MergedModel.write_tensors`.
+        """Write merged tensors, then copy them to the devices.
+
+        Raises as :meth:`MergedModel.write_tensors`.
         """
         super().write_tensors(tensors)
         self._follow()
 
     def enable_gradient(self) -> None:
-        """Refused: gradients would have to be gathered from the devices at every step.
+        """Refuse gradients, which would have to be gathered from the devices at every step.
 
         Raises:
             InputError: Always.
         """
         raise InputError(
             "workers.gpus: expected at most 1 for a strategy that follows gradients, received a "
-            "model on several; "
-            "lower it"
+            "model on several; lower it"
         )
 
     def _follow(self) -> None:
@@ -98,7 +101,7 @@ def dispatch(model: nn.Module, devices: Sequence[int]) -> nn.Module:
 
 
 def device_map(model: nn.Module, memory: Mapping[int, float]) -> dict[str, Any]:
-    """Module -> device, as even as its blocks allow; no block is cut.
+    """Module -> device, as evenly as whole blocks allow.
 
     Args:
         model: In main memory.
@@ -113,18 +116,17 @@ def device_map(model: nn.Module, memory: Mapping[int, float]) -> dict[str, Any]:
     room = {device: int(WEIGHTS_SHARE * size) for device, size in memory.items()}
     whole = list(getattr(model, "_no_split_modules", None) or [])
     balanced = get_balanced_memory(model, max_memory=dict(room), no_split_module_classes=whole)
-    placed: dict[str, Any] = infer_auto_device_map(
+    device_of: dict[str, Any] = infer_auto_device_map(
         model, max_memory=balanced, no_split_module_classes=whole
     )
     elsewhere = sorted(
-        {str(device) for device in placed.values()} - {str(device) for device in memory}
+        {str(device) for device in device_of.values()} - {str(device) for device in memory}
     )
     if elsewhere:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         raise InputError(
             f"workers.gpus: expected {size:,} bytes of weights to fit into {sum(room.values()):,} "
-            f"on {len(memory)} "
-            f"GPUs ({WEIGHTS_SHARE:.0%} of each), some would lie on {', '.join(elsewhere)}; give "
-            "each worker more"
+            f"on {len(memory)} GPUs ({WEIGHTS_SHARE:.0%} of each), some would lie on "
+            f"{', '.join(elsewhere)}; give each worker more"
         )
-    return placed
+    return device_of

@@ -1,1 +1,1 @@
-"""routing."""
+"""Merges that depend on their input, in memory and on disk."""

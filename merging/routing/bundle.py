@@ -1,5 +1,4 @@
-"""An input-dependent merge on disk: model folders, the tensors that go with them, and how to put
-them together.
+"""An input-dependent merge on disk: model folders, and the tensors that go with them.
 
 ::
 
@@ -51,8 +50,9 @@ def write_bundle(
     overwrite: bool = False,
     threads: int = 1,
 ) -> None:
-    """Write an input-dependent merge; the folder appears under its name when everything in it is on
-    disk.
+    """Write an input-dependent merge as a folder.
+
+    The folder appears under its name when everything in it is on disk.
 
     Args:
         recipe: What ``routed`` was made from.
@@ -72,21 +72,10 @@ def write_bundle(
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     try:
         part.mkdir(parents=True)
-        for name, field in folders(recipe).items():
-            export_model(replace(recipe, routing=(), field=field), part / name, threads=threads)
-        stamped = load_recipe(part / next(iter(folders(recipe))) / "recipe.json")
-        whole = replace(stamped, routing=recipe.routing, field=recipe.field)
-        for name in ("recipe.yaml", "recipe.json"):
-            save_recipe(whole, part / name)
-        sheet = {
-            "format": FORMAT,
-            "routing": dict(recipe.routing),
-            "experts": [expert.name for expert in recipe.experts],
-            "model_class": model_class,
-        }
-        (part / SHEET).write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+        stamped = _write_models(recipe, part, threads)
+        _write_sheet(recipe, model_class, part / SHEET)
         _write_tensors(routed, part / TENSORS)
-        card = render_bundle_card(whole, family.base, family.experts, facts or {})
+        card = render_bundle_card(stamped, family.base, family.experts, facts or {})
         (part / "README.md").write_text(card, encoding="utf-8")
         put_folder(part, target)
     except OSError as error:
@@ -95,6 +84,27 @@ def write_bundle(
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_models(recipe: Recipe, part: Path, threads: int) -> Recipe:
+    """Write the checkpoints and the recipe; returns the recipe with fingerprints of its sources."""
+    for name, field in folders(recipe).items():
+        export_model(replace(recipe, routing=(), field=field), part / name, threads=threads)
+    stamped = load_recipe(part / next(iter(folders(recipe))) / "recipe.json")
+    whole = replace(stamped, routing=recipe.routing, field=recipe.field)
+    for name in ("recipe.yaml", "recipe.json"):
+        save_recipe(whole, part / name)
+    return whole
+
+
+def _write_sheet(recipe: Recipe, model_class: str, path: Path) -> None:
+    sheet = {
+        "format": FORMAT,
+        "routing": dict(recipe.routing),
+        "experts": [expert.name for expert in recipe.experts],
+        "model_class": model_class,
+    }
+    path.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
 
 
 def folders(recipe: Recipe) -> dict[str, Field]:
@@ -111,15 +121,16 @@ def folders(recipe: Recipe) -> dict[str, Field]:
 
 
 def load(folder: Path | str) -> Routed:
-    """The merge of a folder that :func:`write_bundle` wrote, in evaluation mode; call it as the
-    model itself.
+    """The merge of a folder that :func:`write_bundle` wrote, in evaluation mode.
+
+    Call it as the model itself.
 
     Raises:
         CheckpointError: If the folder is no bundle, or one of a newer version.
     """
-    place = Path(folder)
+    root = Path(folder)
     try:
-        sheet = json.loads((place / SHEET).read_text(encoding="utf-8"))
+        sheet = json.loads((root / SHEET).read_text(encoding="utf-8"))
         version = sheet["format"]
         routing = sheet["routing"]
         model_class = sheet["model_class"]
@@ -127,38 +138,37 @@ def load(folder: Path | str) -> Routed:
         experts = sheet["experts"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{place}: expected a folder with {SHEET}, as `mergesearch export` writes it, "
+            f"{root}: expected a folder with {SHEET}, as `mergesearch export` writes it, "
             f"received: {error}"
         ) from None
     if version != FORMAT or method not in _LOADERS:
         raise CheckpointError(
-            f"{place}: expected format {FORMAT} and a method among {sorted(_LOADERS)}, received "
-            f"{version!r} and "
-            f"{method!r}; load it with the version that wrote it"
+            f"{root}: expected format {FORMAT} and a method among {sorted(_LOADERS)}, received "
+            f"{version!r} and {method!r}; load it with the version that wrote it"
         )
-    loaded: Routed = _LOADERS[method](place, routing, len(experts), model_class).eval()
+    loaded: Routed = _LOADERS[method](root, routing, len(experts), model_class).eval()
     return loaded
 
 
-def _load_t3(place: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
+def _load_t3(root: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
     from mergesearch.merging.models.loading import load_model
     from mergesearch.merging.routing.routed import copied_tensors
 
-    model = load_model(str(place / "base"), model_class)
+    model = load_model(str(root / "base"), model_class)
     base = copied_tensors(model)
     return t3_of(
-        model, base, copied_tensors(load_model(str(place / "expert"), model_class)), routing
+        model, base, copied_tensors(load_model(str(root / "expert"), model_class)), routing
     )
 
 
-def _load_twin(place: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
+def _load_twin(root: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
     from safetensors.torch import load_file
 
     from mergesearch.merging.models.loading import load_model
     from mergesearch.merging.routing.routed import TwinMerging, copied_tensors, make_router
 
-    model = load_model(str(place / "shared"), model_class)
-    stored = load_file(place / TENSORS)
+    model = load_model(str(root / "shared"), model_class)
+    stored = load_file(root / TENSORS)
     shared = copied_tensors(model)
     vectors = [
         {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}
@@ -215,10 +225,12 @@ def _write_tensors(routed: Routed, path: Path) -> None:
 
 
 def _twin_tensors(routed: TwinMerging) -> dict[str, torch.Tensor]:
-    found = {f"router.{name}": tensor.cpu() for name, tensor in routed.router.state_dict().items()}
+    tensors = {
+        f"router.{name}": tensor.cpu() for name, tensor in routed.router.state_dict().items()
+    }
     for k, vector in enumerate(routed.exclusive):
         for name, part in vector.items():
-            found[f"exclusive.{k}.{name}.left"] = part.left.cpu().contiguous()
+            tensors[f"exclusive.{k}.{name}.left"] = part.left.cpu().contiguous()
             if part.right is not None:
-                found[f"exclusive.{k}.{name}.right"] = part.right.cpu().contiguous()
-    return found
+                tensors[f"exclusive.{k}.{name}.right"] = part.right.cpu().contiguous()
+    return tensors

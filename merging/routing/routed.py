@@ -1,5 +1,4 @@
-"""Merges that depend on their input: a model whose weights are merged anew for every batch, or
-every item.
+"""Models whose weights depend on their input: merged anew for every batch, or every item.
 
 Such a merge is no checkpoint. It holds the tensors that it is merged from, and answers as a model
 does::
@@ -29,7 +28,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a routed model says.
+    """The output of a routed model.
 
     Attributes:
         logits: ``(items, classes)``.
@@ -42,8 +41,9 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A tensor as ``left @ right``, reshaped; ``right`` is None for one that is kept whole in
-    ``left``.
+    """A tensor as ``left @ right``, reshaped.
+
+    ``right`` is None for one that is kept whole in ``left``.
     """
 
     left: torch.Tensor
@@ -80,8 +80,9 @@ class Routed(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor | None = None, **inputs: torch.Tensor) -> Answer:
-        """Logits of every item, by the model that is merged for it; items with the same weights run
-        together.
+        """Logits of every item, by the model that is merged for it.
+
+        Items with the same weights run together.
         """
         named = inputs if pixel_values is None else {"pixel_values": pixel_values, **inputs}
         weights = self.item_weights(named)
@@ -89,9 +90,9 @@ class Routed(nn.Module, ABC):
             weights = weights.mean(dim=0, keepdim=True).expand_as(weights)
         rows, owner = torch.unique(weights, dim=0, return_inverse=True)
         logits: torch.Tensor | None = None
-        for place, row in enumerate(rows.tolist()):
+        for index, row in enumerate(rows.tolist()):
             self.write(row)
-            chosen = torch.nonzero(owner == place).flatten()
+            chosen = torch.nonzero(owner == index).flatten()
             part = self.model(**{key: value[chosen] for key, value in named.items()}).logits
             logits = part.new_empty(len(owner), *part.shape[1:]) if logits is None else logits
             logits[chosen] = part
@@ -100,7 +101,7 @@ class Routed(nn.Module, ABC):
 
     @torch.no_grad()
     def write(self, weights: Sequence[float]) -> None:
-        """Merge into the model.
+        """Merge with ``weights`` into the model.
 
         Raises:
             NonFiniteError: If a merged tensor holds NaN or infinity.
@@ -122,7 +123,7 @@ class Routed(nn.Module, ABC):
 
 
 class T3(Routed):
-    """``(1 - λ) base + λ expert``, with λ by the divergence of what the two say.
+    """``(1 - λ) base + λ expert``, with λ by how much the predictions of the two diverge.
 
     ``λ(x) = low + (high - low) · sigmoid(gamma · JS(p_base ‖ p_expert))``. Divergences are not
     negative, so that the published sigmoid is never below 1/2; ``centred`` (ours, not the paper's)
@@ -159,8 +160,9 @@ class T3(Routed):
         self._centred = centred
 
     def item_weights(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """λ of every item ``(items, 1)``; of the mean divergence for every one, where a batch is
-        merged once.
+        """λ of every item: ``(items, 1)``.
+
+        Where a batch is merged once, every item has that of the mean divergence.
         """
         self._load(self._base)
         base = self.model(**inputs).logits
@@ -181,7 +183,9 @@ class T3(Routed):
 
 
 class TwinMerging(Routed):
-    """``shared + Σ w_k v_k``, with w the router's softmax on the mean last hidden state of the
+    """``shared + Σ w_k v_k``, with weights w that a router gives for each item.
+
+    w is the softmax of the router's logits, which it makes of the mean last hidden state of the
     shared model.
 
     Args:
@@ -227,8 +231,9 @@ class TwinMerging(Routed):
 
 
 def js_divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence of the predictions of two logits ``(items, classes)``: nats
-    ``(items,)``, float64.
+    """Jensen-Shannon divergence of the predictions of two logits, in nats.
+
+    ``(items, classes)`` -> float64 ``(items,)``.
     """
     log_p, log_q = (torch.log_softmax(logits.double(), dim=1) for logits in (one, other))
     log_mean = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
@@ -239,30 +244,30 @@ def js_divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def floating_tensors(model: nn.Module) -> Tensors:
     """Name -> the memory of every distinct floating parameter and stored buffer of a model."""
-    seen: dict[object, str] = {}
-    found = {}
+    seen: set[object] = set()
+    tensors = {}
     for name, tensor in model.state_dict().items():
-        where = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.is_floating_point() and tensor.numel() and where not in seen:
-            seen[where] = name
-            found[name] = tensor
-    return found
+        memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.is_floating_point() and tensor.numel() and memory not in seen:
+            seen.add(memory)
+            tensors[name] = tensor
+    return tensors
 
 
 def copied_tensors(model: nn.Module) -> Tensors:
-    """The same, as they are now."""
+    """Copies of :func:`floating_tensors`, as they are now."""
     return {name: tensor.detach().clone() for name, tensor in floating_tensors(model).items()}
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """At least in float32."""
+    """The tensor in float32, or as it is in float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def exclusive_vector(
     expert: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rank: float
 ) -> Any:
-    """Name -> what the expert has beyond the shared merge, of low rank.
+    """Name -> low-rank difference of an expert from the shared merge.
 
     Matrices (and kernels, seen as matrices of one row per output) keep the share ``rank`` of their
     singular values, at least one; vectors and scalars stay whole.
@@ -287,8 +292,9 @@ def low_rank(tensor: torch.Tensor, rank: float) -> LowRank:
 
 @torch.no_grad()
 def features(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean last hidden state of every item, float32 ``(items, width)``: over tokens, or over places
-    of an image.
+    """Mean last hidden state of every item: float32 ``(items, width)``.
+
+    Over tokens, or over positions of an image.
     """
     state: torch.Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
     if state.ndim == 4:
@@ -317,13 +323,15 @@ def train_router(
     seed: int,
     rate: float = 1e-2,
 ) -> nn.Sequential:
-    """Learn which expert a point belongs to, by so many steps of Adam on all of them at once.
+    """Train a router to tell which expert a point belongs to.
+
+    Every step of Adam is on all points at once.
 
     Draws from its own generator alone, so that the same points give the same router.
 
     Args:
         points: Features ``(items, inputs)``.
-        labels: Places of experts ``(items,)``.
+        labels: Numbers of experts ``(items,)``.
         experts: Their number.
         width: Hidden width.
         steps: Steps on all points.

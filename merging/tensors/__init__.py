@@ -1,1 +1,1 @@
-"""tensors."""
+"""The flat index of merged tensors, coefficients over it, and sources of tensors."""

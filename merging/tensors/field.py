@@ -19,7 +19,9 @@ from mergesearch.merging.errors import RecipeError
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """``values[k, s]`` is the coefficient of direction k for flat positions
+    """Coefficients that are constant on segments of the flat index.
+
+    ``values[k, s]`` is the coefficient of direction k for positions
     ``boundaries[s]:boundaries[s+1]``.
 
     Attributes:

@@ -27,8 +27,9 @@ FLOATING = frozenset({"float64", "float32", "bfloat16", "float16"})
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One merged tensor: its name in the checkpoint, shape, dtype in the base, and place in the
-    flat index.
+    """One merged tensor and its position in the flat index.
+
+    Name in the checkpoint, shape, dtype in the base, and first position.
     """
 
     name: str
@@ -56,7 +57,7 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of all merged tensors in the flat index of ``size`` elements (padding included)."""
+    """Positions of all merged tensors in a flat index of ``size`` elements, padding included."""
 
     tensors: tuple[TensorSpec, ...]
     size: int
@@ -102,7 +103,7 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """Short hash of names, shapes, dtypes and places."""
+        """Short hash of names, shapes, dtypes and positions."""
         text = json.dumps([[s.name, list(s.shape), s.dtype, s.start] for s in self.tensors])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

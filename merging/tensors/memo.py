@@ -1,5 +1,4 @@
-"""Results that several hyperparameters of an operator share: singular vectors, histograms of
-magnitudes.
+"""Results on disk that several hyperparameters of an operator share.
 
 A memo is a folder of safetensors files, each named by what it was made from. Files appear under
 their name only when they are whole, and carry a checksum that is compared when they are read; a
@@ -34,16 +33,17 @@ class Memo:
     folder: Path
 
     def get(self, key: Sequence[Any], compute: Callable[[], Tensors]) -> Tensors:
-        """What ``compute`` gives, from disk if it was computed before under the same ``key``
-        (JSON-able).
+        """The tensors that ``compute`` gives, from disk if they were computed before.
+
+        ``key`` says what they depend on (JSON-able).
         """
         text = json.dumps(key, sort_keys=True, default=repr)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-        found = _load(path)
-        if found is None:
-            found = {name: tensor.contiguous() for name, tensor in compute().items()}
-            _save(found, path)
-        return found
+        tensors = _load(path)
+        if tensors is None:
+            tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+            _save(tensors, path)
+        return tensors
 
 
 def _load(path: Path) -> Tensors | None:
@@ -51,7 +51,8 @@ def _load(path: Path) -> Tensors | None:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            names = file.keys()  # no mapping: it cannot be iterated over
+            tensors = {name: file.get_tensor(name) for name in names}
             expected = (file.metadata() or {}).get("checksum")
     except (OSError, SafetensorError):
         return None

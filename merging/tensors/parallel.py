@@ -1,4 +1,4 @@
-"""Tensor after tensor, several at a time, each worked out by one thread alone.
+"""Work on many tensors, several at a time, each on one thread alone.
 
 Parallel over tensors, never inside one: sums and decompositions then give the same bits whatever
 the number of threads, so that what is prepared for a search, exported from it, and merged by hand
@@ -22,8 +22,9 @@ Result = TypeVar("Result")
 def parallel_map(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
 ) -> Iterator[Result]:
-    """``work(item)`` for every item, in order; at most ``threads`` results exist that have not been
-    taken.
+    """``work(item)`` for every item, in order, on ``threads`` threads.
+
+    At most ``threads`` results exist that have not been taken.
     """
     with _workers(threads) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -40,16 +41,19 @@ def parallel_map(
 
 
 def run_single_threaded(work: Callable[[], Result], threads: int = 1) -> Result:
-    """``work()`` on one thread, for the same bits as in :func:`parallel_map`;
-    :func:`nested_parallel_map` may use ``threads`` in it.
+    """``work()`` on one thread, for the same bits as in :func:`parallel_map`.
+
+    A :func:`nested_parallel_map` in it may use ``threads``.
     """
     with _workers(1, threads) as pool:
         return pool.submit(work).result()
 
 
 def nested_parallel_map(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """:func:`parallel_map`, inside work that runs by this module, on as many threads as that may
-    use.
+    """:func:`parallel_map` inside work that this module runs.
+
+    It uses as many threads as that work may: those given to :func:`run_single_threaded`, or to the
+    outer :func:`parallel_map`.
     """
     return parallel_map(work, items, getattr(_own, "threads", 1))
 
@@ -59,8 +63,10 @@ _own = local()
 
 @contextmanager
 def _workers(count: int, threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch takes no further ones; ``threads`` is what :func:`nested_parallel_map`
-    uses in them.
+    """A pool of ``count`` threads in which torch starts no threads of its own.
+
+    ``threads`` is the number that :func:`nested_parallel_map` uses in them, ``count`` if it is
+    None.
     """
     import torch
 

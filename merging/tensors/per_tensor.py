@@ -1,4 +1,4 @@
-"""per_tensor."""
+"""Results of one pass over many tensors, kept for each tensor by itself."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from mergesearch.merging.tensors.source import TensorSource
 
 
-#: Statistics of single tensors: (tensor name, what is known of it).
+#: Results for single tensors: (tensor name, its result).
 Pieces = Iterable[tuple[str, Tensors]]
 
 
 def memoised_per_tensor(
     sources: Sequence[TensorSource], key: Sequence[Any] | None, compute: Callable[[], Pieces]
 ) -> Callable[[str], Tensors]:
-    """What one pass finds out about many tensors, by tensor name; nothing for names that it says
-    nothing of.
+    """The results of one pass over many tensors, by tensor name.
 
-    The pass is made here and now, unless the memo has all of it. With a memo each piece is written
+    Names that the pass gives no result for have an empty one.
+
+    The pass is made here and now, unless the memo has all of it. With a memo each result is written
     as soon as it is there and read when asked for; without one all are held.
 
     Args:
@@ -38,25 +39,26 @@ def memoised_per_tensor(
     if key is None or sources[0].memo is None or not all(source.identity for source in sources):
         held = dict(compute())
         return lambda name: held.get(name, {})
-    kept = key
+    prefix = key  # not None, also in the functions below
 
     def write_all() -> Tensors:
         names = []
         for name, tensors in compute():
-            remembered(sources, [*kept, "piece", name], partial(dict, tensors))
+            remembered(sources, [*prefix, "piece", name], partial(dict, tensors))
             names.append(name)
         return {"names": _as_bytes(names)}
 
-    names = _from_bytes(remembered(sources, [*kept, "names"], write_all)["names"])
+    names = _from_bytes(remembered(sources, [*prefix, "names"], write_all)["names"])
     one_pass = Lock()
 
-    def again(name: str) -> Tensors:
-        with one_pass:  # only after a piece was lost; the model cannot serve two passes at once
+    def recompute(name: str) -> Tensors:
+        # Only after a result was lost; the model cannot serve two passes at once.
+        with one_pass:
             return dict(compute())[name]
 
     def get(name: str) -> Tensors:
         return (
-            remembered(sources, [*kept, "piece", name], partial(again, name))
+            remembered(sources, [*prefix, "piece", name], partial(recompute, name))
             if name in names
             else {}
         )

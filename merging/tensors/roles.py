@@ -1,4 +1,4 @@
-"""From tensor names to places in a model: block, module, tower.
+"""From tensor names to their roles in a model: block, module, tower.
 
 :func:`classify` reads one name by anchored patterns. Names are read as transformers stores them and
 as it holds them in memory, with or without the prefix of the model that wraps the tower.
@@ -165,9 +165,7 @@ _PREFIX = r"(?P<prefix>(?:[A-Za-z_]\w*\.){0,5}?)"
 
 @cache
 def _patterns() -> tuple[tuple[re.Pattern[str], Module, ModelPart], ...]:
-    """All rules, compiled and anchored at the start of the name, in the order in which they are
-    tried.
-    """
+    """All patterns, compiled and anchored at the start of the name, in the order of trial."""
     blocks = [
         (re.compile(rf"{_PREFIX}(?:{stem})\.(?P<block>\d+)\.(?:{pattern})"), module, part)
         for stem, rules in BLOCK_FAMILIES.values()
@@ -182,7 +180,7 @@ def _patterns() -> tuple[tuple[re.Pattern[str], Module, ModelPart], ...]:
 
 @lru_cache(maxsize=65536)
 def classify(name: str) -> TensorRole:
-    """Read the place of a tensor from its name.
+    """Read the role of a tensor from its name.
 
     A name of no known family gets its block from the first ``layers.N.`` (or ``blocks``, ``h``,
     ``layer``, ``block``, ``resblocks``) after a prefix of words, and the module ``other``.
@@ -201,23 +199,25 @@ def _tower(prefix: str) -> str:
     return next((TOWERS[word] for word in prefix.split(".") if word in TOWERS), "")
 
 
-def block_axes(places: Iterable[TensorRole]) -> dict[str, tuple[int, ...]]:
-    """Tower -> its block numbers in increasing order; numbers may have gaps, depth counts the
-    blocks present.
+def block_axes(roles: Iterable[TensorRole]) -> dict[str, tuple[int, ...]]:
+    """Tower -> its block numbers in increasing order.
+
+    Numbers may have gaps: depth counts the blocks that are present.
     """
     axes: dict[str, set[int]] = {}
-    for place in places:
-        if place.block is not None:
-            axes.setdefault(place.tower, set()).add(place.block)
+    for role in roles:
+        if role.block is not None:
+            axes.setdefault(role.tower, set()).add(role.block)
     return {tower: tuple(sorted(blocks)) for tower, blocks in sorted(axes.items())}
 
 
 def depth_of(name: str, axes: Mapping[str, tuple[int, ...]]) -> float | None:
-    """0 for the first block of its tower, 1 for the last, None outside the blocks; ``axes`` of
-    :func:`block_axes`.
+    """Depth of a tensor: 0 in the first block of its tower, 1 in the last, None outside.
+
+    ``axes`` are those of :func:`block_axes`.
     """
-    place = classify(name)
-    if place.block is None:
+    role = classify(name)
+    if role.block is None:
         return None
-    axis = axes[place.tower]
-    return axis.index(place.block) / max(len(axis) - 1, 1)
+    axis = axes[role.tower]
+    return axis.index(role.block) / max(len(axis) - 1, 1)

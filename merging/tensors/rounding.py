@@ -20,7 +20,7 @@ BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class Rounding:
-    """Sums over tensors.
+    """What rounding lost, and what the merge changed, summed over tensors.
 
     Attributes:
         lost: Σ (stored − merged)², what rounding changed.
@@ -45,7 +45,7 @@ class Rounding:
         return math.sqrt(self.lost / self.change) if self.change else math.inf
 
     def facts(self) -> dict[str, str]:
-        """For the model card."""
+        """Lines for the model card."""
         stored = ", ".join(sorted(self.dtypes))
         return {
             "stored as": stored,
@@ -53,7 +53,7 @@ class Rounding:
         }
 
     def sentence(self) -> str:
-        """For people."""
+        """The loss in words."""
         stored = f"stored as {', '.join(sorted(self.dtypes))}"
         return (
             f"{stored}: rounding loses {self.share:.3%} of the norm of the change"
@@ -63,8 +63,9 @@ class Rounding:
 
 
 def rounding_of(merged: torch.Tensor, stored: torch.Tensor, base: torch.Tensor) -> Rounding:
-    """What storing ``merged`` (wide) as ``stored`` (narrower) cost, on one device, relative to
-    ``base``.
+    """The loss of storing ``merged`` (wide) as ``stored`` (narrower), relative to ``base``.
+
+    All three on one device.
     """
     import torch
 

@@ -1,50 +1,16 @@
-"""source."""
+"""Sources of named tensors, as operators see them, and results that are kept for them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mergesearch.merging.tensors.memo import Tensors
-
-if TYPE_CHECKING:
-    import torch
-
-
-from typing import TYPE_CHECKING, Protocol
+from mergesearch.merging.tensors.memo import Memo, Tensors
 
 if TYPE_CHECKING:
     import torch
-
-    from mergesearch.merging.tensors.memo import Memo
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
-    from mergesearch.merging.tensors.memo import Memo
-
-
-def remembered(
-    sources: Sequence[TensorSource], key: Sequence[Any], compute: Callable[[], Tensors]
-) -> Tensors:
-    """What ``compute`` gives for these sources, kept in the memo of the first if it has one.
-
-    Args:
-        sources: What the result depends on, in order.
-        key: What else it depends on, beginning with what it is; hyperparameters only as far as they
-            matter.
-        compute: Works it out; must be a function of ``sources`` and ``key`` alone.
-    """
-    memo = sources[0].memo
-    if memo is None or not all(source.identity for source in sources):
-        return compute()
-    return memo.get([*key, *(source.identity for source in sources)], compute)
-
 
 Options = Mapping[str, Any]
 
@@ -62,11 +28,11 @@ class TensorSource(Protocol):
 
     @property
     def memo(self) -> Memo | None:
-        """Where results that other hyperparameters can use again are kept, or None."""
+        """Where results are kept that other hyperparameters can use again, or None."""
 
     @property
     def identity(self) -> str:
-        """What the weights are, for the keys of ``memo``; empty where there is none."""
+        """Identity of the weights, for the keys of ``memo``; empty where there is none."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
@@ -77,7 +43,8 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Factors:
-    """The rows of one matrix as low-rank products:
+    """The rows of one matrix as low-rank products.
+
     ``row_k = left[:, owner == k] @ right[owner == k]``.
 
     Attributes:
@@ -110,12 +77,12 @@ class FilteredSource:
 
     @property
     def memo(self) -> Memo | None:
-        """Of the source."""
+        """That of the source."""
         return self.origin.memo
 
     @property
     def identity(self) -> str:
-        """Of what is left."""
+        """Identity of what is left; empty if the source has none."""
         if not self.origin.identity:
             return ""
         return hashlib.sha256(
@@ -129,3 +96,20 @@ class FilteredSource:
     def read(self, name: str) -> torch.Tensor:
         """The tensor."""
         return self.origin.read(name)
+
+
+def remembered(
+    sources: Sequence[TensorSource], key: Sequence[Any], compute: Callable[[], Tensors]
+) -> Tensors:
+    """The tensors that ``compute`` gives, kept in the memo of the first source if it has one.
+
+    Args:
+        sources: What the result depends on, in order.
+        key: What else it depends on, beginning with what it is; hyperparameters only as far as they
+            matter.
+        compute: Makes the tensors; must be a function of ``sources`` and ``key`` alone.
+    """
+    memo = sources[0].memo
+    if memo is None or not all(source.identity for source in sources):
+        return compute()
+    return memo.get([*key, *(source.identity for source in sources)], compute)

@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: one function a verb, and what the verbs print."""

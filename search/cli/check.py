@@ -1,8 +1,9 @@
-"""What ``mergesearch check`` and ``mergesearch ls`` print."""
+"""Describes plans and catalogues: the output of ``mergesearch check`` and ``mergesearch ls``."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 from mergesearch.merging import MergesearchError
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.operators import get_operator
+from mergesearch.search.grammar import counted
 from mergesearch.search.plan.plan import Plan
-from mergesearch.search.report.summary import TRANSDUCTIVE
+from mergesearch.search.report.data import TRANSDUCTIVE
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.search.study.early_stopping import stages_of
 from mergesearch.spaces import ParameterSpace, Row
+
+#: Numbers with more digits than a list should show.
+_LONG_NUMBER = re.compile(r"\d+\.\d{6,}")
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def trial_counts(plan: Plan) -> dict[str, int | None]:
 
 
 def _budget_line(plan: Plan) -> str:
-    """The strategy, and what it may spend."""
+    """The strategy and its budget."""
     counts = trial_counts(plan)
     budget = plan.spec.budget
     name = plan.strategy.name + (" (chosen by auto)" if plan.spec.strategy.name == AUTO else "")
@@ -74,19 +79,24 @@ def _budget_line(plan: Plan) -> str:
     limits += [f"{budget.seconds:g} seconds"] if budget.seconds is not None else []
     limits += [f"{budget.worker_hours:g} worker-hours"] if budget.worker_hours is not None else []
     search = (
-        "as many as fit in the search" if counts["search"] is None else f"{counts['search']} search"
+        "as many search trials as the budget allows"
+        if counts["search"] is None
+        else f"{counts['search']} search"
     )
-    trials = f"{counts['anchors']} anchors, {search}, {counts['recommended']} recommendation"
-    total = "" if counts["total"] is None else f"{counts['total']} trials"
+    anchors = counted(len(plan.anchors), "anchor")
+    recommended = counted(plan.recommended_trials, "recommendation")
+    trials = f"{anchors}, {search}, {recommended}"
+    total = "" if counts["total"] is None else counted(counts["total"], "trial")
     return f"{name}, {', at most '.join(filter(None, [total, *limits]))}: {trials}"
 
 
 def memory(plan: Plan) -> dict[str, int]:
-    """Bytes: ``shared`` by the workers of a host, ``worker`` for each of them, ``preparing`` at
-    most at once.
+    """Bytes that a study needs.
 
-    Preparation writes what is shared to disk, one tensor after the other; its working set is the
-    operator's number of copies of the largest tensor, in the accumulation dtype.
+    ``shared`` is shared by the workers of a host, ``worker`` is needed by each of them, and
+    ``preparing`` is the most that the preparation needs at a time. Preparation writes the shared
+    part to disk, one tensor after the other; it works on the operator's number of copies of the
+    largest tensor, in the accumulation dtype.
     """
     if plan.layout is None:
         return {"shared": 0, "worker": 0, "preparing": 0}
@@ -103,7 +113,7 @@ def memory(plan: Plan) -> dict[str, int]:
 
 
 def describe_plan(plan: Plan) -> list[str]:
-    """The table for people."""
+    """The lines of ``mergesearch check``: a line for each section, then the groups."""
     space = plan.space
     need = memory(plan)
     references = plan.evaluator.references()
@@ -111,7 +121,7 @@ def describe_plan(plan: Plan) -> list[str]:
     box = f"[{space.lower.min():g}, {space.upper.max():g}], start {space.start.mean():.3g} (mean)"
     lines = [
         f"study       {plan.spec.name}",
-        f"operator    {plan.spec.operator.name}, {len(plan.spec.experts)} experts",
+        f"operator    {plan.spec.operator.name}, {counted(len(plan.spec.experts), 'expert')}",
         *([f"special     {_policies(plan)}"] if plan.template.special else []),
         *_routing_lines(plan),
         f"objectives  {objectives}",
@@ -125,7 +135,7 @@ def describe_plan(plan: Plan) -> list[str]:
         ),
         *([f"references  {', '.join(sorted(references))}, measured first"] if references else []),
         f"anchors     {', '.join(anchor.name for anchor in plan.anchors) or 'none'}",
-        f"space       {space.title}: {len(space.names)} dimensions in {box}",
+        f"space       {space.title}: {counted(len(space.names), 'dimension')} in {box}",
     ]
     if plan.layout is not None:
         lines.append(
@@ -138,7 +148,7 @@ def describe_plan(plan: Plan) -> list[str]:
 
 
 def _fidelity_lines(plan: Plan) -> list[str]:
-    """When trials may be stopped, if they may."""
+    """The line that says after how many items trials may be stopped; none without a rule."""
     section = plan.spec.fidelity
     items = plan.evaluator.size("search")
     stages = stages_of(section, items)
@@ -149,7 +159,7 @@ def _fidelity_lines(plan: Plan) -> list[str]:
 
 
 def _routing_lines(plan: Plan) -> list[str]:
-    """What is merged for each input, and the parameters, for studies of such merges."""
+    """The method and parameters of input-dependent merges; no line for other studies."""
     if not isinstance(plan.space, ParameterSpace):
         return []
     fixed = dict(plan.space.fixed)
@@ -181,12 +191,11 @@ def group_lines(rows: tuple[Row, ...]) -> list[str]:
         first = row.tensors[0] if row.tensors else ""
         figures = f"{len(row.tensors):>7}  {row.parameters:>12,}  {row.coefficients:>12}"
         lines.append(f"{row.group:<{width}}  {figures}  {first}".rstrip())
-    total = sum(row.parameters for row in rows), sum(row.coefficients for row in rows)
-    lines.append(
-        f"{'total':<{width}}  {sum(len(r.tensors) for r in rows):>7}  {total[0]:>12,}  "
-        f"{total[1]:>12}"
-    )
-    return lines
+    tensors = sum(len(row.tensors) for row in rows)
+    parameters = sum(row.parameters for row in rows)
+    coefficients = sum(row.coefficients for row in rows)
+    total = f"{tensors:>7}  {parameters:>12,}  {coefficients:>12}"
+    return [*lines, f"{'total':<{width}}  {total}"]
 
 
 def _size(count: int) -> str:
@@ -197,7 +206,7 @@ def _size(count: int) -> str:
 
 
 def listing(what: str) -> list[dict[str, Any]]:
-    """Rows of ``mergesearch ls``: a name and what there is to say."""
+    """Rows of ``mergesearch ls``, each with a name and its facts."""
     if what == "strategies":
         from mergesearch.search.strategies.pages import strategy_row
         from mergesearch.search.strategies.table import STRATEGIES
@@ -216,7 +225,7 @@ def listing(what: str) -> list[dict[str, Any]]:
 
 
 def listing_lines(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows for people; operators and strategies take several lines each."""
+    """The rows as text; operators and strategies take several lines each."""
     width = max((len(row["name"]) for row in rows), default=0)
     if what == "operators":
         return [line for row in rows for line in _operator_lines(row, width)]
@@ -231,27 +240,30 @@ def _strategy_lines(row: Mapping[str, Any], width: int) -> list[str]:
         f"{row['objectives']}; {row['dimensions']} dimensions; budget {row['budget']}; needs "
         f"{row['needs']}"
     )
+    slow = [f"{indent}more than 50 ms of CPU: {row['slow']}"] if row["slow"] else []
     return [
         f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
         f"{indent}{row['when']}; {facts}",
-        (
-            f"{indent}options: "
-            f"{', '.join(f'{name} {value}' for name, value in row['options'].items()) or 'none'}"
-        ),
-        *([f"{indent}more than 50 ms of CPU: {row['slow']}"] if row["slow"] else []),
+        f"{indent}options: {_options(row['options']) or 'none'}",
+        *slow,
     ]
 
 
 def _operator_lines(row: Mapping[str, Any], width: int) -> list[str]:
-    options = "".join(f", {name} {value}" for name, value in row["defaults"].items())
-    indent = " " * (width + 2)
+    options = _options(row["defaults"])
+    default = f"default coefficient {row['coefficient']}" + (f", {options}" if options else "")
     return [
         f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
-        (
-            f"{indent}needs {', '.join(row['needs'])}; default coefficient "
-            f"{row['coefficient']}{options}"
-        ),
+        f"{' ' * (width + 2)}needs {', '.join(row['needs'])}; {default}",
     ]
+
+
+def _options(defaults: Mapping[str, Any]) -> str:
+    """Names of options and their defaults, long numbers with four digits."""
+    return ", ".join(
+        f"{name} {_LONG_NUMBER.sub(lambda match: f'{float(match[0]):.4g}', str(value))}"
+        for name, value in defaults.items()
+    )
 
 
 def _run_row(folder: Path) -> dict[str, str]:
@@ -263,4 +275,5 @@ def _run_row(folder: Path) -> dict[str, str]:
         return {"name": str(folder), "summary": f"cannot be read: {error}"}
     verdict = run.verdict
     state = "unfinished" if verdict is None else f"winner: trial {verdict.winner}"
-    return {"name": str(folder), "summary": f"{len(run.log.records)} trials, {state}"}
+    trials = counted(len(run.log.records), "trial")
+    return {"name": str(folder), "summary": f"{trials}, {state}"}

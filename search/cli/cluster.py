@@ -1,4 +1,4 @@
-"""Verbs for clusters: submit, status, logs, stop, doctor."""
+"""The verbs for clusters: submit, status, logs, stop and doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ ServerOption = Annotated[
     typer.Option(
         "--address",
         metavar="URL",
-        help="The cluster's job server; default $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265.",
+        help="URL of the cluster's job server; default: $RAY_API_SERVER_ADDRESS, else "
+        "http://127.0.0.1:8265.",
     ),
 ]
 
@@ -30,12 +31,16 @@ def submit(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--run", metavar="DIR", help="Run folder on the cluster; default runs/NAME, as here."
+            "--run", metavar="DIR", help="Run folder on the cluster; default: runs/NAME, as here."
         ),
     ] = None,
     include: Annotated[
         list[Path] | None,
-        typer.Option("--include", metavar="PATH", help="Code that the study needs; repeatable."),
+        typer.Option(
+            "--include",
+            metavar="PATH",
+            help="File or folder of code that the study needs; repeatable.",
+        ),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Print the study's log until it ends.")
@@ -43,7 +48,10 @@ def submit(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study on a Ray cluster, or resume it there. Code and study travel, weights do not."""
+    """Run a study on a Ray cluster.
+
+    The same command resumes it. Code and study are sent, weights are not.
+    """
     from mergesearch.search.cli import jobs
     from mergesearch.search.plan.loading import load_study
 
@@ -57,8 +65,8 @@ def submit(
     job_id = jobs.submit(spec, server, run, include or ())
     lines = [
         (
-            f"submitted {job_id}; `mergesearch logs {job_id} --follow` shows it, the same command "
-            "resumes it"
+            f"submitted {job_id}; `mergesearch logs {job_id} --follow` shows its progress, and the "
+            "same command resumes it"
         )
     ]
     emit({"job": job_id, "address": server, "run": str(run)}, as_json, lambda: lines)
@@ -73,15 +81,15 @@ def status(
     address: ServerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the studies that a cluster runs or ran, and how far they are."""
+    """Show the studies of a Ray cluster."""
     from mergesearch.search.cli import jobs
 
     server = address or jobs.default_address()
-    found = jobs.jobs(server) if job is None else [jobs.job(server, job)]
+    known = jobs.jobs(server) if job is None else [jobs.job(server, job)]
     emit(
-        [vars(each) for each in found],
+        [vars(each) for each in known],
         as_json,
-        lambda: [line for each in found for line in each.lines()] or ["none"],
+        lambda: [line for each in known for line in each.lines()] or ["none"],
     )
 
 
@@ -89,17 +97,23 @@ def logs(
     job: JobArgument,
     address: ServerOption = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the study ends.")
+        bool, typer.Option("--follow", "-f", help="Continue until the study ends.")
     ] = False,
 ) -> None:
-    """Print what a study on a cluster has said: JSON lines, one for every event."""
+    """Print the log of a study on a cluster.
+
+    The log has a line of JSON for every event.
+    """
     from mergesearch.search.cli import jobs
 
     _print_log(address or jobs.default_address(), job, follow)
 
 
 def stop(job: JobArgument, address: ServerOption = None, as_json: JsonOption = False) -> None:
-    """Stop a study on a cluster; submitted again, it goes on where it stood."""
+    """Stop a study on a cluster.
+
+    It resumes when it is submitted again.
+    """
     from mergesearch.search.cli import jobs
 
     stopped = jobs.stop(address or jobs.default_address(), job)
@@ -109,19 +123,21 @@ def stop(job: JobArgument, address: ServerOption = None, as_json: JsonOption = F
 def doctor(
     study: Annotated[
         Path | None,
-        typer.Argument(metavar="[STUDY.yaml]", help="A study to check the machine for."),
+        typer.Argument(metavar="[STUDY.yaml]", help="Study that the machine is checked for."),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="A database to check; default the study's.")
+        str | None, typer.Option(metavar="URL", help="Database to check; default: the study's.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster; default the study's.")
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Ray cluster to check; default: the study's."),
     ] = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check versions, devices, disk, storage, cluster and memory; exit code 1 if something will not
-    work.
+    """Check that a study can run here.
+
+    Checks versions, devices, disk, memory, storage and cluster; the exit code is 1 if one fails.
     """
     from mergesearch.search.cli.doctor import examine
 

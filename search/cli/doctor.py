@@ -1,6 +1,4 @@
-"""Is this machine, storage and cluster fit for a study? Checked before a week of GPU time, not
-during it.
-"""
+"""Checks whether machine, storage and cluster are fit for a study, before it starts."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 from mergesearch.merging import MergesearchError
 from mergesearch.search.cli.options import usable_cores
+from mergesearch.search.grammar import counted
 from mergesearch.search.plan.loading import load_study
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
@@ -33,12 +32,12 @@ ROOM_FOR_JOURNAL = 500_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        state: ``ok``; ``warn``: works, but look at it; ``fail``: a study would not run.
-        text: What was found and, where it is wrong, what to do.
+        name: What was checked.
+        state: ``ok``; ``warn``: a study may run into trouble; ``fail``: it would not run.
+        text: The facts and, where something is wrong, what to do.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Check:
     text: str
 
     def line(self) -> str:
-        """For people."""
+        """The check as a line of text."""
         return f"{self.state:<5} {self.name:<9} {self.text}"
 
 
@@ -56,10 +55,10 @@ def examine(
     storage: str | None = None,
     address: str | None = None,
 ) -> list[Check]:
-    """Look at everything; nothing raises, what is wrong is a failed check.
+    """Check everything; a problem is a failed check, not an exception.
 
     Args:
-        study: A study file to check the machine for.
+        study: A study file that the machine is checked for.
         overrides: ``KEY=VALUE`` pairs for it.
         storage: A database's URL; default the study's.
         address: A Ray cluster's address; default the study's.
@@ -75,7 +74,8 @@ def examine(
                 Check(
                     "study",
                     "ok",
-                    f"{spec.name}: {len(plan.space.names)} dimensions, {plan.strategy.name}",
+                    f"{spec.name}: {counted(len(plan.space.names), 'dimension')}, "
+                    f"{plan.strategy.name}",
                 )
             )
         except MergesearchError as error:
@@ -131,7 +131,7 @@ def _devices() -> Iterator[Check]:
 
 
 def _disks(plan: Plan | None) -> Iterator[Check]:
-    """The places that are written to: the runs' folder, the nodes' cache, Ray's shared memory."""
+    """Free space of the runs' folder, the nodes' cache and Ray's shared memory."""
     from mergesearch.search.cli.check import memory
 
     shared = 0 if plan is None else memory(plan)["shared"]
@@ -154,13 +154,13 @@ def _disks(plan: Plan | None) -> Iterator[Check]:
 
 
 def _cached(path: Path) -> str:
-    """What prepared weights of earlier studies take."""
+    """The space that prepared weights of earlier studies take."""
     own = node_cache_folder()
     folders = [path / "runs" / ".arenas", *([own] if own.is_relative_to(path) else [])]
     size = sum(
         file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file()
     )
-    return f", of which {_gb(size)} prepared weights could be deleted" if size else ""
+    return f", of which {_gb(size)} of prepared weights can be deleted" if size else ""
 
 
 def _memory(plan: Plan | None) -> Iterator[Check]:
@@ -177,14 +177,15 @@ def _memory(plan: Plan | None) -> Iterator[Check]:
     workers = section.count or 1
     total = need["shared"] + workers * need["worker"] + need["preparing"]
     text = (
-        f"{_gb(total)} for {workers} workers here ({_gb(need['shared'])} of them shared), "
+        f"{_gb(total)} for {counted(workers, 'worker')} here ({_gb(need['shared'])} of it "
+        "shared), "
         f"{_gb(available)} available"
     )
     yield Check("memory", "ok" if total < available or section.address else "fail", text)
 
 
 def _storage(url: str, spec: StudySpec | None) -> Check:
-    """Write and take back a row, so that the rights are known, and time it."""
+    """Write and drop a table, which needs all rights, and time a commit."""
     import sqlalchemy as sa
 
     from mergesearch.search.record.lease import holder_of

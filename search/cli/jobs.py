@@ -1,8 +1,8 @@
-"""Studies as jobs of a Ray cluster: the code and the study travel, weights do not.
+"""Runs studies as jobs of a Ray cluster: code and study are sent, weights are not.
 
 Paths in the study mean the same on the cluster as here (a shared folder), or are names on the hub.
-What the storage needs of the environment (``${NAME}``, ``PGPASSWORD``) is the cluster's to set:
-nothing of it is sent, because Ray shows the environment of jobs in its dashboard.
+The cluster itself sets the environment variables that the storage needs (``${NAME}``,
+``PGPASSWORD``): none is sent, because Ray shows the environment of jobs in its dashboard.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mergesearch.search.workers.backends.cluster import (
 )
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-#: Files that hold weights: they are read where they lie.
+#: Suffixes of files that hold weights, which are never sent.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz")
 #: Bytes that an included file may have.
 LARGEST = 20_000_000
@@ -45,13 +45,13 @@ class Job:
     """A study on a cluster.
 
     Attributes:
-        id: What ``status``, ``logs`` and ``stop`` take.
+        id: Its id, for ``status``, ``logs`` and ``stop``.
         study: Its name.
         state: ``pending``, ``running``, ``stopped``, ``succeeded`` or ``failed``.
-        message: What Ray says of it.
+        message: Ray's message about it.
         run: The run folder, on the cluster.
         started: Seconds since 1970, or None.
-        phase, done, total: How far the study has come, by its own log.
+        phase, done, total: Progress of the study, by its own log.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Job:
     total: int = 0
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The study as lines of text."""
         count = f"{self.done} of {self.total}" if self.total else str(self.done)
         progress = f", {self.phase} {count}" if self.phase else ""
         ended = "" if self.state in ("running", "pending") else f": {self.message}"
@@ -101,7 +101,7 @@ def submit(spec: StudySpec, address: str, run: Path, include: Sequence[Path] = (
 
 
 def _once_ready(request: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Ask again while a cluster that has just started has no agent yet to run drivers."""
+    """Ask again while a cluster that has just started has no agent that runs drivers."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -114,7 +114,7 @@ def _once_ready(request: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 @contextmanager
 def packed(spec: StudySpec, include: Sequence[Path] = ()) -> Iterator[Path]:
-    """A folder with the product's code, the study and what it includes; gone afterwards.
+    """A temporary folder with the product's code, the study and the code that it needs.
 
     Raises:
         InputError: If a file to include holds weights or is too large.
@@ -143,8 +143,7 @@ def _include(path: Path, folder: Path) -> None:
         if file.suffix in WEIGHTS or size > LARGEST:
             raise InputError(
                 f"--include: expected code, received {file} of {size:,} bytes; weights and data "
-                "are read where "
-                "they lie, put them into a folder that every node sees"
+                "are not sent, put them into a folder that every node sees"
             )
     if path.is_file():
         shutil.copy2(path, folder / path.name)
@@ -155,14 +154,14 @@ def _include(path: Path, folder: Path) -> None:
 
 
 def jobs(address: str) -> list[Job]:
-    """Studies that the cluster knows, newest last."""
+    """The studies that the cluster knows, newest last."""
     client = _client(address)
-    found = [
+    ours = [
         details
         for details in ask_server(client.list_jobs)
         if "mergesearch" in (details.metadata or {})
     ]
-    return [_job(client, details) for details in sorted(found, key=lambda d: d.start_time or 0)]
+    return [_job(client, details) for details in sorted(ours, key=lambda d: d.start_time or 0)]
 
 
 def job(address: str, job_id: str) -> Job:
@@ -176,7 +175,7 @@ def job(address: str, job_id: str) -> Job:
 
 
 def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
-    """What the study's driver has printed; with ``follow`` until it ends."""
+    """The output of the study's driver; with ``follow``, until it ends."""
     client = _client(address)
     _details(client, job_id)
     printed = 0
@@ -193,7 +192,7 @@ def logs(address: str, job_id: str, follow: bool) -> Iterator[str]:
 
 
 def stop(address: str, job_id: str, seconds: float = 60.0) -> Job:
-    """Ask a study to stop and wait until it has: it can be submitted again and goes on.
+    """Stop a study and wait for its end; it resumes when it is submitted again.
 
     Raises:
         InputError: If the cluster has no such job.
@@ -214,7 +213,7 @@ def stop(address: str, job_id: str, seconds: float = 60.0) -> Job:
 
 
 def default_address() -> str:
-    """Of the job server: RAY_API_SERVER_ADDRESS, else loopback."""
+    """URL of the job server: ``RAY_API_SERVER_ADDRESS``, else loopback."""
     return os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
 
 
@@ -222,8 +221,7 @@ def _client(address: str) -> Any:
     if not re.match(r"https?://", address):
         raise InputError(
             "--address: expected the cluster's job server, http://HOST:8265, received "
-            f"{address!r}; `run "
-            "--address` takes a cluster's own address"
+            f"{address!r}; `run --address` takes a cluster's own address"
         )
     return job_client(address)
 

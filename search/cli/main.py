@@ -1,5 +1,6 @@
-"""The command line. Imports what a verb needs inside the verb: help must answer at once.
+"""The command line.
 
+A verb imports what it needs inside its function: help must answer at once.
 Exit codes: 0 done, 1 the study failed, 2 the input is wrong, 130 interrupted (resumable).
 """
 
@@ -11,7 +12,7 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,12 +22,9 @@ from mergesearch.search.cli.options import (
     RunArgument,
     SetOption,
     StudyArgument,
+    emit,
     usable_cores,
 )
-from mergesearch.search.cli.options import emit as _emit
-
-if TYPE_CHECKING:
-    from mergesearch.search.runs.opened import Run
 
 app = typer.Typer(
     name="mergesearch",
@@ -44,7 +42,8 @@ PreferOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=WEIGHT",
-        help="Choose from the front by importance of the objectives; repeatable.",
+        help="Choose the trial of the front that suits this importance of the objectives; "
+        "repeatable.",
     ),
 ]
 OutOption = Annotated[
@@ -73,7 +72,10 @@ class Listing(StrEnum):
 
 @app.command(epilog="Example: mergesearch check study.yaml --set space.granularity=block_module")
 def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Validate a study and print what it would search; reads headers, never weights."""
+    """Validate a study and print its plan.
+
+    Reads the headers of the checkpoints; only `granularity: chunk` reads weights.
+    """
     from mergesearch.search.cli.check import describe_plan, plan_dict
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
@@ -82,7 +84,7 @@ def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = Fa
     plan = plan_study(load_study(study, set_ or ()))
     if plan.spec.start is not None:
         plan = with_warm_start(plan, warm_start_point(plan, plan.spec.start))
-    _emit(plan_dict(plan), as_json, lambda: describe_plan(plan))
+    emit(plan_dict(plan), as_json, lambda: describe_plan(plan))
 
 
 @app.command(
@@ -91,33 +93,39 @@ def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = Fa
 def run(
     study: StudyArgument,
     folder: Annotated[
-        Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default runs/NAME.")
+        Path | None, typer.Option("--run", metavar="DIR", help="Run folder; default: runs/NAME.")
     ] = None,
     set_: SetOption = None,
     progress: Annotated[Style, typer.Option(help="How progress is shown.")] = Style.auto,
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="A running Ray cluster, as workers.address; auto on its nodes."
+            metavar="ADDRESS",
+            help="Address of a running Ray cluster, as workers.address; auto on one of its nodes.",
         ),
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="[HOST:]PORT",
-            help="Serve Prometheus metrics; on loopback unless a host is given.",
+            help="Serve Prometheus metrics, on loopback unless a host is given.",
         ),
     ] = None,
     trust_log: Annotated[
         bool,
         typer.Option(
-            "--trust-log", help="Resume from the recorded points even if replay gives others."
+            "--trust-log",
+            help="Resume from the recorded points even if the strategy asks for others now.",
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study, or resume it where it stopped: the same command does both."""
+    """Run a study, or resume it.
+
+    The same command does both: a study resumes where it stopped.
+    """
     from mergesearch.evaluators.spec.evaluators import build_evaluator
+    from mergesearch.search.cli.showing import print_run
     from mergesearch.search.observers.progress import default_style, make_observer
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.runs.driver import run_study
@@ -137,23 +145,23 @@ def run(
     try:
         with drain.on_signals(seconds, lambda: _say_draining(seconds)):
             finished = run_study(
-                spec, path, observe, trust_log=trust_log, drain=drain, metrics=metrics
+                spec, path, observe, trust_log=trust_log, graceful_stop=drain, metrics=metrics
             )
     except KeyboardInterrupt:
         close()
         print(
-            f"\nmergesearch: interrupted; `mergesearch run {study}` goes on from here",
+            f"\nmergesearch: interrupted; `mergesearch run {study}` resumes from here",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
     finally:
         close()
-    _show_run(finished, as_json)
+    print_run(finished, as_json)
 
 
 @app.command(
-    epilog="Example: mergesearch show runs/digits --front; mergesearch show runs/digits --prefer "
-    "accuracy=2"
+    epilog="Example: mergesearch show runs/digits --front; "
+    "mergesearch show runs/digits --prefer accuracy=2"
 )
 def show(
     folder: RunArgument,
@@ -166,12 +174,16 @@ def show(
     prefer: PreferOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run: anchors and winner, the front, or failures. Works beside a live driver."""
+    """Show the results of a run.
+
+    Shows anchors and winner, or the trials of the front, or failures; the study may be running.
+    """
+    from mergesearch.search.cli.showing import print_run, trial_lines
     from mergesearch.search.runs.opened import as_dict, open_run
 
     opened = open_run(folder)
     if not (front or failed or prefer):
-        _show_run(opened, as_json)
+        print_run(opened, as_json)
         return
     if prefer:
         chosen = [opened.preferred(prefer)]
@@ -179,7 +191,7 @@ def show(
         chosen = opened.report_data().front
     else:
         chosen = [record for record in opened.log.records if record.state == "failed"]
-    _emit([as_dict(record) for record in chosen], as_json, lambda: _trial_lines(opened, chosen))
+    emit([as_dict(record) for record in chosen], as_json, lambda: trial_lines(chosen))
 
 
 @app.command(epilog="Example: mergesearch export runs/digits --out best-model")
@@ -187,22 +199,22 @@ def export(
     folder: RunArgument,
     out: OutOption,
     trial: Annotated[
-        int | None, typer.Option(metavar="N", help="Trial to export; default the winner.")
+        int | None, typer.Option(metavar="N", help="Number of the trial; default: the winner.")
     ] = None,
     prefer: PreferOption = None,
     overwrite: OverwriteOption = False,
     no_rescore: Annotated[
         bool,
-        typer.Option("--no-rescore", help="Skip scoring the exported model against the record."),
+        typer.Option("--no-rescore", help="Do not score the exported model against the record."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a trial's model as a folder that transformers loads, then score it again to the
-    recorded figure.
+    """Write a trial's model as a folder.
+
+    transformers loads the folder. The model is scored again and compared with the record.
     """
     from mergesearch.merging import InputError
-    from mergesearch.merging.export.folder import export_model
-    from mergesearch.search.runs.exported import export_bundle, rescore
+    from mergesearch.search.cli.exporting import export_trial
     from mergesearch.search.runs.opened import open_run
 
     opened = open_run(folder)
@@ -214,36 +226,11 @@ def export(
     if prefer and trial is not None:
         raise InputError("--prefer: expected --trial or --prefer, received both")
     record = opened.preferred(prefer) if prefer else opened.trial(trial)
-    facts = _facts(opened, record.number)
-    routing = dict(record.recipe.routing)
-    result: dict[str, Any] = {
-        "trial": record.number,
-        "out": str(out),
-        "routing": routing.get("method"),
-    }
-    if routing:
-        export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
-        what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
-        lines = [
-            f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"
-        ]
-    else:
-        exported = export_model(
-            record.recipe, out, facts=facts, overwrite=overwrite, threads=usable_cores()
-        )
-        result["rounding"] = exported.rounding.share
-        lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
-    if not no_rescore and record.state == "complete":
-        split, measurement, same = rescore(opened, record, out)
-        result |= {"split": split, "values": dict(measurement.values), "identical": same}
-        figures = "  ".join(f"{name} {value:.6g}" for name, value in measurement.values.items())
-        verb = "identical to the record" if same else "DIFFERENT from the record"
-        how = "mergesearch" if routing else "transformers"
-        lines.append(f"loaded with {how} and scored again on {split} items: {figures} ({verb})")
-    _emit(result, as_json, lambda: lines)
-    if not result.get("identical", True):
+    exported = export_trial(opened, record, out, overwrite=overwrite, rescored=not no_rescore)
+    emit(exported.result, as_json, lambda: exported.lines)
+    if not exported.result.get("identical", True):
         _fail(
-            "the exported model does not score as recorded; were device, threads or versions "
+            "the exported model does not score as recorded; did device, threads or versions "
             "changed?",
             1,
         )
@@ -257,18 +244,18 @@ def merge(
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Store merged tensors in this dtype; default the base's own."
+            metavar="NAME", help="Store merged tensors in this dtype; default: the base's own."
         ),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tensors merged at once; more take more memory. Default: one per core."
+            min=1, help="Tensors merged at once; more take more memory. Default: one for each core."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge by a recipe, without a search."""
+    """Make one merge by a recipe, without a search."""
     from mergesearch.merging.export.folder import export_model
     from mergesearch.merging.recipe_file import load_recipe
 
@@ -284,27 +271,29 @@ def merge(
         "rounding": rounding.share,
         "seconds": seconds,
     }
-    _emit(result, as_json, lambda: [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"])
+    emit(result, as_json, lambda: [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"])
 
 
 @app.command(epilog="Example: mergesearch dashboard runs/digits --port 8080")
 def dashboard(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run; or give --storage.")
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Folder of a run; give this or --storage."),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="A database, all studies of which are shown.")
+        str | None, typer.Option(metavar="URL", help="Database whose studies are all shown.")
     ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on the host; 0 picks a free one.")
     ] = 8080,
     host: Annotated[
-        str, typer.Option(help="Address to bind; anything but loopback needs a token or a proxy.")
+        str, typer.Option(help="Address to bind; all but loopback need a token or a proxy.")
     ] = "127.0.0.1",
     token_file: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Token that every request must bring; made if it is missing."
+            metavar="FILE",
+            help="File with the token that every request must bring; created if it does not exist.",
         ),
     ] = None,
     proxy_header: Annotated[
@@ -312,18 +301,21 @@ def dashboard(
         typer.Option(metavar="NAME", help="Header that a reverse proxy sets for users it knows."),
     ] = None,
     allow_writes: Annotated[
-        bool, typer.Option("--allow-writes", help="Let notes be edited; needs a token.")
+        bool, typer.Option("--allow-writes", help="Allow users to edit notes; needs a token.")
     ] = False,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Bind beyond loopback without token and proxy.")
+        bool, typer.Option("--insecure", help="Bind beyond loopback without a token or a proxy.")
     ] = False,
 ) -> None:
-    """Serve runs in optuna-dashboard, read-only, until Ctrl-C; the report is at /report."""
+    """Serve runs in optuna-dashboard.
+
+    Serves until Ctrl-C. Nothing can be changed by default; the report of a run is at /report.
+    """
     from mergesearch.merging import InputError
     from mergesearch.search.dashboard.access import find_token
     from mergesearch.search.dashboard.serving import serve
     from mergesearch.search.record.run_folder import RunFolder
-    from mergesearch.search.runs.opened import storage_location
+    from mergesearch.search.runs.wiring import storage_location
 
     if (folder is None) == (storage is None):
         raise InputError(
@@ -356,22 +348,25 @@ def dashboard(
 def ls(
     what: Annotated[Listing, typer.Argument(help="What to list.")], as_json: JsonOption = False
 ) -> None:
-    """List strategies, operators, evaluators, or the runs below ./runs."""
+    """List strategies, operators, evaluators, runs.
+
+    Runs are those below ./runs.
+    """
     from mergesearch.search.cli.check import listing, listing_lines
 
     rows = listing(what.value)
-    _emit(rows, as_json, lambda: listing_lines(what.value, rows))
+    emit(rows, as_json, lambda: listing_lines(what.value, rows))
 
 
 register(app)
 
 
 def main() -> None:
-    """Entry point: one-line errors with the right exit code."""
+    """Entry point: an error is one line, with its exit code."""
     from mergesearch.merging import InputError, MergesearchError
 
     signal.signal(signal.SIGTERM, _interrupt)
-    # Scorers that a study names may lie where the command runs, as for `python -m`.
+    # Scorers that a study names may be in the current folder, as for `python -m`.
     sys.path.insert(0, os.getcwd())
     try:
         app()
@@ -380,7 +375,7 @@ def main() -> None:
     except MergesearchError as error:
         _fail(str(error), 1)
     except BrokenPipeError:
-        # The reader of a pipe left (`mergesearch ls operators | head -1`).
+        # The reader of a pipe is gone (`mergesearch ls operators | head -1`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -388,14 +383,14 @@ def main() -> None:
 
 def _say_draining(seconds: float) -> None:
     text = (
-        f"\nmergesearch: stopping; trials that run have {seconds:g} s to finish, interrupt "
-        "again to leave them"
+        f"\nmergesearch: stopping; running trials have {seconds:g} s to finish, and another "
+        "interrupt abandons them"
     )
     print(text, file=sys.stderr, flush=True)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
-    """SIGTERM ends a run as Ctrl-C does: cleanly, resumable."""
+    """End a run on SIGTERM as on Ctrl-C: cleanly, so that it can be resumed."""
     raise KeyboardInterrupt
 
 
@@ -404,70 +399,3 @@ def _fail(message: str, code: int) -> NoReturn:
 
     print(f"mergesearch: error: {redact(message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _show_run(opened: Run, as_json: bool) -> None:
-    from mergesearch.search.report.tables import sentences, text_lines
-    from mergesearch.search.report.writing import as_json as report_dict
-
-    data = opened.report_data()
-    if not as_json and sys.stdout.isatty():
-        from rich.console import Console
-
-        from mergesearch.search.report.tables import rich_table
-
-        Console().print(rich_table(data))
-        lines: list[str] = []
-    else:
-        lines = [] if as_json else text_lines(data)
-    states = [record.state for record in opened.log.records]
-    counts = ", ".join(
-        f"{states.count(s)} {s}"
-        for s in ("complete", "partial", "failed", "running")
-        if states.count(s)
-    )
-    closing = [
-        "",
-        *sentences(data),
-        f"{len(states)} trials ({counts}); report: {opened.folder.path / 'report.html'}",
-    ]
-    _emit(report_dict(data) if as_json else None, as_json, lambda: [*lines, *closing])
-
-
-def _trial_lines(opened: Run, records: list[Any]) -> list[str]:
-    lines = []
-    for record in records:
-        name = f"trial {record.number}" + (f" ({record.name})" if record.name else "")
-        values = "  ".join(f"{key} {value:.4g}" for key, value in record.values.items())
-        reason = (
-            "" if record.failure is None else f"{record.failure.kind}: {record.failure.message}"
-        )
-        lines.append(f"{name}  {values}{reason}")
-    return lines or ["none"]
-
-
-def _facts(opened: Run, number: int) -> dict[str, str]:
-    """Scores for the model card, and what they were measured with."""
-    from mergesearch.search.report.summary import TRANSDUCTIVE
-    from mergesearch.search.spec.comparison import evaluation_digest
-
-    verdict = opened.verdict
-    facts = {"study": opened.plan.spec.name, "trial": str(number)}
-    for split in ("search", "validation", "test"):
-        if split == "search":
-            record = opened.log.records[number]
-            values = record.values
-            errors = record.errors
-        elif verdict is not None and number in verdict.scores.get(split, {}):
-            score = verdict.scores[split][number]
-            values = score.values
-            errors = score.errors
-        else:
-            continue
-        for name, value in values.items():
-            spread = f" ± {errors[name]:.4g}" if name in errors else ""
-            facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
-    facts["evaluation settings"] = evaluation_digest(opened.plan.spec)
-    if opened.plan.evaluator.transductive:
-        facts["evaluation"] = TRANSDUCTIVE
-    return facts

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: arguments, and how results are printed."""
+"""Arguments that several verbs of the command line share, and how they print results."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def emit(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
 
 
 def usable_cores() -> int:
-    """CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,1 +1,1 @@
-"""dashboard."""
+"""Serves runs in optuna-dashboard, behind access control."""

@@ -1,4 +1,4 @@
-"""Who may see the dashboard, and what they may change: a WSGI layer around it.
+"""Decides who may see the dashboard and what they may change: a WSGI layer around it.
 
 optuna-dashboard has no authentication and no protection against requests that another site makes a
 browser send, and it would delete studies on request. So this layer decides on every request,
@@ -47,7 +47,7 @@ SAFETY_HEADERS = (
 
 @dataclass(frozen=True)
 class Access:
-    """What a request needs; everything that is given here must hold.
+    """Conditions on a request; each that is given must hold.
 
     Args:
         token: Secret that every request brings: once as ``?token=``, then as a cookie, or as
@@ -55,7 +55,7 @@ class Access:
         proxy_header: Header that a reverse proxy sets once it knows the user, as
             ``X-Forwarded-User``.
         allow_writes: Whether notes may be edited, from the dashboard's own pages.
-        any_host: Whether it may be opened by any name; otherwise only by this machine's own.
+        any_host: Whether it may be opened by any name; otherwise only by a loopback name.
     """
 
     token: str | None = None
@@ -81,8 +81,7 @@ class Access:
 
 
 def read_token(path: Path) -> str:
-    """The token in ``path``; a file that is missing is made, with a fresh token that only its owner
-    can read.
+    """The token in ``path``; a missing file is made, with a new token that only its owner reads.
 
     Raises:
         InputError: If others can read the file, if it cannot be read or made, or if the token is
@@ -101,8 +100,7 @@ def read_token(path: Path) -> str:
     if mode & 0o077:
         raise InputError(
             f"{path}: expected a token that only its owner can read, received mode {mode:04o}; run "
-            "`chmod 600` on it, "
-            "and make a new one if others may have read it"
+            "`chmod 600` on it, and make a new one if others may have read it"
         )
     return _check_token(token, str(path))
 
@@ -120,7 +118,7 @@ def find_token(path: Path | None, environment: Mapping[str, str] = os.environ) -
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` names this machine for itself only."""
+    """Whether only this machine reaches ``host``."""
     if host.lower() == "localhost":
         return True
     try:
@@ -130,7 +128,7 @@ def is_loopback(host: str) -> bool:
 
 
 def guarded(application: WSGIApplication, access: Access) -> WSGIApplication:
-    """``application`` behind ``access``."""
+    """``application``, for the requests that ``access`` allows."""
 
     def guard(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused = _refusal(environ, access)
@@ -201,15 +199,16 @@ def _write_refusal(
 
 
 def _is_own(environ: WSGIEnvironment) -> bool:
-    """Whether the dashboard's own page sent it, or a program that is no browser: those always say
-    where from.
+    """Whether the dashboard's own page sent the request, or a program that is no browser.
+
+    Browsers always name the origin of a write.
     """
     if environ.get("HTTP_SEC_FETCH_SITE", "same-origin") != "same-origin":
         return False
     origin = environ.get("HTTP_ORIGIN")
     if origin is None:
         return "HTTP_AUTHORIZATION" in environ
-    # "null" is what a browser says that must not tell.
+    # Browsers send "null" where they must not name the origin.
     return (
         bool(environ.get("HTTP_HOST"))
         and origin.partition("://")[2].lower() == environ["HTTP_HOST"].lower()
@@ -235,14 +234,12 @@ def _has_session(environ: WSGIEnvironment, token: str) -> bool:
 
 
 def _session(token: str, until: int) -> str:
-    """What the cookie holds: no way back to the token, and void once the token or the time has
-    changed.
-    """
+    """The cookie's value, which does not reveal the token and ends with it or at ``until``."""
     return f"{until}.{_digest(token, f'session until {until}')}"
 
 
 def _cookie_name(token: str) -> str:
-    # Cookies do not know ports: two dashboards of one machine must not take each other's.
+    # Cookies are shared by all ports of a host: two dashboards must not read each other's.
     return f"mergesearch_{_digest(token, 'name')[:12]}"
 
 
@@ -253,12 +250,12 @@ def _digest(token: str, message: str) -> str:
 
 
 def _same(given: str, expected: str) -> bool:
-    # "surrogatepass": what cannot be a token must be refused, not raise.
+    # "surrogatepass": text that cannot be a token must be refused without an exception.
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode())
 
 
 def _let_in(environ: WSGIEnvironment, start_response: StartResponse, token: str) -> list[bytes]:
-    """To the same page without the token, which would stay in the browser's history."""
+    """Redirect to the same page without the token, which would stay in the browser's history."""
     until = int(time.time()) + SESSION_SECONDS
     cookie = (
         f"{_cookie_name(token)}={_session(token, until)}; Path=/; Max-Age={SESSION_SECONDS}; "
@@ -268,15 +265,15 @@ def _let_in(environ: WSGIEnvironment, start_response: StartResponse, token: str)
     headers = {"Set-Cookie": f"{cookie}; SameSite=Strict{secure}", "Cache-Control": "no-store"}
     target = _without_token(environ)
     if environ.get("HTTP_SEC_FETCH_SITE") == "cross-site":
-        # Strict cookies do not travel along a redirect that began on another site; a page of ours
-        # begins anew.
+        # Browsers send no strict cookie along a redirect from another site; from a page of ours
+        # they do.
         page = f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(target)}">'
         return answer(environ, start_response, "200 OK", page, headers, "text/html")
     return answer(environ, start_response, "303 See Other", "", headers | {"Location": target})
 
 
 def _without_token(environ: WSGIEnvironment) -> str:
-    # One slash: two would name another host.
+    # One slash: two slashes would name another host.
     path = "/" + quote(environ.get("PATH_INFO", "").encode("latin-1").lstrip(b"/\\"))
     rest = urlencode([(key, value) for key, value in _query(environ) if key != "token"])
     return f"{path}?{rest}" if rest else path
@@ -337,8 +334,8 @@ def _check_token(token: str, where: str) -> str:
     ):
         raise InputError(
             f"{where}: expected a token of {SHORTEST_TOKEN} or more ASCII characters without "
-            "spaces, received "
-            f"{len(token)} characters; name a file that does not exist to have one made"
+            f"spaces, received {len(token)} characters; name a file that does not exist to have "
+            "one made"
         )
     return token
 

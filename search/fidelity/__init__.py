@@ -1,1 +1,1 @@
-"""fidelity."""
+"""Rules that stop trials early, and estimates of what these would have scored."""

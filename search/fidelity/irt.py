@@ -1,8 +1,8 @@
 """Estimates of a score on all items from its scores on some, by item response theory.
 
 Mencattini 2025, "MERGE³: Efficient Evolutionary Merging on Consumer-grade GPUs" (arXiv 2502.10436),
-after Maia Polo 2024, "tinyBenchmarks: evaluating LLMs with fewer examples" (arXiv 2402.14992). What
-we changed:
+after Maia Polo 2024, "tinyBenchmarks: evaluating LLMs with fewer examples" (arXiv 2402.14992).
+Differences to these papers:
 
 * Item parameters are fitted to the study's own responses (anchors and complete trials), not read
   from a file for one benchmark; abilities and item parameters together, with normal priors, since
@@ -10,7 +10,7 @@ we changed:
 * Weights of the experts' abilities lie in [-0.5, 1.5] and are drawn to equal ones: unbounded they
   run away on few items.
 
-All of these are estimates. They are told to strategies, and reported as estimates only.
+All of these are estimates. Strategies are told them, and reports call them estimates.
 """
 
 from __future__ import annotations
@@ -57,36 +57,35 @@ class ItemModel:
 
 
 def estimate(
-    kind: str, model: ItemModel, ends: Mask, observed: Array, places: npt.NDArray[np.intp]
+    kind: str, model: ItemModel, parents: Mask, observed: Array, indices: npt.NDArray[np.intp]
 ) -> float:
     """Mean score on all items, estimated from some.
 
     Args:
         kind: ``p_irt`` (the merge has an ability of its own), ``mp_irt`` (a weighted sum of those
-            of base and experts), ``gp_irt`` and ``gmp_irt`` (their mean with the plain mean of what
-            was observed).
+            of base and experts), ``gp_irt`` and ``gmp_irt`` (their mean with the plain mean of the
+            observed scores).
         model: Fitted to complete responses of other models.
-        ends: Which of those are base and experts, ``(models,)``.
+        parents: Which of those models are base and experts, ``(models,)``.
         observed: The merge's scores ``(m,)``.
-        places: Of which items ``(m,)``.
+        indices: Of the items that were observed ``(m,)``.
     """
     if kind in ("mp_irt", "gmp_irt"):
-        ability = _mixed_ability(model, model.abilities[ends], observed, places)
+        ability = _mixed_ability(model, model.abilities[parents], observed, indices)
     else:
-        ability = _own_ability(model, observed, places)
+        ability = _own_ability(model, observed, indices)
     predicted = model.predict(ability)
     share = len(observed) / len(predicted)
-    rest = np.delete(predicted, places)
-    # p-IRT (Maia Polo 2024, eq. 4): what was seen as it is, what was not as predicted.
-    found = float(share * observed.mean() + (1 - share) * (rest.mean() if rest.size else 0.0))
+    unseen = np.delete(predicted, indices)
+    # p-IRT (Maia Polo 2024, eq. 4): observed items as observed, the others as predicted.
+    mean = float(share * observed.mean() + (1 - share) * (unseen.mean() if unseen.size else 0.0))
     if kind in ("gp_irt", "gmp_irt"):
-        found = SHARE * float(observed.mean()) + (1 - SHARE) * found
-    return found
+        mean = SHARE * float(observed.mean()) + (1 - SHARE) * mean
+    return mean
 
 
-def choose_anchors(scores: Array, count: int) -> tuple[npt.NDArray[np.intp], Array]:
-    """Items that stand for all: places ``(count,)``, rising, and how many of all each stands for,
-    as weights.
+def choose_representatives(scores: Array, count: int) -> tuple[npt.NDArray[np.intp], Array]:
+    """Choose items that stand for all, and their weights.
 
     The medians of clusters of items that the same models answer alike (Vivek 2024, "Anchor Points:
     Benchmarking Models with Much Fewer Examples"; Maia Polo 2024, section 3); k-means with a fixed
@@ -94,27 +93,32 @@ def choose_anchors(scores: Array, count: int) -> tuple[npt.NDArray[np.intp], Arr
 
     Args:
         scores: Of known models ``(models, items)``.
-        count: How many items; fewer come back where items are answered in fewer ways.
+        count: Number of items; fewer come back where items are answered in fewer ways.
+
+    Returns:
+        Rising indices ``(count,)``, and the share of all items that each stands for ``(count,)``.
     """
     from scipy.cluster.vq import kmeans2
 
     points = scores.T + 0.0
     centres, owners = kmeans2(points, count, minit="++", rng=np.random.default_rng(0))
-    places = []
+    indices = []
     weights = []
     for cluster in range(count):
         members = np.flatnonzero(owners == cluster)
         if members.size:
-            gaps = np.sum((points[members] - centres[cluster]) ** 2, axis=1)
-            places.append(members[int(np.argmin(gaps))])
+            distances = np.sum((points[members] - centres[cluster]) ** 2, axis=1)
+            indices.append(members[int(np.argmin(distances))])
             weights.append(members.size / len(points))
-    order = np.argsort(places)
-    return np.array(places)[order], np.array(weights)[order]
+    order = np.argsort(indices)
+    return np.array(indices)[order], np.array(weights)[order]
 
 
 def fit_items(scores: Array) -> ItemModel:
-    """Most probable item parameters and abilities for responses between 0 and 1,
-    ``(models, items)``.
+    """Fit the most probable item parameters and abilities.
+
+    Args:
+        scores: Responses between 0 and 1, ``(models, items)``.
     """
     from scipy.optimize import minimize
 
@@ -122,7 +126,7 @@ def fit_items(scores: Array) -> ItemModel:
     count = int(np.clip(models - 1, 1, ABILITIES))
     start = _first_guess(scores, count)
 
-    def loss(flat: Array) -> tuple[float, Array]:
+    def loss_and_gradient(flat: Array) -> tuple[float, Array]:
         theta, a, b = _unpacked(flat, models, items, count)
         logits = theta @ a.T - b
         gap = _sigmoid(logits) - scores
@@ -132,19 +136,21 @@ def fit_items(scores: Array) -> ItemModel:
             + np.sum(a**2) / DISCRIMINATION**2
             + np.sum(b**2) / DIFFICULTY**2
         )
-        slopes = [gap @ a + theta / ABILITY**2, gap.T @ theta + a / DISCRIMINATION**2]
-        slope = np.concatenate(
-            [*(part.ravel() for part in slopes), -gap.sum(axis=0) + b / DIFFICULTY**2]
+        matrices = [gap @ a + theta / ABILITY**2, gap.T @ theta + a / DISCRIMINATION**2]
+        gradient = np.concatenate(
+            [*(matrix.ravel() for matrix in matrices), -gap.sum(axis=0) + b / DIFFICULTY**2]
         )
-        return float(likelihood + priors / 2), slope
+        return float(likelihood + priors / 2), gradient
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
-    theta, a, b = _unpacked(found.x, models, items, count)
+    solution = minimize(
+        loss_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}
+    )
+    theta, a, b = _unpacked(solution.x, models, items, count)
     return ItemModel(a, b, theta)
 
 
 def _first_guess(scores: Array, count: int) -> Array:
-    """From the leading singular vectors of the smoothed log odds."""
+    """Starting parameters, from the leading singular vectors of the smoothed log odds."""
     smooth = np.log((scores + 0.5) / (1.5 - scores))
     difficulty = -smooth.mean(axis=0)
     left, values, right = np.linalg.svd(smooth + difficulty, full_matrices=False)
@@ -157,50 +163,60 @@ def _first_guess(scores: Array, count: int) -> Array:
 
 
 def _unpacked(flat: Array, models: int, items: int, count: int) -> tuple[Array, Array, Array]:
-    cut = models * count
-    end = (models + items) * count
-    return flat[:cut].reshape(models, count), flat[cut:end].reshape(items, count), flat[end:]
+    """Abilities, discriminations and difficulties in a flat vector of parameters."""
+    first = models * count
+    second = (models + items) * count
+    theta = flat[:first].reshape(models, count)
+    a = flat[first:second].reshape(items, count)
+    return theta, a, flat[second:]
 
 
-def _own_ability(model: ItemModel, observed: Array, places: npt.NDArray[np.intp]) -> Array:
+def _own_ability(model: ItemModel, observed: Array, indices: npt.NDArray[np.intp]) -> Array:
     """Most probable θ of observed answers."""
     from scipy.optimize import minimize
 
-    a = model.discrimination[places]
-    b = model.difficulty[places]
+    a = model.discrimination[indices]
+    b = model.difficulty[indices]
 
-    def loss(theta: Array) -> tuple[float, Array]:
+    def loss_and_gradient(theta: Array) -> tuple[float, Array]:
         logits = a @ theta - b
         gap = _sigmoid(logits) - observed
         likelihood = np.sum(np.logaddexp(0.0, logits) - observed * logits)
-        return float(
-            likelihood + np.sum(theta**2) / (2 * ABILITY**2)
-        ), a.T @ gap + theta / ABILITY**2
+        loss = float(likelihood + np.sum(theta**2) / (2 * ABILITY**2))
+        return loss, a.T @ gap + theta / ABILITY**2
 
-    return np.asarray(minimize(loss, model.abilities.mean(axis=0), jac=True, method="L-BFGS-B").x)
+    start = model.abilities.mean(axis=0)
+    return np.asarray(minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B").x)
 
 
 def _mixed_ability(
-    model: ItemModel, ends: Array, observed: Array, places: npt.NDArray[np.intp]
+    model: ItemModel, parents: Array, observed: Array, indices: npt.NDArray[np.intp]
 ) -> Array:
-    """θ = Σ λ_i θ_i of base and experts (MERGE³, eq. 6), λ most probable for the observed
-    answers.
+    """θ = Σ λ_i θ_i of base and experts (MERGE³, eq. 6), with the most probable λ.
+
+    Args:
+        model: The items' parameters.
+        parents: Abilities of base and experts ``(parents, abilities)``.
+        observed: Scores ``(m,)``.
+        indices: Of the items that were observed ``(m,)``.
     """
     from scipy.optimize import minimize
 
-    a = model.discrimination[places] @ ends.T
-    b = model.difficulty[places]
-    equal = np.full(len(ends), 1 / len(ends))
+    a = model.discrimination[indices] @ parents.T
+    b = model.difficulty[indices]
+    equal = np.full(len(parents), 1 / len(parents))
 
-    def loss(weights: Array) -> tuple[float, Array]:
+    def loss_and_gradient(weights: Array) -> tuple[float, Array]:
         logits = a @ weights - b
         gap = _sigmoid(logits) - observed
-        away = weights - equal
+        offset = weights - equal
         likelihood = np.sum(np.logaddexp(0.0, logits) - observed * logits)
-        return float(likelihood + np.sum(away**2) / (2 * WEIGHT**2)), a.T @ gap + away / WEIGHT**2
+        loss = float(likelihood + np.sum(offset**2) / (2 * WEIGHT**2))
+        return loss, a.T @ gap + offset / WEIGHT**2
 
-    bounds = [(-0.5, 1.5)] * len(ends)
-    return np.asarray(minimize(loss, equal, jac=True, method="L-BFGS-B", bounds=bounds).x @ ends)
+    bounds = [(-0.5, 1.5)] * len(parents)
+    solution = minimize(loss_and_gradient, equal, jac=True, method="L-BFGS-B", bounds=bounds)
+    return np.asarray(solution.x @ parents)
 
 
 def _sigmoid(logits: Array) -> Array:

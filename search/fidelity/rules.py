@@ -1,8 +1,7 @@
-"""How many items a trial is worth: rules that stop a trial which is clearly losing, while it is
-being evaluated.
+"""Rules that stop a trial which is clearly losing while it is being evaluated.
 
 A trial is evaluated on the first items of the fixed order, then on more, and nothing is evaluated
-twice. After each stage a rule looks at what is known:
+twice. After each stage a rule decides by what is known:
 
 * ``race``: stop when some leading trial is better with confidence in every objective, by paired
   differences on the same items (Maron and Moore 1994, "Hoeffding Races", here with normal intervals
@@ -42,20 +41,18 @@ class EarlyStopRule(Protocol):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Numbers of items after which it looks, rising, each less than all."""
+        """Numbers of items after which it decides, rising, each less than all."""
 
-    def part(self, stage: int) -> ItemSubset:
-        """The items of stage number ``stage``."""
+    def items_at(self, index: int) -> ItemSubset:
+        """The items of the stage of this index."""
 
-    def stops(self, stage: int, measured: Measurement) -> bool:
-        """Whether the trial ends after stage number ``stage``, with what was measured until
-        then.
-        """
+    def stops(self, index: int, measured: Measurement) -> bool:
+        """Whether the trial ends after the stage of this index, with what was measured there."""
 
 
 @dataclass(frozen=True)
 class StagedMeasurement:
-    """What came of a trial in stages.
+    """The result of an evaluation in stages.
 
     Attributes:
         measurement: On all items, or on those until it was stopped.
@@ -69,44 +66,44 @@ class StagedMeasurement:
 
 
 def measure_in_stages(
-    evaluate: Callable[[ItemSubset], Measurement], watch: EarlyStopRule
+    evaluate: Callable[[ItemSubset], Measurement], rule: EarlyStopRule
 ) -> StagedMeasurement:
     """Evaluate on more and more items until the rule says stop, or on all."""
     rungs: dict[int, Values] = {}
-    for place, stage in enumerate(watch.stages):
-        measured = evaluate(watch.part(place))
+    for index, stage in enumerate(rule.stages):
+        measured = evaluate(rule.items_at(index))
         rungs[stage] = measured.values
-        if watch.stops(place, measured):
+        if rule.stops(index, measured):
             return StagedMeasurement(measured, rungs, stage)
     return StagedMeasurement(evaluate(None), rungs, None)
 
 
 @dataclass(frozen=True)
 class NeverStop:
-    """Only notes what is known at every stage."""
+    """A rule that records the values at every stage and stops nothing."""
 
     stages: tuple[int, ...]
 
-    def part(self, stage: int) -> ItemSubset:
-        """The first of the fixed order."""
-        return self.stages[stage]
+    def items_at(self, index: int) -> ItemSubset:
+        """The first items of the fixed order."""
+        return self.stages[index]
 
-    def stops(self, stage: int, measured: Measurement) -> bool:
-        """No."""
+    def stops(self, index: int, measured: Measurement) -> bool:
+        """False at every stage."""
         return False
 
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """Paired differences against leading trials.
+    """A rule by paired differences to leading trials.
 
     Attributes:
-        stages: When it looks.
+        stages: Numbers of items after which it decides.
         rivals: Item scores of the leading trials, objective -> ``(items,)``, on all items.
         signs: Objective -> factor from score to loss.
         confidence: Standard errors of the paired difference beyond which a trial is worse.
-        selected: Places of the items of the one stage ``(n,)``, where they are not the first of the
-            fixed order.
+        selected: Indices of the items of the one stage ``(n,)``, where they are not the first of
+            the fixed order.
     """
 
     stages: tuple[int, ...]
@@ -115,32 +112,31 @@ class Race:
     confidence: float
     selected: npt.NDArray[np.intp] | None = None
 
-    def part(self, stage: int) -> ItemSubset:
-        """The first of the fixed order, or those that were selected."""
-        return self.stages[stage] if self.selected is None else self.selected
+    def items_at(self, index: int) -> ItemSubset:
+        """The first items of the fixed order, or those that were selected."""
+        return self.stages[index] if self.selected is None else self.selected
 
-    def stops(self, stage: int, measured: Measurement) -> bool:
+    def stops(self, index: int, measured: Measurement) -> bool:
         """Whether some rival is better in every objective, with confidence."""
         return any(
             all(self._worse(name, measured, rival) for name in self.signs) for rival in self.rivals
         )
 
     def _worse(self, name: str, measured: Measurement, rival: Mapping[str, Array]) -> bool:
-        theirs = rival[name][measured.places[name]]
+        theirs = rival[name][measured.item_indices[name]]
         ours = measured.items[name].astype(np.float32).astype(np.float64)  # as logs keep them
         loss, error = paired_difference(self.signs[name] * (ours - theirs), measured.weights[name])
-        # What is not known is the rest of the items: a sample without replacement (Cochran 1977,
-        # eq. 2.20).
-        rest = 1 - len(ours) / len(rival[name])
-        return loss > self.confidence * error * math.sqrt(rest)
+        # Only the other items are unknown: a sample without replacement (Cochran 1977, eq. 2.20).
+        unknown = 1 - len(ours) / len(rival[name])
+        return loss > self.confidence * error * math.sqrt(unknown)
 
 
 @dataclass(frozen=True, eq=False)
 class Rungs:
-    """Comparison with all trials that reached the same stage.
+    """A rule by comparison with all trials that reached the same stage.
 
     Attributes:
-        stages: When it looks.
+        stages: Numbers of items after which it decides.
         limits: Scalar loss that may not be exceeded at each stage; infinite where none is known.
         scalar: Values -> scalar loss.
     """
@@ -149,13 +145,13 @@ class Rungs:
     limits: tuple[float, ...]
     scalar: Scalar
 
-    def part(self, stage: int) -> ItemSubset:
-        """The first of the fixed order."""
-        return self.stages[stage]
+    def items_at(self, index: int) -> ItemSubset:
+        """The first items of the fixed order."""
+        return self.stages[index]
 
-    def stops(self, stage: int, measured: Measurement) -> bool:
-        """Whether it is beyond the limit."""
-        return self.scalar(measured.values) > self.limits[stage]
+    def stops(self, index: int, measured: Measurement) -> bool:
+        """Whether the scalar loss is beyond the stage's limit."""
+        return self.scalar(measured.values) > self.limits[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +194,7 @@ def paired_difference(losses: Array, weights: Array) -> tuple[float, float]:
 
 
 def race_stages(items: int, least: int) -> tuple[int, ...]:
-    """Numbers of items from ``least`` on, each :data:`GROWTH` times the last, all below
-    ``items``.
-    """
+    """Numbers of items from ``least`` on, each :data:`GROWTH` times the last, below ``items``."""
     stages = []
     size = float(least)
     while round(size) < items:
@@ -210,9 +204,7 @@ def race_stages(items: int, least: int) -> tuple[int, ...]:
 
 
 def rung_stages(items: int, least: int, eta: int) -> tuple[int, ...]:
-    """Numbers of items that lead to ``items`` by factors of ``eta``, none below ``least``,
-    rising.
-    """
+    """Rising numbers of items that lead to ``items`` by factors of ``eta``, from ``least`` on."""
     stages: list[int] = []
     while items / eta ** (len(stages) + 1) >= least:
         stages.append(round(items / eta ** (len(stages) + 1)))
@@ -220,37 +212,41 @@ def rung_stages(items: int, least: int, eta: int) -> tuple[int, ...]:
 
 
 def halving_limit(losses: Sequence[float], eta: int) -> float:
-    """Scalar loss up to which one more trial belongs to the best 1/η of all; infinite before there
-    are others.
+    """Scalar loss up to which one more trial belongs to the best 1/η of all.
+
+    It is infinite while there are no others. The best of fewer than η goes on, as the best of η
+    would.
     """
-    kept = (len(losses) + 1) // eta
+    survivors = (len(losses) + 1) // eta
     if not losses:
         return math.inf
-    # The best of fewer than η goes on, as the best of η would.
-    return float(np.sort(losses)[max(kept, 1) - 1])
+    return float(np.sort(losses)[max(survivors, 1) - 1])
 
 
 def bracket_of(trial: int, stages: int, eta: int) -> int:
-    """How many of the first stages a trial leaves out: Hyperband's brackets in turn, in the
-    proportions of its sizes.
+    """How many of the first stages a trial skips: its bracket of Hyperband.
 
-    Bracket s of 0, ..., s_max has ⌈(s_max + 1) / (s + 1) · η^s⌉ trials and leaves out s_max − s
-    stages (Li 2018, algorithm 1).
+    The brackets come in turn, in the proportions of their sizes: bracket s of 0, ..., s_max has
+    ⌈(s_max + 1) / (s + 1) · η^s⌉ trials and skips s_max − s stages (Li 2018, algorithm 1).
     """
     sizes = [-(-(stages + 1) * eta**s // (s + 1)) for s in reversed(range(stages + 1))]
-    place = trial % sum(sizes)
+    position = trial % sum(sizes)
     for skipped, size in enumerate(sizes):
-        if place < size:
+        if position < size:
             return skipped
-        place -= size
-    raise AssertionError("a place is below the sum of the sizes")
+        position -= size
+    raise AssertionError("a position is below the sum of the sizes")
 
 
-def by_difference(part: Values, rival_part: Values, rival_whole: Values) -> dict[str, float]:
-    """What a stopped trial would score on all items, estimated by its difference to another on the
-    same items.
+def by_difference(values: Values, rival_values: Values, rival_whole: Values) -> dict[str, float]:
+    """Estimate the values of a stopped trial on all items by its difference to another trial.
 
     The difference varies less than either (a control variate), since merges of one family agree on
     most items.
+
+    Args:
+        values: Of the stopped trial, on the items of its last stage.
+        rival_values: Of the other trial, on the same items.
+        rival_whole: Of the other trial, on all items.
     """
-    return {name: rival_whole[name] + value - rival_part[name] for name, value in part.items()}
+    return {name: rival_whole[name] + value - rival_values[name] for name, value in values.items()}

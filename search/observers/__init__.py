@@ -1,1 +1,1 @@
-"""observers."""
+"""Everything that follows a running study: progress, event log, Prometheus, trackers."""

@@ -1,6 +1,4 @@
-"""The structured log of a run: one JSON line per event, for log collectors and for the morning
-after.
-"""
+"""The structured log of a run: a line of JSON per event, for log collectors."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.redact import redacted
 from mergesearch.search.study.events import Event
@@ -26,7 +25,7 @@ BACKUPS = 3
 
 
 class EventLog:
-    """Writes each event as a line of JSON; what cannot be written is counted, never raised.
+    """Writes each event as a line of JSON; lines that cannot be written are counted, not raised.
 
     Args:
         path: The file; appended to, and moved aside to ``path.1`` when it is full.
@@ -42,26 +41,26 @@ class EventLog:
         self._handler = _LineHandler(path, maxBytes=max_bytes, backupCount=BACKUPS, delay=True)
         self._head = {"study": study, "driver": driver}
         self._phase = ""
-        self._unsaid = 0  # dropped since the last line that told of it
+        self._unreported = 0  # lines that were dropped since the last line that says so
         self._lock = threading.Lock()
         self.dropped = 0
 
     def observe(self, event: Event) -> None:
-        """Write the event's line, after a line on what was dropped before it."""
+        """Write the event's line, after one that says how many were dropped before it."""
         with self._lock:
             if event.kind == "phase":
                 self._phase = event.text
-            if self._unsaid and self._write(_dropped_line(self._unsaid)):
-                self._unsaid = 0
+            if self._unreported and self._write(_dropped_line(self._unreported)):
+                self._unreported = 0
             if not self._write(_line(event)):
                 self.dropped += 1
-                self._unsaid += 1
+                self._unreported += 1
 
     def close(self) -> None:
-        """Close the file; a last attempt is made to say what was dropped."""
+        """Close the file, after a last attempt to say how many lines were dropped."""
         with self._lock:
-            if self._unsaid and self._write(_dropped_line(self._unsaid)):
-                self._unsaid = 0
+            if self._unreported and self._write(_dropped_line(self._unreported)):
+                self._unreported = 0
             with contextlib.suppress(OSError):
                 self._handler.close()
 
@@ -84,8 +83,9 @@ class EventLog:
 
 
 class _LineHandler(RotatingFileHandler):
-    """Writes whole lines or nothing, past any buffer: a line that a full disk refused must not
-    surface later.
+    """Writes whole lines or nothing, without a buffer.
+
+    A line that a full disk refused must not appear in the file later.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -101,9 +101,7 @@ class _LineHandler(RotatingFileHandler):
         _append(self.stream.fileno(), (record.getMessage() + "\n").encode())
 
     def reset(self) -> None:
-        """Open the file anew for the next line: it may have been replaced, or its disk may be
-        back.
-        """
+        """Open the file anew for the next line: it may be another one, or its disk be back."""
         stream = self.stream
         self.stream = None
         if stream is not None:
@@ -137,8 +135,9 @@ def _line(event: Event) -> dict[str, Any]:
 
 
 def _level(event: Event) -> str:
-    """An infeasible merge is an answer of the search; errors and lost workers are somebody's
-    concern.
+    """``error`` for errors and lost workers, ``warning`` for infeasible merges and warnings.
+
+    An infeasible merge is a result of the search like others.
     """
     failure = None if event.record is None or event.kind != "trial" else event.record.failure
     if failure is not None:
@@ -161,10 +160,10 @@ def _trial_fields(record: TrialRecord) -> dict[str, Any]:
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity and no NaN."""
+    """Numbers with None for infinities and NaN, which JSON does not have."""
     return {key: float(value) if math.isfinite(value) else None for key, value in numbers.items()}
 
 
 def _dropped_line(count: int) -> dict[str, Any]:
-    message = f"{count} lines before this one could not be written"
+    message = f"{counted(count, 'line')} before this one could not be written"
     return {"level": "warning", "event": "dropped", "dropped": count, "message": message}

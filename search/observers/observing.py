@@ -1,6 +1,4 @@
-"""Who follows a study beside the user: the structured log, Prometheus, trackers. None of them can
-stop it.
-"""
+"""Connects a study with its followers: event log, Prometheus, trackers. None can stop it."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ Observer = Callable[[Event], None]
 def observing(
     plan: Plan, log: TrialLog, folder: RunFolder, notify: Observer, metrics: str | None = None
 ) -> Iterator[Observer]:
-    """While inside, everything that follows the study does; gives what to call with each event.
+    """Open everything that follows a study; yields the function to call with each event.
 
     Args:
         plan: The checked study.
-        log: Its trial log; remembers the trackers' runs.
+        log: Its trial log; it records the ids of the trackers' runs.
         folder: Its run folder; ``events.jsonl`` is there.
         notify: The user's own observer.
         metrics: ``HOST:PORT`` or ``PORT`` to serve Prometheus metrics at.
@@ -48,8 +46,8 @@ def observing(
         observers.append(events.observe)
         if metrics is not None:
             observers.append(stack.enter_context(_served(plan, log, metrics, observe)))
-        for place in range(len(plan.spec.trackers)):
-            observers.append(stack.enter_context(_tracked(plan, log, folder, place, observe)))
+        for index in range(len(plan.spec.trackers)):
+            observers.append(stack.enter_context(_tracked(plan, log, folder, index, observe)))
         yield observe
 
 
@@ -68,17 +66,15 @@ def _served(plan: Plan, log: TrialLog, address: str, observe: Observer) -> Itera
 
 @contextmanager
 def _tracked(
-    plan: Plan, log: TrialLog, folder: RunFolder, place: int, observe: Observer
+    plan: Plan, log: TrialLog, folder: RunFolder, index: int, observe: Observer
 ) -> Iterator[Observer]:
-    """A tracker in a thread of its own; the id of its run is recorded before the service is
-    asked.
-    """
+    """A tracker in a thread of its own; its run's id is recorded before the service is asked."""
     from mergesearch.search.observers.trackers.background import in_background
     from mergesearch.search.observers.trackers.base import Status
     from mergesearch.search.observers.trackers.opening import new_run_id, open_tracker
 
-    spec = plan.spec.trackers[place]
-    key = f"tracker {place}"
+    spec = plan.spec.trackers[index]
+    key = f"tracker {index}"
     records = list(log.records)
     run_id: str | None = log.get_attr(key)
     if run_id is None:

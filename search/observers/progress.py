@@ -1,6 +1,4 @@
-"""What a user sees while a study runs: a live line on a terminal, plain lines elsewhere, JSON lines
-for programs.
-"""
+"""Progress of a study: a live line on a terminal, plain lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,21 +8,20 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from mergesearch.search.grammar import counted
 from mergesearch.search.redact import redacted
 from mergesearch.search.study.events import Event
 
 #: Plain output: at most one line in this many seconds, besides new phases and failures.
 PLAIN_SECONDS = 5.0
-#: Kinds of events that are a line of text.
-SAID = ("warning", "workers", "metrics")
+#: Kinds of events that are printed as text.
+TEXT_EVENTS = ("warning", "workers", "metrics")
 
 
 def make_observer(
     style: str, objectives: list[str]
 ) -> tuple[Callable[[Event], None], Callable[[], None]]:
-    """An observer for ``rich``, ``plain``, ``json`` or ``quiet`` output, and what to call at the
-    end.
-    """
+    """An observer for ``rich``, ``plain``, ``json`` or ``quiet``, and the function that ends it."""
     if style == "rich":
         live = RichProgress(objectives)
         return live.observe, live.close
@@ -48,8 +45,8 @@ class PlainProgress:
         self._shown = 0.0
 
     def observe(self, event: Event) -> None:
-        """Print what is worth a line."""
-        if event.kind in SAID:
+        """Print warnings, phases, failures, and results every few seconds."""
+        if event.kind in TEXT_EVENTS:
             self._print(f"{event.kind}: {event.text}")
         elif event.kind == "phase":
             total = f" ({event.done} of {event.total} done)" if event.total else ""
@@ -101,7 +98,7 @@ class RichProgress:
                 event.text, total=total, completed=event.done, latest=""
             )
             return
-        if event.kind in SAID:
+        if event.kind in TEXT_EVENTS:
             self._progress.console.print(f"{event.kind}: {event.text}", highlight=False)
             return
         if event.kind == "trial" and event.record is not None and event.record.state == "failed":
@@ -114,7 +111,7 @@ class RichProgress:
             )
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Restore the terminal."""
         self._progress.stop()
 
 
@@ -132,7 +129,7 @@ def describe(event: Event, objectives: list[str]) -> str:
         f"{key} {record.values[key]:.4g}" for key in objectives if key in record.values
     )
     return f"{name}: {values}" + (
-        "" if record.stopped is None else f" (stopped after {record.stopped} items)"
+        "" if record.stopped is None else f" (stopped after {counted(record.stopped, 'item')})"
     )
 
 

@@ -1,6 +1,4 @@
-"""What Prometheus reads while a study runs: counts, times, the best values so far, how busy the
-workers are.
-"""
+"""Metrics of a running study for Prometheus: counts, times, best values, load of workers."""
 
 from __future__ import annotations
 
@@ -11,30 +9,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 
+from mergesearch.evaluators import Objective
 from mergesearch.merging import InputError
 from mergesearch.search.record.best_so_far import BestSoFar
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.study.events import Event
 
-if TYPE_CHECKING:
-    from mergesearch.evaluators import Objective
-
-#: Shares and workers are of this sliding window.
+#: Length of the sliding window behind shares and the count of workers.
 WINDOW_SECONDS = 300.0
-#: Bounds of the histogram of seconds: from a merge of a small model to an evaluation that takes an
-#: hour.
+#: Bounds of the histogram of seconds, from a merge of a small model to an evaluation of an hour.
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600)
-#: A client that says nothing for so long is let go.
+#: A client that is silent for so long is disconnected.
 CLIENT_SECONDS = 10
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A trial in the window: when it ended, who ran it, its seconds, its share of the CPU (None:
-    not known).
+    """A trial in the window.
+
+    Attributes:
+        ended: When it ended, on the window's clock.
+        worker: Who ran it.
+        seconds: How long it ran.
+        cpu_share: Its share of the CPU, None where unknown.
     """
 
     ended: float
@@ -44,7 +43,7 @@ class _Work:
 
 
 class Window:
-    """What the workers did lately.
+    """The trials that ended lately.
 
     Args:
         clock: Seconds, never going back.
@@ -61,18 +60,19 @@ class Window:
         self._lock = threading.Lock()
 
     def add(self, record: TrialRecord) -> None:
-        """A trial has just ended."""
+        """Add a trial that has just ended."""
         work = _Work(self._clock(), record.worker, sum(record.seconds.values()), record.cpu_share)
         with self._lock:
             self._work.append(work)
 
     def workers(self) -> int:
-        """Distinct workers that ended a trial."""
+        """Number of distinct workers that ended a trial."""
         return len({work.worker for work in self._recent()[1] if work.worker})
 
     def busy_share(self) -> float:
-        """Seconds on trials over wall seconds of these workers, 0 to 1; of trials under way nothing
-        is known.
+        """Seconds on trials over wall seconds of these workers, 0 to 1.
+
+        Running trials are not counted.
         """
         now, recent = self._recent()
         wall = min(self._length, now - self._opened)
@@ -85,9 +85,7 @@ class Window:
         )
 
     def cpu_share(self) -> float:
-        """Mean share of the CPU over trials that know theirs, weighted by their seconds; NaN
-        without any.
-        """
+        """Mean CPU share of the trials that have one, weighted by seconds; NaN without any."""
         known = [
             (work.seconds, work.cpu_share)
             for work in self._recent()[1]
@@ -185,7 +183,7 @@ class Metrics:
             self._count(event.record)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no resource is held open."""
 
     def _watch_window(self) -> None:
         from prometheus_client import Gauge
@@ -228,19 +226,19 @@ def serve(metrics: Metrics, address: str) -> tuple[str, Callable[[], None]]:
     """Answer GET requests for ``/metrics`` from a thread.
 
     Args:
-        metrics: What to show.
+        metrics: The metrics to serve.
         address: ``HOST:PORT``, or ``PORT`` on the loopback interface; port 0 takes a free one.
 
     Returns:
-        The URL, and what ends it.
+        The URL, and the function that ends the server.
 
     Raises:
         InputError: If the address is malformed, not of this host, or taken.
     """
     host, port = parse_address(address)
     try:
-        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = _server(metrics, family, (str(place[0]), int(place[1])))
+        family, *_, endpoint = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        server = _server(metrics, family, (str(endpoint[0]), int(endpoint[1])))
     except OSError as error:
         raise InputError(
             f"--metrics {address}: expected a free port of this host, received: "
@@ -265,10 +263,10 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         InputError: If it is none of these.
     """
-    host, found, port = address.rpartition(":")
+    host, separator, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     malformed = (
-        (found and not bare) or (":" in bare and bare == host) or any(c.isspace() for c in host)
+        (separator and not bare) or (":" in bare and bare == host) or any(c.isspace() for c in host)
     )
     if malformed or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InputError(
@@ -278,7 +276,7 @@ def parse_address(address: str) -> tuple[str, int]:
     return bare or LOOPBACK, int(port)
 
 
-def _server(metrics: Metrics, family: int, place: tuple[str, int]) -> ThreadingHTTPServer:
+def _server(metrics: Metrics, family: int, endpoint: tuple[str, int]) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         address_family = socket.AddressFamily(family)
         daemon_threads = True
@@ -295,7 +293,7 @@ def _server(metrics: Metrics, family: int, place: tuple[str, int]) -> ThreadingH
         def log_message(self, format: str, *args: object) -> None:  # the terminal is the study's
             pass
 
-    return Server(place, Handler)
+    return Server(endpoint, Handler)
 
 
 def _answer(handler: BaseHTTPRequestHandler, metrics: Metrics) -> None:

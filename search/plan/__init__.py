@@ -1,1 +1,1 @@
-"""plan."""
+"""From a study file to a checked plan: template, space, anchors, strategy and evaluators."""

@@ -1,6 +1,4 @@
-"""Known merges, measured before the search: a study never reports a winner worse than its best
-anchor.
-"""
+"""Anchors: known merges that are measured before the search and compete with its trials."""
 
 from __future__ import annotations
 
@@ -18,7 +16,6 @@ from mergesearch.spaces.groups import group_tensors
 #: Scaling", sec. 4).
 LINES_RISE = 0.3
 
-
 #: Operators that reproduce experts, their average, and any weighted sum of task vectors.
 LINEAR = ("average", "task_arithmetic")
 
@@ -34,8 +31,7 @@ class Anchor:
 def default_anchors(
     template: Recipe, layout: Layout | None, space: Space, operator: Operator
 ) -> tuple[Anchor, ...]:
-    """Base, experts, uniform average, task arithmetic, a LiNeS line, TIES, the operator's default,
-    the space's start.
+    """Base, experts, average, task arithmetic, LiNeS, TIES, the operator's default, the start.
 
     All but the last two are merged by an operator that reproduces them, where the study's own does
     not. Anchors that are the same merge are listed once, under the first name; analytic problems
@@ -80,9 +76,9 @@ def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[
     named = [
         (
             f"expert {expert.name}",
-            soup.with_field(Field.constant(layout.size, np.eye(experts)[place])),
+            soup.with_field(Field.constant(layout.size, np.eye(experts)[index])),
         )
-        for place, expert in enumerate(template.experts)
+        for index, expert in enumerate(template.experts)
     ]
     named.append(
         ("average", soup.with_field(Field.constant(layout.size, np.full(experts, 1 / experts))))
@@ -98,7 +94,7 @@ def _known_merges(template: Recipe, layout: Layout, operator: Operator) -> list[
 
 
 def _default_ties(template: Recipe, layout: Layout) -> tuple[str, Recipe]:
-    """TIES at its defaults: the merge that most people try after the average."""
+    """TIES at its defaults, the merge that most people try after the average."""
     ties = OPERATORS["ties"]
     experts = len(template.experts)
     options = ties.complete({})
@@ -110,28 +106,27 @@ def _default_ties(template: Recipe, layout: Layout) -> tuple[str, Recipe]:
 
 
 def lines_field(layout: Layout, directions: int, base: float, rise: float) -> Field | None:
-    """``base + rise * depth`` in every block, ``base`` elsewhere, for all directions alike (LiNeS,
-    eq. 4).
+    """``base + rise * depth`` in every block and ``base`` elsewhere (LiNeS, eq. 4).
 
-    None for a model whose tensor names show no blocks.
+    All directions get the same values. None for a model whose tensor names show no blocks.
     """
     values = np.full(len(layout.tensors), base)
-    place = {name: index for index, name in enumerate(layout.names)}
+    index_of = {name: index for index, name in enumerate(layout.names)}
     deep = (
         [group for group in group_tensors(layout, "block") if group.depth]
         if has_blocks(layout)
         else []
     )
     for group in deep:
-        values[[place[name] for name in group.tensors]] = base + rise * (group.depth or 0.0)
+        values[[index_of[name] for name in group.tensors]] = base + rise * (group.depth or 0.0)
     if not deep:
         return None
     # Tensors without elements share their start with the next one.
     starts, first = np.unique(
         [spec.start for spec in layout.tensors if spec.size], return_index=True
     )
-    kept = values[[index for index, spec in enumerate(layout.tensors) if spec.size]][first]
-    return Field(np.append(starts, layout.size), np.tile(kept, (directions, 1))).compact()
+    row = values[[index for index, spec in enumerate(layout.tensors) if spec.size]][first]
+    return Field(np.append(starts, layout.size), np.tile(row, (directions, 1))).compact()
 
 
 def has_blocks(layout: Layout) -> bool:

@@ -1,23 +1,24 @@
-"""checks."""
+"""Refuses studies whose strategy, evaluators and rules do not fit together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import numpy as np
 
 from mergesearch.merging import InputError
 from mergesearch.search.fidelity.rules import rung_stages
 from mergesearch.search.front import Normaliser
+from mergesearch.search.grammar import counted
+from mergesearch.search.plan.plan import Plan
 from mergesearch.search.strategies.table import build_strategy, check_options
 
-if TYPE_CHECKING:
-    from mergesearch.search.plan.plan import Plan
 
+def check_references(plan: Plan) -> None:
+    """Refuse objectives and reference scores that name models which the study does not have.
 
-def _check_references(plan: Plan) -> None:
-    """Refuse objectives relative to experts, and reference scores of anchors, that the study does
-    not have.
+    Raises:
+        InputError: In one line.
     """
     known = (
         ["base", *(f"expert {expert.name}" for expert in plan.template.experts)]
@@ -28,8 +29,7 @@ def _check_references(plan: Plan) -> None:
     if odd:
         raise InputError(
             f"evaluators: objectives are relative to {odd[0]!r}: expected one of {known}; write "
-            f"`experts: {{domain: "
-            "expert}` where they have other names"
+            "`experts: {domain: expert}` where they have other names"
         )
     unknown = sorted(set(plan.spec.reference_scores) - {anchor.name for anchor in plan.anchors})
     if unknown:
@@ -47,29 +47,31 @@ def _check_gradients(plan: Plan) -> None:
     if plan.spec.workers.gpus > 1:
         raise InputError(
             f"workers.gpus: expected at most 1 with strategy {name}, which follows gradients, "
-            "received "
-            f"{plan.spec.workers.gpus:g}; a model on several GPUs gives none"
+            f"received {plan.spec.workers.gpus:g}; a model on several GPUs gives none"
         )
     if special.batch_norm in ("merge", "recalibrate"):
         raise InputError(
             f"special.batch_norm: expected base or refuse with strategy {name}, as no gradient "
-            "reaches running "
-            f"statistics, received {special.batch_norm}"
+            f"reaches running statistics, received {special.batch_norm}"
         )
     if plan.strategy.options.get("oracle") == "cosine" and special.scalars == "log":
         raise InputError(
-            "strategy.oracle: expected exact with special.scalars: log, received cosine; choose "
-            "either"
+            "strategy.oracle: expected exact with special.scalars: log, received cosine; change "
+            "one of them"
         )
     if plan.template.options.get("mode") == "live":
         raise InputError(
             f"operator.mode: expected frozen with strategy {name}, received live: signs that are "
-            "elected anew make "
-            "merges jump"
+            "elected anew make merges jump"
         )
 
 
-def _check_capabilities(plan: Plan) -> None:
+def check_capabilities(plan: Plan) -> None:
+    """Refuse a strategy that the evaluators, the space or the budget cannot serve.
+
+    Raises:
+        InputError: In one line.
+    """
     entry = plan.entry
     lacking = sorted(entry.load().needs - plan.evaluator.provides)
     if lacking:
@@ -81,29 +83,33 @@ def _check_capabilities(plan: Plan) -> None:
         _check_gradients(plan)
     left = plan.search_trials
     if left is not None and left < 1:
-        need = len(plan.anchors) + 1 + plan.recommended_trials
-        counted = (
-            f"{len(plan.anchors)} anchors, 1 search trial, {plan.recommended_trials} recommendation"
-        )
-        budget = plan.spec.budget
-        if budget.trials is not None and budget.trials < need:
-            raise InputError(
-                f"budget.trials: expected at least {need} ({counted}), received {budget.trials}"
-            )
-        each = plan.evaluator.cost("search")
-        raise InputError(
-            f"budget.evaluations: expected at least {need * each} ({counted}, {each} evaluations "
-            "each), received "
-            f"{budget.evaluations}"
-        )
-    # Refusals by dimension, objectives and space are the strategy's own: ask it, on what is known
-    # so far.
+        _refuse_budget(plan)
+    # Strategies refuse dimensions, objectives and spaces themselves, on what is known so far.
     count = len(plan.objectives)
     problem = plan.problem(
         Normaliser(np.zeros(count), np.ones(count)), left or 1000, plan.space.start
     )
     build_strategy(
         entry.name, check_options(entry.name, plan.strategy.options), problem, plan.spec.seed
+    )
+
+
+def _refuse_budget(plan: Plan) -> NoReturn:
+    """Say how much a study with one search trial needs."""
+    need = len(plan.anchors) + 1 + plan.recommended_trials
+    parts = (
+        f"{counted(len(plan.anchors), 'anchor')}, 1 search trial, "
+        f"{counted(plan.recommended_trials, 'recommendation')}"
+    )
+    budget = plan.spec.budget
+    if budget.trials is not None and budget.trials < need:
+        raise InputError(
+            f"budget.trials: expected at least {need} ({parts}), received {budget.trials}"
+        )
+    each = plan.evaluator.cost("search")
+    raise InputError(
+        f"budget.evaluations: expected at least {need * each} ({parts}, {each} evaluations "
+        f"each), received {budget.evaluations}"
     )
 
 
@@ -140,16 +146,28 @@ def check_fidelity(plan: Plan) -> None:
     if odd and (section.rule in ("race", "subset") or section.estimate.endswith("irt")):
         raise InputError(
             f"{where}: expected objectives that are means over items, received {odd[0]!r}; choose "
-            "halving or hyperband "
-            "with estimate: difference"
+            "halving or hyperband with estimate: difference"
         )
+    _check_order(plan)
+    if section.rule in ("halving", "hyperband") and not rung_stages(
+        items, section.min_items, section.eta
+    ):
+        raise InputError(
+            f"fidelity.min_items: expected at most {items // section.eta} for a stage below the "
+            f"{items} search items, received {section.min_items}"
+        )
+
+
+def _check_order(plan: Plan) -> None:
+    """Refuse an order of items that the rule, the evaluators or the estimate cannot use."""
+    section = plan.spec.fidelity
     if section.order == "representative" and (
         section.rule != "subset" or not plan.evaluator.selects
     ):
         raise InputError(
-            "fidelity.order: anchors: expected rule subset and one evaluator that scores any of "
-            "its items, received "
-            f"{section.rule} and {', '.join(e.kind for e in plan.spec.evaluators)}; set balanced"
+            "fidelity.order: representative: expected rule subset and one evaluator that scores "
+            f"any of its items, received {section.rule} and "
+            f"{', '.join(e.kind for e in plan.spec.evaluators)}; set balanced"
         )
     if (section.order == "representative") != (
         section.estimate == "representative"
@@ -158,15 +176,7 @@ def check_fidelity(plan: Plan) -> None:
         "difference",
     ):
         raise InputError(
-            "fidelity.estimate: expected anchors, mean or an IRT with order: anchors, and not "
-            "anchors with balanced, "
+            "fidelity.estimate: expected representative, mean or an IRT with order: "
+            "representative, and not representative with balanced, "
             f"received {section.estimate} with {section.order}"
-        )
-    if section.rule in ("halving", "hyperband") and not rung_stages(
-        items, section.min_items, section.eta
-    ):
-        raise InputError(
-            f"fidelity.min_items: expected at most {items // section.eta} for a stage below the "
-            f"{items} search items, "
-            f"received {section.min_items}"
         )

@@ -1,4 +1,4 @@
-"""loading."""
+"""Reads a study file and checks what can be checked without checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from mergesearch.merging import InputError
+from mergesearch.search.plan.sections import check_sections
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.study_file import apply_override, resolve, validate
 
@@ -36,54 +37,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     for override in overrides:
         apply_override(data, override)
     spec = validate(data, str(path))
-    _check_names(spec, str(path))
+    try:
+        check_sections(spec)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return resolve(spec, path.resolve().parent)
-
-
-def _check_names(spec: StudySpec, where: str) -> None:
-    """Checks across sections that need no file: operator, strategy, sources."""
-    from mergesearch.merging.operators import get_operator
-    from mergesearch.search.strategies.table import check_options
-
-    try:
-        get_operator(spec.operator.name).complete(spec.operator.options)
-        check_options(spec.strategy.name, spec.strategy.options)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    _check_storage(spec.storage, where)
-    if spec.special.vocabulary == "common":
-        raise InputError(
-            f"{where}: special.vocabulary: expected same, base or union in a study, whose items "
-            "hold the base's token "
-            "numbers, received common, which renumbers them"
-        )
-    if (spec.base is None) != (not spec.experts):
-        missing = "base" if spec.base is None else "experts"
-        raise InputError(
-            f"{where}: {missing}: expected both base and experts (or neither, for analytic "
-            "problems)"
-        )
-
-
-def _check_storage(url: str | None, where: str) -> None:
-    """Refuse a password in plain text: the study is copied to the run folder, the database and the
-    cluster.
-    """
-    if url is None:
-        return
-    from urllib.parse import urlsplit
-
-    from mergesearch.search.redact import redact
-    from mergesearch.search.spec.storage_url import database_url
-
-    password = urlsplit(url).password
-    if password and "${" not in password:
-        raise InputError(
-            f"{where}: storage: expected the password as ${{NAME}}, to be read from the "
-            "environment, received it in "
-            f"plain text in {redact(url)}; or leave it to PGPASSWORD or ~/.pgpass"
-        )
-    try:
-        database_url(url)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None

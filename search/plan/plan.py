@@ -1,4 +1,4 @@
-"""plan."""
+"""A checked study, ready to run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Plan:
 
     Attributes:
         spec: The resolved study file.
-        template: The study's recipe with coefficients 0; every trial is it with another field.
+        template: The study's recipe with coefficients 0; every trial has another field.
         layout: The flat index, or None for analytic problems without weights.
-        space: The box that is searched.
+        space: The space that is searched.
         evaluator: Not opened; only its declarations are used in the driver.
         anchors: Known merges to measure first.
         weights: Relative importance of the objectives, summing to 1, ``(objectives,)``.
-        strategy: The strategy; where the study says ``auto``, the one that the rule chose.
-        begin: Where the search begins, if the study takes it from another run.
+        strategy: The strategy; where the study says ``auto``, the one that was chosen.
+        begin: Point where the search begins, if the study takes it from another run.
     """
 
     spec: StudySpec
@@ -45,12 +45,12 @@ class Plan:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What is measured."""
+        """The objectives, in the study's order."""
         return self.evaluator.objectives
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know of base and experts; one line each."""
+        """Warnings about base and experts, one line each."""
         if self.layout is None:
             return ()
         sources = [self.template.base, *self.template.experts]
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def entry(self) -> StrategyInfo:
-        """What is known of the strategy."""
+        """The strategy's entry in the table of strategies."""
         return get_strategy_info(self.strategy.name)
 
     @property
@@ -76,9 +76,7 @@ class Plan:
 
     @property
     def search_trials(self) -> int | None:
-        """Trials on all items left for the strategy's own suggestions; None where only time limits
-        them.
-        """
+        """Trials on all items for the strategy's own suggestions; None where only time limits."""
         left = trials_of(self.spec, self.evaluator)
         return None if left is None else left - len(self.anchors) - self.recommended_trials
 
@@ -94,7 +92,7 @@ class Plan:
         start: Point,
         anchors: tuple[TrialResult, ...] = (),
     ) -> Problem:
-        """What the strategy is told."""
+        """The problem that the strategy is given."""
         objectives = self.objectives
         return Problem(
             lower=self.space.lower,
@@ -115,9 +113,7 @@ class Plan:
 
 
 def trials_of(spec: StudySpec, evaluator: Evaluator) -> int | None:
-    """Trials on all items that the budget holds, in trials or evaluations; None where it is a
-    time.
-    """
+    """Trials on all items that the budget pays for; None where it is a time."""
     limits = [] if spec.budget.trials is None else [spec.budget.trials]
     if spec.budget.evaluations is not None:
         limits.append(spec.budget.evaluations // evaluator.cost("search"))

@@ -1,6 +1,4 @@
-"""From a study file to everything a study needs, with every check that can be made before weights
-are read.
-"""
+"""Plans a study: everything that can be built and checked before weights are read."""
 
 from __future__ import annotations
 
@@ -18,9 +16,10 @@ from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.family.family import align_family
 from mergesearch.merging.operators import Operator, Options, get_operator
 from mergesearch.search.plan.anchors import default_anchors
-from mergesearch.search.plan.checks import _check_capabilities, _check_references, check_fidelity
+from mergesearch.search.plan.checks import check_capabilities, check_fidelity, check_references
 from mergesearch.search.plan.plan import Plan, trials_of
-from mergesearch.search.plan.spaces import _parameter_space, _space
+from mergesearch.search.plan.sections import check_sections
+from mergesearch.search.plan.spaces import parameter_space, study_space
 from mergesearch.search.spec.sections import StrategySection, StudySpec
 from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.table import AUTO
@@ -35,12 +34,13 @@ def plan_study(
     Args:
         spec: The resolved study file.
         fingerprints: Content hashes of base and experts, once their weights have been read.
-        arenas: Where arenas are; only spaces that need weights to read a point open them, when the
-            first point is read.
+        arenas: Where prepared weights are; spaces that need weights to decode a point open them for
+            the first one.
 
     Raises:
-        InputError: In one line, for anything that is wrong.
+        InputError: In one line, if anything is wrong.
     """
+    check_sections(spec)
     evaluator = build_evaluator(spec.evaluators, Path())
     operator = get_operator(spec.operator.name)
     template, layout = _template(spec, operator, fingerprints)
@@ -51,23 +51,23 @@ def plan_study(
     evaluator.check()
     if isinstance(evaluator, RoutedEvaluator):
         evaluator.check_recipe(template)
-        space: Space = _parameter_space(spec, template, evaluator)
+        space: Space = parameter_space(spec, template, evaluator)
     else:
-        space = _space(spec, template, layout, operator, arenas)
+        space = study_space(spec, template, layout, operator, arenas)
     anchors = (
         default_anchors(template, layout, space, operator) if spec.anchors == "default" else ()
     )
     strategy = _strategy(spec, evaluator, space, len(anchors))
     weights = _weights(spec, evaluator.objectives)
     plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy)
-    _check_references(plan)
-    _check_capabilities(plan)
+    check_references(plan)
+    check_capabilities(plan)
     check_fidelity(plan)
     return plan
 
 
 def _strategy(spec: StudySpec, evaluator: Evaluator, space: Space, anchors: int) -> StrategySection:
-    """The study's strategy, or the one that the rule chooses."""
+    """The study's strategy, or the one that ``auto`` chooses."""
     if spec.strategy.name != AUTO:
         return spec.strategy
     trials = trials_of(spec, evaluator)
@@ -109,6 +109,7 @@ def _analytic(operator: Operator, options: Options) -> Recipe:
 
 
 def _weights(spec: StudySpec, objectives: Sequence[Objective]) -> npt.NDArray[np.float64]:
+    """Relative importance of the objectives, summing to 1, ``(objectives,)``."""
     given = spec.selection.weights
     names = [objective.name for objective in objectives]
     if given is None:

@@ -1,4 +1,4 @@
-"""spaces."""
+"""The space of a study: coefficients, a space of the strategy's own, or parameters."""
 
 from __future__ import annotations
 
@@ -15,70 +15,66 @@ from mergesearch.merging import InputError, Layout, MergesearchError, Recipe
 from mergesearch.merging.operators import Operator
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.strategies.table import AUTO, StrategyInfo, get_strategy_info
-from mergesearch.spaces import ParameterSpace, Space, adapter_space, mixed_space, segment_space
-from mergesearch.spaces.segment_space import arc_bounds
-from mergesearch.spaces.spec import SpaceSpec, build_space
+from mergesearch.spaces import ParameterSpace, Space
+from mergesearch.spaces.spec import SpaceSpec, build_space, check_keys
 
 
-def _space(
+def study_space(
     spec: StudySpec,
     template: Recipe,
     layout: Layout | None,
     operator: Operator,
     arenas: Path | None,
 ) -> Space:
-    """The space that the strategy searches: its own kind, or the coefficients that the study
-    describes.
+    """The space that the strategy searches: its own kind, or the coefficients of the study.
+
+    Args:
+        spec: The resolved study file.
+        template: The study's recipe with coefficients 0.
+        layout: The flat index, or None for analytic problems.
+        operator: The study's operator.
+        arenas: Where prepared weights are, for spaces that read them.
+
+    Raises:
+        InputError: If the study describes a space that the strategy does not search.
     """
     experts = max(len(spec.experts), 1)
     options = template.options
     entry = get_strategy_info("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
     section = _with_preset(spec.space, entry, layout)
-    section.check_kind(entry.space, f"strategy {entry.name}")
+    check_keys(section, entry.space, f"strategy {entry.name}")
     if entry.space != "coefficients" and layout is None:
         raise InputError(
             f"strategy.name: {entry.name} searches merges of models; set base and experts"
         )
     default_bounds = operator.bounds(experts, options)
     default_start = operator.default(experts, options)
-    if layout is None or entry.space == "coefficients":
-        return build_space(
-            section,
-            template,
-            layout,
-            default_bounds=default_bounds,
-            default_start=default_start,
-            change_sums=lambda: _change_sums(template, arenas),
-        )
-    if entry.space == "product":
-        return adapter_space(template, layout)
-    products = _inner_products(template, arenas)
-    if entry.space == "mixed":
-        return mixed_space(template, layout, layers=section.layers or 2, gram=products)
-    low, high = section.bounds or arc_bounds(*default_bounds)
-    start = section.start if isinstance(section.start, float) else default_start
-    return segment_space(
+    return build_space(
+        section,
         template,
         layout,
-        segments=section.segments or 64,
-        low=low,
-        high=high,
-        start=start,
-        gram=products,
+        default_bounds=default_bounds,
+        default_start=default_start,
+        searched=entry.space,
+        change_sums=lambda: _change_sums(template, arenas),
+        gram=_inner_products(template, arenas),
     )
 
 
-def _parameter_space(
+def parameter_space(
     spec: StudySpec, template: Recipe, evaluator: RoutedEvaluator
 ) -> ParameterSpace:
-    """The parameters of an input-dependent merge, for strategies that search any box."""
+    """The parameters of an input-dependent merge, for strategies that search any box.
+
+    Raises:
+        InputError: If the strategy has a space of its own, or the study describes one.
+    """
     entry = get_strategy_info("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
     method = evaluator.fixed["method"]
     if entry.space != "coefficients":
         raise InputError(
             f"strategy.name: expected one that searches any box, for the parameters of {method}, "
-            "received "
-            f"{entry.name}, which searches merges of its own; choose cma_es, for example"
+            f"received {entry.name}, which searches merges of its own; choose cma_es, for example"
         )
     given = [
         key
@@ -87,9 +83,8 @@ def _parameter_space(
     ]
     if given:
         raise InputError(
-            f"space.{given[0]}: expected no space for {method}, whose parameters are searched in "
-            "the place of "
-            "coefficients; leave it out"
+            f"space.{given[0]}: expected no space for {method}, whose parameters are searched "
+            "instead of coefficients; leave it out"
         )
     parameters = evaluator.parameters
     return ParameterSpace(
@@ -103,7 +98,7 @@ def _parameter_space(
 
 
 def _with_preset(section: SpaceSpec, entry: StrategyInfo, layout: Layout | None) -> SpaceSpec:
-    """The section with what the strategy presets and the study leaves open."""
+    """The section with the strategy's presets for keys that the study does not set."""
     preset = {key: value for key, value in entry.preset.items() if getattr(section, key) is None}
     if layout is None or section.depth is not None:
         preset.pop("granularity", None)
@@ -111,9 +106,7 @@ def _with_preset(section: SpaceSpec, entry: StrategyInfo, layout: Layout | None)
 
 
 def _change_sums(template: Recipe, arenas: Path | None) -> npt.NDArray[np.float64]:
-    """How much the experts change every tensor; reads the weights, unless another plan of this run
-    has.
-    """
+    """How much the experts change every tensor; reads the weights once for all plans of a run."""
     from mergesearch.merging.family.family import open_family
     from mergesearch.merging.resident.changes import change_sums
     from mergesearch.merging.tensors.memo import Memo
@@ -124,8 +117,9 @@ def _change_sums(template: Recipe, arenas: Path | None) -> npt.NDArray[np.float6
 def _inner_products(
     template: Recipe, arenas: Path | None
 ) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
-    """Boundaries -> inner products of base and rows in every segment, from arenas that are opened
-    on first use.
+    """Boundaries -> inner products of base and rows in every segment.
+
+    The arenas are opened at the first call.
     """
 
     @cache
@@ -144,7 +138,7 @@ def _inner_products(
         )
 
     def products(boundaries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = index().gram(boundaries)
-        return found
+        gram: npt.NDArray[np.float64] = index().gram(boundaries)
+        return gram
 
     return products

@@ -1,1 +1,1 @@
-"""record."""
+"""The durable record of a study: storage, trial log, run folder, and the driver's lease."""

@@ -1,4 +1,4 @@
-"""Arrays as text for the trial log: points exactly, item scores compactly."""
+"""Arrays as text for the trial log: exact for points, compact for scores of items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 def encode_array(array: npt.NDArray[np.float64]) -> str:
-    """float64 array -> base64 text, exact."""
+    """Encode a float64 array as base64 text, exactly."""
     return base64.b64encode(np.ascontiguousarray(array, dtype="<f8").tobytes()).decode()
 
 
@@ -20,8 +20,9 @@ def decode_array(text: str) -> npt.NDArray[np.float64]:
 
 
 def pack_items(scores: npt.NDArray[np.float64]) -> str:
-    """Per-item scores -> compressed text; 0/1 scores take about a bit each, others are kept as
-    float32.
+    """Compress scores of items to text.
+
+    Scores of 0 and 1 take about a bit each; others are kept as float32.
     """
     binary = bool(np.all((scores == 0) | (scores == 1)))
     data = np.packbits(scores.astype(bool)) if binary else scores.astype("<f4")

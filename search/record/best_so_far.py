@@ -28,9 +28,7 @@ class BestSoFar:
             self.add(record)
 
     def add(self, record: TrialRecord) -> None:
-        """Take a trial into account; trials on a part of the items are never compared with complete
-        ones.
-        """
+        """Take a trial into account, unless it is incomplete or misses a bound."""
         if record.state != "complete" or not record.feasible:
             return
         for name in self._best_of.keys() & record.values.keys():

@@ -1,5 +1,4 @@
-"""A journal file with one writer: nothing torn, nothing half written, one fsync for what belongs
-together.
+"""A journal file with one writer, which syncs a batch of operations once.
 
 Optuna's own file backend takes and removes a lock file, opens the file and syncs it for every
 operation. A run has one driver (:mod:`mergesearch.search.record.run_folder` holds its lock), so
@@ -22,43 +21,41 @@ from mergesearch.search.retry import RetryPolicy
 
 
 class RunJournal(BaseJournalBackend):
-    """Appends whole lines, and takes back what could not be written whole.
+    """Appends whole lines, and removes a line that could not be written whole.
 
     Args:
         path: The file; a torn last line must have been cut off.
-        patience: How long to wait for room on the disk.
+        retry: How long to wait for room on the disk.
     """
 
-    def __init__(self, path: Path, patience: RetryPolicy) -> None:
+    def __init__(self, path: Path, retry: RetryPolicy) -> None:
         self._path = path
-        self._patience = patience
+        self._retry = retry
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._synced = os.fstat(self._fd).st_size
-        self._unsynced = b""  # written or not, it is written again after a failure
+        self._unsynced = b""  # lines after the last sync, all written again after a failure
         self._reader = JournalFileBackend(str(path))
         self._count = 0  # lines in the file
-        self._read = self._synced == 0  # whether that is known
-        self._fresh: list[bytes] = []  # the last of them, not yet read back
-        self._depth = 0
+        self._counted = self._synced == 0  # whether their number is known
+        self._unread: list[bytes] = []  # the last of them, not yet read back
+        self._depth = 0  # of nested batches
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Logs from the given one on; what this process has written is not read from the file
-        again.
-        """
-        fresh = self._fresh
-        self._fresh = []
-        if self._read and self._count - len(fresh) == log_number_from:
-            yield from map(json.loads, fresh)
+        """Logs from the given one on; lines of this process come from memory, not from the file."""
+        unread = self._unread
+        self._unread = []
+        if self._counted and self._count - len(unread) == log_number_from:
+            yield from map(json.loads, unread)
             return
         number = log_number_from
         for log in self._reader.read_logs(log_number_from):
             number += 1
             yield log
         self._count = number
-        self._read = True
+        self._counted = True
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, waiting for room if there is none.
+        """Append lines, and wait for room on the disk where there is none.
 
         Raises:
             StudyFailedError: If there is none for too long; the file ends with a whole line.
@@ -67,12 +64,12 @@ class RunJournal(BaseJournalBackend):
         self._unsynced += b"".join(lines)
         if not self._depth:
             self._flush()
-        self._fresh += lines
+        self._unread += lines
         self._count += len(lines)
 
     @contextlib.contextmanager
     def batched_writes(self) -> Iterator[None]:
-        """Sync what is appended inside once, at the end; until then it is not in the file."""
+        """Write and sync all lines appended inside once, at the end; until then none is there."""
         self._depth += 1
         try:
             yield
@@ -89,9 +86,9 @@ class RunJournal(BaseJournalBackend):
         if not self._unsynced:
             return
         try:
-            self._patience(self._write, (OSError,), str(self._path))
+            self._retry(self._write, (OSError,), str(self._path))
         except BaseException:
-            # Given up, or interrupted: the file must end with a whole line.
+            # Waiting has ended or was interrupted: the file must end with a whole line.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._synced)
             raise

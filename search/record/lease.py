@@ -38,30 +38,34 @@ BEATS = 12
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a study: ``process PID on HOST``, and whether that process can be seen from
-    here.
+    """A process that drives a study.
+
+    Attributes:
+        name: ``process PID on HOST``, for people.
+        process: ``MACHINE:PID``, to see whether it still runs.
     """
 
     name: str
-    place: str
+    process: str
 
     @classmethod
     def here(cls) -> Holder:
-        """This process."""
+        """The holder that is this process."""
         return cls(
             f"process {os.getpid()} on {socket.gethostname()}", f"{_machine()}:{os.getpid()}"
         )
 
     @property
     def known_dead(self) -> bool:
-        """Whether it ran on this very machine and is gone."""
-        machine, _, pid = self.place.rpartition(":")
+        """Whether the process ran on this very machine and is gone."""
+        machine, _, pid = self.process.rpartition(":")
         return bool(machine) and machine == _machine() and not Path(f"/proc/{pid}").exists()
 
 
 def _machine() -> str:
-    """This boot of this kernel and this namespace of process ids: in it, a pid means one process at
-    a time.
+    """Name of this boot of the kernel and this namespace of process ids; empty if unknown.
+
+    Within it, a pid means one process at a time.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -77,7 +81,8 @@ class Lease:
         engine: A database engine of its own; closed with the lease.
         study: Name of the study.
         seconds: Silence after which this driver may be taken for dead.
-        warn: TrialResult what is being waited for.
+        warn: Called with what is being waited for.
+        holder: Who takes the lease; this process by default.
     """
 
     def __init__(
@@ -98,7 +103,7 @@ class Lease:
         self._table = _table()
         self._confirmed = 0.0
         self._lost = ""
-        self._over = threading.Event()
+        self._released = threading.Event()
         self._renewing = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
@@ -125,12 +130,16 @@ class Lease:
         if self._lost:
             raise StudyFailedError(
                 f"study {self._study!r}: expected to be its only driver, found {self._lost}, which "
-                "took it over "
-                "while this one was silent; nothing told is lost, leave it to that driver"
+                "took it over while this one was silent; no recorded result is lost, leave the "
+                "study to that driver"
             )
 
     def renew(self) -> None:
-        """Raise the beat, or find that the row has another holder; raises SQLAlchemy's errors."""
+        """Raise the beat, or notice that the row has another holder.
+
+        Raises:
+            SQLAlchemyError: If the database cannot be reached.
+        """
         table = self._table
         ours = (table.c.study == self._study) & (table.c.token == self._token)
         with self._renewing, self._engine.begin() as connection:
@@ -140,13 +149,13 @@ class Lease:
             ).rowcount
             if raised:
                 self._confirmed = began
-            elif not self._over.is_set():
+            elif not self._released.is_set():
                 row = self._row(connection)
                 self._lost = "another driver" if row is None or not row.holder else row.holder
 
     def release(self) -> None:
         """Let the next driver begin at once."""
-        self._over.set()
+        self._released.set()
         if self._thread.is_alive():
             self._thread.join(5)
         table = self._table
@@ -157,7 +166,7 @@ class Lease:
         self._engine.dispose()
 
     def _try_to_take(self) -> bool:
-        """One attempt: insert the row, or swap a dead holder's; False if somebody was faster."""
+        """Insert the row, or swap a dead holder's; False if another driver was faster."""
         from sqlalchemy.exc import IntegrityError
 
         with self._engine.begin() as connection:
@@ -172,7 +181,7 @@ class Lease:
                 return False
             return True
         if row.token and not Holder(row.holder, row.place).known_dead:
-            self._outlast(row)
+            self._wait_out(row)
         table = self._table
         as_seen = (
             (table.c.study == self._study)
@@ -183,17 +192,21 @@ class Lease:
             swap = table.update().where(as_seen).values(beat=table.c.beat + 1, **self._ours())
             return bool(connection.execute(swap).rowcount)
 
-    def _outlast(self, seen: Any) -> None:
-        """Watch a holder for as long as it promised to beat within."""
+    def _wait_out(self, seen: Any) -> None:
+        """Watch a holder for as long as it promised to beat within.
+
+        Raises:
+            RunFolderError: If it beats: it is alive.
+        """
         began = time.monotonic()
-        said = False
+        warned = False
         while (waited := time.monotonic() - began) < seen.seconds:
-            if not said and waited > 2 * seen.seconds / BEATS:
+            if not warned and waited > 2 * seen.seconds / BEATS:
                 self._warn(
                     f"{seen.holder} is silent; its lease of study {self._study!r} expires within "
                     f"{seen.seconds:g} s"
                 )
-                said = True
+                warned = True
             time.sleep(min(0.25, seen.seconds / BEATS))
             with self._engine.begin() as connection:
                 row = self._row(connection)
@@ -202,14 +215,13 @@ class Lease:
             if (row.token, row.beat) != (seen.token, seen.beat):
                 raise RunFolderError(
                     f"study {self._study!r}: expected no other driver, found {row.holder}; wait "
-                    "for it, or stop it "
-                    "first"
+                    "for it, or stop it first"
                 )
 
     def _ours(self) -> dict[str, Any]:
         return {
             "holder": self._holder.name,
-            "place": self._holder.place,
+            "place": self._holder.process,
             "token": self._token,
             "seconds": self._seconds,
         }
@@ -220,7 +232,7 @@ class Lease:
         ).one_or_none()
 
     def _beat(self) -> None:
-        while not self._over.wait(self._seconds / BEATS):
+        while not self._released.wait(self._seconds / BEATS):
             # An unreachable database: nobody else can take the lease either, and writes check it
             # first.
             with contextlib.suppress(Exception):
@@ -230,7 +242,7 @@ class Lease:
 
 
 def holder_of(engine: sa.Engine, study: str) -> str | None:
-    """Who holds a study now, alive or not; None if nobody does."""
+    """Name of the holder of a study, alive or not; None if there is none."""
     import sqlalchemy as sa
 
     table = _table()

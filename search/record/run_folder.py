@@ -1,4 +1,4 @@
-"""One run, one folder: resolved study, journal, environment, report; and one driver at a time.
+"""The folder of a run: resolved study, journal, environment, report, and the driver's lock.
 
 ::
 
@@ -7,8 +7,8 @@
         environment.json    versions and machine of the first session
         journal.log         the trial log (absent when the study names another storage)
         events.jsonl        what happened, a JSON line for each event
-        driver.lock held by the live driver; the kernel releases it whatever kills the driver
-        report.html ... written when the study ends or is stopped
+        driver.lock         held by the live driver; the kernel releases it when the driver dies
+        report.html ...     written when the study ends or is stopped
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """The trial log's default place."""
+        """The trial log, unless the study names another storage."""
         return self.path / "journal.log"
 
     @property
@@ -80,7 +80,7 @@ class RunFolder:
         return validate(with_new_names(recorded), str(self.study_file))
 
     def start(self, spec: StudySpec) -> None:
-        """Create the run or join it, and become its driver.
+        """Create the run or reopen it, and become its driver.
 
         Raises:
             RunFolderError: If the folder cannot be written, another driver is active, or it holds
@@ -104,7 +104,7 @@ class RunFolder:
             ) from None
 
     def release(self) -> None:
-        """Stop being the driver."""
+        """Release the driver's lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -143,7 +143,7 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine: what a result depends on beyond the study file."""
+    """Versions and machine, on which a result depends beside the study file."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),

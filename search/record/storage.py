@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mergesearch.merging import InputError, RunFolderError
 from mergesearch.search.quiet import quiet_optuna
@@ -18,10 +20,10 @@ if TYPE_CHECKING:
     import optuna
     import sqlalchemy
 
-    Storage = optuna.storages.BaseStorage
-
-
 T = TypeVar("T")
+
+#: Where a study is kept; a name that costs no import of Optuna.
+Storage: TypeAlias = "optuna.storages.BaseStorage"
 
 #: A server that drops packets is noticed within so many seconds, by libpq's own settings.
 POSTGRES_OPTIONS = {
@@ -33,56 +35,108 @@ POSTGRES_OPTIONS = {
 }
 
 
-def open_storage(
-    location: str | Path, patience: RetryPolicy | None = None
-) -> optuna.storages.BaseStorage:
+def open_storage(location: str | Path, retry: RetryPolicy | None = None) -> Storage:
     """Open a journal file (a path) or a database's URL for writing.
 
     The caller must hold the run's driver lock: a torn last line, left by a crash in mid-append, is
     cut off here, which would destroy the append of a live writer.
 
+    Args:
+        location: Path of a journal file, or URL of a database.
+        retry: How long a journal waits for room on the disk.
+
     Raises:
         RunFolderError: If the journal cannot be read or written.
         InputError: If the URL cannot be opened; its password is never shown.
     """
-    import optuna
-
     with quiet_optuna():
         if isinstance(location, Path):
-            try:
-                repair_journal(location)
-                return _own_journal(location, patience or RetryPolicy())
-            except OSError as error:
-                raise RunFolderError(
-                    f"{location}: expected a journal that can be written, received: {error}"
-                ) from None
-        try:
-            url = database_url(location)
-            rdb = create_once(
-                lambda: optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
-            )
-            _report_breaks(rdb.engine)
-            return optuna.storages.get_storage(rdb)  # with its cache of finished trials
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                "storage: expected an Optuna storage that can be opened, received "
-                f"{redact(location)}: "
-                f"{type(error).__name__}; check that the server runs and its driver is installed"
-            ) from None
+            return _open_journal(location, retry or RetryPolicy())
+        return _open_database(location)
+
+
+def _open_journal(path: Path, retry: RetryPolicy) -> Storage:
+    """The journal of this process's own run, which nobody else writes."""
+    from optuna.storages import JournalStorage
+
+    from mergesearch.search.record.journal import RunJournal
+
+    try:
+        repair_journal(path)
+        return JournalStorage(RunJournal(path, retry))
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: expected a journal that can be written, received: {error}"
+        ) from None
+
+
+def _open_database(location: str) -> Storage:
+    import optuna
+
+    try:
+        url = database_url(location)
+        rdb = create_once(
+            lambda: optuna.storages.RDBStorage(url, engine_kwargs=_engine_options(url))
+        )
+        _report_broken_connections(rdb.engine)
+        return optuna.storages.get_storage(rdb)  # with its cache of finished trials
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"storage: expected an Optuna storage that can be opened, received {redact(location)}: "
+            f"{type(error).__name__}; check that the server runs and its driver is installed"
+        ) from None
+
+
+@dataclass(frozen=True)
+class StorageAccess:
+    """Reads and writes of a storage that may be away for a while.
+
+    Attributes:
+        retry: How long to wait for the storage.
+        guard: Called before every write; raises where this process may not write.
+    """
+
+    retry: RetryPolicy
+    guard: Callable[[], None]
+
+    def read(self, action: Callable[[], T]) -> T:
+        """The result of ``action``, which may run several times."""
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        transient = (StorageAway, optuna.exceptions.StorageInternalError, SQLAlchemyError)
+        return self.retry(action, transient, "storage")
+
+    def write(self, action: Callable[[], T]) -> T:
+        """Write as the study's only driver; ``action`` may run several times."""
+
+        def guarded() -> T:
+            self.guard()
+            return action()
+
+        return self.read(guarded)
+
+
+def batched_writes(storage: Storage) -> AbstractContextManager[None]:
+    """Writes inside reach the disk at once, at the end; only a journal has such a way."""
+    from mergesearch.search.record.journal import RunJournal
+
+    backend = getattr(storage, "_backend", None)
+    return backend.batched_writes() if isinstance(backend, RunJournal) else nullcontext()
 
 
 class StorageAway(Exception):
-    """The connection to a database broke; whether what was being written is in it, is not known."""
+    """The connection to a database broke; whether the write reached it is not known."""
 
 
-def _report_breaks(engine: sqlalchemy.Engine) -> None:
+def _report_broken_connections(engine: sqlalchemy.Engine) -> None:
     """Raise :class:`StorageAway` when a connection breaks.
 
     Optuna would repeat the creation of a trial by itself, also where only the answer to the commit
-    was lost: the trial would be there twice. Its repetition is for SQLAlchemy's own errors; this
-    one goes up to who can look first.
+    was lost: the trial would be there twice. It repeats only on SQLAlchemy's own errors; this one
+    goes up to the trial log, which looks first whether the trial exists.
     """
     from sqlalchemy import event
 
@@ -94,8 +148,9 @@ def _report_breaks(engine: sqlalchemy.Engine) -> None:
 
 
 def create_once(create: Callable[[], T]) -> T:
-    """Do what creates tables where they are missing; of two that do so at a time one fails, and is
-    done again.
+    """Create tables where they are missing.
+
+    Of two processes that do so at the same time one fails, and tries again.
     """
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
@@ -110,9 +165,7 @@ def create_once(create: Callable[[], T]) -> T:
 
 
 def open_engine(location: str) -> sqlalchemy.Engine:
-    """A database engine of its own, with one connection, for what Optuna's storage does not
-    offer.
-    """
+    """A separate database engine, for what Optuna's storage does not offer."""
     import sqlalchemy
 
     url = database_url(location)
@@ -127,9 +180,10 @@ def _engine_options(url: str) -> dict[str, Any]:
     return options
 
 
-def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
-    """Open for reading beside a running driver: nothing is repaired or created; the right to read
-    is enough.
+def read_storage(location: str | Path) -> Storage:
+    """Open a storage for reading, beside a running driver.
+
+    Nothing is repaired or created; the right to read is enough.
 
     Raises:
         RunFolderError: If there is no journal, or no study was ever started in the database.
@@ -142,10 +196,10 @@ def read_storage(location: str | Path) -> optuna.storages.BaseStorage:
             f"{location}: expected the journal of a run, found none; see `mergesearch run`"
         )
     with quiet_optuna():
-        return _journal(location)
+        return _read_journal(location)
 
 
-def _read_database(location: str) -> optuna.storages.BaseStorage:
+def _read_database(location: str) -> Storage:
     import optuna
     import sqlalchemy
     from sqlalchemy.exc import SQLAlchemyError
@@ -174,16 +228,7 @@ def _read_database(location: str) -> optuna.storages.BaseStorage:
         ) from None
 
 
-def _own_journal(path: Path, patience: RetryPolicy) -> optuna.storages.JournalStorage:
-    """The journal of this process's own run, which nobody else writes."""
-    from optuna.storages import JournalStorage
-
-    from mergesearch.search.record.journal import RunJournal
-
-    return JournalStorage(RunJournal(path, patience))
-
-
-def _journal(path: Path) -> optuna.storages.JournalStorage:
+def _read_journal(path: Path) -> Storage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -193,12 +238,14 @@ def _journal(path: Path) -> optuna.storages.JournalStorage:
 
 
 def repair_journal(path: Path) -> int:
-    """Cut a torn last line off a journal and remove a lock left by a dead writer; returns the bytes
-    cut.
+    """Cut a torn last line off a journal, and remove a lock left by a dead writer.
 
     A line is torn when the writer died inside its append. The next append would join it and make
     the whole file unreadable, so it must go first. The trial it belonged to is either run again
     (its result was torn) or asked again by replay (its ask was torn).
+
+    Returns:
+        The number of bytes that were cut off.
     """
     for stale in path.parent.glob(path.name + ".lock*"):
         stale.unlink(missing_ok=True)

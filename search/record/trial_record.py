@@ -1,9 +1,9 @@
-"""What the trial log holds of each trial, and of the final choice."""
+"""Trials, scores and the verdict as the trial log holds them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,12 +12,12 @@ import numpy.typing as npt
 from mergesearch.evaluators import Split
 from mergesearch.merging import Recipe
 from mergesearch.search.workers.gradient_steps import GradientResult
-from mergesearch.search.workers.messages import Failure
+from mergesearch.search.workers.messages import Failure, Outcome
 
 #: anchor: a known merge, measured before the search; search: asked by the strategy;
 #: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end.
 Kind = Literal["anchor", "search", "recommended"]
-#: partial: evaluated on a part of the items, for the strategy's eyes; never compared with complete
+#: partial: evaluated on some of the items, for the strategy alone; never compared with complete
 #: trials.
 TrialState = Literal["running", "complete", "partial", "failed"]
 
@@ -27,17 +27,17 @@ class TrialRecord:
     """One trial as recorded.
 
     Attributes:
-        number: Place in the log, from 0.
+        number: Position in the log, from 0.
         kind: Who proposed it.
         name: Anchor's name (``base``, ``expert rotated``, ``average``, ...), else empty.
         suggestion: The strategy's id of a search trial, else None.
         point: Position in the space, float64 ``(dim,)``; None for an anchor that the space does not
             hold.
         recipe: The merge itself.
-        tells_at_ask: How many search trials had been told when this one was asked.
-        tell_index: Place of a finished search trial in the order of tells, else None.
+        tells_at_ask: How many results the strategy had been told when this trial was asked.
+        tell_index: Position of a finished search trial in the order of tells, from 0, else None.
         state: ``running`` until a result is recorded.
-        item_count: Asked to be evaluated on the first so many items only; None means all of them.
+        item_count: Number of items that it is to be evaluated on, the first ones; None means all.
         gradient_items: Items that its gradient steps read, beside those it is evaluated on.
         values: Objective name -> value in the user's direction, empty unless complete or partial.
         errors: Objective name -> standard error over items.
@@ -48,10 +48,10 @@ class TrialRecord:
         finished: When the result was recorded, seconds since 1970; 0 while running.
         gradient_result: The result of its gradient steps, if there were any and they ended well.
         cpu_share: CPU time of its worker over wall time; None where it was not measured.
-        stopped: A rule ended its evaluation after the first so many items; None where none did.
+        stopped: Number of items after which a rule ended its evaluation; None where none did.
         estimates: Objective name -> what it would have scored on all items, estimated, for stopped
             trials.
-        rungs: Items -> objective name -> value, at every stage that a rule looked at.
+        rungs: Items -> objective name -> value, at every stage of an early stop rule.
         violations: Bound -> how far it is missed, 0 or less where it is kept.
     """
 
@@ -82,13 +82,51 @@ class TrialRecord:
 
     @property
     def evaluated(self) -> int | None:
-        """Items that it was evaluated on, the first so many; None means all."""
+        """Number of items that it was evaluated on, the first ones; None means all."""
         return self.item_count if self.stopped is None else self.stopped
 
     @property
     def feasible(self) -> bool:
         """Whether it keeps all bounds."""
         return all(missed <= 0 for missed in self.violations.values())
+
+
+def finished_record(
+    record: TrialRecord,
+    outcome: Outcome,
+    tell_index: int | None,
+    finished: float,
+    estimates: Mapping[str, float],
+) -> TrialRecord:
+    """A running trial with its result.
+
+    Args:
+        record: The trial as it was asked.
+        outcome: Its result.
+        tell_index: Its position in the order of tells; None where no strategy learns from it.
+        finished: When the result was recorded, seconds since 1970.
+        estimates: What a stopped trial would have scored on all items.
+    """
+    measurement = outcome.measurement
+    whole = record.item_count is None and outcome.stopped is None
+    return replace(
+        record,
+        tell_index=tell_index,
+        state="failed" if measurement is None else "complete" if whole else "partial",
+        values=dict(measurement.values) if measurement else {},
+        errors=dict(measurement.errors) if measurement else {},
+        items=dict(measurement.items) if measurement else {},
+        seconds=dict(outcome.seconds),
+        failure=outcome.failure,
+        worker=outcome.worker,
+        finished=finished,
+        gradient_result=outcome.gradient_result,
+        stopped=outcome.stopped,
+        cpu_share=outcome.cpu_share,
+        estimates=dict(estimates),
+        rungs=dict(outcome.rungs),
+        violations=dict(measurement.violations) if measurement else {},
+    )
 
 
 @dataclass(frozen=True)
@@ -108,8 +146,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The honest choice: leaders re-evaluated on validation items, the winner reported once on test
-    items.
+    """The final choice of a study.
+
+    Leaders are re-evaluated on validation items, and the winner is reported once on test items.
 
     Attributes:
         winner: Number of the winning trial.

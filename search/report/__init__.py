@@ -1,1 +1,1 @@
-"""report."""
+"""The report of a study: its headline, tables, figures, page and JSON."""

@@ -1,6 +1,4 @@
-"""What to be careful about in a result: ties, bounds, trials that were stopped, noise, surprising
-parents.
-"""
+"""What to be careful about in a result: bounds, ties, noise, stopped trials, odd references."""
 
 from __future__ import annotations
 
@@ -9,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mergesearch.search.grammar import times
 from mergesearch.search.record.trial_record import Score, TrialRecord
-from mergesearch.search.report.summary import ReportData, label
+from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.study.reference_scores import Z95, reference_mismatches
 
 
@@ -29,9 +28,7 @@ def caveats(data: ReportData) -> list[str]:
 
 
 def ties(data: ReportData) -> list[TrialRecord]:
-    """Contenders that the validation items do not tell from the winner: in every objective the
-    difference is noise.
-    """
+    """Contenders that validation items cannot tell from the winner in any objective."""
     if data.verdict is None or data.winner is None:
         return []
     scores = data.verdict.scores.get("validation", {})
@@ -49,36 +46,31 @@ def ties(data: ReportData) -> list[TrialRecord]:
 
 
 def _missed_bounds(data: ReportData) -> list[str]:
-    complete = [
+    bounded = [
         record for record in data.records if record.state == "complete" and record.violations
     ]
-    if not complete:
+    if not bounded:
         return []
-    missed = sum(not record.feasible for record in complete)
-    lines = [
-        (
-            f"{missed} of {len(complete)} complete trials miss a bound "
-            f"({', '.join(complete[0].violations)})."
-        )
-    ]
-    if data.winner is not None and data.verdict is not None:
-        for split in ("validation", "test"):
-            score = data.verdict.scores.get(split, {}).get(data.winner.number)
-            names = (
-                [name for name, value in score.violations.items() if value > 0]
-                if score is not None
-                else []
-            )
-            lines += [f"The winner misses {name!r} on {split} items." for name in names]
+    missed = sum(not record.feasible for record in bounded)
+    verb = "misses" if missed == 1 else "miss"
+    bounds = ", ".join(bounded[0].violations)
+    lines = [f"{missed} of {len(bounded)} complete trials {verb} a bound ({bounds})."]
+    if data.winner is None:
+        return lines
+    for split in ("validation", "test"):
+        score = data.score(data.winner, split)
+        violations = {} if score is None else score.violations
+        names = [name for name, value in violations.items() if value > 0]
+        lines += [f"The winner misses {name!r} on {split} items." for name in names]
     return lines
 
 
 def _ties(data: ReportData) -> list[str]:
-    found = ties(data)
-    if not found:
+    tied = ties(data)
+    if not tied:
         return []
-    named = ", ".join(label(record) for record in found[:8]) + (", ..." if len(found) > 8 else "")
-    return [f"Ties within noise on validation items: {named}."]
+    named = ", ".join(label(record) for record in tied[:8]) + (", ..." if len(tied) > 8 else "")
+    return [f"These trials cannot be told apart from the winner on validation items: {named}."]
 
 
 def _equal(ours: Score, theirs: Score, name: str) -> bool:
@@ -88,10 +80,10 @@ def _equal(ours: Score, theirs: Score, name: str) -> bool:
 
 def _spread(ours: Score, theirs: Score, name: str) -> float:
     """Standard error of a difference: paired where items explain the values."""
-    one = ours.items.get(name)
-    two = theirs.items.get(name)
-    if one is not None and two is not None and len(one) == len(two) > 1:
-        gaps = one - two
+    first = ours.items.get(name)
+    second = theirs.items.get(name)
+    if first is not None and second is not None and len(first) == len(second) > 1:
+        gaps = first - second
         if math.isclose(gaps.mean(), ours.values[name] - theirs.values[name], abs_tol=1e-5):
             return float(np.std(gaps, ddof=1) / math.sqrt(len(gaps)))
     return math.hypot(ours.errors.get(name, 0.0), theirs.errors.get(name, 0.0))
@@ -102,18 +94,15 @@ def _repeats(data: ReportData) -> list[str]:
     if data.winner is None or not known:
         return []
     moved = {
-        o.name: max(abs(v[o.name] - data.winner.values[o.name]) for v in known)
+        o.name: max(abs(values[o.name] - data.winner.values[o.name]) for values in known)
         for o in data.objectives
     }
     if not any(moved.values()):
-        return [f"Evaluated again, the winner scored the same to the bit ({len(known)} times)."]
+        again = "again" if len(known) == 1 else f"{times(len(known))} more"
+        return [f"Evaluated {again}, the winner scored the same to the bit."]
     listed = ", ".join(f"{name} by {value:.2g}" for name, value in moved.items() if value)
-    return [
-        (
-            f"Evaluated again on the same items, the winner's scores moved: {listed}. Smaller "
-            "differences mean nothing."
-        )
-    ]
+    line = f"Evaluated again on the same items, the winner's scores moved: {listed}."
+    return [f"{line} Differences smaller than this are noise."]
 
 
 def _stopped(data: ReportData) -> list[str]:
@@ -123,16 +112,13 @@ def _stopped(data: ReportData) -> list[str]:
     searched = [
         record for record in data.records if record.kind == "search" and record.state != "running"
     ]
+    verb = "was" if len(stopped) == 1 else "were"
     line = (
-        f"{len(stopped)} of {len(searched)} search trials were stopped early; what strategies "
-        "were told of them are "
+        f"{len(stopped)} of {len(searched)} search trials {verb} stopped early; the strategy was "
+        "given estimates of their scores."
     )
     share = _evaluated_share(data, searched)
-    return [
-        line
-        + "estimates."
-        + ("" if share is None else f" The search evaluated {share:.0%} of its items.")
-    ]
+    return [line if share is None else f"{line} The search evaluated {share:.0%} of its items."]
 
 
 def _evaluated_share(data: ReportData, searched: Sequence[TrialRecord]) -> float | None:

@@ -9,22 +9,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shlex
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from mergesearch.evaluators import SPLITS
+from mergesearch.search.grammar import counted
+from mergesearch.search.report.costs import busy_share, failures, timings
+from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.headline import export_command, sentences
+from mergesearch.search.report.masking import without_secrets
 from mergesearch.search.report.plotly_figures import Figure, draw_figures
-from mergesearch.search.report.summary import (
-    ReportData,
-    busy_share,
-    failures,
-    label,
-    timings,
-    without_secrets,
-)
-from mergesearch.search.report.tables import cell, heading, plus_minus, result_table, sentences
+from mergesearch.search.report.tables import cell, heading, result_table
+from mergesearch.search.report.wording import plus_minus
 
 #: Rows of the table of front members; the rest is in report.json.
 LISTED = 100
@@ -78,19 +76,16 @@ def _body(data: ReportData, figures: Mapping[str, Figure]) -> str:
 
 def _headline(data: ReportData) -> str:
     status = "finished" if data.verdict is not None else "unfinished"
-    lines = "".join(f"<p>{escape(line)}</p>\n" for line in sentences(data))
+    lines = "".join(f"<p>{_with_code(line)}</p>\n" for line in sentences(data))
     return (
         f'<header>\n<h1>{escape(data.study)} <span class="chip {status}">{status}</span></h1>\n'
         f'<div class="headline">\n{lines}</div>\n{_export(data)}</header>\n'
     )
 
 
-def export_command(data: ReportData, number: int) -> str:
-    """The command that writes trial ``number`` as a model folder."""
-    target = f"{data.study}-trial-{number}"
-    return (
-        f"mergesearch export {shlex.quote(data.run)} --trial {number} --out {shlex.quote(target)}"
-    )
+def _with_code(line: str) -> str:
+    """A sentence as HTML, with what stands in backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(line))
 
 
 def _export(data: ReportData) -> str:
@@ -135,9 +130,9 @@ def _results(data: ReportData) -> str:
             rows.append(f'<tr class="{style}{" first" if index == 0 else ""}">{line}</tr>')
     note = (
         "<p class=note>Values ± standard error over items. The search saw the search items "
-        "alone; the winner was "
+        "alone; the winner was chosen on the validation items and measured once on the test "
+        "items.</p>\n"
     )
-    note += "chosen on the validation items and measured once on the test items.</p>\n"
     return _table(["trial", "", "objective", *SPLITS, ""], rows, (0, 3, 4, 5)) + note
 
 
@@ -167,7 +162,8 @@ def _members(data: ReportData) -> str:
     if not rows:
         return ""
     left = len(data.front) - LISTED
-    more = f"<p class=note>{left} more are in report.json.</p>\n" if left > 0 else ""
+    verb = "is" if left == 1 else "are"
+    more = f"<p class=note>{left} more {verb} in report.json.</p>\n" if left > 0 else ""
     head = ["trial", *(heading(o) for o in data.objectives), "", "export"]
     return _table(head, rows, range(len(data.objectives) + 1)) + more
 
@@ -181,10 +177,9 @@ def _trials(data: ReportData) -> str:
         kind: sum(r.kind == kind for r in data.records)
         for kind in ("anchor", "search", "recommended")
     }
-    facts = [
-        f"{len(data.records)} trials: "
-        + ", ".join(f"{n} {state}" for state, n in states.items() if n)
-    ]
+    listed = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    trials = counted(len(data.records), "trial")
+    facts = [f"{trials}: {listed}" if listed else trials]
     facts.append(", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
     facts.append(f"wall time {duration(data.wall_seconds)}")
     share = busy_share(data)
@@ -235,7 +230,9 @@ def _space(data: ReportData) -> str:
         for name, low, high in zip(data.names, data.lower, data.upper, strict=True)
     ]
     table = _table(["dimension", "lower", "upper"], rows, (1, 2))
-    return f"<details><summary>{len(data.names)} dimensions</summary>\n{table}</details>\n"
+    return (
+        f"<details><summary>{counted(len(data.names), 'dimension')}</summary>\n{table}</details>\n"
+    )
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
@@ -310,6 +307,7 @@ h2 { font-size: 1.12rem; margin: 2.6rem 0 .7rem; padding-top: .9rem;
   vertical-align: middle; background: var(--panel); color: var(--soft); letter-spacing: 0; }
 .chip.finished { color: var(--blue); }
 .headline p { margin: .25rem 0; }
+.headline code { font-size: .92em; white-space: normal; overflow-wrap: anywhere; }
 .headline p:first-child { font-size: 1.12rem; font-weight: 600; color: var(--star); }
 .note { color: var(--soft); font-size: .88rem; }
 .scroll { overflow: auto; max-height: 60rem; }

@@ -1,5 +1,4 @@
-"""Interactive figures of a study as plotly's JSON (data and layout), written by hand: no plotly
-import.
+"""Interactive figures of a study as plotly's JSON, made without importing plotly.
 
 Colours of text, lines and grid are left to the page, which knows whether the reader prefers light
 or dark.
@@ -16,33 +15,35 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.report.png_plots import (
+from mergesearch.search.report.coefficients import heat_map
+from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.plot_layout import (
     BLUE,
     GREY,
     ORANGE,
     TEXT_HEIGHT,
     VERMILLION,
-    anchors_hypervolume,
     colour_range,
     label_sides,
     spread,
     staircase,
     visible_range,
 )
-from mergesearch.search.report.summary import ReportData, heat_map, progress
-from mergesearch.search.report.tables import heading, plus_minus
+from mergesearch.search.report.png_plots import anchors_hypervolume
+from mergesearch.search.report.progress import progress
+from mergesearch.search.report.tables import heading
+from mergesearch.search.report.wording import plus_minus
 
 Figure = dict[str, Any]
 Array = npt.NDArray[np.float64]
 
-#: Dominated trials drawn at most in each panel of a matrix of pairs; vector graphics slow down
-#: above.
+#: Most dominated trials that each panel of a matrix of pairs draws; vector graphics are slow.
 THINNED = 1000
 
 
 def draw_figures(data: ReportData) -> dict[str, Figure]:
     """Section name -> figure, for those sections that the study has something for."""
-    if not data.complete:
+    if not data.complete.records:
         return {}
     figures = {
         "progress": progress_figure(data),
@@ -53,7 +54,7 @@ def draw_figures(data: ReportData) -> dict[str, Figure]:
 
 
 def hover(data: ReportData, record: TrialRecord) -> str:
-    """What a point says under the mouse: trial, name, every value."""
+    """The text beside a point under the mouse: trial, name, every value."""
     name = f" · {escape(record.name)}" if record.name else ""
     values = [
         f"{escape(o.name)}: {plus_minus(record.values[o.name], record.errors.get(o.name))}"
@@ -63,8 +64,9 @@ def hover(data: ReportData, record: TrialRecord) -> str:
 
 
 def progress_figure(data: ReportData) -> Figure:
-    """Best so far with its standard error and the anchors; above it the hypervolume if there are
-    several objectives.
+    """Best so far with its standard error and the anchors, below the hypervolume if there is one.
+
+    There is one with several objectives.
     """
     course = progress(data)
     numbers = course.numbers.tolist()
@@ -91,7 +93,7 @@ def progress_figure(data: ReportData) -> Figure:
             "name": "trial",
             "x": numbers,
             "y": _floats(course.values),
-            "text": [hover(data, record) for record in data.complete],
+            "text": [hover(data, record) for record in data.complete.records],
             "hovertemplate": "%{text}<extra></extra>",
             "marker": {"color": GREY, "size": 5, "opacity": 0.7},
         },
@@ -144,8 +146,9 @@ def _level(axis: str, value: float) -> Figure:
 def _anchor_names(
     anchors: Mapping[str, float], bounds: tuple[float, float], share: float
 ) -> list[Figure]:
-    """Names of the anchors at the right edge of the lowest ``share`` of the plot, moved apart where
-    they would meet.
+    """Names of the anchors at the right edge of the lowest ``share`` of the plot.
+
+    They are moved apart where they would overlap.
     """
     heights = [(value - bounds[0]) / (bounds[1] - bounds[0]) * share for value in anchors.values()]
     common = {
@@ -156,12 +159,10 @@ def _anchor_names(
         "yanchor": "middle",
         "showarrow": False,
     }
-    places = zip(
-        anchors, spread(heights, TEXT_HEIGHT if share == 1 else 0.6 * TEXT_HEIGHT), strict=True
-    )
+    gap = TEXT_HEIGHT if share == 1 else 0.6 * TEXT_HEIGHT
     return [
         {**common, "y": height, "text": escape(name), "font": {"size": 11}}
-        for name, height in places
+        for name, height in zip(anchors, spread(heights, gap), strict=True)
     ]
 
 
@@ -171,8 +172,8 @@ def _add_hypervolume(data: ReportData, traces: list[Figure], layout: Figure) -> 
         {
             "mode": "lines",
             "name": "hypervolume",
-            "x": [record.number for record in data.complete],
-            "y": _floats(data.hypervolumes),
+            "x": [record.number for record in data.complete.records],
+            "y": _floats(data.complete.hypervolumes),
             "yaxis": "y2",
             "line": {"color": BLUE, "width": 2, "shape": "hv"},
             "hovertemplate": "hypervolume %{y:.5g}<extra></extra>",
@@ -189,9 +190,9 @@ def _add_hypervolume(data: ReportData, traces: list[Figure], layout: Figure) -> 
 
 
 def _classes(data: ReportData) -> list[tuple[str, list[TrialRecord], Figure]]:
-    """What is drawn in a front: name, trials, marker."""
+    """The groups of points of a front: name, trials, marker."""
     members = {record.number for record in data.front}
-    dominated = [r for r in data.complete if r.number not in members and r.kind != "anchor"]
+    dominated = [r for r in data.complete.records if r.number not in members and r.kind != "anchor"]
     anchors = [record for record in data.anchors if record.state == "complete"]
     leading = [] if data.leading is None else [data.leading]
     edge = {"color": "white", "width": 1}
@@ -275,10 +276,10 @@ def _name_anchors(
 
 def _range(data: ReportData, m: int) -> list[float]:
     name = data.objectives[m].name
-    keep = [r.values[name] for r in data.complete if r.kind == "anchor"] + [
+    keep = [r.values[name] for r in data.complete.records if r.kind == "anchor"] + [
         r.values[name] for r in data.front
     ]
-    return list(visible_range([record.values[name] for record in data.complete], keep))
+    return list(visible_range([record.values[name] for record in data.complete.records], keep))
 
 
 #: Three-dimensional scatter knows few symbols: a cross stands out as the star does in the plane.

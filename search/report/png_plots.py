@@ -1,8 +1,4 @@
-"""Pictures of a study as PNG, by matplotlib on its own canvas: no global pyplot state, no display.
-
-Colours are those of Okabe and Ito 2008, "Color Universal Design", which people with any colour
-vision can tell apart.
-"""
+"""Pictures of a study as PNG, by matplotlib on its own canvas, without pyplot or a display."""
 
 from __future__ import annotations
 
@@ -16,24 +12,29 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import Objective
 from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.report.summary import HeatMap, ReportData, heat_map, label, progress
+from mergesearch.search.report.coefficients import HeatMap, heat_map
+from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.plot_layout import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    TEXT_HEIGHT,
+    VERMILLION,
+    colour_range,
+    label_sides,
+    spread,
+    staircase,
+    visible_range,
+)
+from mergesearch.search.report.progress import progress
 from mergesearch.search.report.tables import heading
 
 Array = npt.NDArray[np.float64]
 
-BLUE, VERMILLION, GREEN, ORANGE, GREY, INK = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#9AA0A6",
-    "#202124",
-)
 DPI = 140
 #: Above this many cells the heat map shows colours alone.
 ANNOTATED = 160
-#: Room that a line of text takes, as a share of the axes' height.
-TEXT_HEIGHT = 0.045
 STYLE = {
     "font.size": 9.5,
     "axes.edgecolor": "#BDC1C6",
@@ -83,7 +84,7 @@ def _png(figure: Any) -> bytes:
 
 def best_so_far(data: ReportData) -> Any | None:
     """Best value over trials; with several objectives the hypervolume above the weighted score."""
-    if not data.complete:
+    if not data.complete.records:
         return None
     if len(data.objectives) == 1:
         figure = _figure(8, 4)
@@ -138,10 +139,11 @@ def _anchor_lines(axes: Any, anchors: Mapping[str, float], bounds: tuple[float, 
 
 
 def _hypervolume(axes: Any, data: ReportData) -> None:
-    numbers = [record.number for record in data.complete]
+    numbers = [record.number for record in data.complete.records]
     axes.set(xlabel="trial", title="hypervolume of the front so far (higher is better)")
     axes.grid(True, axis="y")
-    axes.step(numbers, data.hypervolumes, where="post", color=BLUE, linewidth=1.8, zorder=3)
+    volumes = data.complete.hypervolumes
+    axes.step(numbers, volumes, where="post", color=BLUE, linewidth=1.8, zorder=3)
     axes.set_ylim(bottom=0)
     alone = anchors_hypervolume(data)
     if alone is not None:
@@ -157,24 +159,21 @@ def _hypervolume(axes: Any, data: ReportData) -> None:
 
 def anchors_hypervolume(data: ReportData) -> float | None:
     """Hypervolume of the complete anchors by themselves, in the study's normalised losses."""
+    complete = data.complete
     rows = [
         row
-        for record, row in zip(data.complete, data.losses, strict=True)
+        for record, row in zip(complete.records, complete.losses, strict=True)
         if record.kind == "anchor"
     ]
-    return (
-        data.normaliser.hypervolume(np.array(rows))
-        if rows and data.normaliser is not None
-        else None
-    )
+    if not rows or complete.normaliser is None:
+        return None
+    return complete.normaliser.hypervolume(np.array(rows))
 
 
 def front(data: ReportData) -> Any | None:
-    """All trials, the front, the anchors and the winner: one panel, or one per pair of
-    objectives.
-    """
+    """All trials, the front, the anchors and the winner: a panel for each pair of objectives."""
     count = len(data.objectives)
-    if count < 2 or not data.complete:
+    if count < 2 or not data.complete.records:
         return None
     side = 6.4 if count == 2 else 3.2 * (count - 1)
     figure = _figure(side * 1.15, side)
@@ -197,7 +196,9 @@ def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool])
     second = data.objectives[y]
     members = {record.number for record in data.front}
     shown: dict[str, list[TrialRecord]] = {
-        "trial": [r for r in data.complete if r.number not in members and r.kind != "anchor"],
+        "trial": [
+            r for r in data.complete.records if r.number not in members and r.kind != "anchor"
+        ],
         "front": data.front,
         "anchor": [r for r in data.anchors if r.state == "complete"],
         "winner" if data.winner is not None else "best so far": [data.leading]
@@ -224,46 +225,34 @@ def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool])
             "zorder": 5,
         },
     ]
-    places = {name: _positions(records, first, second) for name, records in shown.items()}
-    for (name, place), style in zip(places.items(), styles, strict=True):
-        axes.scatter(place[:, 0], place[:, 1], label=name, **style)
-    everything = np.concatenate(list(places.values()))
-    keep = np.concatenate([places["front"], places["anchor"]])
+    points = {name: _positions(records, first, second) for name, records in shown.items()}
+    for (name, positions), style in zip(points.items(), styles, strict=True):
+        axes.scatter(positions[:, 0], positions[:, 1], label=name, **style)
+    everything = np.concatenate(list(points.values()))
+    keep = np.concatenate([points["front"], points["anchor"]])
     axes.set_xlim(*visible_range(everything[:, 0], keep[:, 0]))
     axes.set_ylim(*visible_range(everything[:, 1], keep[:, 1]))
     axes.grid(True)
     axes.set_xlabel(heading(first) if outer[0] else "")
     axes.set_ylabel(heading(second) if outer[1] else "")
     if len(data.objectives) == 2:
-        steps = staircase(places["front"], first, second)
+        steps = staircase(points["front"], first, second)
         axes.plot(steps[:, 0], steps[:, 1], color=BLUE, linewidth=1.2, zorder=2)
-        _name_points(axes, places["anchor"], [label(r) for r in shown["anchor"]], avoid=keep)
+        _name_points(axes, points["anchor"], [label(r) for r in shown["anchor"]], avoid=keep)
 
 
 def _positions(records: Sequence[TrialRecord], first: Objective, second: Objective) -> Array:
     return np.array([[r.values[first.name], r.values[second.name]] for r in records]).reshape(-1, 2)
 
 
-def staircase(points: Array, first: Objective, second: Objective) -> Array:
-    """Corners of the edge of what ``points`` ``(n, 2)`` dominate, in the users' directions."""
-    order = np.argsort(
-        points[:, 0] if first.direction == "minimize" else -points[:, 0], kind="stable"
-    )
-    ahead = points[order]
-    # Going along the first objective from its best, the second only improves; the corner keeps its
-    # old value.
-    corners = np.column_stack([ahead[1:, 0], ahead[:-1, 1]])
-    return np.insert(ahead, np.arange(1, len(ahead)), corners, axis=0) if len(ahead) > 1 else ahead
-
-
 def _name_points(axes: Any, points: Array, names: Sequence[str], avoid: Array) -> None:
-    # settles the axes, so that places on the paper can be counted
+    # Settles the axes: positions on the paper depend on their limits.
     axes.get_figure().draw_without_rendering()
     to_paper = 72 / DPI
-    place = axes.transData.transform
+    to_pixels = axes.transData.transform
     frame = axes.get_window_extent()
     extent = tuple(edge * to_paper for edge in (frame.x0, frame.y0, frame.x1, frame.y1))
-    sides = label_sides(place(points) * to_paper, names, place(avoid) * to_paper, extent)
+    sides = label_sides(to_pixels(points) * to_paper, names, to_pixels(avoid) * to_paper, extent)
     for point, name, (dx, dy) in zip(points, names, sides, strict=True):
         aligned = {
             "ha": ("right", "center", "left")[dx + 1],
@@ -278,54 +267,6 @@ def _name_points(axes: Any, points: Array, names: Sequence[str], avoid: Array) -
             zorder=6,
             **aligned,
         )
-
-
-Box = tuple[float, float, float, float]
-#: Where a label may stand beside its point, best first.
-SIDES = ((1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-
-
-def label_sides(
-    points: Array, names: Sequence[str], avoid: Array, frame: Box
-) -> list[tuple[int, int]]:
-    """The side of each point where its label of 8-point type hides least, given those before it.
-
-    Args:
-        points: Places to label, ``(n, 2)`` in typographic points.
-        names: Labels, ``(n,)``.
-        avoid: Places that should stay visible, ``(k, 2)``.
-        frame: Left, bottom, right and top of the axes.
-
-    Returns:
-        Horizontal and vertical direction per point, each -1, 0 or 1.
-    """
-    taken: list[Box] = []
-    sides = []
-    for (x, y), name in zip(points, names, strict=True):
-        boxes = [_label_box(x, y, len(name), side) for side in SIDES]
-        best = int(np.argmin([_crowding(box, taken, avoid, frame) for box in boxes]))
-        taken.append(boxes[best])
-        sides.append(SIDES[best])
-    return sides
-
-
-def _label_box(x: float, y: float, length: int, side: tuple[int, int]) -> Box:
-    width = 4.7 * length
-    height = 10.0
-    left = x + side[0] * (7 + width / 2) - width / 2
-    bottom = y + side[1] * (6 + height / 2) - height / 2
-    return left, bottom, left + width, bottom + height
-
-
-def _crowding(box: Box, taken: Sequence[Box], points: Array, frame: Box) -> float:
-    """How much a label in ``box`` would hide or lose."""
-    left, bottom, right, top = box
-    labels = sum(left < t[2] and t[0] < right and bottom < t[3] and t[1] < top for t in taken)
-    x = points[:, 0]
-    y = points[:, 1]
-    hidden = int(np.sum((left < x) & (x < right) & (bottom < y) & (y < top)))
-    outside = left < frame[0] or bottom < frame[1] or right > frame[2] or top > frame[3]
-    return 3.0 * labels + hidden + 10.0 * outside
 
 
 def coefficients(data: ReportData) -> Any | None:
@@ -376,53 +317,3 @@ def _annotate_cells(axes: Any, table: HeatMap, image: Any) -> None:
             fontsize=8,
             color="white" if dark else INK,
         )
-
-
-def colour_range(values: Array) -> tuple[float, float, str]:
-    """Limits and colour map: from white at 0 upwards, or red through white to blue where signs
-    differ.
-    """
-    top = float(np.abs(values).max()) or 1.0
-    return (-top, top, "RdBu") if values.min() < 0 else (0.0, top, "Blues")
-
-
-def visible_range(values: npt.ArrayLike, keep: npt.ArrayLike) -> tuple[float, float]:
-    """Axis limits that hold all of ``keep`` and all but the wildest 4 % of ``values``, with some
-    air.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    keep = np.asarray(keep, dtype=np.float64)
-    bulk = np.percentile(values, [2, 98]) if values.size else np.empty(0)
-    seen = np.concatenate([bulk, keep])
-    low = float(seen.min())
-    high = float(seen.max())
-    air = 0.06 * (high - low) or 0.05 * max(abs(high), 1.0)
-    return low - air, high + air
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved apart to at least ``gap`` and kept in order, staying as near to where they were
-    as they can.
-
-    Neighbours that touch form a block around the mean of their wishes (pool adjacent violators, as
-    in isotonic regression).
-    """
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    blocks: list[list[float]] = []  # each: wishes less the place inside the block
-    for i in order:
-        blocks.append([heights[i]])
-        while len(blocks) > 1 and _top(blocks[-2], gap) + gap > _bottom(blocks[-1], gap):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    moved = [_bottom(block, gap) + gap * place for block in blocks for place in range(len(block))]
-    result = [0.0] * len(heights)
-    for i, height in zip(order, moved, strict=True):
-        result[i] = height
-    return result
-
-
-def _bottom(block: Sequence[float], gap: float) -> float:
-    return sum(block) / len(block) - gap * (len(block) - 1) / 2
-
-
-def _top(block: Sequence[float], gap: float) -> float:
-    return sum(block) / len(block) + gap * (len(block) - 1) / 2

@@ -1,18 +1,15 @@
-"""The result table: every anchor and the winner, per objective and split, for terminals and
-pages.
-"""
+"""The result table: every anchor and the winner, by objective and split, for every output."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergesearch.evaluators import SPLITS, Objective, Split
 from mergesearch.search.record.trial_record import Score, TrialRecord
-from mergesearch.search.report.caveats import caveats
-from mergesearch.search.report.summary import TRANSDUCTIVE, Comparison, ReportData, compare
+from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.wording import plus_minus
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,30 +73,6 @@ def _row(data: ReportData, record: TrialRecord) -> Row:
     )
 
 
-def plus_minus(value: float, error: float | None = None) -> str:
-    """``0.842 ± 0.012``: two significant digits of the standard error decide; four digits without
-    one.
-    """
-    digits = _digits(error)
-    if digits is None or error is None or not math.isfinite(value):
-        return f"{value:.4g}"
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
-
-def _digits(error: float | None) -> int | None:
-    """Places after the point that a value with this standard error deserves, None without a useful
-    one.
-    """
-    if error is None or not math.isfinite(error) or error <= 0:
-        return None
-    return min(max(1 - math.floor(math.log10(error)), 0), 8)
-
-
-def _rounded(value: float, error: float | None, sign: str = "") -> str:
-    digits = _digits(error)
-    return f"{value:{sign}.3g}" if digits is None else f"{value:{sign}.{digits}f}"
-
-
 def cell(row: Row, split: Split, objective: Objective) -> str:
     """Value and standard error of one objective on one split."""
     score = row.scores.get(split)
@@ -111,75 +84,6 @@ def cell(row: Row, split: Split, objective: Objective) -> str:
 def heading(objective: Objective) -> str:
     """Objective's name with an arrow that points to better."""
     return f"{objective.name} {ARROWS[objective.direction]}"
-
-
-def sentences(data: ReportData) -> list[str]:
-    """What came out, in one line per objective, and how where that must be said."""
-    how = [f"{TRANSDUCTIVE.capitalize()}."] if data.transductive else []
-    return [*_outcome(data), *caveats(data), *how]
-
-
-def _outcome(data: ReportData) -> list[str]:
-    if data.leading is None:
-        return ["No trial is complete yet."]
-    title = "Winner" if data.winner is not None else "Best so far"
-    named = f" ({data.leading.name})" if data.leading.name else ""
-    first = f"{title}: trial {data.leading.number}{named}.{_routing(data.leading)}"
-    if data.best_anchor is None:
-        return [f"{first} No anchor is complete."]
-    if data.leading is data.best_anchor:
-        what = "no trial beat it" if data.winner is not None else "no trial has beaten it yet"
-        values = (
-            f"{c.objective}: {plus_minus(c.winner, c.winner_error)} on {c.split} items"
-            for c in compare(data)
-        )
-        gaps = map(_optimism, compare(data))
-        return [
-            f"{first} It is the best anchor: {what}.",
-            *(f"{v}{g}." for v, g in zip(values, gaps, strict=True)),
-        ]
-    return [first, *(_comparison(data, c) for c in compare(data))]
-
-
-def _routing(record: TrialRecord) -> str:
-    """What an input-dependent merge is, if the trial is one."""
-    values = dict(record.recipe.routing)
-    if not values:
-        return ""
-    listed = ", ".join(
-        f"{key} {value:.4g}" for key, value in record.recipe.routing if isinstance(value, float)
-    )
-    return (
-        f" It is not a single checkpoint: {values['method']} merges for each {values['per']} "
-        f"({listed})."
-    )
-
-
-def _comparison(data: ReportData, comparison: Comparison) -> str:
-    assert data.best_anchor is not None
-    error = comparison.winner_error
-    value = plus_minus(comparison.winner, error)
-    direction = "better" if comparison.improvement >= 0 else "worse"
-    change = f"{_rounded(abs(comparison.improvement), error)} {direction} than the best anchor"
-    line = (
-        f"{comparison.objective}: {value} on {comparison.split} items, {change} "
-        f"({data.best_anchor.name})"
-    )
-    if comparison.low is not None and comparison.high is not None:
-        low, high = (_rounded(bound, error, "+") for bound in (comparison.low, comparison.high))
-        line += f", 95 % interval {low} to {high}" + ("" if comparison.paired else ", unpaired")
-    return line + f"{_optimism(comparison)}."
-
-
-def _optimism(comparison: Comparison) -> str:
-    if comparison.optimism is None:
-        return ""
-    direction = "better" if comparison.optimism >= 0 else "worse"
-    return (
-        f"; it looked {_rounded(abs(comparison.optimism), comparison.winner_error)} "
-        f"{direction} "
-        "on the search items"
-    )
 
 
 def rich_table(data: ReportData) -> Table:

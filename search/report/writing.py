@@ -15,16 +15,13 @@ from mergesearch.merging import RunFolderError
 from mergesearch.merging.checkpoints.atomic import write_atomically
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.report.caveats import caveats, ties
-from mergesearch.search.report.summary import (
-    ReportData,
-    busy_share,
-    compare,
-    failures,
-    heat_map,
-    progress,
-    timings,
-    without_secrets,
-)
+from mergesearch.search.report.coefficients import heat_map
+from mergesearch.search.report.comparison import compare, trade_off
+from mergesearch.search.report.costs import busy_share, failures, timings
+from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.headline import export_command, headline
+from mergesearch.search.report.masking import without_secrets
+from mergesearch.search.report.progress import progress
 from mergesearch.search.report.tables import Row, result_table
 
 __all__ = ["ReportData", "as_json", "write_report"]
@@ -66,6 +63,7 @@ def write_report(data: ReportData, folder: Path) -> None:
 
 def as_json(data: ReportData) -> dict[str, Any]:
     """All tables and curves of a report as JSON-able numbers; what is not finite becomes null."""
+    normaliser = data.complete.normaliser
     content = {
         "study": data.study,
         "run": data.run,
@@ -77,6 +75,8 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "winner": None if data.winner is None else data.winner.number,
         "leading": None if data.leading is None else data.leading.number,
         "best_anchor": None if data.best_anchor is None else data.best_anchor.number,
+        "headline": headline(data),
+        "trade_off": _trade_off(data),
         "comparison": [asdict(comparison) for comparison in compare(data)],
         "result": [_row(row) for row in result_table(data)],
         "front": [record.number for record in data.front] if len(data.objectives) > 1 else [],
@@ -93,13 +93,25 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "repeats": list(data.repeats),
         "doubts": caveats(data),
         "failures": [asdict(group) for group in failures(data)],
-        "normaliser": None if data.normaliser is None else data.normaliser.to_dict(),
+        "normaliser": None if normaliser is None else normaliser.to_dict(),
         "space": {"names": list(data.names), "lower": list(data.lower), "upper": list(data.upper)},
         "resolved": without_secrets(data.resolved),
         "fingerprint": without_secrets(data.fingerprint),
     }
     plain: dict[str, Any] = _plain(content)
     return plain
+
+
+def _trade_off(data: ReportData) -> dict[str, Any] | None:
+    """What the leading trial trades, and the trial that trades nothing, with its export."""
+    traded = trade_off(data)
+    if traded is None:
+        return None
+    alternative: dict[str, Any] | None = None
+    if traded.alternative is not None:
+        command = export_command(data, traded.alternative.trial)
+        alternative = {**asdict(traded.alternative), "export": command}
+    return {**asdict(traded), "alternative": alternative}
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def _progress(data: ReportData) -> dict[str, Any]:
         "best": course.best,
         "errors": course.errors,
         "anchors": course.anchors,
-        "hypervolume": data.hypervolumes,
+        "hypervolume": data.complete.hypervolumes,
     }
 
 

@@ -1,25 +1,22 @@
-"""exported."""
+"""Export of trials that are no single checkpoint, and a second score of exported models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergesearch.evaluators import Candidate, Measurement, Split
 from mergesearch.evaluators.spec.evaluators import build_evaluator
 from mergesearch.search.fidelity.rules import NeverStop, measure_in_stages
 from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.runs.opened import Run, worker_spec
+from mergesearch.search.runs.opened import Run
+from mergesearch.search.runs.wiring import worker_spec
 from mergesearch.search.workers.worker import Worker
-
-if TYPE_CHECKING:
-    pass
 
 
 def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measurement, bool]:
-    """Load an exported model with transformers and score it on the items that the record has scores
-    for.
+    """Load an exported model and score it on the items that the record has scores for.
 
     Returns:
         The split, the new measurement, and whether its values equal the recorded ones exactly.
@@ -42,18 +39,17 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     if model is not None and torch.cuda.is_available():
         model = model.to(spec.device)
     verdict = run.verdict
-    tested = {} if verdict is None else verdict.scores.get("test", {})
-    split: Split = "test" if record.number in tested else "search"
+    test_scores = {} if verdict is None else verdict.scores.get("test", {})
+    split: Split = "test" if record.number in test_scores else "search"
     recorded: Mapping[str, float] = (
-        tested[record.number].values if split == "test" else record.values
+        test_scores[record.number].values if split == "test" else record.values
     )
-    candidate = Candidate(record.recipe, model, references=run.log.references(split))
+    candidate = Candidate(record.recipe, model, references=run.log.results.references(split))
     # As it was evaluated, in the same stages: batches of another size may round differently.
     stages = sorted(record.rungs) if split == "search" else ()
-    watched = measure_in_stages(
+    measurement = measure_in_stages(
         lambda items: evaluator.evaluate(candidate, split, items), NeverStop(tuple(stages))
-    )
-    measurement = watched.measurement
+    ).measurement
     return split, measurement, dict(measurement.values) == dict(recorded)
 
 
@@ -66,7 +62,8 @@ def export_bundle(
     overwrite: bool,
     threads: int,
 ) -> None:
-    """Write a trial whose merge depends on its input, as
+    """Write a trial whose merge depends on its input.
+
     :func:`mergesearch.merging.routing.bundle.load` reads it.
     """
     from mergesearch.merging.routing.bundle import write_bundle

@@ -1,8 +1,8 @@
-"""Begin a study where another one ended: its winner, read in this study's space.
+"""Warm start: a study begins at a trial of another run, read in this study's space.
 
 The other space may be coarser (one coefficient per expert, then per block, then per tensor):
 refining copies the coefficients exactly where the new space holds them. Operators may differ, since
-a good field for one is often a good place to begin for another; experts may not.
+a good field for one is often a good start for another; experts may not.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from mergesearch.search.strategies.base import Point
 
 
 def with_warm_start(plan: Plan, point: Point) -> Plan:
-    """The plan with ``point`` as the place to begin, measured as an anchor unless one is the same
-    merge.
-    """
+    """The plan that begins at ``point``, which becomes an anchor unless one is the same merge."""
     assert plan.spec.start is not None
     recipe = plan.space.decode(point)
     known = {anchor.recipe.digest for anchor in plan.anchors}
@@ -52,12 +50,12 @@ def warm_start_point(plan: Plan, section: StartSection) -> Point:
         if record.point is not None:
             point = other.plan.space.refine(record.point, plan.space)
         else:
-            found = plan.space.encode(record.recipe.field)
-            if found is None:
+            encoded = plan.space.encode(record.recipe.field)
+            if encoded is None:
                 raise InputError(
                     f"a {plan.space.title} space cannot hold its anchor {record.name!r}"
                 )
-            point = found
+            point = encoded
     except MergesearchError as error:
         raise InputError(f"start.run: {section.run}: {error}") from None
     return np.clip(point, plan.space.lower, plan.space.upper)
@@ -69,9 +67,10 @@ def _check_experts(plan: Plan, recipe: Recipe, run: str) -> None:
     if ours != theirs or (plan.template.layout or recipe.layout) != (
         recipe.layout or plan.template.layout
     ):
-        names = [name for name, _ in ours], [name for name, _ in theirs]
+        our_names = [name for name, _ in ours]
+        their_names = [name for name, _ in theirs]
         raise InputError(
-            f"start.run: {run}: expected a run on the experts {names[0]}, in this order and from "
-            "the same places, "
-            f"received one on {names[1]}; leave start out, or choose another run"
+            f"start.run: {run}: expected a run on the experts {our_names}, in this order and from "
+            f"the same places, received one on {their_names}; leave start out, or choose another "
+            "run"
         )

@@ -1,4 +1,4 @@
-"""comparison."""
+"""Compares studies: whether scores may be compared, and which keys differ."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mergesearch.search.spec.sections import EXECUTION_KEYS, StudySpec
-from mergesearch.search.spec.study_file import _short
+from mergesearch.search.spec.shortening import shortened
 
 
 def evaluation_digest(spec: StudySpec) -> str:
-    """Hash of all that scores depend on beside the merge: evaluators, batch sizes, tasks, the
-    harness's version.
+    """Hash of everything that scores depend on, except the merge itself.
 
-    Scores of one recipe under two digests are not to be compared: batches of another size may round
-    otherwise.
+    It covers evaluators, batch sizes, tasks and the versions of the libraries. Scores of one recipe
+    under two digests are not to be compared: batches of another size may round differently.
     """
     from importlib.metadata import version
 
@@ -26,14 +25,15 @@ def evaluation_digest(spec: StudySpec) -> str:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys at which two resolved studies differ, as ``key: recorded -> given``, execution keys left
-    out.
+    """Keys at which two resolved studies differ, as ``key: recorded -> given``.
+
+    Execution keys are left out.
     """
     flat_ours = dict(_flatten(ours))
     flat_theirs = dict(_flatten(theirs))
     keys = sorted(set(flat_ours) | set(flat_theirs))
     return [
-        f"{key}: {_short(flat_ours.get(key))} -> {_short(flat_theirs.get(key))}"
+        f"{key}: {shortened(flat_ours.get(key))} -> {shortened(flat_theirs.get(key))}"
         for key in keys
         if flat_ours.get(key) != flat_theirs.get(key) and key.split(".")[0] not in EXECUTION_KEYS
     ]
@@ -46,11 +46,12 @@ def listed(changed: Sequence[str]) -> str:
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; a list that holds no sections is one value."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(node, list) and node and isinstance(node[0], Mapping):
-        for place, value in enumerate(node):
-            yield from _flatten(value, f"{prefix}.{place}")
+        for index, value in enumerate(node):
+            yield from _flatten(value, f"{prefix}.{index}")
     else:
         yield prefix, node

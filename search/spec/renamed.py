@@ -56,11 +56,11 @@ def _rename(data: dict[str, Any]) -> Iterator[Renamed]:
                 yield Renamed(f"fidelity.{key}", old, values[old])
 
 
-def _rename_strategy(parent: Any, place: Any, key: str) -> Iterator[Renamed]:
-    """Rename in ``parent[place]``, a bare name or a section, and in the members of a portfolio."""
-    section = parent[place]
+def _rename_strategy(parent: Any, position: Any, key: str) -> Iterator[Renamed]:
+    """Rename in ``parent[position]``, a name or a section, and in the members of a portfolio."""
+    section = parent[position]
     if isinstance(section, str) and section in STRATEGIES:
-        parent[place] = STRATEGIES[section]
+        parent[position] = STRATEGIES[section]
         yield Renamed(key, section, STRATEGIES[section])
     if not isinstance(section, dict):
         return

@@ -1,4 +1,4 @@
-"""sections."""
+"""The sections of a study file as frozen models, with defaults and descriptions."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class OperatorSection(BaseModel):
 
 
 class StrategySection(BaseModel):
-    """``strategy: cma_es`` or ``strategy: {name: ..., option: ...}``; ``auto`` chooses by
-    dimensions and objectives.
+    """``strategy: cma_es`` or ``strategy: {name: ..., option: ...}``.
+
+    ``auto`` chooses by dimensions and objectives.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -47,7 +48,7 @@ class StrategySection(BaseModel):
 
 
 class BudgetSection(Section):
-    """How much to spend."""
+    """How much a study may spend."""
 
     trials: int | None = Field(
         None,
@@ -71,29 +72,33 @@ class BudgetSection(Section):
 
 
 class StartSection(Section):
-    """Begin at what another run found, in its space or a finer one."""
+    """A start at a trial of another run, in its space or a finer one."""
 
     run: str = Field(description="folder of a run on the same experts")
     trial: int | None = Field(None, ge=0, description="number of its trial; default its winner")
 
 
 class FidelitySection(Section):
-    """On how many of the search items a trial is evaluated, and what ends it early."""
+    """How many of the search items a trial is evaluated on, and what ends it early."""
 
     rule: Literal["full", "race", "halving", "hyperband", "subset"] = Field(
         "full",
         description="full: all items; race: until clearly worse than a leading trial; halving, "
-        "hyperband: while among "
-        "the best 1/eta; subset: so many items, all where they look better than the leading trial",
+        "hyperband: while among the best 1/eta; subset: min_items, and all items where these look "
+        "better than those of the leading trial",
     )
     min_items: int = Field(
-        50, ge=2, description="items before the first look; for subset, all that most trials get"
+        50,
+        ge=2,
+        description="items before a trial may be stopped; for subset, the items of most trials",
     )
     confidence: float = Field(
-        1.0, gt=0, description="race: standard errors of the paired difference that count"
+        1.0, gt=0, description="race: standard errors that a paired difference must exceed"
     )
     eta: int = Field(
-        3, ge=2, description="halving, hyperband: factor between stages, one of so many goes on"
+        3,
+        ge=2,
+        description="halving, hyperband: factor between stages; one in eta trials continues",
     )
     order: Literal["balanced", "representative"] = Field(
         "balanced",
@@ -104,19 +109,20 @@ class FidelitySection(Section):
         "difference", "mean", "representative", "p_irt", "mp_irt", "gp_irt", "gmp_irt"
     ] = Field(
         "difference",
-        description="what the strategy is told of a stopped trial, an estimate of its score on "
-        "all items",
+        description="how the score of a stopped trial on all items is estimated for the strategy",
     )
 
 
 class SelectionSection(Section):
-    """How the winner is chosen from the trials, on validation items."""
+    """How the winner is chosen on validation items."""
 
     leaders: int = Field(
         5, ge=1, description="how many of the best trials are re-evaluated on validation items"
     )
     confidence: float = Field(
-        1.0, ge=0, description="leaders are nominated by their value less so many standard errors"
+        1.0,
+        ge=0,
+        description="leaders are nominated by their value minus this many standard errors",
     )
     repeats: int = Field(
         1,
@@ -130,13 +136,14 @@ class SelectionSection(Section):
 
 
 def _whole(gpus: float) -> float:
+    """Allow a share of one GPU, or a whole number of GPUs."""
     if gpus > 1 and gpus != int(gpus):
         raise ValueError("expected a share of one GPU, or whole ones")
     return gpus
 
 
 class WorkersSection(Section):
-    """Who does the work. Changing it does not change what is searched."""
+    """The workers; changing them does not change what is searched."""
 
     backend: Literal["auto", "inline", "ray"] = Field(
         "auto",
@@ -164,8 +171,7 @@ class WorkersSection(Section):
     cache: str | None = Field(
         None,
         description="folder on every node for prepared weights; default: beside the run, on "
-        "clusters below the "
-        "node's folder for temporary files",
+        "clusters below the node's folder for temporary files",
     )
 
     @property
@@ -176,9 +182,7 @@ class WorkersSection(Section):
 
 
 class DriverSection(Section):
-    """How the driver behaves when something goes wrong. Changing it does not change what is
-    searched.
-    """
+    """How the driver behaves when something goes wrong; not a part of what is searched."""
 
     drain_seconds: float = Field(
         30, ge=0, description="after Ctrl-C or SIGTERM, how long trials that run may take to finish"
@@ -239,7 +243,7 @@ class StudySpec(Section):
     evaluators: list[EvaluatorSpec] = Field(min_length=1)
     budget: BudgetSection
     start: StartSection | None = Field(
-        None, description="another run whose winner is the place to begin"
+        None, description="a trial of another run, where the search begins"
     )
     anchors: Literal["default", "none"] = "default"
     fidelity: Annotated[FidelitySection, BeforeValidator(_ruled)] = FidelitySection()
@@ -249,8 +253,8 @@ class StudySpec(Section):
     )
     reference_scores: dict[str, dict[str, float]] = Field(
         default_factory=dict,
-        description="what is known of base and experts: anchor -> objective -> value; differences "
-        "are warned of",
+        description="known scores of base and experts, anchor -> objective -> value; the report "
+        "warns where measured ones differ",
     )
     workers: WorkersSection = WorkersSection()
     driver: DriverSection = DriverSection()
@@ -269,9 +273,8 @@ class StudySpec(Section):
         return self.model_dump(mode="json")
 
 
-#: Sections that may be a bare name, and the key that it stands for.
+#: Section that may be a bare name -> the key that the name stands for.
 BARE = {"operator": "name", "strategy": "name", "fidelity": "rule"}
-
 
 #: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
 EXECUTION_KEYS = ("workers", "driver", "trackers", "max_consecutive_failures")

@@ -1,4 +1,4 @@
-"""What a storage's URL may be."""
+"""Checks the URL of a study's storage."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ def database_url(location: str) -> str:
     """The URL with the driver that is installed: ``postgresql://`` means psycopg 3.
 
     Raises:
-        InputError: If it is no database's URL.
+        InputError: If it is not the URL of a database.
     """
-    scheme, found, rest = location.partition("://")
-    if not found or scheme.startswith(("redis", "journal", "grpc")):
+    scheme, separator, rest = location.partition("://")
+    if not separator or scheme.startswith(("redis", "journal", "grpc")):
         raise InputError(
             "storage: expected a database's URL (postgresql://USER@HOST/NAME), received "
-            f"{redact(location)}; "
-            "only databases can refuse a second driver"
+            f"{redact(location)}; only databases can refuse a second driver"
         )
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else location

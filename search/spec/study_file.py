@@ -8,7 +8,6 @@ reads weights.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -22,17 +21,18 @@ from mergesearch.merging.models.calibration_spec import absolute as in_full
 from mergesearch.merging.policies import located_special
 from mergesearch.search.spec.renamed import refuse_old_names
 from mergesearch.search.spec.sections import BARE, OperatorSection, StartSection, StudySpec
+from mergesearch.search.spec.shortening import shortened
 from mergesearch.search.spec.trackers import TrackerSpec
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set ``a.b=c`` in ``data``; the value is read as YAML, list places are numbers.
+    """Set ``a.b=c`` in ``data``; the value is read as YAML, an index of a list is a number.
 
     Raises:
         InputError: If the text has no ``=`` or walks through something that is not a section.
     """
-    key, found, text = override.partition("=")
-    if not found or not key:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
         raise InputError(f"--set {override}: expected KEY=VALUE, for example budget.trials=50")
     *parents, last = key.split(".")
     node: Any = data
@@ -41,7 +41,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             node = node[int(part)]
         elif isinstance(node, dict):
             if part in BARE and isinstance(node.get(part), str):
-                # A bare name opened up: `strategy: cma_es` and `strategy.sigma=0.1`.
+                # A bare name becomes a section: `strategy: cma_es` and `strategy.sigma=0.1`.
                 node[part] = {BARE[part]: node[part]}
             node = node.setdefault(part, {})
         else:
@@ -89,37 +89,30 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: required key is missing{more}"
     return (
         f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, received "
-        f"{_short(first['input'])}{more}"
+        f"{shortened(first['input'])}{more}"
     )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _path(loc: Sequence[int | str]) -> Iterator[int | str]:
-    """Location without the tags that pydantic inserts for unions
-    (``evaluators.0.synthetic.problem``).
-    """
-    for place, part in enumerate(loc):
+    """Location without the tags of unions: ``evaluators.0.synthetic.problem`` has one."""
+    for index, part in enumerate(loc):
         tag = (
-            place > 0
-            and isinstance(loc[place - 1], int)
+            index > 0
+            and isinstance(loc[index - 1], int)
             and isinstance(part, str)
-            and place + 1 < len(loc)
+            and index + 1 < len(loc)
         )
         if not tag:
             yield part
 
 
 def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> set[str]:
-    """Keys of the section at ``loc``, found by walking the models."""
+    """Keys of the section at ``loc``, as its model declares them."""
     models: list[type[BaseModel]] = [model]
     for part in loc:
         if isinstance(part, int):
             continue
-        found = [
+        sections = [
             inner
             for outer in models
             if part in outer.model_fields
@@ -131,7 +124,7 @@ def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> set[str]:
             for m in models
             if any(part in get_args(f.annotation) for f in m.model_fields.values())
         ]
-        models = found or tagged or models
+        models = sections or tagged or models
     return {name for outer in models for name in outer.model_fields}
 
 
@@ -142,13 +135,15 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:
-    """Make local paths absolute; a name that is no local path is left for the hub
-    (``org/name@revision``).
+    """Make local paths absolute.
+
+    Names that are no local paths are left for the hub (``org/name@revision``).
     """
 
     def absolute(path: str) -> str:
-        found = absolute_path(path, folder)
-        return str((folder / path).resolve()) if found == path and path.startswith(".") else found
+        resolved = absolute_path(path, folder)
+        unchanged = resolved == path
+        return str((folder / path).resolve()) if unchanged and path.startswith(".") else resolved
 
     base = None if spec.base is None else absolute(spec.base)
     experts = {name: absolute(path) for name, path in spec.experts.items()}
@@ -172,38 +167,33 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
 
 
 def _check_code(spec: StudySpec) -> None:
-    """Refuse evaluators that run code which the study names, unless it says so; before any of it
-    could run.
-    """
-    for place, evaluator in enumerate(spec.evaluators):
+    """Refuse evaluators that run code which the study names, unless the study allows it."""
+    for index, evaluator in enumerate(spec.evaluators):
         if getattr(evaluator, "runs_code", False) and not spec.allow_code:
             raise InputError(
-                f"evaluators.{place}: {evaluator.kind} runs code that the study names; if you "
-                "trust it, set "
-                "allow_code: true at the top of the study file"
+                f"evaluators.{index}: {evaluator.kind} runs code that the study names; if you "
+                "trust it, set allow_code: true at the top of the study file"
             )
 
 
 def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | None:
-    """A run's folder: beside the study file or, as ``runs/`` is made where a command runs, in the
-    current folder.
+    """The start with its run's folder, beside the study file or in the current folder.
+
+    The latter is where commands make ``runs/``.
     """
     if start is None:
         return None
     beside = folder / start.run
     here = Path(start.run)
-    found = here if here.exists() and not beside.exists() else beside
-    return start.model_copy(update={"run": str(found.resolve())})
+    run = here if here.exists() and not beside.exists() else beside
+    return start.model_copy(update={"run": str(run.resolve())})
 
 
 def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:
-    """Its folder beside the study file."""
-    found = tracker.folder
-    return (
-        tracker
-        if found is None
-        else tracker.model_copy(update={"folder": str((folder / found).resolve())})
-    )
+    """The tracker with its folder, which is relative to the study file."""
+    if tracker.folder is None:
+        return tracker
+    return tracker.model_copy(update={"folder": str((folder / tracker.folder).resolve())})
 
 
 def _resolve_evaluator(
@@ -213,18 +203,19 @@ def _resolve_evaluator(
     experts: Mapping[str, str],
     absolute: Callable[[str], str],
 ) -> Any:
-    """Evaluators read folders; their tokenizer is by default the base's, and experts that they ask
-    by default all.
+    """An evaluator's section with absolute paths.
+
+    Its tokenizer is by default the base's, and its teachers are by default all experts.
     """
-    found: dict[str, Any] = {}
+    update: dict[str, Any] = {}
     for key in ("data", "include_path", "folder"):
         if getattr(spec, key, None) is not None:
-            found[key] = str((folder / getattr(spec, key)).resolve())
+            update[key] = str((folder / getattr(spec, key)).resolve())
     if hasattr(spec, "tokenizer"):
-        found["tokenizer"] = base if spec.tokenizer is None else absolute(spec.tokenizer)
+        update["tokenizer"] = base if spec.tokenizer is None else absolute(spec.tokenizer)
     if hasattr(spec, "teachers"):
         given = dict(experts) if spec.teachers is None else spec.teachers
-        found["teachers"] = {
+        update["teachers"] = {
             domain: experts.get(path) or absolute(path) for domain, path in given.items()
         }
-    return spec.model_copy(update=found)
+    return spec.model_copy(update=update)

@@ -18,9 +18,7 @@ OPTIONS = {
 
 
 class TrackerSpec(BaseModel):
-    """``tensorboard``, ``mlflow`` or ``wandb``: a bare name, or a mapping of ``name`` and
-    options.
-    """
+    """A tracker: its bare name, or a mapping of ``name`` and options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Literal["tensorboard", "mlflow", "wandb"]
@@ -63,7 +61,6 @@ class TrackerSpec(BaseModel):
             # Not a ValueError: those are shown with what was received.
             raise InputError(
                 f"trackers: {self.name}: uri: expected the password as ${{NAME}}, to be read from "
-                "the environment, "
-                "received it in plain text; replace it"
+                "the environment, received it in plain text; replace it"
             )
         return self

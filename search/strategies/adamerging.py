@@ -1,5 +1,4 @@
-"""AdaMerging: coefficients that make the merged model sure of its answers, by gradients of their
-entropy.
+"""AdaMerging: gradients of the prediction entropy on unlabelled items move the coefficients.
 
 Yang 2024, "AdaMerging: Adaptive Model Merging for Multi-Task Learning" (arXiv 2310.02575). Adam
 with learning rate 1e-3 from 0.3 follows the mean prediction entropy of unlabelled items, one batch
@@ -49,7 +48,8 @@ class AdaMerging(ParallelWalks):
         objectives: Names of the objectives to follow, by default all that have gradients.
         shares: Trials among which the batches of a step are split; then each step is a round trip
             to the workers.
-        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
+        restarts_in_parallel: Restarts that run at a time, at most; by default as many as keep the
+            workers busy.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AdaMerging(ParallelWalks):
         restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
         start = origin_of(problem)
-        rule = OptimizerConfig(
+        config = OptimizerConfig(
             problem.lower,
             problem.upper,
             start,
@@ -77,11 +77,11 @@ class AdaMerging(ParallelWalks):
         )
         super().__init__(
             problem,
-            lambda n: GradientWalk(varied(rule, n), start, steps, shares),
+            lambda n: GradientWalk(varied(config, n), start, steps, shares),
             restarts_in_parallel,
         )
 
 
 def origin_of(problem: Problem) -> Point:
-    """Where the study says to begin."""
+    """The start that the study names, whatever the anchors showed ``(dim,)``."""
     return problem.start if problem.origin is None else problem.origin

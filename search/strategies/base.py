@@ -1,7 +1,6 @@
 """The contract of every search strategy.
 
-A strategy proposes points of a box and learns from their results. Four calls, and what it knows
-after each::
+A strategy proposes points of a box and learns from their results::
 
     strategy = CmaEs(problem, seed=0)
     a, b = strategy.ask(2)               # two suggestions, ids 0 and 1; nothing is known yet
@@ -19,7 +18,7 @@ Rules, checked for every member by ``tests/contracts/test_strategies.py``:
 * Randomness comes from one ``numpy.random.Generator`` made from the seed; no global generator is
   touched.
 * Results that the strategy did not ask for come with ``id`` None (a neighbour in a portfolio); it
-  may learn from them or pass them over, but it must accept them.
+  may learn from them or ignore them, but it must accept them.
 * A dimension, a number of objectives or a space that it cannot work in is refused in the
   constructor, with an :class:`InputError` that says why and what to choose instead.
 """
@@ -72,10 +71,10 @@ class TrialResult:
         losses: ``(objectives,)``, or None when the trial failed or was not evaluated on any item.
         items: Objective name -> loss or score of each item ``(items,)``, in the user's direction.
         evaluated: How many items the losses come from; None means all of them.
-        gradient_result: The result of its gradient steps; None where there were none, or
-            they failed.
-        estimated: The losses are estimates of those on all items, from the first so many: a rule
-            stopped the trial.
+        gradient_result: The result of its gradient steps; None where there were none, or they
+            failed.
+        estimated: Number of items after which a rule stopped the trial, where the losses are
+            estimates of those on all items; else None.
     """
 
     id: int | None
@@ -89,10 +88,10 @@ class TrialResult:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a strategy is told of the study, once anchors have been measured.
+    """What a strategy knows of the study, once the anchors have been measured.
 
     Attributes:
-        lower, upper, start: The box and the place to begin, float64 ``(dim,)``.
+        lower, upper, start: The box and the point to begin at, float64 ``(dim,)``.
         objectives: Number of losses per trial.
         budget: Number of suggestions that will be asked, at most.
         scale: Losses ``(objectives, 2)`` that map to 0 and 1 when several are combined (range of
@@ -105,7 +104,7 @@ class Problem:
         names: Names of the objectives, the keys of ``TrialResult.items``.
         items: Number of items that a whole trial is evaluated on; 0 where it is not known.
         space: What the points mean, for strategies that need more than a box.
-        origin: Where the study says to begin ``(dim,)``, whatever the anchors showed; None: at
+        origin: The start that the study names ``(dim,)``, whatever the anchors showed; None:
             ``start``.
         differentiable: Names of the objectives whose gradients the evaluators provide.
     """
@@ -147,17 +146,16 @@ class Problem:
 
 
 class Strategy(Protocol):
-    """Ask, tell, best."""
+    """What every strategy offers: asks, tells, and recommendations."""
 
     #: What the evaluators must provide: subset of {"items", "gradient"}; only with "gradient" may
-    #: suggestions descend.
+    #: suggestions have gradient steps.
     needs: ClassVar[frozenset[str]]
     #: Whether ``best`` returns points of its own, such as a distribution mean.
     recommends: ClassVar[bool]
 
     def ask(self, count: int) -> list[Suggestion]:
-        """Up to ``count`` suggestions; fewer, even none, only when the strategy has nothing left to
-        try.
+        """Up to ``count`` suggestions; fewer only where nothing is left to try.
 
         A strategy that an option tells to have no more than so many outstanding may give none until
         results are in, and must then be as if it had not been asked.
@@ -167,6 +165,4 @@ class Strategy(Protocol):
         """Learn from results, in any order and any number."""
 
     def best(self) -> list[Point]:
-        """Points worth a re-evaluation beside the best trials; empty where ``recommends`` is
-        False.
-        """
+        """Points worth a re-evaluation beside the best trials; only where ``recommends``."""

@@ -1,11 +1,10 @@
-"""Bayesian MAP: a design that goes, for each objective, where its model errs most; then the front,
-as in MAP.
+"""Bayesian MAP: a design where each objective's model errs most, then the predicted front.
 
 Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
 (arXiv 2406.07529), the variant with adaptive sampling. Points are rays from the base: angles, cut
 into bins, and a radius. What we changed:
 
-* A bin without points takes the place of the worst bin. (With a score of minus infinity it would
+* A bin without points counts as the worst bin. (With a score of minus infinity it would
   never be explored.)
 * Each of the subsamples behind a bin's spread drops its own fifth of the points. (One mask for all
   of them, shrunk again and again, would leave nothing.)
@@ -37,7 +36,9 @@ from mergesearch.search.strategies.parts.map_design import (
 )
 from mergesearch.search.strategies.parts.map_ridge import Array
 from mergesearch.search.strategies.parts.map_search import FrontSearch
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
+#: Largest number of coordinates: bins grow exponentially with it.
 MOST = 8
 #: Bins per angle with few coordinates, and with many.
 FINE = 4
@@ -52,7 +53,7 @@ RADII = (0.2, 0.8)
 
 
 class BayesianMap:
-    """Rays where the models err, then the predicted front.
+    """A design along rays where the models err, then the predicted front.
 
     Args:
         problem: The box and the objectives.
@@ -93,18 +94,18 @@ class BayesianMap:
         self._round = -(-design // (rounds - 1))
         self._later = design  # points of later rounds that are left
         self._queue = list(self._initial)
-        self._pending: dict[int, Point] = {}
-        self._asked = 0
+        self._book = SuggestionBook[Point]()  # tickets: the points themselves
 
     def _initial_points(self, count: int) -> list[Array]:
-        """The start and the vertices, as far as no anchor measured them, then rays through bins
-        taken in turn.
+        """The start and the vertices that no anchor measured, then rays.
+
+        Rays go through the bins in turn.
         """
         if not self._search.box.free.size:
             return []
         first = first_points(self._problem, self._search)
         order = itertools.cycle(self._rng.permutation(self._rays.bins).tolist())
-        rays = (self._rays.sample(place, self._rng) for place in order)
+        rays = (self._rays.sample(number, self._rng) for number in order)
         return list(itertools.islice(itertools.chain(first, rays), count))
 
     def ask(self, count: int) -> list[Suggestion]:
@@ -114,8 +115,7 @@ class BayesianMap:
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Remember results; models are fitted when a round is planned."""
         for trial in trials:
-            if trial.id is not None:
-                self._pending.pop(trial.id, None)
+            self._book.redeem(trial)
             self._search.tell(trial)
 
     def best(self) -> list[Point]:
@@ -123,31 +123,22 @@ class BayesianMap:
         return [self.query(self._problem.weights)] if self._search.results >= LEAST_RESULTS else []
 
     def query(self, preference: Sequence[float] | Array) -> Point:
-        """The point of the predicted front for a preference ``(objectives,)``; see
-        :meth:`Map.query`.
-        """
+        """The point of the predicted front for a preference ``(objectives,)``, as in ``map``."""
         return self._search.query(preference) if self._search.results else self._problem.start
 
     def _suggest(self) -> Suggestion:
         point = self._search.box.point(self._next())
-        suggestion = Suggestion(self._asked, point)
-        self._pending[self._asked] = point
-        self._asked += 1
-        return suggestion
+        return self._book.issue(point, point)
 
     def _next(self) -> Array:
         if not self._search.box.free.size:
             return np.empty(0)
         if not self._queue and (self._later > 0 or self._search.results < LEAST_RESULTS):
             self._queue = self._plan()
-        return (
-            self._queue.pop(0)
-            if self._queue
-            else self._search.propose(list(self._pending.values()))
-        )
+        return self._queue.pop(0) if self._queue else self._search.propose(self._book.outstanding)
 
     def _plan(self) -> list[Array]:
-        """The next round: every objective chooses bins by its own errors, in turn."""
+        """Points of the next round: every objective chooses bins by its own errors, in turn."""
         count = max(min(self._round, self._later), 1)
         self._later -= count
         if self._search.results < LEAST_RESULTS:
@@ -162,17 +153,20 @@ class BayesianMap:
         ]
 
     def _chances(self, squares: Array, bins: npt.NDArray[np.intp]) -> Array:
-        """Softmax of the bins' scores ``(bins,)``, from squared errors ``(n,)`` and the bins of
-        their points.
+        """Probability of each bin: a softmax of the bins' scores ``(bins,)``.
+
+        Args:
+            squares: Squared errors ``(n,)``.
+            bins: The bin of each of their points ``(n,)``.
         """
+        # p_b ∝ exp(score_b / temperature)
         scores = bin_scores(squares, bins, self._rays.bins, self._rng)
         weights = np.exp((scores - scores.max()) / self._temperature)
         return np.asarray(weights / weights.sum())
 
 
 class Rays:
-    """Hyperspherical coordinates of the unit cube: bins of angles in the positive orthant, and a
-    radius.
+    """Rays from an origin: bins of hyperspherical angles in the positive orthant, and a radius.
 
     Args:
         origin: Where rays begin ``(dim,)``.
@@ -188,23 +182,21 @@ class Rays:
 
     @classmethod
     def of(cls, problem: Problem, search: FrontSearch) -> Rays:
-        """From the point of the box that is nearest to zero coefficients, into the larger part of
-        the box.
-        """
+        """Rays from the point nearest to zero coefficients into the larger part of the box."""
         origin = search.box.unit(np.clip(0.0, problem.lower, problem.upper))
         return cls(origin, np.where(origin <= 0.5, 1.0 - origin, -origin))
 
     def bins_of(self, points: Array) -> npt.NDArray[np.intp]:
-        """Bin of each of ``(n, dim)``; the origin itself lies in the first."""
+        """Bins ``(n,)`` of points ``(n, dim)``; the origin itself lies in the first."""
         angles = to_angles(np.maximum((points - self._origin) / self._reach, 0.0))
         digits = np.minimum(
             (angles / (0.5 * np.pi) * self._per_angle).astype(np.intp), self._per_angle - 1
         )
         return np.asarray(digits @ self._per_angle ** np.arange(self._angles), dtype=np.intp)
 
-    def sample(self, place: int, rng: np.random.Generator) -> Array:
+    def sample(self, number: int, rng: np.random.Generator) -> Array:
         """A point whose angles are uniform in a bin, and whose radius is uniform in ``RADII``."""
-        digits = place // self._per_angle ** np.arange(self._angles) % self._per_angle
+        digits = number // self._per_angle ** np.arange(self._angles) % self._per_angle
         angles = (digits + rng.random(self._angles)) / self._per_angle * (0.5 * np.pi)
         direction = to_direction(angles)
         # Where the ray leaves the box, its largest coordinate is 1.
@@ -213,15 +205,16 @@ class Rays:
 
 
 def to_direction(angles: Array) -> Array:
-    """Angles ``(dim - 1,)`` -> unit vector ``(dim,)``:
-    ``cos a1, sin a1 cos a2, ..., sin a1 ... sin a(d-1)``.
+    """Angles ``(dim - 1,)`` to the unit vector ``(dim,)``.
+
+    x_1 = cos a_1, x_i = sin a_1 … sin a_{i−1} cos a_i, x_d = sin a_1 … sin a_{d−1}.
     """
     sines = np.concatenate([[1.0], np.cumprod(np.sin(angles))])
     return np.asarray(sines * np.concatenate([np.cos(angles), [1.0]]))
 
 
 def to_angles(directions: Array) -> Array:
-    """Vectors ``(n, dim)`` without negative entries -> angles ``(n, dim - 1)`` in [0, π/2]."""
+    """Vectors ``(n, dim)`` without negative entries to angles ``(n, dim - 1)`` in [0, π/2]."""
     tails = np.sqrt(np.cumsum(directions[:, ::-1] ** 2, axis=1))[:, ::-1]
     return np.arctan2(tails[:, 1:], directions[:, :-1])
 
@@ -229,8 +222,9 @@ def to_angles(directions: Array) -> Array:
 def bin_scores(
     squares: Array, bins: npt.NDArray[np.intp], count: int, rng: np.random.Generator
 ) -> Array:
-    """Mean squared error of a bin plus half its spread over subsamples, in units of the worst;
-    ``(count,)``.
+    """Score of each bin ``(count,)``: mean squared error plus half its spread over subsamples.
+
+    Scores are in units of the worst bin's.
 
     Args:
         squares: Squared errors ``(n,)``.
@@ -239,11 +233,12 @@ def bin_scores(
         rng: Chooses the subsamples.
     """
     scores = np.full(count, np.nan)
-    for place in np.unique(bins):
-        own = squares[bins == place]
+    for number in np.unique(bins):
+        own = squares[bins == number]
         kept = max(own.size - int(DROPPED * own.size), 1)
         means = [float(np.mean(rng.choice(own, kept, replace=False))) for _ in range(SUBSAMPLES)]
-        scores[place] = own.mean() + 0.5 * np.std(means)
+        # mean e² + ½ std over the subsamples
+        scores[number] = own.mean() + 0.5 * np.std(means)
     worst = np.nanmax(scores, initial=0.0)
     return np.asarray(
         np.where(np.isnan(scores), 1.0, scores / worst) if worst > 0 else np.ones(count)

@@ -1,5 +1,14 @@
-"""CMA-ES, full and separable, asynchronous, with restarts and a population that grows with the
-noise.
+"""CMA-ES that waits for no generation, restarts, and grows its population with the noise.
+
+A search in four steps: a problem, a strategy, what it asks, what it is told::
+
+    problem = Problem(-np.ones(3), np.ones(3), start=np.zeros(3), objectives=1, budget=600,
+                      scale=np.array([[0.0, 1.0]]), weights=np.ones(1))
+    strategy = CmaEs(problem, seed=0)
+    for suggestion in (strategy.ask(1)[0] for _ in range(problem.budget)):
+        loss = np.sum((suggestion.point - 0.25) ** 2)
+        strategy.tell([TrialResult(suggestion.id, suggestion.point, np.array([loss]))])
+    print(strategy.best()[0])  # within 1e-3 of 0.25 in every coordinate
 
 Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772), engine: pycma. What we
 add:
@@ -9,7 +18,7 @@ add:
   never block a worker.
 * Restarts (Auger and Hansen 2005, "A Restart CMA Evolution Strategy With Increasing Population
   Size"): a run that has converged is followed by one with twice the population, which starts near
-  the best place known. Results of the old run that arrive later are passed over.
+  the best known point. Results of the old run that arrive later are ignored.
 * Noise (Hellwig and Beyer 2016, "Evolution under Strong Noise: A Self-Adaptive Evolution Strategy
   Can Reach the Lower Performance Bound - the pcCMSA-ES"): where the losses of a run have stopped
   falling before it has converged, noise decides the ranking, and the population grows.
@@ -37,6 +46,7 @@ from pydantic import Field as Bound
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.cma_engine import Engine
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Full covariance up to this dimension, separable above (update cost grows with its square).
@@ -62,6 +72,60 @@ Losses = npt.NDArray[np.float64]
 Noise = Annotated[
     Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)
 ]
+
+
+class Run:
+    """One CMA-ES run: its distribution, and the results since the last update.
+
+    Args:
+        engine: The distribution.
+        number: Restarts before this run.
+
+    Attributes:
+        batch: Sample and losses of each result since the last update; None for a failure.
+        guest: Score, sample and losses of the best result of others since then.
+        levels: Median loss of each batch since the population last changed.
+    """
+
+    def __init__(self, engine: Engine, number: int) -> None:
+        self.engine = engine
+        self.number = number
+        self.batch: list[tuple[Point, Losses | None]] = []
+        self.guest: tuple[float, Point, Losses] | None = None
+        self.levels: list[float] = []
+        self._spreads: list[float] = []  # spread of the distribution after each batch
+
+    @property
+    def standing(self) -> list[tuple[float, Point]]:
+        """Median loss of the latest batch with the mean after it; empty before the first."""
+        return [(self.levels[-1], self.engine.mean)] if self.levels else []
+
+    def update(self, score: Callable[[Losses], float]) -> bool:
+        """Adapt the distribution to the batch; False where there are only failures in it."""
+        batch = self.batch
+        self.batch = []
+        scores = [math.inf if losses is None else score(losses) for _, losses in batch]
+        if min(scores) == math.inf:
+            return False  # no ranking to learn from
+        level = float(np.median(scores))
+        if self.guest is not None and (guest_score := score(self.guest[2])) < level:
+            batch = [*batch, (self.guest[1], None)]
+            scores = [*scores, guest_score]
+        self.guest = None
+        self.engine.update([sample for sample, _ in batch], _ranked(scores))
+        self.levels.append(level)
+        self._spreads.append(self.engine.spread)
+        return True
+
+    def stalled(self, trials_left: int) -> bool:
+        """Whether the losses have stopped falling, with budget left for a larger population."""
+        if len(self.levels) < WINDOW:
+            return False
+        if trials_left < LEAST_UPDATES * _grown(self.engine.population):
+            return False
+        # A distribution that widens meets worse losses while it still makes progress.
+        widens = self._spreads[-1] > self._spreads[-WINDOW]
+        return not widens and fall(self.levels[-WINDOW:]) < TREND
 
 
 class CmaEs:
@@ -109,149 +173,102 @@ class CmaEs:
         self._separable = covariance == "separable" or (
             covariance == "auto" and self._box.dim > FULL_LIMIT
         )
-        self._asked = 0
-        self._drawn: dict[
-            int, tuple[int, Point]
-        ] = {}  # suggestion -> its run, and the unbounded sample
-        self._run = 0
-        self._finished: list[
-            tuple[float, Point]
-        ] = []  # level and mean of the best distribution that was given up
-        self._engine: Engine | None = None
+        # Tickets: number of the run, and the sample in unbounded coordinates.
+        self._book = SuggestionBook[tuple[int, Point]]()
+        # Level and mean of the best distribution that was given up.
+        self._finished: list[tuple[float, Point]] = []
+        self._run: Run | None = None
         if self._box.dim:
-            start = self._box.to_unit(problem.start)
-            count = population or default_population(self._box.dim)
-            self._begin(start, self._sigma, count, None if scale is None else scale[self._box.free])
-
-    def _begin(
-        self, start: Point, sigma: float, population: int, scale: Point | None = None
-    ) -> None:
-        self._engine = Engine(start, sigma, population, self._separable, self._rng, scale)
-        self._batch: list[tuple[Point, Losses | None]] = []  # results since the last update
-        self._guest: tuple[float, Point, Losses] | None = (
-            None  # the best result of others since then
-        )
-        self._levels: list[
-            float
-        ] = []  # median loss of each batch since the population last changed
-        self._spreads: list[float] = []  # spread after each of them
+            engine = Engine(
+                self._box.to_unit(problem.start),
+                self._sigma,
+                population or default_population(self._box.dim),
+                self._separable,
+                self._rng,
+                None if scale is None else scale[self._box.free],
+            )
+            self._run = Run(engine, 0)
 
     def ask(self, count: int) -> list[Suggestion]:
         """``count`` samples of the current distribution."""
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
-        point = self._start
-        if self._engine is not None:
-            sample = self._engine.draw()
-            self._drawn[self._asked] = self._run, sample
-            point = self._box.to_point(self._engine.unit_of(sample))
-        self._asked += 1
-        return Suggestion(self._asked - 1, point)
+        if self._run is None:
+            return self._book.issue(self._start)
+        sample = self._run.engine.draw()
+        point = self._box.to_point(self._run.engine.unit_of(sample))
+        return self._book.issue(point, (self._run.number, sample))
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Collect results; update the distribution when a population's worth is in."""
         for trial in trials:
-            own = None if trial.id is None else self._drawn.pop(trial.id, None)
-            if self._engine is None or trial.evaluated is not None:
+            ticket = self._book.redeem(trial)
+            run = self._run
+            if run is None or trial.evaluated is not None:
                 continue
-            if own is None:
-                self._receive(trial, self._engine)
-            elif own[0] == self._run:
-                self._batch.append((self._sample_of(trial, own[1], self._engine), trial.losses))
-            self._left -= own is not None
-            if len(self._batch) == self._engine.population:
-                self._update(self._engine)
+            if ticket is None:
+                self._receive(trial, run)
+            elif ticket[0] == run.number:
+                run.batch.append((self._sample_of(trial, ticket[1], run.engine), trial.losses))
+            self._left -= ticket is not None
+            if len(run.batch) == run.engine.population and run.update(self._score):
+                self._restart_or_grow(run)
 
     def best(self) -> list[Point]:
-        """The mean of the current distribution, or of an earlier run's where that found better
-        losses.
-        """
-        return [] if self._engine is None else [self._box.to_point(self._best_unit(self._engine))]
+        """The mean of the current distribution, or of an earlier one whose level was lower."""
+        if self._run is None:
+            return []
+        means = [*self._run.standing, *self._finished]
+        _, mean = min(means, key=_level_of, default=(math.inf, self._run.engine.mean))
+        return [self._box.to_point(mean)]
 
     @property
     def level(self) -> float:
         """Median loss of the batch behind what ``best`` recommends; infinite before the first."""
-        standing = [] if self._engine is None else self._standing(self._engine)
+        standing = [] if self._run is None else self._run.standing
         return min((level for level, _ in [*standing, *self._finished]), default=math.inf)
 
-    def _best_unit(self, engine: Engine) -> Point:
-        return min(
-            [*self._standing(engine), *self._finished],
-            key=lambda it: it[0],
-            default=(0.0, engine.mean),
-        )[1]
-
-    def _standing(self, engine: Engine) -> list[tuple[float, Point]]:
-        """Median loss of the latest batch, and the mean, once there is a batch."""
-        return [(self._levels[-1], engine.mean)] if self._levels else []
-
-    def _shelve(self, engine: Engine) -> None:
-        """Keep the mean if it is the best so far: what follows is worse at first."""
-        self._finished = [min([*self._standing(engine), *self._finished], key=lambda it: it[0])]
-
     def _sample_of(self, trial: TrialResult, drawn: Point, engine: Engine) -> Point:
-        """The engine's sample behind a told point; a point that was not drawn here is mapped
-        back.
-        """
+        """The engine's sample behind a result; a point that was not drawn here is mapped back."""
         if np.allclose(self._box.to_point(engine.unit_of(drawn)), trial.point, rtol=0, atol=1e-9):
             return drawn
         return engine.sample_at(self._box.to_unit(trial.point))
 
-    def _receive(self, trial: TrialResult, engine: Engine) -> None:
+    def _receive(self, trial: TrialResult, run: Run) -> None:
         """Keep the best result of others until the next update."""
         if trial.losses is None:
             return
         score = self._score(trial.losses)
-        if self._guest is None or score < self._guest[0]:
-            self._guest = score, engine.sample_at(self._box.to_unit(trial.point)), trial.losses
+        if run.guest is None or score < run.guest[0]:
+            run.guest = score, run.engine.sample_at(self._box.to_unit(trial.point)), trial.losses
 
-    def _update(self, engine: Engine) -> None:
-        batch = self._batch
-        self._batch = []
-        scores = [math.inf if losses is None else self._score(losses) for _, losses in batch]
-        if min(scores) == math.inf:
-            return  # nothing but failures: no ranking to learn from
-        level = float(np.median(scores))
-        if self._guest is not None and (score := self._score(self._guest[2])) < level:
-            batch = [*batch, (self._guest[1], None)]
-            scores = [*scores, score]
-        self._guest = None
-        engine.update([sample for sample, _ in batch], _ranked(scores))
-        self._levels.append(level)
-        self._spreads.append(engine.spread)
-        if self._restarts and engine.stopped:
-            self._restart(engine)
-        elif self._noise == "auto" and self._stalled(engine):
-            self._grow(engine)
+    def _restart_or_grow(self, run: Run) -> None:
+        """Follow a run that has converged, or that noise rules, by one with a larger population."""
+        converged = self._restarts and run.engine.stopped
+        if not converged and not (self._noise == "auto" and run.stalled(self._left)):
+            return
+        # Keep the mean if it is the best so far: what follows is worse at first.
+        self._finished = [min([*run.standing, *self._finished], key=_level_of)]
+        if converged:
+            self._restart(run)
+        else:
+            # The number stays: what the narrower distribution drew still counts.
+            self._run = Run(run.engine.enlarged(_grown(run.engine.population), WIDEN), run.number)
 
-    def _restart(self, engine: Engine) -> None:
-        """A new run with twice the population, near the best place known; the old run's results are
-        passed over.
-        """
-        self._shelve(engine)
+    def _restart(self, run: Run) -> None:
+        """Begin a run with twice the population near the best known mean."""
         best = self._finished[0][1]
-        self._run += 1
         spread = self._sigma * self._rng.standard_normal(best.size)
+        start = np.clip(best + spread, 0.0, 1.0)
         wide = max(self._sigma, min(2 * self._sigma, RESTART_SIGMA))
-        self._begin(np.clip(best + spread, 0.0, 1.0), wide, 2 * engine.population)
+        population = 2 * run.engine.population
+        engine = Engine(start, wide, population, self._separable, self._rng)
+        self._run = Run(engine, run.number + 1)
 
-    def _stalled(self, engine: Engine) -> bool:
-        """Whether the losses have stopped falling, with enough budget left to do something about
-        it.
-        """
-        if len(self._levels) < WINDOW or self._left < LEAST_UPDATES * _grown(engine.population):
-            return False
-        # A distribution that widens meets worse losses while it still makes progress.
-        widens = self._spreads[-1] > self._spreads[-WINDOW]
-        return not widens and fall(self._levels[-WINDOW:]) < TREND
 
-    def _grow(self, engine: Engine) -> None:
-        """The same distribution, wider and with a larger population."""
-        self._shelve(engine)
-        self._engine = engine.enlarged(_grown(engine.population), WIDEN)
-        self._levels = []
-        self._spreads = []
+def _level_of(mean: tuple[float, Point]) -> float:
+    return mean[0]
 
 
 def default_population(dim: int) -> int:
@@ -261,13 +278,15 @@ def default_population(dim: int) -> int:
 
 
 def fall(levels: Sequence[float]) -> float:
-    """How far the newer half of ``levels`` lies below the older: rank-sum statistic in standard
-    deviations.
+    """How far newer levels lie below older ones, in standard deviations of the rank sum.
+
+    The halves of ``levels`` are compared.
 
     Mann and Whitney 1947, "On a Test of Whether one of Two Random Variables is Stochastically
     Larger than the Other".
     """
     half = len(levels) // 2
+    # U = Σ [newer < older] + ½ Σ [newer = older]; its mean is h²/2, its variance h²(2h + 1)/12.
     older = np.array(levels[:half])[:, None]
     newer = np.array(levels[-half:])
     wins = np.sum(newer < older) + 0.5 * np.sum(newer == older)
@@ -280,8 +299,9 @@ def _grown(population: int) -> int:
 
 
 def _ranked(scores: Sequence[float]) -> list[float]:
-    """Scores with failures (infinite) just below the worst; the engine uses ranks, the margin's
-    size is irrelevant.
+    """Scores in which failures, which are infinite, lie just below the worst result.
+
+    The engine uses ranks alone, so the size of the margin is irrelevant.
     """
     finite = [score for score in scores if score < math.inf]
     worst = max(finite) + ((max(finite) - min(finite)) or 1.0)

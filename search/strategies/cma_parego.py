@@ -31,6 +31,7 @@ from pydantic import Field as Bound
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
 Array = npt.NDArray[np.float64]
 
@@ -40,7 +41,7 @@ AUGMENTATION = 0.05
 
 
 class CmaParEgo:
-    """CMA-ES for every weighting of a lattice.
+    """One CMA-ES for every weighting of a lattice.
 
     Args:
         problem: The box and the losses.
@@ -91,29 +92,24 @@ class CmaParEgo:
             )
             for weights, seed in zip(weightings, seeds, strict=True)
         ]
-        self._asked: dict[int, tuple[int, int]] = {}  # suggestion -> member, its suggestion
-        self._next = 0
+        self._book = SuggestionBook[tuple[int, int]]()  # tickets: member, its own id
 
     def ask(self, count: int) -> list[Suggestion]:
         """``count`` suggestions of the members in turn."""
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
-        place = self._next % len(self._members)
-        suggestion = self._members[place].ask(1)[0]
-        self._asked[self._next] = place, suggestion.id
-        self._next += 1
-        return Suggestion(self._next - 1, suggestion.point)
+        turn = self._book.issued % len(self._members)
+        suggestion = self._members[turn].ask(1)[0]
+        return self._book.relay(suggestion, (turn, suggestion.id))
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Offer every result to all members; it is its proposer's own."""
+        """Tell every member every result; its proposer as the result of its own suggestion."""
         for trial in trials:
             self._see(trial)
-            owner, id = (
-                (None, None) if trial.id is None else self._asked.pop(trial.id, (None, None))
-            )
-            for place, member in enumerate(self._members):
-                member.tell([replace(trial, id=id if place == owner else None)])
+            owner, own_id = self._book.redeem(trial) or (None, None)
+            for number, member in enumerate(self._members):
+                member.tell([replace(trial, id=own_id if number == owner else None)])
 
     def best(self) -> list[Point]:
         """The mean of each member, that of the weighting nearest to the study's first."""
@@ -125,13 +121,15 @@ class CmaParEgo:
 
     def _tchebycheff(self, weights: Array, losses: Array) -> float:
         """Knowles 2006, eq. 2, on losses ``(objectives,)`` shifted by the lowest seen."""
+        # max_i λ_i f_i + ρ Σ_i λ_i f_i, f_i the normalised losses
         parts = weights * (losses - self._ideal) / self._range
         return float(np.max(parts) + AUGMENTATION * np.sum(parts))
 
 
 def lattice(objectives: int, divisions: int) -> list[Array]:
-    """Weightings ``(objectives,)`` whose weights are multiples of ``1 / divisions`` and sum to 1,
-    and the equal one.
+    """Weightings ``(objectives,)`` in multiples of ``1 / divisions``, and the equal one.
+
+    The weights of each sum to 1.
 
     Knowles 2006, eq. 1; Das and Dennis 1998, "Normal-Boundary Intersection". The equal weighting is
     added where the lattice has none inside the simplex.
@@ -142,9 +140,7 @@ def lattice(objectives: int, divisions: int) -> list[Array]:
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``total`` as ``parts`` ordered summands, zeros included: bars between
-    stars.
-    """
+    """All ways to write ``total`` as ``parts`` ordered summands, zeros included."""
     for bars in itertools.combinations(range(total + parts - 1), parts - 1):
         ends = (-1, *bars, total + parts - 1)
         yield tuple(after - before - 1 for before, after in itertools.pairwise(ends))

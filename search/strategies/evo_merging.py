@@ -1,5 +1,4 @@
-"""Evo-Merging: two chained CMA-ES searches over a pool of adapters, first what to keep of each,
-then how far to add it.
+"""Evo-Merging: two chained CMA-ES searches over a pool of adapters.
 
 Chen 2025, "Black-box model merging for language-model-as-a-service with massive model repositories"
 (arXiv 2509.12951). The first half of the coordinates is what is kept, alpha, the second half the
@@ -27,10 +26,11 @@ from pydantic import Field as Bound
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
 
 class EvoMerging:
-    """Evo-Merging.
+    """Two stages of CMA-ES: what to keep of each adapter, then its signed scale.
 
     Args:
         problem: A box of even dimension: what is kept of every adapter, then every adapter's scale.
@@ -68,7 +68,7 @@ class EvoMerging:
         self._penalty = penalty
         self._seeds = np.random.SeedSequence(seed).generate_state(2)
         self._first = round(denoise * problem.budget)
-        self._asked = 0
+        self._book = SuggestionBook[tuple[Stage, int]]()  # tickets: stage, its own id
         half = problem.dim // 2
         self._stage = self._new_stage(0, slice(0, half), problem.start)
         for anchor in problem.anchors:
@@ -79,32 +79,32 @@ class EvoMerging:
         return [self._suggest() for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """The current stage learns from its own results, and from others that agree with what it
-        holds fixed.
+        """The current stage learns from its own results and from those that fit it.
+
+        Results of others fit where they have what the stage holds fixed.
         """
         for trial in trials:
-            own = None if trial.id is None else trial.id - self._stage.begins
-            if trial.evaluated is None and (own is None or own >= 0):
-                self._stage.tell(trial, own)
+            stage, own_id = self._book.redeem(trial) or (self._stage, None)
+            if trial.evaluated is None and stage is self._stage:
+                stage.tell(trial, own_id)
 
     def best(self) -> list[Point]:
         """The mean of the current stage's distribution, beside what it holds fixed."""
         return self._stage.recommended()
 
     def _suggest(self) -> Suggestion:
-        if self._asked == self._first:
+        if self._book.issued == self._first:
             half = self._problem.dim // 2
             self._stage = self._new_stage(1, slice(half, 2 * half), self._stage.winner())
-        suggestion = Suggestion(self._asked, self._stage.ask())
-        self._asked += 1
-        return suggestion
+        own_id, point = self._stage.ask()
+        return self._book.issue(point, (self._stage, own_id))
 
     def _new_stage(self, number: int, part: slice, start: Point) -> Stage:
-        budget = max(self._problem.budget - self._asked, 1) if number else max(self._first, 1)
+        budget = max(self._problem.budget - self._book.issued, 1) if number else max(self._first, 1)
         problem = replace(self._problem, start=start, budget=budget)
         seed = int(self._seeds[number])
         search = CmaEs(_inner(problem, part), seed, sigma=self._sigma, population=self._population)
-        return Stage(problem, part, search, self._penalty, self._asked)
+        return Stage(problem, part, search, self._penalty)
 
 
 class Stage:
@@ -115,45 +115,38 @@ class Stage:
         part: The coordinates that are searched.
         search: CMA-ES over them; its one loss is the stage's score.
         penalty: Weight of their mean magnitude.
-        begins: Number of the stage's first suggestion.
     """
 
-    def __init__(
-        self, problem: Problem, part: slice, search: CmaEs, penalty: float, begins: int
-    ) -> None:
-        self.begins = begins
+    def __init__(self, problem: Problem, part: slice, search: CmaEs, penalty: float) -> None:
         self._problem = problem
         self._part = part
         self._search = search
         self._penalty = penalty
         self._best: tuple[float, Point] | None = None
 
-    def ask(self) -> Point:
-        """The next point of the whole box."""
-        return self._whole(self._search.ask(1)[0].point)
+    def ask(self) -> tuple[int, Point]:
+        """The stage's own id of the next suggestion, and its point in the whole box."""
+        suggestion = self._search.ask(1)[0]
+        return suggestion.id, self._whole(suggestion.point)
 
-    def tell(self, trial: TrialResult, own: int | None) -> None:
-        """Learn from a result; ``own`` is the number of the stage's suggestion, None for results of
-        others.
-        """
-        if own is None and not self._agrees(trial.point):
+    def tell(self, trial: TrialResult, own_id: int | None) -> None:
+        """Learn from a result; ``own_id`` is None for results of others."""
+        if own_id is None and not self._agrees(trial.point):
             return
         inner = trial.point[self._part]
         losses = None
         if trial.losses is not None:
-            # F = loss + 0.05 · mean|x|, x being alpha or beta.
+            # F = loss + penalty · mean|x|, x being alpha in stage 1 and beta in stage 2
             score = self._problem.scalarise(trial.losses) + self._penalty * float(
                 np.abs(inner).mean()
             )
             losses = np.array([score])
             if self._best is None or score < self._best[0]:
                 self._best = score, inner.copy()
-        self._search.tell([TrialResult(own, inner, losses)])
+        self._search.tell([TrialResult(own_id, inner, losses)])
 
     def winner(self) -> Point:
-        """The best point of the whole box by the stage's own measure; the start where nothing
-        succeeded.
-        """
+        """The best point of the whole box by the stage's own score, or the start."""
         return self._problem.start if self._best is None else self._whole(self._best[1])
 
     def recommended(self) -> list[Point]:
@@ -166,7 +159,7 @@ class Stage:
         return point
 
     def _agrees(self, point: Point) -> bool:
-        """Whether a point has what the stage holds fixed."""
+        """Whether a point agrees with what the stage holds fixed."""
         return bool(np.allclose(self._whole(point[self._part]), point, rtol=0, atol=1e-12))
 
 

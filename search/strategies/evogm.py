@@ -1,11 +1,11 @@
-"""EvoGM-style search: rounds of evolution, whose best merges are the directions of the next round.
+"""EvoGM-style search: rounds of evolution whose best merges are directions of the next.
 
 EvoGM 2026, "Evolutionary Generative Merging" (arXiv 2605.29295). A merge is
 ``origin + Σ λ_k direction_k`` with λ in [-1, 1]^K. This is not EvoGM itself: the paper's proposals
 come from two networks, trained with a cycle loss to map losers to winners and back; ours are a
 differential step from a loser towards a winner, and past it. What we changed besides:
 
-* The origin is the best known place (the start at first). It and the promoted merges (λ = 0 and
+* The origin is the best known merge (the start at first). It and the promoted merges (λ = 0 and
   one-hot) are members of a round's first population without being measured again.
 * After the first round, half of the directions are fresh normal draws, as long as the promoted
   ones. With promoted merges alone the search never leaves their span: on a sphere in 10 dimensions
@@ -29,6 +29,7 @@ from pydantic import Field as Bound
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.seeding import default_sigma, key_of, known_merges, loss_of
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Share of a round's results that are winners.
@@ -79,34 +80,25 @@ class EvoGm:
         self._quota = 2 * directions * (1 + iterations)
         self._length = sigma or default_sigma(problem.dim)  # of fresh directions, per coordinate
         self._best: dict[bytes, tuple[float, Point]] = {}  # the K + 1 best merges of all rounds
-        self._proposed: dict[int, tuple[int, Point]] = {}  # suggestion id -> round, λ
-        self._asked = 0
+        self._book = SuggestionBook[tuple[int, Point]]()  # tickets: number of the round, λ
         for anchor in known_merges(problem):
             self._archive(self._box.to_unit(anchor.point), loss_of(anchor, problem))
         self._start_round(0, directions)
 
     def ask(self, count: int) -> list[Suggestion]:
-        """``count`` merges of the current round; the first of all is the start, where it is not
-        known.
-        """
-        suggestions = []
-        for _ in range(count):
-            shares = self._propose()
-            self._proposed[self._asked] = self._round.number, shares
-            suggestions.append(Suggestion(self._asked, self._box.to_point(self._merge(shares))))
-            self._asked += 1
-            self._round_asked += 1
-        return suggestions
+        """``count`` merges of the current round; the very first is an unknown start."""
+        return [self._suggest() for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Collect results; start the next round when this one's are in."""
+        """Collect results; start the next round when those of this one are in."""
         for trial in trials:
             loss = loss_of(trial, self._problem)
             if trial.evaluated is None:
                 self._archive(self._box.to_unit(trial.point), loss)
-            if trial.id is None:
+            ticket = self._book.redeem(trial)
+            if ticket is None:
                 continue
-            number, shares = self._proposed.pop(trial.id)
+            number, shares = ticket
             if number == self._round.number:
                 self._results.append((loss, shares))
                 self._due -= 1
@@ -117,16 +109,24 @@ class EvoGm:
         """Nothing beyond the best trials."""
         return []
 
+    def _suggest(self) -> Suggestion:
+        shares = self._propose()
+        self._round_asked += 1
+        point = self._box.to_point(self._merge(shares))
+        return self._book.issue(point, (self._round.number, shares))
+
     def _start_round(self, number: int, most: int) -> None:
         """Promote the best merges, up to ``most``, to directions, and draw the others."""
         ranked = sorted(self._best.values(), key=lambda merge: merge[0])
         origin = ranked[0][1] if ranked and number else self._box.to_unit(self._problem.start)
-        here = [loss for loss, place in ranked if np.array_equal(place, origin)]
-        promoted = [(loss, place) for loss, place in ranked if not np.array_equal(place, origin)][
-            :most
-        ]
+        here = [loss for loss, position in ranked if np.array_equal(position, origin)]
+        promoted = [
+            (loss, position) for loss, position in ranked if not np.array_equal(position, origin)
+        ][:most]
         self._round = Round(
-            number, origin, self._directions(np.array([place - origin for _, place in promoted]))
+            number,
+            origin,
+            self._directions(np.array([position - origin for _, position in promoted])),
         )
         self._results = [(loss, np.zeros(self._count)) for loss in here]
         self._results += [
@@ -136,7 +136,7 @@ class EvoGm:
         self._due = self._quota
 
     def _directions(self, promoted: Point) -> Point:
-        """``promoted`` ``(P, dim)`` with draws of their length below them ``(K, dim)``."""
+        """Directions ``(K, dim)``: ``promoted`` ``(P, dim)``, then draws of their length."""
         if promoted.size:
             self._length = float(np.sqrt(np.mean(promoted**2)))
         directions = self._length * self._rng.standard_normal((self._count, self._box.dim))
@@ -144,10 +144,11 @@ class EvoGm:
         return directions
 
     def _propose(self) -> Point:
-        """λ ``(K,)``: uniform draws complete the first population, then come steps from losers
-        towards winners.
+        """The next λ ``(K,)``: a uniform draw, or a step from a loser towards a winner.
+
+        Uniform draws complete the first population of a round.
         """
-        if not self._asked and key_of(self._round.origin) not in self._best:
+        if not self._book.issued and key_of(self._round.origin) not in self._best:
             return np.zeros(self._count)
         losses = np.array([loss for loss, _ in self._results])
         winners = min(math.ceil(WINNERS * losses.size), int(np.isfinite(losses).sum()))
@@ -159,23 +160,23 @@ class EvoGm:
         return step(loser, winner, self._rng)
 
     def _merge(self, shares: Point) -> Point:
+        # origin + Σ_k λ_k direction_k
         merged: Point = np.clip(self._round.origin + shares @ self._round.directions, 0.0, 1.0)
         return merged
 
-    def _archive(self, place: Point, loss: float) -> None:
-        """Keep the K + 1 best merges, each place once; failures are never among them."""
+    def _archive(self, position: Point, loss: float) -> None:
+        """Keep the K + 1 best merges, each position once; failures are never among them."""
         if not math.isfinite(loss):
             return
-        self._best[key_of(place)] = loss, place
+        self._best[key_of(position)] = loss, position
         if len(self._best) > self._count + 1:
             worst = max(self._best, key=lambda key: self._best[key][0])
             del self._best[worst]
 
 
 def step(loser: Point, winner: Point, rng: np.random.Generator) -> Point:
-    """From loser towards winner and past it, each coordinate of λ ``(K,)`` by its own share in [0,
-    2].
-    """
+    """A step from a loser towards a winner, and past it, by a random share of each λ ``(K,)``."""
+    # λ = λ_loser + r (λ_winner − λ_loser), r uniform in [0, REACH] for each coordinate
     shares: Point = np.clip(
         loser + rng.uniform(0.0, REACH, loser.size) * (winner - loser), -1.0, 1.0
     )

@@ -50,7 +50,8 @@ class ExpertMerging(ParallelWalks):
         objectives: Names of the objectives to follow, by default all that have gradients.
         shares: Trials among which the batches of a step are split; then each step is a round trip
             to the workers.
-        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
+        restarts_in_parallel: Restarts that run at a time, at most; by default as many as keep the
+            workers busy.
     """
 
     def __init__(
@@ -68,16 +69,18 @@ class ExpertMerging(ParallelWalks):
         shares: Annotated[int, Bound(ge=1)] = 1,
         restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
-        rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
+        config = config_of(
+            problem, seed, learning_rate, batch_size, samples, gamma, period, objectives
+        )
         start = origin_of(problem)
         super().__init__(
             problem,
-            lambda n: GradientWalk(varied(rule, n), start, steps, shares),
+            lambda n: GradientWalk(varied(config, n), start, steps, shares),
             restarts_in_parallel,
         )
 
 
-def rule_of(
+def config_of(
     problem: Problem,
     seed: int,
     learning_rate: float,
@@ -87,18 +90,19 @@ def rule_of(
     period: int,
     objectives: Sequence[str] | None,
 ) -> OptimizerConfig:
-    """How steps are made; the arguments are the options of :class:`ExpertMerging`."""
+    """The optimizer's configuration; the arguments are options of :class:`ExpertMerging`."""
     return OptimizerConfig(
         problem.lower,
         problem.upper,
         origin_of(problem),
         followed(problem, objectives, "expert_merging"),
-        optimiser="adamw",
+        optimizer="adamw",
         learning_rate=learning_rate,
         weight_decay=1e-5,
         clip=1.0,
         period=period,
         coordinates="logit",
+        # γ R, R(α) = Σ |α − α_init| / (number of coefficients per expert)
         l1_to_start=gamma / max(problem.dim / directions_of(problem), 1.0),
         batch=Batch(size=batch_size or None, samples=samples or None, seed=seed),
     )

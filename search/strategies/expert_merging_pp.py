@@ -1,10 +1,10 @@
-"""Expert Merging++: Expert Merging whose coefficients are then refined in chunks of the tensors
-that change most.
+"""Expert Merging++: coefficients are refined in chunks of the tensors that change most.
 
 Zhang 2025, "Expert Merging: Model Merging with Unsupervised Expert Alignment and Importance-Guided
 Layer Chunking" (arXiv 2509.25712). It searches a space of chunks
-(:mod:`mergesearch.spaces.chunks`). In the first part of the budget the chunks of a tensor move as
-one, which is Expert Merging; then each goes on by itself from there, and the optimiser begins anew.
+(:mod:`mergesearch.spaces.chunk_space`).
+In the first part of the budget the chunks of a tensor move as
+one, which is Expert Merging; then each goes on by itself from there, and the optimizer begins anew.
 What we changed: chunks are chosen by the change that the merge begins with, not by that which the
 first part found, so that the space is the same all along; and the second part goes on from the
 first one's coefficients.
@@ -21,7 +21,7 @@ from pydantic import Field as Bound
 
 from mergesearch.search.strategies.adamerging import origin_of
 from mergesearch.search.strategies.base import Point, Problem, TrialResult
-from mergesearch.search.strategies.expert_merging import rule_of
+from mergesearch.search.strategies.expert_merging import config_of
 from mergesearch.search.strategies.parts.gradient_walks import (
     GradientWalk,
     ParallelWalks,
@@ -49,7 +49,8 @@ class ExpertMergingPp(ParallelWalks):
         objectives: Names of the objectives to follow, by default all that have gradients.
         shares: Trials among which the batches of a step are split; then each step is a round trip
             to the workers.
-        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
+        restarts_in_parallel: Restarts that run at a time, at most; by default as many as keep the
+            workers busy.
     """
 
     def __init__(
@@ -68,13 +69,15 @@ class ExpertMergingPp(ParallelWalks):
         shares: Annotated[int, Bound(ge=1)] = 1,
         restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
-        rule = rule_of(problem, seed, learning_rate, batch_size, samples, gamma, period, objectives)
-        rule = replace(rule, tied=tensor_numbers(problem))
+        config = config_of(
+            problem, seed, learning_rate, batch_size, samples, gamma, period, objectives
+        )
+        config = replace(config, tied=tensor_numbers(problem))
         start = origin_of(problem)
         first = max(int(whole * problem.budget), 1)
         super().__init__(
             problem,
-            lambda n: _Refining(varied(rule, n), start, steps, shares, first),
+            lambda n: _Refining(varied(config, n), start, steps, shares, first),
             restarts_in_parallel,
         )
 
@@ -83,28 +86,29 @@ class _Refining(GradientWalk):
     """A walk that unties the chunks after so many trials."""
 
     def __init__(
-        self, rule: OptimizerConfig, start: Point, steps: int, shares: int, first: int
+        self, config: OptimizerConfig, start: Point, steps: int, shares: int, first: int
     ) -> None:
-        super().__init__(rule, start, steps, shares)
+        super().__init__(config, start, steps, shares)
         self._left = first
 
-    def learn(self, move: WalkStep, told: TrialResult) -> None:
-        """Learn, and untie the chunks when it is time and no share is out."""
-        super().learn(move, told)
+    def learn(self, step: WalkStep, result: TrialResult) -> None:
+        """Learn, and untie the chunks when it is time and no share is outstanding."""
+        super().learn(step, result)
         self._left -= 1
-        if self._left <= 0 and not self._given and self.rule.tied is not None:
-            self.rule = replace(self.rule, tied=None)
-            self.state = init_state(self.rule, self.point)
+        if self._left <= 0 and not self._given and self.config.tied is not None:
+            self.config = replace(self.config, tied=None)
+            self.state = init_state(self.config, self.point)
 
 
 def tensor_numbers(problem: Problem) -> npt.NDArray[np.intp]:
-    """Which tensor's coefficient each coordinate is part of ``(dim,)``; each its own where there
-    are no chunks.
+    """Number of the tensor's coefficient that each coordinate is part of ``(dim,)``.
+
+    Without chunks every coordinate has a number of its own.
     """
     space = problem.space
     if not isinstance(space, CoefficientSpace) or space.curves:
         return np.arange(problem.dim)
-    labels = [group.tensors for place, group in enumerate(space.groups) if place not in space.held]
+    labels = [group.tensors for index, group in enumerate(space.groups) if index not in space.held]
     numbers = np.unique([" ".join(tensors) for tensors in labels], return_inverse=True)[1]
     return np.concatenate(
         [numbers + row * len(labels) for row in range(problem.dim // len(labels))]

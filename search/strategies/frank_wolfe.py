@@ -44,11 +44,14 @@ from mergesearch.search.workers.gradient_steps import (
     OptimizerState,
 )
 
+#: Where coefficients begin in the first round of ``soft``, as a share of the way to their vertex.
+FIRST_SHARE = 0.3
+
 Granularity = Literal["layer", "task"]
 
 
 class FrankWolfe(ParallelWalks):
-    """Frank-Wolfe over the checkpoints.
+    """Frank-Wolfe over the convex hull of the checkpoints.
 
     Args:
         problem: The box, and which objectives have gradients.
@@ -67,7 +70,8 @@ class FrankWolfe(ParallelWalks):
         steps: Steps of Adam in a round of ``soft``.
         learning_rate: Of Adam in ``soft``.
         objectives: Names of the objectives to follow, by default all that have gradients.
-        restarts_in_parallel: Walks at a time at most, by default as many as keep the workers busy.
+        restarts_in_parallel: Restarts that run at a time, at most; by default as many as keep the
+            workers busy.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class FrankWolfe(ParallelWalks):
         restarts_in_parallel: Annotated[int, Bound(ge=1)] | None = None,
     ) -> None:
         hull = Hull.of(problem, base=base and oracle == "exact", granularity=granularity)
-        rule = OptimizerConfig(
+        config = OptimizerConfig(
             problem.lower,
             problem.upper,
             hull.centre,
@@ -99,7 +103,7 @@ class FrankWolfe(ParallelWalks):
         )
 
         def make(number: int) -> Walk:
-            own = varied(rule, number)
+            own = varied(config, number)
             return (
                 _Soft(hull, own, steps) if variant == "soft" else _Hard(hull, own, step_size, gap)
             )
@@ -127,8 +131,9 @@ class Hull:
 
     @classmethod
     def of(cls, problem: Problem, *, base: bool, granularity: Granularity) -> Hull:
-        """The hull of a problem's directions; a plain box has the vertices 0 and 1 of every
-        coordinate.
+        """The hull of a problem's directions.
+
+        In a plain box every coordinate is a direction with the vertices 0 and 1.
         """
         low, high = (np.clip(value, problem.lower, problem.upper) for value in (0.0, 1.0))
         experts = directions_of(problem)
@@ -161,14 +166,14 @@ class Hull:
 
 
 class _Hard:
-    """One vertex at a time."""
+    """A walk that steps towards one vertex at a time."""
 
     def __init__(
-        self, hull: Hull, rule: OptimizerConfig, step_size: float, tolerance: float | None
+        self, hull: Hull, config: OptimizerConfig, step_size: float, tolerance: float | None
     ) -> None:
         self._hull = hull
-        self._rule = rule
-        self._step = step_size
+        self._config = config
+        self._step_size = step_size
         self._tolerance = tolerance
         self._point = hull.centre
         self._done = 0
@@ -178,65 +183,67 @@ class _Hard:
 
     @property
     def point(self) -> Point:
-        """Where it stands ``(dim,)``."""
+        """Where the walk stands ``(dim,)``."""
         return self._point
 
     def propose(self) -> WalkStep | None:
-        """The gradient where it stands."""
+        """The gradient at the walk's point."""
         if self._waits or self.over:
             return None
         self._waits = True
         notes = {} if self._gap is None else {"gap before": self._gap}
-        return WalkStep(self._point, _look(self._rule, self._point, self._done), notes=notes)
+        return WalkStep(
+            self._point, _gradient_only(self._config, self._point, self._done), notes=notes
+        )
 
-    def learn(self, move: WalkStep, told: TrialResult) -> None:
-        """Step towards the vertex; after a failure, with half the step."""
+    def learn(self, step: WalkStep, result: TrialResult) -> None:
+        """Step towards the vertex; a failure halves the steps."""
         self._waits = False
-        found = told.gradient_result
-        if found is None or found.gradient is None:
-            self._step /= 2
+        gradient = None if result.gradient_result is None else result.gradient_result.gradient
+        if gradient is None:
+            self._step_size /= 2
             return
-        cosine = self._rule.measure == "cosine"
-        scores = found.gradient * (1.0 if cosine else self._hull.high - self._hull.low)
+        cosine = self._config.measure == "cosine"
+        # <g, s> up to a constant: what a coordinate adds when it goes from low to high
+        scores = gradient * (1.0 if cosine else self._hull.high - self._hull.low)
         target = self._hull.vertex(self._hull.choose(scores))
         if cosine and not self._hull.base:
             target = np.where(self._moves(scores), target, self._point)
         if not cosine:
-            self._gap = float(found.gradient @ (self._point - target))
+            # The gap <g, x − s> bounds f(x) − f(x*) of a convex f.
+            self._gap = float(gradient @ (self._point - target))
             self.over = self._tolerance is not None and self._gap <= self._tolerance
         self._done += 1
-        # Frank and Wolfe 1956, with the step of Jaggi 2013, "Revisiting Frank-Wolfe", algorithm 1.
-        self._point = self._point + min(2.0 / (self._done + 1) * self._step, 1.0) * (
-            target - self._point
-        )
+        # x + γ (s − x), γ = 2 / (t + 2) times the step size, t from 0 (Frank and Wolfe 1956, with
+        # the step of Jaggi 2013, "Revisiting Frank-Wolfe", algorithm 1)
+        gamma = min(2.0 / (self._done + 1) * self._step_size, 1.0)
+        self._point = self._point + gamma * (target - self._point)
 
     def _moves(self, cosines: Array) -> npt.NDArray[np.bool_]:
-        """Coordinates of the groups in which a checkpoint lies along the walk, bool
-        ``(dim,)``.
-        """
+        """Coordinates of the groups that move, bool ``(dim,)``: where a cosine is negative."""
         table = cosines.reshape(self._hull.experts, -1)
         return np.tile(table.min(axis=0) < 0.0, self._hull.experts)
 
 
 class _Soft:
-    """Vertices join; Adam moves their coefficients."""
+    """A walk in rounds: the objectives name vertices, then Adam moves the named coefficients."""
 
-    def __init__(self, hull: Hull, rule: OptimizerConfig, steps: int) -> None:
+    def __init__(self, hull: Hull, config: OptimizerConfig, steps: int) -> None:
         self._hull = hull
-        self._rule = rule
+        self._config = config
         self._steps = steps
-        self._names = list(rule.weights)
+        self._names = list(config.weights)
         self._point = hull.low
         self._active = np.zeros(hull.low.size, np.bool_)
         self._round = 0
         self.over = False
         self._given = 0  # objectives whose gradients have been asked for in this round
-        self._scores: dict[int, Array] = {}
+        self._gradients: dict[int, Array] = {}
         self._walk: GradientWalk | None = None
 
     @property
     def point(self) -> Point:
-        """Where it stands ``(dim,)``."""
+        """Where the walk stands ``(dim,)``."""
         return self._point
 
     def propose(self) -> WalkStep | None:
@@ -247,49 +254,50 @@ class _Soft:
         if token == len(self._names):
             return None
         self._given += 1
-        rule = replace(self._rule, weights={self._names[token]: 1.0})
+        config = replace(self._config, weights={self._names[token]: 1.0})
         items = None if token == 0 and self._round == 0 else 0
-        return WalkStep(self._point, _look(rule, self._point, self._round), items, token)
+        return WalkStep(self._point, _gradient_only(config, self._point, self._round), items, token)
 
-    def learn(self, move: WalkStep, told: TrialResult) -> None:
+    def learn(self, step: WalkStep, result: TrialResult) -> None:
         """Collect the vertices that the objectives name, then go where the steps led."""
         if self._walk is not None:
-            self._walk.learn(move, told)
-            if told.gradient_result is not None:
+            self._walk.learn(step, result)
+            if result.gradient_result is not None:
                 self._point = self._walk.point
                 self._walk = None
             return
-        found = None if told.gradient_result is None else told.gradient_result.gradient
-        self._scores[move.token] = np.zeros_like(self._point) if found is None else found
-        if len(self._scores) == len(self._names):
+        gradient = None if result.gradient_result is None else result.gradient_result.gradient
+        self._gradients[step.token] = np.zeros_like(self._point) if gradient is None else gradient
+        if len(self._gradients) == len(self._names):
             self._join()
 
     def _join(self) -> None:
+        """Add the vertices that the objectives name, and begin the steps of a round."""
+        width = self._hull.high - self._hull.low
         named = self._active.copy()
         for token in range(len(self._names)):
-            named |= self._hull.members(
-                self._hull.choose(self._scores[token] * (self._hull.high - self._hull.low))
-            )
+            named |= self._hull.members(self._hull.choose(self._gradients[token] * width))
         if not self._round:
-            self._point = np.where(
-                named, self._hull.low + 0.3 * (self._hull.high - self._hull.low), self._point
-            )
+            self._point = np.where(named, self._hull.low + FIRST_SHARE * width, self._point)
         self._active = named
         self._round = self._round + 1
         self._given = 0
-        self._scores = {}
+        self._gradients = {}
         # Batches go on from those of the rounds before.
-        batch = replace(self._rule.batch, number=self._round * self._steps)
-        rule = replace(self._rule, trainable=named, measure="gradient", batch=batch)
-        self._walk = GradientWalk(rule, self._point, self._steps)
+        batch = replace(self._config.batch, number=self._round * self._steps)
+        config = replace(self._config, trainable=named, measure="gradient", batch=batch)
+        self._walk = GradientWalk(config, self._point, self._steps)
 
 
-def _look(rule: OptimizerConfig, point: Point, number: int) -> GradientSteps:
-    """A gradient and no step, on a batch of its own."""
+def _gradient_only(config: OptimizerConfig, point: Point, number: int) -> GradientSteps:
+    """Take a gradient without a step, on a batch of its own."""
     return GradientSteps(
-        replace(rule, batch=replace(rule.batch, number=rule.batch.number + number)), _at(point), 0
+        replace(config, batch=replace(config.batch, number=config.batch.number + number)),
+        _state_at(point),
+        0,
     )
 
 
-def _at(point: Point) -> OptimizerState:
+def _state_at(point: Point) -> OptimizerState:
+    """The state of a walk that has taken no steps."""
     return OptimizerState(point, np.zeros((2, point.size)))

@@ -1,4 +1,4 @@
-"""A few gradient steps, then CMA-ES from where they led, with the scale that they learned.
+"""A few gradient steps, then CMA-ES from their end, with the scale that they learned.
 
 Gradients of a smooth stand-in (entropy, alignment, cross-entropy) find the region; the search there
 minimises what the study measures, whose gradient nobody has (accuracy, worst domain). Hansen 2016,
@@ -27,6 +27,7 @@ from mergesearch.search.strategies.parts.gradient_walks import (
     followed,
     varied,
 )
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.workers.gradient_steps import OptimizerConfig
 
 #: How far a coordinate's first step may be from the mean.
@@ -68,7 +69,7 @@ class GradientWarmCma:
         self._seed = seed
         self._sigma = sigma
         self._population = population
-        rule = OptimizerConfig(
+        config = OptimizerConfig(
             problem.lower,
             problem.upper,
             problem.start,
@@ -77,69 +78,64 @@ class GradientWarmCma:
             batch=Batch(size=batch_size or None, seed=seed),
         )
         self._walks: list[GradientWalk] = []
-        self._chains = ParallelWalks(
-            problem, lambda number: self._walk(varied(rule, number), steps), None
+        self._parallel_walks = ParallelWalks(
+            problem, lambda number: self._new_walk(varied(config, number), steps), None
         )
         self._left = max(min(warm, problem.budget // 4), 1)
         self._cma: CmaEs | None = None
-        self._own: dict[int, int] = {}  # our id -> that of CMA-ES
-        self._count = 0
-        self._asked_end = -1
-        self._end: Point | None = None  # where the walks led, while it has not been asked for
-        self._reached: tuple[float, Point] | None = None  # the same with its loss, once measured
+        self._book = SuggestionBook[int]()  # tickets: ids at CMA-ES
+        # Where the walks led: while it has not been asked for, its id, and its loss once measured.
+        self._end: Point | None = None
+        self._end_id: int | None = None
+        self._measured_end: tuple[float, Point] | None = None
 
-    def _walk(self, rule: OptimizerConfig, steps: int) -> GradientWalk:
-        self._walks.append(GradientWalk(rule, self._problem.start, steps))
+    def _new_walk(self, config: OptimizerConfig, steps: int) -> GradientWalk:
+        self._walks.append(GradientWalk(config, self._problem.start, steps))
         return self._walks[-1]
 
     def ask(self, count: int) -> list[Suggestion]:
-        """Gradient steps, later samples of CMA-ES."""
+        """Gradient steps first, later samples of CMA-ES."""
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
-        number = self._count
-        self._count = self._count + 1
         if self._cma is None:
-            return replace(self._chains.ask(1)[0], id=number)
+            return self._book.relay(self._parallel_walks.ask(1)[0])
         if self._end is not None:
-            point = self._end
+            end = self._book.issue(self._end)
             self._end = None
-            self._asked_end = number
-            return Suggestion(number, point)
+            self._end_id = end.id
+            return end
         suggestion = self._cma.ask(1)[0]
-        self._own[number] = suggestion.id
-        return replace(suggestion, id=number)
+        return self._book.relay(suggestion, suggestion.id)
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Walk on, or update the distribution; results of walks that CMA-ES has overtaken are
-        passed on to it.
+        """Walk on, or update the distribution.
+
+        Once CMA-ES has begun, late results of the walks are results of others to it.
         """
         for trial in trials:
-            if self._cma is not None:
-                own = None if trial.id is None else self._own.pop(trial.id, None)
-                self._cma.tell([replace(trial, id=own)])
-                if (
-                    trial.id is not None
-                    and trial.id == self._asked_end
-                    and trial.losses is not None
-                ):
-                    self._reached = self._problem.scalarise(trial.losses), trial.point
+            if self._cma is None:
+                self._parallel_walks.tell([trial])
+                self._left -= trial.id is not None
+                if self._left <= 0:
+                    self._cma = self._begin()
                 continue
-            self._chains.tell([trial])
-            self._left -= trial.id is not None
-            if self._left <= 0:
-                self._begin()
+            self._cma.tell([replace(trial, id=self._book.redeem(trial))])
+            of_the_end = trial.id is not None and trial.id == self._end_id
+            if of_the_end and trial.losses is not None:
+                self._measured_end = self._problem.scalarise(trial.losses), trial.point
 
     def best(self) -> list[Point]:
-        """Where the best walk stands, until CMA-ES finds better."""
+        """The end of the best walk, until CMA-ES has a lower level."""
         if self._cma is None:
-            return self._chains.best()
-        if self._reached is not None and self._reached[0] <= self._cma.level:
-            return [self._reached[1]]
+            return self._parallel_walks.best()
+        if self._measured_end is not None and self._measured_end[0] <= self._cma.level:
+            return [self._measured_end[1]]
         return self._cma.best()
 
-    def _begin(self) -> None:
-        leader = self._chains.leader()
+    def _begin(self) -> CmaEs:
+        """CMA-ES from where the best walk stands."""
+        leader = self._parallel_walks.leader()
         start = self._problem.start
         scale = None
         if leader is not None:
@@ -147,17 +143,17 @@ class GradientWarmCma:
             start = walk.point
             scale = step_scale(walk.state.moments[1])
         self._end = start
-        problem = replace(
-            self._problem, start=start, budget=max(self._problem.budget - self._count, 1)
-        )
-        self._cma = CmaEs(
+        budget = max(self._problem.budget - self._book.issued, 1)
+        problem = replace(self._problem, start=start, budget=budget)
+        return CmaEs(
             problem, self._seed, None, scale, sigma=self._sigma, population=self._population
         )
 
 
 def step_scale(second_moments: Point) -> Point | None:
-    """First steps of the coordinates relative to their geometric mean ``(dim,)``; None where no
-    gradient was seen.
+    """First steps of the coordinates relative to their geometric mean ``(dim,)``.
+
+    None where there were no gradients.
 
     Args:
         second_moments: Adam's, ``(dim,)``.
@@ -165,9 +161,10 @@ def step_scale(second_moments: Point) -> Point | None:
     seen = second_moments > 0
     if not np.any(seen):
         return None
-    wanted = np.full(second_moments.size, np.nan)
-    wanted[seen] = -0.5 * np.log(second_moments[seen])
-    relative = wanted - wanted[seen].mean()
+    # σ_i ∝ 1 / √v_i, in logarithms
+    logarithms = np.full(second_moments.size, np.nan)
+    logarithms[seen] = -0.5 * np.log(second_moments[seen])
+    relative = logarithms - logarithms[seen].mean()
     # Coordinates without a gradient change nothing that was followed: the usual step.
     return np.asarray(
         np.exp(np.clip(np.nan_to_num(relative, nan=0.0), -np.log(RANGE), np.log(RANGE)))

@@ -69,9 +69,9 @@ class LoraHub:
     def _penalised(self, trial: TrialResult) -> TrialResult:
         if trial.losses is None:
             return trial
-        loss = self._problem.scalarise(trial.losses) + self._penalty * float(
-            np.mean(np.abs(trial.point))
-        )
+        # loss + penalty · mean |w|
+        size = float(np.mean(np.abs(trial.point)))
+        loss = self._problem.scalarise(trial.losses) + self._penalty * size
         return replace(trial, losses=np.array([loss]))
 
 

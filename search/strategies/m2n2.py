@@ -34,6 +34,7 @@ from pydantic import Field as Bound
 from mergesearch.merging import Field, InputError
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.field_crossover import Crossed, cross, limit
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.spaces import SegmentSpace
 
 Floats = npt.NDArray[np.float64]
@@ -79,7 +80,7 @@ class M2n2:
         self._scoring = Scoring(problem)
         self.archive = Archive(archive, alpha)
         self._elite: tuple[float, Point] | None = None
-        self._asked = 0
+        self._book = SuggestionBook[None]()
         measured = [anchor for anchor in problem.anchors if self._scoring.covers(anchor)]
         self._scoring.settle(measured)
         self.tell(sorted(measured, key=lambda anchor: not self._is_expert(anchor.point)))
@@ -87,16 +88,10 @@ class M2n2:
 
     def ask(self, count: int) -> list[Suggestion]:
         """Seeds first, then children of the archive as it is now."""
-        suggestions = []
-        for _ in range(count):
-            suggestions.append(Suggestion(self._asked, self._propose()))
-            self._asked += 1
-        return suggestions
+        return [self._book.issue(self._propose()) for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Members that come in compete at once; failures, and results on a part of the items, do
-        not enter.
-        """
+        """Let whole results compete as members; failures and partial results do not enter."""
         for trial in trials:
             scores = self._scoring.of(trial)
             if scores is None:
@@ -131,9 +126,7 @@ class M2n2:
         return limit(Crossed(inside, crossed.mass), self._space.segments)
 
     def _mixture(self) -> Field:
-        """A random share of every direction, and of the base: what to try while there are no two
-        members.
-        """
+        """A random share of every direction and of the base, while there are no two members."""
         shares = self._rng.dirichlet(np.ones(self._space.directions + 1))[1:]
         return self._inside(Field.constant(self._space.layout.size, shares))
 
@@ -141,7 +134,7 @@ class M2n2:
         return Field(field.boundaries, np.clip(field.values, self._low[:, :1], self._high[:, :1]))
 
     def _missing_seeds(self, problem: Problem, measured: Sequence[TrialResult]) -> list[Point]:
-        """The start and each direction alone, as far as they have not been measured."""
+        """The start and each single direction, without those that have been measured."""
         size = self._space.layout.size
         known = {self._key(anchor.point) for anchor in measured}
         alone = [self._inside(Field.constant(size, row)) for row in np.eye(self._space.directions)]
@@ -158,7 +151,7 @@ class M2n2:
         return point
 
     def _is_expert(self, point: Point) -> bool:
-        """Whether a point is one direction alone, everywhere."""
+        """Whether a point is a single direction with coefficient 1 everywhere."""
         values = self._space.field(point).values
         return values.shape[1] == 1 and np.count_nonzero(values) == 1 and bool(values.max() == 1.0)
 
@@ -186,8 +179,9 @@ class Archive:
         self._shares: Floats = np.empty((0, 0))
 
     def add(self, field: Field, scores: Floats, capacity: Floats) -> None:
-        """Let a member compete; whoever then has the least leaves. A copy of a member does not
-        enter.
+        """Let a member compete; the one with the least fitness then leaves.
+
+        A copy of a member does not enter.
 
         Args:
             field: The new member.
@@ -205,7 +199,7 @@ class Archive:
         self._shares = shares(self.scores, capacity, self._alpha)
 
     def draw_parents(self, rng: np.random.Generator, attraction: bool) -> tuple[Field, Field]:
-        """A member by its fitness, and another one that is drawn for what it adds."""
+        """A member drawn by its fitness, and another drawn for what it adds to the first."""
         fitness = self._shares.sum(axis=1)
         first = draw(rng, fitness)
         others = np.arange(len(self.fields)) != first
@@ -216,8 +210,9 @@ class Archive:
 
 
 def shares(scores: Floats, capacity: Floats, alpha: float) -> Floats:
-    """What each member gets of each item ``(members, items)``: s c / z, z = (Σ s)^α (the paper's
-    competition).
+    """What each member gets of each item ``(members, items)``: the paper's competition.
+
+    s c / z with z = (Σ s)^α, the sum over members, and z = 1 where that is 0.
 
     Args:
         scores: ``(members, items)``, not negative.
@@ -233,8 +228,9 @@ def shares(scores: Floats, capacity: Floats, alpha: float) -> Floats:
 
 
 def attraction_to(shared: Floats, first: int) -> Floats:
-    """What each member would get of the items where it gets more than ``first`` ``(members,)`` (its
-    attraction).
+    """The paper's attraction of each member to ``first`` ``(members,)``.
+
+    g_p = Σ_j max(0, share_pj − share_1j), over the items j.
 
     Args:
         shared: As :func:`shares` gives them.
@@ -245,13 +241,13 @@ def attraction_to(shared: Floats, first: int) -> Floats:
 
 
 def draw(rng: np.random.Generator, weights: Floats) -> int:
-    """A place with a probability proportional to its weight; any place where all are 0."""
+    """An index drawn in proportion to the weights; any index where all are 0."""
     edges = np.cumsum(weights if weights.any() else np.ones_like(weights))
     return min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(edges) - 1)
 
 
 class Scoring:
-    """Turns the items of a trial into scores from 0 to 1, 1 being best.
+    """Turns the items of a trial into scores from 0 to 1, where 1 is best.
 
     Where the items of an objective lie in [0, 1] on every anchor, a score is the value itself, or
     what it lacks to 1 where it is minimised. Otherwise, with u the loss in units of the anchors'
@@ -272,28 +268,25 @@ class Scoring:
         self.capacity: Floats = np.empty(0)
 
     def covers(self, trial: TrialResult) -> bool:
-        """Whether a trial was measured whole and tells of items."""
+        """Whether a trial was measured whole and has scores of items."""
         named = any(name in trial.items for name in self._problem.names)
         return trial.losses is not None and trial.evaluated is None and named
 
     def settle(self, trials: Sequence[TrialResult]) -> None:
-        """Fix the number of items and the way to score them, from the first trials that there
-        are.
-        """
+        """Fix the numbers of items, and how to score them, by the first trials."""
         if not trials:
             return
         columns = [self._columns(trial) for trial in trials]
         self._sizes = [column.size for column in columns[0]]
         self._plain = [
-            all(_is_share(of[place]) for of in columns) for place in range(len(self._sizes))
+            all(_is_share(column[index]) for column in columns) for index in range(len(self._sizes))
         ]
+        # c_j = w_i / N_i for the N_i items j of objective i
         weights = self._problem.weights / np.array(self._sizes)
         self.capacity = np.repeat(weights, self._sizes)
 
     def of(self, trial: TrialResult) -> Floats | None:
-        """Scores of the items of all objectives ``(items,)``; None for a trial that does not tell
-        them.
-        """
+        """Scores of the items of all objectives ``(items,)``; None where the trial lacks them."""
         if not self.covers(trial):
             return None
         if not self._sizes:
@@ -302,7 +295,7 @@ class Scoring:
         if [column.size for column in columns] != self._sizes:
             return None
         scores = np.concatenate(
-            [self._score(place, column) for place, column in enumerate(columns)]
+            [self._score(index, column) for index, column in enumerate(columns)]
         )
         return np.where(np.isnan(scores), 0.0, scores)  # an item without an answer is not solved
 
@@ -314,12 +307,13 @@ class Scoring:
             np.asarray(trial.items.get(name, [value]), np.float64).ravel() for name, value in own
         ]
 
-    def _score(self, place: int, values: Floats) -> Floats:
-        sign = self._signs[place]
-        (low, high) = self._problem.scale[place]
-        if self._plain[place]:
+    def _score(self, index: int, values: Floats) -> Floats:
+        sign = self._signs[index]
+        (low, high) = self._problem.scale[index]
+        if self._plain[index]:
             inside = np.clip(values, 0.0, 1.0)
             return inside if sign < 0 else 1.0 - inside
+        # u = (loss − low) / (high − low), v = 2u − 1, score = (1 − v / (1 + |v|)) / 2
         with np.errstate(invalid="ignore"):
             v = 2.0 * (np.clip(sign * values, -1e300, 1e300) - low) / (high - low) - 1.0
         return np.asarray((1.0 - v / (1.0 + np.abs(v))) / 2.0)

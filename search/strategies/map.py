@@ -1,5 +1,4 @@
-"""MAP: quadratic models of all objectives from a design, then the front that they predict, verified
-point by point.
+"""MAP: quadratic models of all objectives, and measurements of the front that they predict.
 
 Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
 (arXiv 2406.07529). What we changed:
@@ -34,13 +33,14 @@ from mergesearch.search.strategies.parts.map_design import (
 )
 from mergesearch.search.strategies.parts.map_ridge import Array
 from mergesearch.search.strategies.parts.map_search import FrontSearch
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
 #: Above this dimension too few results would have to say too much.
 MOST = 256
 
 
 class Map:
-    """Design, surrogate front, verification.
+    """A design, models of its results, and measurements of the front that they predict.
 
     Args:
         problem: The box and the objectives.
@@ -77,8 +77,7 @@ class Map:
         self._search = FrontSearch(problem, self._rng, explore=explore, batch=batch, polish=polish)
         self._design = design_points(problem, self._search, self._rng, sigma)
         self._left = design_size(problem, design, share)
-        self._pending: dict[int, Point] = {}
-        self._asked = 0
+        self._book = SuggestionBook[Point]()  # tickets: the points themselves
 
     def ask(self, count: int) -> list[Suggestion]:
         """Points of the design, then of the predicted front."""
@@ -87,8 +86,7 @@ class Map:
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Remember results; the models are fitted when they are needed."""
         for trial in trials:
-            if trial.id is not None:
-                self._pending.pop(trial.id, None)
+            self._book.redeem(trial)
             self._search.tell(trial)
 
     def best(self) -> list[Point]:
@@ -110,10 +108,7 @@ class Map:
 
     def _suggest(self) -> Suggestion:
         point = self._search.box.point(self._next())
-        suggestion = Suggestion(self._asked, point)
-        self._pending[self._asked] = point
-        self._asked += 1
-        return suggestion
+        return self._book.issue(point, point)
 
     def _next(self) -> Array:
         if not self._search.box.free.size:
@@ -121,4 +116,4 @@ class Map:
         if self._left > 0 or self._search.results < LEAST_RESULTS:
             self._left -= 1
             return next(self._design)
-        return self._search.propose(list(self._pending.values()))
+        return self._search.propose(self._book.outstanding)

@@ -1,5 +1,4 @@
-"""Model Swarms: particles are drawn to the best places, pushed from the worst, and brought back
-when they stray.
+"""Model Swarms: particles move towards the best points and away from the worst.
 
 Feng 2024, "Model Swarms: Collaborative Search to Adapt LLM Experts via Swarm Intelligence" (arXiv
 2410.11163). What we changed:
@@ -9,7 +8,7 @@ Feng 2024, "Model Swarms: Collaborative Search to Adapt LLM Experts via Swarm In
   paper; the others are draws around the start.
 * Random numbers are drawn for each coordinate; with one for all of them the swarm would never leave
   the span of its particles.
-* Particles are pushed from the worst place where one of them stands, not from the worst ever: that
+* Particles are pushed from the worst point where one of them stands, not from the worst ever: that
   stays where it is while the swarm contracts, and its push then outweighs every pull.
 * Particles take turns as results come in (:mod:`mergesearch.search.strategies.parts.swarm`), so the
   step shrinks with each particle's own moves. The search ends with the budget; the paper ends it
@@ -40,10 +39,10 @@ class ModelSwarms(Swarm):
         seed: Seed of the strategy's generator.
         particles: Size of the swarm.
         inertia: Weight of a particle's last step.
-        cognitive: Weight of a particle's own best place.
-        social: Weight of the swarm's best place.
-        repel: Weight of the push from the swarm's worst place.
-        patience: A particle returns to its best place after so many results that were no better.
+        cognitive: Weight of a particle's own best point.
+        social: Weight of the swarm's best point.
+        repel: Weight of the push from the swarm's worst point.
+        patience: A particle returns to its best point after so many results that were no better.
         sigma: Spread of the first draws as a fraction of the range; default 0.2, less above ten
             dimensions.
     """
@@ -74,22 +73,24 @@ class ModelSwarms(Swarm):
             particle.velocity = self._particles[int(other)].position - particle.position
 
     def _step(self, particle: Particle) -> None:
-        """``v = (rv φv v + rp φp (p - x) + rg φg (g - x) - rw φw (w - x)) / C``, C the sum of the
-        weights.
+        """Move along a random mean of four pulls; after too many idle results, from the best point.
+
+        v ← (r_v φ_v v + r_p φ_p (p − x) + r_g φ_g (g − x) − r_w φ_w (w − x)) / C, C the sum of the
+        weights r φ, and x ← x + step · v.
         """
         if particle.idle >= self._patience:
             particle.position = particle.best
             particle.velocity = np.zeros(self._box.dim)
             particle.idle = 0
-        place = particle.position
+        position = particle.position
         worst = max(self._particles, key=lambda one: one.last_loss).last
         pulls = np.array(
-            [particle.velocity, particle.best - place, self._lead - place, place - worst]
+            [particle.velocity, particle.best - position, self._lead - position, position - worst]
         )
         weights = self._rng.random((4, self._box.dim)) * self._weights
         particle.velocity = (weights * pulls).sum(axis=0) / weights.sum(axis=0)
         step = max(STEP_FACTOR**particle.moves, STEP_FLOOR)
-        particle.position = np.clip(place + step * particle.velocity, 0.0, 1.0)
+        particle.position = np.clip(position + step * particle.velocity, 0.0, 1.0)
 
 
 def _first_particles(

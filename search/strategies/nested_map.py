@@ -35,6 +35,7 @@ from mergesearch.search.strategies.parts.map_design import LEAST_RESULTS, corner
 from mergesearch.search.strategies.parts.map_ridge import Array
 from mergesearch.search.strategies.parts.map_search import FrontSearch
 from mergesearch.search.strategies.parts.sampling import sobol_points
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
 #: The design of a pair: this multiple of the six unknowns of a quadratic in two coefficients, and
 #: this share of points.
@@ -57,6 +58,23 @@ class Side:
     tasks: tuple[int, ...] = ()
     losses: Array | None = None
     waiting: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Errand:
+    """What a suggestion is for.
+
+    Attributes:
+        point: Where it is measured ``(dim,)``.
+        side: The first model that it measures, if any.
+        pair: The pair that asked for it, if any.
+        number: The pair's own number of it.
+    """
+
+    point: Point
+    side: Side | None = None
+    pair: Pair | None = None
+    number: int = 0
 
 
 class NestedMap:
@@ -90,33 +108,24 @@ class NestedMap:
         self._sides = first_sides(problem, points)
         self._unasked = [side for side in self._sides if side.waiting]
         self._pair: Pair | None = None
-        self._measures: dict[int, Side] = {}  # suggestion -> the first model that it measures
-        self._tests: dict[
-            int, tuple[Pair, int]
-        ] = {}  # suggestion -> the pair that asked, and its own number of it
-        self._pending: dict[int, Point] = {}
-        self._asked = 0
+        self._book = SuggestionBook[Errand]()
 
     def ask(self, count: int) -> list[Suggestion]:
-        """First models that are not measured, then points of the current pair, then of the whole
-        front.
-        """
+        """Unmeasured first models, then points of the current pair, then of the whole front."""
         return [self._suggest() for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Remember results, and pass them to the pair that asked."""
         for trial in trials:
             self._search.tell(trial)
-            if trial.id is None:
+            errand = self._book.redeem(trial)
+            if errand is None:
                 continue
-            self._pending.pop(trial.id, None)
-            if trial.id in self._measures:
-                side = self._measures.pop(trial.id)
-                side.losses = trial.losses
-                side.waiting = False
-            if trial.id in self._tests:
-                pair, number = self._tests.pop(trial.id)
-                pair.tell(number, trial)
+            if errand.side is not None:
+                errand.side.losses = trial.losses
+                errand.side.waiting = False
+            if errand.pair is not None:
+                errand.pair.tell(errand.number, trial)
 
     def best(self) -> list[Point]:
         """The predicted compromise at the study's weights, once the tournament is over."""
@@ -124,28 +133,26 @@ class NestedMap:
         return [self._search.query(self._problem.weights)] if over else []
 
     def _suggest(self) -> Suggestion:
-        point = self._next(self._asked)
-        suggestion = Suggestion(self._asked, point)
-        self._pending[self._asked] = point
-        self._asked += 1
-        return suggestion
+        errand = self._next()
+        return self._book.issue(errand.point, errand)
 
-    def _next(self, number: int) -> Point:
-        if not self._search.box.free.size:
-            return self._problem.lower.copy()
+    def _next(self) -> Errand:
+        box = self._search.box
+        if not box.free.size:
+            return Errand(self._problem.lower.copy())
         if self._unasked:
-            self._measures[number] = self._unasked.pop(0)
-            return self._measures[number].point
+            side = self._unasked.pop(0)
+            return Errand(side.point, side=side)
         if any(side.waiting for side in self._sides):
-            return self._search.box.point(next(self._fill))
+            return Errand(box.point(next(self._fill)))
         self._advance()
         if self._pair is not None:
-            own, point = self._pair.ask()
-            self._tests[number] = (self._pair, own)
-            return point
+            number, point = self._pair.ask()
+            return Errand(point, pair=self._pair, number=number)
         if self._search.results < LEAST_RESULTS:
-            return self._search.box.point(next(self._fill))
-        return self._search.box.point(self._search.propose(list(self._pending.values())))
+            return Errand(box.point(next(self._fill)))
+        pending = [errand.point for errand in self._book.outstanding]
+        return Errand(box.point(self._search.propose(pending)))
 
     def _advance(self) -> None:
         """End a pair that is done, and begin the next one."""
@@ -167,7 +174,7 @@ class NestedMap:
 
 
 def first_sides(problem: Problem, points: int) -> list[Side]:
-    """The anchors that are best at an objective; vertices of the box where these are not two."""
+    """The anchors that are best at an objective, or vertices where there are not two of these."""
     measured = [anchor for anchor in problem.anchors if anchor.losses is not None]
     sides: dict[bytes, Side] = {}
     for task in range(problem.objectives if measured else 0):
@@ -181,8 +188,9 @@ def first_sides(problem: Problem, points: int) -> list[Side]:
 
 
 def _corner_sides(problem: Problem, anchors: Sequence[TrialResult], points: int) -> list[Side]:
-    """Vertices, in as many groups as half of the budget has pairs for; those that anchors measured
-    are known.
+    """Vertices, in as many groups as half of the budget has pairs for.
+
+    Those that anchors have measured are known.
     """
     free = np.flatnonzero(problem.width)
     count = min(free.size, max(2, problem.budget // (2 * points)))
@@ -212,13 +220,11 @@ def share_tasks(sides: Sequence[Side], objectives: int) -> None:
 
 
 def closest(sides: Sequence[Side], problem: Problem) -> tuple[Side, Side]:
-    """The two models with the closest scalarised losses; those that failed are far from all
-    others.
-    """
+    """The two models with the closest scalarised losses; failures are far from all others."""
     scores = [math.inf if side.losses is None else problem.scalarise(side.losses) for side in sides]
 
     def distance(pair: tuple[int, int]) -> float:
-        first, second = (scores[place] for place in pair)
+        first, second = (scores[index] for index in pair)
         return 0.0 if first == second else abs(first - second)
 
     left, right = min(itertools.combinations(range(len(sides)), 2), key=distance)
@@ -282,22 +288,20 @@ class Pair:
         )
 
     def _side_losses(self, losses: Array) -> Array:
-        """Losses ``(objectives,)`` -> mean normalised loss of what each side stands for
-        ``(2,)``.
-        """
+        """Mean normalised loss of the objectives of each side ``(2,)``, from ``(objectives,)``."""
         weights = np.where(
             self._weights.any(axis=1, keepdims=True), self._weights, self._problem.weights
         )
         return np.asarray(weights @ self._problem.normalise(losses) / weights.sum(axis=1))
 
     def _scalarise(self, losses: Array) -> float:
-        """How a result compares, by the weights of all that the pair stands for."""
+        """The result's weighted loss over all objectives that the pair stands for."""
         weights = self._weights.sum(axis=0)
         weights = weights if weights.any() else self._problem.weights
         return float(weights @ self._problem.normalise(losses))
 
     def ask(self) -> tuple[int, Point]:
-        """A number for the next point, and the point in the whole box; -1 is the chosen merge."""
+        """The pair's number of the next point, -1 for the chosen merge, and the point itself."""
         if self._told >= self._points and not self._chosen:
             self._chosen = True
             number = -1
@@ -307,6 +311,7 @@ class Pair:
             number = suggestion.id
             c = suggestion.point
         self._outstanding[number] = c
+        # c_1 p_1 + c_2 p_2
         merged = c[0] * self._sides[0].point + c[1] * self._sides[1].point
         return number, np.clip(merged, self._problem.lower, self._problem.upper)
 
@@ -323,7 +328,7 @@ class Pair:
             self.merged = self._best()
 
     def _best(self) -> Side:
-        """The best of all that was measured, the two sides among it."""
+        """The best of all measured points, the two sides among them."""
         if not self._results:
             return Side(self._sides[0].point, self._tasks)
         point, losses = min(self._results, key=lambda result: self._scalarise(result[1]))

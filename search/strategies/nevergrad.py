@@ -1,4 +1,4 @@
-"""An optimizer of nevergrad by name, behind this project's contract.
+"""Optimizers of nevergrad by name, behind the contract of strategies.
 
 Rapin 2018, "Nevergrad: A gradient-free optimization platform", engine: nevergrad. What we add or
 change:
@@ -39,6 +39,7 @@ from pydantic import Field as Bound
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: pycma's step-size rule changes at this dimension, to one that needs whole populations.
@@ -117,7 +118,7 @@ FAULTS = {
 
 
 class Nevergrad:
-    """Asks an optimizer of nevergrad.
+    """A strategy that asks an optimizer of nevergrad.
 
     Args:
         problem: The box and how losses combine.
@@ -145,11 +146,9 @@ class Nevergrad:
         self._random_state, self._global_state = (
             np.random.RandomState(np.random.MT19937(s)) for s in states
         )
-        self._asked = 0
-        self._outstanding: dict[int, Any] = {}  # suggestion id -> nevergrad's candidate
-        self._failed: list[
-            Any
-        ] = []  # candidates to be told as failed once there is a result to be worse than
+        self._book = SuggestionBook[Any]()  # tickets: nevergrad's candidates
+        # Candidates to be told as failed once there is a result to be worse than.
+        self._failed: list[Any] = []
         self._best = np.inf
         self._worst = -np.inf
         self._engine: Any = None
@@ -160,11 +159,7 @@ class Nevergrad:
 
     def ask(self, count: int) -> list[Suggestion]:
         """``count`` candidates, asked one by one."""
-        suggestions = []
-        for _ in range(count):
-            suggestions.append(Suggestion(self._asked, self._next_point()))
-            self._asked += 1
-        return suggestions
+        return [self._suggest() for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Tell every whole result; failures as worse than the worst."""
@@ -203,7 +198,7 @@ class Nevergrad:
         if "MetaModel" in name:
             raise _refusal(name, name, META_MODEL)
         try:
-            # With one worker, sequential parts can be built, and are found; what NGOpt would choose
+            # With one worker, sequential parts can be built, and are seen; what NGOpt would choose
             # is not built yet.
             probe = registry[name](
                 self._parametrization(np.random.RandomState(0)), self._problem.budget, 1
@@ -243,22 +238,21 @@ class Nevergrad:
                 if fault.holds(part, self._box.dim):
                     raise _refusal(name, part.name, fault.reason)
 
-    def _next_point(self) -> Point:
+    def _suggest(self) -> Suggestion:
         if self._engine is None:
-            return self._problem.start.copy()
+            return self._book.issue(self._problem.start.copy())
         with self._isolated():
             candidate = self._engine.ask()
-        self._outstanding[self._asked] = candidate
         # A step size that has overflowed makes a NaN; the start stands in, and is told as a point
         # of its own.
         unit = np.where(
             np.isfinite(candidate.value), candidate.value, self._box.to_unit(self._problem.start)
         )
-        return self._box.to_point(unit)
+        return self._book.issue(self._box.to_point(unit), candidate)
 
     def _candidate_of(self, trial: TrialResult) -> Any:
-        """The candidate behind a told point; a point that was not asked here becomes a new one."""
-        candidate = None if trial.id is None else self._outstanding.pop(trial.id, None)
+        """The candidate behind a result; a point that was not asked here becomes a new one."""
+        candidate = self._book.redeem(trial)
         if candidate is not None and np.allclose(
             self._box.to_point(candidate.value), trial.point, rtol=0, atol=1e-9
         ):
@@ -269,7 +263,10 @@ class Nevergrad:
             )
 
     def _tell_failures(self) -> None:
-        """Optimizers mostly rank; the size of the margin decides little."""
+        """Tell failures as worse than the worst result.
+
+        Optimizers mostly rank; the size of the margin decides little.
+        """
         if np.isfinite(self._worst):
             margin = (self._worst - self._best) or 1.0
             failed = self._failed
@@ -290,8 +287,9 @@ class Nevergrad:
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
-        """Lend nevergrad a private state of numpy's global generator, and keep its advice from the
-        user.
+        """Give nevergrad a private numpy state, and keep its warnings from the user.
+
+        Parts of it read numpy's global generator, whose state is put back afterwards.
         """
         users = np.random.get_state()  # noqa: NPY002  # nevergrad reads the legacy global generator
         np.random.set_state(self._global_state.get_state())  # noqa: NPY002
@@ -304,8 +302,9 @@ class Nevergrad:
 
 
 def parts_of(optimizer: Any, *, chosen: bool = False) -> Iterator[Any]:
-    """The optimizer and those that it consists of; with ``chosen``, what competence maps such as
-    NGOpt choose too.
+    """An optimizer and those that it consists of.
+
+    With ``chosen``, also what competence maps such as NGOpt choose.
     """
     from nevergrad.optimization.base import Optimizer
 

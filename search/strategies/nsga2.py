@@ -1,4 +1,4 @@
-"""NSGA-II: dominance first, then room in the front.
+"""NSGA-II: survival by dominance, then by crowding.
 
 Deb 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", operators and survival
 from pymoo. Driven one result at a time (:mod:`mergesearch.search.strategies.parts.evolution`). With
@@ -41,12 +41,12 @@ class Nsga2(Evolution):
 
         rng = np.random.default_rng(seed)
         # Sec. III-B: dominance decides a tournament, crowding a tie.
-        rule = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=rng)
+        algorithm = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=rng)
         parts = Parts(
             binary_tournament,
             {"eta": 15, "prob": 0.9},
             RankAndCrowding().do,
-            context={"algorithm": rule},
+            context={"algorithm": algorithm},
         )
         super().__init__(
             problem, rng, parts, population or default_population(problem.budget), sigma

@@ -1,4 +1,4 @@
-"""NSGA-III: dominance first, then the reference direction that has fewest members.
+"""NSGA-III: survival by dominance, then by the reference direction with the fewest members.
 
 Deb 2014, "An Evolutionary Many-Objective Optimization Algorithm Using Reference-Point-Based
 Nondominated Sorting Approach, Part I", operators and survival from pymoo. Driven one result at a
@@ -80,9 +80,7 @@ def reference_directions(objectives: int, most: int) -> Point:
 
 
 def _parts(objectives: int, most: int) -> int:
-    """Into how many parts each edge of the simplex can be divided with at most ``most`` points; at
-    least 1.
-    """
+    """Parts of each edge of the simplex that give at most ``most`` points; at least 1."""
     parts = 1
     while math.comb(parts + objectives, objectives - 1) <= most:
         parts += 1

@@ -1,5 +1,6 @@
-"""What ``mergesearch ls strategies``, docs/strategies.md and the table of the README say, from the
-declarations.
+"""Listings of the strategies, written from their declarations.
+
+``mergesearch ls strategies`` prints :func:`strategy_row`; ``make docs`` writes docs/strategies.md.
 """
 
 from __future__ import annotations
@@ -10,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.search.strategies.table import STRATEGIES, StrategyInfo
-
-#: Between these lines of the README stands the table.
-START = "<!-- strategies: written by `make docs` -->"
-STOP = "<!-- strategies: end -->"
 
 _OBJECTIVES = {
     "one": "one objective",
@@ -28,6 +25,8 @@ strategies` prints the same. `strategy: NAME` in a study file, or
 `strategy: {name: NAME, option: value}`; `strategy: auto` chooses by this rule:
 
 > RULE
+
+TABLE
 """
 
 
@@ -48,41 +47,42 @@ def strategy_row(entry: StrategyInfo) -> dict[str, Any]:
     }
 
 
-def readme_table() -> str:
-    """Method, when to use it, needs: a row for every strategy, those for one objective first."""
+def strategy_table() -> str:
+    """A row for every strategy, those for one objective first."""
     entries = sorted(STRATEGIES.values(), key=lambda entry: [*_OBJECTIVES].index(entry.objectives))
     rows = [
-        f"| `{e.name}` | {e.when} | {_OBJECTIVES[e.objectives]}, {_needs_in_words(e)} |"
+        f"| [`{e.name}`](#{e.name}) | {e.when} | {e.objectives} | {_dimensions(e)} | {e.budget} "
+        f"| {_needs(e)} |"
         for e in entries
     ]
-    return "\n".join(["| method | when to use it | needs |", "|---|---|---|", *rows])
+    head = "| strategy | use it | objectives | dimensions | trials | needs |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
 
 
 def page() -> str:
-    """docs/strategies.md."""
+    """The text of docs/strategies.md."""
     from mergesearch.search.strategies import auto
 
     rule = (inspect.getdoc(auto) or "").split("\n\n", 1)[1].split(" Why these")[0]
-    parts = [_INTRODUCTION.replace("RULE", " ".join(rule.split()))]
+    introduction = _INTRODUCTION.replace("RULE", " ".join(rule.split()))
+    parts = [introduction.replace("TABLE", strategy_table())]
     for objectives, title in _OBJECTIVES.items():
         parts.append(f"## {title.capitalize()}\n")
         parts += [
             _section(entry) for entry in STRATEGIES.values() if entry.objectives == objectives
         ]
-    return "\n".join(parts)
+    return without_roles("\n".join(parts))
 
 
 def write_pages(root: Path) -> None:
-    """Write docs/strategies.md, and the table into the README."""
+    """Write docs/strategies.md under the repository's root."""
     (root / "docs" / "strategies.md").write_text(page())
-    readme = root / "README.md"
-    readme.write_text(with_table(readme.read_text()))
 
 
-def with_table(text: str) -> str:
-    """The README with the table as it should be."""
-    pattern = re.compile(f"{re.escape(START)}.*?{re.escape(STOP)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{START}\n{readme_table()}\n{STOP}", text)
+def without_roles(text: str) -> str:
+    """Docstring markup as Markdown: roles and literals become code."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text)
+    return re.sub(r"``(.+?)``", r"`\1`", text)
 
 
 def _section(entry: StrategyInfo) -> str:
@@ -90,7 +90,7 @@ def _section(entry: StrategyInfo) -> str:
     slow = f"\nMore than 50 ms of CPU: {row['slow']}.\n" if entry.slow else ""
     return (
         f"### {entry.name}\n\n{entry.summary[0].upper()}{entry.summary[1:]}. {entry.source}.\n\n"
-        f"When: {entry.when}. {row['dimensions']} dimensions; budget in trials: {entry.budget}; "
+        f"Use it {entry.when}. Dimensions: {row['dimensions']}; trials: {entry.budget}; "
         f"needs {row['needs']}.\n{slow}"
         f"{_options(entry)}"
     )
@@ -99,30 +99,28 @@ def _section(entry: StrategyInfo) -> str:
 def _options(entry: StrategyInfo) -> str:
     meanings = described(inspect.getdoc(entry.load()) or "")
     rows = [
-        f"| `{name}` | {_default(parameter)} | {meanings.get(name, '')} |"
+        f"| `{name}` | {_cell(parameter)} | {meanings.get(name, '')} |"
         for name, parameter in entry.options().items()
     ]
-    return (
-        "\n".join(["\n| option | default | what it is |", "|---|---|---|", *rows, ""])
-        if rows
-        else ""
-    )
+    if not rows:
+        return ""
+    return "\n".join(["\n| option | default | what it is |", "|---|---|---|", *rows, ""])
 
 
 def described(doc: str) -> dict[str, str]:
     """Name of an argument -> its text, from a Google docstring."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     name = ""
     for line in doc.partition("Args:\n")[2].splitlines():
         match = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
         if match:
             name = match[1]
-            found |= dict.fromkeys(name.split(", "), match[2])
+            texts |= dict.fromkeys(name.split(", "), match[2])
         elif name and line.startswith("        "):
-            found |= {key: f"{found[key]} {line.strip()}" for key in name.split(", ")}
+            texts |= {key: f"{texts[key]} {line.strip()}" for key in name.split(", ")}
         else:
             name = ""
-    return {key: text.replace("|", "\\|") for key, text in found.items()}
+    return {key: text.replace("|", "\\|") for key, text in texts.items()}
 
 
 def _dimensions(entry: StrategyInfo) -> str:
@@ -139,16 +137,6 @@ def _needs(entry: StrategyInfo) -> str:
     )
 
 
-def _needs_in_words(entry: StrategyInfo) -> str:
-    needs = _needs(entry)
-    facts = [
-        f"{_dimensions(entry)} dimensions",
-        f"budget {entry.budget}",
-        *([needs] if needs != "nothing" else []),
-    ]
-    return ", ".join(facts)
-
-
 def _space(entry: StrategyInfo) -> list[str]:
     kinds = {
         "segments": "a space of its own: fields with moving split points",
@@ -159,4 +147,12 @@ def _space(entry: StrategyInfo) -> list[str]:
 
 
 def _default(parameter: inspect.Parameter) -> str:
-    return "required" if parameter.default is inspect.Parameter.empty else str(parameter.default)
+    default = parameter.default
+    if default is inspect.Parameter.empty:
+        return "required"
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+def _cell(parameter: inspect.Parameter) -> str:
+    """The default in a table; the option's meaning tells what happens without one."""
+    return "–" if parameter.default is None else _default(parameter)

@@ -15,7 +15,7 @@ from mergesearch.search.strategies.nevergrad import Nevergrad
 
 
 class PcbEs(Nevergrad):
-    """NGOpt under the name of its preset.
+    """NGOpt with the preset of PCB-merging.
 
     Args:
         problem: The box and how losses combine.

@@ -1,5 +1,4 @@
-"""Several strategies side by side in one study: they take turns, share one log, and learn from each
-other's trials.
+"""Several strategies in one study: they take turns, and learn from each other's trials.
 
 Gomes 2001, "Algorithm portfolios": where it is not known which algorithm suits a problem, running
 several costs little more than the best of them, and far less than the worst. Turns are taken in
@@ -19,6 +18,7 @@ from pydantic import Field as Bound
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
 #: Without a list of members: an adaptive Gaussian, a model, and a population of moving particles.
 DEFAULT_MEMBERS = ("cma_es", "quadratic", "pso")
@@ -30,7 +30,7 @@ Member = Annotated[
 
 
 class Portfolio:
-    """A portfolio.
+    """Strategies that take turns and share one log.
 
     Args:
         problem: The box; every member searches all of it.
@@ -66,36 +66,32 @@ class Portfolio:
             for (name, options, _), share, own in zip(specs, self._shares, seeds, strict=True)
         ]
         self._credit = np.zeros(len(specs))
-        self._owner: dict[int, tuple[int, int]] = {}  # our id -> member, its id
-        self._asked = 0
+        self._book = SuggestionBook[tuple[int, int]]()  # tickets: member, its own id
 
     def ask(self, count: int) -> list[Suggestion]:
-        """Each suggestion is of the member whose turn it is; one that has nothing left is passed
-        over.
-        """
-        found = (self._next() for _ in range(count))
-        return [suggestion for suggestion in found if suggestion is not None]
+        """Suggestions of the members in turn; one with nothing left to try is skipped."""
+        suggestions = (self._next() for _ in range(count))
+        return [suggestion for suggestion in suggestions if suggestion is not None]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Every member hears of every trial."""
+        """Tell every member every trial; its proposer as its own."""
         for trial in trials:
-            place, own = self._owner.pop(trial.id, (-1, -1)) if trial.id is not None else (-1, -1)
-            for member, strategy in enumerate(self._members):
-                strategy.tell([replace(trial, id=own if member == place else None)])
+            owner, own_id = self._book.redeem(trial) or (None, None)
+            for number, member in enumerate(self._members):
+                member.tell([replace(trial, id=own_id if number == owner else None)])
 
     def best(self) -> list[Point]:
         """What the members recommend, in their order."""
-        return [point for strategy in self._members for point in strategy.best()]
+        return [point for member in self._members for point in member.best()]
 
     def _next(self) -> Suggestion | None:
         self._credit += self._shares
-        for member in np.argsort(-self._credit, kind="stable"):
-            suggestions = self._members[member].ask(1)
+        for number in np.argsort(-self._credit, kind="stable"):
+            suggestions = self._members[number].ask(1)
             if suggestions:
-                self._credit[member] -= 1.0
-                self._owner[self._asked] = (int(member), suggestions[0].id)
-                self._asked += 1
-                return Suggestion(self._asked - 1, suggestions[0].point, suggestions[0].items)
+                self._credit[number] -= 1.0
+                asked = suggestions[0]
+                return self._book.issue(asked.point, (int(number), asked.id), items=asked.items)
         return None
 
 

@@ -1,4 +1,4 @@
-"""PSO-Merging: particles are drawn to their own best place and to the swarm's.
+"""PSO-Merging: particles move towards their own best points and the swarm's.
 
 Zhang 2025, "PSO-Merging: Merging Models Based on Particle Swarm Optimization" (arXiv 2508.19839).
 What we changed:
@@ -33,8 +33,8 @@ class ParticleSwarm(Swarm):
         seed: Seed of the strategy's generator.
         particles: Size of the swarm.
         inertia: Share of the last step that is kept.
-        cognitive: Pull of a particle's own best place.
-        social: Pull of the swarm's best place.
+        cognitive: Pull of a particle's own best point.
+        social: Pull of the swarm's best point.
         sigma: Spread of the first particles as a fraction of the range; default 0.2, less above ten
             dimensions.
     """
@@ -60,7 +60,10 @@ class ParticleSwarm(Swarm):
         self._social = social
 
     def _step(self, particle: Particle) -> None:
-        """``v = w v + c1 r1 (p - x) + c2 r2 (g - x)``, ``x = x + v``."""
+        """Move by inertia and the pulls of the two best points.
+
+        v ← w v + c_1 r_1 (p − x) + c_2 r_2 (g − x), x ← x + v.
+        """
         own, swarm = self._rng.random((2, self._box.dim))
         velocity = self._inertia * particle.velocity
         velocity += self._cognitive * own * (particle.best - particle.position)

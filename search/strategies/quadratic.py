@@ -1,4 +1,4 @@
-"""A quadratic model in a trust region proposes beside CMA-ES, while it predicts.
+"""A quadratic model in a trust region proposes beside CMA-ES, while it predicts well.
 
 Powell 2006, "The NEWUOA software for unconstrained optimization without derivatives", gave the
 idea: near the base the losses of a merge are nearly quadratic in its coefficients, and a quadratic
@@ -37,6 +37,7 @@ from mergesearch.search.strategies.parts.quadratic_model import (
     descend,
     fit_quadratic,
 )
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Free coordinates above which a model of few results is no use.
@@ -59,14 +60,17 @@ TALL = 2.0
 SURE = 2.0
 #: or at most this share of what it gains over the centre.
 GAIN = 0.25
+#: Ticket of a suggestion that the model made; those of CMA-ES count from 0.
+OF_THE_MODEL = -1
 #: The part of the region that the model is sure of is not made smaller than this.
 LEAST_REACH = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A box in the unit cube and the model in it; the model's coordinates are
-    ``(unit - centre) / half``.
+    """A trust region, a box in the unit cube, and the model in it.
+
+    The model's coordinates are ``(unit - centre) / half``.
 
     Attributes:
         centre: Unit cube ``(dim,)``.
@@ -88,7 +92,7 @@ class Region:
     bends: Array
 
     def draw(self, rng: np.random.Generator) -> Point:
-        """A point of the unit cube around the minimum."""
+        """A point of the unit cube around the minimum ``(dim,)``."""
         rise = rng.random() * self.model.noise
         limit = 0.25 * float(np.max(self.upper - self.lower))
         spread = np.minimum(np.sqrt(2 * rise / np.maximum(self.bends, 1e-12)), limit)
@@ -105,7 +109,7 @@ class Region:
 
 
 class Quadratic:
-    """Quadratic trust-region model beside CMA-ES."""
+    """A quadratic trust-region model beside CMA-ES."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     recommends: ClassVar[bool] = True
@@ -123,10 +127,7 @@ class Quadratic:
         self._units: list[Point] = []
         self._losses: list[float] = []
         self._fitted = 0  # results at the last fit
-        self._asked: dict[
-            int, int | None
-        ] = {}  # suggestion -> id at CMA-ES, None for the model's own
-        self._next = 0
+        self._book = SuggestionBook[int]()  # tickets: ids at CMA-ES, or OF_THE_MODEL
         self._turn = False
         self._centre = self._box.to_unit(problem.start)
         self._half = REGION
@@ -137,33 +138,29 @@ class Quadratic:
         self._refit()
 
     def ask(self, count: int) -> list[Suggestion]:
-        """``count`` suggestions, of the model and of CMA-ES in turn; all of CMA-ES while the model
-        does not predict.
+        """``count`` suggestions of the model and of CMA-ES in turn.
+
+        All are of CMA-ES while the model does not predict.
         """
         return [self._suggest() for _ in range(count)]
 
     def _suggest(self) -> Suggestion:
         region = self._trusted()
-        id = self._next
-        self._next += 1
         self._turn = region is not None and not self._turn
         if region is not None and self._turn:
-            self._asked[id] = None
-            return Suggestion(id, self._box.to_point(region.draw(self._rng)))
+            return self._book.issue(self._box.to_point(region.draw(self._rng)), OF_THE_MODEL)
         suggestion = self._cma.ask(1)[0]
-        self._asked[id] = suggestion.id
-        return Suggestion(id, suggestion.point)
+        return self._book.relay(suggestion, suggestion.id)
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Pass every result to CMA-ES, and fit the model again when there are enough new ones."""
         for trial in trials:
-            own = trial.id in self._asked
-            theirs = None if trial.id is None else self._asked.pop(trial.id, None)
-            self._cma.tell([replace(trial, id=theirs)])
-            if trial.losses is None and own and theirs is None:
-                self._half = max(
-                    self._half / STEP, REGIONS[0]
-                )  # the model led to where merges fail
+            ticket = self._book.redeem(trial)
+            of_the_model = ticket == OF_THE_MODEL
+            self._cma.tell([replace(trial, id=None if of_the_model else ticket)])
+            if trial.losses is None and of_the_model:
+                # The model led to where merges fail.
+                self._half = max(self._half / STEP, REGIONS[0])
             self._learn(trial)
             if len(self._losses) - self._fitted >= max(1.0, REFIT * len(self._losses)):
                 self._refit()
@@ -190,15 +187,13 @@ class Quadratic:
         )
 
     def _learn(self, trial: TrialResult) -> None:
-        """Keep what was measured in full; failures and parts of the items are no data."""
+        """Keep whole results; failures and partial results are no data."""
         if trial.losses is not None and trial.evaluated is None and self._box.dim:
             self._units.append(self._box.to_unit(trial.point))
             self._losses.append(self._score(trial.losses))
 
     def _refit(self) -> None:
-        """Fit in the present region and in one that is larger or smaller, and keep the one that
-        predicts better.
-        """
+        """Fit in this region and in a larger or smaller one, and keep the better predictor."""
         self._fitted = len(self._losses)
         if self._fitted < 2 * self._box.dim + 4:
             return
@@ -213,6 +208,7 @@ class Quadratic:
         importance = _low_ones(losses)
         self._factor = 1.0 / self._factor
         halves = self._half, float(np.clip(self._half * self._factor, *REGIONS))
+        # w_i = importance_i / (1 + (distance_i / half)²)²
         weights = [importance / (1.0 + (distance / half) ** 2) ** 2 for half in halves]
         models = [
             fit_quadratic(offsets / half, losses, w)
@@ -221,15 +217,13 @@ class Quadratic:
         errors = [
             np.inf if model is None else float(weights[0] @ model.residuals**2) for model in models
         ]
-        place = int(np.argmin(errors))
-        self._half = halves[place]
-        model = models[place]
+        best = int(np.argmin(errors))
+        self._half = halves[best]
+        model = models[best]
         self._region = None if model is None else make_region(self._centre, self._half, model)
 
     def _choose_centre(self, units: Array, losses: Array) -> Point:
-        """The result in or next to the region with the lowest prediction; the lowest loss while
-        there is none.
-        """
+        """The result near the region with the lowest prediction, else the lowest loss."""
         region = self._trusted()
         if region is None:
             return (
@@ -244,9 +238,7 @@ class Quadratic:
 
 
 def _low_ones(losses: Array) -> Array:
-    """Weight of each loss ``(n,)``: about 1 for those near the best tenth, small for those far
-    above the median.
-    """
+    """Weight of each loss ``(n,)``: about 1 near the best tenth, small far above the median."""
     low, middle = np.quantile(losses, [0.1, 0.5])
     scale = TALL * (middle - low) or float(np.std(losses)) or 1.0
     return np.asarray(1.0 / (1.0 + (np.maximum(losses - low, 0.0) / scale) ** 2))

@@ -1,4 +1,4 @@
-"""SMS-EMOA: dominance first, then the volume that only this member covers.
+"""SMS-EMOA: survival by dominance, then by the volume that a member alone covers.
 
 Beume 2007, "SMS-EMOA: Multiobjective Selection Based on Dominated Hypervolume", operators and
 survival from pymoo. The paper's algorithm has a steady state already
@@ -22,7 +22,7 @@ MOST_OBJECTIVES = 6
 
 
 class SmsEmoa(Evolution):
-    """SMS-EMOA.
+    """SMS-EMOA, which is a steady-state algorithm by itself.
 
     Args:
         problem: The box, the anchors and how losses scale.

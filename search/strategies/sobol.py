@@ -1,4 +1,4 @@
-"""Scrambled Sobol points around the start: the baseline that every strategy must beat.
+"""Scrambled Sobol points around the start: the baseline that every search must beat.
 
 Owen 1998, "Scrambling Sobol' and Niederreiter-Xing points", as in ``scipy.stats.qmc``. Uniform
 sampling over the box is worse than not searching at all (good merges lie near the anchors), so the
@@ -16,16 +16,17 @@ from pydantic import Field as Bound
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.sampling import reflect
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
 #: Sobol direction numbers exist up to this dimension; beyond it, plain normal draws take over.
 SOBOL_LIMIT = 21_201
 
 
 class Sobol:
-    """Sobol points around the start.
+    """Scrambled Sobol points, normally distributed around the start.
 
     Args:
-        problem: The box and the place to begin.
+        problem: The box and the start.
         seed: Seed of the scrambling.
         sigma: Standard deviation of the points as a fraction of the range of each coordinate.
     """
@@ -39,7 +40,7 @@ class Sobol:
         self._problem = problem
         self._sigma = sigma
         self._rng = np.random.default_rng(seed)
-        self._asked = 0
+        self._book = SuggestionBook[None]()
         self._sobol = None
         if problem.dim <= SOBOL_LIMIT:
             from scipy.stats import qmc
@@ -47,15 +48,11 @@ class Sobol:
             self._sobol = qmc.Sobol(problem.dim, scramble=True, rng=self._rng)
 
     def ask(self, count: int) -> list[Suggestion]:
-        """Always ``count`` suggestions: nothing is learnt, so nothing is waited for."""
-        suggestions = []
-        for _ in range(count):
-            suggestions.append(Suggestion(self._asked, self._point()))
-            self._asked += 1
-        return suggestions
+        """The next ``count`` points of the sequence; results do not matter."""
+        return [self._book.issue(self._point()) for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Nothing to learn."""
+        """Ignore the results: points do not depend on them."""
 
     def best(self) -> list[Point]:
         """Nothing beyond the best trials."""
@@ -63,8 +60,8 @@ class Sobol:
 
     def _point(self) -> Point:
         problem = self._problem
-        width = problem.upper - problem.lower
-        point = problem.start + self._sigma * width * self._normal()
+        # x = start + σ · (upper − lower) · z, z a standard normal vector
+        point = problem.start + self._sigma * problem.width * self._normal()
         return reflect(point, problem.lower, problem.upper)
 
     def _normal(self) -> Point:

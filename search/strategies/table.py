@@ -1,4 +1,9 @@
-"""table."""
+"""The table of search strategies: what each is called, and what a user needs to choose one.
+
+A strategy is a class ``Strategy(problem, seed, *, options...)`` in a file of its own; its
+keyword-only arguments, with their annotations and defaults, are its options in the study file.
+There is no second table of option names.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +26,17 @@ class StrategyInfo:
     Attributes:
         name: As in the study file.
         module, type_name: Where the class lives.
-        summary: What it does, in one line.
+        summary: What it does, in one line that begins with a verb.
         source: Paper or library.
-        when: When to use it, in one line.
+        when: Completes the sentence "Use it ...".
         objectives: ``one`` (several are combined by the study's weights), ``several`` (searches for
             a front), ``any``.
-        dims: Dimensions between which it is sensible; None: no upper end.
-        budget: Trials that it needs to be worth its while, in words.
+        dims: Smallest and largest sensible dimension; None: no upper end.
+        budget: Sensible number of trials, in words.
         space: What its points are: ``coefficients`` (any box), or a space of its own that the study
             then searches.
-        most: Dimensions above which it refuses; None: none.
-        slow: Where an ask or a tell takes more than 50 ms of CPU, in words; empty: nowhere.
+        most: Largest dimension that it accepts; None: any.
+        slow: When an ask or a tell takes more than 50 ms of CPU, in words; empty: never.
         preset: Keys of the study's ``space`` section that it sets unless the study does.
     """
 
@@ -61,7 +66,7 @@ class StrategyInfo:
 
 
 def _entry(name: str, type_name: str, **facts: Any) -> StrategyInfo:
-    """An entry whose file is called as it is."""
+    """An entry whose module has the same name."""
     return StrategyInfo(name, f"mergesearch.search.strategies.{name}", type_name, **facts)
 
 
@@ -69,21 +74,22 @@ _ALL = (
     _entry(
         "cma_es",
         "CmaEs",
-        summary="adapts a Gaussian to where good merges lie; larger populations after restarts and "
-        "under noise",
+        summary="adapts a Gaussian to where good merges lie, with larger populations after "
+        "restarts and under noise",
         source="Hansen 2016, The CMA Evolution Strategy: A Tutorial (pycma)",
-        when="the default for one objective",
+        when="for one objective; the default above 32 dimensions",
         dims=(2, 2000),
         budget="100 or more",
     ),
     _entry(
         "quadratic",
         "Quadratic",
-        summary="a quadratic model in a trust region proposes beside CMA-ES, while it predicts",
+        summary="lets a quadratic model in a trust region propose beside CMA-ES while it predicts "
+        "well",
         source="Powell 2006, The NEWUOA software for unconstrained optimization without "
         "derivatives",
-        when="one objective, up to some 16 dimensions or noisy losses; otherwise about as good as "
-        "cma_es",
+        when="for one objective in up to 32 dimensions, where it is the default; it beats cma_es "
+        "in up to some 16 dimensions or with noisy losses",
         dims=(1, 64),
         budget="50 or more",
         most=256,
@@ -91,9 +97,11 @@ _ALL = (
     _entry(
         "m2n2",
         "M2n2",
-        summary="an archive of merges that compete for items; children join two at a split point",
+        summary="keeps an archive of merges that compete for items; children join two at a split "
+        "point",
         source="Abrantes 2025, Competition and Attraction Improve Model Fusion (2508.16204)",
-        when="experts with complementary skills, per-item scores, thousands of cheap trials",
+        when="for experts with complementary skills, with per-item scores and thousands of cheap "
+        "trials",
         dims=(2, None),
         budget="500 or more",
         space="segments",
@@ -101,8 +109,8 @@ _ALL = (
     _entry(
         "medsamix",
         "MedSaMix",
-        summary="a random forest proposes a method for every layer group; Hyperband on items, a "
-        "front by ParEGO",
+        summary="lets a random forest propose a method for every layer group, with Hyperband on "
+        "items and ParEGO for several objectives",
         source="Yang 2025, MedSAMix: A Training-Free Model Merging Approach (2508.11032)",
         when="when it is not known which operator suits which layers",
         objectives="any",
@@ -114,9 +122,9 @@ _ALL = (
     _entry(
         "evo_merging",
         "EvoMerging",
-        summary="two chained CMA-ES stages: how much of each adapter to keep, then signed scales",
+        summary="chains two CMA-ES stages: how much of each adapter to keep, then signed scales",
         source="Chen 2025, Black-box Model Merging for Language-Model-as-a-Service (2509.12951)",
-        when="pools of LoRA adapters, many of which may be useless or harmful",
+        when="for pools of LoRA adapters, many of which may be useless or harmful",
         dims=(2, 200),
         budget="500 or more",
         space="product",
@@ -124,7 +132,7 @@ _ALL = (
     _entry(
         "nevergrad",
         "Nevergrad",
-        summary="an optimizer of nevergrad by name, NGOpt by default",
+        summary="runs an optimizer of nevergrad by name, NGOpt by default",
         source="Rapin 2018, Nevergrad: a gradient-free optimization platform (nevergrad)",
         when="to compare with a method that nevergrad has; NGOpt and CMA suit short budgets",
         dims=(1, 299),
@@ -135,11 +143,12 @@ _ALL = (
     _entry(
         "optuna",
         "OptunaSampler",
-        summary="a sampler of Optuna by name, TPE by default; tpe, gp, nsga2 and nsga3 search for "
-        "a front too",
+        summary="runs a sampler of Optuna by name, TPE by default; tpe, gp, nsga2 and nsga3 can "
+        "search for a front",
         source="Akiba 2019, Optuna: a next-generation hyperparameter optimization framework "
         "(optuna)",
-        when="sampler: gp with few, smooth coefficients and costly trials; else to compare",
+        when="with `sampler: gp` for few, smooth coefficients and costly trials; otherwise to "
+        "compare",
         objectives="any",
         dims=(1, 32),
         budget="50 or more; gp up to 500",
@@ -149,11 +158,11 @@ _ALL = (
     _entry(
         "lorahub",
         "LoraHub",
-        summary="the preset of LoraHub: NGOpt in [-1.5, 1.5] from 0, with a penalty on large "
+        summary="runs NGOpt as in LoraHub: in [-1.5, 1.5] from 0, with a penalty on large "
         "coefficients",
         source="Huang 2023, LoraHub: efficient cross-task generalization via dynamic LoRA "
         "composition (2307.13269)",
-        when="few-shot composition of adapters, one coefficient each",
+        when="for few-shot composition of adapters with one coefficient each",
         dims=(1, 299),
         budget="40 or more",
         preset={"granularity": "task", "bounds": (-1.5, 1.5), "start": 0.0},
@@ -161,9 +170,9 @@ _ALL = (
     _entry(
         "pcb_es",
         "PcbEs",
-        summary="the preset of PCB-merging with evolution: NGOpt in [0.8, 1.3] from 1",
+        summary="runs NGOpt as in PCB-merging with evolution: in [0.8, 1.3] from 1",
         source="Du 2024, Parameter competition balancing for model merging (2410.02396)",
-        when="with the operator pcb, one coefficient each",
+        when="with `operator: pcb` and one coefficient for each expert",
         dims=(1, 299),
         budget="100 or more",
         preset={"granularity": "task", "bounds": (0.8, 1.3), "start": 1.0},
@@ -171,8 +180,8 @@ _ALL = (
     _entry(
         "pso",
         "ParticleSwarm",
-        summary="particles start at base, experts and merges of them, and are drawn to the best "
-        "places",
+        summary="moves particles from base, experts and merges of them towards the best known "
+        "points",
         source="Zhang 2025, PSO-Merging: merging models based on particle swarm optimization "
         "(2508.19839)",
         when="as a baseline without a model of the losses",
@@ -181,17 +190,17 @@ _ALL = (
     _entry(
         "model_swarms",
         "ModelSwarms",
-        summary="particles drawn to the best places, pushed from the worst, brought back when they "
-        "stray",
+        summary="moves particles towards the best points and away from the worst, and brings back "
+        "those that stray",
         source="Feng 2024, Model Swarms: collaborative search to adapt LLM experts (2410.11163)",
-        when="to compare with the paper; it comes near an optimum and no nearer",
+        when="to compare with the paper; it comes near an optimum but does not converge to it",
         budget="100 or more",
     ),
     _entry(
         "evogm",
         "EvoGm",
-        summary="rounds of evolution, whose best merges are directions of the next; no learned "
-        "proposals",
+        summary="evolves merges in rounds whose best merges are directions of the next, without "
+        "learned proposals",
         source="EvoGM 2026, evolutionary generative merging (2605.29295), in its style",
         when="to compare with evolution along whole merges rather than single coefficients",
         budget="100 or more",
@@ -202,7 +211,8 @@ _ALL = (
         summary="models every objective by a quadratic, and measures the predicted front where it "
         "adds most volume",
         source="Li 2024, MAP: model merging with amortized Pareto fronts (2406.07529)",
-        when="the default for several objectives in few dimensions; trials that are expensive",
+        when="for several objectives in few dimensions with expensive trials, where it is the "
+        "default",
         objectives="several",
         dims=(1, 128),
         budget="10 d or more, best (d + 1)(d + 2)",
@@ -213,10 +223,10 @@ _ALL = (
     _entry(
         "bayesian_map",
         "BayesianMap",
-        summary="MAP whose design follows rays from the base to where each objective's model errs "
-        "most",
+        summary="runs MAP with a design along rays from the base to where each objective's model "
+        "errs most",
         source="Li 2024, MAP: model merging with amortized Pareto fronts (2406.07529)",
-        when="up to six coefficients, objectives that are rough in places",
+        when="for up to six coefficients and objectives that are rough in some regions",
         objectives="several",
         dims=(2, 6),
         budget="50 or more",
@@ -230,7 +240,8 @@ _ALL = (
         summary="merges pairs of models by a MAP of two coefficients until one is left, then "
         "searches around it",
         source="Li 2024, MAP: model merging with amortized Pareto fronts (2406.07529)",
-        when="many experts, one coefficient each, and one compromise wanted rather than a front",
+        when="for many experts with one coefficient each, when one compromise is wanted rather "
+        "than a front",
         objectives="several",
         dims=(2, 64),
         budget="25 for every expert or more",
@@ -243,7 +254,7 @@ _ALL = (
         "Nsga2",
         summary="evolves a population by dominance and crowding, one result at a time",
         source="Deb 2002, A fast and elitist multiobjective genetic algorithm: NSGA-II (pymoo)",
-        when="two or three objectives, many dimensions",
+        when="for two or three objectives in many dimensions",
         objectives="several",
         budget="200 or more",
     ),
@@ -252,7 +263,7 @@ _ALL = (
         "Nsga3",
         summary="evolves a population towards reference directions, one result at a time",
         source="Deb 2014, An evolutionary many-objective optimization algorithm: NSGA-III (pymoo)",
-        when="four objectives or more",
+        when="for four objectives or more",
         objectives="several",
         budget="200 or more",
     ),
@@ -262,17 +273,17 @@ _ALL = (
         summary="evolves a population by the volume that each member adds",
         source="Beume 2007, SMS-EMOA: multiobjective selection based on dominated hypervolume "
         "(pymoo)",
-        when="two to four objectives (six at most), many dimensions",
+        when="for two to four objectives, six at most, in many dimensions",
         objectives="several",
         budget="200 or more",
     ),
     _entry(
         "cma_parego",
         "CmaParEgo",
-        summary="several CMA-ES side by side, each with its own weighting of the objectives",
+        summary="runs several CMA-ES side by side, each with its own weighting of the objectives",
         source="Knowles 2006, ParEGO: a hybrid algorithm with on-line landscape approximation "
         "(pycma)",
-        when="several objectives, many dimensions",
+        when="for several objectives in many dimensions",
         objectives="several",
         dims=(2, 2000),
         budget="100 for every weighting (five for two objectives)",
@@ -280,29 +291,31 @@ _ALL = (
     _entry(
         "adamerging",
         "AdaMerging",
-        summary="Adam on the coefficients, by gradients of the entropy on unlabelled items or of "
-        "another loss",
+        summary="moves the coefficients by Adam along gradients of the entropy on unlabelled "
+        "items, or of another loss",
         source="Yang 2024, AdaMerging: Adaptive Model Merging for Multi-Task Learning (2310.02575)",
-        when="many coefficients, a loss with gradients; with operator: ties it is AdaMerging++",
+        when="for many coefficients and a loss with gradients; with `operator: ties` it is "
+        "AdaMerging++",
         budget="20 or more, of 25 steps each",
         preset={"granularity": "tensor", "bounds": (0.0, 1.0), "start": 0.3},
     ),
     _entry(
         "expert_merging",
         "ExpertMerging",
-        summary="AdamW on logits of the coefficients, by the alignment of the merge to the experts",
+        summary="moves logits of the coefficients by AdamW to align the merge with the experts",
         source="Zhang 2025, Expert Merging: Model Merging with Unsupervised Expert Alignment "
         "(2509.25712)",
-        when="unlabelled items of each expert's domain, and an alignment evaluator",
+        when="for unlabelled items of each expert's domain, with an alignment evaluator",
         budget="5 or more, of 10 steps each",
         preset={"granularity": "tensor", "bounds": (0.0, 1.0), "start": 0.1},
     ),
     _entry(
         "expert_merging_pp",
         "ExpertMergingPp",
-        summary="Expert Merging, refined in chunks of the tensors that change most",
-        source="Zhang 2025, Expert Merging: ... and Importance-Guided Layer Chunking (2509.25712)",
-        when="as expert_merging, where a few large tensors carry most of the change",
+        summary="runs Expert Merging, then refines it in chunks of the tensors that change most",
+        source="Zhang 2025, Expert Merging: Model Merging with Unsupervised Expert Alignment and "
+        "Importance-Guided Layer Chunking (2509.25712)",
+        when="like expert_merging, when a few large tensors carry most of the change",
         budget="10 or more, of 10 steps each",
         preset={"granularity": "chunk", "bounds": (0.0, 1.0), "start": 0.1},
     ),
@@ -313,40 +326,42 @@ _ALL = (
         "hull",
         source="Chen 2025, FW-Merging: Scaling Model Merging with Frank-Wolfe Optimization "
         "(2503.12649)",
-        when="large pools of experts, some of them irrelevant, and a loss with gradients",
+        when="for large pools of experts, some of them irrelevant, and a loss with gradients",
         budget="10 or more",
         preset={"granularity": "tensor", "bounds": (0.0, 1.0)},
     ),
     _entry(
         "gradient_warm_cma",
         "GradientWarmCma",
-        summary="a few gradient steps of a smooth loss, then CMA-ES from there on what is measured",
+        summary="takes a few gradient steps of a smooth loss, then runs CMA-ES from there on what "
+        "is measured",
         source="Hansen 2016 (pycma) after Kingma 2015, Adam: a method for stochastic optimization",
-        when="an objective without gradients, such as accuracy, beside a loss that has some",
+        when="for an objective without gradients, such as accuracy, beside a loss that has "
+        "gradients",
         dims=(2, 2000),
         budget="100 or more",
     ),
     _entry(
         "portfolio",
         "Portfolio",
-        summary="several strategies take turns and share one log",
+        summary="lets several strategies take turns and share one log",
         source="Gomes 2001, Algorithm portfolios",
-        when="when it is not known which strategy suits",
+        when="when it is not known which strategy suits the problem",
         objectives="any",
         budget="100 for every member",
     ),
     _entry(
         "sobol",
         "Sobol",
-        summary="scrambled Sobol points, denser near the start",
+        summary="tries scrambled Sobol points, denser near the start",
         source="Owen 1998, Scrambling Sobol' and Niederreiter-Xing points (scipy)",
-        when="the baseline to beat",
+        when="as the baseline that a search must beat",
         budget="any",
     ),
 )
 
 
-#: The name under which a rule chooses (:mod:`mergesearch.search.strategies.auto`).
+#: The name that lets a rule choose (:mod:`mergesearch.search.strategies.auto`).
 AUTO = "auto"
 
 

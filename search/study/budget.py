@@ -1,9 +1,8 @@
-"""What a study may spend, and what it has spent: trials, evaluations of items, seconds, hours of
-workers.
+"""The budget of a study: trials, evaluations of items, seconds, and hours of workers.
 
 Trials and evaluations are counted when a trial is asked, failures in full, so that no study ever
-exceeds them; what a trial that was stopped early has left is given back. Time is known when a trial
-ends: a study stops asking once it is spent, and finishes what is in flight. Re-evaluations on
+exceeds them; evaluations that a stopped trial did not need are given back. Time is known when a
+trial ends: a study stops asking once it is spent, and running trials finish. Re-evaluations on
 validation and test items are not counted.
 """
 
@@ -16,18 +15,18 @@ from dataclasses import dataclass
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.spec.sections import BudgetSection
 
-#: Suggestions that a strategy is told to expect when the budget is a time and nothing is known of
-#: the trials yet.
+#: Number of suggestions that a strategy expects when the budget is a time and no trial has been
+#: timed yet.
 UNKNOWN = 1000
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What trials have cost.
+    """The cost of trials.
 
     Attributes:
-        trials: Asked, whatever became of them.
-        evaluations: Items that they were asked to be evaluated on, or to take gradients on.
+        trials: Number of trials, finished or not.
+        evaluations: Number of items that they are evaluated on or take gradients on.
         seconds: Wall time in which at least one ran; breaks between sessions do not count.
         worker_hours: Time of all workers on finished trials, in hours.
     """
@@ -39,11 +38,11 @@ class Spent:
 
 
 def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> Spent:
-    """What the trials of a log have cost.
+    """The cost of the trials of a log.
 
     Args:
         records: Every trial.
-        cost: Evaluations of a trial on so many items (None: all).
+        cost: Number of items (None: all) -> evaluations of a trial on them.
     """
     return Spent(
         trials=len(records),
@@ -54,9 +53,7 @@ def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> 
 
 
 def busy_seconds(records: Iterable[TrialRecord]) -> float:
-    """Seconds in which at least one trial ran: the union of their spans; breaks between sessions do
-    not count.
-    """
+    """Seconds in which at least one trial ran; breaks between sessions do not count."""
     spans = sorted(
         (r.finished - sum(r.seconds.values()), r.finished) for r in records if r.finished
     )
@@ -74,8 +71,9 @@ class BudgetTracker:
     Args:
         section: What may be spent.
         records: The log's own list of trials, which grows as the study goes on.
-        cost: Evaluations of a trial on so many items (None: all); constant during a study.
-        reserve: Whole trials kept back for what follows the search.
+        cost: Number of items (None: all) -> evaluations of a trial on them; constant during a
+            study.
+        reserve: Number of whole trials kept back for the recommendation after the search.
         clock: Seconds that only ever grow.
     """
 
@@ -107,29 +105,32 @@ class BudgetTracker:
         return self._costs[item_count]
 
     def release(self) -> None:
-        """Spend what was kept back on the search after all."""
+        """Give the reserve to the search."""
         self._reserve = 0
 
-    def note_end(self, record: TrialRecord) -> None:
-        """A trial has ended."""
+    def add_finished(self, record: TrialRecord) -> None:
+        """Count the time of a finished trial, and give back evaluations that it did not need."""
         self._worker_seconds += sum(record.seconds.values())
         if record.stopped is not None and record.number < self._counted:
             self._evaluations -= self.cost(record.item_count) - self.cost(record.stopped)
 
     def allows(self, item_count: int | None = 1, gradient_items: int = 0) -> bool:
-        """Whether a trial on ``item_count`` items, and ``gradient_items`` for gradients, may be
-        asked; by default whether any trial may.
+        """Whether one more trial may be asked.
+
+        Args:
+            item_count: Items that it is evaluated on (None: all); by default the smallest trial.
+            gradient_items: Items that its gradient steps read.
         """
         for record in self._records[self._counted :]:
             self._evaluations += self.cost(record.evaluated) + record.gradient_items
         self._counted = len(self._records)
         section = self._section
-        kept = self._reserve
+        reserve = self._reserve
         evaluations = (
-            self._evaluations + self.cost(item_count) + gradient_items + kept * self.cost(None)
+            self._evaluations + self.cost(item_count) + gradient_items + reserve * self.cost(None)
         )
         return (
-            (section.trials is None or self._counted + 1 + kept <= section.trials)
+            (section.trials is None or self._counted + 1 + reserve <= section.trials)
             and (section.evaluations is None or evaluations <= section.evaluations)
             and (
                 section.seconds is None
@@ -139,19 +140,19 @@ class BudgetTracker:
         )
 
     def expected(self, slots: int) -> int:
-        """Suggestions that the time will allow, as far as can be told from the anchors; at least 1.
+        """Number of suggestions that the time allows, by the time of the anchors; at least 1.
 
         Args:
-            slots: Trials that run at a time.
+            slots: Number of trials that run at a time.
         """
-        ended = [
+        durations = [
             sum(r.seconds.values()) for r in self._records if r.kind == "anchor" and r.finished
         ]
-        each = sum(ended) / len(ended) if ended else 0.0
-        if not each:
+        mean = sum(durations) / len(durations) if durations else 0.0
+        if not mean:
             return UNKNOWN
         seconds = self._section.seconds
         hours = self._section.worker_hours
-        limits = [] if seconds is None else [slots * seconds / each]
-        limits += [] if hours is None else [3600 * hours / each]
+        limits = [] if seconds is None else [slots * seconds / mean]
+        limits += [] if hours is None else [3600 * hours / mean]
         return max(int(min(limits)), 1)

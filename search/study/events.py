@@ -1,4 +1,4 @@
-"""events."""
+"""What a running study announces to its observers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Event:
 
     Attributes:
         kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation
-            ended), ``workers`` (where they are, and what became of them), ``metrics`` (where they
-            are served), ``warning``.
-        text: The phase's or split's name, or what there is to say.
-        record: The trial concerned.
+            ended), ``workers`` (where they are, started or lost), ``metrics`` (where they are
+            served), ``warning``.
+        text: Name of the phase or split, else a message.
+        record: The trial that the event is about.
         done, total: Progress within the phase.
     """
 

@@ -1,7 +1,7 @@
 """Stopping by Ctrl-C or SIGTERM: first gracefully, then at once.
 
-The first signal stops asking; trials that run may finish and are recorded. A second signal, or the
-end of the grace, interrupts whatever runs: that, too, loses nothing that was told.
+After the first signal no trial begins; running trials may finish and are recorded. A second signal,
+or the end of the grace period, interrupts whatever runs: no recorded result is lost then either.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from typing import Any, NoReturn
 
 
 class GracefulStop:
-    """Whether the study is to stop asking."""
+    """A request to stop the study once its running trials have finished.
+
+    Attributes:
+        requested: Whether the study is to start no more trials.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -22,10 +26,10 @@ class GracefulStop:
     def on_signals(
         self, seconds: float, notify: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """While inside, SIGINT and SIGTERM drain; main thread only.
+        """While inside, SIGINT and SIGTERM request a stop; main thread only.
 
         Args:
-            seconds: How long trials that run may take to finish; 0 interrupts at once.
+            seconds: How long running trials may take to finish; 0 interrupts at once.
             notify: Called at the first signal.
         """
 

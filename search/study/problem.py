@@ -1,22 +1,20 @@
-"""problem."""
+"""What a strategy is told: the problem, anchors as results, and losses that count bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from mergesearch.search.front import Normaliser, to_losses
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.strategies.base import Problem, TrialResult
-from mergesearch.search.study.early_stopping import told_losses
 
 
 def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
-    """The scale of the objectives: the anchors' range, or losses as they are where no anchor was
-    measured.
-    """
+    """The scale of the objectives: the anchors' range, or none where no anchor was measured."""
     anchors = [r for r in records if r.kind == "anchor" and r.state == "complete"]
     losses = [to_losses(record.values, plan.objectives) for record in anchors]
     if not losses:
@@ -28,11 +26,14 @@ def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
 def study_problem(
     plan: Plan, records: Sequence[TrialRecord], normaliser: Normaliser, budget: int
 ) -> Problem:
-    """What the strategy is told: the box, the anchors in it, and the best of them as the place to
-    begin.
+    """The problem that a strategy is told: the box, the anchors in it, and where to begin.
+
+    It begins at the best anchor, unless the study takes its start from another run.
     """
     anchors = [
-        anchor for record in records if (anchor := _known(plan, record, normaliser)) is not None
+        anchor
+        for record in records
+        if (anchor := _anchor_result(plan, record, normaliser)) is not None
     ]
     start = plan.space.start if plan.begin is None else plan.begin
     if anchors and plan.begin is None:
@@ -41,8 +42,45 @@ def study_problem(
     return plan.problem(normaliser, budget, start, tuple(anchors))
 
 
-def _known(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult | None:
-    """An anchor as a strategy sees it, or None for what the box does not hold."""
+def trial_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult:
+    """A finished search trial as its strategy is told it."""
+    assert record.suggestion is not None
+    assert record.point is not None
+    values = record.estimates or record.values
+    losses = None
+    if values:
+        losses = to_losses(values, plan.objectives)
+        losses = penalised_losses(losses, record.violations, normaliser)
+    return TrialResult(
+        id=record.suggestion,
+        point=record.point,
+        losses=losses,
+        items={} if record.stopped is not None else dict(record.items),
+        evaluated=record.item_count,
+        gradient_result=record.gradient_result,
+        estimated=record.stopped,
+    )
+
+
+def penalised_losses(
+    losses: npt.NDArray[np.float64], violations: Mapping[str, float], normaliser: Normaliser
+) -> npt.NDArray[np.float64]:
+    """Losses ``(objectives,)`` of a trial, worse than the worst anchor's where it misses a bound.
+
+    The more it misses, the worse they are (Deb 2000, "An efficient constraint handling method for
+    genetic algorithms": any trial that keeps the bounds is better than any that does not, and of
+    those the one that misses less is better).
+    """
+    missed = sum(max(value, 0.0) for value in violations.values())
+    if not missed:
+        return losses
+    low = normaliser.low
+    high = normaliser.high
+    return np.asarray(np.maximum(losses, high) + (high - low) * missed)
+
+
+def _anchor_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult | None:
+    """An anchor as a strategy is told it; None where the space does not hold it."""
     if (
         record.kind != "anchor"
         or record.state != "complete"
@@ -52,5 +90,6 @@ def _known(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResu
     point = plan.space.encode(record.recipe.field)
     if point is None or bool(np.any((point < plan.space.lower) | (point > plan.space.upper))):
         return None
-    losses = told_losses(to_losses(record.values, plan.objectives), record.violations, normaliser)
+    losses = to_losses(record.values, plan.objectives)
+    losses = penalised_losses(losses, record.violations, normaliser)
     return TrialResult(None, point, losses, dict(record.items))

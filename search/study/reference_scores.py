@@ -1,4 +1,4 @@
-"""reference_scores."""
+"""Comparison of the measured parents with the reference scores that the study declares."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from mergesearch.evaluators import Objective
 from mergesearch.search.record.trial_record import TrialRecord
 
+#: Half width of a 95 % interval in standard errors.
+Z95 = 1.96
+
 
 def reference_mismatches(
     records: Sequence[TrialRecord],
     objectives: Sequence[Objective],
     declared: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Parents that do not score as their reference scores say, beyond noise."""
+    """Messages on parents that differ from their reference scores by more than noise."""
     lines = []
     for record in records:
         known = (
@@ -29,12 +32,7 @@ def reference_mismatches(
             if abs(value - known[objective.name]) > Z95 * error + 1e-9:
                 lines.append(
                     f"{record.name}: {objective.name} is {value:.4g} ± {error:.2g} on search "
-                    "items, its reference "
-                    f"score says {known[objective.name]:.4g}; are prompt, chat template and "
-                    "few-shot examples the same?"
+                    f"items, its reference score says {known[objective.name]:.4g}; are prompt, "
+                    "chat template and few-shot examples the same?"
                 )
     return lines
-
-
-#: Half width of a 95 % interval in standard errors.
-Z95 = 1.96

@@ -1,18 +1,113 @@
-"""replay."""
+"""Replay: a freshly seeded strategy is brought to where the record stands.
+
+The record holds when each trial was asked and told, so repeating its asks and tells in that order
+gives the strategy the state that it had.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+
+import numpy as np
+
+from mergesearch.merging import ReplayError
+from mergesearch.search.front import Normaliser
+from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion
+from mergesearch.search.study.asking import item_count_of
+from mergesearch.search.study.problem import trial_result
+from mergesearch.search.workers.gradient_steps import GradientSteps
 
 #: How far a replayed point may lie from the recorded one, relative to the range of its coordinate.
 REPLAY_TOLERANCE = 1e-9
 
 
-def _one_blas_thread() -> AbstractContextManager[object]:
-    """Linear algebra of strategies on one thread: with more, the bits depend on their number, and
-    so would replay.
+class Replay:
+    """Repeats the recorded asks and tells of a study.
 
-    Torch brings a library of its own, which this does not touch.
+    Args:
+        plan: The study.
+        normaliser: Scale of the objectives.
+        items: Number of search items.
+        trust_log: Go on from the recorded points even where replay does not reproduce them.
+    """
+
+    def __init__(self, plan: Plan, normaliser: Normaliser, items: int, *, trust_log: bool) -> None:
+        self._plan = plan
+        self._normaliser = normaliser
+        self._items = items
+        self._trust_log = trust_log
+
+    def run(
+        self, strategy: Strategy, problem: Problem, records: Sequence[TrialRecord]
+    ) -> dict[int, GradientSteps]:
+        """Repeat the recorded interleaving of asks and tells.
+
+        Args:
+            strategy: Freshly seeded; afterwards it is where the record stands.
+            problem: What it was told of the study.
+            records: Search trials, by number.
+
+        Returns:
+            Trial number -> its gradient steps, for trials that are still running.
+
+        Raises:
+            ReplayError: If the strategy does not ask the recorded points.
+        """
+        gradient_steps: dict[int, GradientSteps] = {}
+        asks = deque(records)
+        tells = sorted(
+            (record for record in records if record.tell_index is not None),
+            key=lambda record: record.tell_index or 0,
+        )
+        width = np.maximum(problem.upper - problem.lower, np.finfo(float).tiny)
+        for told in range(len(tells) + 1):
+            while asks and asks[0].tells_at_ask == told:
+                record = asks.popleft()
+                suggestions = strategy.ask(1)
+                self._check(record, suggestions, width)
+                steps = suggestions[0].gradient_steps if suggestions else None
+                if steps is not None and record.state == "running":
+                    gradient_steps[record.number] = steps
+            if told < len(tells):
+                strategy.tell([trial_result(self._plan, tells[told], self._normaliser)])
+        if asks:
+            raise ReplayError(
+                f"trial {asks[0].number} was asked after {asks[0].tells_at_ask} results, the log "
+                "holds fewer"
+            )
+        return gradient_steps
+
+    def _check(self, record: TrialRecord, suggestions: list[Suggestion], width: Point) -> None:
+        """Refuse suggestions that are not the recorded trial, unless the log is trusted."""
+        if self._trust_log or self._same(record, suggestions, width):
+            return
+        raise ReplayError(
+            f"trial {record.number}: expected the recorded point, replay gave another; the log was "
+            "written by other versions or on another machine (see environment.json); `mergesearch "
+            "run --trust-log` goes on from the record"
+        )
+
+    def _same(self, record: TrialRecord, suggestions: list[Suggestion], width: Point) -> bool:
+        assert record.point is not None
+        return (
+            len(suggestions) == 1
+            and suggestions[0].id == record.suggestion
+            and item_count_of(suggestions[0], self._items) == record.item_count
+            and bool(
+                np.all(np.abs(suggestions[0].point - record.point) <= REPLAY_TOLERANCE * width)
+            )
+        )
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Run a strategy's linear algebra on one thread.
+
+    With more threads the bits depend on their number, and so would replay. Torch brings a library
+    of its own, which this does not touch.
     """
     import scipy.linalg  # noqa: F401  # the limit reaches libraries that are loaded
     from threadpoolctl import threadpool_limits

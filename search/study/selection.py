@@ -1,8 +1,8 @@
-"""The honest choice of a winner.
+"""Choice of the winner on items that the search has not seen.
 
 The best of many noisy scores is partly luck (the optimism gap), so the search's own scores only
-nominate: a few leaders and every anchor are re-evaluated on validation items, the best of those
-wins, and is reported once on test items. Anchors compete too, so a winner is never worse than the
+nominate: a few leaders and every anchor are re-evaluated on validation items, and the best of them
+wins and is reported once on test items. Anchors compete too, so a winner is never worse than the
 best anchor on the items that decide.
 """
 
@@ -28,13 +28,16 @@ def choose_leaders(
     count: int,
     confidence: float = 0.0,
 ) -> list[int]:
-    """Trials worth a re-evaluation: the strategy's recommendation, then up to ``count`` of the
-    best.
+    """Nominate trials: the strategy's recommendation, then up to ``count`` of the best.
 
-    With one objective the best scores; with several the best weighted sum, the best of each
-    objective, and the members that add most hypervolume. A score counts less ``confidence``
-    standard errors, so that of equals the one that is known better comes first. Trials of the same
-    merge are counted once; those that miss a bound only where no trial keeps them all.
+    With one objective these have the best scores; with several they are the best weighted sum, the
+    best of each objective, and the members that add most hypervolume. ``confidence`` standard
+    errors are taken off each score, so that of equal scores the one that is known better comes
+    first. Trials of the same merge are counted once; trials that miss a bound are nominated only
+    where no trial keeps them all.
+
+    Returns:
+        Numbers of the trials.
     """
     distinct: dict[str, TrialRecord] = {}
     for record in records:
@@ -62,15 +65,15 @@ def choose_winner(
     weights: npt.NDArray[np.float64],
     normaliser: Normaliser,
 ) -> int | None:
-    """The trial with the best weighted sum of validation values; of equals the earliest, so anchors
-    first.
+    """Number of the trial with the best weighted sum of validation values; None without scores.
 
-    Trials that miss a bound win only where all do, and then the one that misses least.
+    Of equals the earliest wins, so anchors come first. Trials that miss a bound win only where all
+    do, and then the one that misses least.
     """
     if not scores:
         return None
-    kept = sorted(number for number in scores if scores[number].feasible)
-    numbers = kept or [
+    feasible = sorted(number for number in scores if scores[number].feasible)
+    numbers = feasible or [
         min(sorted(scores), key=lambda number: max(scores[number].violations.values()))
     ]
     losses = np.array([to_losses(scores[number].values, objectives) for number in numbers])
@@ -83,8 +86,9 @@ def preferred(
     preference: Mapping[str, float],
     normaliser: Normaliser,
 ) -> TrialRecord | None:
-    """The trial of the front with the best weighted sum of objectives, each in units of the
-    anchors' range.
+    """The trial of the front with the best weighted sum of objectives.
+
+    Each objective is in units of the anchors' range.
 
     Args:
         records: Every trial.
@@ -92,24 +96,24 @@ def preferred(
         preference: Importance by objective; those that are not named weigh nothing.
         normaliser: Scale of the objectives.
     """
-    members = {*front_numbers(records, objectives)}
-    front = [record for record in records if record.number in members]
-    if not front:
+    numbers = {*front_numbers(records, objectives)}
+    members = [record for record in records if record.number in numbers]
+    if not members:
         return None
     weights = np.array([preference.get(objective.name, 0.0) for objective in objectives])
-    losses = np.array([to_losses(record.values, objectives) for record in front])
-    return front[int(np.argmin(normaliser.scalarise(losses, weights / weights.sum())))]
+    losses = np.array([to_losses(record.values, objectives) for record in members])
+    return members[int(np.argmin(normaliser.scalarise(losses, weights / weights.sum())))]
 
 
 def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> dict[str, float]:
-    """``NAME=WEIGHT`` pairs as they are typed.
+    """Parse ``NAME=WEIGHT`` pairs.
 
     Raises:
         InputError: If a name is not one of the objectives, a weight is not a number, or all are
             zero.
     """
     names = [objective.name for objective in objectives]
-    found = {}
+    preference = {}
     for pair in pairs:
         name, _, text = pair.rpartition("=")
         try:
@@ -121,10 +125,10 @@ def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> d
                 f"--prefer {pair}: expected NAME=WEIGHT with a name among {names} and a weight "
                 "from 0 on"
             )
-        found[name] = weight
-    if not any(found.values()):
+        preference[name] = weight
+    if not any(preference.values()):
         raise InputError(f"--prefer: expected a positive weight for at least one of {names}")
-    return found
+    return preference
 
 
 def front_numbers(

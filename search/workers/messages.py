@@ -1,4 +1,4 @@
-"""messages."""
+"""Messages between driver and workers: tasks, outcomes, and what a worker is built from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 NODE_CACHE = "node"
 
 
-#: Why a trial has no values: weights or scores not finite; an exception; the worker died (twice).
+#: Why a trial has no values: weights or scores that are not finite, an exception, or a worker that
+#: died twice.
 FailureKind = Literal["infeasible", "error", "lost"]
 
 
@@ -36,12 +37,12 @@ class Task:
         id: Chosen by the driver.
         recipe: The merge.
         split: Which items.
-        items: The first so many of them; None: all, 0: none.
+        items: Number of items to evaluate on, the first ones; None: all, 0: none.
+        point: Position of the recipe in the space ``(dim,)``, for gradient steps.
+        gradient_steps: Gradients to take and follow after the evaluation.
         references: Values of other models that objectives are relative to; None while those are
             measured.
-        watch: Rule that may stop the evaluation early.
-        point: Where the recipe is in the space ``(dim,)``, for gradient steps.
-        gradient_steps: Gradients to take and follow after the evaluation.
+        early_stop_rule: Rule that may stop the evaluation early.
     """
 
     id: str
@@ -51,12 +52,12 @@ class Task:
     point: npt.NDArray[np.float64] | None = None
     gradient_steps: GradientSteps | None = None
     references: References | None = field(default_factory=dict)
-    watch: EarlyStopRule | None = None
+    early_stop_rule: EarlyStopRule | None = None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no measurement; ``detail`` is the traceback for errors."""
+    """The reason why a task has no measurement; ``detail`` is the traceback of an error."""
 
     kind: FailureKind
     message: str
@@ -65,18 +66,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back for a task: a measurement and the result of its gradient steps, or a failure,
-    and where the seconds went.
+    """The result of a task: a measurement or a failure.
 
     Attributes:
         task: Id of the task.
-        measurement: On all items that were asked for, or on those until it was stopped.
-        failure: Why there is none.
-        seconds: Of ``merge``, ``evaluate``, ``descend``, ``overhead``.
+        measurement: On all items of the task, or on those until a rule stopped it.
+        failure: The reason why there is no measurement.
+        seconds: Time of ``merge``, ``evaluate``, ``descend`` (gradient steps) and ``overhead``.
         worker: Host and process that ran it.
         gradient_result: The result of its gradient steps.
-        rungs: Items -> values, at every stage of a watched evaluation.
-        stopped: Items until a rule stopped it; None where none did.
+        rungs: Items -> values, at every stage of the early stop rule.
+        stopped: Number of items after which a rule stopped it; None where none did.
         cpu_share: CPU time of the worker over wall time; above 1 with several threads.
     """
 
@@ -93,18 +93,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything a worker is built from; small, and travels once.
+    """Everything that a worker is built from; small, and sent once.
 
     Attributes:
-        template: The study's recipe; its sources and layout are those of every task, its operator
-            that of nearly all.
+        template: The study's recipe; every task has its sources and layout, and nearly every task
+            its operator.
         evaluators: The ``evaluators`` section of the resolved study, with absolute paths.
-        arenas: Folder of the shared arena files of this host; :data:`NODE_CACHE` for the host's
-            own.
+        arenas: Folder of the arena files that workers of a host share; :data:`NODE_CACHE` for the
+            host's own.
         threads: Threads for merging and evaluation on CPU.
         device: ``cpu`` or ``cuda``.
         shards: GPUs over which the model is spread.
-        space: What points mean, for strategies that follow gradients.
+        space: Meaning of points, for strategies that follow gradients.
     """
 
     template: Recipe

@@ -1,16 +1,12 @@
-"""node_cache."""
+"""The folder in which a node of a cluster keeps prepared weights."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mergesearch.merging import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def node_cache_folder() -> Path:
@@ -19,10 +15,10 @@ def node_cache_folder() -> Path:
 
 
 def node_cache() -> Path:
-    """:func:`node_cache_folder`, made where it is missing.
+    """:func:`node_cache_folder`, created if it is missing.
 
     Raises:
-        InputError: If somebody else owns it: what lies there is taken for this study's own weights.
+        InputError: If somebody else may write there: its files are taken for this study's weights.
     """
     path = node_cache_folder()
     path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -31,8 +27,7 @@ def node_cache() -> Path:
     if owner != os.getuid() or mode:
         raise InputError(
             f"workers.cache: expected {path.parent} to be this user's alone, found owner {owner} "
-            f"and mode {mode:o} for "
-            "others; remove it or set workers.cache"
+            f"and mode {mode:o} for others; remove it or set workers.cache"
         )
     path.mkdir(exist_ok=True)
     return path

@@ -1,4 +1,4 @@
-"""One trial: combine, evaluate, measure. Also the messages between driver and workers."""
+"""One trial in a worker: combine weights, evaluate, take gradient steps."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """A resident model and the evaluators; runs tasks one after the other.
+    """Runs tasks one after the other on a resident model and its evaluators.
 
-    Everything is re-attached from the spec, so a restarted worker is the same worker.
+    Everything is built from the spec, so a restarted worker is the same worker.
+
+    Args:
+        spec: What to build.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -60,9 +63,7 @@ class Worker:
             self._merged.enable_gradient()
 
     def run(self, task: Task) -> Outcome:
-        """Combine, evaluate, measure, descend. Never raises: what goes wrong becomes the outcome's
-        failure.
-        """
+        """Run a task; an exception becomes the failure of its outcome."""
         started = time.perf_counter()
         cpu = time.process_time()
         seconds = {"merge": 0.0, "evaluate": 0.0}
@@ -72,10 +73,10 @@ class Worker:
         rungs: Mapping[int, Mapping[str, float]] = {}
         stopped: int | None = None
         try:
-            watched = self._measure(task, seconds)
-            measurement = watched.measurement
-            rungs = watched.rungs
-            stopped = watched.stopped
+            staged = self._measure(task, seconds)
+            measurement = staged.measurement
+            rungs = staged.rungs
+            stopped = staged.stopped
             if task.gradient_steps is not None:
                 gradient_result = self._take_gradient_steps(task, task.gradient_steps, seconds)
         except NonFiniteError as error:
@@ -83,27 +84,26 @@ class Worker:
             failure = Failure("infeasible", str(error))
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
-            # The record is kept, shown and sent: what an evaluator's error says of its surroundings
-            # is not for it.
+            # The record is kept, shown and sent, so secrets in an evaluator's error stay out of it.
             measurement = None
             failure = Failure("error", redact(text), redact(traceback.format_exc()))
         wall = time.perf_counter() - started
         seconds["overhead"] = wall - sum(seconds.values())
         share = (time.process_time() - cpu) / max(wall, 1e-9)
         return Outcome(
-            task.id,
-            measurement,
-            failure,
-            seconds,
-            self._name,
-            gradient_result,
-            rungs,
-            stopped,
-            share,
+            task=task.id,
+            measurement=measurement,
+            failure=failure,
+            seconds=seconds,
+            worker=self._name,
+            gradient_result=gradient_result,
+            rungs=rungs,
+            stopped=stopped,
+            cpu_share=share,
         )
 
     def routed(self, recipe: Recipe) -> Any:
-        """The merge of a recipe that depends on its input; of use until the next task."""
+        """The merge of a recipe that depends on its input; valid until the next task."""
         from mergesearch.evaluators.routing.routed import RoutedEvaluator
 
         assert isinstance(self._evaluator, RoutedEvaluator)
@@ -111,7 +111,7 @@ class Worker:
         return self._evaluator.routed(Candidate(recipe, model, self._merged))
 
     def _measure(self, task: Task, seconds: dict[str, float]) -> StagedMeasurement:
-        """What the evaluators say of the task's merge; nothing where no item is asked for."""
+        """Evaluate the task's merge, in the stages of its early stop rule; empty for no items."""
         if task.items == 0:
             return StagedMeasurement(Measurement({}), {}, None)
         model = self._combine(task.recipe, seconds)
@@ -124,9 +124,11 @@ class Worker:
 
         before = time.perf_counter()
         try:
-            watch = NeverStop(()) if task.watch is None or task.items is not None else task.watch
+            rule = task.early_stop_rule
+            if rule is None or task.items is not None:
+                rule = NeverStop(())
             return measure_in_stages(
-                lambda items: evaluate(task.items if items is None else items), watch
+                lambda items: evaluate(task.items if items is None else items), rule
             )
         finally:
             seconds["evaluate"] = time.perf_counter() - before
@@ -134,15 +136,16 @@ class Worker:
     def _take_gradient_steps(
         self, task: Task, gradient_steps: GradientSteps, seconds: dict[str, float]
     ) -> GradientResult:
-        """Walk on from the task's point; every step merges, runs backwards, and takes the
-        coefficients' gradient.
+        """Take gradient steps from the task's point.
+
+        Every step merges, runs backwards, and takes the gradient of the coefficients.
         """
         space = self._spec.space
-        rule = gradient_steps.rule
+        config = gradient_steps.config
         assert space is not None
         assert task.point is not None
         before = time.perf_counter()
-        merging = seconds["merge"]
+        merged_before = seconds["merge"]
 
         def loss_and_gradient_at(
             point: npt.NDArray[np.float64], batch: Batch
@@ -151,21 +154,21 @@ class Worker:
             model = self._combine(recipe, seconds)
             if self._merged is not None:
                 self._merged.clear_gradient()
-            slope = self._evaluator.backward(Candidate(recipe, model), batch, rule.weights)
-            found = slope.field
-            if found is None:
+            result = self._evaluator.backward(Candidate(recipe, model), batch, config.weights)
+            gradient = result.field
+            if gradient is None:
                 assert self._merged is not None
                 measure = (
-                    self._merged.gradient if rule.measure == "gradient" else self._merged.cosines
+                    self._merged.gradient if config.measure == "gradient" else self._merged.cosines
                 )
-                found = measure(recipe.field)
-            return slope.loss, space.pull_back(point, found)
+                gradient = measure(recipe.field)
+            return result.loss, space.pull_back(point, gradient)
 
         try:
             return take_gradient_steps(gradient_steps, task.point, loss_and_gradient_at)
         finally:
-            merged = seconds["merge"] - merging
-            seconds["descend"] = time.perf_counter() - before - merged
+            merging = seconds["merge"] - merged_before
+            seconds["descend"] = time.perf_counter() - before - merging
 
     def _combine(self, recipe: Recipe, seconds: dict[str, float]) -> Any:
         """The resident model with the recipe's weights, or None for problems without a model."""
@@ -181,8 +184,9 @@ class Worker:
         return self._merged.model
 
     def _write(self, merged: MergedModel, recipe: Recipe) -> None:
-        """Merge into the resident model; an anchor of another operator is merged from its sources,
-        without arenas.
+        """Write a merge into the resident model.
+
+        An anchor of another operator has no arenas and is merged from its sources.
         """
         from mergesearch.merging.family.family import open_family
         from mergesearch.merging.in_memory import merge_stream
@@ -196,13 +200,18 @@ class Worker:
         experts = family.experts
         layout = family.layout
         tensors = merge_stream(
-            base, experts, recipe.operator, recipe.options, recipe.field, layout, family.treatment
+            base, experts, recipe.operator, recipe.options, recipe.field, layout, family.special
         )
         merged.write_tensors(tensors)
 
     def _check_finite(self, measurement: Measurement, whole: bool) -> None:
-        """Without references, objectives that need some are not known; the means must be finite all
-        the same.
+        """Refuse values that are not finite.
+
+        Objectives that are relative to references have no finite value while those are measured
+        (``whole`` is False); their means serve instead.
+
+        Raises:
+            NonFiniteError: If a value is not finite.
         """
         for name in self._names:
             if not math.isfinite(measurement.values[name]) and (whole or not measurement.means):

@@ -1,9 +1,8 @@
-"""The problem on which the contract of strategies is checked, at any dimension and for every kind
-of space.
+"""The problems on which the contract of strategies is checked, in every kind of space.
 
-A strategy that searches a space of its own (``Entry.space``) has a maker here, so that it meets the
-contract in that space; the makers' ``dim`` is a wish, the space has the nearest dimension that it
-can have.
+A strategy that searches a space of its own (``StrategyInfo.space``) has a maker here, so that it
+meets the contract in that space; the makers' ``dim`` is a wish, the space has the nearest dimension
+that it can have.
 """
 
 from __future__ import annotations
@@ -63,15 +62,16 @@ def box(dim: int, objectives: int = 1) -> Problem:
         scale=np.tile([0.0, 1.0], (objectives, 1)),
         weights=np.full(objectives, 1 / objectives),
         signs=np.ones(objectives),
-        names=tuple(f"f{place}" for place in range(objectives)),
+        names=tuple(f"f{index}" for index in range(objectives)),
         items=20,
-        differentiable=tuple(f"f{place}" for place in range(objectives)),
+        differentiable=tuple(f"f{index}" for index in range(objectives)),
     )
 
 
 def segments(dim: int, objectives: int = 1) -> Problem:
-    """Fields of one or two directions with random weights; the anchors of :func:`make_problem` are
-    constant fields.
+    """Fields of one or two directions with random weights.
+
+    The anchors of :func:`make_problem` are constant fields.
     """
     directions = min(dim, 2)
     most = max((dim + 1) // (directions + 1), 1)
@@ -95,8 +95,9 @@ def segments(dim: int, objectives: int = 1) -> Problem:
 
 
 def mixed(dim: int, objectives: int = 1) -> Problem:
-    """Methods for groups of blocks of two experts at random angles; a group has 22 dimensions, or 8
-    with one part.
+    """Methods for groups of blocks of two experts at random angles.
+
+    A group has 22 dimensions, or 8 with one part.
     """
     parts = ("self_attn.q_proj", "mlp.up_proj", "norm") if dim > 8 else ("mlp.up_proj",)
     names = [
@@ -140,18 +141,18 @@ def make_problem(name: str, dim: int, objectives: int = 1) -> Problem:
     """The problem for a strategy, with three anchors: the start, and two others in the box."""
     problem = MAKERS[STRATEGIES[name].space](dim, objectives)
     others = [problem.start + share * (problem.upper - problem.start) for share in (0.0, 0.4, 0.8)]
-    anchors = tuple(told(point, problem) for point in others)
+    anchors = tuple(result_at(point, problem) for point in others)
     return replace(problem, anchors=anchors)
 
 
 def losses(point: Point, objectives: int = 1) -> np.ndarray:
     """A smooth bowl for each objective."""
     return np.array(
-        [float(np.mean((point - 0.2 - 0.1 * place) ** 2)) for place in range(objectives)]
+        [float(np.mean((point - 0.2 - 0.1 * index) ** 2)) for index in range(objectives)]
     )
 
 
-def told(
+def result_at(
     point: Point, problem: Problem, id: int | None = None, *, failed: bool = False
 ) -> TrialResult:
     """The result at a point, with a loss for each item."""
@@ -165,16 +166,17 @@ def told(
 
 
 def gradient_result(suggestion: Suggestion, problem: Problem) -> GradientResult | None:
-    """What a worker would make of a suggestion's descent: exact gradients, with noise that depends
-    on the batch.
+    """What a worker returns for a suggestion's gradient steps.
+
+    Gradients are exact, with noise that depends on the batch.
     """
     gradient_steps = suggestion.gradient_steps
     if gradient_steps is None:
         return None
 
     def loss_and_gradient_at(point: Point, batch: Batch) -> tuple[float, np.ndarray]:
-        weights = np.array([gradient_steps.rule.weights.get(name, 0.0) for name in problem.names])
-        centres = np.array([0.2 + 0.1 * place for place in range(problem.objectives)])
+        weights = np.array([gradient_steps.config.weights.get(name, 0.0) for name in problem.names])
+        centres = np.array([0.2 + 0.1 * index for index in range(problem.objectives)])
         exact = weights @ (2 * (point - centres[:, None]) / max(point.size, 1))
         noise = np.random.default_rng([batch.seed, batch.number]).standard_normal(point.size)
         return float(weights @ losses(point, problem.objectives)), exact + 0.3 * noise / max(

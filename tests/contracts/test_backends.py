@@ -75,7 +75,8 @@ class TestBackendContract:
         reference = Worker(spec(Path(), faults={"nan": 0.2, "error": 0.2}))
         kinds = set()
         for number in range(24):
-            expected, outcome = reference.run(task(number)), outcomes[str(number)]
+            expected = reference.run(task(number))
+            outcome = outcomes[str(number)]
             if expected.measurement is not None:
                 assert outcome.measurement is not None
                 assert outcome.measurement.values == expected.measurement.values

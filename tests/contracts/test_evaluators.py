@@ -1,5 +1,6 @@
-"""The evaluator contract. To add an evaluator: put its section in ``sections``; it is tested here
-without more.
+"""The evaluator contract, which every section in ``sections`` is tested against.
+
+To add an evaluator, add its section there and a row to ``CASES``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from tests.evaluators.items import (
     token_splits,
 )
 from tests.evaluators.language import lm_section, make_tasks
-from tests.evaluators.test_segmentation import pico_sam, stored
-from tests.evaluators.test_segmentation import splits as masks
+from tests.evaluators.masks import pico_sam, stored
+from tests.evaluators.masks import splits as masks
 from tests.evaluators.texts import make_tokenizer, text_folder, text_llama
 
 CASES = {
@@ -150,7 +151,7 @@ def texts(kind: str, **options: Any) -> dict[str, Any]:
 
 
 def program() -> dict[str, Any]:
-    """One that scores items by the coefficients that it is told."""
+    """A program that scores items by the coefficients of the recipe."""
     code = (
         "import json, sys; r = json.load(sys.stdin); n = {'search': 6, 'validation': 5, 'test': "
         "4}[r['split']];"
@@ -219,12 +220,12 @@ def evaluator(case: str, folder: Path) -> Evaluator:
 
 def candidates(evaluator: Evaluator, model: Any) -> list[Candidate]:
     points = np.random.default_rng(0).random((3, 4)).tolist()
-    found = [
+    made = [
         candidate_at(point, model if evaluator.model_class is not None else None)
         for point in points
     ]
     base = Source("base", str(FOLDER / "base"))
-    return [replace(candidate, recipe=replace(candidate.recipe, base=base)) for candidate in found]
+    return [replace(candidate, recipe=replace(candidate.recipe, base=base)) for candidate in made]
 
 
 def assert_same(one: Measurement, two: Measurement) -> None:
@@ -332,19 +333,19 @@ class TestEvaluatorContract:
                 assert gaps.max() < 1e-5
             smaller = larger
 
-    def test_items_may_be_asked_for_by_place(self, evaluator: Evaluator, model: Any) -> None:
+    def test_items_may_be_asked_for_by_index(self, evaluator: Evaluator, model: Any) -> None:
         if not evaluator.selects or "items" not in evaluator.provides:
             return
         candidate = candidates(evaluator, model)[0]
         whole = evaluator.evaluate(candidate, "search")
-        places = np.array([0, 2, 3])
-        some = evaluator.evaluate(candidates(evaluator, model)[0], "search", places)
-        assert set(some.weights) == set(some.places) == set(evaluator.additive)
+        indices = np.array([0, 2, 3])
+        some = evaluator.evaluate(candidates(evaluator, model)[0], "search", indices)
+        assert set(some.weights) == set(some.item_indices) == set(evaluator.additive)
         for name in evaluator.additive:
             if whole.items[name].size == evaluator.size("search"):
-                np.testing.assert_array_equal(some.places[name], places)
+                np.testing.assert_array_equal(some.item_indices[name], indices)
             np.testing.assert_allclose(
-                some.items[name], whole.items[name][some.places[name]], atol=1e-5
+                some.items[name], whole.items[name][some.item_indices[name]], atol=1e-5
             )
             assert some.weights[name] @ some.items[name] == pytest.approx(
                 some.values[name], abs=1e-9
@@ -355,19 +356,19 @@ class TestEvaluatorContract:
             pytest.skip("there are no items")
         candidate = candidates(evaluator, model)[0]
         measured = [evaluator.evaluate(candidate, split) for split in SPLITS]
-        said = [
+        answers = [
             (m.values, {name: scores.tolist() for name, scores in m.items.items()})
             for m in measured
         ]
-        for place in range(3):
-            assert said[place] != said[place - 1]
+        for index in range(3):
+            assert answers[index] != answers[index - 1]
 
     def test_other_candidates_score_otherwise(self, evaluator: Evaluator) -> None:
         maker = MAKERS.get(evaluator.model_class or "", lambda seed: None)
         models = [maker(seed) for seed in (0, 1)]
         base = Source("base", str(FOLDER / "base"))
         recipes = [
-            replace(candidate_at([0.2 + place / 2] * 4).recipe, base=base) for place in (0, 1)
+            replace(candidate_at([0.2 + index / 2] * 4).recipe, base=base) for index in (0, 1)
         ]
         one, two = (
             evaluator.evaluate(Candidate(recipe, model), "search").values

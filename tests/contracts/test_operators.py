@@ -1,5 +1,4 @@
-"""The contract of every operator: what it declares about itself holds, on tensors of every shape
-and dtype.
+"""The contract of every operator: its declarations hold for tensors of all shapes and dtypes.
 
 A new member of ``OPERATORS`` runs through all of it; see ``CONTRIBUTING.md`` for the steps.
 Identities that an operator does not declare must fail, and are so documented.
@@ -102,13 +101,12 @@ class Case:
         return self.operator.complete({**required, **self.hyperparameters})
 
     def defaults(self, family: Family) -> list[float]:
-        options, count = self.options(family[1]), len(family[1])
+        options = self.options(family[1])
+        count = len(family[1])
         return [self.operator.default(count, options)] * self.operator.directions(count, options)
 
     def coefficients(self, family: Family, values: Sequence[float]) -> list[float]:
-        """The values, one per expert, as coefficients: the largest for every direction where
-        experts are fused.
-        """
+        """The values, one per expert, as coefficients; their maximum if experts are fused."""
         directions = self.operator.directions(len(family[1]), self.options(family[1]))
         return (
             list(values)[:directions]
@@ -265,7 +263,8 @@ def zero_vector(case: Case, seed: int) -> bool:
     if not case.fits(case.experts + 1):
         return False
     base, experts = make_family(case.experts, seed=seed)
-    family, padded = (base, experts), (base, [*experts, base.map(lambda _, t: t, "idle")])
+    family = (base, experts)
+    padded = (base, [*experts, base.map(lambda _, t: t, "idle")])
     without = merged(case, family, case.coefficients(family, VALUES))
     return (
         distance(merged(case, padded, case.coefficients(padded, [*VALUES, 0.7])), without)

@@ -1,5 +1,4 @@
-"""The strategy contract. To add a strategy: put it in ``STRATEGIES``; it is tested here without
-another line.
+"""The contract of strategies, on every entry of ``STRATEGIES``.
 
 Every member must pass at every dimension below, or refuse one with a clear :class:`InputError`.
 """
@@ -15,11 +14,13 @@ import pytest
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, TrialResult
 from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
-from tests.contracts.problems import CASES, gradient_result, make_problem, told
+from tests.contracts.problems import CASES, gradient_result, make_problem, result_at
 
 DIMENSIONS = [1, 2, 7, 40, 300, 2000]
 #: Asks and tells of a test; fewer where one takes long.
-STEPS, SLOW_STEPS, SLOW = 30, 12, ("medsamix", "optuna")
+STEPS = 30
+SLOW_STEPS = 12
+SLOW = ("medsamix", "optuna")
 
 
 def make(name: str, options: dict, problem: Problem, seed: int = 3) -> Strategy:
@@ -47,8 +48,8 @@ def default_objectives(name: str) -> int:
 
 
 def result(suggestion: Suggestion, problem: Problem, *, failed: bool = False) -> TrialResult:
-    """What a study would tell of a suggestion, items as asked."""
-    whole = told(suggestion.point, problem, suggestion.id, failed=failed)
+    """The result that a study would tell for a suggestion, on the items that it asks for."""
+    whole = result_at(suggestion.point, problem, suggestion.id, failed=failed)
     if not failed:
         whole = replace(whole, gradient_result=gradient_result(suggestion, problem))
     if suggestion.items is None or failed:
@@ -108,7 +109,8 @@ class TestStrategyContract:
 
     def test_asking_for_several_equals_asking_one_by_one(self, name: str, options: dict) -> None:
         problem = self.problem(name, 6)
-        together, single = make(name, options, problem), make(name, options, problem)
+        together = make(name, options, problem)
+        single = make(name, options, problem)
         for _ in range(6):
             batch = together.ask(4)
             singles = [single.ask(1)[0] for _ in range(4)]
@@ -134,7 +136,8 @@ class TestStrategyContract:
         assert np.array_equal(self._trace(name, options, problem), reference)
 
     def _trace(self, name: str, options: dict, problem: Problem, seed: int = 3) -> np.ndarray:
-        strategy, asked = make(name, options, problem, seed), []
+        strategy = make(name, options, problem, seed)
+        asked = []
         for _ in range(steps(name) + 10):
             asked += strategy.ask(1)
             strategy.tell([result(asked[-1], problem)])
@@ -144,8 +147,9 @@ class TestStrategyContract:
     def test_replay_of_an_asynchronous_run_is_exact(
         self, name: str, options: dict, dim: int
     ) -> None:
-        """Results out of order, some failed, some of others, up to seven outstanding: same calls,
-        same points.
+        """The same calls give the same points.
+
+        Results are out of order, some failed, some of others, with up to seven outstanding.
         """
         rng = np.random.default_rng(0)
         problem = self.problem(name, dim)
@@ -179,7 +183,7 @@ class TestStrategyContract:
                 if problem.space is None
                 else problem.start
             )
-            strategy.tell([told(other, problem)])
+            strategy.tell([result_at(other, problem)])
             suggestion = strategy.ask(1)[0]
             strategy.tell([result(suggestion, problem)])
 
@@ -195,7 +199,7 @@ class TestStrategyContract:
         problem = self.problem(name, 4)
         if problem.space is not None:
             pytest.skip("its space always has more than one point")
-        anchors = tuple(told(problem.lower, problem) for _ in range(2))
+        anchors = tuple(result_at(problem.lower, problem) for _ in range(2))
         point = replace(
             problem, upper=problem.lower, start=problem.lower, budget=5, anchors=anchors
         )
@@ -212,7 +216,7 @@ class TestStrategyContract:
         upper = problem.upper.copy()
         upper[2] = problem.lower[2]
         anchors = tuple(
-            told(np.minimum(anchor.point, upper), problem) for anchor in problem.anchors
+            result_at(np.minimum(anchor.point, upper), problem) for anchor in problem.anchors
         )
         fixed = replace(
             problem, upper=upper, start=np.minimum(problem.start, upper), anchors=anchors

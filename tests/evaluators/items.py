@@ -1,6 +1,4 @@
-"""Items and a model of a few thousand parameters for the tests of the evaluators: real files,
-milliseconds.
-"""
+"""Items in real files and models of a few thousand parameters for the tests of the evaluators."""
 
 from __future__ import annotations
 
@@ -14,7 +12,9 @@ from mergesearch.evaluators import Candidate, Evaluator
 from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
 from mergesearch.merging import Field, Recipe, Source
 
-LABELS, SIDE, TOKENS = 4, 8, 20
+LABELS = 4
+SIDE = 8
+TOKENS = 20
 DOMAINS = ("day", "night")
 
 
@@ -48,8 +48,8 @@ def columns(count: int, seed: int, *, side: int = SIDE) -> dict[str, Any]:
     return {
         "pixels": generator.standard_normal((count, side, side)).astype("float32").tolist(),
         "label": generator.integers(0, LABELS, count).tolist(),
-        "domain": [DOMAINS[place % 2] for place in range(count)],
-        "id": [f"{seed}-{place}" for place in range(count)],
+        "domain": [DOMAINS[index % 2] for index in range(count)],
+        "id": [f"{seed}-{index}" for index in range(count)],
     }
 
 
@@ -113,8 +113,9 @@ def pico_llama(seed: int = 0, **options: Any) -> Any:
 
 
 def token_splits(count: int = 8) -> dict[str, dict[str, Any]]:
-    """Sequences of 3 to 9 tokens, disjoint in the three splits; in ``labels`` the first two tokens
-    do not count.
+    """Sequences of 3 to 9 tokens, disjoint in the three splits.
+
+    In ``labels`` the first two tokens do not count.
     """
     splits = {}
     for seed, name in enumerate(("search", "validation", "test")):
@@ -125,16 +126,14 @@ def token_splits(count: int = 8) -> dict[str, dict[str, Any]]:
         splits[name] = {
             "input_ids": ids,
             "labels": [[-100, -100, *row[2:]] for row in ids],
-            "domain": [DOMAINS[place % 2] for place in range(count)],
-            "id": [f"{seed}-{place}" for place in range(count)],
+            "domain": [DOMAINS[index % 2] for index in range(count)],
+            "id": [f"{seed}-{index}" for index in range(count)],
         }
     return splits
 
 
 def pico_vit(seed: int = 0) -> Any:
-    """A ViT of two blocks of width 16, with weights that make its answers differ from item to
-    item.
-    """
+    """A ViT of two blocks of width 16, whose weights make its answers differ between items."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 

@@ -1,6 +1,4 @@
-"""A real tokenizer, small language models and local lm_eval tasks for the tests: real files, no
-download.
-"""
+"""A tokenizer, small language models and lm_eval tasks in local files for the tests."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ def make_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
 
 def sentence(rng: np.random.Generator, count: int = 6) -> list[str]:
     """Random words."""
-    return [WORDS[place] for place in rng.integers(len(WORDS), size=count)]
+    return [WORDS[index] for index in rng.integers(len(WORDS), size=count)]
 
 
 def text_llama(seed: int = 0, **options: Any) -> Any:
@@ -75,7 +73,7 @@ def documents(count: int, seed: int) -> dict[str, list[Any]]:
     rng = np.random.default_rng([seed, 7])
     rows = [sentence(rng, int(rng.integers(3, 9))) for _ in range(count)]
     return {
-        "prompt": [" ".join(row) + f" {seed}{place}" for place, row in enumerate(rows)],
+        "prompt": [" ".join(row) + f" {seed}{index}" for index, row in enumerate(rows)],
         "choices": [[" ".join(sentence(rng, n)) for n in (1, 2, 3, 2)] for _ in range(count)],
         "answer": rng.integers(0, 4, count).tolist(),
         "target": [" ".join(sentence(rng, 2)) for _ in range(count)],
@@ -86,8 +84,10 @@ def documents(count: int, seed: int) -> dict[str, list[Any]]:
 
 
 def make_tasks(folder: Path, count: int = 12) -> Path:
-    """A datasets folder and task files of every output type below ``folder``; returns that of the
-    task files.
+    """Write data and task files of every output type below ``folder``.
+
+    Returns:
+        The folder of the task files.
     """
     import yaml
 
@@ -152,5 +152,5 @@ def lm_section(folder: Path, *tasks: str | dict[str, Any], **options: Any) -> di
         {"splits": by_split()} | ({"task": task} if isinstance(task, str) else task)
         for task in tasks
     ]
-    places = {"include_path": str(folder / "tasks"), "tokenizer": str(folder / "tokenizer")}
-    return {"kind": "lm_eval", "tasks": listed, "batch_size": 5} | places | options
+    paths = {"include_path": str(folder / "tasks"), "tokenizer": str(folder / "tokenizer")}
+    return {"kind": "lm_eval", "tasks": listed, "batch_size": 5} | paths | options

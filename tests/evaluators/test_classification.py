@@ -1,6 +1,4 @@
-"""Classification: the same figures as a plain loop over items, and data that are refused before
-they are used.
-"""
+"""Classification gives the figures of a plain loop over items, and refuses bad data early."""
 
 from __future__ import annotations
 
@@ -20,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergesearch.evaluators import SPLITS, Candidate, Evaluator, Measurement
-from mergesearch.evaluators.objectives import Metric, reduce_metric, score_domains
+from mergesearch.evaluators.objectives import Metric
+from mergesearch.evaluators.reduction import reduce_metric, score_domains
 from mergesearch.evaluators.spec.evaluators import parse_evaluators
 from mergesearch.merging import InputError, NonFiniteError
 from tests.evaluators.items import (
@@ -37,14 +36,14 @@ from tests.evaluators.items import (
 )
 
 RECIPE = recipe_at([0.0])
-ACCURACY, LOSS = {"metric": "accuracy"}, {"metric": "cross_entropy"}
+ACCURACY = {"metric": "accuracy"}
+LOSS = {"metric": "cross_entropy"}
 
 
 def plain_loop(model: Any, table: dict[str, Any]) -> dict[str, npt.NDArray[np.float64]]:
-    """Accuracy and cross-entropy of each item, one image at a time, the loss from its
-    definition.
-    """
-    right, losses = [], []
+    """Accuracy and cross-entropy of each item, one image at a time, by their definitions."""
+    right = []
+    losses = []
     for pixels, label in zip(table["pixels"], table["label"], strict=True):
         with torch.no_grad():
             logits = model(pixel_values=torch.tensor(pixels)[None, None]).logits[0].double()
@@ -88,23 +87,24 @@ class TestScores:
         self, model: Any, data: Path, metric: str, worst: Any
     ) -> None:
         table = three_splits()["search"]
-        scores, place = plain_loop(model, table)[metric], np.array(table["domain"])
-        means = {name: scores[place == name].mean() for name in DOMAINS}
+        scores = plain_loop(model, table)[metric]
+        domains = np.array(table["domain"])
+        means = {name: scores[domains == name].mean() for name in DOMAINS}
         assert means["day"] != means["night"]
         cases = {
-            "day": ({"domains": ["day"]}, means["day"], place == "day"),
-            "night": ({"domains": ["night"]}, means["night"], place == "night"),
+            "day": ({"domains": ["day"]}, means["day"], domains == "day"),
+            "night": ({"domains": ["night"]}, means["night"], domains == "night"),
             "both": (
                 {"domains": ["night", "day"]},
                 (means["day"] + means["night"]) / 2,
-                place != "",
+                domains != "",
             ),
             "worst": (
                 {"reduce": "worst"},
                 worst(means.values()),
-                place == worst(means, key=means.__getitem__),
+                domains == worst(means, key=means.__getitem__),
             ),
-            "worst day": ({"reduce": "worst", "domains": ["day"]}, means["day"], place == "day"),
+            "worst day": ({"reduce": "worst", "domains": ["day"]}, means["day"], domains == "day"),
         }
         objectives = [
             {"metric": metric, "name": name, **options} for name, (options, _, _) in cases.items()
@@ -135,12 +135,13 @@ class TestScores:
         assert measured.errors["cross_entropy"] == pytest.approx(expected, rel=1e-12)
 
     def test_every_domain_weighs_the_same_however_many_items_it_has(self) -> None:
-        scores, place = np.array([1.0, 1.0, 1.0, 0.0]), np.array(["day", "day", "day", "night"])
-        found = reduce_metric(Metric(), score_domains(scores, place))
-        assert (found.value, found.error) == (0.5, 0.0)
-        np.testing.assert_array_equal(found.items, scores)
-        assert found.weights is not None
-        assert found.weights @ found.items == pytest.approx(0.5)
+        scores = np.array([1.0, 1.0, 1.0, 0.0])
+        domains = np.array(["day", "day", "day", "night"])
+        result = reduce_metric(Metric(), score_domains(scores, domains))
+        assert (result.value, result.error) == (0.5, 0.0)
+        np.testing.assert_array_equal(result.items, scores)
+        assert result.weights is not None
+        assert result.weights @ result.items == pytest.approx(0.5)
 
     @given(
         scores=st.lists(st.floats(0, 10), min_size=4, max_size=40),
@@ -151,16 +152,18 @@ class TestScores:
     def test_the_worst_domain_is_no_better_than_the_mean(
         self, scores: list[float], metric: Any, seed: int
     ) -> None:
-        place = np.array([f"d{number % 3}" for number in range(len(scores))])
+        domains = np.array([f"d{number % 3}" for number in range(len(scores))])
         array = np.array(scores)
-        by_domain = score_domains(array, place)
+        by_domain = score_domains(array, domains)
         mean, worst = (
             reduce_metric(Metric(None, metric, None, how), by_domain).value
             for how in ("mean", "worst")
         )
         assert worst <= mean + 1e-12 if metric == "accuracy" else worst >= mean - 1e-12
         order = np.random.default_rng(seed).permutation(len(scores))
-        again = reduce_metric(Metric(None, metric), score_domains(array[order], place[order])).value
+        again = reduce_metric(
+            Metric(None, metric), score_domains(array[order], domains[order])
+        ).value
         assert again == pytest.approx(mean, abs=1e-12)
 
     def test_batch_size_does_not_matter(self, model: Any, data: Path) -> None:
@@ -174,7 +177,8 @@ class TestScores:
             assert parts.values == pytest.approx(whole.values, abs=1e-6)
 
     def test_scores_follow_the_weights_in_place(self, data: Path) -> None:
-        model, other = pico_vit(0), pico_vit(1)
+        model = pico_vit(0)
+        other = pico_vit(1)
         evaluator = opened(classification(data, LOSS))
         before = measure(evaluator, model)
         with torch.no_grad():
@@ -185,7 +189,8 @@ class TestScores:
 
     def test_items_take_the_type_of_the_model(self, model: Any, data: Path) -> None:
         evaluator = opened(classification(data, LOSS))
-        full, half = measure(evaluator, model), measure(evaluator, copy.deepcopy(model).bfloat16())
+        full = measure(evaluator, model)
+        half = measure(evaluator, copy.deepcopy(model).bfloat16())
         np.testing.assert_allclose(
             half.items["cross_entropy"], full.items["cross_entropy"], atol=0.5
         )
@@ -286,10 +291,8 @@ class TestFolders:
         save(tmp_path / "data", three_splits(), shards=3)
         assert len(list((tmp_path / "data" / "search").glob("*.arrow"))) == 3
         section = classification("data", LOSS)
-        one, many = (
-            measure(opened(section, folder=data.parent), model),
-            measure(opened(section, folder=tmp_path), model),
-        )
+        one = measure(opened(section, folder=data.parent), model)
+        many = measure(opened(section, folder=tmp_path), model)
         np.testing.assert_array_equal(one.items["cross_entropy"], many.items["cross_entropy"])
 
     def test_other_names_of_splits_and_columns(
@@ -445,10 +448,10 @@ class TestRefused:
 
         side = 64  # large enough for an abbreviated printout to leave out the middle
         splits = three_splits(2, side=side)
-        for place, table in enumerate(splits.values()):
+        for number, table in enumerate(splits.values()):
             for row, image in enumerate(table["pixels"]):
                 table["pixels"][row] = np.zeros_like(image).tolist()
-                table["pixels"][row][side // 2][side // 2] = 1.0 + 2 * place + row
+                table["pixels"][row][side // 2][side // 2] = 1.0 + 2 * number + row
         types = {"label": Value("int64"), "domain": Value("string"), "id": Value("string")}
         features = Features(pixels=Array2D((side, side), "float32"), **types) if typed else None
         save(tmp_path / "data", splits, features)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mergesearch.evaluators import command
+from mergesearch.evaluators import program as program_module
 from mergesearch.merging import InputError, MergesearchError, NonFiniteError
 from tests.evaluators.items import build, candidate_at, opened, pico_llama
 from tests.evaluators.texts import bound_llama, make_tokenizer
@@ -72,9 +72,9 @@ class TestAnswers:
 
     def test_errors_and_several_objectives_in_their_order(self) -> None:
         both = [{"name": "a", "direction": "maximize"}, {"name": "b", "direction": "minimize"}]
-        found = answer(says(values={"b": 2, "a": 1}, errors={"b": 0.5}), objectives=both)
-        assert list(found.values.items()) == [("a", 1.0), ("b", 2.0)]
-        assert found.errors == {"b": 0.5}
+        result = answer(says(values={"b": 2, "a": 1}, errors={"b": 0.5}), objectives=both)
+        assert list(result.values.items()) == [("a", 1.0), ("b", 2.0)]
+        assert result.errors == {"b": 0.5}
 
     def test_items_of_a_part_and_of_a_split(self) -> None:
         program = "n = request['count'] or 5; scores = list(range(n))\n"
@@ -94,7 +94,7 @@ class TestAnswers:
         assert whole.errors["loss"] == pytest.approx(np.std(range(5)) / 5**0.5)
         part = evaluator.evaluate(candidate_at([1]), "search", 3)
         np.testing.assert_array_equal(part.items["loss"], [0, 1, 2])
-        np.testing.assert_array_equal(part.places["loss"], [0, 1, 2])
+        np.testing.assert_array_equal(part.item_indices["loss"], [0, 1, 2])
 
     def test_a_program_that_reads_nothing(self) -> None:
         silent = section("") | {"command": [sys.executable, "-c", says(values={"loss": 3})]}
@@ -121,8 +121,8 @@ class TestAnswers:
     def test_the_recipe_is_on_no_command_line(self) -> None:
         program = "words = open('/proc/self/cmdline').read() + json.dumps(dict(os.environ))\n"
         program += "digest = request['recipe']['operator']\n"
-        found = answer(program + "print(json.dumps({'values': {'loss': words.count(digest)}}))")
-        assert found.values == {"loss": 0.0}
+        result = answer(program + "print(json.dumps({'values': {'loss': words.count(digest)}}))")
+        assert result.values == {"loss": 0.0}
 
 
 class TestModel:
@@ -237,7 +237,7 @@ class TestFailures:
             )
 
     def test_too_much_output(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(command, "OUTPUT_LIMIT", 1000)
+        monkeypatch.setattr(program_module, "OUTPUT_LIMIT", 1000)
         with pytest.raises(
             MergesearchError, match="expected at most 1000 bytes of output, received more"
         ):
@@ -272,7 +272,7 @@ class TestNothingIsLeftBehind:
     def test_after_the_time_limit(
         self, tmp_path: Path, stubborn: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(command, "GRACE", 0.3)
+        monkeypatch.setattr(program_module, "GRACE", 0.3)
         program = "import signal, subprocess\n"
         program += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if stubborn else ""
         program += (

@@ -73,7 +73,8 @@ class TestComposite:
             SPHERE,
             classification(data, {"metric": "accuracy"}, {"metric": "cross_entropy"}),
         ]
-        whole, parts = opened(*sections), [opened(section) for section in sections]
+        whole = opened(*sections)
+        parts = [opened(section) for section in sections]
         candidate = candidate_at([0.1, 0.7], model)
         measured = whole.evaluate(candidate, split)
         alone = [part.evaluate(candidate, split) for part in parts]

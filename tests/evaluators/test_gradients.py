@@ -1,6 +1,4 @@
-"""Evaluators that run backwards: the gradients of the losses that they report, however a batch is
-cut.
-"""
+"""Evaluators that run backwards give the gradients of their losses, however a batch is cut."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ import torch
 from transformers import ViTForImageClassification
 
 from mergesearch.evaluators import Batch, Evaluator
-from mergesearch.evaluators.items import batch_places
+from mergesearch.evaluators.items import batch_indices
 from mergesearch.evaluators.model_items import read_items
 from mergesearch.merging import InputError, MergesearchError, NonFiniteError
 from tests.evaluators.items import (
@@ -31,7 +29,8 @@ from tests.evaluators.items import (
     token_splits,
 )
 
-TEMPERATURE, HIDDEN = 2.0, 0.3
+TEMPERATURE = 2.0
+HIDDEN = 0.3
 
 
 def section(kind: str, **options: Any) -> dict[str, Any]:
@@ -111,21 +110,21 @@ def gradient(
 
 
 def item_loss(
-    case: str, model: Any, table: dict[str, Any], place: int, folder: Path
+    case: str, model: Any, table: dict[str, Any], index: int, folder: Path
 ) -> torch.Tensor:
     """The loss of one item, from its definition."""
-    domain = table["domain"][place]
+    domain = table["domain"][index]
     if "pixels" in table:
-        inputs = {"pixel_values": torch.tensor(table["pixels"][place]).double()[None, None]}
+        inputs = {"pixel_values": torch.tensor(table["pixels"][index]).double()[None, None]}
     else:
-        inputs = {"input_ids": torch.tensor(table["input_ids"][place])[None]}
+        inputs = {"input_ids": torch.tensor(table["input_ids"][index])[None]}
     output = model(**inputs, output_hidden_states=True)
     logits = output.logits[0].reshape(-1, output.logits.shape[-1])
     p = logits.softmax(-1)
     if case == "classification":
-        return -p[0, table["label"][place]].log()
+        return -p[0, table["label"][index]].log()
     if case == "language model":
-        labels = torch.tensor(table["labels"][place])[1:]
+        labels = torch.tensor(table["labels"][index])[1:]
         return -torch.stack(
             [p[t, label].log() for t, label in enumerate(labels) if label >= 0]
         ).mean()
@@ -136,11 +135,11 @@ def item_loss(
     name = {"day": "teacher", "night": "other"}[domain] if "pixels" in table else "llama"
     kind = "AutoModelForImageClassification" if "pixels" in table else "AutoModelForCausalLM"
     with torch.no_grad():
-        said = load_model(str(folder / name), kind)(**inputs, output_hidden_states=True)
+        taught = load_model(str(folder / name), kind)(**inputs, output_hidden_states=True)
     hot, layers, weight = (TEMPERATURE, [1, 2], HIDDEN) if "pixels" in table else (1.0, [-1], 1.0)
-    told = (said.logits[0].reshape(-1, logits.shape[-1]) / hot).softmax(-1)
-    kl = hot**2 * (told * (told.log() - (logits / hot).log_softmax(-1))).sum(-1).mean()
-    squares = [((output.hidden_states[at] - said.hidden_states[at]) ** 2).mean() for at in layers]
+    expected = (taught.logits[0].reshape(-1, logits.shape[-1]) / hot).softmax(-1)
+    kl = hot**2 * (expected * (expected.log() - (logits / hot).log_softmax(-1))).sum(-1).mean()
+    squares = [((output.hidden_states[at] - taught.hidden_states[at]) ** 2).mean() for at in layers]
     return kl + weight * sum(squares) / len(squares)
 
 
@@ -153,13 +152,13 @@ def table_of(case: str) -> dict[str, Any]:
 def test_the_gradient_is_that_of_the_loss_by_its_definition(
     case: str, evaluator: Evaluator, model: Any, folder: Path
 ) -> None:
-    loss, found = gradient(evaluator, model, Batch(), {"loss": 1.0})
+    loss, result = gradient(evaluator, model, Batch(), {"loss": 1.0})
     table = table_of(case)
     means = []
     for domain in DOMAINS:
-        places = [place for place, name in enumerate(table["domain"]) if name == domain]
+        indices = [index for index, name in enumerate(table["domain"]) if name == domain]
         means.append(
-            torch.stack([item_loss(case, model, table, place, folder) for place in places]).mean()
+            torch.stack([item_loss(case, model, table, index, folder) for index in indices]).mean()
         )
     model.zero_grad()
     expected = torch.stack(means).mean()
@@ -167,7 +166,7 @@ def test_the_gradient_is_that_of_the_loss_by_its_definition(
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     assert loss == pytest.approx(expected.item(), rel=1e-9)
     torch.testing.assert_close(
-        found, torch.cat([part.ravel() for part in parts]), rtol=1e-8, atol=1e-10
+        result, torch.cat([part.ravel() for part in parts]), rtol=1e-8, atol=1e-10
     )
     measured = evaluator.evaluate(candidate_at([0.0], model), "search").values["loss"]
     assert measured == pytest.approx(loss, rel=1e-9)
@@ -198,13 +197,13 @@ def test_the_mean_over_shares_is_the_gradient_of_the_batch(
 
 
 def test_micro_batches_change_nothing(case: str, model: Any, folder: Path) -> None:
-    found = [
+    result = [
         gradient(
             opened(CASES[case] | {"batch_size": size}, folder=folder), model, Batch(), {"loss": 1.0}
         )[1]
         for size in (256, 3)
     ]
-    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(result[0], result[1], rtol=1e-8, atol=1e-11)
 
 
 def test_one_graph_at_a_time(folder: Path) -> None:
@@ -213,16 +212,18 @@ def test_one_graph_at_a_time(folder: Path) -> None:
     def peak(domains: int) -> int:
         splits = three_splits(24)
         for table in splits.values():
-            table["domain"] = [str(place % domains) for place in range(24)]
+            table["domain"] = [str(index % domains) for index in range(24)]
         evaluator = opened(
             section("entropy", data=str(save(folder / f"domains {domains}", splits))), folder=folder
         )
-        alive, most = 0, 0
+        alive = 0
+        most = 0
 
         class Held:
             def __init__(self, tensor: torch.Tensor) -> None:
                 nonlocal alive, most
-                self.tensor, self.size = tensor, tensor.numel()
+                self.tensor = tensor
+                self.size = tensor.numel()
                 alive += self.size
                 most = max(most, alive)
 
@@ -246,10 +247,8 @@ def test_only_objectives_with_a_weight_count_and_in_proportion(folder: Path) -> 
         {"name": "right", "metric": "accuracy"},
         {"name": "worst", "metric": "cross_entropy", "reduce": "worst"},
     ]
-    evaluator, model = (
-        opened(classification("data", *objectives), folder=folder),
-        pico_vit().double(),
-    )
+    evaluator = opened(classification("data", *objectives), folder=folder)
+    model = pico_vit().double()
     assert evaluator.differentiable == ("day", "both")
     parts = {name: gradient(evaluator, model, Batch(), {name: 1.0})[1] for name in ("day", "both")}
     joint = gradient(evaluator, model, Batch(), {"day": 0.25, "both": 3.0})[1]
@@ -260,7 +259,8 @@ def test_only_objectives_with_a_weight_count_and_in_proportion(folder: Path) -> 
 
 
 def test_a_loss_that_is_not_finite_stops(folder: Path) -> None:
-    evaluator, model = opened(CASES["entropy"], folder=folder), pico_vit()
+    evaluator = opened(CASES["entropy"], folder=folder)
+    model = pico_vit()
     with torch.no_grad():
         model.classifier.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError):
@@ -272,11 +272,11 @@ class TestBatches:
 
     def stream(self, batch: Batch, count: int) -> Iterator[dict[str, list[int]]]:
         for number in range(count):
-            found = batch_places(self.DOMAINS, replace(batch, number=number))
-            yield {name: places.tolist() for name, (places, _) in found.items()}
+            result = batch_indices(self.DOMAINS, replace(batch, number=number))
+            yield {name: indices.tolist() for name, (indices, _) in result.items()}
 
     def test_every_round_holds_every_item_once(self) -> None:
-        taken = [place for each in self.stream(Batch(size=2), 10) for place in each["a"]]
+        taken = [index for each in self.stream(Batch(size=2), 10) for index in each["a"]]
         members = np.flatnonzero(self.DOMAINS == "a").tolist()
         for start in range(0, 20, 5):
             assert sorted(taken[start : start + 5]) == members
@@ -286,7 +286,7 @@ class TestBatches:
         one, same, other = (list(self.stream(Batch(size=2, seed=seed), 6)) for seed in (0, 0, 1))
         assert one == same
         assert one != other
-        few = {place for each in self.stream(Batch(size=2, samples=3), 10) for place in each["a"]}
+        few = {index for each in self.stream(Batch(size=2, samples=3), 10) for index in each["a"]}
         assert len(few) == 3
 
     def test_a_small_domain_gives_all_it_has_once(self) -> None:
@@ -299,9 +299,9 @@ class TestAlignment:
         same = CASES["alignment"] | {"teachers": dict.fromkeys(DOMAINS, "teacher")}
         evaluator = opened(same, folder=folder)
         model = pico_vit(seed=5).double()
-        loss, found = gradient(evaluator, model, Batch(), {"loss": 1.0})
+        loss, result = gradient(evaluator, model, Batch(), {"loss": 1.0})
         assert abs(loss) < 1e-12
-        assert float(found.abs().max()) < 1e-9
+        assert float(result.abs().max()) < 1e-9
         assert (
             evaluator.evaluate(candidate_at([0.0], pico_vit().double()), "test").values["loss"]
             > 0.01
@@ -328,13 +328,14 @@ class TestAlignment:
 
 class TestLanguageModel:
     def test_it_is_the_loss_of_transformers_and_padding_changes_nothing(self, folder: Path) -> None:
-        model, table = pico_llama().double(), token_splits()["search"]
-        found = opened(CASES["language model"], folder=folder).evaluate(
+        model = pico_llama().double()
+        table = token_splits()["search"]
+        result = opened(CASES["language model"], folder=folder).evaluate(
             candidate_at([0.0], model), "search"
         )
-        for place, score in enumerate(found.items["loss"]):
+        for index, score in enumerate(result.items["loss"]):
             ids, labels = (
-                torch.tensor(table[name][place])[None] for name in ("input_ids", "labels")
+                torch.tensor(table[name][index])[None] for name in ("input_ids", "labels")
             )
             with torch.no_grad():
                 assert score == pytest.approx(

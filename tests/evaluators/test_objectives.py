@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergesearch.evaluators.objectives import (
-    Metric,
-    measure,
-    needed_references,
-    reduce_metric,
-    score_domains,
-)
+from mergesearch.evaluators.objectives import Metric, needed_references
+from mergesearch.evaluators.reduction import measure, reduce_metric, score_domains
 from mergesearch.merging import InputError, NonFiniteError
 
 DOMAINS = np.array(["a", "a", "a", "b", "b", "c"])
@@ -55,8 +50,8 @@ class TestReductions:
         forgetting = Metric(normalise="forgetting", domains=["a", "b"])
         assert forgetting.better == "minimize"
         references = {"base": {"accuracy/a": 0.9, "accuracy/b": 0.5}}
-        found = reduce_metric(forgetting, score_domains(SCORES, DOMAINS), references)
-        assert found.value == pytest.approx((0.9 - 2 / 3) / 2)
+        result = reduce_metric(forgetting, score_domains(SCORES, DOMAINS), references)
+        assert result.value == pytest.approx((0.9 - 2 / 3) / 2)
         worse = Metric(metric="cross_entropy", normalise="forgetting")
         risen = reduce_metric(
             worse, score_domains(SCORES[:3], DOMAINS[:3]), {"base": {"cross_entropy/a": 0.5}}
@@ -65,10 +60,10 @@ class TestReductions:
 
     @pytest.mark.parametrize("normalise", [None, "expert", "base", "chance"])
     def test_weighted_items_add_up_to_the_value(self, normalise: Any) -> None:
-        found = reduced(normalise=normalise, chance=0.1)
-        assert found.weights is not None
-        assert found.weights @ found.items == pytest.approx(found.value)
-        assert found.places.tolist() == list(range(6))
+        result = reduced(normalise=normalise, chance=0.1)
+        assert result.weights is not None
+        assert result.weights @ result.items == pytest.approx(result.value)
+        assert result.item_indices.tolist() == list(range(6))
 
     @pytest.mark.parametrize(
         "options", [{"reduce": "worst"}, {"reduce": "geometric_mean"}, {"normalise": "forgetting"}]
@@ -115,12 +110,12 @@ class TestBounds:
         return dict(measured.violations)
 
     def test_are_measured_as_what_is_missing(self) -> None:
-        found = self.violations(
+        result = self.violations(
             Metric(domains=["a"], at_least="base"),
             Metric(domains=["c"], at_least=0.6, tolerance=0.02),
             Metric(name="low", at_most=0.5),
         )
-        assert found == pytest.approx(
+        assert result == pytest.approx(
             {
                 "accuracy[a] at least base": 0.5 - 2 / 3,
                 "accuracy[c] at least 0.6": 0.08,
@@ -135,8 +130,8 @@ class TestBounds:
                 for name, score in score_domains(SCORES, DOMAINS).items()
             }
         }
-        found = self.violations(Metric(reduce="worst", at_least="base"), references=references)
-        assert found["worst accuracy at least base"] == 0
+        result = self.violations(Metric(reduce="worst", at_least="base"), references=references)
+        assert result["worst accuracy at least base"] == 0
 
 
 class TestMeasurement:
@@ -164,9 +159,12 @@ class TestMeasurement:
         scores = score_domains(SCORES[rows], DOMAINS[rows])
         from dataclasses import replace
 
-        placed = {name: replace(score, places=rows[score.places]) for name, score in scores.items()}
+        placed = {
+            name: replace(score, item_indices=rows[score.item_indices])
+            for name, score in scores.items()
+        }
         measured = measure([Metric(domains=["b", "c"])], {"accuracy": placed}, {}, {}, DOMAINS)
-        assert measured.places["accuracy[b, c]"].tolist() == [0, 2]
+        assert measured.item_indices["accuracy[b, c]"].tolist() == [0, 2]
 
     def test_references_that_are_needed_are_known_by_name(self) -> None:
         metrics = [Metric(normalise="expert", domains=["a", "c"]), Metric(at_least="base")]

@@ -1,6 +1,4 @@
-"""Segmentation: the same figures as a plain loop over masks, promptable or semantic; data that are
-refused.
-"""
+"""Segmentation gives the figures of a plain loop over masks, and refuses bad data."""
 
 from __future__ import annotations
 
@@ -14,117 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mergesearch.evaluators import SPLITS, Batch, Candidate, Evaluator, Measurement
-from mergesearch.evaluators.segmentation import (
-    object_logits,
-    overlap_scores,
-    pixel_cross_entropy,
-    resized,
-)
 from mergesearch.evaluators.spec.evaluators import EVALUATORS, parse_evaluators
 from mergesearch.merging import InputError, NonFiniteError
 from mergesearch.merging.models.loading import load_model
-from tests.evaluators.items import DOMAINS, build, opened, recipe_at, save
+from tests.evaluators.items import DOMAINS, build, opened, recipe_at
+from tests.evaluators.masks import (
+    CLASSES,
+    COUNT,
+    SIDE,
+    pico_sam,
+    pico_segformer,
+    plain_dice,
+    plain_iou,
+    splits,
+    stored,
+)
 
-SIDE, CLASSES, COUNT = 16, 3, 10
 METRICS = ("dice", "iou", "cross_entropy")
 RECIPE = recipe_at([0.0])
-
-
-def pico_sam(seed: int = 0) -> Any:
-    """A SAM of one encoder block, for grey images of 16 x 16, that answers with masks of 8 x 8."""
-    from transformers import SamConfig, SamModel
-
-    config = SamConfig(
-        vision_config={
-            "hidden_size": 16,
-            "output_channels": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_channels": 1,
-            "image_size": SIDE,
-            "patch_size": 8,
-            "window_size": 0,
-            "global_attn_indexes": [0],
-            "mlp_dim": 16,
-            "num_pos_feats": 8,
-            "initializer_range": 0.5,
-        },
-        prompt_encoder_config={
-            "hidden_size": 16,
-            "image_size": SIDE,
-            "patch_size": 8,
-            "mask_input_channels": 4,
-        },
-        mask_decoder_config={
-            "hidden_size": 16,
-            "mlp_dim": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
-        initializer_range=0.5,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return SamModel(config).eval()
-
-
-def pico_segformer(seed: int = 0) -> Any:
-    """A Segformer that gives logits of a quarter of the image's side."""
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    config = SegformerConfig(
-        num_channels=1,
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[8, 16],
-        patch_sizes=[3, 3],
-        strides=[2, 2],
-        num_attention_heads=[1, 2],
-        mlp_ratios=[2, 2],
-        decoder_hidden_size=16,
-        num_labels=CLASSES,
-        initializer_range=0.5,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return SegformerForSemanticSegmentation(config).eval()
-
-
-def columns(seed: int, count: int = COUNT) -> dict[str, Any]:
-    """Random images, boxes and masks of three classes; the domains take turns."""
-    generator = np.random.default_rng([seed, 7])
-    corner = generator.integers(0, SIDE // 2, (count, 1, 2))
-    return {
-        "pixels": generator.standard_normal((count, SIDE, SIDE)).astype("float32"),
-        "boxes": np.concatenate([corner, corner + 6], axis=2).astype("float32"),
-        "points": (corner[:, :, None] + 3).astype("float32"),
-        "mask": generator.integers(0, CLASSES, (count, SIDE, SIDE)).astype("uint8"),
-        "domain": [DOMAINS[place % 2] for place in range(count)],
-        "id": [f"{seed}-{place}" for place in range(count)],
-    }
-
-
-def splits() -> dict[str, dict[str, Any]]:
-    return {name: columns(seed) for seed, name in enumerate(SPLITS)}
-
-
-def stored(folder: Path, tables: dict[str, dict[str, Any]]) -> Path:
-    """Write them; arrays as nested lists."""
-    plain = {
-        split: {
-            name: values.tolist() if isinstance(values, np.ndarray) else values
-            for name, values in table.items()
-        }
-        for split, table in tables.items()
-    }
-    return save(folder, plain)
 
 
 def section(data: Path | str, *metrics: str, **options: Any) -> dict[str, Any]:
@@ -147,31 +55,12 @@ def measure(evaluator: Evaluator, model: Any, split: Any = "search") -> Measurem
     return evaluator.evaluate(Candidate(RECIPE, model), split)
 
 
-def plain_dice(answer: Any, mask: Any, classes: list[int]) -> float:
-    """From the definition, class by class."""
-    found = [
-        2 * np.sum((answer == c) & (mask == c)) / (np.sum(answer == c) + np.sum(mask == c))
-        for c in classes
-        if np.any(answer == c) or np.any(mask == c)
-    ]
-    return float(np.mean(found)) if found else 1.0
-
-
-def plain_iou(answer: Any, mask: Any, classes: list[int]) -> float:
-    """From the definition, class by class."""
-    found = [
-        np.sum((answer == c) & (mask == c)) / np.sum((answer == c) | (mask == c))
-        for c in classes
-        if np.any(answer == c) or np.any(mask == c)
-    ]
-    return float(np.mean(found)) if found else 1.0
-
-
 def plain_loop(
     logits: torch.Tensor, masks: Any, classes: list[int]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """All three metrics of each item from logits ``(items, classes, height, width)``."""
-    answers, log_p = logits.argmax(dim=1).numpy(), logits.double().log_softmax(dim=1).numpy()
+    answers = logits.argmax(dim=1).numpy()
+    log_p = logits.double().log_softmax(dim=1).numpy()
     losses = [
         -np.take_along_axis(p, m[None], axis=0).mean() for p, m in zip(log_p, masks, strict=True)
     ]
@@ -191,17 +80,6 @@ def refusal(*sections: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def scores_of(
-    answer: Any, mask: Any, *, background: int | None = 0, ignored: int | None = None
-) -> tuple[float, float]:
-    """Dice and IoU of one hand-made mask."""
-    answers, masks = (torch.tensor(array, dtype=torch.int64)[None] for array in (answer, mask))
-    found = overlap_scores(
-        answers, masks, masks != (-1 if ignored is None else ignored), 4, background
-    )
-    return float(found["dice"][0]), float(found["iou"][0])
-
-
 @pytest.fixture(scope="module")
 def sam() -> Any:
     return pico_sam()
@@ -217,99 +95,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored(tmp_path_factory.mktemp("masks") / "data", splits())
 
 
-class TestMasksByHand:
-    @pytest.mark.parametrize(
-        ("answer", "mask", "options", "dice", "iou"),
-        [
-            ([[1, 1, 0, 0]], [[0, 1, 1, 0]], {}, 1 / 2, 1 / 3),
-            ([[1, 0, 0, 0]], [[1, 0, 0, 0]], {}, 1.0, 1.0),
-            ([[0, 0, 0, 0]], [[0, 0, 0, 0]], {}, 1.0, 1.0),  # nothing to find, nothing found
-            ([[0, 0, 0, 1]], [[0, 0, 0, 0]], {}, 0.0, 0.0),
-            ([[0, 0, 0, 0]], [[0, 1, 1, 0]], {}, 0.0, 0.0),
-            ([[1, 2, 2, 0]], [[1, 2, 0, 0]], {}, (1 + 2 / 3) / 2, (1 + 1 / 2) / 2),
-            (
-                [[1, 3, 0, 0]],
-                [[1, 2, 0, 0]],
-                {},
-                1 / 3,
-                1 / 3,
-            ),  # a class that only the answer has counts
-            (
-                [[0, 1, 1, 1]],
-                [[0, 0, 1, 1]],
-                {"background": None},
-                (2 / 3 + 4 / 5) / 2,
-                (1 / 2 + 2 / 3) / 2,
-            ),
-            ([[0, 1, 1, 1]], [[0, 0, 1, 1]], {"background": 1}, 2 / 3, 1 / 2),
-            (
-                [[1, 1, 1, 0]],
-                [[3, 1, 0, 0]],
-                {"ignored": 3},
-                2 / 3,
-                1 / 2,
-            ),  # the first pixel counts nowhere
-            ([[1, 1, 1, 1]], [[3, 3, 3, 3]], {"ignored": 3}, 1.0, 1.0),
-        ],
-    )
-    def test_dice_and_iou(
-        self, answer: Any, mask: Any, options: Any, dice: float, iou: float
-    ) -> None:
-        assert scores_of(answer, mask, **options) == (
-            pytest.approx(dice, abs=1e-12),
-            pytest.approx(iou, abs=1e-12),
-        )
-
-    @given(
-        seed=st.integers(0, 999),
-        present=st.integers(1, 4),
-        background=st.sampled_from([None, 0, 2]),
-    )
-    @settings(max_examples=40, deadline=None)
-    def test_agree_with_the_definition(
-        self, seed: int, present: int, background: int | None
-    ) -> None:
-        answer, mask = np.random.default_rng(seed).integers(0, present, (2, 5, 7))
-        classes = [c for c in range(4) if c != background]
-        expected = plain_dice(answer, mask, classes), plain_iou(answer, mask, classes)
-        dice, iou = scores_of(answer, mask, background=background)
-        assert (dice, iou) == (
-            pytest.approx(expected[0], abs=1e-12),
-            pytest.approx(expected[1], abs=1e-12),
-        )
-        assert scores_of(mask, answer, background=background) == (dice, iou)
-        assert 0 <= iou <= dice <= 1
-
-    def test_cross_entropy_leaves_out_what_is_ignored(self) -> None:
-        logits = torch.tensor([[[[2.0, 0.0, 5.0]], [[0.0, 1.0, -5.0]]]])
-        masks, counted = torch.tensor([[[0, 1, 9]]]), torch.tensor([[[True, True, False]]])
-        expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
-        assert float(pixel_cross_entropy(logits, masks, counted)) == pytest.approx(
-            expected, abs=1e-6
-        )
-        assert float(pixel_cross_entropy(logits, masks, torch.zeros_like(counted))) == 0.0
-
-    def test_logits_are_enlarged_bilinearly(self) -> None:
-        small = torch.tensor([[[[0.0, 4.0]]]])
-        large = resized(small, torch.zeros(1, 1, 4))
-        np.testing.assert_allclose(large.numpy()[0, 0, 0], [0, 1, 3, 4])
-        assert resized(small, torch.zeros(1, 1, 2)) is small
-
-    def test_the_mask_of_the_best_expected_iou_is_taken_and_prompts_are_joined(self) -> None:
-        class Output:
-            pred_masks = torch.tensor(
-                [[[[[-1.0, -1]], [[5, -1]]], [[[-2, 3]], [[9, 9]]]]]
-            )  # two prompts, two masks
-            iou_scores = torch.tensor([[[0.1, 0.9], [0.8, 0.2]]])
-
-        np.testing.assert_array_equal(object_logits(Output)[0].numpy(), [[[0, 0]], [[5, 3]]])
-
-
 class TestPromptable:
     @pytest.mark.parametrize("split", SPLITS)
     def test_agrees_with_a_plain_loop_item_by_item(self, sam: Any, data: Path, split: Any) -> None:
         table = splits()[split]
-        boxes, pixels = torch.tensor(table["boxes"]), torch.tensor(table["pixels"])[:, None]
+        boxes = torch.tensor(table["boxes"])
+        pixels = torch.tensor(table["pixels"])[:, None]
         with torch.no_grad():
             small = sam(pixel_values=pixels, input_boxes=boxes, multimask_output=False).pred_masks[
                 :, 0
@@ -347,11 +138,11 @@ class TestPromptable:
         assert one.values != several.values
 
     def test_another_background(self, sam: Any, data: Path) -> None:
-        found = {
+        results = {
             b: measure(opened(section(data, "dice", background=b)), sam).values["dice"]
             for b in (0, 1, None)
         }
-        assert len(set(found.values())) == 3
+        assert len(set(results.values())) == 3
 
     def test_the_auto_class_loads_it(self, sam: Any, data: Path, tmp_path: Path) -> None:
         sam.save_pretrained(tmp_path / "sam")
@@ -421,8 +212,8 @@ class TestContract:
 
     def test_declares_what_it_gives(self, kind: str, data: Path) -> None:
         evaluator = build(section(data, **self.options(kind)))
-        found = {objective.name: objective.direction for objective in evaluator.objectives}
-        assert found == {"dice": "maximize", "iou": "maximize", "cross_entropy": "minimize"}
+        results = {objective.name: objective.direction for objective in evaluator.objectives}
+        assert results == {"dice": "maximize", "iou": "maximize", "cross_entropy": "minimize"}
         assert evaluator.provides == {"items", "gradient"}
         assert build(section(data, "dice", "iou", **self.options(kind))).provides == {"items"}
 
@@ -440,10 +231,8 @@ class TestContract:
     def test_fewer_items_are_some_of_all(
         self, kind: str, data: Path, request: pytest.FixtureRequest
     ) -> None:
-        model, evaluator = (
-            request.getfixturevalue(kind),
-            opened(section(data, **self.options(kind))),
-        )
+        model = request.getfixturevalue(kind)
+        evaluator = opened(section(data, **self.options(kind)))
         whole = measure(evaluator, model).items["cross_entropy"]
         part = evaluator.evaluate(Candidate(RECIPE, model), "search", 4).items["cross_entropy"]
         assert part.shape == (4,)
@@ -452,7 +241,8 @@ class TestContract:
         assert evaluator.cost("search", 4) == 4
 
     def test_domains(self, kind: str, data: Path, request: pytest.FixtureRequest) -> None:
-        model, options = request.getfixturevalue(kind), self.options(kind)
+        model = request.getfixturevalue(kind)
+        options = self.options(kind)
         objectives = [{"name": name, "domains": [name]} for name in DOMAINS] + [{"reduce": "worst"}]
         values = measure(
             opened(section(data, **options) | {"objectives": objectives}), model
@@ -530,7 +320,7 @@ class TestRefusals:
         tables = splits()
         for table in tables.values():
             table["mask"] = [
-                mask[: 8 + place % 2].tolist() for place, mask in enumerate(table["mask"])
+                mask[: 8 + index % 2].tolist() for index, mask in enumerate(table["mask"])
             ]
         assert "column of mask: expected arrays of one shape" in refusal(
             section(stored(tmp_path / "data", tables))

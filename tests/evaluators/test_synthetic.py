@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 
 from mergesearch.evaluators import SPLITS
 from mergesearch.evaluators.spec.evaluators import parse_evaluators
-from mergesearch.evaluators.synthetic import (
-    PROBLEMS,
-    Faults,
-    Problem,
-    Synthetic,
-    make_problem,
-    optimum,
-)
+from mergesearch.evaluators.synthetic import Faults, Synthetic
+from mergesearch.evaluators.synthetic_problems import PROBLEMS, Problem, make_problem, optimum
 from mergesearch.merging import InputError
 from tests.evaluators.items import candidate_at, recipe_at
 
@@ -48,7 +42,8 @@ class TestProblems:
     @pytest.mark.parametrize("dim", [1, 2, 17])
     @pytest.mark.parametrize("name", QUADRATICS)
     def test_the_gradient_vanishes_at_each_optimum(self, name: str, dim: int) -> None:
-        problem, best = make_problem(name, dim, seed=4), optimum(name, dim, seed=4)
+        problem = make_problem(name, dim, seed=4)
+        best = optimum(name, dim, seed=4)
         assert best.points.shape == (problem.objectives, dim)
         assert np.all((best.points > 0) & (best.points < 1))
         for task, point in enumerate(best.points):
@@ -96,7 +91,8 @@ class TestProblems:
 
     def test_zdt1_grows_outside_the_unit_box(self) -> None:
         problem = make_problem("zdt1", 3)
-        edge, outside = np.array([0.3, 0.0, 1.0]), np.array([0.3, -0.2, 1.1])
+        edge = np.array([0.3, 0.0, 1.0])
+        outside = np.array([0.3, -0.2, 1.1])
         np.testing.assert_allclose(
             problem.losses(outside), problem.losses(edge) + 0.04 + 0.01, rtol=1e-12
         )
@@ -190,10 +186,8 @@ class TestMeasurements:
         points = np.random.default_rng(0).random((400, 2))
 
         def noise(seed: int, split: Any) -> list[float]:
-            evaluator, truth = (
-                Synthetic("sphere", noise=1.0, seed=seed),
-                make_problem("sphere", 2, seed=seed),
-            )
+            evaluator = Synthetic("sphere", noise=1.0, seed=seed)
+            truth = make_problem("sphere", 2, seed=seed)
             measured = [evaluator.evaluate(candidate_at(x), split).values["sphere"] for x in points]
             return [value - truth.losses(x)[0] for value, x in zip(measured, points, strict=True)]
 

@@ -1,6 +1,4 @@
-"""Items that are texts, and a real tokenizer and language model for them: real files,
-milliseconds.
-"""
+"""Items that are texts, with a tokenizer and a small language model for them, in real files."""
 
 from __future__ import annotations
 
@@ -16,18 +14,19 @@ __all__ = ["bound_llama", "make_tokenizer", "sentence", "text_folder", "text_lla
 
 
 def text_splits(count: int = 8) -> dict[str, dict[str, Any]]:
-    """Prompts, targets and texts of different lengths, disjoint in the three splits, the two
-    domains taking turns.
+    """Prompts, targets and texts of different lengths, disjoint in the three splits.
+
+    The two domains take turns.
     """
     splits = {}
     for seed, name in enumerate(("search", "validation", "test")):
         rng = np.random.default_rng([seed, 11])
-        ids = [f"{seed}-{place}" for place in range(count)]
+        ids = [f"{seed}-{index}" for index in range(count)]
         splits[name] = {
             "prompt": [" ".join([*sentence(rng, int(rng.integers(1, 7))), one]) for one in ids],
             "target": [" ".join(sentence(rng, 2)) for _ in ids],
             "text": [" ".join([*sentence(rng, int(rng.integers(2, 30))), one]) for one in ids],
-            "domain": [DOMAINS[place % 2] for place in range(count)],
+            "domain": [DOMAINS[index % 2] for index in range(count)],
             "id": ids,
         }
     return splits
@@ -41,9 +40,7 @@ def text_folder(folder: Path, chat_template: str | None = None) -> Path:
 
 
 def bound_llama(folder: Path, **options: Any) -> Any:
-    """A base and an expert in ``folder``, and the model that is bound to their merge, half and
-    half.
-    """
+    """Write a base and an expert to ``folder``, and return their merge, half and half."""
     from mergesearch.merging import Field, Recipe, Source
     from mergesearch.merging.models.loading import load_model
     from mergesearch.merging.resident.arena import open_arenas

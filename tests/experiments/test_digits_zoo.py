@@ -1,6 +1,4 @@
-"""The digits zoo: deterministic, reused, ordinary Hugging Face folders; and tuned so that merging
-matters.
-"""
+"""The digits zoo: deterministic, reused, ordinary folders, and tuned so that merging matters."""
 
 from __future__ import annotations
 
@@ -69,7 +67,8 @@ class TestTinyZoo:
         before = torch.get_rng_state()
         again = digits.build_digits(tmp_path / "elsewhere", TINY, processes=1)
         assert torch.equal(torch.get_rng_state(), before)
-        one, two = prints(zoo), prints(again)
+        one = prints(zoo)
+        two = prints(again)
         assert one == two
         assert sum(name.endswith(".safetensors") for name in one) == 5
         assert len({value for name, value in one.items() if name.endswith(".safetensors")}) == 5
@@ -182,9 +181,7 @@ class TestTinyZoo:
 
 
 def assert_manifest_agrees(zoo: Path, name: str) -> None:
-    """The accuracies of the manifest are those of the ``classification`` evaluator on the test
-    items.
-    """
+    """Check the manifest against the ``classification`` evaluator on test items."""
     from transformers import AutoModelForImageClassification
 
     evaluator = opened(

@@ -1,6 +1,4 @@
-"""The segments zoo: deterministic, reused, ordinary Hugging Face folders; and tuned so that merging
-matters.
-"""
+"""The segments zoo: deterministic, reused, ordinary folders, tuned so that merging matters."""
 
 from __future__ import annotations
 
@@ -103,7 +101,8 @@ class TestTinyZoo:
         (out / "mine.txt").write_text("still here")
         assert segments.build_segments(out, IDLE, processes=1) == out
         assert (out / "mine.txt").exists()
-        old, other = prints(out), dataclasses.replace(IDLE, seed=1)
+        old = prints(out)
+        other = dataclasses.replace(IDLE, seed=1)
         assert not segments.is_complete(out, other)
         segments.build_segments(out, other, processes=1)
         assert segments.is_complete(out, other)
@@ -147,7 +146,8 @@ class TestTinyZoo:
         assert {split: len(data[split]) for split in SPLITS} == {
             name: 4 * count for name, count in SIZES.items()
         }
-        drawn, found = split_lesions(SIZES, "validation", TINY.seed), data["validation"][:]
+        drawn = split_lesions(SIZES, "validation", TINY.seed)
+        found = data["validation"][:]
         for column, attribute in (("pixels", "pixels"), ("boxes", "boxes"), ("mask", "masks")):
             expected = np.concatenate([getattr(items, attribute) for items in drawn.values()])
             np.testing.assert_array_equal(found[column], expected)

@@ -1,6 +1,4 @@
-"""The skills zoo: deterministic, reused, ordinary folders, tasks that lm_eval runs; tuned so that
-merging matters.
-"""
+"""The skills zoo: deterministic, reused, with tasks of lm_eval, tuned so that merging matters."""
 
 from __future__ import annotations
 

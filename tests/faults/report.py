@@ -23,7 +23,7 @@ def page(story: Story, seconds: float) -> str:
     """The report in Markdown."""
     assert story.undisturbed is not None
     assert story.verdict is not None
-    told = [record.tell_index for record in story.records if record.tell_index is not None]
+    tells = [record.tell_index for record in story.records if record.tell_index is not None]
     expected = [
         (r.number, r.recipe.digest, r.state, tuple(r.values.items()))
         for r in story.undisturbed.log.records
@@ -33,8 +33,8 @@ def page(story: Story, seconds: float) -> str:
     other = story.undisturbed.verdict
     assert other is not None
     facts = {
-        "told trials lost or changed between any two looks into the database": len(story.changed),
-        "trials told twice": len(told) - len(set(told)),
+        "results lost or changed between any two reads of the database": len(story.changed),
+        "results recorded twice": len(tells) - len(set(tells)),
         "trials that differ from the same study in one undisturbed process, to the bit": differ,
         "winner": f"trial {story.verdict.winner}, undisturbed trial {other.winner}",
         "processes and shared-memory files left behind": ", ".join(story.left) or "none",
@@ -43,46 +43,25 @@ def page(story: Story, seconds: float) -> str:
     lines = [
         "# Fault injection",
         "",
-        (
-            f"A sweep of {TRIALS} trials that merge real checkpoints, on four Ray nodes and "
-            "PostgreSQL: real processes"
-        ),
-        (
-            f"on one machine ({machine}). Written by `python -m tests.faults.report`; `make "
-            "test-slow` "
-            "runs the same story"
-        ),
-        "and asserts what is said here.",
+        f"A sweep of {TRIALS} trials merges real checkpoints on four Ray nodes and records them in",
+        f"PostgreSQL, with real processes on one machine ({machine}). `make faults` writes this",
+        "page; `make test-slow` runs the same story and asserts what the page says.",
         "",
-        "| what was done | trials told then | seconds to the next told trial |",
+        "| fault | results recorded by then | seconds to the next result |",
         "|---|---|---|",
-        *(f"| {fault.name} | {fault.told} | {fault.seconds:.1f} |" for fault in story.faults),
+        *(f"| {fault.name} | {fault.results} | {fault.seconds:.1f} |" for fault in story.faults),
         "",
-        (
-            f"{len(story.records)} trials in {seconds:.0f} s, servers and nodes included. An "
-            "evaluation takes a second;"
-        ),
-        "five to seven workers run at a time.",
+        f"The {len(story.records)} trials took {seconds:.0f} s, servers and nodes included. An",
+        "evaluation takes a second, and five to seven workers run at a time.",
         "",
         "| what must hold | found |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
-        (
-            "Each driver had a run folder of its own, as on another host; the second one's was a "
-            "file "
-            "system of 2 MB"
-        ),
-        (
-            "that was filled. Clocks were wrong by an hour, one ahead and one behind. "
-            "`tests/search/study/test_kill.py` has 50"
-        ),
-        (
-            "randomised kill schedules of a driver on a journal, "
-            "`tests/search/record/test_postgres.py` "
-            "commits whose answers are"
-        ),
-        "lost.",
+        "Each driver had a run folder of its own, as on another host; that of the second one was",
+        "on a file system of 2 MB, which was filled. One clock was an hour ahead, another an hour",
+        "behind. `tests/search/study/test_kill.py` has 50 randomised kill schedules of a driver on",
+        "a journal, and `tests/search/record/test_postgres.py` tests lost answers to commits.",
         "",
     ]
     return "\n".join(lines)

@@ -1,6 +1,4 @@
-"""A sweep of 300 trials on four Ray nodes and PostgreSQL, through everything that clusters do to
-sweeps.
-"""
+"""A sweep of 300 trials on four Ray nodes and PostgreSQL that meets every fault."""
 
 from __future__ import annotations
 
@@ -35,12 +33,12 @@ class Fault:
 
     Attributes:
         name: For the report.
-        told: Trials told when it was done.
-        seconds: From then to the next told trial.
+        results: Results recorded when it happened.
+        seconds: From then to the next result.
     """
 
     name: str
-    told: int
+    results: int
     seconds: float
 
 
@@ -67,13 +65,17 @@ class Story:
 
 
 class Sweep:
-    """Drives the faults by the number of told trials in the database."""
+    """Drives the faults by the number of results in the database."""
 
     def __init__(self, folder: Path, cluster: Cluster, server: Server, gate: Gate) -> None:
-        self.folder, self.cluster, self.server, self.gate = folder, cluster, server, gate
+        self.folder = folder
+        self.cluster = cluster
+        self.server = server
+        self.gate = gate
         self.story = Story()
         self.database = server.database()
-        models, items = folder / "models", folder / "items"
+        models = folder / "models"
+        items = folder / "items"
         make_pico_models(models)
         make_pico_items(items)
         self.data = model_study(
@@ -111,28 +113,29 @@ class Sweep:
         )  # fmt: skip
 
     def at(
-        self, told: int, name: str, fault: Callable[[], object], process: subprocess.Popen[str]
+        self, results: int, name: str, fault: Callable[[], object], process: subprocess.Popen[str]
     ) -> None:
-        """Wait for so many told trials, do it, and time how long until the next one."""
-        self.await_told(told, process)
-        count, began = self.look(), time.monotonic()
+        """Wait for so many results, inject the fault, and time the next result."""
+        self.await_results(results, process)
+        count = self.look()
+        began = time.monotonic()
         fault()
-        self.await_told(count + 1, process)
+        self.await_results(count + 1, process)
         self.story.faults.append(Fault(name, count, round(time.monotonic() - began, 1)))
 
-    def await_told(self, count: int, process: subprocess.Popen[str], seconds: float = 240) -> None:
-        """Wait for told trials."""
+    def await_results(
+        self, count: int, process: subprocess.Popen[str], seconds: float = 240
+    ) -> None:
+        """Wait for results."""
         deadline = time.monotonic() + seconds
         while self.look() < count:
-            assert time.monotonic() < deadline, f"{count} trials not told in time; {self.said()}"
+            assert time.monotonic() < deadline, f"{count} results not in time; {self.said()}"
             if process.poll() is not None:
                 raise AssertionError(f"the driver ended early: {self.said()}")
             time.sleep(0.1)
 
     def look(self) -> int:
-        """TrialResult trials, past the gate; notes any that was lost or changed since the last
-        look.
-        """
+        """The number of results; notes those lost or changed since the last look."""
         query = (
             "SELECT t.number, t.state || a.value_json FROM trials t JOIN trial_system_attributes a "
             "USING (trial_id) "
@@ -219,7 +222,8 @@ def tell(folder: Path) -> Story:
             recorded = folder / "second" / "study.yaml"  # read past the gate
             recorded.write_text(recorded.read_text().replace(f":{gate.port}/", f":{server.port}/"))
             finished = open_run(folder / "second")
-            story.records, story.verdict = finished.log.records, finished.verdict
+            story.records = finished.log.records
+            story.verdict = finished.verdict
             story.said.append(sweep.said())
             story.undisturbed = run_study(spec_of(sweep.data, folder), folder / "undisturbed")
             cluster.stop()
@@ -234,27 +238,27 @@ def tell(folder: Path) -> Story:
 
 
 def _of_another(name: str) -> bool:
-    """Whether a shared-memory file names a process that lives: all of the cluster's are gone, so it
-    is another's.
-    """
+    """Whether a shared-memory file names a living process, which is then not of the cluster."""
     return any(psutil.pid_exists(int(number)) for number in re.findall(r"\d+", name))
 
 
 def _all_faults(sweep: Sweep, small: bool) -> None:
-    cluster, story = sweep.cluster, sweep.story
+    cluster = sweep.cluster
+    story = sweep.story
     first = sweep.drive("first", skew=-3600)
-    sweep.await_told(20, first)
-    for told, phase in ((30, "merge"), (50, "evaluate"), (70, "report")):
-        sweep.at(told, f"worker killed in {phase}", lambda phase=phase: sweep.arm(phase), first)
+    sweep.await_results(20, first)
+    for results, phase in ((30, "merge"), (50, "evaluate"), (70, "report")):
+        sweep.at(results, f"worker killed in {phase}", lambda phase=phase: sweep.arm(phase), first)
     sweep.at(90, "node killed", lambda: cluster.kill("n1"), first)
-    sweep.await_told(110, first)
+    sweep.await_results(110, first)
     first.kill()
     first.wait()
-    told, began = sweep.look(), time.monotonic()
+    results = sweep.look()
+    began = time.monotonic()
     second = sweep.drive("second", skew=3600)
-    sweep.await_told(told + 1, second)
+    sweep.await_results(results + 1, second)
     name = "driver killed, another host goes on, clocks two hours apart"
-    story.faults.append(Fault(name, told, round(time.monotonic() - began, 1)))
+    story.faults.append(Fault(name, results, round(time.monotonic() - began, 1)))
     sweep.at(150, "node joined", lambda: cluster.start("n4", 2), second)
     sweep.at(170, "PostgreSQL crashed and restarted", sweep.restart_server, second)
     sweep.at(200, "PostgreSQL unreachable for 20 s", lambda: sweep.cut(20), second)

@@ -1,6 +1,4 @@
-"""Nothing told is lost, nothing is told twice, nothing is left behind, and the winner is the
-same.
-"""
+"""No result is lost or recorded twice, nothing is left behind, and the winner is the same."""
 
 from __future__ import annotations
 
@@ -24,7 +22,8 @@ def test_a_sweep_survives_what_clusters_do(tmp_path: Path) -> None:
     assert story.changed == []
     assert story.left == []
     assert story.undisturbed is not None
-    records, expected = story.records, story.undisturbed.log.records
+    records = story.records
+    expected = story.undisturbed.log.records
     assert len(records) == TRIALS
     found = [(r.number, r.kind, r.recipe.digest, r.state, tuple(r.values.items())) for r in records]
     assert found == [

@@ -1,3 +1,1 @@
-"""Recorded recommendations: a difference is a change of algorithm and needs a line in
-CHANGELOG.md.
-"""
+"""Recorded results; a difference is a change of algorithm and belongs in CHANGELOG.md."""

@@ -12,7 +12,7 @@ import numpy as np
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point
 from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
-from tests.contracts.problems import gradient_result, make_problem, told
+from tests.contracts.problems import gradient_result, make_problem, result_at
 
 FILE = Path(__file__).parent / "recommendations.csv"
 DIMENSIONS = (4, 40)
@@ -26,23 +26,28 @@ IN_FLIGHT = 3
 
 
 def recommendation(name: str, dim: int) -> Point | None:
-    """The strategy's best point (its own, or the best it tried) on the problem of the contract;
-    None if it refuses.
+    """The strategy's best point on the problem of the contract; None if it refuses.
+
+    The point is its own recommendation, or else the best that it tried.
     """
     problem = make_problem(name, dim, 2 if STRATEGIES[name].objectives == "several" else 1)
     try:
         strategy = build_strategy(name, check_options(name, {}), problem, seed=11)
     except InputError:
         return None
-    best, best_loss = problem.start, np.inf
+    best = problem.start
+    best_loss = np.inf
     for _ in range(TRIALS // IN_FLIGHT):
         for suggestion in strategy.ask(IN_FLIGHT)[::-1]:
-            result = told(suggestion.point, problem, suggestion.id, failed=suggestion.id % 9 == 4)
+            result = result_at(
+                suggestion.point, problem, suggestion.id, failed=suggestion.id % 9 == 4
+            )
             if result.losses is not None:
                 result = replace(result, gradient_result=gradient_result(suggestion, problem))
             strategy.tell([result])
             if result.losses is not None and problem.scalarise(result.losses) < best_loss:
-                best, best_loss = suggestion.point, problem.scalarise(result.losses)
+                best = suggestion.point
+                best_loss = problem.scalarise(result.losses)
     return (strategy.best() or [best])[0]
 
 

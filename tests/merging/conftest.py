@@ -1,6 +1,4 @@
-"""Pico models of real families: transformers builds and saves them, so merges are tested end to end
-in milliseconds.
-"""
+"""Pico models of real families, built and saved by transformers, for tests end to end."""
 
 from __future__ import annotations
 
@@ -104,24 +102,27 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def read_tensors() -> Callable[[Path], dict[str, torch.Tensor]]:
-    """Reads all tensors of a folder with the safetensors library: the reference for our own
-    reader.
+    """All tensors of a folder, read with the safetensors library.
+
+    It is the reference for our own reader.
     """
     return stored
 
 
 @pytest.fixture(scope="session")
 def build_model() -> Callable[..., torch.nn.Module]:
-    """``build_model(family, seed=0, **changes)``: a pico model of the family with other
-    configuration values.
+    """``build_model(family, seed=0, **changes)``: a pico model of the family.
+
+    ``changes`` are other configuration values.
     """
     return _build
 
 
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
-    """``pico("vit")``: the family of that name, built when first asked for. Not to be written
-    to.
+    """``pico("vit")``: the family of that name, built when first asked for.
+
+    Not to be written to.
     """
     root = tmp_path_factory.mktemp("pico")
     built: dict[str, Family] = {}
@@ -157,9 +158,7 @@ def copy_of(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def hub(pico: Callable[[str], Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with one model, ``org/tiny``, at revision ``v1``; the hub itself is out of
-    reach.
-    """
+    """A hub cache with one model, ``org/tiny``, at revision ``v1``; the hub is out of reach."""
     from huggingface_hub import constants
 
     commit = "0123456789abcdef0123456789abcdef01234567"

@@ -36,7 +36,8 @@ def state(seed: int, dtype: torch.dtype = torch.float32) -> State:
 
 
 def test_keeps_order_copies_integers_and_leaves_inputs_alone() -> None:
-    base, experts = state(0), [state(1), state(2)]
+    base = state(0)
+    experts = [state(1), state(2)]
     before = [{name: t.clone() for name, t in s.items()} for s in (base, *experts)]
     result = merge(base, experts, coefficients=[0.5, 0.25])
     assert list(result) == list(base)
@@ -84,24 +85,24 @@ def test_tied_tensors_stay_tied() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_keeps_the_dtype_of_the_base(dtype: torch.dtype) -> None:
-    base, expert = state(0, dtype), state(1)
+    base = state(0, dtype)
+    expert = state(1)
     result = merge(base, [expert], operator="average", coefficients=1.0)
     for name in ("layer.2.weight", "scale"):
         assert torch.equal(result[name], expert[name].to(dtype))
 
 
 def test_float64_bases_are_merged_in_float64() -> None:
-    base, expert = state(0, torch.float64), state(1, torch.float64)
+    base = state(0, torch.float64)
+    expert = state(1, torch.float64)
     result = merge(base, [expert], coefficients=0.1)["layer.2.weight"]
     expected = base["layer.2.weight"] + 0.1 * (expert["layer.2.weight"] - base["layer.2.weight"])
     torch.testing.assert_close(result, expected, rtol=1e-15, atol=1e-15)
 
 
 def test_a_field_gives_each_tensor_its_own_coefficient() -> None:
-    base, expert = (
-        {"a": torch.zeros(70), "b": torch.zeros(5)},
-        {"a": torch.ones(70), "b": torch.ones(5)},
-    )
+    base = {"a": torch.zeros(70), "b": torch.zeros(5)}
+    expert = {"a": torch.ones(70), "b": torch.ones(5)}
     layout = Layout.build({"a": ((70,), "float32"), "b": ((5,), "float32")})
     field = Field(
         np.array([0, 35, layout.by_name["b"].start, layout.size]), np.array([[0.25, 0.5, 0.75]])
@@ -117,7 +118,8 @@ def test_a_field_gives_each_tensor_its_own_coefficient() -> None:
 )
 @settings(max_examples=25, deadline=None)
 def test_agrees_with_float64_arithmetic(coefficients: list[float], seed: int) -> None:
-    base, experts = state(seed), [state(seed + 1), state(seed + 2)]
+    base = state(seed)
+    experts = [state(seed + 1), state(seed + 2)]
     result = merge(base, experts, coefficients=coefficients)
     for name in ("layer.10.weight", "scale"):
         origin = base[name].double()

@@ -107,16 +107,17 @@ def test_coefficients_that_are_not_finite_survive_files(suffix, tmp_path):
 
 @pytest.fixture
 def shorthand(pico, tmp_path):
-    """``shorthand(**changes)`` writes a recipe beside links to the pico ViT and reads it; None
-    drops a key.
+    """``shorthand(**changes)``: a recipe beside links to the pico ViT, written and read.
+
+    None drops a key.
     """
     family = pico("vit")
-    for name, place in (
+    for name, folder in (
         ("base", family.base),
         ("one", family.experts[0]),
         ("two", family.experts[1]),
     ):
-        (tmp_path / name).symlink_to(place)
+        (tmp_path / name).symlink_to(folder)
     standard = {
         "base": "base",
         "experts": ["one", "two"],

@@ -1,5 +1,4 @@
-"""Generated weights that our operators and other packages merge: the same bits in every
-environment.
+"""Generated weights for our operators and other packages: the same bits everywhere.
 
 Only uniform numbers of a counter-based generator are added and multiplied: no logarithm, no matrix
 product, so that no library can round differently.
@@ -23,7 +22,11 @@ Weights = dict[str, Array]
 #: adapter's. ``mirrored``: two experts that cancel exactly, at every position.
 Kind = Literal["aligned", "rivals", "adapters", "mirrored"]
 
-HIDDEN, INNER, VOCABULARY, CLASSES, BLOCKS = 10, 20, 30, 6, 3
+HIDDEN = 10
+INNER = 20
+VOCABULARY = 30
+CLASSES = 6
+BLOCKS = 3
 
 #: A square, a tall and a wide matrix in every block, vectors, an embedding and a head. Sizes are
 #: multiples of ten, so that a share of 0.1, 0.2, ... is a whole number of elements.
@@ -95,7 +98,8 @@ def _task_vector(name: str, place: int, kind: Kind) -> npt.NDArray[np.float64]:
         return 0.12 * SCALES[place] * _rank_one(f"{place} {name}", shape)
     if kind == "mirrored":
         return (1 - 2 * place) * _rounded(0.1 * _bell(f"mirror {name}", shape))
-    own, shared = _bell(f"{place} {name}", shape), _bell(f"shared {name}", shape)
+    own = _bell(f"{place} {name}", shape)
+    shared = _bell(f"shared {name}", shape)
     if kind == "rivals":
         # Cosines below 0 on average: each expert takes back what the one before it added.
         return 0.07 * SCALES[place] * (own - 0.9 * _bell(f"{(place + 1) % 3} {name}", shape))

@@ -1,5 +1,4 @@
-"""Operators against what other packages make of the same weights, and where they part from them,
-why.
+"""Operators against what other packages make of the same weights; differences have a reason.
 
 The other packages are never imported: ``make peers`` writes what they give as golden files. Either
 ours and theirs agree (:data:`AGREEMENTS`), or a test pins the difference: theirs is not ours, and
@@ -42,7 +41,9 @@ Floats = npt.NDArray[np.float64]
 
 #: Closed forms in fp32, relative to the largest weight; singular vectors and iterations, to the
 #: largest change.
-CLOSED, SPECTRAL, ITERATIVE = 1e-6, 1e-4, 1e-3
+CLOSED = 1e-6
+SPECTRAL = 1e-4
+ITERATIVE = 1e-3
 UNEQUAL = (1.0, 0.4, 1.7)
 SUM = sum(UNEQUAL)
 
@@ -253,7 +254,8 @@ AGREEMENTS = (
     "case", AGREEMENTS, ids=[f"{case.golden} {case.operator}" for case in AGREEMENTS]
 )
 def test_agrees_with(case: Agreement) -> None:
-    theirs, base = golden(case.golden).merged, family_of(case.golden).base
+    theirs = golden(case.golden).merged
+    base = family_of(case.golden).base
     scale = np.abs(theirs).max() if case.tolerance == CLOSED else np.abs(theirs - base).max()
     found = ours(case.golden, case.operator, case.coefficients, **case.options)
     np.testing.assert_allclose(found, theirs, rtol=0, atol=case.tolerance * scale)
@@ -273,10 +275,8 @@ def test_a_table_of_coefficients_is_that_of_adamerging() -> None:
 
 
 def test_consensus_keeps_what_two_masks_claim() -> None:
-    claims, weights_ = (
-        golden("fusion-bench-tall-masks").merged,
-        family_of("fusion-bench-tall-masks"),
-    )
+    claims = golden("fusion-bench-tall-masks").merged
+    weights_ = family_of("fusion-bench-tall-masks")
     assert 0.05 < np.mean(claims >= 2) < 0.95
     for agreement in (1, 2, 3):
         expected = weights_.base + 0.4 * (claims >= agreement) * weights_.vectors.sum(0)
@@ -302,7 +302,8 @@ def test_consensus_keeps_what_two_masks_claim() -> None:
 def test_data_operators_agree_on_the_same_items(
     name: str, operator: str, options: Mapping[str, Any]
 ) -> None:
-    theirs, base = golden(name).merged, family_of(name).base
+    theirs = golden(name).merged
+    base = family_of(name).base
     found = ours(name, operator, 1.0, calibration=calibration(), **options)
     np.testing.assert_allclose(found, theirs, rtol=0, atol=SPECTRAL * np.abs(theirs - base).max())
 
@@ -330,9 +331,7 @@ def trimmed(vector: Floats, count: int) -> Floats:
 
 
 def elected_mean(vectors: Floats, coefficients: Sequence[float]) -> Floats:
-    """Σ_k c_k τ_k over the experts of the elected sign, by their number; the election ignores the
-    coefficients.
-    """
+    """Σ_k c_k τ_k over the experts of the elected sign, divided by their number."""
     agrees = vectors * np.sign(vectors.sum(0)) > 0
     return (np.array(coefficients)[:, None] * vectors * agrees).sum(0) / np.maximum(
         agrees.sum(0), 1
@@ -440,7 +439,8 @@ def test_sce_selects_for_its_weights() -> None:
     # In the authors' code the selected positions only weigh the experts; masked deltas lose most of
     # what was learned, and of a single expert everything.
     name = "mergekit-sce-selected"
-    found, expected = family_of(name), family_of(name).base.copy()
+    found = family_of(name)
+    expected = family_of(name).base.copy()
     for part in found.tensors():
         vectors = found.vectors[:, part]
         variance = vectors.var(0)
@@ -471,7 +471,8 @@ def test_model_stock_does_not_extrapolate() -> None:
     # Experts that pull apart have a ratio outside [0, 1] there: beyond the average, or away from
     # it. Here the base.
     name = "mergekit-model-stock-rivals"
-    found, expected = family_of(name), family_of(name).base.copy()
+    found = family_of(name)
+    expected = family_of(name).base.copy()
     for part in found.tensors():
         ratio = stock_ratio(pairwise_cosines(found.vectors[:, part]), False, 3)
         expected[part] += min(max(ratio, 0.0), 1.0) * found.vectors[:, part].mean(0)
@@ -483,9 +484,11 @@ def test_model_stock_averages_cosines() -> None:
     # the angles.
     name = "fusion-bench-model-stock"
     found = family_of(name)
-    by_cosine, by_angle = found.base.copy(), found.base.copy()
+    by_cosine = found.base.copy()
+    by_angle = found.base.copy()
     for part in found.tensors():
-        cosines, mean = pairwise_cosines(found.vectors[:, part]), found.vectors[:, part].mean(0)
+        cosines = pairwise_cosines(found.vectors[:, part])
+        mean = found.vectors[:, part].mean(0)
         by_cosine[part] += stock_ratio(cosines, False, 3) * mean
         by_angle[part] += stock_ratio(cosines, True, 3) * mean
     assert_parts(name, ours(name, "model_stock", 1.0), by_cosine)
@@ -497,7 +500,8 @@ def test_iso_c_stays_within_the_directions_that_changed() -> None:
     # change lies in directions that nobody learned, and that another version of LAPACK would choose
     # otherwise.
     name = "fusion-bench-iso-c-adapters"
-    found, theirs = family_of(name), golden(name).merged
+    found = family_of(name)
+    theirs = golden(name).merged
     expected = found.base + found.vectors.mean(0)
     ranks = []
     for part, shape in zip(found.tensors(), SHAPES.values(), strict=True):
@@ -519,7 +523,8 @@ def test_wudi_does_not_depend_on_the_scale_of_task_vectors() -> None:
     # 300 steps of 1e-5 hardly move task vectors of 0.1, and go all the way for those of 0.001: the
     # same experts, other merges. The flow that the steps follow has no such scale.
     name = "fusion-bench-wudi-short"
-    found, theirs = family_of(name), golden(name).merged
+    found = family_of(name)
+    theirs = golden(name).merged
     matrices = np.concatenate([np.full(int(np.prod(s)), len(s) == 2) for s in SHAPES.values()])
     assert np.abs(theirs - found.base - found.vectors.sum(0))[matrices].max() < 1.1 * 300 * 1e-5
     flow = ours(name, "wudi", 1.0, time=1e9, keep=1.0, matrices="all")
@@ -611,7 +616,8 @@ def test_della_keeps_large_changes_more_often() -> None:
         ours(name, "della_linear", 1.0, density=0.5, epsilon=0.4, vectors="drop"),
     ]
     for change in merged:
-        kept, upper = survivors(name, change) != 0, upper_half(family_of(name).vectors[0])
+        kept = survivors(name, change) != 0
+        upper = upper_half(family_of(name).vectors[0])
         assert kept[upper].mean() == pytest.approx(0.7, abs=0.06)
         assert kept[~upper].mean() == pytest.approx(0.3, abs=0.06)
 
@@ -673,7 +679,8 @@ WITHOUT_PEER = frozenset({"lora_sparse", "optmerge", "pcb", "stack", "varm", "wi
 def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:
     """Coefficients of every tensor after 20 steps, with our gradients, through our steps."""
     theirs = golden("fusion-bench-adamerging")
-    settings, (base, experts) = theirs.about["settings"], generated(3, "aligned")
+    settings = theirs.about["settings"]
+    (base, experts) = generated(3, "aligned")
     for name, state in {"base": base, **experts}.items():
         save_file(tensors(state), tmp_path / f"{name}.safetensors")
     sources = tuple(
@@ -687,7 +694,8 @@ def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:
     batches = {name: inputs_of(name).split(settings["batch"]) for name in experts}
 
     def loss_and_gradient_at(point: Floats, batch: Batch) -> tuple[float, Floats]:
-        field, total = Field(starts, point.reshape(3, -1)), 0.0
+        field = Field(starts, point.reshape(3, -1))
+        total = 0.0
         merged.write(field)
         merged.clear_gradient()
         for parts in batches.values():  # they sum the tasks' losses
@@ -720,7 +728,8 @@ def test_every_operator_is_compared_or_has_no_peer() -> None:
 
 def test_every_golden_file_is_compared_and_was_made_from_these_weights() -> None:
     text = Path(__file__).read_text()
-    files, made_from = sorted(path.stem for path in FOLDER.glob("*.safetensors")), digest()
+    files = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    made_from = digest()
     assert [name for name in files if f'"{name}"' not in text] == []
     for name in files:
         about = golden(name).about

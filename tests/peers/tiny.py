@@ -1,6 +1,4 @@
-"""A model of the shape of :data:`tests.peers.inputs.SHAPES`, for peers and operators that run
-one.
-"""
+"""A model of the shape of :data:`tests.peers.inputs.SHAPES`, for operators that run one."""
 
 from __future__ import annotations
 

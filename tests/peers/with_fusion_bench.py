@@ -79,9 +79,7 @@ def layer_wise(
 def adamerging(
     base: State, experts: Mapping[str, State], *, lr: float, steps: int, init: float, batch: int
 ) -> State:
-    """fusion_bench.method.adamerging.LayerWiseAdaMergingAlgorithm: the learned coefficients of
-    every tensor.
-    """
+    """The coefficients that LayerWiseAdaMergingAlgorithm of fusion_bench learns."""
     settings = {"optimizer": "adam", "lr": lr, "max_steps": steps}
     table = torch.full((len(experts), len(SHAPES)), init)
     model = LayerWiseMergedModel(
@@ -150,8 +148,7 @@ def iso_cts(base: State, experts: Mapping[str, State], **settings: float) -> Sta
 def knots(
     base: State, experts: Mapping[str, State], *, threshold: float, scaling_factor: float
 ) -> State:
-    """fusion_bench.method.knots.subspace_alignment, then ties_merging (mean) on the aligned task
-    vectors.
+    """fusion_bench.method.knots.subspace_alignment, then ties_merging of the aligned task vectors.
 
     Matrices only: the package has no driver for it. Vectors are averaged, as its spectral methods
     do.
@@ -188,9 +185,7 @@ def wudi(base: State, experts: Mapping[str, State], *, iter_num: int, shrink: fl
 
 
 class _Head(nn.Module):
-    """The head as a layer that is not linear: fusion-bench has none in its models, and so does not
-    clean it.
-    """
+    """A head that is not linear: fusion-bench models have no linear one and do not clean it."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -216,9 +211,7 @@ def emr(base: State, experts: Mapping[str, State]) -> State:
 
 
 def tall_masks(base: State, experts: Mapping[str, State], *, tall_mask_lambda: float) -> State:
-    """fusion_bench.method.tall_mask.utils.generate_task_masks: at every position, how many experts
-    claim it.
-    """
+    """generate_task_masks of fusion_bench: how many experts claim each position."""
     flat = {key: _flat(state) for key, state in {"base": base, **experts}.items()}
     tuned = torch.stack([flat[name] for name in experts])
     masks = generate_task_masks(
@@ -230,8 +223,7 @@ def tall_masks(base: State, experts: Mapping[str, State], *, tall_mask_lambda: f
 def shared_mask(
     base: State, experts: Mapping[str, State], *, scaling_factor: float, logit: float
 ) -> State:
-    """fusion_bench.models.wrappers.TaskWiseMergedModel with a mask, as Concrete task arithmetic
-    applies it.
+    """TaskWiseMergedModel of fusion_bench with a mask, as Concrete task arithmetic applies it.
 
     The mask is σ(logit · base / 0.5) over its mean per tensor: learned logits are replaced by known
     numbers.

@@ -1,6 +1,4 @@
-"""Pico checkpoints and items for the tests of the command line and the loop: real files,
-milliseconds.
-"""
+"""Pico checkpoints and items for tests of the command line and the loop: real files."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-LABELS, SIDE = 4, 8
+LABELS = 4
+SIDE = 8
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +21,7 @@ def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_pico_models(folder: Path) -> Path:
-    """ViTs of two blocks, saved by transformers: ``base``, the experts ``left`` and ``right``,
-    their ``adapters``.
-    """
+    """ViTs of two blocks: ``base``, the experts ``left`` and ``right``, and their ``adapters``."""
     from transformers import ViTConfig, ViTForImageClassification
 
     from experiments.zoo.digits_adapters import write_adapter

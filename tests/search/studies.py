@@ -47,9 +47,7 @@ def run_in(data: dict[str, Any], folder: Path) -> Run:
 
 
 def fingerprint(run: Run) -> list[tuple[Any, ...]]:
-    """What must be equal between an undisturbed and a resumed run: every trial with its point and
-    result.
-    """
+    """What an undisturbed and a resumed run share: every trial with its point and result."""
     return [
         (
             r.number,

@@ -23,7 +23,8 @@ from mergesearch.search.front import (
     to_losses,
 )
 
-UP, DOWN = Objective("accuracy", "maximize"), Objective("loss", "minimize")
+UP = Objective("accuracy", "maximize")
+DOWN = Objective("loss", "minimize")
 
 
 def clouds(most: int = 12, objectives: tuple[int, int] = (1, 4)):
@@ -167,7 +168,8 @@ class TestFront:
         losses = 1.2 - losses / np.linalg.norm(losses, axis=1)[:, None] * rng.uniform(
             0.9, 1.0, (5000, 1)
         )
-        front, start = Front(unit(3)), time.process_time()
+        front = Front(unit(3))
+        start = time.process_time()
         for number, row in enumerate(losses):
             front.add(number, row)
         assert time.process_time() - start < 10

@@ -16,7 +16,7 @@ import yaml
 
 from mergesearch.merging import StudyFailedError
 from mergesearch.search.runs.driver import run_study
-from tests.postgres import serve
+from tests.postgres import Server
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, run_in, spec_of
 
@@ -50,9 +50,7 @@ COMMAND = {
 
 
 def test_no_code_reads_pickles_or_runs_text() -> None:
-    """torch.load, numpy with pickles, joblib, shelve, marshal, and pickle itself; also YAML that
-    makes objects.
-    """
+    """No torch.load, pickle, joblib, shelve or marshal, and no YAML that makes objects."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             nodes = list(ast.walk(ast.parse(path.read_text())))
@@ -132,67 +130,66 @@ def test_a_study_file_runs_no_code_unless_it_says_so(text: str, tmp_path: Path) 
 
 @pytest.mark.xdist_group("postgres")
 def test_a_password_is_nowhere_but_in_the_environment(
-    tmp_path: Path, pico_models: Path, pico_items: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    pico_models: Path,
+    pico_items: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    postgres: Server,
 ) -> None:
-    """Run folder, database, printed lines, exported card, and the command lines of all
-    processes.
-    """
-    with serve() as server:
-        with psycopg.connect(server.address("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE ROLE secretive LOGIN PASSWORD '{SECRET}' SUPERUSER")
-        monkeypatch.delenv("PGPASSWORD")
-        monkeypatch.setenv("MERGE_DB_PASSWORD", SECRET)
-        url = f"postgresql://secretive:${{MERGE_DB_PASSWORD}}@127.0.0.1:{server.port}/mergesearch"
-        data = model_study(
-            pico_models, pico_items, name="secret", budget={"trials": 30}, storage=url
-        )
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(data))
-        run = [sys.executable, "-m", "mergesearch", "run", str(path), "--progress", "json"]
-        lines, said = _watched([*run, "--run", str(tmp_path / "run"), "--set", "workers.count=1"])
-        assert any("raylet" in line for line in lines)
-        assert not [line for line in lines if SECRET in line]
-        assert SECRET not in said
-        elsewhere = [
-            "--run",
-            str(tmp_path / "other"),
-            "--set",
-            f"storage={url.replace('/mergesearch', '/no')}",
-        ]
-        wrong = subprocess.run(
-            [*run, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=100
-        )
-        assert wrong.returncode == 2
-        assert SECRET not in wrong.stdout + wrong.stderr
-        assert "***" in wrong.stderr
-        export = [
-            sys.executable,
-            "-m",
-            "mergesearch",
-            "export",
-            str(tmp_path / "run"),
-            "--out",
-            str(tmp_path / "best"),
-        ]
-        done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
-        assert SECRET not in done.stdout + done.stderr
-        kept = [file for file in tmp_path.rglob("*") if file.is_file()]
-        assert {"report.html", "study.yaml", "README.md", "events.jsonl"} <= {
-            file.name for file in kept
-        }
-        assert not [file for file in kept if SECRET.encode() in file.read_bytes()]
-        with psycopg.connect(server.address()) as connection:
-            for table in (
-                "study_system_attributes",
-                "trial_system_attributes",
-                "trial_user_attributes",
-            ):
-                values = [
-                    str(row[0]) for row in connection.execute(f"SELECT value_json FROM {table}")
-                ]
-                assert values
-                assert not [value for value in values if SECRET in value]
+    """Not in the run folder, database, printed lines, exported card or any command line."""
+    with psycopg.connect(postgres.address("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE secretive LOGIN PASSWORD '{SECRET}' SUPERUSER")
+    monkeypatch.delenv("PGPASSWORD")
+    monkeypatch.setenv("MERGE_DB_PASSWORD", SECRET)
+    database = postgres.database()
+    address = f"127.0.0.1:{postgres.port}/{database}"
+    url = f"postgresql://secretive:${{MERGE_DB_PASSWORD}}@{address}"
+    data = model_study(pico_models, pico_items, name="secret", budget={"trials": 30}, storage=url)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(data))
+    run = [sys.executable, "-m", "mergesearch", "run", str(path), "--progress", "json"]
+    lines, said = _watched([*run, "--run", str(tmp_path / "run"), "--set", "workers.count=1"])
+    assert any("raylet" in line for line in lines)
+    assert not [line for line in lines if SECRET in line]
+    assert SECRET not in said
+    elsewhere = [
+        "--run",
+        str(tmp_path / "other"),
+        "--set",
+        f"storage={url.replace(f'/{database}', '/no')}",
+    ]
+    wrong = subprocess.run(
+        [*run, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert wrong.returncode == 2
+    assert SECRET not in wrong.stdout + wrong.stderr
+    assert "***" in wrong.stderr
+    export = [
+        sys.executable,
+        "-m",
+        "mergesearch",
+        "export",
+        str(tmp_path / "run"),
+        "--out",
+        str(tmp_path / "best"),
+    ]
+    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    kept = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"report.html", "study.yaml", "README.md", "events.jsonl"} <= {
+        file.name for file in kept
+    }
+    assert not [file for file in kept if SECRET.encode() in file.read_bytes()]
+    with psycopg.connect(postgres.address(database)) as connection:
+        for table in (
+            "study_system_attributes",
+            "trial_system_attributes",
+            "trial_user_attributes",
+        ):
+            values = [str(row[0]) for row in connection.execute(f"SELECT value_json FROM {table}")]
+            assert values
+            assert not [value for value in values if SECRET in value]
 
 
 def _watched(command: list[str]) -> tuple[set[str], str]:

@@ -1,6 +1,4 @@
-"""Real parameter names and shapes from pico models of every supported family, built without
-memory.
-"""
+"""Real parameter names and shapes of every supported family, from models on the meta device."""
 
 from __future__ import annotations
 

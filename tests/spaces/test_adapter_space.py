@@ -19,7 +19,7 @@ LAYOUT = Layout.build({name: (shape, "float32") for name, shape in SHAPES.items(
 
 
 def template(adapters: int = 3, operator: str = "lora_sparse", **options: object) -> Recipe:
-    sources = tuple(Source(f"a{place}", f"a{place}") for place in range(adapters))
+    sources = tuple(Source(f"a{index}", f"a{index}") for index in range(adapters))
     field = Field.constant(LAYOUT.size, np.zeros(adapters))
     return Recipe(Source("base", "base"), sources, operator, field, tuple(sorted(options.items())))
 
@@ -115,7 +115,8 @@ def test_refuses_other_operators() -> None:
 
 
 def test_recipes_of_the_space_are_valid() -> None:
-    rng, space = np.random.default_rng(0), adapter_space(template(), LAYOUT)
+    rng = np.random.default_rng(0)
+    space = adapter_space(template(), LAYOUT)
     operator = get_operator("lora_sparse")
     for _ in range(20):
         recipe = space.decode(rng.uniform(space.lower, space.upper))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mergesearch.merging import Field, InputError, Layout, Recipe, Source
 from mergesearch.spaces import CoefficientSpace
-from mergesearch.spaces.chunks import chunk_counts, chunk_groups, importance
+from mergesearch.spaces.parts.chunks import chunk_counts, chunk_groups, importance
 from mergesearch.spaces.spec import SpaceSpec, build_space
 
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -22,15 +22,15 @@ def test_chunks_cover_each_tensor_once_and_are_as_even_as_can_be(
     sizes: list[int], data: st.DataObject
 ) -> None:
     layout = Layout.build(
-        {f"h.{place}.w": ((size,), "float32") for place, size in enumerate(sizes)}
+        {f"h.{index}.w": ((size,), "float32") for index, size in enumerate(sizes)}
     )
     counts = np.array([data.draw(st.integers(0, size)) for size in sizes])
     chunks, held = chunk_groups(layout, counts)
     assert len(chunks) == counts.sum()
     assert sum(group.parameters for group in (*chunks, *held)) == sum(sizes)
-    for place, spec in enumerate(layout.tensors):
+    for index, spec in enumerate(layout.tensors):
         own = [chunk for chunk in chunks if chunk.tensors == (spec.name,)]
-        assert len(own) == counts[place]
+        assert len(own) == counts[index]
         if own:
             lengths = [chunk.parameters for chunk in own]
             assert max(lengths) - min(lengths) <= 1, "a dead or uneven chunk"
@@ -72,7 +72,7 @@ def test_counts(options: dict, expected: list[int]) -> None:
 
 
 def space(**section: object) -> CoefficientSpace:
-    layout = Layout.build({f"h.{place}.w": ((4, 5), "float32") for place in range(4)})
+    layout = Layout.build({f"h.{index}.w": ((4, 5), "float32") for index in range(4)})
     template = Recipe(
         Source("base", "base"),
         (Source("a", "a"), Source("b", "b")),

@@ -45,7 +45,7 @@ def deep_layout(blocks: int = 6, *, width: int = 5) -> Layout:
     names = [f"vit.layers.{block}.{name}" for block in range(blocks) for name in inside]
     outside = ["vit.embeddings.cls_token", "vit.layernorm.weight", "classifier.weight"]
     return Layout.build(
-        {name: ((width, 1 + place % 17), "float32") for place, name in enumerate(names + outside)}
+        {name: ((width, 1 + index % 17), "float32") for index, name in enumerate(names + outside)}
     )
 
 
@@ -54,7 +54,8 @@ def random_point(space: CoefficientSpace, seed: int = 0) -> np.ndarray:
 
 
 def assert_same_function(one: Field, other: Field, tolerance: float = 0.0) -> None:
-    left, right = one.refine(other.boundaries), other.refine(one.boundaries)
+    left = one.refine(other.boundaries)
+    right = other.refine(one.boundaries)
     np.testing.assert_array_equal(left.boundaries, right.boundaries)
     np.testing.assert_allclose(left.values, right.values, rtol=0, atol=tolerance)
 
@@ -110,12 +111,12 @@ def test_decode_gathers_exactly(granularity: str) -> None:
     recipe = space.decode(point)
     values = dict(zip(space.names, point.tolist(), strict=True))
     labels = {name: group.name for group in space.groups for name in group.tensors}
-    for name, found in coefficients(recipe.field, layout).items():
+    for name, pair in coefficients(recipe.field, layout).items():
         keys = {
             "global": ["global", "global"],
             "task": list(EXPERTS),
         }.get(granularity, [f"{expert}/{labels[name]}" for expert in EXPERTS])
-        assert found == [values[key] for key in keys]
+        assert pair == [values[key] for key in keys]
     assert recipe == space.template.with_field(recipe.field)
 
 
@@ -139,9 +140,9 @@ def test_boundaries_are_starts_of_tensors() -> None:
 def test_group_spaces_encode_what_they_decode(granularity: str, seed: int, scale: float) -> None:
     space = make_space(deep_layout(), granularity=granularity)
     point = random_point(space, seed) * scale
-    found = space.encode(space.field(point))
-    assert found is not None
-    np.testing.assert_array_equal(found, point)
+    encoded = space.encode(space.field(point))
+    assert encoded is not None
+    np.testing.assert_array_equal(encoded, point)
 
 
 @pytest.mark.parametrize("depth", CURVES)
@@ -162,10 +163,8 @@ def test_curves_encode_constants_and_lines(depth: dict[str, Any]) -> None:
 
 def test_encode_refuses_what_the_space_does_not_hold() -> None:
     layout = deep_layout()
-    blocks, tensors = (
-        make_space(layout, granularity="block"),
-        make_space(layout, granularity="tensor"),
-    )
+    blocks = make_space(layout, granularity="block")
+    tensors = make_space(layout, granularity="tensor")
     assert blocks.encode(tensors.field(random_point(tensors))) is None
     assert blocks.encode(Field.constant(layout.size, [0.3])) is None
     assert blocks.encode(Field.constant(layout.size + 64, [0.3, 0.3])) is None
@@ -258,7 +257,8 @@ def test_refining_to_more_cosines_adds_zeros() -> None:
     coarse = make_space(layout, depth={"basis": "dct", "size": 2})
     fine = make_space(layout, depth={"basis": "dct", "size": 4})
     point = random_point(coarse)
-    x, y = point.reshape(2, -1), coarse.refine(point, fine).reshape(2, -1)
+    x = point.reshape(2, -1)
+    y = coarse.refine(point, fine).reshape(2, -1)
     np.testing.assert_array_equal(y[:, :2], x[:, :2])
     np.testing.assert_array_equal(y[:, 2:4], 0.0)
     np.testing.assert_array_equal(y[:, 4:], x[:, 2:])
@@ -275,7 +275,8 @@ def test_refining_to_more_cosines_adds_zeros() -> None:
 )
 def test_a_curve_is_fitted_to_rounding(coarse: dict[str, Any], fine: dict[str, Any]) -> None:
     layout = deep_layout(12)
-    one, two = make_space(layout, depth=coarse), make_space(layout, depth=fine)
+    one = make_space(layout, depth=coarse)
+    two = make_space(layout, depth=fine)
     point = random_point(one)
     assert_same_function(two.field(one.refine(point, two)), one.field(point), tolerance=1e-12)
 
@@ -295,7 +296,8 @@ def test_refine_refuses_what_the_target_cannot_hold(
     coarse: dict[str, Any], fine: dict[str, Any]
 ) -> None:
     layout = deep_layout()
-    one, two = make_space(layout, **coarse), make_space(layout, **fine)
+    one = make_space(layout, **coarse)
+    two = make_space(layout, **fine)
     with pytest.raises(
         RecipeError, match=f"a {two.title} space cannot hold this point of a {one.title} space"
     ):
@@ -305,18 +307,18 @@ def test_refine_refuses_what_the_target_cannot_hold(
 def test_ends_of_the_curve_cover_what_lies_outside_the_blocks() -> None:
     layout = deep_layout()
     space = make_space(layout, experts=("rotated",), depth={"basis": "linear", "ends": "curve"})
-    found = coefficients(space.field(np.array([0.2, 0.8])), layout)
-    assert found["vit.embeddings.cls_token"] == [0.2]
-    assert found["vit.layernorm.weight"] == found["classifier.weight"] == [0.8]
-    assert found["vit.layers.5.mlp.fc1.weight"] == [0.8]
+    decoded = coefficients(space.field(np.array([0.2, 0.8])), layout)
+    assert decoded["vit.embeddings.cls_token"] == [0.2]
+    assert decoded["vit.layernorm.weight"] == decoded["classifier.weight"] == [0.8]
+    assert decoded["vit.layers.5.mlp.fc1.weight"] == [0.8]
     apart = make_space(
         layout, experts=("rotated",), depth={"basis": "linear", "ends": "curve", "modules": True}
     )
-    found = coefficients(apart.field(np.array([0.2, 0.8, 0.5, 0.6])), layout)
-    assert found["vit.embeddings.cls_token"] == [0.2]
-    assert found["classifier.weight"] == [0.6]
-    assert found["vit.layers.0.layernorm_before.weight"] == [0.2]
-    assert found["vit.layers.0.layernorm_after.bias"] == [0.5]
+    decoded = coefficients(apart.field(np.array([0.2, 0.8, 0.5, 0.6])), layout)
+    assert decoded["vit.embeddings.cls_token"] == [0.2]
+    assert decoded["classifier.weight"] == [0.6]
+    assert decoded["vit.layers.0.layernorm_before.weight"] == [0.2]
+    assert decoded["vit.layers.0.layernorm_after.bias"] == [0.5]
 
 
 def test_curves_run_over_each_tower(layout_of: Callable) -> None:
@@ -331,21 +333,20 @@ def test_curves_run_over_each_tower(layout_of: Callable) -> None:
             "rotated/head",
         ),
     )
-    found = coefficients(space.field(np.array([0.0, 1.0, 0.2, 0.4, 0.7])), layout)
-    assert found["text_model.encoder.layers.1.mlp.fc1.bias"] == [1.0]
-    assert found["vision_model.encoder.layers.1.mlp.fc1.bias"] == pytest.approx([0.3])
-    assert found["vision_model.post_layernorm.bias"] == [0.4]
-    assert found["logit_scale"] == [0.7]
+    decoded = coefficients(space.field(np.array([0.0, 1.0, 0.2, 0.4, 0.7])), layout)
+    assert decoded["text_model.encoder.layers.1.mlp.fc1.bias"] == [1.0]
+    assert decoded["vision_model.encoder.layers.1.mlp.fc1.bias"] == pytest.approx([0.3])
+    assert decoded["vision_model.post_layernorm.bias"] == [0.4]
+    assert decoded["logit_scale"] == [0.7]
 
 
 def test_clip_keeps_curves_in_the_bounds() -> None:
     layout = deep_layout()
     depth = {"basis": "dct", "size": 4}
-    free, clipped = (
-        make_space(layout, depth=depth),
-        make_space(layout, depth=depth | {"clip": True}),
-    )
-    loose, tight = free.field(free.upper).values, clipped.field(free.upper).values
+    free = make_space(layout, depth=depth)
+    clipped = make_space(layout, depth=depth | {"clip": True})
+    loose = free.field(free.upper).values
+    tight = clipped.field(free.upper).values
     assert loose.max() > 1.0
     np.testing.assert_array_equal(tight, np.clip(loose, 0.0, 1.0))
     broken = np.where(np.arange(clipped.dim) == 0, np.inf, clipped.start)
@@ -364,8 +365,8 @@ def test_bounds_on_lines_and_splines_bound_the_coefficients(basis: str) -> None:
 def test_excluded_tensors_stay_at_the_base() -> None:
     layout = deep_layout()
     space = make_space(layout, granularity="block", exclude=["classifier", r"layers\.[01]\."])
-    found = coefficients(space.field(np.ones(space.dim)), layout)
-    for name, values in found.items():
+    decoded = coefficients(space.field(np.ones(space.dim)), layout)
+    for name, values in decoded.items():
         kept = name.startswith("classifier") or classify(name).block in (0, 1)
         assert values == ([0.0, 0.0] if kept else [1.0, 1.0])
     assert space.encode(space.field(np.ones(space.dim))) is not None
@@ -380,9 +381,9 @@ def test_a_curve_runs_over_the_blocks_that_are_searched() -> None:
     space = make_space(
         layout, experts=("rotated",), depth={"basis": "linear"}, exclude=[r"layers\.[01]\."]
     )
-    found = coefficients(space.field(np.array([0.2, 0.8, 0.0, 0.0, 0.0])), layout)
-    assert found["vit.layers.2.mlp.fc1.weight"] == [0.2]
-    assert found["vit.layers.5.mlp.fc1.weight"] == [0.8]
+    decoded = coefficients(space.field(np.array([0.2, 0.8, 0.0, 0.0, 0.0])), layout)
+    assert decoded["vit.layers.2.mlp.fc1.weight"] == [0.2]
+    assert decoded["vit.layers.5.mlp.fc1.weight"] == [0.8]
 
 
 def test_fused_experts_have_named_directions() -> None:
@@ -405,7 +406,8 @@ def test_small_spaces_show_their_coordinates() -> None:
 
 def test_small_spaces_read_fields_that_they_do_not_hold() -> None:
     layout = deep_layout()
-    space, fine = make_space(layout, granularity="task"), make_space(layout, granularity="tensor")
+    space = make_space(layout, granularity="task")
+    fine = make_space(layout, granularity="tensor")
     field = fine.field(random_point(fine))
     sizes = np.array([spec.size for spec in layout.tensors], np.float64)
     table = np.array(list(coefficients(field, layout).values()))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergesearch.merging import InputError
-from mergesearch.spaces.depth_basis import BASES, Basis, make_basis
+from mergesearch.spaces.parts.depth_basis import BASES, Basis, make_basis
 
 SIZES = [
     (terms, blocks)
@@ -129,10 +129,9 @@ def test_one_bad_control_point_reaches_only_its_blocks() -> None:
 
 
 def test_knot_insertion_keeps_the_curve() -> None:
-    coarse, fine = (
-        make_basis("bspline", 5, 33),
-        make_basis("bspline", 7, 33),
-    )  # 2 spans, each halved
+    # 2 spans, each halved
+    coarse = make_basis("bspline", 5, 33)
+    fine = make_basis("bspline", 7, 33)
     x = np.random.default_rng(1).uniform(size=(3, 5))
     values = coarse.evaluate(x)
     np.testing.assert_allclose(fine.evaluate(fine.solve(values, np.arange(33))), values, atol=1e-12)

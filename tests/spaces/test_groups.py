@@ -1,4 +1,4 @@
-"""Names are placed, and groups cover a layout, for real models and for arbitrary names."""
+"""Tensors get roles by name, and groups cover a layout, for real and for arbitrary names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mergesearch.merging import InputError, Layout
 from mergesearch.spaces import GRANULARITIES, Granularity, TensorRole, classify, group_tensors
 
-PLACES = {
+ROLES = {
     # ViT as stored before transformers 5, and as held in memory
     "vit.encoder.layer.3.attention.attention.query.weight": TensorRole(
         3, "attention", "", "attention"
@@ -81,9 +81,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize(("name", "place"), PLACES.items())
-def test_place(name: str, place: TensorRole) -> None:
-    assert classify(name) == place
+@pytest.mark.parametrize(("name", "role"), ROLES.items())
+def test_role(name: str, role: TensorRole) -> None:
+    assert classify(name) == role
 
 
 def test_every_parameter_of_a_real_model_has_a_module(family: str, shapes_of: Callable) -> None:
@@ -98,12 +98,12 @@ def test_every_parameter_of_a_real_model_has_a_module(family: str, shapes_of: Ca
 def test_every_block_of_a_real_model_has_attention_mlp_and_norms(
     family: str, shapes_of: Callable
 ) -> None:
-    places = {classify(name) for name in shapes_of(family)}
-    blocks = {(place.tower, place.block) for place in places if place.block is not None}
+    roles = {classify(name) for name in shapes_of(family)}
+    blocks = {(role.tower, role.block) for role in roles if role.block is not None}
     towers = {"vision": 3, "text": 2} if family in ("clip", "siglip") else {"": 3}
     assert blocks == {(tower, block) for tower, count in towers.items() for block in range(count)}
     for tower, block in blocks:
-        of_block = {(p.module, p.part) for p in places if (p.tower, p.block) == (tower, block)}
+        of_block = {(p.module, p.part) for p in roles if (p.tower, p.block) == (tower, block)}
         expected = {
             ("attention", "attention"),
             ("mlp", "mlp"),
@@ -111,16 +111,17 @@ def test_every_block_of_a_real_model_has_attention_mlp_and_norms(
             ("norm", "mlp"),
         }
         assert of_block == expected
-    assert {"embedding", "head"} <= {place.part for place in places}
+    assert {"embedding", "head"} <= {role.part for role in roles}
 
 
 def test_modules_follow_the_words_of_the_names(family: str, shapes_of: Callable) -> None:
     for name in shapes_of(family):
-        place, words = classify(name), name.lower().replace("_", "")
+        role = classify(name)
+        words = name.lower().replace("_", "")
         if "norm" in words or "layrnorm" in words or ".ln" in words:
-            assert place.module == "norm", name
-        elif place.block is not None:
-            assert (place.module == "attention") == ("attn" in words or "attention" in words), name
+            assert role.module == "norm", name
+        elif role.block is not None:
+            assert (role.module == "attention") == ("attn" in words or "attention" in words), name
 
 
 def test_stored_names_are_placed_as_the_names_in_memory(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_no_blocks_is_refused() -> None:
 
 
 NAMES = st.sampled_from(
-    [*PLACES, "weight", "layers.0.weight", "a.b.c", "model.layers.9.other.weight"]
+    [*ROLES, "weight", "layers.0.weight", "a.b.c", "model.layers.9.other.weight"]
 )
 SHAPES = st.lists(st.integers(0, 70), max_size=2).map(tuple)
 

@@ -12,7 +12,7 @@ import torch
 from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError, Source, merge
 from mergesearch.merging.operators.stack import DENSITIES, StackRows
 from mergesearch.spaces import MixedSpace, mixed_space
-from mergesearch.spaces.mixed_dimensions import METHODS
+from mergesearch.spaces.parts.mixed_dimensions import METHODS
 
 EXPERTS = ("first", "second", "third")
 NAMES = (
@@ -46,9 +46,7 @@ BASE, TUNED = states()
 
 
 class Gram:
-    """Inner products of base and task vectors (and of a row too many), counting how often it is
-    asked.
-    """
+    """Inner products of base, task vectors and one row too many; counts the calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -81,17 +79,17 @@ def space() -> MixedSpace:
     return make()
 
 
-def place(space: MixedSpace, name: str) -> int:
+def coordinate(space: MixedSpace, name: str) -> int:
     return space.names.index(name)
 
 
 def choose(space: MixedSpace, group: str, method: str, **parameters: list[float]) -> np.ndarray:
     """The start with a method in one group, and its parameters in every part that has them."""
     point = space.start.copy()
-    point[place(space, f"{group}/method")] = METHODS.index(method) + 0.5
+    point[coordinate(space, f"{group}/method")] = METHODS.index(method) + 0.5
     for part, values in parameters.items():
         cell = next(cell for cell in space.cells if cell.name == f"{group}/{part}")
-        point[cell.places[method]] = values
+        point[cell.slices[method]] = values
     return point
 
 
@@ -190,7 +188,7 @@ class TestConditions:
     def test_every_active_coordinate_matters(self, space: MixedSpace) -> None:
         point = sample(space, 3)
         for group, method in zip(space.groups, METHODS, strict=True):
-            point[place(space, f"{group}/method")] = METHODS.index(method) + 0.5
+            point[coordinate(space, f"{group}/method")] = METHODS.index(method) + 0.5
         point = space.canonical(point)
         for index in np.flatnonzero(space.active(point)):
             dimension = space.dimensions[index]
@@ -258,8 +256,8 @@ class TestMethods:
     def test_slerp_reaches_both_ends_exactly(self, space: MixedSpace) -> None:
         for expert, scores in enumerate(np.eye(3)):
             point = choose(space, "block 4", "slerp", mlp=(0.4 * scores).tolist())
-            found = column(space, point, "model.layers.4.mlp.up_proj.weight")
-            assert np.array_equal(found, np.eye(ROWS.count)[expert])
+            weights = column(space, point, "model.layers.4.mlp.up_proj.weight")
+            assert np.array_equal(weights, np.eye(ROWS.count)[expert])
 
     def test_slerp_is_continuous_where_the_order_of_scores_changes(self, space: MixedSpace) -> None:
         before = choose(space, "block 4", "slerp", mlp=[0.5, 0.5 - 1e-9, 0.1])
@@ -303,7 +301,7 @@ class TestEncode:
             mlp=[0.5, 0.25, 0.25],
             other=[0, 0, 1],
         )
-        point[place(space, "block 4/method")] = METHODS.index("ties") + 0.5
+        point[coordinate(space, "block 4/method")] = METHODS.index("ties") + 0.5
         point = space.canonical(point)
         assert np.array_equal(space.encode(space.field(point)), point)
         assert np.array_equal(space.encode(space.field(space.start)), space.start)
@@ -320,8 +318,8 @@ class TestEncode:
     def test_is_exact_or_none(self, space: MixedSpace) -> None:
         for seed in range(20):
             field = space.field(sample(space, seed))
-            found = space.encode(field)
-            assert found is None or space.field(found) == field
+            encoded = space.encode(field)
+            assert encoded is None or space.field(encoded) == field
 
     def test_what_no_method_gives_is_not_read(self, space: MixedSpace) -> None:
         odd = [np.full(16, 0.1), np.r_[0.1, 0.2, 0.3, np.zeros(13)], np.r_[np.zeros(15), 1.0]]

@@ -1,6 +1,4 @@
-"""Fields of a limited number of segments: one point per field, and the rest of the space
-protocol.
-"""
+"""Fields of a limited number of segments: one point per field, and the space protocol."""
 
 from __future__ import annotations
 
@@ -100,7 +98,9 @@ class TestPoints:
     def test_numbers_that_are_none_pass_through(self) -> None:
         space = make(segments=2)
         point = space.start.copy()
-        point[0], point[1], point[-1] = 100, np.inf, np.nan
+        point[0] = 100
+        point[1] = np.inf
+        point[-1] = np.nan
         assert np.isnan(space.field(point).values).any()
         assert np.isinf(space.decode(point).field.values).any()
         with pytest.raises(RecipeError, match="expected 5 coordinates"):
@@ -128,7 +128,8 @@ class TestSpace:
         assert recipe.with_field(space.template.field) == space.template
 
     def test_refines_to_more_segments_and_from_groups(self) -> None:
-        coarse, fine = make(segments=3), make(segments=8)
+        coarse = make(segments=3)
+        fine = make(segments=8)
         field = Field(np.array([0, 64, 130, SIZE]), np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]]))
         point = coarse.encode(field)
         assert fine.field(coarse.refine(point, fine)) == field
@@ -148,8 +149,8 @@ class TestSpace:
         space = make()
         third = SIZE // 3
         field = Field(np.array([0, third, SIZE]), np.array([[1.0, 0.0], [0.5, 0.5]]))
-        found = space.summary_of(field)
-        assert list(found) == [
+        summary = space.summary_of(field)
+        assert list(summary) == [
             "segments",
             "expert a",
             "expert b",
@@ -157,12 +158,12 @@ class TestSpace:
             "middle third",
             "last third",
         ]
-        assert found == space.summary(space.encode(field))
-        assert found["segments"] == 2
-        assert found["expert a"] == pytest.approx(third / SIZE)
-        assert found["expert b"] == 0.5
-        assert found["first third"] == pytest.approx(0.75, abs=2 / SIZE)
-        assert found["last third"] == 0.25
+        assert summary == space.summary(space.encode(field))
+        assert summary["segments"] == 2
+        assert summary["expert a"] == pytest.approx(third / SIZE)
+        assert summary["expert b"] == 0.5
+        assert summary["first third"] == pytest.approx(0.75, abs=2 / SIZE)
+        assert summary["last third"] == 0.25
         with pytest.raises(RecipeError, match="expected 2 directions"):
             space.summary_of(Field.constant(SIZE, [0.0]))
 

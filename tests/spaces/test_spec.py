@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from mergesearch import spaces
 from mergesearch.merging import Field, InputError, Layout, Recipe, RecipeError, Source
-from mergesearch.spaces import BoxSpace, Space
-from mergesearch.spaces.spec import SpaceSpec, build_space
+from mergesearch.spaces import BoxSpace, SegmentSpace, Space, arc_bounds
+from mergesearch.spaces.spec import SpaceSpec, build_space, check_keys
 
 NAMES = [
     *(
@@ -189,6 +189,64 @@ def test_bad_boxes_get_one_clear_line(section: dict[str, Any], message: str) -> 
         build(section, None)
 
 
+@pytest.mark.parametrize(
+    ("section", "searched", "message"),
+    [
+        (
+            {"layers": 2},
+            "coefficients",
+            (
+                "space.layers: means nothing to strategy x; keys of its space: "
+                "bounds, chunks, depth, dim, exclude, granularity, start"
+            ),
+        ),
+        (
+            {"granularity": "task"},
+            "segments",
+            (
+                "space.granularity: means nothing to strategy x; keys of its space: "
+                "bounds, segments, start"
+            ),
+        ),
+        ({"bounds": [0, 1]}, "mixed", "space.bounds: .* keys of its space: layers"),
+        ({"layers": 2}, "product", "space.layers: .* keys of its space: none"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused(
+    section: dict[str, Any], searched: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_keys(SpaceSpec(**section), searched, "strategy x")
+    check_keys(SpaceSpec(exclude=[], depth=None), searched, "strategy x")
+
+
+def test_segments_are_64_within_the_bounds_of_arcs_by_default() -> None:
+    space = build_space(
+        SpaceSpec(),
+        template(LAYOUT.size),
+        LAYOUT,
+        default_bounds=(0.0, 1.0),
+        default_start=0.3,
+        searched="segments",
+    )
+    assert isinstance(space, SegmentSpace)
+    assert space.segments == 64
+    assert (space.lower[-1], space.upper[-1]) == arc_bounds(0.0, 1.0)
+    assert space.start[-1] == 0.3
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of coefficients, mixed, product, segments"):
+        build_space(
+            SpaceSpec(),
+            template(LAYOUT.size),
+            LAYOUT,
+            default_bounds=(0.0, 1.0),
+            default_start=0.3,
+            searched="graphs",
+        )
+
+
 def test_exports_are_sorted_and_exist() -> None:
     constants = [name for name in spaces.__all__ if name.isupper()]
     classes = [name for name in spaces.__all__ if name[0].isupper() and not name.isupper()]
@@ -201,6 +259,8 @@ def test_exports_are_sorted_and_exist() -> None:
 
 def test_import_is_light() -> None:
     heavy = ("torch", "transformers", "ray", "optuna", "datasets", "numba", "scipy", "pydantic")
-    code = f"import sys, spaces; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    code = f"import sys, mergesearch.spaces; print([m for m in {heavy} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"

@@ -1,1 +1,1 @@
-"""parts."""
+"""Pieces that several operators share: task vectors, selections, elections, factorings."""

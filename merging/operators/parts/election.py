@@ -1,15 +1,17 @@
-"""What the sparse operators share: thinned task vectors, and the election of a sign among them.
+"""What the sparse operators share: options of thinning, and the election of signs.
 
-Each member thins task vectors in its own way (by magnitude, by chance, by both); what is left is
-added up, or a sign is elected at every position and only the terms of that sign are merged (Yadav
-2023, "TIES-Merging: resolving interference when merging models", steps 2 and 3). So a member is a
+Each member thins task vectors in its own way (by magnitude, by chance, by both). What is left is
+added up, or a sign is elected at every position and only the terms of that sign are merged: steps 2
+and 3 of Yadav 2023, "TIES-Merging: resolving interference when merging models". So a member is a
 function from a tensor's name to thinned vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
-from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.kernels.forms import Form
-from mergesearch.merging.kernels.host import all_finite, host_fp32, stored_numbers
+from mergesearch.merging.kernels.host import host_fp32, stored_numbers
 from mergesearch.merging.operators.base import Basis
-from mergesearch.merging.operators.parts.task_vectors import is_stored_whole, task_vectors
+from mergesearch.merging.operators.parts.task_vectors import is_stored_whole
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.parallel import nested_parallel_map
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     #: Tensor name -> one vector per expert, new tensors of the base's shape.
     Vectors = Callable[[str], list[torch.Tensor]]
 
+#: Tensor name -> for every expert the magnitude from which on its elements are kept.
+Limits = Callable[[str], list[float]]
+
 
 def _fraction(value: Any) -> Any:
-    # Other tools read 20 as 20 %, and 1 as 100 % or as 1 %: no number above 1 can be told apart
-    # safely.
+    # Other tools read 20 as 20 %, and 1 as 100 % or as 1 %: no number above 1 is unambiguous.
     if isinstance(value, int | float) and value > 1:
         raise ValueError("expected a fraction in (0, 1], 0.2 for 20 percent")
     return value
@@ -48,8 +51,7 @@ Merge = Annotated[
     Literal["mean", "sum", "max", "weighted_mean"],
     Field(
         description="what becomes of the terms that have the elected sign: their mean, sum, the "
-        "largest, or (live "
-        "mode only) their mean weighted by the coefficients"
+        "largest, or (live mode only) their mean weighted by the coefficients"
     ),
 ]
 Mode = Annotated[
@@ -85,34 +87,10 @@ _LIVE_FORMS: dict[str, Form] = {
 }
 
 
-def finite_task_vectors(
-    base: TensorSource, experts: Sequence[TensorSource], name: str
-) -> list[torch.Tensor]:
-    """``expert − base`` for every expert: dropping elements or comparing signs would hide what is
-    not a number.
-
-    Raises:
-        CheckpointError: If a task vector holds NaN or infinity.
-    """
-    vectors = task_vectors(base, experts, name)
-    for expert, vector in zip(experts, vectors, strict=True):
-        if not all_finite(vector):
-            raise CheckpointError(
-                f"{what(expert, name)}: expected finite numbers, received NaN or infinity in "
-                "expert or base; "
-                "leave that checkpoint out, or save it again"
-            )
-    return vectors
-
-
-def what(expert: TensorSource, name: str) -> str:
-    """The task vector of a tensor, for messages."""
-    return f"expert {expert.name!r}: tensor {name!r}"
-
-
 def is_exempt(shape: Sequence[int], vectors: str) -> bool:
-    """Whether a tensor is merged unthinned: a scalar always, a vector (norm, bias) where
-    ``vectors`` is ``pass``.
+    """Whether a tensor is merged unthinned.
+
+    A scalar always is, a vector (norm, bias) where ``vectors`` is ``pass``.
     """
     return len(shape) == 0 or (len(shape) == 1 and vectors == "pass")
 
@@ -122,6 +100,43 @@ def one_minus(fraction: float) -> float:
     return float(1 - Fraction(repr(float(fraction))))
 
 
+@dataclass(frozen=True)
+class _Thinned:
+    """Thinned task vectors of a whole model, among which signs are elected.
+
+    Attributes:
+        base: The base.
+        experts: The experts.
+        vectors: Tensor name -> thinned task vectors, new tensors each time.
+        limits: Where thinning is trimming alone, what it keeps; else None.
+    """
+
+    base: TensorSource
+    experts: Sequence[TensorSource]
+    vectors: Vectors
+    limits: Limits | None
+
+
+class MajoritySign:
+    """The sign that most positions of a model elect, counted when it is first asked for.
+
+    Counting reads the whole model, so one thread counts while the others wait.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+        self._lock = Lock()
+        #: 1, −1, 0 (as many positions of either sign), or None before it is counted.
+        self.known: int | None = None
+
+    def __call__(self) -> int:
+        """The sign: 1, −1, or 0."""
+        with self._lock:
+            if self.known is None:
+                self.known = self._count()
+            return self.known
+
+
 def elected_basis(
     base: TensorSource,
     experts: Sequence[TensorSource],
@@ -129,7 +144,7 @@ def elected_basis(
     merge: str,
     mode: str,
     key: Sequence[Any],
-    limits: Callable[[str], list[float]] | None = None,
+    limits: Limits | None = None,
 ) -> Basis:
     """The basis that elects signs among ``vectors``, in one of its two modes.
 
@@ -146,53 +161,61 @@ def elected_basis(
     """
     if mode == "live":
         return Basis(_LIVE_FORMS[merge], len(experts), vectors)
-
-    lock = Lock()
-    known = list[int]()
-
-    def majority() -> int:
-        import torch
-
-        def count() -> dict[str, torch.Tensor]:
-            balance = sum(nested_parallel_map(position_balance, base.names))
-            return {"sign": torch.tensor([(balance > 0) - (balance < 0)])}
-
-        with lock:  # a read of the whole model, by the first thread that asks
-            if not known:
-                known.append(
-                    int(remembered([base, *experts], ["majority sign", *key], count)["sign"])
-                )
-        return known[0]
-
-    def position_balance(name: str) -> int:
-        if limits is None or not is_stored_whole(experts, name):
-            return _balance(vectors(name))
-        numbers = [stored_numbers(source.read(name)) for source in (base, *experts)]
-        if any(array is None for array in numbers):
-            return _balance(vectors(name))
-        from mergesearch.merging.kernels.ties_numba import balance_stored
-
-        return balance_stored(numbers, limits(name))
-
-    def direct(
-        name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
-    ) -> tuple[float, float] | None:
-        from mergesearch.merging.kernels.ties_numba import merge_elected
-
-        assert limits is not None, "offered only where thinning is trimming"
-        bounds = limits(name)
-        sign = known[0] if known else 0
-        cancelled, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, sign, out)
-        if cancelled > 0 and not sign and majority():
-            _, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, majority(), out)
-        return None if cancelled < 0 else (sums[0], sums[1])
-
+    majority = MajoritySign(
+        partial(_count_majority, _Thinned(base, experts, vectors, limits), list(key))
+    )
     return Basis(
         "delta",
         len(experts),
         lambda name: elect(vectors(name), merge, majority),
-        direct=None if limits is None else direct,
+        direct=None if limits is None else partial(_merge_stored, limits, merge, majority),
     )
+
+
+def _count_majority(model: _Thinned, key: Sequence[Any]) -> int:
+    """``sign(Σ_positions γ)`` over the whole model, remembered."""
+
+    def count() -> dict[str, torch.Tensor]:
+        import torch
+
+        balance = sum(nested_parallel_map(partial(_tensor_balance, model), model.base.names))
+        return {"sign": torch.tensor([_sign(balance)])}
+
+    sources = [model.base, *model.experts]
+    return int(remembered(sources, ["majority sign", *key], count)["sign"])
+
+
+def _tensor_balance(model: _Thinned, name: str) -> int:
+    """:func:`_balance` of one tensor, from its stored numbers where thinning is trimming."""
+    if model.limits is None or not is_stored_whole(model.experts, name):
+        return _balance(model.vectors(name))
+    numbers = [stored_numbers(source.read(name)) for source in (model.base, *model.experts)]
+    if any(array is None for array in numbers):
+        return _balance(model.vectors(name))
+    from mergesearch.merging.kernels.ties_numba import balance_stored
+
+    return balance_stored(numbers, model.limits(name))
+
+
+def _merge_stored(
+    limits: Limits,
+    merge: str,
+    majority: MajoritySign,
+    name: str,
+    numbers: Sequence[Any],
+    weights: Any,
+    boundaries: Any,
+    out: Any,
+) -> tuple[float, float] | None:
+    """Trim, elect and merge a tensor from its stored numbers, as ``Basis.direct`` has it."""
+    from mergesearch.merging.kernels.ties_numba import merge_elected
+
+    bounds = limits(name)
+    sign = majority.known or 0
+    cancelled, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, sign, out)
+    if cancelled > 0 and not sign and majority():
+        _, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, majority(), out)
+    return None if cancelled < 0 else (sums[0], sums[1])
 
 
 def refuse_election(_layout: Layout, _experts: int, options: Options) -> str | None:
@@ -209,10 +232,9 @@ def refuse_election(_layout: Layout, _experts: int, options: Options) -> str | N
 def elect(
     vectors: Sequence[torch.Tensor], merge: str = "mean", majority: Callable[[], int] | None = None
 ) -> list[torch.Tensor]:
-    """Elect a sign at every position and keep the terms that have it, so that the results add up to
-    the merge.
+    """Elect a sign at every position and keep the terms that have it; their sum is the merge.
 
-    Step 2: γ = sign(Σ_k x_k), where an exact cancellation takes the sign of the majority of
+    Step 2 of TIES: γ = sign(Σ_k x_k), where an exact cancellation takes the sign of the majority of
     positions. Step 3: kept terms are divided by their number (``mean``), left as they are
     (``sum``), or only the largest is kept, shared where several are equal (``max``). A majority of
     0 keeps nothing.
@@ -224,17 +246,26 @@ def elect(
             vectors.
     """
     tensors = [vector.contiguous() for vector in vectors]
-    balance = _balance(tensors) if majority is None else 0
-    own = (balance > 0) - (balance < 0)
+    majority = majority or _own_majority(tensors)
     rows = _host_rows(tensors)
     if rows is not None:
         from mergesearch.merging.kernels.sparse_numba import cancels, elect_rows
 
-        elect_rows(rows, merge, (majority or (lambda: own))() if cancels(rows) else 0)
+        elect_rows(rows, merge, majority() if cancels(rows) else 0)
         return tensors
     for block in _blocks(tensors):
-        _elect_block(block, merge, majority or (lambda: own))
+        _elect_block(block, merge, majority)
     return tensors
+
+
+def _own_majority(tensors: Sequence[torch.Tensor]) -> Callable[[], int]:
+    """Sign of the majority of these positions alone, counted before they are overwritten."""
+    sign = _sign(_balance(tensors))
+    return lambda: sign
+
+
+def _sign(number: int) -> int:
+    return (number > 0) - (number < 0)
 
 
 def _balance(tensors: Sequence[torch.Tensor]) -> int:
@@ -261,13 +292,15 @@ def _blocks(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 
 def _elect_block(vectors: Sequence[torch.Tensor], merge: str, majority: Callable[[], int]) -> None:
-    """:func:`elect` on K vectors ``(n,)``, in place."""
+    """:func:`elect` on K vectors ``(n,)``, overwriting them."""
     import torch
 
+    # Step 2: γ = sign(Σ_k x_k), the majority's where the terms cancel
     sign = _sum(vectors).sign().to(vectors[0].dtype)
     silent = sign == 0
     if any(bool(vector[silent].any()) for vector in vectors):
         sign[silent] = float(majority())
+    # Step 3: A = {k : sign(x_k) = γ}, and for max only the largest |x_k| of A
     kept = torch.stack([(vector != 0) & (vector.sign() == sign) for vector in vectors])
     if merge == "max":
         magnitudes = torch.stack([vector.abs() for vector in vectors]).mul_(kept)
@@ -276,12 +309,13 @@ def _elect_block(vectors: Sequence[torch.Tensor], merge: str, majority: Callable
     for vector, mask in zip(vectors, kept, strict=True):
         vector.masked_fill_(~mask, 0.0)
         if merge != "sum":
-            vector.div_(count)
+            vector.div_(count)  # mean: x_k / |A|
 
 
 def _sum(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``Σ_k x_k`` in fp64, where the order of fp32 terms decides no sign and only true
-    cancellations give 0.
+    """``Σ_k x_k`` in fp64.
+
+    There the order of fp32 terms decides no sign, and only true cancellations give 0.
     """
     import torch
 

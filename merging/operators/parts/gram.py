@@ -1,16 +1,16 @@
-"""Regression of linear layers on their inputs, shared by RegMean and its successor: Gram matrices,
-and the solve.
+"""Gram matrices of the inputs of linear layers, and the regression that RegMean solves with them.
 
-For inputs x of a layer, G = mean of x xᵀ. Experts W_k are merged into the W that is nearest to all
-of their outputs, W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹; in task vectors, each expert contributes τ_k G_k
-(Σ_j G_j)⁻¹.
+For inputs x of a layer, G = mean of x xᵀ. Experts W_k are merged into the W whose outputs are
+nearest to those of all experts, W = (Σ_k W_k G_k)(Σ_k G_k)⁻¹ (Jin 2023, "Dataless knowledge fusion
+by merging weights of language models", Eq. 3); in task vectors, each expert contributes
+τ_k G_k (Σ_j G_j)⁻¹.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 #: Added to the diagonals of all Gram matrices together, relative to the mean diagonal of their sum.
 RIDGE = 1e-6
 
-
-#: For operators that solve with Gram matrices.
+#: The hyperparameter of operators that solve with Gram matrices.
 Reduce = Annotated[
     float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")
 ]
@@ -49,19 +48,29 @@ class LinearWeight:
     inputs: int
 
 
-def linear_weights(
-    model: nn.Module, places: Mapping[str, ParameterView]
-) -> dict[str, LinearWeight]:
-    """Stored name -> its linear layer: ``nn.Linear``, and ``Conv1D`` of transformers, which is
-    stored transposed.
+def linear_weights(model: nn.Module, views: Mapping[str, ParameterView]) -> dict[str, LinearWeight]:
+    """Stored name -> its linear layer, for every tensor that is a weight of one.
 
-    A weight that other modules share (a head tied to the embedding) is no regression of one layer,
+    Linear layers are ``nn.Linear`` and ``Conv1D`` of transformers, which is stored transposed. A
+    weight that other modules share (a head tied to the embedding) is no regression of one layer,
     and left out.
     """
+    layers = _linear_layers(model)
+    weights = {}
+    for stored, view in views.items():
+        if view.parameter in layers:
+            layer, weight = layers[view.parameter]
+            if _has_all_inputs(view, weight, layer.inputs):
+                weights[stored] = layer
+    return weights
+
+
+def _linear_layers(model: nn.Module) -> dict[str, tuple[LinearWeight, torch.Tensor]]:
+    """Name of a parameter -> the linear layer that alone owns it, and its weight."""
     from torch import nn
 
     owners: dict[int, int] = {}
-    layers: dict[str, tuple[str, int, torch.Tensor]] = {}
+    layers: dict[str, tuple[LinearWeight, torch.Tensor]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
@@ -70,25 +79,22 @@ def linear_weights(
         )
         weight = getattr(module, "weight", None)
         if inputs is not None and isinstance(weight, nn.Parameter) and weight.ndim == 2:
-            layers[f"{name}.weight" if name else "weight"] = (name, inputs, weight)
-    found = {}
-    for stored, place in places.items():
-        if place.parameter in layers:
-            name, inputs, weight = layers[place.parameter]
-            if owners[id(weight)] == 1 and _has_all_inputs(place, weight, inputs):
-                found[stored] = LinearWeight(name, inputs)
-    return found
+            layers[f"{name}.weight" if name else "weight"] = (LinearWeight(name, inputs), weight)
+    return {
+        parameter: (layer, weight)
+        for parameter, (layer, weight) in layers.items()
+        if owners[id(weight)] == 1
+    }
 
 
-def _has_all_inputs(place: ParameterView, weight: torch.Tensor, inputs: int) -> bool:
+def _has_all_inputs(view: ParameterView, weight: torch.Tensor, inputs: int) -> bool:
     return (
-        len(place.shape) == 2
-        and place.shape[inputs] == weight.shape[inputs]
-        and place.stride == tuple(weight.stride())
+        len(view.shape) == 2
+        and view.shape[inputs] == weight.shape[inputs]
+        and view.stride == tuple(weight.stride())
     )
 
 
-@dataclass(frozen=True, eq=False)
 class Grams:
     """Gram matrices of layers, collected over batches.
 
@@ -97,15 +103,19 @@ class Grams:
         counts: Layer -> number of inputs summed.
     """
 
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
 
     @contextmanager
     def collecting(
         self, layers: Mapping[str, nn.Module], inputs: Mapping[str, torch.Tensor]
     ) -> Iterator[None]:
-        """While it is open, what the layers are given is added; ``inputs`` of the model tell what
-        is padding.
+        """Add the inputs of the layers while the context is open.
+
+        Args:
+            layers: Name -> layer.
+            inputs: Inputs of the model, which tell what is padding.
         """
 
         def add(
@@ -131,8 +141,7 @@ class Grams:
         if not bool(mean.isfinite().all()):
             raise CheckpointError(
                 f"calibration: expected finite inputs of layer {weight.module!r}, received NaN or "
-                "infinity; "
-                "check the experts and the calibration items"
+                "infinity; check the experts and the calibration items"
             )
         return {_kind(weight.inputs): mean.cpu()}
 
@@ -149,57 +158,61 @@ class Grams:
 
 
 def _kind(inputs: int) -> str:
+    """Name under which the Gram matrix of the inputs in that dimension is kept."""
     return f"gram_of_dim_{inputs}"
 
 
 def regressed(
-    deltas: Sequence[torch.Tensor], found: Sequence[Tensors], reduce: float
+    deltas: Sequence[torch.Tensor], grams: Sequence[Tensors], reduce: float
 ) -> list[torch.Tensor]:
-    """τ_k G_k (Σ_j G_j)⁻¹ for each expert, or τ_k / K where no expert has a Gram matrix.
+    """``τ_k G_k (Σ_j G_j)⁻¹`` for each expert, or ``τ_k / K`` where none has a Gram matrix.
 
     Args:
         deltas: Task vectors of one tensor.
-        found: For each expert the Gram matrix as :meth:`Grams.mean` gives it; an expert without one
+        grams: For each expert the Gram matrix as :meth:`Grams.mean` gives it; an expert without one
             weighs nothing.
         reduce: Factor on the off-diagonal elements.
     """
-    kinds = {kind for tensors in found for kind in tensors}
+    kinds = {kind for tensors in grams for kind in tensors}
     if not kinds:
         return [delta / len(deltas) for delta in deltas]
     (kind,) = kinds
     if kind == _kind(0):
         return [
             row.T.contiguous()
-            for row in _solved([delta.T for delta in deltas], kind, found, reduce)
+            for row in _solved([delta.T for delta in deltas], kind, grams, reduce)
         ]
-    return _solved(deltas, kind, found, reduce)
+    return _solved(deltas, kind, grams, reduce)
 
 
 def _solved(
-    deltas: Sequence[torch.Tensor], kind: str, found: Sequence[Tensors], reduce: float
+    deltas: Sequence[torch.Tensor], kind: str, grams: Sequence[Tensors], reduce: float
 ) -> list[torch.Tensor]:
-    """Rows for matrices ``(outputs, inputs)``, worked out in fp64: Gram matrices are often close to
-    singular.
+    """Rows for matrices ``(outputs, inputs)``.
+
+    They are worked out in fp64, because Gram matrices are often close to singular.
     """
     import torch
 
     size = deltas[0].shape[1]
     device = deltas[0].device
     total = torch.zeros(size, size, dtype=torch.float64, device=device)
-    for tensors in found:
+    for tensors in grams:
         if kind in tensors:
             total += _reduced(tensors[kind].to(device), reduce)
     factor, ridge = _factor(total, len(deltas))
     rows = []
-    for delta, tensors in zip(deltas, found, strict=True):
-        right = ridge * delta.double()
+    for delta, tensors in zip(deltas, grams, strict=True):
+        right = ridge * delta.double()  # τ_k (G_k + ridge · I)
         if kind in tensors:
             right += delta.double() @ _reduced(tensors[kind].to(device), reduce)
+        # X Σ_j (G_j + ridge · I) = τ_k (G_k + ridge · I)
         rows.append(torch.cholesky_solve(right.T, factor).T.to(delta.dtype).contiguous())
     return rows
 
 
 def _reduced(gram: torch.Tensor, reduce: float) -> torch.Tensor:
+    """The Gram matrix in fp64, its off-diagonal elements times ``reduce``."""
     wide = gram.double() * reduce
     wide.diagonal().copy_(gram.diagonal())
     return wide

@@ -1,11 +1,10 @@
-"""Interference between task vectors, a quadratic in the merged matrix X, and what an optimiser
-makes of it.
+"""Interference between task vectors, and how far an optimiser reduces it.
 
-WUDI and OptMerge both minimise Σ_k ‖(X − T_k) A_kᵀ‖² / n_k for targets T_k ``(m, n)``, inputs A_k
-``(., n)`` and squared norms n_k. Half its gradient is X C − D, with C = Σ_k A_kᵀA_k / n_k and D =
-Σ_k T_k A_kᵀA_k / n_k. Along each eigenvector of C (the columns of V, eigenvalues λ) X settles
-independently of the others, so that all an optimiser does is a factor f(λ) from 0 (not moved from
-the start X_0) to 1 (at the minimum):
+WUDI (Cheng 2025) and OptMerge (Wei 2025) both minimise Σ_k ‖(X − T_k) A_kᵀ‖² / n_k in the merged
+matrix X, for targets T_k ``(m, n)``, inputs A_k ``(., n)`` and squared norms n_k. Half its gradient
+is X C − D, with C = Σ_k A_kᵀA_k / n_k and D = Σ_k T_k A_kᵀA_k / n_k. Along each eigenvector of C
+(the columns of V, eigenvalues λ) X settles independently of the others, so that an optimiser comes
+down to a factor f(λ) from 0 (not moved from the start X_0) to 1 (at the minimum):
 
     X = X_0 − X_0 V f Vᵀ + D V (f/λ) Vᵀ
 
@@ -28,13 +27,12 @@ FLOOR = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Eigenvalues, decreasing, of a symmetric positive matrix C, and those of its eigenvectors that
-    are not arbitrary.
+    """The eigenvalues above 0 of a symmetric positive matrix C, with their eigenvectors.
 
     Attributes:
-        values: ``(r,)``, fp64, all above 0; r is 0 for C = 0.
+        values: ``(r,)``, fp64, decreasing; r is 0 for C = 0.
         vectors: ``(n, r)``, in the dtype of what C was made from.
-        sizes: Numbers of rows and columns that C was made from (its rank is at most the lesser).
+        sizes: Numbers of rows and columns of what C was made from; its rank is at most the lesser.
     """
 
     values: torch.Tensor
@@ -44,7 +42,7 @@ class Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class Filter:
-    """How far each eigenvector has settled.
+    """How far X has settled along each eigenvector.
 
     Attributes:
         moved: ``(r,)``, f: 0 where nothing has moved, 1 at the minimum.
@@ -55,7 +53,7 @@ class Filter:
     gained: torch.Tensor
 
     def of_largest(self, count: int) -> Filter:
-        """Only the ``count`` largest eigenvalues move."""
+        """The same for the ``count`` largest eigenvalues, and 0 for the others."""
         moved = self.moved.clone()
         gained = self.gained.clone()
         moved[count:] = 0.0
@@ -64,7 +62,9 @@ class Filter:
 
 
 def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) -> Spectrum:
-    """Eigenvalues and eigenvectors of C, worked out in fp64: squares take twice the digits.
+    """Eigenvalues and eigenvectors of ``C = Σ_k A_kᵀA_k / n_k``.
+
+    They are worked out in fp64, because squares take twice the digits.
 
     Args:
         inputs: A_k, ``(p_k, n)`` each.
@@ -96,7 +96,7 @@ def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) 
 
 
 def gradient_flow(values: torch.Tensor, time: float) -> Filter:
-    """f of dX/dt = D − X C after ``time``: 1 − exp(−λ · time)."""
+    """``f = 1 − exp(−λ · time)`` of the flow dX/dt = D − X C."""
     import torch
 
     moved = -torch.expm1(-values * time)
@@ -104,8 +104,7 @@ def gradient_flow(values: torch.Tensor, time: float) -> Filter:
 
 
 def momentum_descent(values: torch.Tensor, rate: float, momentum: float, steps: int) -> Filter:
-    """f of gradient descent with momentum on Σ_k ‖(X − T_k) A_kᵀ‖² / n_k, whose gradient is 2 (X C
-    − D).
+    """f of gradient descent with momentum, on the gradient 2 (X C − D).
 
     Per eigenvector: v ← momentum · v + 2 λ e and e ← e − rate · v for the distance e from the
     minimum, as a fraction of that at the start. With e = 1 − λ g this is a recurrence of g = f/λ in
@@ -144,8 +143,9 @@ def settled(
     gained = moved.gained.to(vectors.dtype)
     terms = []
     for k, (start, seen, squared) in enumerate(zip(starts, inputs, squared_norms, strict=True)):
-        change = -(start @ vectors) * factor
+        change = -(start @ vectors) * factor  # −x_k V f
         if squared > 0:
+            # T_k (A_kᵀA_k / n_k) V (f/λ)
             change += targets(k) @ (seen.T @ (seen @ vectors)) * (gained / squared)
         terms.append(start + change @ vectors.T)
     return terms

@@ -41,8 +41,7 @@ BLOCK = 1 << 18
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """How many numbers share their upper 16 bits: the first read of a selection, good for every
-    rank.
+    """Counts of numbers by their upper 16 bits: the first read of a selection, for any rank.
 
     Attributes:
         counts: ``(65536,)``, by the upper 16 bits of the key.
@@ -90,10 +89,9 @@ def magnitude_histogram(stream: Stream, *, signed: bool = False) -> Histogram:
 def kth_largest(
     stream: Stream, rank: int, *, signed: bool = False, first: Histogram | None = None
 ) -> float:
-    """The exact magnitude (value where ``signed``) of rank ``rank``, 1 being the largest, over all
-    numbers of a stream.
+    """The exact magnitude of rank ``rank`` among all numbers of a stream, 1 being the largest.
 
-    The q-th smallest of n is the one of rank n + 1 − q.
+    Where ``signed``, the value. The q-th smallest of n is the one of rank n + 1 − q.
 
     Args:
         stream: Starts a read of all numbers.
@@ -121,15 +119,17 @@ def kth_largest(
 
 
 def count_kept(density: float, total: int) -> int:
-    """``ceil(density · total)``, at least 1 and read as decimals: 0.07 of 100 is 7, although 0.07 ·
-    100 > 7.
+    """``ceil(density · total)``, at least 1.
+
+    The density is read as a decimal: 0.07 of 100 is 7, although 0.07 · 100 > 7 in floating point.
     """
     return max(1, math.ceil(Fraction(repr(float(density))) * total))
 
 
 def keep_largest(tensor: torch.Tensor, density: float, what: str = "tensor") -> torch.Tensor:
-    """A new tensor that keeps the ``ceil(density · n)`` largest magnitudes, ties included, and is 0
-    elsewhere.
+    """A new tensor with the ``ceil(density · n)`` largest magnitudes, and 0 elsewhere.
+
+    Ties of the last one are kept, too.
 
     Raises:
         CheckpointError: If the tensor holds NaN or infinity; the message begins with ``what``.
@@ -147,7 +147,7 @@ def keep_from(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def trim(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Set magnitudes below ``threshold`` to 0, in place; returns the tensor."""
+    """The tensor itself, with magnitudes below ``threshold`` set to 0."""
     limit = _representable(threshold, tensor)
     numbers = host_fp32(tensor)
     if numbers is None:
@@ -159,9 +159,7 @@ def trim(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def largest_mask(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    """True at exactly ``count`` elements, those of the largest magnitude; equal ones are taken by
-    position.
-    """
+    """True at exactly ``count`` elements of the largest magnitude; ties go by position."""
     import torch
 
     if not 0 < count < tensor.numel():
@@ -175,9 +173,7 @@ def largest_mask(tensor: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _representable(threshold: float, tensor: torch.Tensor) -> float:
-    """The least number of the tensor's dtype that is not below the threshold: fp32 may meet a
-    threshold in fp64.
-    """
+    """The least number of the tensor's dtype that is not below the threshold, which is fp64."""
     import torch
 
     if tensor.dtype == torch.float64:
@@ -255,12 +251,12 @@ def _keys(tensor: torch.Tensor, bits: Bits, signed: bool) -> Iterable[npt.NDArra
     sign: Any = unsigned.dtype.type(1 << (bits - 1))
     for start in range(0, unsigned.size, BLOCK):
         block = unsigned[start : start + BLOCK]
-        # By value: negative numbers are turned around and put below the positive ones.
+        # By value: the order of negative numbers is reversed, and they come below positive ones.
         yield np.where(block & sign, ~block, block | sign) if signed else block & ~sign
 
 
 def _number(key: int, bits: Bits, signed: bool) -> float:
-    """What :func:`_keys` made a key of."""
+    """The number whose key, as of :func:`_keys`, is given."""
     sign = 1 << (bits - 1)
     if signed:
         key = key ^ sign if key & sign else ~key & (2 * sign - 1)
@@ -280,15 +276,15 @@ def _no_counts() -> npt.NDArray[np.int64]:
 
 def _bin_of(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:
     """The bin that holds the number of this rank from above, and its rank inside the bin."""
-    rows = counts.reshape(
-        256, 256
-    )  # two short searches are several times faster than one over all bins
+    # Two short searches are several times faster than one over all bins.
+    rows = counts.reshape(256, 256)
     row, left = _find(rows.sum(axis=1), rank)
     column, left = _find(rows[row], left)
     return row * 256 + column, left
 
 
 def _find(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:
+    """The bin of the number of this rank from above, and its rank inside the bin."""
     from_above = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(from_above, rank))
-    return len(counts) - 1 - place, rank - (int(from_above[place - 1]) if place else 0)
+    index = int(np.searchsorted(from_above, rank))
+    return len(counts) - 1 - index, rank - (int(from_above[index - 1]) if index else 0)

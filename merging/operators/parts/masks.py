@@ -1,5 +1,4 @@
-"""Random masks that depend on nothing but names and places: counter-based, never a stateful
-generator.
+"""Random masks that depend on a seed, names and positions alone, not on a generator's state.
 
 Element i of a tensor of an expert always meets the same 32 random bits, whatever the order of
 tensors, chunks, shards, experts, devices and dtypes: the bits are Philox (Salmon 2011, "Parallel
@@ -29,8 +28,9 @@ BLOCK = 1 << 18
 def uniform_bits(
     seed: int, expert: str, tensor: str, start: int, stop: int
 ) -> npt.NDArray[np.uint32]:
-    """Random bits of the elements ``start:stop``, ``(stop - start,)``; the same for every way to
-    cut a range.
+    """Random bits of the elements ``start:stop``, ``(stop - start,)``.
+
+    They are the same for every way to cut a range.
     """
     key = hashlib.sha256(json.dumps([seed, expert, tensor]).encode()).digest()[:16]
     first = start // PER_STEP

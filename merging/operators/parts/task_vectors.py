@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from mergesearch.merging.kernels.host import stored_numbers
+from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.kernels.host import all_finite, stored_numbers
 from mergesearch.merging.tensors.source import Factors, TensorSource
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ class LowRankSource(Protocol):
     """An expert that knows its task vectors as low-rank products: a model with an adapter."""
 
     def low_rank(self, name: str, base: TensorSource) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The task vector as ``(m, r)`` and ``(r, n)``, of rank 0 where it is zero; None if it has
-        to be read whole.
+        """The task vector as ``(m, r)`` and ``(r, n)``, or None if it has to be read whole.
+
+        A task vector of zeros has rank 0.
         """
 
     def delta(self, name: str, base: TensorSource) -> torch.Tensor | None:
@@ -28,17 +30,41 @@ class LowRankSource(Protocol):
 def task_vectors(
     base: TensorSource, experts: Sequence[TensorSource], name: str
 ) -> list[torch.Tensor]:
-    """``expert − base`` of one tensor for every expert, new tensors in fp32 (fp64 where a source is
-    fp64).
+    """``τ_k = θ_k − θ_0`` of one tensor for every expert.
+
+    They are new tensors, in fp32 (fp64 where a source is fp64).
     """
     origin = base.read(name)
     return [_task_vector(base, expert, name, origin) for expert in experts]
 
 
-def task_factors(base: TensorSource, experts: Sequence[TensorSource], name: str) -> Factors | None:
-    """The task vectors of all experts as factors, None unless every one of them is low-rank or
-    zero.
+def finite_task_vectors(
+    base: TensorSource, experts: Sequence[TensorSource], name: str
+) -> list[torch.Tensor]:
+    """:func:`task_vectors`, all of whose numbers are finite.
+
+    For operators that drop elements or compare signs, which would hide what is not a number.
+
+    Raises:
+        CheckpointError: If a task vector holds NaN or infinity.
     """
+    vectors = task_vectors(base, experts, name)
+    for expert, vector in zip(experts, vectors, strict=True):
+        if not all_finite(vector):
+            raise CheckpointError(
+                f"{vector_label(expert, name)}: expected finite numbers, received NaN or infinity "
+                "in expert or base; leave that checkpoint out, or save it again"
+            )
+    return vectors
+
+
+def vector_label(expert: TensorSource, name: str) -> str:
+    """The task vector of a tensor, in the words of messages."""
+    return f"expert {expert.name!r}: tensor {name!r}"
+
+
+def task_factors(base: TensorSource, experts: Sequence[TensorSource], name: str) -> Factors | None:
+    """The task vectors of all experts as factors, None unless all are low-rank or zero."""
     import torch
 
     pairs = []
@@ -63,15 +89,14 @@ def _task_vector(
 
 
 def is_stored_whole(experts: Sequence[TensorSource], name: str) -> bool:
-    """Whether the tensor is one that every expert stores, rather than a model's with an
-    adapter's.
-    """
+    """Whether every expert stores the tensor itself, rather than an adapter's change of it."""
     return all(_low_rank_source(expert, name) is None for expert in experts)
 
 
 def _low_rank_source(expert: object, name: str) -> LowRankSource | None:
-    """The adapter that a tensor of an expert comes from, also through sources that pass on what
-    another reads.
+    """The adapter that a tensor of an expert comes from, or None.
+
+    Sources that pass on what another one reads are followed to that one.
     """
     while expert is not None and not isinstance(expert, LowRankSource):
         expert = None if name in getattr(expert, "made", ()) else getattr(expert, "origin", None)
@@ -79,8 +104,9 @@ def _low_rank_source(expert: object, name: str) -> LowRankSource | None:
 
 
 def difference(tensor: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
-    """``tensor − origin`` as a new tensor on the device of ``origin``, in fp32 (fp64 if either is
-    fp64).
+    """``tensor − origin`` as a new tensor on the device of ``origin``.
+
+    It is in fp32 (fp64 if either is fp64).
     """
     import torch
 

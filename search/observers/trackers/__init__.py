@@ -1,1 +1,1 @@
-"""trackers."""
+"""Experiment trackers that follow a study: TensorBoard, MLflow, Weights & Biases."""

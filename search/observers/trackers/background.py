@@ -1,4 +1,4 @@
-"""Trackers in threads of their own: whatever a service does, the study goes on at its own pace."""
+"""Runs trackers in threads of their own, so that no service can delay or stop a study."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
+from mergesearch.search.grammar import counted
 from mergesearch.search.observers.trackers.base import Status, Tracker
 from mergesearch.search.redact import redact
 from mergesearch.search.study.events import Event
@@ -25,12 +26,12 @@ def in_background(
     *,
     name: str = "tracker",
 ) -> BackgroundTracker:
-    """Open a tracker in a thread, and pass events on to it.
+    """Open a tracker in a thread and pass events on to it.
 
     Args:
         tracker_factory: Opens the tracker; called in the thread.
         notify: Takes warnings; called from the thread, and from threads that observe.
-        name: What warnings call the tracker.
+        name: Name of the tracker in warnings.
     """
     return BackgroundTracker(tracker_factory, notify, name)
 
@@ -82,9 +83,11 @@ class BackgroundTracker:
         with self._changed:
             lost = self.dropped + len(self._waiting)
         if self._thread.is_alive():
-            self._warn(f"did not finish within {timeout:g} s; {lost} events may be missing from it")
+            events = counted(lost, "event")
+            self._warn(f"did not finish within {timeout:g} s; {events} may be missing from it")
         elif lost and not self._off:
-            self._warn(f"was too slow; {lost} events are missing from it")
+            verb = "is" if lost == 1 else "are"
+            self._warn(f"was too slow; {counted(lost, 'event')} {verb} missing from it")
 
     def _follow(self) -> None:
         try:
@@ -120,7 +123,7 @@ class BackgroundTracker:
             return self._waiting.popleft() if self._waiting else None
 
     def _end(self, tracker: Tracker) -> None:
-        """Close it, also one that is switched off: it may still hold a connection."""
+        """Close the tracker, even if it is switched off: it may still hold a connection."""
         failure = _failure(tracker.close, self._status or "failed")
         if failure is not None and not self._off:
             self._warn(f"could not be closed: {failure}")
@@ -146,6 +149,6 @@ def _failure(action: Callable[[T], None], argument: T) -> str | None:
 
 
 def _short(error: BaseException) -> str:
-    """One line, without secrets: services put whole requests into their errors."""
+    """An error as one line without secrets: services put whole requests into their errors."""
     lines = f"{type(error).__name__}: {error}".strip().splitlines()
     return redact(lines[0])[:300]

@@ -1,39 +1,36 @@
-"""base."""
+"""The tracker that every service shares, and what it needs of a service."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
+from mergesearch.evaluators import Objective
 from mergesearch.search.record.best_so_far import BestSoFar
-
-if TYPE_CHECKING:
-    from mergesearch.evaluators import Objective
-    from mergesearch.search.record.trial_record import TrialRecord
-    from mergesearch.search.study.events import Event
-
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.study.events import Event
 
 #: How a session of the study ended.
 Status = Literal["finished", "failed", "interrupted"]
 
 
 class Writer(Protocol):
-    """What one service needs; may raise anything, and may take its time."""
+    """A service; its methods may raise anything and take any time."""
 
     def write(self, scalars: Mapping[str, float], trial: int) -> None:
-        """Numbers of one trial."""
+        """Send the numbers of one trial."""
 
     def close(self, status: Status) -> None:
-        """Send what is left, and say how the session ended."""
+        """Send what is left, and how the session ended."""
 
 
 class Tracker:
     """Sends each trial to a writer: values, best so far, seconds by phase, counts of states.
 
     Args:
-        id: What a resumed study needs to continue the same run of the service.
+        id: Id of the service's run, with which a resumed study continues it.
         writer: The service.
         objectives: Names and directions.
         records: Trials of earlier sessions; they count for the best values and the counts.
@@ -70,9 +67,9 @@ class Tracker:
             "seconds": record.seconds,
             "trials": self._states,
         }
-        found = {
-            f"{group}/{key}": float(v)
+        scalars = {
+            f"{group}/{key}": float(value)
             for group, numbers in groups.items()
-            for key, v in numbers.items()
+            for key, value in numbers.items()
         }
-        return {key: value for key, value in found.items() if math.isfinite(value)}
+        return {key: value for key, value in scalars.items() if math.isfinite(value)}

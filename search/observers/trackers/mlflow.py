@@ -1,4 +1,4 @@
-"""MLflow: a server, or a SQLite file beside the run."""
+"""Sends a study to MLflow: to a server, or to a SQLite file in the run folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergesearch.search.spec.trackers import TrackerSpec
 #: Tag of an MLflow run that holds our id of it: MLflow chooses its own ids.
 ID_TAG = "mergesearch.run"
 DEFAULT_EXPERIMENT = "mergesearch"
-#: MLflow takes so many parameters at a time, and so long values.
+#: Most parameters that MLflow takes at a time, and most characters of a value.
 BATCH = 100
 MAX_VALUE = 500
 STATUSES: Mapping[Status, str] = {
@@ -27,10 +27,10 @@ STATUSES: Mapping[Status, str] = {
 
 
 class MlflowWriter:
-    """One run in an experiment, found again by its tag."""
+    """Writes to one run of an experiment, which a resumed study finds by its tag."""
 
     def __init__(
-        self, spec: TrackerSpec, run_id: str, title: str, place: Path, config: Mapping[str, Any]
+        self, spec: TrackerSpec, run_id: str, title: str, files: Path, config: Mapping[str, Any]
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
         from mlflow.tracking import MlflowClient
@@ -39,18 +39,17 @@ class MlflowWriter:
         uri = (
             os.path.expandvars(spec.uri)
             if spec.uri
-            else f"sqlite:///{(place / 'mlflow.db').resolve()}"
+            else f"sqlite:///{(files / 'mlflow.db').resolve()}"
         )
         self._client: Any = MlflowClient(tracking_uri=uri)
-        artifacts = (
-            None if spec.uri else (place / "mlflow").resolve().as_uri()
-        )  # else below the current folder
+        # By default MLflow writes artifacts below the current folder.
+        artifacts = None if spec.uri else (files / "mlflow").resolve().as_uri()
         experiment = self._experiment(spec.project or DEFAULT_EXPERIMENT, artifacts)
-        found = self._client.search_runs(
+        earlier = self._client.search_runs(
             [experiment], f"tags.`{ID_TAG}` = '{run_id}'", max_results=1
         )
-        if found:
-            self._run: str = found[0].info.run_id
+        if earlier:
+            self._run: str = earlier[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
             return
         tags = {**spec.tags, ID_TAG: run_id}
@@ -58,7 +57,7 @@ class MlflowWriter:
         self._send_parameters(config)
 
     def write(self, scalars: Mapping[str, float], trial: int) -> None:
-        """Numbers of one trial; its number is the step."""
+        """Send the numbers of one trial; its number is the step."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -86,9 +85,7 @@ class MlflowWriter:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """``budget.trials``, ``evaluators.0.kind``, ... and their values; empty sections and unset keys
-    are left out.
-    """
+    """Dotted keys such as ``evaluators.0.kind`` and their values, without unset ones."""
     pairs = (
         value.items()
         if isinstance(value, Mapping)
@@ -105,5 +102,5 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _key(name: str) -> str:
-    """MLflow takes letters, digits and a few signs, 250 characters at most."""
+    """A name in the characters that MLflow takes, cut to the 250 that it takes at most."""
     return re.sub(r"[^\w\-./ :]", "_", name)[:250]

@@ -1,4 +1,4 @@
-"""Experiment trackers that follow a study: TensorBoard, MLflow, Weights & Biases."""
+"""Opens the trackers that a study names, and the runs of earlier sessions again."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ import importlib.util
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mergesearch.evaluators import Objective
 from mergesearch.merging import InputError
 from mergesearch.search.observers.trackers.base import Tracker, Writer
+from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.redact import redacted
 from mergesearch.search.spec.trackers import TrackerSpec
 
-if TYPE_CHECKING:
-    from mergesearch.evaluators import Objective
-    from mergesearch.search.record.trial_record import TrialRecord
-
 
 def check_installed(spec: TrackerSpec) -> None:
-    """Make sure that the tracker's package is there, without importing it.
+    """Check that the tracker's package is installed, without importing it.
 
     Raises:
         InputError: If it is not.
     """
-    found = importlib.util.find_spec(spec.name)
-    # A folder of that name beside the user (wandb makes one) is taken for a package without an
-    # origin.
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(spec.name)
+    # A folder of that name in the current one (wandb makes one) is a package without an origin.
+    if package is None or package.origin is None:
         raise InputError(
             f"trackers: expected the package of {spec.name!r}, found none; run `pip install "
             f"'mergesearch[{spec.name}]'`"
@@ -35,9 +32,7 @@ def check_installed(spec: TrackerSpec) -> None:
 
 
 def new_run_id(study: str) -> str:
-    """An id for a run of a tracker; chosen here, so that it can be recorded before the service is
-    asked.
-    """
+    """An id for a run of a tracker, chosen here to be recorded before the service is asked."""
     return f"{study[:80]}-{secrets.token_hex(4)}"
 
 
@@ -59,7 +54,7 @@ def open_tracker(
         folder: The run folder; local files go to ``trackers`` in it.
         objectives: Names and directions.
         resolved: The resolved study; secrets in it are replaced before it is sent.
-        run_id: Of an earlier session, or from :func:`new_run_id`; None makes one.
+        run_id: Id of an earlier session or from :func:`new_run_id`; None makes one.
         records: Trials of earlier sessions.
 
     Raises:
@@ -67,23 +62,23 @@ def open_tracker(
     """
     check_installed(spec)
     run_id = run_id or new_run_id(study)
-    place = folder / "trackers" if spec.folder is None else Path(spec.folder)
-    place.mkdir(parents=True, exist_ok=True)
-    writer = _open_writer(spec, run_id, spec.run or study, place, redacted(resolved))
+    files = folder / "trackers" if spec.folder is None else Path(spec.folder)
+    files.mkdir(parents=True, exist_ok=True)
+    writer = _open_writer(spec, run_id, spec.run or study, files, redacted(resolved))
     return Tracker(run_id, writer, objectives, records)
 
 
 def _open_writer(
-    spec: TrackerSpec, run_id: str, title: str, place: Path, config: Mapping[str, Any]
+    spec: TrackerSpec, run_id: str, title: str, files: Path, config: Mapping[str, Any]
 ) -> Writer:
     if spec.name == "tensorboard":
         from mergesearch.search.observers.trackers.tensorboard import TensorBoardWriter
 
-        return TensorBoardWriter(run_id, title, place, config)
+        return TensorBoardWriter(run_id, title, files, config)
     if spec.name == "mlflow":
         from mergesearch.search.observers.trackers.mlflow import MlflowWriter
 
-        return MlflowWriter(spec, run_id, title, place, config)
+        return MlflowWriter(spec, run_id, title, files, config)
     from mergesearch.search.observers.trackers.wandb import WandbWriter
 
-    return WandbWriter(spec, run_id, title, place, config)
+    return WandbWriter(spec, run_id, title, files, config)

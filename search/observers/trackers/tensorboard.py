@@ -1,4 +1,4 @@
-"""TensorBoard: event files in a folder, one for each session of the study."""
+"""Writes a study for TensorBoard: a folder with an event file for each session."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from mergesearch.search.observers.trackers.base import Status
 
-#: A running study is seen with this delay.
+#: Delay with which TensorBoard sees a running study.
 FLUSH_SECONDS = 10
 
 
 class TensorBoardWriter:
-    """Writes to ``PLACE/tensorboard/RUN_ID``; the study is written once, as text."""
+    """Writes to ``tensorboard/RUN_ID`` in the folder for local files; the study once, as text."""
 
-    def __init__(self, run_id: str, title: str, place: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, run_id: str, title: str, files: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = place / "tensorboard" / run_id
+        folder = files / "tensorboard" / run_id
         fresh = not any(folder.glob("events.out.*"))
         self._events: Any = SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
         if fresh:
@@ -29,7 +29,7 @@ class TensorBoardWriter:
             )
 
     def write(self, scalars: Mapping[str, float], trial: int) -> None:
-        """Numbers of one trial; its number is the step."""
+        """Send the numbers of one trial; its number is the step."""
         for key, value in scalars.items():
             self._events.add_scalar(key, value, trial)
 

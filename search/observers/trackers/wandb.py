@@ -1,5 +1,6 @@
-"""Weights & Biases; offline (``WANDB_MODE=offline``) it writes to a folder that ``wandb sync``
-sends later.
+"""Sends a study to Weights & Biases.
+
+Offline (``WANDB_MODE=offline``) it writes to a folder that ``wandb sync`` sends later.
 """
 
 from __future__ import annotations
@@ -15,21 +16,20 @@ from mergesearch.search.observers.trackers.base import Status
 from mergesearch.search.spec.trackers import TrackerSpec
 
 DEFAULT_PROJECT = "mergesearch"
-#: How long wandb may go on sending when the run, or the driver, has ended; the rest is left for
-#: `wandb sync`.
+#: How long wandb may send after the end of the run, or of the driver; `wandb sync` sends the rest.
 LAST_SECONDS = 10.0
 
 
 class WandbWriter:
-    """One run, continued under the same id."""
+    """Writes to one run, which a resumed study continues under the same id."""
 
     def __init__(
-        self, spec: TrackerSpec, run_id: str, title: str, place: Path, config: Mapping[str, Any]
+        self, spec: TrackerSpec, run_id: str, title: str, files: Path, config: Mapping[str, Any]
     ) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
         import wandb
 
-        # The terminal, the signals and the code are the study's: nothing is captured.
+        # Nothing is captured: the terminal, the signals and the code belong to the study.
         settings: dict[str, Any] = {
             "silent": True,
             "console": "off",
@@ -46,7 +46,7 @@ class WandbWriter:
             project=spec.project or DEFAULT_PROJECT,
             id=run_id,
             name=title,
-            dir=str(place),
+            dir=str(files),
             config=dict(config),
             tags=[f"{key}:{value}" for key, value in spec.tags.items()],
             resume="allow",
@@ -58,7 +58,7 @@ class WandbWriter:
         self._run.define_metric("*", step_metric="trial")
 
     def write(self, scalars: Mapping[str, float], trial: int) -> None:
-        """Numbers of one trial, over its number."""
+        """Send the numbers of one trial, over its number."""
         self._run.log({"trial": trial, **scalars})
 
     def close(self, status: Status) -> None:
@@ -68,10 +68,10 @@ class WandbWriter:
 
 
 def _end_service_after_driver() -> None:
-    """End wandb's own process some time after the driver's main thread: while a server hangs, wandb
-    waits for it.
+    """End wandb's own process some seconds after the driver's main thread.
 
-    An exit hook would not do: wandb's own, which waits, is registered later and so runs first.
+    While a server hangs, wandb waits for it. An exit hook would not help: wandb's own, which waits,
+    is registered later and so runs first.
     """
     import psutil
 

@@ -1,1 +1,1 @@
-"""parts."""
+"""Building blocks that several search strategies share."""

@@ -1,5 +1,4 @@
-"""One run of pycma inside the unit cube, without pycma's global state: what the CMA-ES strategies
-share.
+"""One run of pycma inside the unit cube, without pycma's global state.
 
 Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772). pycma keeps to the cube by
 its smooth linear-quadratic transformation and is always told the unbounded samples that it drew. It
@@ -80,8 +79,9 @@ class Engine:
             )
 
     def enlarged(self, population: int, widen: float) -> Engine:
-        """The same Gaussian, ``widen`` times as wide, with another population; its evolution paths
-        begin anew.
+        """The same Gaussian with another population, ``widen`` times as wide.
+
+        Its evolution paths begin anew.
         """
         other = Engine(self.mean, widen * self._cma.sigma, population, self._separable, self._rng)
         other._cma.sm = self._cma.sm
@@ -105,13 +105,14 @@ class Engine:
         return bool(self._cma.stop())
 
     def draw(self) -> Point:
-        """A sample in unbounded coordinates."""
+        """A sample in unbounded coordinates ``(dim,)``."""
         with _quiet():
             return np.array(self._cma.ask(1)[0])
 
     def update(self, samples: Sequence[Point], losses: Sequence[float]) -> None:
-        """Adapt to the samples in the order of their losses; samples that were not drawn here are
-        drawn nearer.
+        """Adapt to the samples in the order of their losses.
+
+        Samples that were not drawn here are moved nearer to the mean.
         """
         with _quiet():
             if self._cma._flgtelldone:
@@ -121,12 +122,12 @@ class Engine:
             self._cma.tell(list(samples), list(losses))
 
     def sample_at(self, unit: Point) -> Point:
-        """Unit cube -> unbounded coordinates."""
+        """Unit cube ``(dim,)`` to unbounded coordinates."""
         inside = np.array(self._transform.inverse(unit))
         return np.resize(inside, max(inside.size, 2))
 
     def unit_of(self, sample: Point) -> Point:
-        """Unbounded coordinates -> unit cube ``(dim,)``."""
+        """Unbounded coordinates to the unit cube ``(dim,)``."""
         return np.array(self._transform.transform(sample[: self._dim]))
 
 

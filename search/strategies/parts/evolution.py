@@ -1,4 +1,4 @@
-"""The asynchronous loop that the evolutionary strategies for several objectives share.
+"""The asynchronous loop that evolutionary strategies for several objectives share.
 
 Selection, crossover, mutation and survival are pymoo's (Blank 2020, "pymoo: Multi-Objective
 Optimization in Python"); ours is how they are driven:
@@ -35,6 +35,7 @@ from mergesearch.search.strategies.parts.seeding import (
     key_of,
     known_merges,
 )
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 #: Members by default; fewer where the budget is short, so that at least a few generations' worth is
@@ -82,7 +83,7 @@ class Evolution:
         self._size = size
         self._sigma = sigma
         self._unit = UnitBox(problem)
-        self._asked = 0
+        self._book = SuggestionBook[None]()
         self._seen: set[bytes] = set()  # digests of points asked or told
         self._start_engine(parts)
         known = known_merges(problem)
@@ -108,13 +109,7 @@ class Evolution:
 
     def ask(self, count: int) -> list[Suggestion]:
         """``count`` points: the first population, then children of the current one."""
-        suggestions = []
-        for _ in range(count):
-            point = self._next_point()
-            self._seen.add(_digest(point))
-            suggestions.append(Suggestion(self._asked, point))
-            self._asked += 1
-        return suggestions
+        return [self._suggest() for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Every whole result becomes a member, and survival decides at once who leaves."""
@@ -126,6 +121,11 @@ class Evolution:
     def best(self) -> list[Point]:
         """Nothing beyond the best trials."""
         return []
+
+    def _suggest(self) -> Suggestion:
+        point = self._next_point()
+        self._seen.add(_digest(point))
+        return self._book.issue(point)
 
     def _next_point(self) -> Point:
         if not self._unit.dim:
@@ -172,7 +172,8 @@ def default_population(budget: int) -> int:
 
 
 def _digest(point: Point) -> bytes:
-    """16 bytes in place of a point: thousands of points of thousands of dimensions are
-    remembered.
+    """Sixteen bytes that stand for a point.
+
+    Thousands of points of thousands of dimensions are remembered.
     """
     return hashlib.blake2b(key_of(point), digest_size=16).digest()

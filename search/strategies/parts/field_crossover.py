@@ -1,7 +1,6 @@
-"""Two fields become one: on the arc between their merges, near one end before a split point, near
-the other after it.
+"""Crossover of two fields: near one parent up to a split point, near the other after it.
 
-A merge is base + Σ_k c_k τ_k, so its place on the arc between two merges, which is a weighted sum
+A merge is base + Σ_k c_k τ_k, so a point on the arc between two merges, which is a weighted sum
 of both, is again a field: the weights times the coefficients. All that the weights themselves need
 is the angle between the merges, and that follows from the inner products of the directions on the
 segments. No model is formed.
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging import Field
-from mergesearch.spaces.segment_space import Gram
+from mergesearch.spaces.base import Gram
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,7 +40,7 @@ class Crossed:
 
 
 def cross(first: Field, second: Field, gram: Gram, share: float, split: int) -> Crossed:
-    """The child of two fields.
+    """The child of two fields, before it is fitted into a box.
 
     Args:
         first, second: The parents, of the same size and directions.
@@ -63,8 +62,7 @@ def cross(first: Field, second: Field, gram: Gram, share: float, split: int) -> 
 
 
 def angle_between(one: Floats, other: Floats, inner: Floats) -> float:
-    """Angle between two merges over all segments, seen from the base; 0 where one of them is the
-    base.
+    """Angle between two merges over all segments, seen from the base; 0 if one is the base.
 
     Args:
         one, other: Coefficients ``(K, segments)``.
@@ -74,16 +72,19 @@ def angle_between(one: Floats, other: Floats, inner: Floats) -> float:
     def product(left: Floats, right: Floats) -> float:
         return float((left.T * (inner * right.T[:, None, :]).sum(axis=2)).sum())
 
+    # cos Ω = <x, y> / (|x| |y|), each product a sum over segments of c' G c
     length = np.sqrt(max(product(one, one), 0.0) * max(product(other, other), 0.0))
     return float(np.arccos(np.clip(product(one, other) / length, -1.0, 1.0))) if length > 0 else 0.0
 
 
 def arc_weights(towards: Floats, angle: float) -> tuple[Floats, Floats]:
-    """Weights of both ends at places between them (Shoemake 1985, "Animating rotation with
+    """Weights of both ends of an arc at positions on it.
+
+    They are sin((1 − t) Ω) / sin Ω and sin(t Ω) / sin Ω (Shoemake 1985, "Animating rotation with
     quaternion curves").
 
     Args:
-        towards: Places, 0 is the first end and 1 the second; both are exact.
+        towards: Positions t: 0 is the first end and 1 the second; both are exact.
         angle: Between the ends; the line is straight where it, or what it lacks to a half turn, is
             next to nothing.
     """
@@ -94,13 +95,12 @@ def arc_weights(towards: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def limit(crossed: Crossed, most: int) -> Field:
-    """The child with at most ``most`` segments: neighbours are joined, those first that change the
-    merge least.
+    """The child with at most ``most`` segments.
 
-    Joined segments get the mean of their coefficients, direction by direction, weighted by the
-    squared length of the direction on each. What that changes in the merge, the directions taken to
-    be at right angles, is Ward's distance (Ward 1963, "Hierarchical grouping to optimize an
-    objective function").
+    Neighbours are joined, first those that change the merge least. Joined segments get the mean of
+    their coefficients, direction by direction, weighted by the squared length of the direction on
+    each. What that changes in the merge, the directions taken to be at right angles, is Ward's
+    distance (Ward 1963, "Hierarchical grouping to optimize an objective function").
     """
     boundaries = crossed.field.boundaries
     values = crossed.field.values.T.copy()
@@ -132,7 +132,10 @@ def limit(crossed: Crossed, most: int) -> Field:
 
 
 def _ward(one: Floats, other: Floats, mass: Floats, opposite: Floats) -> Floats:
-    """Squared change of the merge when segments ``(..., K)`` are joined ``(...)``."""
+    """Squared change of the merge ``(...)`` when segments ``(..., K)`` are joined.
+
+    Σ_k m_k m'_k / (m_k + m'_k) · (c_k − c'_k)² (Ward 1963).
+    """
     cost: Floats = (mass * opposite / (mass + opposite) * (one - other) ** 2).sum(axis=-1)
     return cost
 

@@ -1,4 +1,4 @@
-"""Walks along gradients as strategies: who is asked next, and what each walk learns.
+"""Strategies that walk along gradients: whose turn it is, and what each walk learns.
 
 A walk is sequential: it knows its next point only when its last trial is in. Where more is asked
 than it can use, more walks begin beside it, with other batches and learning rates (the setting that
@@ -16,6 +16,7 @@ import numpy as np
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.workers.gradient_steps import (
     Array,
     GradientSteps,
@@ -23,8 +24,8 @@ from mergesearch.search.workers.gradient_steps import (
     OptimizerState,
     init_state,
     mean_gradient,
+    optimizer_step,
     point_of,
-    step,
 )
 
 #: Learning rates of walks beside the first, as multiples of its own; later ones begin again with
@@ -34,14 +35,14 @@ RATES = (1.0, 3.0, 1.0 / 3.0, 10.0, 0.1)
 
 @dataclass(frozen=True, eq=False)
 class WalkStep:
-    """What a walk wants to try.
+    """A trial that a walk proposes.
 
     Attributes:
-        point: ``(dim,)``.
-        descent: What to do there.
-        items: As of a suggestion.
-        token: The walk's own, to know the result by.
-        notes: As of a suggestion.
+        point: Where ``(dim,)``.
+        gradient_steps: Gradients to take there, and steps along them.
+        items: As in a suggestion.
+        token: A number by which the walk knows the result.
+        notes: As in a suggestion.
     """
 
     point: Point
@@ -52,32 +53,35 @@ class WalkStep:
 
 
 class Walk(Protocol):
-    """One walk.
+    """A sequence of trials, each of which begins where the one before has led.
 
     Attributes:
-        over: Whether it has arrived; no walk begins once one has.
+        over: Whether it has converged; no walk begins once one has.
     """
 
     over: bool
 
     def propose(self) -> WalkStep | None:
-        """What to try next; None, and nothing changed, while it waits for results."""
+        """The next trial; None, without a change of state, while the walk waits for results."""
 
-    def learn(self, move: WalkStep, told: TrialResult) -> None:
-        """The result of a move; ``told.gradient_result`` is None where it failed."""
+    def learn(self, step: WalkStep, result: TrialResult) -> None:
+        """Learn from a result; its ``gradient_result`` is None where the steps failed."""
 
     @property
     def point(self) -> Point:
-        """Where it stands ``(dim,)``."""
+        """Where the walk stands ``(dim,)``."""
 
 
 class ParallelWalks:
-    """Hands asks and results to walks; strategies that are walks and nothing else derive from it.
+    """Passes asks and results on to walks; the base of strategies that are nothing but walks.
 
     Args:
         problem: The box, and how losses combine.
         make: Number of a walk, from 0 -> the walk.
         most: Walks at most; None: as many as are asked for at once.
+
+    Attributes:
+        walks: The walks, in the order in which they began.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
@@ -89,31 +93,35 @@ class ParallelWalks:
         self._most = most
         self.walks: list[Walk] = []
         self._levels: list[float] = []  # measured at each walk's latest point
-        self._asked: dict[int, tuple[int, WalkStep]] = {}
-        self._count = 0
+        # Tickets: number of the walk, and its step.
+        self._book = SuggestionBook[tuple[int, WalkStep]]()
 
     def ask(self, count: int) -> list[Suggestion]:
-        """The next moves of walks that do not wait, and of new ones."""
-        found: list[Suggestion] = []
-        while len(found) < count and (proposed := self._propose()) is not None:
-            number, move = proposed
-            self._asked[self._count] = number, move
-            found.append(
-                Suggestion(self._count, move.point, move.items, move.gradient_steps, move.notes)
+        """The next steps of walks that do not wait, and of new ones."""
+        suggestions: list[Suggestion] = []
+        while len(suggestions) < count and (proposal := self._propose()) is not None:
+            step = proposal[1]
+            suggestions.append(
+                self._book.issue(
+                    step.point,
+                    proposal,
+                    items=step.items,
+                    gradient_steps=step.gradient_steps,
+                    notes=step.notes,
+                )
             )
-            self._count += 1
-        return found
+        return suggestions
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Results go to the walk that asked; what others found is passed over."""
-        for trial in trials:
-            asked = None if trial.id is None else self._asked.pop(trial.id, None)
-            if asked is None:
+        """Pass each result on to the walk that asked; those of others are ignored."""
+        for result in trials:
+            ticket = self._book.redeem(result)
+            if ticket is None:
                 continue
-            number, move = asked
-            if trial.losses is not None and trial.evaluated is None:
-                self._levels[number] = self._problem.scalarise(trial.losses)
-            self.walks[number].learn(move, trial)
+            number, step = ticket
+            if result.losses is not None and result.evaluated is None:
+                self._levels[number] = self._problem.scalarise(result.losses)
+            self.walks[number].learn(step, result)
 
     def leader(self) -> int | None:
         """The walk whose latest measured merge is best; None before the first."""
@@ -126,18 +134,18 @@ class ParallelWalks:
 
     def _propose(self) -> tuple[int, WalkStep] | None:
         for number, walk in enumerate(self.walks):
-            move = walk.propose()
-            if move is not None:
-                return number, move
+            step = walk.propose()
+            if step is not None:
+                return number, step
         if any(walk.over for walk in self.walks) or (
             self._most is not None and len(self.walks) >= self._most
         ):
             return None
         self.walks.append(self._make(len(self.walks)))
         self._levels.append(np.inf)
-        move = self.walks[-1].propose()
-        assert move is not None
-        return len(self.walks) - 1, move
+        first = self.walks[-1].propose()
+        assert first is not None
+        return len(self.walks) - 1, first
 
 
 class GradientWalk:
@@ -147,72 +155,77 @@ class GradientWalk:
     here; every ``steps``-th step is measured.
 
     Args:
-        rule: How steps are made.
-        start: Where it begins ``(dim,)``.
+        config: How steps are made.
+        start: Where the walk begins ``(dim,)``.
         steps: Steps in each trial, or between measurements.
         shares: Trials among which the batches of a step are split.
     """
 
-    def __init__(self, rule: OptimizerConfig, start: Point, steps: int, shares: int = 1) -> None:
-        self.rule = rule
+    def __init__(self, config: OptimizerConfig, start: Point, steps: int, shares: int = 1) -> None:
+        self.config = config
         self._steps = steps
         self._shares = shares
         self.over = False
-        self.state: OptimizerState = init_state(rule, start)
+        self.state: OptimizerState = init_state(config, start)
         self._point = start
         self._given = 0  # shares of the current step that are out
         self._gradients: dict[int, Array | None] = {}
 
     @property
     def point(self) -> Point:
-        """Where it stands ``(dim,)``."""
+        """Where the walk stands ``(dim,)``."""
         return self._point
 
     def propose(self) -> WalkStep | None:
-        """The next trial from where it stands, or the next share of the current step."""
+        """The next trial from the walk's point, or the next share of the current step."""
         share = self._given
         if share == self._shares:
             return None
         self._given += 1
         if self._shares == 1:
-            return WalkStep(self._point, GradientSteps(self.rule, self.state, self._steps))
-        batch = replace(self.rule.batch, share=share, shares=self._shares)
+            return WalkStep(self._point, GradientSteps(self.config, self.state, self._steps))
+        batch = replace(self.config.batch, share=share, shares=self._shares)
         measured = share == 0 and self.state.count % self._steps == 0
-        gradient_steps = GradientSteps(replace(self.rule, batch=batch), self.state, 0)
+        gradient_steps = GradientSteps(replace(self.config, batch=batch), self.state, 0)
         return WalkStep(self._point, gradient_steps, None if measured else 0, token=share)
 
-    def learn(self, move: WalkStep, told: TrialResult) -> None:
-        """Go where the trial's steps led, or step along the mean of the shares; after a failure,
-        with half the rate.
+    def learn(self, step: WalkStep, result: TrialResult) -> None:
+        """Go where the steps led, or step along the mean gradient of the shares.
+
+        After a failure the walk stays, and its learning rate is halved.
         """
-        found = told.gradient_result
+        gradient_result = result.gradient_result
         if self._shares > 1:
-            self._gradients[move.token] = None if found is None else found.gradient
+            self._gradients[step.token] = (
+                None if gradient_result is None else gradient_result.gradient
+            )
             if len(self._gradients) < self._shares:
                 return
             parts = [self._gradients[share] for share in range(self._shares)]
             whole = [part for part in parts if part is not None]
             state = None
             if len(whole) == self._shares:
-                state = step(self.rule, self.state, mean_gradient(whole), self._point)
+                mean = mean_gradient(whole)
+                state = optimizer_step(self.config, self.state, mean, self._point)
         else:
-            state = None if found is None else found.state
+            state = None if gradient_result is None else gradient_result.state
         self._given = 0
         self._gradients = {}
         if state is None:
-            self.rule = replace(self.rule, learning_rate=self.rule.learning_rate / 2)
+            self.config = replace(self.config, learning_rate=self.config.learning_rate / 2)
         else:
             self.state = state
-            self._point = point_of(self.rule, state)
+            self._point = point_of(self.config, state)
 
 
-def varied(rule: OptimizerConfig, number: int) -> OptimizerConfig:
-    """The rule of a walk by its number: the first as it is, others with batches and learning rates
-    of their own.
+def varied(config: OptimizerConfig, number: int) -> OptimizerConfig:
+    """The configuration of the walk with a number: other batches and, by turns, learning rates.
+
+    That of walk 0 is ``config`` itself.
     """
     factor = RATES[number % len(RATES)]
-    batch = replace(rule.batch, seed=rule.batch.seed + number)
-    return replace(rule, learning_rate=rule.learning_rate * factor, batch=batch)
+    batch = replace(config.batch, seed=config.batch.seed + number)
+    return replace(config, learning_rate=config.learning_rate * factor, batch=batch)
 
 
 def followed(problem: Problem, names: Sequence[str] | None, who: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""map_design."""
+"""Designs of the MAP family: how many points, and where they lie before there is a model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def refuse_dimensions(name: str, problem: Problem, most: int) -> None:
 
 
 def design_size(problem: Problem, multiple: float, share: float) -> int:
-    """Points of a design: ``multiple`` of the unknowns, less the anchors, within a share of the
-    budget.
+    """Points of a design: ``multiple`` of the unknowns of a quadratic, less the anchors.
+
+    They take at most ``share`` of the budget.
     """
     dim = int(np.count_nonzero(problem.width))
     unknowns = (dim + 1) * (dim + 2) // 2
@@ -54,8 +55,9 @@ def design_points(
 
 
 def first_points(problem: Problem, search: FrontSearch) -> list[Array]:
-    """The start and, in few dimensions, the vertices, in the unit cube, as far as no anchor
-    measured them.
+    """The start and, in few dimensions, the vertices, in the unit cube.
+
+    Points that an anchor has measured are left out.
     """
     few = search.box.free.size <= VERTEX_LIMIT
     points: list[Array] = []
@@ -70,7 +72,7 @@ def first_points(problem: Problem, search: FrontSearch) -> list[Array]:
 
 def vertices(problem: Problem) -> list[Point]:
     """A corner for each free coordinate: the experts of a task-wise merge."""
-    return [corner(problem, [place]) for place in np.flatnonzero(problem.width)]
+    return [corner(problem, [index]) for index in np.flatnonzero(problem.width)]
 
 
 def corner(problem: Problem, ones: npt.ArrayLike) -> Point:

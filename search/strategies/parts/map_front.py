@@ -1,4 +1,4 @@
-"""The predicted front: where it lies, and which of its points to measure next.
+"""The front that models predict, and which of its points to measure next.
 
 Li 2024 (MAP, arXiv 2406.07529) searches the front of the surrogate with NSGA-III in a box far
 beyond the samples. Here the surrogates are quadratics behind increasing links, so that their front
@@ -9,7 +9,7 @@ for a comparison with NSGA-II). The search stays where points have been measured
 Next is measured what adds most volume to the front that the surrogate predicts at known points
 (greedy subset selection, as in Emmerich 2005, "An EMO algorithm using the hypervolume measure as
 selection criterion"). Predictions are compared with predictions: lucky measurements hide nothing,
-and a model that is too optimistic somewhere does not ask for the same place again.
+and a model that is too optimistic somewhere does not ask for the same point again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ R2_WEIGHTINGS = 256
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Where there are samples: their box, within the distance of the farthest from the centre.
+    """The region of the samples: their box, up to the distance of the farthest from the centre.
 
     Attributes:
         frame: Coordinates in which distance is measured.
@@ -48,15 +48,13 @@ class Region:
 
     @classmethod
     def of(cls, frame: Frame, points: Array) -> Region:
-        """Around ``(n, dim)``."""
+        """The region of points ``(n, dim)``."""
         offsets = frame.offsets(points)
         radius = float(np.sqrt(np.max(np.sum(offsets**2, axis=1))))
         return cls(frame, offsets.min(axis=0), offsets.max(axis=0), radius)
 
     def pull(self, offsets: Array) -> Array:
-        """Move ``(n, dim)`` into the region: into the box, then towards the centre, which lies in
-        the box.
-        """
+        """Offsets ``(n, dim)`` moved into the region: into the box, then towards its centre."""
         offsets = np.clip(offsets, self.lower, self.upper)
         length = np.sqrt(np.sum(offsets**2, axis=1, keepdims=True))
         return np.asarray(offsets * np.minimum(1.0, self.radius / np.maximum(length, 1e-300)))
@@ -64,8 +62,9 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class PredictedFront:
-    """Points ``(n, dim)`` in the unit cube that no other is predicted to dominate, and their
-    losses.
+    """Points ``(n, dim)`` in the unit cube that no other is predicted to dominate.
+
+    ``losses`` are the predicted ones, ``(n, objectives)``.
     """
 
     points: Array
@@ -73,8 +72,9 @@ class PredictedFront:
 
 
 def weightings(objectives: int, count: int, shift: Array) -> Array:
-    """``(count + objectives, objectives)`` weights that sum to 1: every objective nearly alone,
-    then a mixture.
+    """Weights that sum to 1, ``(count + objectives, objectives)``.
+
+    The first are those of every objective nearly alone, the others mixtures.
 
     Args:
         objectives: Number of objectives.
@@ -102,8 +102,9 @@ def predict(models: Sequence[Model], points: Array) -> Array:
 
 
 def predict_front(models: Sequence[Model], points: Array, shift: Array) -> PredictedFront:
-    """Front of the models in the region of the points ``(n, dim)``; ``shift`` as in
-    :func:`weightings`.
+    """The front of the models in the region of the points ``(n, dim)``.
+
+    For ``shift`` see :func:`weightings`.
     """
     region = Region.of(models[0].frame, points)
     latent = np.stack([model.quadratic(region.frame.offsets(points)) for model in models], axis=1)
@@ -111,16 +112,17 @@ def predict_front(models: Sequence[Model], points: Array, shift: Array) -> Predi
     weights = weightings(len(models), WEIGHTINGS, shift) / unit
     starts = region.frame.offsets(points[np.argmin(latent @ weights.T, axis=0)])
     solved = descend(models, weights, starts, region)
-    found = np.vstack([solved, _between(solved, predict(models, region.frame.points(solved)))])
-    found = np.clip(region.frame.points(found), 0.0, 1.0)
-    losses = predict(models, found)
+    candidates = np.vstack([solved, _between(solved, predict(models, region.frame.points(solved)))])
+    candidates = np.clip(region.frame.points(candidates), 0.0, 1.0)
+    losses = predict(models, candidates)
     keep = nondominated(losses)
-    return PredictedFront(found[keep], losses[keep])
+    return PredictedFront(candidates[keep], losses[keep])
 
 
 def _between(solved: Array, losses: Array) -> Array:
-    """Half way from every solution to its two nearest in the objectives: fills gaps, concave ones
-    too.
+    """Half way from every solution to its two nearest in the objectives.
+
+    These points fill gaps, also where the front is concave.
     """
     if len(solved) < 3:
         return solved
@@ -128,15 +130,14 @@ def _between(solved: Array, losses: Array) -> Array:
     distance = np.sum((scaled[:, None] - scaled[None]) ** 2, axis=2)
     np.fill_diagonal(distance, np.inf)
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :2]
-    return np.vstack([0.5 * (solved + solved[nearest[:, place]]) for place in range(2)])
+    return np.vstack([0.5 * (solved + solved[nearest[:, rank]]) for rank in range(2)])
 
 
 def descend(models: Sequence[Model], weights: Array, starts: Array, region: Region) -> Array:
-    """Minimise weighted sums of the quadratics in the region by accelerated projected gradients,
-    all at once.
+    """Minimise weighted sums of the quadratics in the region, all at once.
 
-    Nesterov 1983 with the adaptive restart of O'Donoghue 2015, "Adaptive Restart for Accelerated
-    Gradient Schemes".
+    Accelerated projected gradients: Nesterov 1983 with the adaptive restart of O'Donoghue 2015,
+    "Adaptive Restart for Accelerated Gradient Schemes".
 
     Args:
         models: One per objective.
@@ -152,6 +153,8 @@ def descend(models: Sequence[Model], weights: Array, starts: Array, region: Regi
     ahead = starts
     momentum = np.ones((len(starts), 1))
     for _ in range(STEPS):
+        # x_{k+1} = Π(y_k − t ∇f(y_k)), y_{k+1} = x_{k+1} + (θ_k − 1) / θ_{k+1} · (x_{k+1} − x_k)
+        # with θ_{k+1} = (1 + √(1 + 4 θ_k²)) / 2; θ begins anew where the step turns back.
         there = region.pull(ahead - step * _gradient(models, weights, ahead))
         turned = np.sum((ahead - there) * (there - here), axis=1, keepdims=True) > 0
         momentum = np.where(turned, 1.0, momentum)
@@ -176,8 +179,9 @@ def _weighted(models: Sequence[Model], weights: Array, offsets: Array) -> Array:
 
 
 def _steepness(models: Sequence[Model], region: Region) -> Array:
-    """Largest curvature of each quadratic ``(objectives,)``; of a flat one, so that a step crosses
-    the region.
+    """Largest curvature of each quadratic ``(objectives,)``.
+
+    A flat one counts as curved enough for a step that crosses the region.
     """
     sizes = [
         float(np.abs(np.linalg.eigvalsh(model.quadratic.A)).max(initial=0.0))
@@ -231,8 +235,9 @@ def _gain(row: Array, known: Array, reference: Array) -> float:
 
 
 def _choose_for_weightings(front: Array, known: Array, count: int, reference: Array) -> list[int]:
-    """The rows that improve most for many weightings (Brockhoff 2012, "On the properties of the R2
-    indicator").
+    """The rows that improve most for many weightings.
+
+    Brockhoff 2012, "On the properties of the R2 indicator".
 
     A weighting sees the largest weighted distance from the best corner of the front (Chebyshev).
     """

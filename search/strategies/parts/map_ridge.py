@@ -41,7 +41,7 @@ class Quadratic:
     A: Array
 
     def __call__(self, offsets: Array) -> Array:
-        """Values at ``(n, dim)``."""
+        """Values ``(n,)`` at offsets ``(n, dim)``."""
         return np.asarray(self.e + offsets @ self.b + _bend(offsets, self.A))
 
 
@@ -73,8 +73,9 @@ class Ridge:
 
     @classmethod
     def of(cls, offsets: Array, shape: Shape, weights: Array | None = None) -> Ridge:
-        """Decompose the design of a shape once; the smaller of unknowns and points decides the
-        cost.
+        """Decompose the design of a shape once.
+
+        The smaller of unknowns and points decides the cost.
         """
         count, dim = offsets.shape
         weights = np.ones(count) if weights is None else weights
@@ -86,8 +87,14 @@ class Ridge:
         return cls(offsets, root, gains, vectors, values / unit, unit)
 
     def residuals(self, targets: Array, ridges: Array) -> Array:
-        """Leave-one-out residuals of ``(targets, n)`` for each ridge, ``(targets, ridges, n)``, in
-        closed form.
+        """Leave-one-out residuals for each ridge, in closed form.
+
+        Args:
+            targets: ``(targets, n)``.
+            ridges: ``(ridges,)``.
+
+        Returns:
+            ``(targets, ridges, n)``.
 
         ``r_i / (1 - h_ii)`` with the hat matrix h; both are sums over what the ridge takes away, so
         that their ratio is exact even where the fit goes through every point.
@@ -102,7 +109,7 @@ class Ridge:
         return np.asarray(residual / np.maximum(leverage, 1e-100) / self.root)
 
     def weights(self, target: Array, ridge: float) -> Array:
-        """How much of each point is in b and A, ``(n,)``."""
+        """How much each point contributes to b and A, ``(n,)``."""
         inside = self._centred(target) @ self.vectors
         return np.asarray(self.root * (self.vectors @ (inside / (self.values + ridge))) / self.unit)
 
@@ -113,7 +120,7 @@ class Ridge:
         return replace(bare, e=float(self.root**2 @ (target - bare(self.offsets))) / len(target))
 
     def curvature(self, weights: Array) -> Array:
-        """A ``(..., dim, dim)`` of weights ``(..., n)``."""
+        """The matrix A ``(..., dim, dim)`` for weights of the points ``(..., n)``."""
         bowl, axes, full = 0.5 * self.gains
         squares = weights @ self.offsets**2
         A = (bowl * squares.sum(-1, keepdims=True) + axes * squares)[..., None] * np.eye(
@@ -124,9 +131,7 @@ class Ridge:
         return np.asarray(A)
 
     def inverse_columns(self, rows: npt.NDArray[np.intp], ridge: float) -> Array:
-        """By how much :meth:`weights` move for each unit of left-out residual at some rows,
-        ``(rows, n)``.
-        """
+        """Changes of :meth:`weights` for a unit of left-out residual at some rows ``(rows, n)``."""
         columns = (self.vectors[rows] / (self.values + ridge)) @ self.vectors.T / self.unit
         return np.asarray(self.root[rows, None] * columns * self.root)
 
@@ -136,7 +141,7 @@ class Ridge:
 
 
 def _by_unknowns(offsets: Array, gains: Array, root: Array) -> tuple[Array, Array]:
-    """Eigenvectors and eigenvalues of the kernel by way of the features' inner products."""
+    """Eigenvectors and eigenvalues of the kernel, from inner products of the features."""
     features = _features(offsets, gains)
     features = (features - root**2 @ features / len(root)) * root[:, None]
     values, sides = np.linalg.eigh(features.T @ features)
@@ -155,7 +160,7 @@ def _by_points(offsets: Array, gains: Array, root: Array) -> tuple[Array, Array]
 
 
 def _clean(part: Array, unit: float) -> Array:
-    """Rounding errors of a part that is zero become zero."""
+    """A part whose rounding errors are set to exactly zero."""
     return np.where(np.abs(part) < 1e-11 * unit, 0.0, part)
 
 
@@ -190,7 +195,7 @@ def _features(offsets: Array, gains: Array) -> Array:
 
 
 def _bend(offsets: Array, A: Array) -> Array:
-    """``1/2 u'Au`` at ``(n, dim)`` for ``(..., dim, dim)``, ``(..., n)``."""
+    """``1/2 u'Au`` ``(..., n)`` at offsets ``(n, dim)`` for matrices ``(..., dim, dim)``."""
     return np.asarray(0.5 * np.sum((offsets @ A) * offsets, axis=-1))
 
 
@@ -225,8 +230,9 @@ class OneSigned:
         return Quadratic(fit.e, fit.b, A)
 
     def residuals(self, target: Array, ridge: float, rows: npt.NDArray[np.intp]) -> Array:
-        """Leave-one-out residuals of a target ``(n,)`` at some rows ``(rows,)``, with a projection
-        for each of them.
+        """Leave-one-out residuals of a target ``(n,)`` at some rows ``(rows,)``.
+
+        Each left-out point has a projection of its own.
 
         Leaving a point out moves the weights of the free fit along a column of its inverse, by the
         point's residual. What the projected A leaves is fitted linearly, with a hat matrix again.

@@ -1,4 +1,4 @@
-"""What the strategies of the MAP family share: results, models of them, and what to measure next.
+"""What the strategies of the MAP family share: results, their models, and the next points.
 
 Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
 (arXiv 2406.07529).
@@ -52,11 +52,11 @@ class Box:
 
     @classmethod
     def of(cls, problem: Problem) -> Box:
-        """Coordinates whose bounds coincide are left out."""
+        """The box of a problem, without coordinates whose bounds coincide."""
         return cls(problem.lower, problem.width, np.flatnonzero(problem.upper > problem.lower))
 
     def unit(self, points: Array) -> Array:
-        """Points ``(..., dim)`` -> ``(..., free)``."""
+        """Points ``(..., dim)`` to the unit cube ``(..., free)``."""
         free = self.free
         return np.asarray(
             np.clip((points[..., free] - self.lower[free]) / self.width[free], 0.0, 1.0)
@@ -73,8 +73,9 @@ class Box:
 
 
 def nearness(losses: Array) -> Array:
-    """How near rows ``(n, objectives)`` lie to their own front, ``(n,)``: 1 on it, 1/2 at ``NEAR``
-    of its range.
+    """How near rows ``(n, objectives)`` lie to their own front, ``(n,)``.
+
+    1 on the front, 1/2 at ``NEAR`` of its range behind it: 1 / (1 + (distance / NEAR)²).
     """
     front = losses[nondominated(losses)]
     size = np.ptp(front, axis=0)
@@ -88,8 +89,7 @@ def nearness(losses: Array) -> Array:
 
 
 class FrontSearch:
-    """Remembers results, fits models to them, and proposes points of the predicted front and around
-    it.
+    """Remembers results, fits models to them, and proposes points on and near the front.
 
     Args:
         problem: The box and the objectives; its anchors are results.
@@ -124,7 +124,7 @@ class FrontSearch:
             self.tell(anchor)
 
     def tell(self, trial: TrialResult) -> None:
-        """Remember a result; one of fewer items is passed over."""
+        """Remember a result; one on fewer items is ignored."""
         if trial.evaluated is not None:
             return
         unit = self.box.unit(trial.point)
@@ -145,7 +145,7 @@ class FrontSearch:
         return np.array(self._points)
 
     def models(self) -> tuple[Model, ...]:
-        """Models of what is known, refitted when there is more of it."""
+        """Models of what is known, fitted again when there are more results."""
         if self._fitted is None or self._fitted[0] != self.results:
             self._fitted = (self.results, *self._fit())
         return self._fitted[1]
@@ -161,6 +161,7 @@ class FrontSearch:
             near = near[keep]
         signs = np.ones(losses.shape[1]) if self._problem.signs is None else self._problem.signs
         models = fit_models(points, losses, signs, importance=near, polish=self._polish)
+        # standard deviation of each coordinate, weighted by nearness
         spread = np.sqrt(
             np.maximum(near @ points**2 / near.sum() - (near @ points / near.sum()) ** 2, 0.0)
         )
@@ -178,15 +179,13 @@ class FrontSearch:
         return predict_front(self.models(), self.points, shift)
 
     def query(self, preference: Sequence[float] | Array) -> Point:
-        """The point of the predicted front with the best preference-weighted sum of normalised
-        losses.
-        """
+        """The point of the predicted front with the best weighted sum of normalised losses."""
         front = self.front()
         scores = self._problem.normalise(front.losses) @ np.asarray(preference, dtype=np.float64)
         return self.box.point(front.points[int(np.argmin(scores))])
 
     def _next_batch(self, pending: list[Array]) -> list[Array]:
-        """Front points by the volume that they add, among them points around the front."""
+        """Points of the front by the volume that they add, and points around the front."""
         count = self._batch or max(BATCH, self.results // RESULTS_PER_POINT)
         models = self.models()
         front = self.front(self._rng.random(self._problem.objectives))

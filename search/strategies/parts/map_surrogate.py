@@ -1,5 +1,4 @@
-"""The surrogate of MAP: a quadratic model of every objective, its shape chosen by leave-one-out
-error.
+"""The surrogate of MAP: a quadratic model of every objective, chosen by leave-one-out error.
 
 Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadratic Approximation"
 (arXiv 2406.07529): near the base an objective is ``act(e + b'c + 1/2 c'Ac)``, act being the
@@ -65,13 +64,13 @@ class Link:
     spread: float = 1.0
 
     def to_loss(self, latent: Array) -> Array:
-        """Quadratic -> loss."""
+        """The loss of a value of the quadratic."""
         if self.name == "logistic":
             return _sigmoid(latent) - 1.0
         return self.spread * np.logaddexp(0.0, latent) if self.name == "softplus" else latent
 
     def to_latent(self, losses: Array) -> Array:
-        """Loss -> quadratic, clipped away from the ends of the range."""
+        """The value of the quadratic for a loss, clipped away from the ends of the range."""
         if self.name == "logistic":
             error = np.clip(1.0 + losses, CLIP, 1.0 - CLIP)
             return np.asarray(np.log(error / (1.0 - error)))
@@ -92,8 +91,9 @@ def _sigmoid(latent: Array) -> Array:
 
 
 def links_for(losses: Array, sign: float) -> tuple[Link, ...]:
-    """Links to choose from for the losses ``(n,)`` of an objective, ``sign`` being the factor from
-    score to loss.
+    """Links to choose from for the losses ``(n,)`` of an objective.
+
+    ``sign`` is the factor from a score to its loss.
     """
     if sign < 0 and losses.min() >= -1.0 and losses.max() <= 0.0:
         return (Link("logistic"),)
@@ -111,8 +111,9 @@ class Frame:
 
     @classmethod
     def of(cls, points: Array) -> Frame:
-        """Mean and standard deviation of ``(n, dim)``; coordinates that do not vary keep their
-        unit.
+        """Mean and standard deviation of ``(n, dim)``.
+
+        Coordinates that do not vary keep their unit.
         """
         spread = points.std(axis=0)
         return cls(points.mean(axis=0), np.where(spread > 1e-12, spread, 1.0))
@@ -128,7 +129,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What is predicted of one objective.
+    """The model of one objective.
 
     Attributes:
         frame: Coordinates of the quadratic.
@@ -173,8 +174,7 @@ class Model:
 def fit_model(
     points: Array, losses: Array, *, shape: Shape = "free", ridge: float = RIDGES[0]
 ) -> Model:
-    """The fit of ``losses`` ``(n,)`` at ``points`` ``(n, dim)`` with identity link, a shape and a
-    ridge.
+    """The fit of ``losses`` ``(n,)`` at ``points`` ``(n, dim)`` with the identity link.
 
     With the smallest ridge it goes through ``(dim + 1)(dim + 2) / 2`` points that a quadratic went
     through.
@@ -196,8 +196,9 @@ def fit_models(
     importance: Array | None = None,
     polish: bool = False,
 ) -> tuple[Model, ...]:
-    """A model of each objective: link, shape, ridge and weights by leave-one-out error in units of
-    the loss.
+    """A model of each objective; link, shape, ridge and weights have the least error.
+
+    The error is that of the points left out, in units of the loss.
 
     Args:
         points: ``(n, dim)``, n at least 2.
@@ -224,7 +225,7 @@ class _Objective:
     importance: Array
 
     def error(self, left_out: Array) -> Array:
-        """Weighted root mean square of ``(..., n)``."""
+        """Weighted root mean square of residuals ``(..., n)``."""
         return np.asarray(np.sqrt(left_out**2 @ self.importance / self.importance.sum()))
 
 
@@ -244,7 +245,7 @@ class _Designs:
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """One way to fit an objective, and what it errs.
+    """One way to fit an objective, and its error.
 
     Attributes:
         nearness: Weights before the slope of the link, ``(n,)``.
@@ -274,7 +275,7 @@ def _choose(frame: Frame, designs: _Designs, objective: _Objective, polish: bool
 
 
 def _fits(designs: _Designs, objective: _Objective) -> Iterator[_Fit]:
-    """All links, weights and shapes."""
+    """Fits with every link, weighting and shape."""
     for link in objective.links:
         target = link.to_latent(objective.losses)
         for nearness in (np.ones_like(target), objective.importance):
@@ -291,7 +292,7 @@ def _fit(
     slope: Array,
     target: Array,
 ) -> _Fit:
-    """The best ridge."""
+    """The fit with the best ridge."""
     weights = nearness * slope**2
     rests = designs(shape, weights).residuals(target[None], RIDGES)[0]
     left_out = objective.losses - link.to_loss(target - rests)
@@ -310,8 +311,9 @@ def _fit(
 
 
 def _polish(designs: _Designs, objective: _Objective, best: _Fit) -> _Fit:
-    """Gauss-Newton steps of ``min sum (act(quadratic) - loss)^2``, each a weighted ridge
-    regression.
+    """Gauss-Newton steps, each of which is a weighted ridge regression.
+
+    They lower Σ (act(q) − loss)²: target = q + (loss − act(q)) / act'(q), weights act'(q)².
     """
     link = best.link
     for _ in range(POLISH_STEPS):
@@ -328,8 +330,9 @@ def _polish(designs: _Designs, objective: _Objective, best: _Fit) -> _Fit:
 
 
 def _project(designs: _Designs, objective: _Objective, fit: _Fit, model: Model) -> Model:
-    """The one-signed model, if it errs no more than the free one at the points where both are left
-    out.
+    """The one-signed model, if it errs no more than the free one.
+
+    The errors are those at the points where both are left out.
     """
     rows = np.unique(np.linspace(0, len(fit.target) - 1, LEFT_OUT).astype(np.intp))
     projected = OneSigned(designs("free", fit.weights), designs("linear", fit.weights))

@@ -1,5 +1,4 @@
-"""A regularised quadratic through scattered, noisy, weighted results, with its leave-one-out error
-in closed form.
+"""A regularised quadratic through scattered, noisy, weighted results.
 
 Ridge regression on constant, slopes and all products of coordinates, in its dual form: n results
 cost ``n^3``, whatever the number of products, and with fewer results than products the curvature
@@ -30,7 +29,7 @@ DESCENT = 100
 
 @dataclass(frozen=True, eq=False)
 class QuadraticModel:
-    """``value + slope z + z' curvature z / 2``.
+    """``value + slope z + z' curvature z / 2``, fitted to results.
 
     Attributes:
         value, slope, curvature: Coefficients: a number, ``(dim,)`` and ``(dim, dim)``.
@@ -56,7 +55,7 @@ class QuadraticModel:
     ridge: float
 
     def predict(self, points: Array) -> Array:
-        """Losses at ``(..., dim)``."""
+        """Losses ``(...)`` at points ``(..., dim)``."""
         return np.asarray(
             self.value
             + points @ self.slope
@@ -65,13 +64,17 @@ class QuadraticModel:
 
     def deviation(self, point: Array) -> float:
         """Standard deviation of the prediction at ``(dim,)``, without the noise of a result."""
+        # k(x, x) − k' (K + ridge)^-1 k (Rasmussen and Williams 2006, eq. 2.26)
         cross = np.sqrt(self.weights) * kernel(self.points, point[None])[:, 0]
         variance = kernel(point[None], point[None])[0, 0] - np.sum((self.whitener.T @ cross) ** 2)
         return float(self.noise * np.sqrt(max(variance, 0.0) / self.ridge))
 
 
 def kernel(left: Array, right: Array) -> Array:
-    """Covariance ``(n, m)`` of a random quadratic at points ``(n, dim)`` and ``(m, dim)``."""
+    """Covariance ``(n, m)`` of a random quadratic at points ``(n, dim)`` and ``(m, dim)``.
+
+    k(x, y) = CONSTANT + x'y / d + (x'y / d)² + COMMON · |x|² |y|² / d².
+    """
     dim = left.shape[1]
     products = left @ right.T / dim
     return np.asarray(
@@ -84,8 +87,9 @@ def _size(points: Array) -> Array:
 
 
 def fit_quadratic(points: Array, losses: Array, weights: Array) -> QuadraticModel | None:
-    """The quadratic whose ridge has the least leave-one-out error; None if the losses do not
-    differ.
+    """The quadratic whose ridge has the least leave-one-out error.
+
+    None if the losses do not differ.
 
     Args:
         points: ``(n, dim)``, in coordinates of about unit size.
@@ -122,8 +126,10 @@ def fit_quadratic(points: Array, losses: Array, weights: Array) -> QuadraticMode
 
 
 def _choose_ridge(eigenvalues: Array, vectors: Array, target: Array) -> tuple[float, Array, Array]:
-    """Ridge, dual coefficients ``(n,)`` and leave-one-out residuals ``(n,)`` with the least sum of
-    squares.
+    """The ridge with the least sum of squared leave-one-out residuals.
+
+    Returns:
+        Ridge, dual coefficients ``(n,)`` and leave-one-out residuals ``(n,)``.
     """
     rotated = vectors.T @ target
     squared = vectors**2
@@ -139,11 +145,10 @@ def _choose_ridge(eigenvalues: Array, vectors: Array, target: Array) -> tuple[fl
 
 
 def descend(slope: Array, curvature: Array, step: float, lower: Array, upper: Array) -> Array:
-    """Minimise ``slope z + z' curvature z / 2`` in a box by accelerated projected gradients from
-    the point next to 0.
+    """Minimise ``slope z + z' curvature z / 2`` in a box from the point next to 0.
 
-    O'Donoghue and Candes 2015, "Adaptive Restart for Accelerated Gradient Schemes", algorithm 1
-    with the gradient scheme.
+    Accelerated projected gradients: O'Donoghue and Candes 2015, "Adaptive Restart for Accelerated
+    Gradient Schemes", algorithm 1 with the gradient scheme.
     """
     here = np.clip(np.zeros_like(slope), lower, upper)
     ahead = here

@@ -1,5 +1,4 @@
-"""Where methods with a population begin: the known merges, mixtures of them, and draws around the
-best.
+"""Where populations begin: the known merges, mixtures of them, and draws around the best.
 
 Good merges lie near the anchors, so no population starts uniformly over the box.
 """
@@ -29,23 +28,23 @@ def known_merges(problem: Problem) -> list[TrialResult]:
         for anchor in problem.anchors
         if anchor.losses is not None and anchor.evaluated is None
     ]
-    found: dict[bytes, TrialResult] = {}
+    by_point: dict[bytes, TrialResult] = {}
     for anchor in sorted(whole, key=lambda anchor: loss_of(anchor, problem)):
-        found.setdefault(key_of(anchor.point), anchor)
-    return list(found.values())
+        by_point.setdefault(key_of(anchor.point), anchor)
+    return list(by_point.values())
 
 
 def starting_points(problem: Problem) -> list[Point]:
-    """Points worth measuring first: the start, then the midpoint of every two known merges, those
-    of the best first.
+    """Points worth measuring first: the start, then midpoints of two known merges.
+
+    Those of the best merges come first.
 
     Points that are known already are left out.
     """
     known = [anchor.point for anchor in known_merges(problem)]
     pairs = sorted(itertools.combinations(range(len(known)), 2), key=lambda pair: (sum(pair), pair))
     middles = (0.5 * (known[first] + known[second]) for first, second in pairs)
-    found = distinct([*known, problem.start, *middles])
-    return found[len(known) :]
+    return distinct([*known, problem.start, *middles])[len(known) :]
 
 
 def first_points(
@@ -60,23 +59,25 @@ def first_points(
     centres = _undominated(known_merges(problem)) or [problem.start]
     missing = range(count - len(points))
     return points + [
-        draw_near(centres[place % len(centres)], problem, rng, sigma) for place in missing
+        draw_near(centres[index % len(centres)], problem, rng, sigma) for index in missing
     ]
 
 
 def draw_near(
     centre: Point, problem: Problem, rng: np.random.Generator, sigma: float | None = None
 ) -> Point:
-    """A normal draw around ``centre``, ``sigma`` times the range wide, folded into the box; all
-    ``(dim,)``.
+    """A normal draw around ``centre``, folded into the box; all ``(dim,)``.
+
+    Its standard deviation is ``sigma`` times the range.
     """
     step = (sigma or default_sigma(problem.dim)) * problem.width * rng.standard_normal(problem.dim)
     return reflect(centre + step, problem.lower, problem.upper)
 
 
 def default_sigma(dim: int) -> float:
-    """0.2 up to ten dimensions; beyond, the length of a draw stays the same, as losses grow with
-    the distance.
+    """Spread of the first draws as a fraction of the range: 0.2 up to ten dimensions.
+
+    Beyond, the length of a draw stays the same, as losses grow with the distance.
     """
     return SPREAD * min(1.0, math.sqrt(SPREAD_LIMIT / max(dim, 1)))
 
@@ -89,20 +90,18 @@ def _undominated(known: Sequence[TrialResult]) -> list[Point]:
 
 
 def loss_of(trial: TrialResult, problem: Problem) -> float:
-    """The weighted sum of a trial's losses; infinite where it failed, so that it is worse than any
-    other.
-    """
+    """The weighted sum of a trial's losses; infinite, worse than any other, where it failed."""
     return math.inf if trial.losses is None else problem.scalarise(trial.losses)
 
 
 def distinct(points: Iterable[Point]) -> list[Point]:
     """Each point once, in the order of first appearance."""
-    found: dict[bytes, Point] = {}
+    by_key: dict[bytes, Point] = {}
     for point in points:
-        found.setdefault(key_of(point), point)
-    return list(found.values())
+        by_key.setdefault(key_of(point), point)
+    return list(by_key.values())
 
 
 def key_of(point: Point) -> bytes:
-    """Equal for equal points; adding 0 turns -0.0 into 0.0."""
+    """Bytes that are equal for equal points; adding 0 turns -0.0 into 0.0."""
     return (point + 0.0).tobytes()

@@ -1,9 +1,9 @@
-"""Turn-taking that the swarm strategies share: whose turn it is, and what each particle has found.
+"""Swarms that take turns: whose turn it is, and the best point of each particle.
 
 A particle moves when it is asked for, and is ready again when its result is told: a swarm without
 iterations. Where more suggestions are wanted than there are particles, one moves on before its
 result is in. Known merges are particles from the start and need no measurement; a result that
-nobody asked for can become the swarm's best place.
+nobody asked for can become the swarm's best point.
 
 Positions are in the unit cube of the free coordinates. A failure is worse than any result.
 """
@@ -20,21 +20,22 @@ import numpy as np
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.seeding import loss_of
+from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
 
 @dataclass(eq=False)
 class Particle:
-    """A particle.
+    """A particle: where it is, and the best and latest results it has had.
 
     Attributes:
         position, velocity: Where it is and its last step ``(dim,)``.
-        best, loss: The best place that it has been to ``(dim,)``, and the loss there; infinite
+        best, loss: The best of its measured positions ``(dim,)`` and the loss there; infinite
             before any result.
         last, last_loss: Where its last result comes from ``(dim,)``, and the loss there; -inf
-            before any result, so that a place that was not measured is never the worst.
+            before any result, so that a position that was not measured is never the worst.
         moves: Steps taken.
-        idle: Results since it last found a better place.
+        idle: Results since the last one that was its best.
         fresh: Whether its first position is still to be asked.
     """
 
@@ -79,58 +80,58 @@ class Swarm:
             self._particle(anchor.point, loss_of(anchor, problem)) for anchor in known
         ]
         self._ready = deque(self._particles)
-        self._owners: dict[int, Particle] = {}  # suggestion id -> who asked
+        self._book = SuggestionBook[Particle]()  # tickets: the particles that asked
         self._lead = self._box.to_unit(problem.start)
         self._lead_loss = math.inf
         for particle in self._particles:
-            self._note(particle.best, particle.loss)
-        self._asked = 0
+            self._follow(particle.best, particle.loss)
 
     def _particle(self, point: Point, loss: float) -> Particle:
-        place = self._box.to_unit(point)
+        position = self._box.to_unit(point)
         fresh = loss == math.inf
         return Particle(
-            place, np.zeros(self._box.dim), place, loss, place, -math.inf if fresh else loss, fresh
+            position=position,
+            velocity=np.zeros(self._box.dim),
+            best=position,
+            loss=loss,
+            last=position,
+            last_loss=-math.inf if fresh else loss,
+            fresh=fresh,
         )
 
     def ask(self, count: int) -> list[Suggestion]:
         """``count`` positions, each after a step of the particle whose turn it is."""
-        suggestions = []
-        for _ in range(count):
-            particle = (
-                self._ready.popleft()
-                if self._ready
-                else self._particles[self._asked % len(self._particles)]
-            )
-            if not particle.fresh:
-                self._step(particle)
-                particle.moves += 1
-            particle.fresh = False
-            self._owners[self._asked] = particle
-            suggestions.append(Suggestion(self._asked, self._box.to_point(particle.position)))
-            self._asked += 1
-        return suggestions
+        return [self._suggest() for _ in range(count)]
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
-        """Update the best places; whoever asked is ready for the next step."""
+        """Update the best points; the particle that asked is ready for its next step."""
         for trial in trials:
-            place = self._box.to_unit(trial.point)
+            position = self._box.to_unit(trial.point)
             loss = loss_of(trial, self._problem)
             if trial.evaluated is None:
-                self._note(place, loss)
-            if trial.id is not None:
-                particle = self._owners.pop(trial.id)
+                self._follow(position, loss)
+            particle = self._book.redeem(trial)
+            if particle is not None:
                 self._ready.append(particle)
-                _learn(particle, place, loss)
+                _learn(particle, position, loss)
 
     def best(self) -> list[Point]:
         """Nothing beyond the best trials."""
         return []
 
-    def _note(self, place: Point, loss: float) -> None:
-        """What the swarm as a whole learns from a result."""
+    def _suggest(self) -> Suggestion:
+        turn = self._book.issued % len(self._particles)
+        particle = self._ready.popleft() if self._ready else self._particles[turn]
+        if not particle.fresh:
+            self._step(particle)
+            particle.moves += 1
+        particle.fresh = False
+        return self._book.issue(self._box.to_point(particle.position), particle)
+
+    def _follow(self, position: Point, loss: float) -> None:
+        """Make a position the swarm's best if its loss is lower."""
         if loss < self._lead_loss:
-            self._lead = place
+            self._lead = position
             self._lead_loss = loss
 
     def _step(self, particle: Particle) -> None:
@@ -138,12 +139,12 @@ class Swarm:
         raise NotImplementedError
 
 
-def _learn(particle: Particle, place: Point, loss: float) -> None:
-    """What a particle learns from its result."""
-    particle.last = place
+def _learn(particle: Particle, position: Point, loss: float) -> None:
+    """Update a particle by its result."""
+    particle.last = position
     particle.last_loss = loss
     particle.idle += 1
     if loss < particle.loss:
-        particle.best = place
+        particle.best = position
         particle.loss = loss
         particle.idle = 0

@@ -27,14 +27,14 @@ class UnitBox:
         return int(self.free.size)
 
     def to_unit(self, point: Point) -> Point:
-        """Point of the box -> unit cube ``(dim,)``; what lies outside moves to the nearest face."""
+        """Point of the box to the unit cube ``(dim,)``; points outside move to the nearest face."""
         unit: Point = np.clip(
             (point[self.free] - self._lower) / (self._upper - self._lower), 0.0, 1.0
         )
         return unit
 
     def to_point(self, unit: Point) -> Point:
-        """Unit cube ``(dim,)`` -> point of the box; fixed coordinates keep their only value."""
+        """Unit cube ``(dim,)`` to a point of the box; fixed coordinates keep their only value."""
         point = self._fixed.copy()
         point[self.free] = np.clip(
             self._lower + (self._upper - self._lower) * unit, self._lower, self._upper

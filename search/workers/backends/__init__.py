@@ -1,8 +1,8 @@
 """Where trials run: one contract, two members.
 
-``inline`` is the real thing in one process: original tracebacks, no start-up. ``ray`` keeps workers
-on the cores and GPUs of a machine or cluster busy. ``tests/contracts/test_backends.py`` runs both
-through the contract.
+``inline`` runs them in the driver's own process, with original tracebacks and no start-up. ``ray``
+keeps workers on the cores and GPUs of a machine or cluster busy. Both members pass the contract in
+``tests/contracts/test_backends.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mergesearch.search.workers.messages import Outcome, Task, WorkerSpec
 
 
 class Backend(Protocol):
-    """Runs tasks; hands outcomes back in finishing order."""
+    """Runs tasks and hands outcomes back in finishing order."""
 
     @property
     def slots(self) -> int:
@@ -25,8 +25,10 @@ class Backend(Protocol):
         """Accept a task; returns at once."""
 
     def wait(self) -> list[Outcome]:
-        """Block until a submitted task is finished, or ``slots`` has grown; each outcome is handed
-        out once.
+        """Block until a submitted task is finished or ``slots`` has grown.
+
+        Returns:
+            New outcomes; each is handed out once.
         """
 
     def close(self) -> None:
@@ -37,15 +39,15 @@ def open_backend(
     section: WorkersSection,
     spec: WorkerSpec,
     notify: Callable[[str], None] = lambda text: None,
-    patience: float = 300.0,
+    wait_seconds: float = 300.0,
 ) -> Backend:
     """Start the workers that the study asks for.
 
     Args:
         section: How many, where, and what each takes.
         spec: What they are built from.
-        notify: TrialResult where workers are placed, and what becomes of them.
-        patience: Seconds to wait for workers of a cluster.
+        notify: Called with messages on where workers are, and on those that are lost.
+        wait_seconds: How long to wait for workers of a cluster.
 
     Raises:
         InputError: If the cluster does not have what is asked for.
@@ -54,7 +56,7 @@ def open_backend(
     if section.distributed:
         from mergesearch.search.workers.backends.ray_pool import RayPool
 
-        return RayPool(section, spec, notify, patience)
+        return RayPool(section, spec, notify, wait_seconds)
     from mergesearch.search.workers.backends.inline import Inline
 
     return Inline(spec)

@@ -1,4 +1,4 @@
-"""Connecting to Ray, and what a cluster has."""
+"""Connection to Ray, its job server, and the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def import_ray() -> Any:
-    """The package, or a clear refusal.
+    """Import Ray.
 
     Raises:
         InputError: If it is not installed.
@@ -43,7 +43,7 @@ def import_ray() -> Any:
 
 
 def connect(section: WorkersSection) -> Any:
-    """Ray, connected: a Ray of our own on this machine, or the cluster at ``section.address``.
+    """Connect to the cluster at ``section.address``, or start a Ray on this machine.
 
     Raises:
         InputError: If it does not answer.
@@ -84,8 +84,9 @@ def connect(section: WorkersSection) -> Any:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep our handler of SIGTERM: Ray's, set by ``ray.init``, would end the driver where ours lets
-    trials finish.
+    """Keep our handler of SIGTERM over ``ray.init``, which sets its own.
+
+    Ray's would end the driver at once, ours lets trials finish.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,22 +99,21 @@ def _own_signals() -> Iterator[None]:
 
 
 def _check_listening(address: str | None) -> None:
-    """Refuse an address where nobody listens: Ray itself would go on trying for minutes."""
-    host, found, port = (address or "").rpartition(":")
-    if not found or "/" in host or not port.isdigit():
+    """Refuse an address where nobody listens; Ray itself would go on trying for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise InputError(
             f"workers.address: expected {address} to answer, received: {error.strerror or error}; "
-            "see `ray "
-            "status` there"
+            "see `ray status` there"
         ) from None
 
 
 def package_folder() -> Path:
-    """The folder of the product's package, as it is installed here."""
+    """The folder where the product's package is installed."""
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None
     assert spec.origin is not None
@@ -122,15 +122,15 @@ def package_folder() -> Path:
 
 def nodes_of(ray: Any) -> list[Node]:
     """Nodes that are alive, in the order of their names."""
-    found = []
+    nodes = []
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        have = node["Resources"]
+        resources = node["Resources"]
         node_id = str(node["NodeID"])
         name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
-        found.append(Node(name, have.get("CPU", 0), have.get("GPU", 0), node_id))
-    return sorted(found, key=lambda node: node.name)
+        nodes.append(Node(name, resources.get("CPU", 0), resources.get("GPU", 0), node_id))
+    return sorted(nodes, key=lambda node: node.name)
 
 
 def job_client(address: str) -> Any:
@@ -151,13 +151,12 @@ def job_client(address: str) -> Any:
     except (RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise InputError(
             f"--address: expected the job server of a cluster at {address}, received: "
-            f"{_reason(error)}; it runs beside "
-            "Ray's dashboard, on port 8265 of the head"
+            f"{_reason(error)}; it runs beside Ray's dashboard, on port 8265 of the head"
         ) from None
 
 
 def ask_server(request: Callable[[], T]) -> T:
-    """What a job server answers.
+    """The answer of a job server to a request.
 
     Raises:
         InputError: If it refuses, or does not answer.
@@ -171,7 +170,7 @@ def ask_server(request: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """The first line; where the cluster's token is missing, how to give it."""
+    """The first line of an error, or how to give the cluster's token where it is missing."""
     if (
         "auth" in type(error).__name__.lower()
         or "authentication" in str(error).lower()

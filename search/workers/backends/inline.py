@@ -9,8 +9,9 @@ from mergesearch.search.workers.worker import Worker
 
 
 class Inline:
-    """Runs each task when it is waited for; exceptions while building the worker are the original
-    ones.
+    """Runs each task when it is waited for.
+
+    Exceptions while building the worker are the original ones.
     """
 
     slots = 1
@@ -28,5 +29,5 @@ class Inline:
         return [self._worker.run(self._tasks.popleft())]
 
     def close(self) -> None:
-        """Forget what was queued."""
+        """Drop queued tasks."""
         self._tasks.clear()

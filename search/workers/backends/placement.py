@@ -1,4 +1,4 @@
-"""Which workers fit where: the plan that is shown before any weights are read."""
+"""How many workers fit on which node; shown before any weights are read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Node:
 
     Attributes:
         name: Its address.
-        cpus, gpus: What it offers to workers.
-        id: Ray's own name for it.
+        cpus, gpus: Number of each that it offers to workers.
+        id: Ray's own id.
     """
 
     name: str
@@ -24,19 +24,22 @@ class Node:
     id: str = ""
 
     def holds(self, section: WorkersSection) -> int:
-        """How many workers fit."""
+        """How many workers fit on the node."""
         by_cpu = int(self.cpus / section.cpus + 1e-9)
         return min(by_cpu, _by_gpu(self.gpus, section.gpus)) if section.gpus else by_cpu
 
 
 def _by_gpu(have: float, each: float) -> int:
-    """Workers that share a GPU stay on it; those that take several take whole ones."""
+    """How many workers fit on ``have`` GPUs.
+
+    Workers that share a GPU stay on it; those that take several take whole ones.
+    """
     return int(have) * int(1 / each + 1e-9) if each < 1 else int(have / each + 1e-9)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Workers on a node."""
+    """A number of workers on a node."""
 
     node: Node
     workers: int
@@ -46,26 +49,26 @@ def place(nodes: Sequence[Node], section: WorkersSection, count: int | None) -> 
     """Spread workers over nodes as evenly as they fit.
 
     Args:
-        nodes: What there is.
+        nodes: The nodes of the cluster.
         section: What each worker takes.
-        count: How many; None: as many as fit.
+        count: Number of workers; None: as many as fit.
 
     Returns:
         One entry for every node; the workers sum to ``count`` or, where fewer fit, to less.
     """
-    room = [node.holds(section) for node in nodes]
+    capacity = [node.holds(section) for node in nodes]
     placed = [0] * len(nodes)
-    left = sum(room) if count is None else min(count, sum(room))
+    left = sum(capacity) if count is None else min(count, sum(capacity))
     while left:
         for index in sorted(range(len(nodes)), key=lambda i: placed[i]):
-            if left and placed[index] < room[index]:
+            if left and placed[index] < capacity[index]:
                 placed[index] += 1
                 left -= 1
     return [Placement(node, workers) for node, workers in zip(nodes, placed, strict=True)]
 
 
 def report(placements: Sequence[Placement], section: WorkersSection) -> list[str]:
-    """Lines for people: a total and one line for every node."""
+    """Lines for people: the total, then one line for every node."""
     each = f"{section.cpus:g} CPU" + (f" and {section.gpus:g} GPU" if section.gpus else "")
     total = sum(placement.workers for placement in placements)
     nodes = sum(placement.workers > 0 for placement in placements)

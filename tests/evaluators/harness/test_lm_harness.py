@@ -90,7 +90,7 @@ class TestTiers:
         plain = by_harness(folder, model, task)
         for tier in ("one", "two"):
             for packed in (False, "auto"):
-                found = measured(
+                result = measured(
                     folder,
                     model,
                     {"task": task, "tier": tier},
@@ -100,21 +100,22 @@ class TestTiers:
                 )
                 for metric in metrics:
                     expected = plain["results"][task][f"{metric},none"]
-                    assert found.values[metric] == pytest.approx(
+                    assert result.values[metric] == pytest.approx(
                         expected, rel=5e-4 if kind.endswith("bf16") else 1e-4
                     )
                     items = [sample[metric] for sample in plain["samples"][task]]
                     self.check_items(
                         metric,
-                        found.items[metric],
+                        result.items[metric],
                         items,
                         rtol=1e-4 if kind.endswith("bf16") else 0,
                     )
 
     @staticmethod
     def check_items(metric: str, ours: np.ndarray, theirs: list[Any], rtol: float) -> None:
-        """Texts of a thousand nats in bf16 differ by the padding of their batch: they are compared
-        relatively.
+        """Compare item scores, those of texts relatively.
+
+        Texts of a thousand nats in bf16 differ by the padding of their batch.
         """
         if metric == "word_perplexity":
             theirs = [-value / words for value, words in theirs]
@@ -138,8 +139,8 @@ class TestTiers:
             fewshot_random_seed=options.get("fewshot_seed", 1234),
         )
         for tier in ("one", "two"):
-            found = measured(folder, model, {"task": "choose", "tier": tier} | options)
-            assert found.items["acc"].tolist() == [
+            result = measured(folder, model, {"task": "choose", "tier": tier} | options)
+            assert result.items["acc"].tolist() == [
                 sample["acc"] for sample in plain["samples"]["choose"]
             ]
 
@@ -149,24 +150,24 @@ class TestTiers:
             folder, model, "continue", apply_chat_template=True, system_instruction="Be brief."
         )
         for tier in ("one", "two"):
-            found = measured(
+            result = measured(
                 folder,
                 model,
                 {"task": "continue", "tier": tier},
                 apply_chat_template=True,
                 system_prompt="Be brief.",
             )
-            assert found.values["perplexity"] == pytest.approx(
+            assert result.values["perplexity"] == pytest.approx(
                 plain["results"]["continue"]["perplexity,none"], rel=1e-4
             )
 
     def test_generation(self, folder: Path) -> None:
         model = text_llama(3)
         plain = by_harness(folder, model, "write")
-        found = [
+        result = [
             measured(folder, model, {"task": "write", "tier": tier}) for tier in ("one", "two")
         ]
-        for one in found:
+        for one in result:
             assert one.items["exact_match"].tolist() == [
                 s["exact_match"] for s in plain["samples"]["write"]
             ]
@@ -174,7 +175,7 @@ class TestTiers:
     def test_generation_arguments_pass_through(self, folder: Path) -> None:
         evaluator = opened(lm_section(folder, {"task": "write", "gen_kwargs": {"max_gen_toks": 1}}))
         evaluator.evaluate(candidate_at([0.1], text_llama(3)), "search")
-        instances = evaluator._ready["search"].frozen[0].instances
+        instances = evaluator._scorer.frozen["search"].tasks[0].instances
         assert all(len(one.resps[0].split()) <= 1 for group in instances for one in group)
 
 
@@ -207,22 +208,24 @@ class TestFrozenRequests:
         part = measured(
             folder, model, "choose", "continue", objectives=[{"metric": "acc"}], items=8
         )
-        np.testing.assert_array_equal(part.items["acc"], whole.items["acc"][part.places["acc"]])
+        np.testing.assert_array_equal(
+            part.items["acc"], whole.items["acc"][part.item_indices["acc"]]
+        )
         assert part.values["acc"] == pytest.approx(part.weights["acc"] @ part.items["acc"])
 
     def test_more_items_of_one_candidate_are_not_scored_again(
         self, folder: Path, monkeypatch: Any
     ) -> None:
-        from mergesearch.evaluators.harness import evaluator as lm_harness
+        from mergesearch.evaluators.harness import frozen
 
         sizes: list[int] = []
-        score = lm_harness.score_requests
+        score = frozen.score_requests
 
         def counted(model: Any, requests: Any, options: Any) -> Any:
             sizes.append(len(requests))
             return score(model, requests, options)
 
-        monkeypatch.setattr(lm_harness, "score_requests", counted)
+        monkeypatch.setattr(frozen, "score_requests", counted)
         evaluator = opened(lm_section(folder, "choose", packed=False))
         candidate = candidate_at([0.1], text_llama(3))
         for items in (3, 7, None):
@@ -263,8 +266,8 @@ class TestScoring:
         self, padding: Any, packed: bool, batch_size: int
     ) -> None:
         model = text_llama(1)
-        found = score_requests(model, self.requests, Options(batch_size, 64, packed, padding))
-        for (ours, right), (theirs, wanted) in zip(found, self.naive(model), strict=True):
+        result = score_requests(model, self.requests, Options(batch_size, 64, packed, padding))
+        for (ours, right), (theirs, wanted) in zip(result, self.naive(model), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
             assert right == wanted
 
@@ -274,8 +277,8 @@ class TestScoring:
         options = Options(4, 64)
         packed = can_pack(model, self.requests, options)
         assert packed or family == "Gemma2"
-        found = score_requests(model, self.requests, Options(4, 64, packed))
-        for (ours, _), (theirs, _) in zip(found, self.naive(model), strict=True):
+        result = score_requests(model, self.requests, Options(4, 64, packed))
+        for (ours, _), (theirs, _) in zip(result, self.naive(model), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
 
     def test_the_beginning_of_long_contexts_goes(self) -> None:
@@ -333,11 +336,11 @@ class TestSplits:
         assert [limited.size(split) for split in ("search", "validation", "test")] == [7, 12, 12]
 
     def test_groups_are_their_tasks(self, folder: Path) -> None:
-        found = measured(
+        result = measured(
             folder, text_llama(3), "both", objectives=[{"name": "all"}, {"domains": ["choose"]}]
         )
-        assert set(found.values) == {"all", "acc[choose]"}
-        assert set(found.means) == {"score/choose", "score/write", "acc/choose"}
+        assert set(result.values) == {"all", "acc[choose]"}
+        assert set(result.means) == {"score/choose", "score/write", "acc/choose"}
 
     def test_directions_are_the_tasks_own(self, folder: Path) -> None:
         evaluator = opened(
@@ -423,9 +426,9 @@ class TestBadInput:
         def fails(doc: Any, results: Any) -> Any:
             raise ZeroDivisionError("no")
 
-        task = load_split(evaluator._options[0], str(folder / "tasks"), "search", "x")[0].task
+        task = load_split(evaluator._tasks.options[0], str(folder / "tasks"), "search", "x")[0].task
         monkeypatch.setattr(task, "process_results", fails)
-        for source in evaluator._tasks["search"]:
+        for source in evaluator._tasks.by_split["search"]:
             monkeypatch.setattr(source.task, "process_results", fails)
         with pytest.raises(
             MergesearchError,

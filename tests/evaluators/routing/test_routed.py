@@ -50,11 +50,12 @@ def test_batches_mix_domains_though_the_data_are_sorted(tmp_path: Path) -> None:
             .tolist(),
             "label": [0] * count,
             "domain": domains,
-            "id": [f"{seed}-{place}" for place in range(count)],
+            "id": [f"{seed}-{index}" for index in range(count)],
         }
     data = save(tmp_path / "data", splits)
     section = classification(str(data), {"metric": "cross_entropy", "name": "loss"}, batch_size=6)
-    evaluator, plain = opened(section | {"kind": "t3", "per": "batch"}), opened(section)
+    evaluator = opened(section | {"kind": "t3", "per": "batch"})
+    plain = opened(section)
     recorder = Recorder()
     evaluator.evaluate(candidate_at([0.0], recorder), "test")
     assert recorder.seen == [{1.0, -1.0}] * 4
@@ -67,8 +68,8 @@ def test_scores_keep_the_order_of_the_items(tmp_path: Path) -> None:
     data = save(tmp_path / "data", three_splits())
     section = classification(str(data), {"metric": "cross_entropy", "name": "loss"}, batch_size=7)
     candidate = candidate_at([0.0], pico_vit().double())
-    found = [
+    results = [
         opened(s).evaluate(candidate, "test").items["loss"]
         for s in (section, section | {"kind": "t3"})
     ]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-12)

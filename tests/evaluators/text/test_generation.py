@@ -1,6 +1,4 @@
-"""Generation: against transformers' own, batches, stop strings, scorers and what they may do
-wrong.
-"""
+"""Generation agrees with that of transformers; stop strings, scorers and their errors."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ TEMPLATE = (
     "add_generation_prompt %}>{% endif %}"
 )
 SCORER_FILE = """
-said = []
+calls = []
 def note(prediction, target, prompt):
-    said.append((prediction, target, prompt))
+    calls.append((prediction, target, prompt))
     return len(prediction)
 def fail(prediction, target, prompt):
     raise KeyError("no such answer")
@@ -61,30 +59,30 @@ def scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def section(folder: Path, **options: Any) -> dict[str, Any]:
-    places = {
+    columns = {
         "data": "texts",
         "tokenizer": str(folder / "tokenizer"),
         "target": "target",
         "max_new_tokens": 8,
     }
     return (
-        {"kind": "generation", "domain": "domain", "id": "id", "batch_size": 3} | places | options
+        {"kind": "generation", "domain": "domain", "id": "id", "batch_size": 3} | columns | options
     )
 
 
-def said(
+def scorer_calls(
     folder: Path, model: Any, scorers: Any, **options: Any
 ) -> list[tuple[str, str | None, str]]:
-    """What the scorer was told, in the order of the items."""
-    scorers.said.clear()
+    """The scorer's arguments, in the order of the items."""
+    scorers.calls.clear()
     evaluator = opened(section(folder, scorer="own_scorers:note", **options), folder=folder)
     measured = evaluator.evaluate(candidate_at([1], model), "search")
     by_prompt = {
-        prompt: (prediction, target, prompt) for prediction, target, prompt in scorers.said
+        prompt: (prediction, target, prompt) for prediction, target, prompt in scorers.calls
     }
-    found = [by_prompt[prompt] for prompt in text_splits()["search"]["prompt"]]
-    assert measured.items["score"].tolist() == [len(prediction) for prediction, _, _ in found]
-    return found
+    results = [by_prompt[prompt] for prompt in text_splits()["search"]["prompt"]]
+    assert measured.items["score"].tolist() == [len(prediction) for prediction, _, _ in results]
+    return results
 
 
 def own(folder: Path, model: Any, text: str, count: int = 8) -> Any:
@@ -95,19 +93,19 @@ def own(folder: Path, model: Any, text: str, count: int = 8) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        found = model.generate(
+        results = model.generate(
             ids,
             max_new_tokens=count,
             do_sample=False,
             pad_token_id=0,
             eos_token_id=tokenizer.eos_token_id,
         )
-    return found[0, ids.shape[1] :], tokenizer
+    return results[0, ids.shape[1] :], tokenizer
 
 
 class TestWriting:
     def test_agrees_with_transformers(self, folder: Path, model: Any, scorers: Any) -> None:
-        for prediction, target, prompt in said(folder, model, scorers):
+        for prediction, target, prompt in scorer_calls(folder, model, scorers):
             tokens, tokenizer = own(folder, model, prompt)
             assert prediction == tokenizer.decode(tokens, skip_special_tokens=True)
             assert target in text_splits()["search"]["target"]
@@ -116,17 +114,17 @@ class TestWriting:
     def test_batches_change_nothing(
         self, folder: Path, model: Any, scorers: Any, size: int
     ) -> None:
-        assert said(folder, model, scorers, batch_size=size) == said(
+        assert scorer_calls(folder, model, scorers, batch_size=size) == scorer_calls(
             folder, model, scorers, batch_size=3
         )
 
     def test_predictions_differ(self, folder: Path, model: Any, scorers: Any) -> None:
-        assert len({prediction for prediction, _, _ in said(folder, model, scorers)}) > 3
+        assert len({prediction for prediction, _, _ in scorer_calls(folder, model, scorers)}) > 3
 
     def test_stop_strings(self, folder: Path, model: Any, scorers: Any) -> None:
-        whole = said(folder, model, scorers)
+        whole = scorer_calls(folder, model, scorers)
         stop = next(p[2:4] for p, _, _ in whole if len(p) > 5)
-        stopped = said(folder, model, scorers, until=[stop, "never said"])
+        stopped = scorer_calls(folder, model, scorers, until=[stop, "never said"])
         assert [p for p, _, _ in stopped] == [p.split(stop)[0] for p, _, _ in whole]
         assert stopped != whole
 
@@ -134,7 +132,7 @@ class TestWriting:
         objectives = [{"metric": "tokens"}]
         whole = opened(section(folder, objectives=objectives), folder=folder)
         assert [o.direction for o in whole.objectives] == ["minimize"]
-        stop = next(p[2:4] for p, _, _ in said(folder, model, scorers) if len(p) > 5)
+        stop = next(p[2:4] for p, _, _ in scorer_calls(folder, model, scorers) if len(p) > 5)
         stopped = opened(section(folder, objectives=objectives, until=[stop]), folder=folder)
         many, few = (
             e.evaluate(candidate_at([1], model), "search").items["tokens"] for e in (whole, stopped)
@@ -155,7 +153,9 @@ class TestWriting:
             tokenizer.eos_token_id,
         ]  # all logits are 0: the first token wins
         objectives = [{"metric": "score"}, {"metric": "tokens"}]
-        assert {p for p, _, _ in said(folder, model, scorers, objectives=objectives)} == {""}
+        assert {p for p, _, _ in scorer_calls(folder, model, scorers, objectives=objectives)} == {
+            ""
+        }
         evaluator = opened(section(folder, objectives=objectives), folder=folder)
         assert evaluator.evaluate(candidate_at([1], model), "search").values == {
             "score": 0.0,
@@ -165,7 +165,7 @@ class TestWriting:
     def test_chat_template(self, tmp_path: Path, model: Any, scorers: Any) -> None:
         text_folder(tmp_path, TEMPLATE)
         options = {"chat_template": True, "system_prompt": "be old"}
-        for prediction, _, prompt in said(tmp_path, model, scorers, **options):
+        for prediction, _, prompt in scorer_calls(tmp_path, model, scorers, **options):
             tokens, tokenizer = own(tmp_path, model, f"[system] be old [user] {prompt} >")
             assert prediction == tokenizer.decode(tokens, skip_special_tokens=True)
 
@@ -178,7 +178,7 @@ class TestWriting:
         assert two.evaluate(candidate_at([1], model), "search").values == first.values
         part = two.evaluate(candidate_at([1], model), "search", 4)
         np.testing.assert_array_equal(
-            part.items["tokens"], first.items["tokens"][part.places["tokens"]]
+            part.items["tokens"], first.items["tokens"][part.item_indices["tokens"]]
         )
 
     def test_prompts_that_are_too_long(self, folder: Path, model: Any) -> None:
@@ -192,7 +192,7 @@ class TestWriting:
 
 class TestScorers:
     def test_built_in(self) -> None:
-        told = [
+        pairs = [
             ("a b", "a b"),
             (" a b ", "a b"),
             ("a b c", "a b"),
@@ -200,8 +200,8 @@ class TestScorers:
             ("", "a"),
             ("a", None),
         ]
-        found = {name: [scorer(*pair, "") for pair in told] for name, scorer in SCORERS.items()}
-        assert found == {
+        results = {name: [scorer(*pair, "") for pair in pairs] for name, scorer in SCORERS.items()}
+        assert results == {
             "exact_match": [1, 1, 0, 0, 0, 0],
             "contains": [1, 1, 1, 1, 0, 0],
             "prefix": [1, 1, 1, 0, 0, 0],
@@ -213,9 +213,11 @@ class TestScorers:
         splits = text_splits()
         splits["search"]["target"][0] = None
         save(tmp_path / "some", splits)
-        found = said(folder, model, scorers, data=str(tmp_path / "some"))
-        assert [target is None for _, target, _ in found] == [True] + [False] * 7
-        assert all(target is None for _, target, _ in said(folder, model, scorers, target=None))
+        results = scorer_calls(folder, model, scorers, data=str(tmp_path / "some"))
+        assert [target is None for _, target, _ in results] == [True] + [False] * 7
+        assert all(
+            target is None for _, target, _ in scorer_calls(folder, model, scorers, target=None)
+        )
 
     @pytest.mark.parametrize(
         ("name", "message"),

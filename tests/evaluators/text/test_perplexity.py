@@ -26,12 +26,12 @@ def model() -> Any:
 
 
 def section(folder: Path, **options: Any) -> dict[str, Any]:
-    places = {
+    columns = {
         "data": "texts",
         "tokenizer": str(folder / "tokenizer"),
         "objectives": [{"metric": "log_perplexity"}],
     }
-    return {"kind": "perplexity", "domain": "domain", "id": "id"} | places | options
+    return {"kind": "perplexity", "domain": "domain", "id": "id"} | columns | options
 
 
 def naive(model: Any, folder: Path, split: str, length: int, stride: int) -> list[float]:
@@ -42,18 +42,16 @@ def naive(model: Any, folder: Path, split: str, length: int, stride: int) -> lis
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     scores = []
     for text in text_splits()[split]["text"]:
-        ids, total, place = (
-            [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)],
-            0.0,
-            1,
-        )
-        while place < len(ids):
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+        total = 0.0
+        position = 1
+        while position < len(ids):
             # The first window whose reach includes the token that is predicted.
-            start = next(s for s in range(0, len(ids), stride) if s + length >= place)
+            start = next(s for s in range(0, len(ids), stride) if s + length >= position)
             with torch.inference_mode():
-                logits = model(input_ids=torch.tensor([ids[start:place]])).logits[0, -1].double()
-            total -= float(logits.log_softmax(-1)[ids[place]])
-            place += 1
+                logits = model(input_ids=torch.tensor([ids[start:position]])).logits[0, -1].double()
+            total -= float(logits.log_softmax(-1)[ids[position]])
+            position += 1
         scores.append(total / (len(ids) - 1))
     return scores
 
@@ -74,9 +72,9 @@ def test_agrees_with_a_loop_over_tokens(
 @pytest.mark.parametrize("stride", [1, 3, 7])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 20])
 def test_windows_count_every_token_once(count: int, stride: int) -> None:
-    found = windows(count, 7, stride)
-    assert [token for w in found for token in range(w.counted, w.stop)] == list(range(count))
-    assert all(w.start <= w.counted < w.stop <= w.start + 7 for w in found)
+    made = windows(count, 7, stride)
+    assert [token for w in made for token in range(w.counted, w.stop)] == list(range(count))
+    assert all(w.start <= w.counted < w.stop <= w.start + 7 for w in made)
 
 
 def test_more_context_is_not_read_twice(folder: Path, model: Any) -> None:
@@ -120,7 +118,8 @@ def test_gradient_is_that_of_the_value(folder: Path) -> None:
     assert slope.loss == pytest.approx(
         evaluator.evaluate(candidate_at([1], model), "search").values["log_perplexity"]
     )
-    weight, step = model.model.norm.weight, 1e-6
+    weight = model.model.norm.weight
+    step = 1e-6
     values = []
     for sign in (1, -1):
         weight.data[3] += sign * step
@@ -169,10 +168,11 @@ def test_perplexity_is_that_of_all_texts_together(folder: Path, model: Any) -> N
         section(folder, objectives=[{"metric": "log_perplexity"}, {"domains": ["day"]}]),
         folder=folder,
     )
-    found = both.evaluate(candidate_at([1], model), "search")
+    made = both.evaluate(candidate_at([1], model), "search")
     day = np.array(text_splits()["search"]["domain"]) == "day"
-    nats, tokens = found.items["log_perplexity"][day], both.weights("search")[day]
-    assert found.values["perplexity[day]"] == pytest.approx(np.exp(nats @ tokens / tokens.sum()))
-    assert found.errors["perplexity[day]"] > 0
+    nats = made.items["log_perplexity"][day]
+    tokens = both.weights("search")[day]
+    assert made.values["perplexity[day]"] == pytest.approx(np.exp(nats @ tokens / tokens.sum()))
+    assert made.errors["perplexity[day]"] > 0
     assert both.additive == ("log_perplexity",)
     assert both.differentiable == ("log_perplexity",)

@@ -1,5 +1,4 @@
-"""Faults for tests: workers that kill themselves in a phase, evaluations that take long, clocks
-that are wrong.
+"""Faults for tests: workers that kill themselves, slow evaluations, wrong clocks.
 
 Python imports this file at the start of every process that has its folder on PYTHONPATH; the
 product does not know it.
@@ -26,8 +25,10 @@ def die(phase):
 
 
 def break_worker(module):
-    worker, measure = module.Worker, module.measure_in_stages
-    combine, run = worker._combine, worker.run
+    worker = module.Worker
+    measure = module.measure_in_stages
+    combine = worker._combine
+    run = worker.run
 
     def broken_combine(self, recipe, seconds):
         model = combine(self, recipe, seconds)
@@ -44,11 +45,9 @@ def break_worker(module):
         die("report")
         return outcome
 
-    worker._combine, worker.run, module.measure_in_stages = (
-        broken_combine,
-        broken_run,
-        broken_measure,
-    )
+    worker._combine = broken_combine
+    worker.run = broken_run
+    module.measure_in_stages = broken_measure
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -75,5 +74,6 @@ class Finder(importlib.abc.MetaPathFinder):
 if "FAULTS" in os.environ:
     sys.meta_path.insert(0, Finder())
 if "FAULT_SKEW" in os.environ:
-    right, skew = time.time, float(os.environ["FAULT_SKEW"])
+    right = time.time
+    skew = float(os.environ["FAULT_SKEW"])
     time.time = lambda: right() + skew

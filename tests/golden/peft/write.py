@@ -1,5 +1,4 @@
-"""Record what peft itself makes of tiny adapters: models, adapters as it saves them, and its merge
-of the two.
+"""Record what peft makes of tiny adapters: models, adapters as it saves them, and merges.
 
 Needs peft 0.21 beside transformers 5; run by hand: ``python tests/golden/peft/write.py``. Each
 folder holds the model, ``adapter``, and ``merged.safetensors`` with the tensors that the adapter
@@ -105,7 +104,7 @@ def write(name: str) -> None:
 def _tidy(adapter: Path) -> None:
     (adapter / "README.md").unlink()
     settings = json.loads((adapter / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = ""  # was a place on the machine that wrote this
+    settings["base_model_name_or_path"] = ""  # was a path on the machine that wrote this
     settings["target_modules"] = sorted(
         settings["target_modules"]
     )  # a set: its order changes from run to run

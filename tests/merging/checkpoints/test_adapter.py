@@ -20,7 +20,7 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.locations import absolute_path, short_name
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.export.folder import export_model
-from mergesearch.merging.family.family import Aligned
+from mergesearch.merging.family.aligned import Aligned
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.operators.parts.task_vectors import task_factors, task_vectors
 from mergesearch.merging.tensors.source import FilteredSource
@@ -93,10 +93,8 @@ class TestAgainstPeft:
         adapted = opened(f"{GOLDEN / name}+{GOLDEN / name / 'adapter'}")
         low_rank = 0
         for key in base.names:
-            vector, factors = (
-                task_vectors(base, [adapted], key)[0],
-                task_factors(base, [adapted], key),
-            )
+            vector = task_vectors(base, [adapted], key)[0]
+            factors = task_factors(base, [adapted], key)
             expected = (
                 merged[key] - base.read(key) if key in merged else torch.zeros(base.shape(key))
             )
@@ -112,7 +110,8 @@ class TestAgainstPeft:
 
     def test_a_stored_embedding_that_is_the_base_s_costs_nothing(self) -> None:
         # peft stores embeddings whole beside their low-rank change.
-        key, base = "model.embed_tokens.weight", open_checkpoint(str(GOLDEN / "llama"))
+        key = "model.embed_tokens.weight"
+        base = open_checkpoint(str(GOLDEN / "llama"))
         adapted = opened(f"{GOLDEN / 'llama'}+{GOLDEN / 'llama' / 'adapter'}")
         assert adapted.tensors[key].file != base.tensors[key].file
         factors = task_factors(base, [adapted], key)
@@ -144,13 +143,13 @@ class TestChange:
         self, llama: Path, tmp_path: Path, settings: dict[str, Any], scale: float
     ) -> None:
         tensors = pair(16, 16)
-        found = opened(f"{llama}+{write_adapter(tmp_path / 'a', tensors, **settings)}").factors(
+        pairs = opened(f"{llama}+{write_adapter(tmp_path / 'a', tensors, **settings)}").factors(
             f"{QUERY}.weight"
         )
-        assert found is not None
+        assert pairs is not None
         expected = (tensors[f"{QUERY}.lora_B.weight"].double() * scale).float()
-        assert torch.equal(found[0], expected)
-        assert torch.equal(found[1], tensors[f"{QUERY}.lora_A.weight"])
+        assert torch.equal(pairs[0], expected)
+        assert torch.equal(pairs[1], tensors[f"{QUERY}.lora_A.weight"])
 
     @pytest.mark.parametrize(
         ("patterns", "alpha"),
@@ -171,14 +170,16 @@ class TestChange:
 
     def test_is_not_rounded_to_a_coarse_base(self, pico: Pico, adapter: Path) -> None:
         base = open_checkpoint(str(pico("llama_bf16").base))
-        adapted, key = opened(f"{base.path}+{adapter}"), f"{QUERY}.weight"
+        adapted = opened(f"{base.path}+{adapter}")
+        key = f"{QUERY}.weight"
         left, right = adapted.factors(key) or pytest.fail("no factors")
         assert adapted.read(key).dtype == torch.float32
         torch.testing.assert_close(adapted.read(key), base.read(key).float() + left @ right)
         assert adapted.merged[key] == base.merged[key]
 
     def test_of_another_base_is_a_difference(self, pico: Pico, adapter: Path) -> None:
-        family, key = pico("llama"), f"{QUERY}.weight"
+        family = pico("llama")
+        key = f"{QUERY}.weight"
         study_base, model = (
             open_checkpoint(str(path)) for path in (family.base, family.experts[0])
         )
@@ -201,7 +202,8 @@ class TestChange:
         folder = write_adapter(
             tmp_path / "a", {"model.norm.modules_to_save.weight": norm}, modules_to_save=["norm"]
         )
-        adapted, base = opened(f"{llama}+{folder}"), open_checkpoint(str(llama))
+        adapted = opened(f"{llama}+{folder}")
+        base = open_checkpoint(str(llama))
         assert torch.equal(adapted.read("model.norm.weight"), norm)
         assert task_factors(base, [adapted], "model.norm.weight") is None
         assert torch.equal(
@@ -218,17 +220,16 @@ class TestLoading:
     def test_the_model_has_the_adapter(self, tmp_path: Path, name: str, auto: str) -> None:
         adapted = opened(f"{GOLDEN / name}+{GOLDEN / name / 'adapter'}")
         load_model(adapted.path, auto).save_pretrained(tmp_path)
-        saved, merged = (
-            load_file(tmp_path / "model.safetensors"),
-            load_file(GOLDEN / name / "merged.safetensors"),
-        )
+        saved = load_file(tmp_path / "model.safetensors")
+        merged = load_file(GOLDEN / name / "merged.safetensors")
         assert set(adapted.adapted) == set(merged)
         assert all(torch.equal(tensor, adapted.read(key)) for key, tensor in saved.items())
 
     def test_an_adapted_model_can_be_the_base(
         self, pico: Pico, adapter: Path, tmp_path: Path
     ) -> None:
-        family, key = pico("llama_bf16"), f"{QUERY}.weight"
+        family = pico("llama_bf16")
+        key = f"{QUERY}.weight"
         base = Source("base", f"{family.base}+{adapter}")
         recipe = Recipe(
             base, (Source("one", str(family.experts[0])),), "average", Field.constant(1, [0.0])
@@ -243,7 +244,8 @@ class TestLoading:
     def test_sources_that_pass_tensors_on_keep_them_low_rank(
         self, llama: Path, adapter: Path
     ) -> None:
-        base, adapted = open_checkpoint(str(llama)), opened(f"{llama}+{adapter}")
+        base = open_checkpoint(str(llama))
+        adapted = opened(f"{llama}+{adapter}")
         views = [FilteredSource(source, {"model.norm.weight"}) for source in (base, adapted)]
         factors = task_factors(views[0], views[1:], f"{QUERY}.weight")
         assert factors is not None
@@ -272,7 +274,8 @@ class TestPaths:
 
     def test_an_adapter_alone_names_its_local_model(self, llama: Path, tmp_path: Path) -> None:
         folder = write_adapter(tmp_path / "a", pair(16, 16), base_model_name_or_path=str(llama))
-        alone, both = opened(folder), opened(f"{llama}+{folder}")
+        alone = opened(folder)
+        both = opened(f"{llama}+{folder}")
         assert (alone.path, alone.fingerprint()) == (f"{llama}+{folder}", both.fingerprint())
 
     @pytest.mark.parametrize("named", ["org/model", "", None])
@@ -286,7 +289,8 @@ class TestPaths:
     def test_a_folder_with_a_plus_in_its_name_wins(
         self, llama: Path, adapter: Path, tmp_path: Path
     ) -> None:
-        model, lora = tmp_path / "a+b", tmp_path / "c+d"
+        model = tmp_path / "a+b"
+        lora = tmp_path / "c+d"
         shutil.copytree(llama, model)
         shutil.copytree(adapter, lora)
         assert type(open_checkpoint(str(model))) is Checkpoint
@@ -385,8 +389,8 @@ class TestFingerprint:
             (family.base, pair(16, 16, module=QUERY.replace("0", "1")), {}),
         ]
         paths = [
-            f"{model}+{write_adapter(tmp_path / str(place), tensors, **settings)}"
-            for place, (model, tensors, settings) in enumerate(variants)
+            f"{model}+{write_adapter(tmp_path / str(index), tensors, **settings)}"
+            for index, (model, tensors, settings) in enumerate(variants)
         ]
         assert len({opened(path).fingerprint() for path in paths}) == len(variants)
         assert opened(paths[0]).identity == opened(paths[0]).fingerprint()

@@ -24,7 +24,8 @@ FAMILIES = ("vit", "bert", "llama", "llama_tied", "llama_bf16", "gpt2", "resnet"
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reads_what_the_safetensors_library_reads(name, pico, read_tensors):
     folder = pico(name).base
-    checkpoint, reference = open_checkpoint(str(folder)), read_tensors(folder)
+    checkpoint = open_checkpoint(str(folder))
+    reference = read_tensors(folder)
     assert set(checkpoint.tensors) == set(reference)
     for key, tensor in reference.items():
         read = checkpoint.read(key)
@@ -55,7 +56,8 @@ def test_shards_read_like_one_file_and_have_its_fingerprint(pico, tmp_path):
     model, _ = family.load(family.base)
     model.save_pretrained(tmp_path / "shards", max_shard_size="12KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    one, many = open_checkpoint(str(family.base)), open_checkpoint(str(tmp_path / "shards"))
+    one = open_checkpoint(str(family.base))
+    many = open_checkpoint(str(tmp_path / "shards"))
     assert one.merged == many.merged
     assert all(torch.equal(one.read(name), many.read(name)) for name in one.names)
     assert one.fingerprint() == many.fingerprint()

@@ -68,7 +68,8 @@ def test_a_change_is_seen_even_if_size_and_time_of_writing_are_restored(
     file: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rest(file, monkeypatch)
-    before, status = tensor_digests(read_header(file)), file.stat()
+    before = tensor_digests(read_header(file))
+    status = file.stat()
     with file.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"\x00")

@@ -1,6 +1,4 @@
-"""Exports: transformers loads them, their tensors are those of the merge, and nothing half written
-ever appears.
-"""
+"""Exports load in transformers, hold the tensors of the merge, and never appear half written."""
 
 from __future__ import annotations
 
@@ -84,7 +82,8 @@ def test_transformers_loads_the_merge(name, shard_bytes, pico, read_tensors, tmp
         _recipe(family.base, family.experts), tmp_path / "merged", shard_bytes=shard_bytes
     )
 
-    stored, base = read_tensors(out), read_tensors(family.base)
+    stored = read_tensors(out)
+    base = read_tensors(family.base)
     expected = _expected(base, [read_tensors(folder) for folder in family.experts])
     assert set(stored) == set(base)
     for key, tensor in expected.items():
@@ -179,7 +178,8 @@ def test_a_shorthand_recipe_with_patterns_touches_only_what_it_names(pico, read_
     }
     path.write_text(yaml.safe_dump(data | {"coefficients": coefficients}))
     merged = read_tensors(export_model(load_recipe(path), tmp_path / "merged"))
-    base, expert = read_tensors(family.base), read_tensors(family.experts[0])
+    base = read_tensors(family.base)
+    expert = read_tensors(family.experts[0])
     assert all(
         torch.equal(merged[name], (expert if ".layer.1." in name else base)[name]) for name in base
     )
@@ -187,7 +187,8 @@ def test_a_shorthand_recipe_with_patterns_touches_only_what_it_names(pico, read_
 
 def test_tied_copies_are_written_as_the_base_stores_them(pico, copy_of, read_tensors, tmp_path):
     family = pico("bert")
-    head, embedding = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
+    head = "cls.predictions.decoder.weight"
+    embedding = "bert.embeddings.word_embeddings.weight"
     base = copy_of(family.base, lambda t: t | {head: t[embedding].clone()})
     out = export_model(_recipe(base, family.experts), tmp_path / "merged")
     tensors = read_tensors(out)
@@ -217,10 +218,10 @@ def test_mixed_dtypes_stay_as_they_are(tmp_path):
     expected = _expected(load_file(files[0]), [load_file(file) for file in files[1:]])
     for name, tensor in expected.items():
         torch.testing.assert_close(written[name], tensor)
-    places = open_checkpoint(str(out)).tensors
+    infos = open_checkpoint(str(out)).tensors
     assert all(
         info.start % (8 if name in "bg" else 4 if name == "c" else 1) == 0
-        for name, info in places.items()
+        for name, info in infos.items()
     )
     assert not (out / "config.json").exists()
     assert 'load_file("model.safetensors")' in (out / "README.md").read_text()
@@ -431,7 +432,8 @@ def test_changed_sources_are_named(pico, copy_of, tmp_path):
 
 
 def test_recipes_that_do_not_fit(pico, tmp_path):
-    family, other = pico("vit"), pico("llama")
+    family = pico("vit")
+    other = pico("llama")
     good = _recipe(family.base, family.experts)
     bad = {
         "expected 2 rows of coefficients": good.with_field(Field.constant(good.field.size, [1.0])),
@@ -510,11 +512,12 @@ def test_memory_stays_at_a_few_tensors(tmp_path, monkeypatch):
     recipe = _recipe(files[0], files[1:])
     export_model(recipe, tmp_path / "warm")  # compiles, and settles the allocator
 
-    before, seen = _anonymous_mebibytes(), []
+    before = _anonymous_mebibytes()
+    seen = []
     write = mergesearch.merging.export.folder.write_tensor
 
-    def watched(place: TensorInfo, tensor: torch.Tensor) -> None:
-        write(place, tensor)
+    def watched(info: TensorInfo, tensor: torch.Tensor) -> None:
+        write(info, tensor)
         seen.append(_anonymous_mebibytes() - before)
 
     monkeypatch.setattr("mergesearch.merging.export.folder.write_tensor", watched)
@@ -550,7 +553,8 @@ def test_says_how_much_of_the_change_rounding_loses(pico, tmp_path, read_tensors
     recipe = _recipe(family.base, family.experts)
     exact = read_tensors(export_and_measure(recipe, tmp_path / "exact", dtype="float32").folder)
     exported = export_and_measure(recipe, tmp_path / "merged")
-    base, stored = read_tensors(family.base), read_tensors(exported.folder)
+    base = read_tensors(family.base)
+    stored = read_tensors(exported.folder)
     # Tied copies are stored twice and merged once.
     names = open_checkpoint(str(family.base)).names
     lost = sum(

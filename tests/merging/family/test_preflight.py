@@ -1,6 +1,4 @@
-"""What does not fit its base is refused from headers alone, with the expert and the tensors
-named.
-"""
+"""What does not fit its base is refused from headers alone, by the names of its tensors."""
 
 from __future__ import annotations
 

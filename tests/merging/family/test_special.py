@@ -1,6 +1,4 @@
-"""Policies for running statistics, scalars, new heads, ties and integers: on disk, in memory, and
-in a search.
-"""
+"""Policies for special tensors: on disk, in memory, and in a search."""
 
 from __future__ import annotations
 
@@ -63,8 +61,8 @@ def align(base: Path, experts: Sequence[Path], **special: Any) -> ModelFamily:
 def searched(recipe: Recipe, folder: Path, model_class: str) -> MergedModel:
     """The resident model of a worker, written once."""
     arenas = open_arenas(recipe, folder)
-    with folder_of_base(open_family(recipe), folder) as place:
-        merged = MergedModel(load_model(place, model_class), arenas)
+    with folder_of_base(open_family(recipe), folder) as base:
+        merged = MergedModel(load_model(base, model_class), arenas)
     merged.write(recipe.field)
     return merged
 
@@ -73,10 +71,11 @@ def agree(merged: MergedModel, exported: Path, family: Any) -> None:
     """Whether the searched model is the exported one, bit for bit."""
     model, account = family.load(exported)
     assert not account["missing_keys"]
-    expected, found = model.state_dict(), merged.model.state_dict()
+    expected = model.state_dict()
+    result = merged.model.state_dict()
     floating = [name for name, tensor in expected.items() if tensor.is_floating_point()]
     assert floating
-    assert all(torch.equal(found[name], expected[name]) for name in floating)
+    assert all(torch.equal(result[name], expected[name]) for name in floating)
 
 
 # --- how policies are written
@@ -245,7 +244,8 @@ def test_statistics_are_merged_linearly_whatever_the_operator(
     coefficients = [0.25, 0.5][: chosen.directions(count, options)]
     recipe = recipe_of(base, experts[:count], coefficients, operator, batch_norm="merge")
     out = export_model(recipe, tmp_path / "out").folder
-    own, others = statistics(base), [statistics(path) for path in experts[:count]]
+    own = statistics(base)
+    others = [statistics(path) for path in experts[:count]]
     for name, tensor in statistics(out).items():
         changes = [other[name].double() - own[name].double() for other in others]
         if len(coefficients) < count:
@@ -272,7 +272,7 @@ def test_other_operators_do_not_count_statistics_among_the_weights(normalised: A
     family = align(*normalised, batch_norm="merge")
     basis = family.prepare(replace(ties, prepare=prepare), ties.complete({}))
     names = [name for name in family.layout.names if "running" not in name]
-    assert [list(found) for found in seen] == [names] * 3
+    assert [list(source_names) for source_names in seen] == [names] * 3
     assert len(names) < len(family.layout.names)
     statistic = next(name for name in family.layout.names if "running" in name)
     difference = family.experts[1].read(statistic) - family.base.read(statistic)
@@ -284,9 +284,11 @@ def test_variances_stay_positive_and_say_so(normalised: Any, pico: Pico, tmp_pat
     recipe = recipe_of(base, experts, [-9.0, 0.0], batch_norm="merge")
     with pytest.warns(UserWarning, match=r"running_var': variances became negative"):
         out = export_model(recipe, tmp_path / "out").folder
-    found = {name: tensor for name, tensor in statistics(out).items() if name.endswith("var")}
-    assert all(bool((tensor > 0).all()) for tensor in found.values())
-    assert any(bool((tensor == torch.finfo(torch.float32).tiny).any()) for tensor in found.values())
+    result = {name: tensor for name, tensor in statistics(out).items() if name.endswith("var")}
+    assert all(bool((tensor > 0).all()) for tensor in result.values())
+    assert any(
+        bool((tensor == torch.finfo(torch.float32).tiny).any()) for tensor in result.values()
+    )
     with pytest.warns(UserWarning, match="variances became negative"):
         merged = searched(recipe, tmp_path / "arenas", "AutoModelForImageClassification")
     agree(merged, out, pico("resnet"))
@@ -378,18 +380,18 @@ def scalar_states(dtype: torch.dtype = torch.float32) -> list[State]:
 def test_scalars_are_averaged_as_logarithms(operator: str, dtype: torch.dtype) -> None:
     base, *experts = scalar_states(dtype)
     with pytest.warns(UserWarning, match="scalars: 'shift' are not positive everywhere"):
-        found = merge(
+        result = merge(
             base, experts, operator=operator, coefficients=[0.25, 0.5], special={"scalars": "log"}
         )
     plain = merge(base, experts, operator=operator, coefficients=[0.25, 0.5])
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
-    assert found["gain"].item() == pytest.approx(2 * 4**0.25 * 0.25**0.5, rel=tolerance)
+    assert result["gain"].item() == pytest.approx(2 * 4**0.25 * 0.25**0.5, rel=tolerance)
     assert plain["gain"].item() == pytest.approx(2 + 0.25 * 6 - 0.5 * 1.5, rel=tolerance)
-    assert found["gain"].dtype == dtype
+    assert result["gain"].dtype == dtype
     # A temperature that is stored as a logarithm already, vectors, and scalars of either sign are
     # as ever.
     for name in set(base) - {"gain"}:
-        assert torch.equal(found[name], plain[name])
+        assert torch.equal(result[name], plain[name])
     with pytest.warns(UserWarning, match="scalars"):
         zero = merge(base, experts, operator=operator, coefficients=0.0, special={"scalars": "log"})
     assert all(torch.equal(zero[name], base[name]) for name in base)
@@ -397,12 +399,12 @@ def test_scalars_are_averaged_as_logarithms(operator: str, dtype: torch.dtype) -
 
 def test_scalars_of_the_base_stay_exactly() -> None:
     base, *experts = scalar_states()
-    found = merge(
+    result = merge(
         base, experts, operator="average", coefficients=[0.3, 0.6], special={"scalars": "base"}
     )
-    assert all(torch.equal(found[name], base[name]) for name in SCALARS)
-    assert not torch.equal(found["layer.weight"], base["layer.weight"])
-    assert found["one"].item() == pytest.approx(2 + 0.3 + 1.2)
+    assert all(torch.equal(result[name], base[name]) for name in SCALARS)
+    assert not torch.equal(result["layer.weight"], base["layer.weight"])
+    assert result["one"].item() == pytest.approx(2 + 0.3 + 1.2)
 
 
 def _clip(folder: Path, seed: int, scale: float) -> Path:
@@ -435,7 +437,7 @@ def test_a_searched_scalar_is_the_exported_one(
     from transformers import CLIPModel
 
     # As if the model stored its temperature itself.
-    monkeypatch.setattr("mergesearch.merging.family.family.is_logarithm", lambda name: False)
+    monkeypatch.setattr("mergesearch.merging.family.log_scalars.is_logarithm", lambda name: False)
     base = _clip(tmp_path / "base", 0, 2.0)
     experts = [_clip(tmp_path / "one", 1, 8.0), _clip(tmp_path / "two", 2, 0.5)]
     recipe = recipe_of(
@@ -534,10 +536,8 @@ def test_tensors_that_experts_lack_are_kept(
     def bare(tensors: State) -> State:
         return {name: t for name, t in tensors.items() if not name.startswith("classifier.")}
 
-    none, one = (
-        [copy_of(path, bare) for path in family.experts],
-        [copy_of(family.experts[0], bare), family.experts[1]],
-    )
+    none = [copy_of(path, bare) for path in family.experts]
+    one = [copy_of(family.experts[0], bare), family.experts[1]]
     with pytest.raises(CheckpointError, match=r"missing 'classifier.bias', 'classifier.weight'"):
         align(family.base, none)
     head, other = (
@@ -583,7 +583,8 @@ def test_untying(
         align(base, experts, absent="average")
     recipe = recipe_of(base, experts, [0.25, 0.5], tied="untie")
     out = export_model(recipe, tmp_path / "out").folder
-    states, merged = [read_tensors(path) for path in (base, *experts)], read_tensors(out)
+    states = [read_tensors(path) for path in (base, *experts)]
+    merged = read_tensors(out)
     head = next(n for n in merged if n.endswith(("lm_head.weight", "decoder.weight")))
     embedding = next(
         n
@@ -610,7 +611,8 @@ def test_an_expert_whose_copies_differ(
     with pytest.raises(CheckpointError, match=r"expected tied tensors .* to be equal"):
         export_model(recipe, tmp_path / "refused")
     out = export_model(recipe_of(family.base, [odd], [1.0], tied="untie"), tmp_path / "out").folder
-    merged, expert = read_tensors(out), read_tensors(odd)
+    merged = read_tensors(out)
+    expert = read_tensors(odd)
     torch.testing.assert_close(
         merged["lm_head.weight"], expert["lm_head.weight"], rtol=0, atol=1e-5
     )
@@ -628,12 +630,13 @@ def test_nothing_is_untied_where_all_are_tied(pico: Pico) -> None:
 
 def test_state_dicts_are_untied_on_request() -> None:
     shared = torch.ones(3)
-    base, expert = {"a": shared, "b": shared}, {"a": torch.ones(3) * 2, "b": torch.ones(3) * 4}
+    base = {"a": shared, "b": shared}
+    expert = {"a": torch.ones(3) * 2, "b": torch.ones(3) * 4}
     with pytest.raises(CheckpointError, match="tied in the base"):
         merge(base, [expert])
-    found = merge(base, [expert], coefficients=1.0, special={"tied": "untie"})
-    assert found["a"].tolist() == [2.0] * 3
-    assert found["b"].tolist() == [4.0] * 3
+    result = merge(base, [expert], coefficients=1.0, special={"tied": "untie"})
+    assert result["a"].tolist() == [2.0] * 3
+    assert result["b"].tolist() == [4.0] * 3
 
 
 # --- integers, and what does not go together

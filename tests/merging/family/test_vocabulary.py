@@ -1,6 +1,4 @@
-"""Vocabularies aligned by token: rows against a plain reference, exports that load and answer as
-their sources do.
-"""
+"""Vocabularies aligned by token, against a plain reference and as exports that load."""
 
 from __future__ import annotations
 
@@ -120,14 +118,13 @@ def embedding(folder: Path, name: str = "model.embed_tokens.weight") -> torch.Te
 
 
 def expected_rows(zoo: Zoo, policy: str) -> tuple[list[str], list[torch.Tensor]]:
-    """Tokens and rows of base and experts in the merged vocabulary, one token at a time; padding
-    has no name.
+    """Tokens and rows of base and experts in the merged vocabulary, one token at a time.
+
+    Padding has no name.
     """
     folders = [zoo.base, *zoo.experts]
-    ids, tables = (
-        [vocabulary(folder) for folder in folders],
-        [embedding(folder) for folder in folders],
-    )
+    ids = [vocabulary(folder) for folder in folders]
+    tables = [embedding(folder) for folder in folders]
     ordered = sorted(ids[0], key=ids[0].__getitem__)
     if policy == "common":
         ordered = [token for token in ordered if all(token in other for other in ids)]
@@ -146,8 +143,8 @@ def expected_rows(zoo: Zoo, policy: str) -> tuple[list[str], list[torch.Tensor]]
         known = token in ids[0]
         origin = tables[0][ids[0][token]] if known else sum(holders) / len(holders)
         rows[0].append(origin)
-        for place, (own, table) in enumerate(zip(ids[1:], tables[1:], strict=True), start=1):
-            rows[place].append(table[own[token]] if known and token in own else origin)
+        for index, (own, table) in enumerate(zip(ids[1:], tables[1:], strict=True), start=1):
+            rows[index].append(table[own[token]] if known and token in own else origin)
     if policy != "common":
         for source in rows:
             source.extend(tables[0][len(ids[0]) :])
@@ -207,19 +204,21 @@ def load(folder: Path) -> Any:
 @pytest.mark.parametrize("policy", ["base", "union", "common"])
 def test_an_export_answers_as_its_sources_do(zoo: Zoo, policy: str, tmp_path: Path) -> None:
     """With coefficients 0 as the base, with one expert's at 1 as that expert, token by token."""
-    for place, folder in ((None, zoo.base), (0, zoo.experts[0]), (1, zoo.experts[1])):
-        coefficients = [float(place == k) for k in range(2)]
+    for index, folder in ((None, zoo.base), (0, zoo.experts[0]), (1, zoo.experts[1])):
+        coefficients = [float(index == k) for k in range(2)]
         out = export_model(
-            zoo.recipe(policy, coefficients, "average"), tmp_path / f"{place}"
+            zoo.recipe(policy, coefficients, "average"), tmp_path / f"{index}"
         ).folder
-        merged, source = load(out), load(folder)
-        ids, own = vocabulary(out), vocabulary(folder)
+        merged = load(out)
+        source = load(folder)
+        ids = vocabulary(out)
+        own = vocabulary(folder)
         # Tokens that the base lacks have rows that no coefficient acts on.
         shared = [token for token in own if token in ids and token in vocabulary(zoo.base)]
         text = [token for token in ("<s>", "the", "cat", "sat", "on", "mat") if token in shared]
         given = logits(source, [own[token] for token in text])[:, [own[token] for token in shared]]
-        found = logits(merged, [ids[token] for token in text])[:, [ids[token] for token in shared]]
-        torch.testing.assert_close(found, given, rtol=1e-5, atol=1e-5)
+        result = logits(merged, [ids[token] for token in text])[:, [ids[token] for token in shared]]
+        torch.testing.assert_close(result, given, rtol=1e-5, atol=1e-5)
         assert (
             merged.config.vocab_size
             == merged.get_input_embeddings().num_embeddings

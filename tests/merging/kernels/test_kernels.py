@@ -1,6 +1,4 @@
-"""combine: a reference in float64, the same bits from every kernel, and what linear maps must
-do.
-"""
+"""combine: a reference in float64, the same bits from every kernel, and linearity."""
 
 from __future__ import annotations
 
@@ -29,10 +27,12 @@ _COEFFICIENT = st.one_of(st.just(0.0), st.just(1.0), st.floats(-2, 2, width=64))
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Field]:
-    """Base ``(n,)``, basis ``(K, n)`` and a field of a few segments, with negative zeros among the
-    numbers.
+    """Base ``(n,)``, basis ``(K, n)`` and a field of a few segments.
+
+    There are negative zeros among the numbers.
     """
-    size, directions = draw(st.integers(1, 3000)), draw(st.integers(1, 11))
+    size = draw(st.integers(1, 3000))
+    directions = draw(st.integers(1, 11))
     inner = draw(st.lists(st.integers(1, max(size - 1, 1)), max_size=5))
     edges = sorted({0, size, *(edge for edge in inner if edge < size)})
     values = draw(
@@ -171,7 +171,8 @@ def test_uniform_interpolation_leaves_the_base_out(count: int) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 def test_coefficients_that_are_not_finite_pass_through(kernel: Kernel, bad: float) -> None:
-    base, basis = np.ones(6, np.float32), np.ones((2, 6), np.float32)
+    base = np.ones(6, np.float32)
+    basis = np.ones((2, 6), np.float32)
     field = Field(np.array([0, 2, 6]), np.array([[0.5, bad], [0.5, 0.5]]))
     for form in FORMS:
         out = merged(base, basis, field, form, kernel=kernel)
@@ -183,7 +184,8 @@ def test_products_and_sums_round_separately() -> None:
     # 1 + 2^-12 squared is 1 + 2^-11 + 2^-24: rounded alone it loses the last term, a fused
     # operation would keep it.
     factor = np.float32(1 + 2**-12)
-    basis, base = np.full((1, 64), factor, np.float32), np.full(64, -1 - 2**-11, np.float32)
+    basis = np.full((1, 64), factor, np.float32)
+    base = np.full(64, -1 - 2**-11, np.float32)
     for kernel in KERNELS:
         assert not merged(base, basis, Field.constant(64, [factor]), kernel=kernel).any()
 
@@ -192,7 +194,8 @@ def test_products_and_sums_round_separately() -> None:
 def test_narrow_dtypes_accumulate_in_fp32_and_round_once(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     base, *rows = torch.randn((5, 1000), generator=generator).to(dtype)
-    field, out = Field.constant(1000, [0.3, 0.1, -0.7, 0.9]), torch.empty(1000, dtype=dtype)
+    field = Field.constant(1000, [0.3, 0.1, -0.7, 0.9])
+    out = torch.empty(1000, dtype=dtype)
     combine(base, rows, field, "delta", out)
     wide = torch.empty(1000)
     combine(base.float(), [row.float() for row in rows], field, "delta", wide)
@@ -202,7 +205,8 @@ def test_narrow_dtypes_accumulate_in_fp32_and_round_once(dtype: torch.dtype) -> 
 def test_float64_accumulates_in_float64() -> None:
     generator = np.random.default_rng(2)
     base, *basis = generator.standard_normal((4, 100))
-    field, out = Field.constant(100, [0.1, 0.2, 0.3]), np.empty(100)
+    field = Field.constant(100, [0.1, 0.2, 0.3])
+    out = np.empty(100)
     combine(base, basis, field, "interpolation", out)
     np.testing.assert_allclose(
         out, reference(base, np.array(basis), field, "interpolation"), rtol=1e-14, atol=1e-14
@@ -226,13 +230,15 @@ def test_out_may_be_the_base() -> None:
     base, *rows = np.random.default_rng(4).standard_normal((6, 4000), dtype=np.float32)
     field = Field.constant(4000, [0.1, 0.2, 0.3, 0.4, 0.5])
     for kernel in KERNELS:
-        place = base.copy()
-        combine(place, rows, field, "delta", place, kernel=kernel)
-        assert same_bits(place, merged(base, rows, field, kernel=kernel))
+        out = base.copy()
+        combine(out, rows, field, "delta", out, kernel=kernel)
+        assert same_bits(out, merged(base, rows, field, kernel=kernel))
 
 
 def test_refuses_what_does_not_fit() -> None:
-    base, basis, out = np.ones(8, np.float32), np.ones((2, 8), np.float32), np.ones(8, np.float32)
+    base = np.ones(8, np.float32)
+    basis = np.ones((2, 8), np.float32)
+    out = np.ones(8, np.float32)
     with pytest.raises(RecipeError, match="expected a field of 2 directions, received 3"):
         combine(base, basis, Field.constant(8, [0, 0, 0]), "delta", out)
     with pytest.raises(InputError, match=r"row 0 of shape \(9,\)"):
@@ -290,8 +296,9 @@ def test_light_imports_load_neither_torch_nor_numba() -> None:
 
 
 def elected(terms: np.ndarray, sizes: np.ndarray, form: Form) -> np.ndarray:
-    """The definition of an election, position by position; ``terms`` and ``sizes`` are
-    ``(K, n)``.
+    """The definition of an election, position by position.
+
+    ``terms`` and ``sizes`` are ``(K, n)``.
     """
     result = np.zeros(terms.shape[1])
     for i, (column, weights) in enumerate(zip(terms.T, sizes.T, strict=True)):
@@ -332,7 +339,8 @@ def test_elections_agree_with_the_definition_and_to_the_bit(
 def test_elections_do_not_hide_coefficients_that_are_not_finite(
     form: Form, kernel: Kernel, value: float
 ) -> None:
-    base, basis = np.ones(3, np.float32), np.ones((2, 3), np.float32)
+    base = np.ones(3, np.float32)
+    basis = np.ones((2, 3), np.float32)
     assert np.isnan(merged(base, basis, Field.constant(3, [value, 0.5]), form, kernel=kernel)).all()
 
 

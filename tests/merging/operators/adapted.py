@@ -58,8 +58,9 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Factored:
-    """A full checkpoint seen as an adapter: its changed matrices are factors of full rank, the rest
-    is stored whole.
+    """A full checkpoint seen as an adapter.
+
+    Its changed matrices are factors of full rank, the rest is stored whole.
     """
 
     expert: TensorSource

@@ -1,6 +1,4 @@
-"""A model whose tensors are those of the operators' contract, and items for each expert by its
-name.
-"""
+"""A model with the tensors of the operators' contract, and items for each expert by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +13,9 @@ from torch.nn.functional import linear
 
 from mergesearch.merging.models.calibration_spec import Calibration
 
-CLASSES, WIDTH, ITEMS = 9, 5, 6
+CLASSES = 9
+WIDTH = 5
+ITEMS = 6
 
 
 #: The same as plain data, as recipes hold it; nothing lies there.

@@ -1,6 +1,4 @@
-"""Data operators on real pico models: recipes, and results by the names under which transformers
-stores tensors.
-"""
+"""Runs of data operators on pico models, with results by the stored names of tensors."""
 
 from __future__ import annotations
 

@@ -49,13 +49,14 @@ def between(vector: torch.Tensor, density: str, gamma: str, scope: str) -> torch
     rows = (
         vector.double().numpy().reshape(-1, vector.shape[-1] if scope == "row" else vector.numel())
     )
-    kept, n = np.zeros_like(rows), rows.shape[1]
+    kept = np.zeros_like(rows)
+    n = rows.shape[1]
     first = math.floor(Fraction(gamma) * n)
-    for row, place in zip(rows, kept, strict=True):
+    for row, kept_row in zip(rows, kept, strict=True):
         chosen = np.argsort(-np.abs(row), kind="stable")[
             first : first + math.ceil(Fraction(density) * n)
         ]
-        place[chosen] = row[chosen]
+        kept_row[chosen] = row[chosen]
     return torch.from_numpy(kept).reshape(vector.shape)
 
 
@@ -112,7 +113,8 @@ def test_tensors_with_too_few_elements_for_an_outlier_are_not_emptied(scope: str
 
 def test_vectors_pass_unless_asked_and_scalars_always() -> None:
     vectors = task_vectors(1)
-    passed, trimmed = merged(vectors), merged(vectors, vectors="trim")
+    passed = merged(vectors)
+    trimmed = merged(vectors, vectors="trim")
     assert torch.equal(passed["norm"], vectors[0]["norm"])
     assert int((trimmed["norm"] != 0).sum()) <= 2
     assert torch.equal(trimmed["scale"], vectors[0]["scale"])

@@ -1,6 +1,4 @@
-"""What data operators run: the plain form and its refusals, items, models in memory, results that
-are kept.
-"""
+"""Calibration of data operators: its plain form, items, models in memory, remembered results."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from torch import nn
 from mergesearch.merging import InputError, RecipeError, merge
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.in_memory import MappingSource
+from mergesearch.merging.models.calibration_items import Items
 from mergesearch.merging.models.calibration_spec import Calibration, absolute, file_versions
-from mergesearch.merging.models.expert_runner import ExpertRunner, Items, unpadded
+from mergesearch.merging.models.expert_runner import ExpertRunner, unpadded
 from mergesearch.merging.operators import OPERATORS, get_operator
 from mergesearch.merging.tensors.memo import Memo
 from mergesearch.merging.tensors.per_tensor import memoised_per_tensor
@@ -46,7 +45,7 @@ def complete(**options: Any) -> dict[str, Any]:
     return get_operator("regmean").complete({"calibration": spec(**options)})["calibration"]
 
 
-def bench(base: dict[str, torch.Tensor] | None = None, **options: Any) -> ExpertRunner:
+def runner(base: dict[str, torch.Tensor] | None = None, **options: Any) -> ExpertRunner:
     tensors = base or {}
     return ExpertRunner(complete(**options), MappingSource("base", tensors, list(tensors)))  # type: ignore[arg-type]
 
@@ -160,19 +159,19 @@ class TestFolders:
 class TestItems:
     def test_are_the_first_of_a_seeded_order(self, folder: Path) -> None:
         every = torch.cat(
-            [items.inputs["pixel_values"] for items in bench(data=folder).items("one")]
+            [items.inputs["pixel_values"] for items in runner(data=folder).items("one")]
         )
-        some = bench(data=folder, samples=5, batch_size=2).items("one")
+        some = runner(data=folder, samples=5, batch_size=2).items("one")
         assert [len(items.inputs["pixel_values"]) for items in some] == [2, 2, 1]
         assert torch.equal(torch.cat([items.inputs["pixel_values"] for items in some]), every[:5])
         other = torch.cat(
-            [items.inputs["pixel_values"] for items in bench(data=folder, seed=1).items("one")]
+            [items.inputs["pixel_values"] for items in runner(data=folder, seed=1).items("one")]
         )
         assert not torch.equal(other, every)
         assert torch.equal(other.sort(dim=0).values, every.sort(dim=0).values)
 
     def test_carry_their_labels(self, folder: Path) -> None:
-        (items,) = bench(data=folder, label="label").items("one")
+        (items,) = runner(data=folder, label="label").items("one")
         columns = images(COUNT, 0)
         pixels = torch.tensor(columns["pixels"])
         assert items.inputs["pixel_values"].shape == (
@@ -183,14 +182,14 @@ class TestItems:
         )  # with the channel axis that is implied
         assert items.labels is not None
         for image, label in zip(items.inputs["pixel_values"], items.labels.tolist(), strict=True):
-            place = int((pixels - image).abs().flatten(1).sum(dim=1).argmin())
-            assert label == columns["label"][place]
+            index = int((pixels - image).abs().flatten(1).sum(dim=1).argmin())
+            assert label == columns["label"][index]
 
     def test_go_by_expert(self, folder: Path, tmp_path: Path) -> None:
         other = save_items(tmp_path / "other", images(COUNT, 1))
-        both = bench(data={"one": str(folder), "two": str(other)})
+        both = runner(data={"one": str(folder), "two": str(other)})
         assert both.key(["x"], ["one"]) != both.key(["x"], ["two"])
-        assert both.key(["x"], ["one"]) == bench(data=folder).key(["x"], ["one"])
+        assert both.key(["x"], ["one"]) == runner(data=folder).key(["x"], ["one"])
         with pytest.raises(
             RecipeError, match=r"expected an entry for expert 'three', received \['one', 'two'\]"
         ):
@@ -201,7 +200,7 @@ class TestItems:
         with pytest.raises(
             InputError, match=r"calibration.inputs.pixel_values: .* arrays of numbers of one shape"
         ):
-            bench(data=ragged).items("one")
+            runner(data=ragged).items("one")
 
     def test_in_memory_are_refused_without_the_label(self) -> None:
         calibration = Calibration(Model(), batches("one"), label="class")
@@ -226,7 +225,7 @@ class TestModel:
     def test_in_memory_is_not_changed(self) -> None:
         model = Model().train()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        experts = [{name: tensor + place for name, tensor in before.items()} for place in (1, 2)]
+        experts = [{name: tensor + index for name, tensor in before.items()} for index in (1, 2)]
         for name in DATA:
             few = {"steps": 1} if name == "concrete" else {}
             merge(

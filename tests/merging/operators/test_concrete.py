@@ -35,7 +35,7 @@ def states(experts: int = 2) -> tuple[dict[str, torch.Tensor], list[dict[str, to
 
 
 def calibrated(experts: int = 2) -> Calibration:
-    return Calibration(Model(), {str(place): batches(f"items {place}") for place in range(experts)})
+    return Calibration(Model(), {str(index): batches(f"items {index}") for index in range(experts)})
 
 
 merged_with = partial(merge, operator="concrete")
@@ -46,7 +46,7 @@ def entropy(state: dict[str, torch.Tensor], experts: int = 2) -> float:
     model = Model().double()
     model.load_state_dict(state)
     items = torch.cat(
-        [batch["inputs"] for place in range(experts) for batch in batches(f"items {place}")]
+        [batch["inputs"] for index in range(experts) for batch in batches(f"items {index}")]
     )
     with torch.no_grad():
         p = model(items.double()).softmax(dim=1)
@@ -75,7 +75,7 @@ def test_scales_every_task_vector_by_one_mask_of_mean_one() -> None:
         {"calibration": calibrated(3), "steps": 20, "learning_rate": 0.05}
     )
     sources = [
-        MappingSource(str(place), tensors, list(base)) for place, tensors in enumerate(experts)
+        MappingSource(str(index), tensors, list(base)) for index, tensors in enumerate(experts)
     ]
     rows = concrete.prepare(MappingSource("base", base, list(base)), sources, **options).rows
     for name, tensor in base.items():
@@ -89,21 +89,22 @@ def test_scales_every_task_vector_by_one_mask_of_mean_one() -> None:
 
 
 def test_gradient_is_that_of_autograd() -> None:
-    """From a gradient with respect to the weights to that with respect to the logits behind their
-    mask.
-    """
+    """The gradient of the logits, from that of the weights that they mask."""
     base, experts = states()
-    bench = ExpertRunner(calibrated(), MappingSource("base", base, list(base)))
-    name, temperature, generator = "block.0.weight", 0.5, torch.Generator().manual_seed(0)
-    change, whole = experts[0][name], torch.randn(base[name].shape, generator=generator)
+    runner = ExpertRunner(calibrated(), MappingSource("base", base, list(base)))
+    name = "block.0.weight"
+    temperature = 0.5
+    generator = torch.Generator().manual_seed(0)
+    change = experts[0][name]
+    whole = torch.randn(base[name].shape, generator=generator)
     logits = torch.randn(change.shape, generator=generator, requires_grad=True)
     mask = concrete._drawn(logits, temperature, 0, 0, name)
     (whole * change * mask / mask.mean()).sum().backward()
-    bench.tensors[bench.places[name].parameter].grad = whole
-    found = concrete._gradient(bench, name, change, mask.detach(), temperature)
-    assert found is not None
+    runner.tensors[runner.views[name].parameter].grad = whole
+    gradient = concrete._gradient(runner, name, change, mask.detach(), temperature)
+    assert gradient is not None
     assert logits.grad is not None
-    assert torch.allclose(found, logits.grad, atol=1e-6)
+    assert torch.allclose(gradient, logits.grad, atol=1e-6)
 
 
 def test_first_step_goes_against_the_gradient_of_all_entropies() -> None:
@@ -119,8 +120,8 @@ def test_first_step_goes_against_the_gradient_of_all_entropies() -> None:
     mask = concrete._drawn(logits, 0.5, 0, 0, name)
     change = 0.3 * sum(expert[name].double() - base[name].double() for expert in experts)
     state[name] = base[name].double() + change * mask / mask.mean()
-    for place in range(2):
-        x = batches(f"items {place}")[0]["inputs"].double()  # step 0: the first batch of each
+    for index in range(2):
+        x = batches(f"items {index}")[0]["inputs"].double()  # step 0: the first batch of each
         p = torch.func.functional_call(Model().double(), state, (x,)).softmax(dim=1)
         mean = mean - (p * p.log()).sum(dim=1).mean()
     mean.backward()

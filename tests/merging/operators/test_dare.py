@@ -73,7 +73,8 @@ def test_restores_the_norm_of_every_tensor(rescale: str, order: int) -> None:
     kept, raw = (merged(vectors, drop=0.8, rescale=rule) for rule in (rescale, "none"))
     for name in ("w", "conv"):
         before = vectors["expert 0"][name].double()
-        after, bare = kept[name].double(), raw[name].double()
+        after = kept[name].double()
+        bare = raw[name].double()
         torch.testing.assert_close(
             torch.linalg.vector_norm(after, order),
             torch.linalg.vector_norm(before, order),
@@ -109,7 +110,8 @@ def test_wider_dtypes_get_the_same_masks() -> None:
         expert: {name: t.double() for name, t in vector.items()}
         for expert, vector in vectors.items()
     }
-    one, other = merged(vectors), merged(wide)
+    one = merged(vectors)
+    other = merged(wide)
     assert all(
         torch.allclose(one[name].double(), other[name], rtol=1e-6, atol=1e-6) for name in one
     )

@@ -47,12 +47,12 @@ def merged(
 def chances(vector: torch.Tensor, density: float, epsilon: float) -> np.ndarray:
     """The formula, row by row, in plain loops."""
     rows = np.abs(vector.double().numpy().reshape(len(vector) if vector.ndim > 1 else 1, -1))
-    found = np.empty_like(rows)
-    for row, place in zip(rows, found, strict=True):
+    probabilities = np.empty_like(rows)
+    for row, own in zip(rows, probabilities, strict=True):
         n = len(row)
         for rank, i in enumerate(sorted(range(n), key=lambda i: (row[i], i))):
-            place[i] = (density - epsilon) + (rank / (n - 1) * 2 * epsilon if n > 1 else epsilon)
-    return found.reshape(vector.shape)
+            own[i] = (density - epsilon) + (rank / (n - 1) * 2 * epsilon if n > 1 else epsilon)
+    return probabilities.reshape(vector.shape)
 
 
 @pytest.mark.parametrize("shape", [(7, 15), (1, 9), (9, 1), (11,), (3, 2, 2, 2), (1,)])
@@ -62,12 +62,12 @@ def test_chances_follow_the_rank_in_the_row(
     vector = torch.randint(
         -4, 5, shape, generator=torch.Generator().manual_seed(1)
     ).float()  # with ties
-    found = keep_probabilities(vector, 0.6, 0.25)
-    np.testing.assert_allclose(found.numpy(), chances(vector, 0.6, 0.25), rtol=1e-12)
-    rows = found.reshape(shape[0] if len(shape) > 1 else 1, -1)
+    keep = keep_probabilities(vector, 0.6, 0.25)
+    np.testing.assert_allclose(keep.numpy(), chances(vector, 0.6, 0.25), rtol=1e-12)
+    rows = keep.reshape(shape[0] if len(shape) > 1 else 1, -1)
     assert torch.allclose(rows.mean(dim=1), torch.tensor(0.6, dtype=torch.float64))
     monkeypatch.setattr(della, "BLOCK", 20)
-    assert torch.equal(keep_probabilities(vector, 0.6, 0.25), found)
+    assert torch.equal(keep_probabilities(vector, 0.6, 0.25), keep)
 
 
 def test_larger_changes_are_never_less_likely_kept() -> None:

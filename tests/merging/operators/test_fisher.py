@@ -50,16 +50,17 @@ def states(
 
 
 def information(weight: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Of a linear model, in closed form: Σ_c p_c (1[c = i] − p_i)² x_j² = p_i (1 − p_i) x_j², the
-    mean over items.
+    """Fisher information of a linear model, in closed form.
+
+    It is the mean over items of Σ_c p_c (1[c = i] − p_i)² x_j² = p_i (1 − p_i) x_j².
     """
     p = (items.double() @ weight.double().T).softmax(dim=1)
     return (p * (1 - p)).T @ items.double() ** 2 / len(items)
 
 
-def informed(base: Any, experts: Any, found: list[torch.Tensor]) -> torch.Tensor:
+def informed(base: Any, experts: Any, fishers: list[torch.Tensor]) -> torch.Tensor:
     """Eq. 3 for the tensor ``weight``."""
-    weights = [f + FLOOR for f in found]
+    weights = [f + FLOOR for f in fishers]
     total = sum(w * expert["weight"].double() for w, expert in zip(weights, experts, strict=True))
     return total / sum(weights)
 
@@ -88,8 +89,10 @@ class TestInformation:
         own = Calibration(Linear(3), {name: [{"x": part}] for name, part in items.items()})
         named = dict(zip(items, experts, strict=True))
         merged = merge(base, named, operator="fisher", calibration=own)
-        found = [information(named[name]["weight"], part) for name, part in items.items()]
-        assert torch.allclose(merged["weight"].double(), informed(base, experts, found), atol=1e-6)
+        fishers = [information(named[name]["weight"], part) for name, part in items.items()]
+        assert torch.allclose(
+            merged["weight"].double(), informed(base, experts, fishers), atol=1e-6
+        )
 
     def test_many_classes_are_drawn(self) -> None:
         base, experts = states(12)
@@ -104,13 +107,14 @@ class TestInformation:
         assert not torch.equal(drawn, other)
 
     def test_drawn_classes_give_it_on_average(self) -> None:
-        weight, items = random(3, 2, seed=0), random(600, 2, seed=5)
+        weight = random(3, 2, seed=0)
+        items = random(600, 2, seed=5)
         state = {"weight": weight}
         source = MappingSource("0", state, list(state))
         pieces = _information(
             ExpertRunner(Calibration(Linear(3), [{"x": items}]), source), source, "sampled", 0
         )
-        found = dict(pieces)["weight"]["fisher"].double()
+        fisher = dict(pieces)["weight"]["fisher"].double()
         p = (items.double() @ weight.double().T).softmax(dim=1)
         gradients = torch.eye(3) - p[:, None]  # (items, class drawn, class)
         squares = gradients[..., None] ** 2 * items.double()[:, None, None] ** 2
@@ -119,7 +123,7 @@ class TestInformation:
             - torch.einsum("nc,ncij->nij", p, squares).pow(2).sum(0)
         ) ** 0.5
         assert (
-            float(((found - information(weight, items)).abs() * 600 / spread).max()) < 4
+            float(((fisher - information(weight, items)).abs() * 600 / spread).max()) < 4
         )  # standard deviations
 
     def test_draws_follow_the_answers(self) -> None:
@@ -131,16 +135,19 @@ class TestInformation:
 
     def test_of_given_labels_is_empirical(self) -> None:
         base, experts = states(3)
-        items, labels = random(8, 2, seed=5), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+        items = random(8, 2, seed=5)
+        labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
         own = Calibration(Linear(3), [{"x": items, "class": labels}], label="class")
         merged = merge(base, experts, operator="fisher", calibration=own, labels="given")
-        found = []
+        fishers = []
         for expert in experts:
             p = (items.double() @ expert["weight"].double().T).softmax(dim=1)
-            found.append(
+            fishers.append(
                 ((nn.functional.one_hot(labels, 3) - p) ** 2).T @ items.double() ** 2 / len(items)
             )
-        assert torch.allclose(merged["weight"].double(), informed(base, experts, found), atol=1e-6)
+        assert torch.allclose(
+            merged["weight"].double(), informed(base, experts, fishers), atol=1e-6
+        )
 
     def test_normalised_is_the_same_at_every_scale(self) -> None:
         base, experts = states(3)
@@ -211,7 +218,7 @@ def test_matches_gradients_one_by_one_on_a_vit(pico: Callable[[str], Any], tmp_p
         "batch_size": 2,
     }
     rows = rows_of(family.base, family.experts, "fisher", tmp_path / "arenas", calibration=own)
-    found = []
+    fishers = []
     for expert in family.experts:
         model = loaded(expert, own["model_class"])
         pixels = torch.tensor(items[expert.name]["pixels"]).double()
@@ -222,9 +229,9 @@ def test_matches_gradients_one_by_one_on_a_vit(pico: Callable[[str], Any], tmp_p
             log_p.backward()
             for name, parameter in model.named_parameters():
                 total[name] += float(log_p.detach().exp()) / len(pixels) * parameter.grad**2
-        found.append(as_stored(model, total, tmp_path / expert.name))
+        fishers.append(as_stored(model, total, tmp_path / expert.name))
     for name, deltas in deltas_of(family.base, family.experts).items():
-        weights = torch.stack([own_found[name] for own_found in found]) + FLOOR
+        weights = torch.stack([own_fisher[name] for own_fisher in fishers]) + FLOOR
         assert torch.allclose(
             rows[name].double(), weights / weights.sum(dim=0) * deltas, atol=1e-4
         ), name

@@ -1,6 +1,4 @@
-"""Iso-C and Iso-CTS against the published formulas in numpy, their spectra, and low-rank
-experts.
-"""
+"""Iso-C and Iso-CTS against the published formulas in numpy, with low-rank experts."""
 
 from __future__ import annotations
 
@@ -38,11 +36,14 @@ def orthogonal(matrix: Array) -> Array:
 
 
 def published_cts(deltas: list[Array], common: float) -> Array:
-    size, experts = min(deltas[0].shape), len(deltas)
+    size = min(deltas[0].shape)
+    experts = len(deltas)
     specific = round((size - int(size * common)) / experts)
     u, s, v = np.linalg.svd(sum(deltas), full_matrices=False)
     first = size - specific * experts
-    left, values, right = [u[:, :first]], [s[:first]], [v[:first]]
+    left = [u[:, :first]]
+    values = [s[:first]]
+    right = [v[:first]]
     for delta in deltas:
         p, t, q = np.linalg.svd(delta - left[0] @ left[0].T @ delta, full_matrices=False)
         left.append(p[:, :specific])

@@ -1,6 +1,4 @@
-"""KnOTS: the inner method acts on coordinates that the experts share, whatever the basis of the
-outputs.
-"""
+"""KnOTS: the inner method acts on coordinates that all experts share."""
 
 from __future__ import annotations
 
@@ -32,16 +30,14 @@ def low_rank(experts: int, rows: int = 9, columns: int = 6) -> list[torch.Tensor
 
 
 def ties(coordinates: list[Array], density: float) -> Array:
-    """Trim to the largest of each expert, elect a sign, average what agrees: TIES in plain
-    numpy.
-    """
+    """TIES in numpy: trim to the largest of each expert, elect a sign, average what agrees."""
     kept = []
-    for found in coordinates:
-        limit = np.sort(np.abs(found), axis=None)[-int(np.ceil(density * found.size))]
-        kept.append(np.where(np.abs(found) >= limit, found, 0.0))
+    for own in coordinates:
+        limit = np.sort(np.abs(own), axis=None)[-int(np.ceil(density * own.size))]
+        kept.append(np.where(np.abs(own) >= limit, own, 0.0))
     sign = np.sign(sum(kept))
-    agree = [np.where(found * sign > 0, found, 0.0) for found in kept]
-    return sum(agree) / np.maximum(sum((found != 0).astype(int) for found in agree), 1)
+    agree = [np.where(own * sign > 0, own, 0.0) for own in kept]
+    return sum(agree) / np.maximum(sum((own != 0).astype(int) for own in agree), 1)
 
 
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
@@ -97,8 +93,10 @@ def test_rounding_errors_do_not_vote() -> None:
     # One expert moves only the first outputs, the other only the last: in shared coordinates each
     # has zeros where the other has not, up to rounding. Nothing disagrees, so nothing may be
     # divided.
-    one, other = torch.zeros(8, 5, dtype=torch.float64), torch.zeros(8, 5, dtype=torch.float64)
-    one[:4], other[4:] = draw(4, 5, seed=1), draw(4, 5, seed=2)
+    one = torch.zeros(8, 5, dtype=torch.float64)
+    other = torch.zeros(8, 5, dtype=torch.float64)
+    one[:4] = draw(4, 5, seed=1)
+    other[4:] = draw(4, 5, seed=2)
     rotation = torch.linalg.qr(draw(8, 8, seed=3)).Q
     deltas = [rotation @ one, rotation @ other]
     np.testing.assert_allclose(

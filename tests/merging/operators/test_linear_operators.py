@@ -34,7 +34,8 @@ def state(seed: int, names: tuple[str, ...] = NAMES, shape: tuple[int, ...] = (4
 
 def scales(operator: str, experts: int, **hyperparameters: float) -> dict[str, float]:
     """What each tensor of the only non-zero task vector is scaled by at coefficient 1."""
-    base, tuned = state(0), state(1)
+    base = state(0)
+    tuned = state(1)
     result = merge(base, [tuned] + [base] * (experts - 1), operator=operator, **hyperparameters)
     ratios = {n: (result[n] - base[n]) / (tuned[n] - base[n]) for n in base}
     for ratio in ratios.values():
@@ -77,7 +78,8 @@ class TestModelStock:
         assert length(math.pi / 2) == pytest.approx(0, abs=1e-6)
 
     def test_opposed_and_zero_task_vectors_give_the_base(self) -> None:
-        base, expert = state(0), state(1)
+        base = state(0)
+        expert = state(1)
         mirrored = {name: 2 * base[name] - expert[name] for name in base}
         for experts in ([expert, mirrored], [expert, base]):
             result = merge(base, experts, operator="model_stock")
@@ -86,20 +88,21 @@ class TestModelStock:
 
 class TestLines:
     def test_scales_with_the_depth_within_each_tower(self) -> None:
-        found = scales("lines", 1, alpha=0.25, beta=0.5)
+        result = scales("lines", 1, alpha=0.25, beta=0.5)
         expected = dict.fromkeys(NAMES, 0.25)
         expected |= {
             f"model.layers.{block}.mlp.experts.9.up_proj.weight": 0.25 + 0.1 * block
             for block in range(6)
         }
         expected["vision_model.encoder.layers.1.self_attn.q_proj.bias"] = 0.75
-        assert found == pytest.approx(expected, abs=1e-4)
+        assert result == pytest.approx(expected, abs=1e-4)
 
     def test_starts_at_one_over_the_number_of_experts(self) -> None:
         assert set(scales("lines", 4, beta=0.0).values()) == {0.25}
 
     def test_without_slope_it_is_task_arithmetic(self) -> None:
-        base, experts = state(0), [state(1), state(2)]
+        base = state(0)
+        experts = [state(1), state(2)]
         lines = merge(base, experts, operator="lines", alpha=1.0, beta=0.0, coefficients=[0.3, 0.4])
         arithmetic = merge(base, experts, operator="task_arithmetic", coefficients=[0.3, 0.4])
         assert all(torch.equal(lines[name], arithmetic[name]) for name in base)
@@ -187,7 +190,8 @@ class TestLayerSwap:
 
 
 def arc(one: np.ndarray, other: np.ndarray, t: float) -> np.ndarray:
-    a, b = one.astype(np.float64).reshape(-1), other.astype(np.float64).reshape(-1)
+    a = one.astype(np.float64).reshape(-1)
+    b = other.astype(np.float64).reshape(-1)
     angle = math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     weights = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
     return (weights[0] * a + weights[1] * b).reshape(one.shape)
@@ -196,7 +200,8 @@ def arc(one: np.ndarray, other: np.ndarray, t: float) -> np.ndarray:
 class TestSlerp:
     @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
     def test_follows_the_arc_of_each_tensor(self, t: float) -> None:
-        base, expert = state(0), state(1)
+        base = state(0)
+        expert = state(1)
         result = merge(base, [expert], operator="slerp", coefficients=t)
         for name in base:
             np.testing.assert_allclose(
@@ -223,7 +228,8 @@ class TestSlerp:
     def test_goes_straight_where_there_is_no_arc(
         self, one: list[float], other: list[float]
     ) -> None:
-        base, expert = {"w": torch.tensor(one)}, {"w": torch.tensor(other)}
+        base = {"w": torch.tensor(one)}
+        expert = {"w": torch.tensor(other)}
         result = merge(base, [expert], operator="slerp", coefficients=0.25)
         np.testing.assert_allclose(result["w"], 0.75 * base["w"] + 0.25 * expert["w"], atol=1e-7)
 
@@ -255,16 +261,14 @@ class TestSlerp:
                 self.reads += 1
                 return self.tensors[name]
 
-        base, expert = (
-            Source("base", state(0), "0", Memo(tmp_path)),
-            Source("tuned", state(1), "1", Memo(tmp_path)),
-        )
-        found = []
+        base = Source("base", state(0), "0", Memo(tmp_path))
+        expert = Source("tuned", state(1), "1", Memo(tmp_path))
+        results = []
         for _ in range(2):
             angles = get_operator("slerp").prepare(base, [expert]).angles
             assert angles is not None
-            found.append([angles(name) for name in NAMES])
-        assert found[0] == found[1]
+            results.append([angles(name) for name in NAMES])
+        assert results[0] == results[1]
         assert base.reads == expert.reads == len(NAMES)
 
     def test_refuses_more_than_one_expert(self) -> None:

@@ -22,7 +22,9 @@ from tests.merging.operators.adapted import Adapted
 State = dict[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
 
-LINEAR, TURNED, NORM = "h.0.fc.weight", "h.0.c_attn.weight", "h.0.norm.weight"
+LINEAR = "h.0.fc.weight"
+TURNED = "h.0.c_attn.weight"
+NORM = "h.0.norm.weight"
 SHAPES = {LINEAR: (30, 20), TURNED: (20, 30), NORM: (8,)}
 RANK = 4
 
@@ -39,10 +41,8 @@ def source(tensors: State, name: str = "base") -> MappingSource:
 def adapter(seed: int, model: TensorSource) -> Adapted:
     """Changes both matrices; the second is stored as (in, out), with A on the left."""
     generator = torch.Generator().manual_seed(100 + seed)
-    a, b = (
-        (torch.randn(RANK, 20, generator=generator) for _ in range(2)),
-        torch.randn(30, RANK, generator=generator),
-    )
+    a = (torch.randn(RANK, 20, generator=generator) for _ in range(2))
+    b = torch.randn(30, RANK, generator=generator)
     straight, turned = a
     pairs = {LINEAR: (b, straight), TURNED: (turned.T.contiguous(), b.T.contiguous())}
     return Adapted(model, pairs, frozenset({TURNED}), name=f"adapter {seed}")
@@ -74,13 +74,16 @@ def assert_close(tensor: torch.Tensor, expected: Array) -> None:
 
 @pytest.mark.parametrize("shares", [[0.5, 0.5, 0.5], [0.0, 0.7, 0.95]])
 def test_prunes_the_factor_that_faces_the_input(shares: list[float]) -> None:
-    base, coefficients = state(0), [0.7, -1.3, 0.2]
+    base = state(0)
+    coefficients = [0.7, -1.3, 0.2]
     pool = [adapter(seed, source(base)) for seed in range(3)]
     result = merged(base, pool, coefficients, shares if len(set(shares)) > 1 else shares[0])
-    straight, turned = base[LINEAR].double().numpy().copy(), base[TURNED].double().numpy().copy()
+    straight = base[LINEAR].double().numpy().copy()
+    turned = base[TURNED].double().numpy().copy()
     for coefficient, expert, share in zip(coefficients, pool, shares, strict=True):
         count = round(share * RANK * 20)
-        (b, a), (turned_a, turned_b) = expert.pairs[LINEAR], expert.pairs[TURNED]
+        (b, a) = expert.pairs[LINEAR]
+        (turned_a, turned_b) = expert.pairs[TURNED]
         straight += coefficient * b.double().numpy() @ pruned(a, count)
         turned += coefficient * pruned(turned_a, count) @ turned_b.double().numpy()
     assert_close(result[LINEAR], straight)
@@ -103,7 +106,8 @@ def test_without_pruning_it_is_task_arithmetic() -> None:
 
 
 def test_what_is_stored_whole_and_what_the_models_differ_in_come_in_unpruned() -> None:
-    base, other = state(0), state(1)
+    base = state(0)
+    other = state(1)
     expert = adapter(0, source(other))
     result = merged(base, [expert], [0.5], 0.6)
     b, a = expert.pairs[LINEAR]
@@ -137,7 +141,8 @@ def test_factors_multiply_to_the_rows() -> None:
 def test_adapters_as_peft_stores_them(pico: Callable[[str], Any], tmp_path: Path) -> None:
     # GPT-2 stores linear layers as (in, out): A is the left factor.
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(RANK, 16, generator=generator), torch.randn(48, RANK, generator=generator)
+    a = torch.randn(RANK, 16, generator=generator)
+    b = torch.randn(48, RANK, generator=generator)
     prefix = "base_model.model.transformer.h.1.attn.c_attn.lora_"
     save_file(
         {f"{prefix}A.weight": a, f"{prefix}B.weight": b}, tmp_path / "adapter_model.safetensors"
@@ -145,7 +150,8 @@ def test_adapters_as_peft_stores_them(pico: Callable[[str], Any], tmp_path: Path
     settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "fan_in_fan_out": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     model = pico("gpt2").base
-    base, expert = open_checkpoint(str(model)), open_checkpoint(f"{model}+{tmp_path}")
+    base = open_checkpoint(str(model))
+    expert = open_checkpoint(f"{model}+{tmp_path}")
     name = "transformer.h.1.attn.c_attn.weight"
     [row] = OPERATORS["lora_sparse"].prepare(base, [expert], sparsity=0.5).rows(name)
     assert_close(row, (2 * b.double().numpy() @ pruned(a, 32)).T)

@@ -66,14 +66,17 @@ def cleaned(merge_so_far: Array, vector: Array, alpha: float) -> Array:
 
 def sequential(experts: Mapping[str, Vectors], order: Sequence[str], alpha: float) -> Vectors:
     """Step by step, with the rescaling of every step."""
-    state, norms, previous = experts[order[0]], [norm(experts[order[0]])], 1.0
+    state = experts[order[0]]
+    norms = [norm(experts[order[0]])]
+    previous = 1.0
     for key in order[1:]:
         norms.append(norm(experts[key]))
         for name, vector in experts[key].items():
             inside = vector.ndim == 2 and name.startswith("layers")
             change = cleaned(state[name], vector, alpha) if inside else vector
             state = state | {name: previous * state[name] + change}
-        length, mean = norm(state), float(np.mean(norms))
+        length = norm(state)
+        mean = float(np.mean(norms))
         state = {name: vector * mean / length for name, vector in state.items()}
         previous = length / mean
     return state
@@ -166,7 +169,7 @@ def test_close_singular_values_are_told_apart_for_weights_in_single_precision(
     first = (left * (1 + 1e-5 * np.arange(40)) @ right).astype(np.float32)
     second = generator.standard_normal((40, 40)).astype(np.float32)
     monkeypatch.setattr(
-        "mergesearch.merging.operators.parts.singular.PRECISE_UP_TO", 0
+        "mergesearch.merging.operators.parts.decomposition.PRECISE_UP_TO", 0
     )  # as for large matrices
     name = "layers.0.w.weight"
     states = [{name: torch.from_numpy(matrix)} for matrix in (first, second)]

@@ -68,9 +68,11 @@ def test_full_form_is_gradient_flow_to_the_demeaned_targets(
     shape: tuple[int, int], time: float
 ) -> None:
     deltas = task_vectors(shape)
-    rank, mean = min(shape) // 3, np.mean(deltas, axis=0)
+    rank = min(shape) // 3
+    mean = np.mean(deltas, axis=0)
     targets = [mean + np.matmul(*largest(tau - mean, rank)) for tau in deltas]
-    x, steps = sum(deltas), 2000
+    x = sum(deltas)
+    steps = 2000
     for _ in range(steps):
         for tau, target in zip(deltas, targets, strict=True):
             seen = largest(tau, rank)[1]

@@ -1,6 +1,4 @@
-"""PCB against the formulas of its three variants, on the flattened model with a full sort, in
-fp64.
-"""
+"""PCB against the formulas of its three variants, with a full sort of the model in fp64."""
 
 from __future__ import annotations
 
@@ -52,12 +50,14 @@ def flat(state: State) -> Array:
 
 
 def normalised(rows: Array) -> Array:
-    low, high = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
+    low = rows.min(axis=1, keepdims=True)
+    high = rows.max(axis=1, keepdims=True)
     return (rows - low) / (high - low)
 
 
 def clamped(rows: Array, low: float, high: float) -> Array:
-    ordered, count = np.sort(rows, axis=1), rows.shape[1]
+    ordered = np.sort(rows, axis=1)
+    count = rows.shape[1]
     return np.clip(rows, ordered[:, [int(count * low)]], ordered[:, [int(count * (1 - high) - 1)]])
 
 

@@ -19,7 +19,8 @@ from mergesearch.merging.tensors.memo import Memo
 from tests.merging.operators.calibrated import images, save_items
 from tests.merging.operators.pico_runs import deltas_of, loaded, rows_of
 
-OUT, IN = 3, 4
+OUT = 3
+IN = 4
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
@@ -106,7 +107,8 @@ class TestOneLayer:
         class Two(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.used, self.idle = nn.Linear(IN, OUT), nn.Linear(IN, OUT)
+                self.used = nn.Linear(IN, OUT)
+                self.idle = nn.Linear(IN, OUT)
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return self.used(x)
@@ -138,7 +140,8 @@ def test_sums_that_rounding_made_indefinite_are_still_solved() -> None:
 
 
 def test_columns_of_conv1d_are_its_outputs() -> None:
-    delta, gram = random(IN, OUT, seed=0), random(9, IN, seed=1).T @ random(9, IN, seed=1)
+    delta = random(IN, OUT, seed=0)
+    gram = random(9, IN, seed=1).T @ random(9, IN, seed=1)
     other = random(IN, OUT, seed=2)
     rows = regressed(
         [delta, other], [{"gram_of_dim_0": gram}, {"gram_of_dim_0": torch.eye(IN)}], 1.0
@@ -151,7 +154,8 @@ def test_columns_of_conv1d_are_its_outputs() -> None:
 
 
 def test_hooks_are_gone_afterwards() -> None:
-    layer, grams = nn.Linear(2, 2), Grams()
+    layer = nn.Linear(2, 2)
+    grams = Grams()
     with grams.collecting({"layer": layer}, {}):
         layer(torch.ones(3, 2))
     layer(torch.ones(3, 2))
@@ -185,7 +189,8 @@ def test_matches_hooks_on_a_vit(pico: Callable[[str], Any], tmp_path: Path) -> N
     for stored, name in layers.items():
         grams = []
         for expert in family.experts:
-            model, seen = loaded(expert, own["model_class"]), []
+            model = loaded(expert, own["model_class"])
+            seen = []
             model.get_submodule(name).register_forward_pre_hook(
                 lambda _, args, seen=seen: seen.append(args[0])
             )
@@ -226,21 +231,23 @@ def test_language_models(
 ) -> None:
     family = pico(family_name)
     names = [expert.name for expert in family.experts]
-    found = {}
+    rows_by_padding = {}
     for padding in (0, 2):
         data = {
             n: tokens(tmp_path / f"{n} {padding}", seed, padding) for seed, n in enumerate(names)
         }
         arenas = tmp_path / "arenas"
-        found[padding] = rows_of(
+        rows_by_padding[padding] = rows_of(
             family.base, family.experts, "regmean", arenas, calibration=language(data)
         )
     deltas = deltas_of(family.base, family.experts)
-    for name, rows in found[0].items():
-        assert torch.allclose(rows, found[2][name], atol=1e-4), name  # padding does not count
-    assert not torch.allclose(found[0][layer], deltas[layer] / 2, atol=1e-3)
+    for name, rows in rows_by_padding[0].items():
+        assert torch.allclose(rows, rows_by_padding[2][name], atol=1e-4), (
+            name
+        )  # padding does not count
+    assert not torch.allclose(rows_by_padding[0][layer], deltas[layer] / 2, atol=1e-3)
     # A head that is tied to the embedding is both; it is averaged.
-    assert torch.allclose(found[0][head], deltas[head] / 2, atol=1e-6)
+    assert torch.allclose(rows_by_padding[0][head], deltas[head] / 2, atol=1e-6)
 
 
 def test_values_of_reduce_share_the_gram_matrices(

@@ -1,6 +1,4 @@
-"""RegMean++ against forward passes of whole models, and the blocks that it finds, calls and
-refuses.
-"""
+"""RegMean++ against forward passes of whole models, and which blocks it takes or refuses."""
 
 from __future__ import annotations
 
@@ -26,7 +24,8 @@ BOTH = ("regmean", "regmean_pp")
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.linear = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden + self.linear(self.norm(hidden)).tanh()
@@ -96,9 +95,7 @@ def calibrated(model: nn.Module) -> Calibration:
 
 
 def test_is_regmean_block_after_block() -> None:
-    """Each block in turn with each expert's weights, in a model whose lower blocks are merged: a
-    whole pass each.
-    """
+    """The reference runs whole models, with one expert's block on merged lower blocks."""
     base, experts = states(Tower())
     merged = merge(
         base, experts, operator="regmean_pp", calibration=calibrated(Tower()), reduce=0.9
@@ -106,13 +103,13 @@ def test_is_regmean_block_after_block() -> None:
     model = Tower().double()
     mean = {name: (experts[0][name] + experts[1][name]) / 2 for name in base}
     expected = {name: tensor.double() for name, tensor in mean.items()}
-    for place in range(3):
+    for index in range(3):
         grams = []
         for k, expert in enumerate(experts):
-            own = {n: t.double() for n, t in expert.items() if n.startswith(f"layers.{place}.")}
+            own = {n: t.double() for n, t in expert.items() if n.startswith(f"layers.{index}.")}
             model.load_state_dict(expected | own)
             seen: list[torch.Tensor] = []
-            hook = model.layers[place].linear.register_forward_pre_hook(
+            hook = model.layers[index].linear.register_forward_pre_hook(
                 lambda _, args, seen=seen: seen.append(args[0])
             )
             with torch.no_grad():
@@ -120,7 +117,7 @@ def test_is_regmean_block_after_block() -> None:
             hook.remove()
             gram = seen[0].T @ seen[0] / 9
             grams.append(0.9 * gram + 0.1 * gram.diagonal().diag())
-        name = f"layers.{place}.linear.weight"
+        name = f"layers.{index}.linear.weight"
         weighted = sum(
             expert[name].double() @ gram for expert, gram in zip(experts, grams, strict=True)
         )
@@ -201,9 +198,11 @@ def test_merges_a_vit_from_its_checkpoints(pico: Callable[[str], Any], tmp_path:
             if name.startswith("vit.layers.0."):
                 parameter.copy_(base.get_parameter(name) + rows[_stored(name)].double().sum(dim=0))
     for held in ("attention.q_proj", "mlp.fc2"):
-        name, grams = f"vit.layers.1.{held}", []
+        name = f"vit.layers.1.{held}"
+        grams = []
         for seed, model in enumerate(models):
-            stream, seen = copy.deepcopy(merged), []
+            stream = copy.deepcopy(merged)
+            seen = []
             stream.vit.layers[1].load_state_dict(model.vit.layers[1].state_dict())
             stream.get_submodule(name).register_forward_pre_hook(
                 lambda _, args, seen=seen: seen.append(args[0])

@@ -1,6 +1,4 @@
-"""SCE in both readings of Select, and VaRM, against their formulas written out with numpy in
-fp64.
-"""
+"""SCE in both readings of Select, and VaRM, against their formulas in numpy in fp64."""
 
 from __future__ import annotations
 
@@ -100,7 +98,8 @@ def test_the_result_lies_between_the_agreeing_experts() -> None:
 
 def test_negated_task_vectors_give_the_negated_merge_even_where_they_cancel() -> None:
     base = {"w": torch.zeros(3)}
-    one, other = torch.tensor([1.0, 2.0, -1.0]), torch.tensor([-1.0, 1.0, -3.0])
+    one = torch.tensor([1.0, 2.0, -1.0])
+    other = torch.tensor([-1.0, 1.0, -3.0])
     forward = sce(base, [{"w": one}, {"w": other}], topk=1.0)["w"]
     backward = sce(base, [{"w": -one}, {"w": -other}], topk=1.0)["w"]
     assert torch.equal(forward, -backward)

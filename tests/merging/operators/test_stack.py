@@ -46,15 +46,16 @@ def assert_close(one: State, other: State) -> None:
 @pytest.mark.parametrize("densities", [[0.5], DENSITIES])
 def test_rows_count_and_do_not_overlap(densities: list[float]) -> None:
     rows = StackRows(EXPERTS, len(densities))
-    places = [*range(rows.count)[rows.tasks]]
-    for place in range(len(densities)):
-        places += range(rows.count)[rows.trimmed(place)]
-    assert [*places, rows.base] == list(range(rows.count))
+    indices = [*range(rows.count)[rows.tasks]]
+    for index in range(len(densities)):
+        indices += range(rows.count)[rows.trimmed(index)]
+    assert [*indices, rows.base] == list(range(rows.count))
     assert get_operator("stack").directions(EXPERTS, {"densities": densities}) == rows.count
 
 
 def test_task_vectors_are_task_arithmetic() -> None:
-    rows, column = StackRows(EXPERTS, 4), np.zeros(16)
+    rows = StackRows(EXPERTS, 4)
+    column = np.zeros(16)
     column[rows.tasks] = [0.2, -0.4, 0.7]
     assert_close(
         stacked(column),
@@ -62,13 +63,14 @@ def test_task_vectors_are_task_arithmetic() -> None:
     )
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_each_density_is_ties_at_that_density(place: int) -> None:
-    rows, column = StackRows(EXPERTS, 4), np.zeros(16)
-    column[rows.trimmed(place)] = 0.8
-    alone = merge(BASE, TUNED, operator="ties", coefficients=0.8, density=DENSITIES[place])
+@pytest.mark.parametrize("index", range(4))
+def test_each_density_is_ties_at_that_density(index: int) -> None:
+    rows = StackRows(EXPERTS, 4)
+    column = np.zeros(16)
+    column[rows.trimmed(index)] = 0.8
+    alone = merge(BASE, TUNED, operator="ties", coefficients=0.8, density=DENSITIES[index])
     assert_close(stacked(column), alone)
-    other = merge(BASE, TUNED, operator="ties", coefficients=0.8, density=DENSITIES[place - 1])
+    other = merge(BASE, TUNED, operator="ties", coefficients=0.8, density=DENSITIES[index - 1])
     assert any(not torch.allclose(alone[name], other[name], atol=1e-3) for name in SHAPES)
 
 
@@ -96,9 +98,7 @@ def test_densities_are_fractions(densities: list[float]) -> None:
 
 
 def products(vectors: np.ndarray) -> np.ndarray:
-    """Inner products of base and task vectors of ``(tensors, 1 + K, n)``, the first being the
-    base.
-    """
+    """Inner products of the base (first) and the task vectors, from ``(tensors, 1 + K, n)``."""
     return np.einsum("tin,tjn->tij", vectors, vectors)
 
 
@@ -122,8 +122,8 @@ def test_arc_weights_are_shoemakes_on_full_weights(one: int, other: int) -> None
         a, b = arc_weights(products(vectors), one, other, share)
         for tensor in range(5):
             expected = shoemake(models[tensor, one], models[tensor, other], share)
-            found = a[tensor] * models[tensor, one] + b[tensor] * models[tensor, other]
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+            result = a[tensor] * models[tensor, one] + b[tensor] * models[tensor, other]
+            np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12)
     assert np.all(a + b - 1 == 0)  # at an end, and nowhere between:
     middle = np.add(*arc_weights(products(vectors), one, other, 0.5))
     assert np.all(middle > 1.001)
@@ -136,15 +136,14 @@ def test_both_ends_are_reached_exactly() -> None:
 
 
 def test_an_arc_reads_the_same_from_both_ends() -> None:
-    there, back = (
-        arc_weights(products(family()), 0, 1, 0.3),
-        arc_weights(products(family()), 1, 0, 0.7),
-    )
+    there = arc_weights(products(family()), 0, 1, 0.3)
+    back = arc_weights(products(family()), 1, 0, 0.7)
     np.testing.assert_allclose(there, back[::-1], rtol=1e-14)
 
 
 def test_nearly_parallel_and_zero_tensors_go_straight() -> None:
-    near, zero = family(spread=1e-3), np.zeros((1, 4, 30))
+    near = family(spread=1e-3)
+    zero = np.zeros((1, 4, 30))
     for vectors in (near, zero):
         a, b = arc_weights(products(vectors), 0, 1, 0.3)
         assert np.all(a == 0.7)

@@ -30,13 +30,14 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def task_vectors(experts: int = 3, seed: int = 0) -> list[State]:
-    """Whole multiples of 1/8, so that ties and exact cancellations occur; every tensor has a scale
-    of its own.
+    """Whole multiples of 1/8, so that ties and exact cancellations occur.
+
+    Every tensor has a scale of its own.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def vector(place: int, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randint(-9, 10, shape, generator=generator) * 0.125 * (1 + place)
+    def vector(index: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(-9, 10, shape, generator=generator) * 0.125 * (1 + index)
 
     return [
         {name: vector(i, shape) for i, (name, shape) in enumerate(SHAPES.items())}
@@ -77,10 +78,13 @@ def reference(
         "mean": lambda: agreeing.sum(axis=0) / count,
         "max": lambda: sign * np.abs(agreeing).max(axis=0),
     }
-    merged, start, result = rules[rule](), 0, {}
+    merged = rules[rule]()
+    start = 0
+    result = {}
     for name, shape in SHAPES.items():
         stop = start + math.prod(shape)
-        result[name], start = torch.from_numpy(merged[start:stop].reshape(shape)), stop
+        result[name] = torch.from_numpy(merged[start:stop].reshape(shape))
+        start = stop
     return result
 
 
@@ -120,7 +124,8 @@ def test_scopes_and_rules_differ_here() -> None:
 
 @pytest.mark.parametrize("lean", [1.0, -1.0])
 def test_cancellations_take_the_sign_of_the_majority(lean: float) -> None:
-    up, down = torch.tensor([2.0, 1.0, 1.0, 0.0]), torch.tensor([-2.0, 1.0, 1.0, 0.0])
+    up = torch.tensor([2.0, 1.0, 1.0, 0.0])
+    down = torch.tensor([-2.0, 1.0, 1.0, 0.0])
     merged = ties([{"w": lean * up, "v": up[:1]}, {"w": lean * down, "v": down[:1]}], density=1.0)
     assert merged["w"].tolist() == [2 * lean, lean, lean, 0.0]
     assert merged["v"].tolist() == [2 * lean]  # decided by the whole model, not by this tensor
@@ -134,7 +139,8 @@ def test_nothing_is_kept_where_even_the_majority_cancels() -> None:
 def test_is_odd_also_where_terms_cancel() -> None:
     vectors = task_vectors(2)
     negative = [{name: -tensor for name, tensor in vector.items()} for vector in vectors]
-    merged, mirrored = ties(vectors, density=0.6), ties(negative, density=0.6)
+    merged = ties(vectors, density=0.6)
+    mirrored = ties(negative, density=0.6)
     assert all(torch.equal(mirrored[name], -merged[name]) for name in SHAPES)
     cancelled = [(vectors[0][n] == -vectors[1][n]) & (vectors[0][n] != 0) for n in SHAPES]
     assert any(bool(c.any()) for c in cancelled)
@@ -169,7 +175,8 @@ def test_a_small_tensor_survives_only_a_ranking_of_its_own() -> None:
 
 def test_vectors_can_pass_and_scalars_always_do() -> None:
     (vector,) = vectors = task_vectors(1)
-    whole, trimmed = ties(vectors, density=0.1, vectors="pass"), ties(vectors, density=0.1)
+    whole = ties(vectors, density=0.1, vectors="pass")
+    trimmed = ties(vectors, density=0.1)
     assert torch.equal(whole["norm.weight"], vector["norm.weight"])
     assert not torch.equal(trimmed["norm.weight"], vector["norm.weight"])
     assert torch.equal(trimmed["scale"], vector["scale"])
@@ -262,13 +269,14 @@ class Source:
 
 
 def test_densities_share_the_first_read_and_every_basis_the_thresholds(tmp_path: Path) -> None:
-    vectors, memo = task_vectors(2), Memo(tmp_path)
+    vectors = task_vectors(2)
+    memo = Memo(tmp_path)
     base = Source("base", {name: torch.zeros_like(t) for name, t in vectors[0].items()}, memo)
     experts = [Source(f"expert {i}", vector, memo) for i, vector in enumerate(vectors)]
     once = len(MATRICES)
     for density, reads in [(0.2, 2 * once), (0.5, once), (0.2, 0)]:
         experts[0].reads.clear()
-        found = thresholds(base, experts[0], density)
+        limits = thresholds(base, experts[0], density)
         assert len(experts[0].reads) == reads
         flat = (
             torch.cat([vectors[0][name].reshape(-1) for name in MATRICES])
@@ -276,7 +284,7 @@ def test_densities_share_the_first_read_and_every_basis_the_thresholds(tmp_path:
             .sort(descending=True)
             .values
         )
-        assert found == {"model": float(flat[math.ceil(density * len(flat)) - 1])}
+        assert limits == {"model": float(flat[math.ceil(density * len(flat)) - 1])}
     rows = {name: prepare(base, experts).rows(name) for name in SHAPES}
     again = prepare(base, experts)
     experts[0].reads.clear()

@@ -1,6 +1,4 @@
-"""TSV-Merge against the published formula in numpy, and what happens to low-rank and equal
-experts.
-"""
+"""TSV-Merge against the published formula in numpy, with low-rank and equal experts."""
 
 from __future__ import annotations
 
@@ -36,10 +34,10 @@ def orthogonal(matrix: Array) -> Array:
 
 
 def published(deltas: list[Array], rank: int) -> Array:
-    found = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
-    left = orthogonal(np.concatenate([u[:, :rank] for u, _, _ in found], axis=1))
-    right = orthogonal(np.concatenate([v[:rank] for _, _, v in found], axis=0))
-    return left @ np.diag(np.concatenate([s[:rank] for _, s, _ in found])) @ right
+    svds = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+    left = orthogonal(np.concatenate([u[:, :rank] for u, _, _ in svds], axis=1))
+    right = orthogonal(np.concatenate([v[:rank] for _, _, v in svds], axis=0))
+    return left @ np.diag(np.concatenate([s[:rank] for _, s, _ in svds])) @ right
 
 
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)])
@@ -58,8 +56,10 @@ def test_spectrum_is_the_union_of_the_kept_spectra() -> None:
 
 
 def test_experts_orthogonal_to_each_other_are_added_up() -> None:
-    one, other = torch.zeros(8, 8, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
-    one[:4, :4], other[4:, 4:] = draw(4, 4, seed=1), draw(4, 4, seed=2)
+    one = torch.zeros(8, 8, dtype=torch.float64)
+    other = torch.zeros(8, 8, dtype=torch.float64)
+    one[:4, :4] = draw(4, 4, seed=1)
+    other[4:, 4:] = draw(4, 4, seed=2)
     np.testing.assert_allclose(merged_delta([one, other]), (one + other).numpy(), atol=1e-12)
 
 
@@ -77,11 +77,11 @@ def test_directions_that_an_expert_does_not_move_displace_nothing(rank: str) -> 
     # against.
     low = torch.outer(draw(9, seed=1), draw(9, seed=2))
     unchanged = torch.zeros(9, 9, dtype=torch.float64)
-    found = merged_delta([draw(9, 9, seed=3), low, unchanged], rank=rank)
+    merged = merged_delta([draw(9, 9, seed=3), low, unchanged], rank=rank)
     full = merged_delta([draw(9, 9, seed=3), low], rank=rank)
     if rank == "full":
-        np.testing.assert_allclose(found, full, atol=1e-12)
-    spectrum = np.linalg.svd(found)[1]
+        np.testing.assert_allclose(merged, full, atol=1e-12)
+    spectrum = np.linalg.svd(merged)[1]
     assert (spectrum > 1e-9).sum() == (4 if rank == "share" else 9)
 
 

@@ -14,8 +14,10 @@ from mergesearch.merging import merge
 State = dict[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
 
-LINEAR, EMBEDDING = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"
-NORM, CONVOLUTION = "model.layers.0.input_layernorm.weight", "stem.0.weight"
+LINEAR = "model.layers.0.mlp.up_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+CONVOLUTION = "stem.0.weight"
 SHAPES = {LINEAR: (6, 9), EMBEDDING: (13, 4), NORM: (8,), CONVOLUTION: (5, 3, 2, 2)}
 
 
@@ -47,10 +49,12 @@ def scores(significance: Array, t: float, s: float) -> Array:
 def merged_matrix(base: Array, experts: list[Array], t: float, s: float) -> Array:
     """``(m, n)`` weights, scored per column."""
     count = base.shape[1]
-    norms, angles = np.zeros((len(experts), count)), np.zeros((len(experts), count))
+    norms = np.zeros((len(experts), count))
+    angles = np.zeros((len(experts), count))
     for k, expert in enumerate(experts):
         for j in range(count):
-            a, b = np.linalg.norm(base[:, j]), np.linalg.norm(expert[:, j])
+            a = np.linalg.norm(base[:, j])
+            b = np.linalg.norm(expert[:, j])
             norms[k, j] = abs(a - b)
             angles[k, j] = 1 - (base[:, j] / a) @ (expert[:, j] / b)
     ranks = [np.argsort(np.argsort(changes, axis=1), axis=1) / count for changes in (norms, angles)]

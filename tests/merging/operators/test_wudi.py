@@ -64,8 +64,10 @@ def test_only_the_largest_eigenvectors_move() -> None:
     c = sum(tau.T @ tau / np.sum(tau**2) for tau in deltas)
     vectors = np.linalg.eigh(c)[1]
     # ⌈0.5 · 5⌉ = 3 of them; the others stay where the start has them.
-    moved, kept = vectors[:, -3:], vectors[:, :-3]
-    result, whole = wudi(deltas, keep=0.5), wudi(deltas, keep=1.0)
+    moved = vectors[:, -3:]
+    kept = vectors[:, :-3]
+    result = wudi(deltas, keep=0.5)
+    whole = wudi(deltas, keep=1.0)
     np.testing.assert_allclose(result @ kept, sum(deltas) @ kept, atol=1e-9)
     np.testing.assert_allclose(result @ moved, whole @ moved, atol=1e-9)
 
@@ -157,7 +159,7 @@ def test_small_eigenvalues_survive_single_precision(monkeypatch: pytest.MonkeyPa
     base = {NAME: torch.zeros(30, 20)}
     experts = [{NAME: torch.from_numpy(delta)} for delta in deltas]
     exact = wudi([delta.astype(np.float64) for delta in deltas], keep=1.0, time=1e7)
-    monkeypatch.setattr("mergesearch.merging.operators.parts.singular.PRECISE_UP_TO", 10)
+    monkeypatch.setattr("mergesearch.merging.operators.parts.decomposition.PRECISE_UP_TO", 10)
     single = merge(base, experts, operator="wudi", keep=1.0, time=1e7)[NAME]
     np.testing.assert_allclose(single, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
     assert np.abs(sum(deltas) - exact).max() > 0.1 * np.abs(exact).max()

@@ -47,8 +47,9 @@ def arena_file(folder: Path) -> Path:
 
 
 def holds(arenas: Arenas, recipe: Recipe) -> bool:
-    """Whether the arenas hold what their sources and operator say, and zeros between the
-    tensors.
+    """Whether the arenas hold what their sources and operator say.
+
+    Between the tensors are zeros.
     """
     base, *experts = (open_checkpoint(source.path) for source in (recipe.base, *recipe.experts))
     expected = np.zeros((1 + len(experts), arenas.layout.size), arenas.base.dtype)
@@ -133,7 +134,7 @@ def test_what_a_killed_writer_left_is_removed(pico: Pico, tmp_path: Path) -> Non
     killed = start(
         recipe,
         tmp_path,
-        "import os, mergesearch.merging.resident.arena as a\na._hash = lambda path: "
+        "import os, mergesearch.merging.resident.arena as a\na.hash_file = lambda path: "
         "os.kill(os.getpid(), 9)\n" + _OPEN,
     )
     assert killed.wait(timeout=60) == -signal.SIGKILL

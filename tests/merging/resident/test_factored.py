@@ -1,6 +1,4 @@
-"""Rows kept as factors: the same merge as whole rows within rounding, and the same bits wherever it
-is computed.
-"""
+"""Rows kept as factors give the merge of whole rows, and the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -24,13 +22,15 @@ from mergesearch.merging.kernels import lowrank, lowrank_numba
 from mergesearch.merging.kernels.forms import Kernel
 from mergesearch.merging.kernels.lowrank import combine_factors, product
 from mergesearch.merging.models.loading import load_model
-from mergesearch.merging.resident import packing
+from mergesearch.merging.resident import factor_choice
 from mergesearch.merging.resident.arena import Arenas, open_arenas
+from mergesearch.merging.resident.factor_choice import worth_keeping
 from mergesearch.merging.resident.merged_model import MergedModel
-from mergesearch.merging.resident.packing import Packing, worth_keeping
+from mergesearch.merging.resident.packing import Packing
 from mergesearch.merging.tensors.layout import Layout
 
-IMAGES, WORDS = "AutoModelForImageClassification", "AutoModelForCausalLM"
+IMAGES = "AutoModelForImageClassification"
+WORDS = "AutoModelForCausalLM"
 GOLDEN = Path(__file__).parents[2] / "golden" / "peft"
 KERNELS: tuple[Kernel, ...] = ("numba", "torch")
 COEFFICIENT = st.one_of(st.just(0.0), st.floats(-2, 2, width=32))
@@ -43,8 +43,10 @@ Problem = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...], Field]
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     """Matrices that fill no tile, and some that do; fields that cut them anywhere."""
-    m, n = draw(st.integers(1, 40)), draw(st.sampled_from([1, 3, 16, 33, 64, 530]))
-    directions, rank = draw(st.integers(1, 4)), draw(st.integers(0, 9))
+    m = draw(st.integers(1, 40))
+    n = draw(st.sampled_from([1, 3, 16, 33, 64, 530]))
+    directions = draw(st.integers(1, 4))
+    rank = draw(st.integers(0, 9))
     cuts = sorted(
         {0, m * n, *(cut % (m * n) for cut in draw(st.lists(st.integers(0, 2**20), max_size=4)))}
     )
@@ -78,7 +80,8 @@ def definition(problem: Problem, dtype: type = np.float32) -> np.ndarray:
     """Term by term, over all positions at once."""
     base, left, right, owner, field = problem
     positions = np.arange(base.size)
-    row, column = positions // right.shape[1], positions % right.shape[1]
+    row = positions // right.shape[1]
+    column = positions % right.shape[1]
     total = base.astype(dtype)
     for r, k in enumerate(owner):
         weight = field.at(positions)[k].astype(dtype)
@@ -157,11 +160,11 @@ class TestKernels:
 
     def test_products_do_not_depend_on_a_library(self) -> None:
         _, left, right, _, _ = random_problem(50, 70, 6)
-        found = product(torch.from_numpy(left), torch.from_numpy(right))
+        result = product(torch.from_numpy(left), torch.from_numpy(right))
         expected = np.zeros((50, 70), np.float32)
         for r in range(6):
             expected += left[:, r : r + 1] * right[r]
-        assert found.numpy().tobytes() == expected.tobytes()
+        assert result.numpy().tobytes() == expected.tobytes()
         assert product(torch.zeros(3, 0), torch.zeros(0, 2)).tolist() == [[0, 0]] * 3
         assert product(torch.zeros(0, 2), torch.zeros(2, 5)).shape == (0, 5)
 
@@ -206,7 +209,7 @@ class TestRule:
     ) -> None:
         if worth_keeping((m, n), rank, directions):
             assert rank * (m + n) < directions * m * n
-            assert rank <= packing.SLOWEST * packing.TERMS_PER_ROW * directions
+            assert rank <= factor_choice.SLOWEST * factor_choice.TERMS_PER_ROW * directions
 
 
 class TestPacking:
@@ -231,8 +234,8 @@ class TestPacking:
         assert len(set(numbers.tolist())) == len(numbers)
         for name in ("b", "f"):
             spec = layout.by_name[name]
-            assert arena[packing.places_of(spec)[1]] == rows[0, packing.in_row(spec.start) or 0]
-        assert packing.places_of(layout.by_name["a"])[1:] == [
+            assert arena[packing.offsets_of(spec)[1]] == rows[0, packing.in_row(spec.start) or 0]
+        assert packing.offsets_of(layout.by_name["a"])[1:] == [
             factors[0].left[0, 0],
             factors[0].right[0, 0],
         ]
@@ -245,8 +248,9 @@ class TestPacking:
 
 @pytest.fixture
 def adapters(pico: Pico, tmp_path: Path) -> Callable[..., list[str]]:
-    """``adapters(family, modules, whole=())``: paths of the base with two adapters of rank 1 and 2
-    on it.
+    """``adapters(family, modules, whole=())``: paths of the base with two adapters on it.
+
+    Their ranks are 1 and 2.
     """
 
     def write(
@@ -343,7 +347,8 @@ class TestArena:
     def test_other_operators_and_full_experts_keep_whole_rows(
         self, pico: Pico, adapters: Callable[..., list[str]], tmp_path: Path
     ) -> None:
-        base, paths = pico("llama").base, adapters("llama", LLAMA)
+        base = pico("llama").base
+        paths = adapters("llama", LLAMA)
         average = open_arenas(
             recipe_of(base, paths, Field.constant(1, [0.0, 0.0]), "average"), tmp_path / "a"
         )
@@ -378,17 +383,16 @@ class TestEndToEnd:
         family: str,
         threads: int,
     ) -> None:
-        base, experts = pico(family).base, adapters(family, LLAMA, [NORM])
+        base = pico(family).base
+        experts = adapters(family, LLAMA, [NORM])
         arenas = opened(base, experts, tmp_path / "arenas")
         assert sum(bool(stored.owner) for stored in arenas.factors) == len(LLAMA)
         model = MergedModel(load_model(str(base), WORDS), arenas, threads=threads)
         field = field_over(arenas.layout)
         model.write(field)
         export_model(recipe_of(base, experts, field), tmp_path / "out")
-        exported, state = (
-            load_file(tmp_path / "out" / "model.safetensors"),
-            model.model.state_dict(),
-        )
+        exported = load_file(tmp_path / "out" / "model.safetensors")
+        state = model.model.state_dict()
         assert set(exported) == set(arenas.layout.names)
         for name, tensor in exported.items():
             assert tensor.dtype == state[name].dtype
@@ -418,10 +422,8 @@ class TestEndToEnd:
         field = Field.constant(arenas.layout.size, [1.0])
         model.write(field)
         export_model(recipe_of(base, experts, field), tmp_path / "out")
-        evaluated, exported = (
-            model.model.state_dict(),
-            load_model(str(tmp_path / "out"), auto).state_dict(),
-        )
+        evaluated = model.model.state_dict()
+        exported = load_model(str(tmp_path / "out"), auto).state_dict()
         assert all(torch.equal(tensor, exported[key]) for key, tensor in evaluated.items())
         stored = load_file(tmp_path / "out" / "model.safetensors")
         for key, tensor in load_file(base / "merged.safetensors").items():
@@ -436,7 +438,7 @@ class TestEndToEnd:
         layout = Layout.build(base.merged)
         field = field_over(layout)
         factored = dict(merge_stream(base, experts, "task_arithmetic", {}, field, layout))
-        monkeypatch.setattr(packing, "worth_keeping", lambda *_: False)
+        monkeypatch.setattr(factor_choice, "worth_keeping", lambda *_: False)
         whole = dict(merge_stream(base, experts, "task_arithmetic", {}, field, layout))
         assert any(not torch.equal(factored[name], whole[name]) for name in layout.names)
         for name in layout.names:
@@ -445,7 +447,8 @@ class TestEndToEnd:
     def test_zero_coefficients_give_the_base(
         self, pico: Pico, adapters: Callable[..., list[str]], tmp_path: Path
     ) -> None:
-        base, experts = pico("llama").base, adapters("llama", LLAMA, [NORM])
+        base = pico("llama").base
+        experts = adapters("llama", LLAMA, [NORM])
         model = MergedModel(
             load_model(str(base), WORDS), opened(base, experts, tmp_path / "arenas")
         )
@@ -459,7 +462,8 @@ class TestEndToEnd:
     def test_pruned_adapters_are_kept_as_factors_too(
         self, pico: Pico, adapters: Callable[..., list[str]], tmp_path: Path
     ) -> None:
-        base, experts = pico("llama").base, adapters("llama", LLAMA)
+        base = pico("llama").base
+        experts = adapters("llama", LLAMA)
         recipe = recipe_of(base, experts, Field.constant(1, [0.0, 0.0]), "lora_sparse")
         arenas = open_arenas(recipe, tmp_path / "arenas")
         pruned = [stored for stored in arenas.factors if stored.owner]

@@ -1,6 +1,4 @@
-"""Gradients of coefficients: those of finite differences, and of autograd through an explicit
-merge.
-"""
+"""Gradients of coefficients are those of finite differences, and of autograd."""
 
 from __future__ import annotations
 
@@ -22,22 +20,26 @@ from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.models.parameter_views import parameter_views
 from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.resident.arena import Arenas, open_arenas
-from mergesearch.merging.resident.gradient import Terms, coefficient_gradient
+from mergesearch.merging.resident.gradient import coefficient_gradient
 from mergesearch.merging.resident.merged_model import MergedModel
 from mergesearch.merging.resident.segment_gram import arena_reader
+from mergesearch.merging.resident.terms import Terms
 from tests.merging.operators.calibrated import images, save_items
 
-VISION, LANGUAGE = "AutoModelForImageClassification", "AutoModelForCausalLM"
+VISION = "AutoModelForImageClassification"
+LANGUAGE = "AutoModelForCausalLM"
 
 
 @pytest.fixture(scope="module")
 def families(
     tmp_path_factory: pytest.TempPathFactory, build_model: Callable[..., Any]
 ) -> dict[str, list[Path]]:
-    """Base and two experts of each family, in fp64 but for one; items and adapters beside the
-    ViT.
+    """Base and two experts of each family, in fp64 but for one.
+
+    Items and adapters lie beside the ViT.
     """
-    root, found = tmp_path_factory.mktemp("gradient"), {}
+    root = tmp_path_factory.mktemp("gradient")
+    result = {}
     for name in ("vit", "gpt2", "llama_tied", "llama_bf16"):
         model = build_model(name) if name == "llama_bf16" else build_model(name).double()
         folders = [root / name / part for part in ("base", "one", "two")]
@@ -50,9 +52,9 @@ def families(
                         parameter.dtype
                     )
             model.save_pretrained(folder)
-        found[name] = folders
+        result[name] = folders
     save_items(root / "items", images(12, 0))
-    return found
+    return result
 
 
 def options_of(operator: str, families: dict[str, list[Path]]) -> tuple[tuple[str, Any], ...]:
@@ -140,23 +142,24 @@ def by_backward(merged: MergedModel, field: Field) -> np.ndarray:
 
 
 def by_differences(merged: MergedModel, field: Field, step: float = 1e-5) -> np.ndarray:
-    found = np.zeros(field.values.shape)
-    for place in np.ndindex(*found.shape):
+    result = np.zeros(field.values.shape)
+    for index in np.ndindex(*result.shape):
         losses = []
         for sign in (1, -1):
             values = field.values.copy()
-            values[place] += sign * step
+            values[index] += sign * step
             merged.write(Field(field.boundaries, values))
             with torch.no_grad():
                 losses.append(float(loss_of(merged.model(**inputs_of(merged.model)).logits)))
-        found[place] = (losses[0] - losses[1]) / (2 * step)
-    return found
+        result[index] = (losses[0] - losses[1]) / (2 * step)
+    return result
 
 
 def by_autograd(merged: MergedModel, arenas: Arenas, field: Field) -> np.ndarray:
     """Through a merge that is written out, from base and rows."""
     wide = torch.from_numpy(arena_reader(arenas)(0, arenas.layout.size))
-    base, rows = wide[0], wide[1:]
+    base = wide[0]
+    rows = wide[1:]
     values = torch.tensor(field.values, requires_grad=True)
     spread = values.repeat_interleave(torch.from_numpy(np.diff(field.boundaries)), dim=1)
     if arenas.form == "slerp":
@@ -170,7 +173,7 @@ def by_autograd(merged: MergedModel, arenas: Arenas, field: Field) -> np.ndarray
         weights = base + (spread * rows).sum(0)
     named = {
         name: weights[spec.start : spec.stop].view(spec.shape)
-        for name, (_, spec) in merged._bound.items()
+        for name, (_, spec) in merged._binding.bound.items()
     }
     loss_of(functional_call(merged.model, named, kwargs=inputs_of(merged.model)).logits).backward()
     return values.grad.numpy()
@@ -191,10 +194,11 @@ def test_is_that_of_differences_and_of_autograd(
         with pytest.raises(InputError, match="elects signs in every trial and jumps"):
             bind(folders, arenas)
         return
-    merged, field = bind(folders, arenas), halves(arenas)
-    found = by_backward(merged, field)
-    assert_close(found, by_differences(merged, field))
-    assert_close(found, by_autograd(merged, arenas, field))
+    merged = bind(folders, arenas)
+    field = halves(arenas)
+    result = by_backward(merged, field)
+    assert_close(result, by_differences(merged, field))
+    assert_close(result, by_autograd(merged, arenas, field))
 
 
 @pytest.mark.parametrize("operator", ["average", "task_arithmetic", "tsv", "slerp"])
@@ -203,11 +207,12 @@ def test_tied_weights_count_once(
     families: dict[str, list[Path]], tmp_path: Path, name: str, operator: str
 ) -> None:
     arenas = arenas_of(families[name], operator, tmp_path)
-    merged, field = bind(families[name], arenas), halves(arenas)
-    found = by_backward(merged, field)
-    assert_close(found, by_autograd(merged, arenas, field))
+    merged = bind(families[name], arenas)
+    field = halves(arenas)
+    result = by_backward(merged, field)
+    assert_close(result, by_autograd(merged, arenas, field))
     if name == "gpt2":  # Llama normalises in fp32 whatever its dtype, which differences cannot bear
-        assert_close(found, by_differences(merged, field))
+        assert_close(result, by_differences(merged, field))
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0, 0.5])
@@ -217,9 +222,10 @@ def test_slerp_is_exact_at_its_ends_and_on_a_line(
 ) -> None:
     arenas = arenas_of(families["vit"], "slerp", tmp_path)
     arenas = replace(arenas, angles=Field.constant(arenas.layout.size, [angle]))
-    merged, field = bind(families["vit"], arenas), Field.constant(arenas.layout.size, [t])
-    found = by_backward(merged, field)
-    assert_close(found, by_autograd(merged, arenas, field), 1e-10)
+    merged = bind(families["vit"], arenas)
+    field = Field.constant(arenas.layout.size, [t])
+    result = by_backward(merged, field)
+    assert_close(result, by_autograd(merged, arenas, field), 1e-10)
 
 
 def test_scalars_summed_as_logarithms_follow_the_chain_rule(
@@ -229,16 +235,16 @@ def test_scalars_summed_as_logarithms_follow_the_chain_rule(
     bias = next(spec for spec in arenas.layout.tensors if spec.name == "classifier.bias")
     base = np.array(arenas.base)
     base[bias.start : bias.stop] = [0.7, 1.1, 0.4]  # logarithms need numbers above zero
-    treatment = replace(arenas.treatment, logs=frozenset({bias.name}))
-    arenas = replace(arenas, base=base, treatment=treatment)
+    special = replace(arenas.special, logs=frozenset({bias.name}))
+    arenas = replace(arenas, base=base, special=special)
     merged = bind(families["vit"], arenas)
     assert bias.start == 0
     field = Field(np.array([0, 2, bias.stop, arenas.layout.size]), np.full((2, 3), 0.4))
-    found = by_backward(merged, field)
-    kept = merged._gradient.clone()
-    assert_close(found, by_differences(merged, field))
+    result = by_backward(merged, field)
+    kept = merged._gradient.buffer.clone()
+    assert_close(result, by_differences(merged, field))
     assert np.array_equal(merged.gradient(field), merged.gradient(field))
-    assert torch.equal(merged._gradient, kept)
+    assert torch.equal(merged._gradient.buffer, kept)
 
 
 def test_passes_straight_through_the_rounding_of_bf16(
@@ -246,24 +252,28 @@ def test_passes_straight_through_the_rounding_of_bf16(
 ) -> None:
     folders = families["llama_bf16"]
     arenas = arenas_of(folders, "task_arithmetic", tmp_path)
-    merged, field = bind(folders, arenas), halves(arenas)
-    found = by_backward(merged, field)
-    assert merged._gradient.dtype == torch.bfloat16
-    flat, rows = merged._gradient.double().numpy(), arena_reader(arenas)(0, arenas.layout.size)[1:]
-    assert_close(found, np.add.reduceat(flat * rows, field.boundaries[:-1], axis=1), 1e-12)
+    merged = bind(folders, arenas)
+    field = halves(arenas)
+    result = by_backward(merged, field)
+    assert merged._gradient.buffer.dtype == torch.bfloat16
+    flat = merged._gradient.buffer.double().numpy()
+    rows = arena_reader(arenas)(0, arenas.layout.size)[1:]
+    assert_close(result, np.add.reduceat(flat * rows, field.boundaries[:-1], axis=1), 1e-12)
 
 
 def test_accumulates_over_backward_passes_in_place(
     families: dict[str, list[Path]], tmp_path: Path
 ) -> None:
     arenas = arenas_of(families["vit"], "average", tmp_path)
-    merged, field = bind(families["vit"], arenas), halves(arenas)
+    merged = bind(families["vit"], arenas)
+    field = halves(arenas)
     once = by_backward(merged, field)
     merged.enable_gradient()  # a second time changes nothing
     loss_of(merged.model(**inputs_of(merged.model)).logits).backward()
     assert_close(merged.gradient(field), 2 * once, 1e-12)
-    buffer = merged._gradient
-    first, last = buffer.data_ptr(), buffer.data_ptr() + buffer.nbytes
+    buffer = merged._gradient.buffer
+    first = buffer.data_ptr()
+    last = buffer.data_ptr() + buffer.nbytes
     assert all(first <= parameter.grad.data_ptr() < last for parameter in merged.model.parameters())
     merged.clear_gradient()
     assert not merged.gradient(field).any()
@@ -287,21 +297,23 @@ def test_gathers_parts_of_fused_parameters(tmp_path: Path) -> None:
     arenas = arenas_of(folders, "task_arithmetic", tmp_path)
     merged = bind(folders, arenas)
     merged.model.set_experts_implementation("eager")  # the others do not compute in fp64
-    assert merged._copied
+    assert merged._binding.copied
     starts = [spec.start for spec in arenas.layout.tensors]
     cuts = np.array([*starts[:: len(starts) // 3], arenas.layout.size])
     field = Field(cuts, np.full((2, len(cuts) - 1), 0.3))
-    found = by_backward(merged, field)
+    result = by_backward(merged, field)
     # Norms and router compute in fp32 whatever the dtype: differences are rough, but a lost part
     # would show.
-    assert_close(found, by_differences(merged, field, 1e-3), 2e-2)
-    names, held = dict(merged.model.named_parameters()), parameter_views(merged.model)
-    rows, want = arena_reader(arenas)(0, arenas.layout.size)[1:], np.zeros(found.shape)
+    assert_close(result, by_differences(merged, field, 1e-3), 2e-2)
+    names = dict(merged.model.named_parameters())
+    held = parameter_views(merged.model)
+    rows = arena_reader(arenas)(0, arenas.layout.size)[1:]
+    want = np.zeros(result.shape)
     for spec in arenas.layout.tensors:
         slope = held[spec.name].of(names[held[spec.name].parameter].grad).numpy().ravel()
         segment = int(np.searchsorted(cuts, spec.start, side="right")) - 1
         want[:, segment] += rows[:, spec.start : spec.stop] @ slope
-    assert_close(found, want, 1e-12)
+    assert_close(result, want, 1e-12)
     merged.clear_gradient()
     assert not merged.gradient(field).any()
 
@@ -312,9 +324,9 @@ def test_refuses_what_no_gradient_reaches(families: dict[str, list[Path]], tmp_p
     plain = MergedModel(model, arenas)
     with pytest.raises(MergesearchError, match="expected enable_gradient"):
         plain.gradient(halves(arenas))
-    statistics = replace(arenas.treatment, statistics=frozenset({"running_mean"}))
+    statistics = replace(arenas.special, statistics=frozenset({"running_mean"}))
     with pytest.raises(InputError, match="no backward pass reaches"):
-        bind(families["vit"], replace(arenas, treatment=statistics))
+        bind(families["vit"], replace(arenas, special=statistics))
     with pytest.raises(InputError, match="elects signs"):
         bind(families["vit"], replace(arenas, form="elect_mean"))
     with pytest.raises(RecipeError, match="expected a field of 2 directions"):
@@ -326,10 +338,12 @@ def test_cosines_are_those_of_every_part_of_a_tensor(
     families: dict[str, list[Path]], tmp_path: Path, operator: str
 ) -> None:
     arenas = arenas_of(families["vit"], operator, tmp_path)
-    merged, field = bind(families["vit"], arenas), halves(arenas)
+    merged = bind(families["vit"], arenas)
+    field = halves(arenas)
     by_backward(merged, field)
     wide = arena_reader(arenas)(0, arenas.layout.size)
-    gradient, want = merged._gradient.numpy(), np.zeros(field.values.shape)
+    gradient = merged._gradient.buffer.numpy()
+    want = np.zeros(field.values.shape)
     for spec in arenas.layout.tensors:
         for segment, (low, high) in enumerate(
             zip(field.boundaries, field.boundaries[1:], strict=False)
@@ -337,7 +351,8 @@ def test_cosines_are_those_of_every_part_of_a_tensor(
             part = slice(max(spec.start, low), min(spec.stop, high))
             if part.start < part.stop:
                 for k in range(len(want)):
-                    g, expert = gradient[part], (wide[0] + wide[1 + k])[part]
+                    g = gradient[part]
+                    expert = (wide[0] + wide[1 + k])[part]
                     scale = np.linalg.norm(g) * np.linalg.norm(expert)
                     want[k, segment] += g @ expert / scale if scale else 0.0
     assert_close(merged.cosines(field), want, 1e-9)
@@ -368,22 +383,24 @@ class TestProducts:
         want = np.add.reduceat(terms, cuts[:-1], axis=1)
         scale = np.add.reduceat(np.abs(terms), cuts[:-1], axis=1)
         for kernel in ("numba", "torch"):
-            found = [
+            result = [
                 products(vector, rows, cuts, kernel=kernel, threads=n, **options) for n in (1, 2)
             ]
-            assert np.array_equal(found[0], found[1])
-            assert np.all(np.abs(found[0] - want) <= 1e-12 * scale)
+            assert np.array_equal(result[0], result[1])
+            assert np.all(np.abs(result[0] - want) <= 1e-12 * scale)
 
     def test_factors_are_their_rows(self) -> None:
         generator = np.random.default_rng(0)
-        left, right = generator.standard_normal((6, 3)), generator.standard_normal((3, 5))
-        vector, owner = generator.standard_normal(30), (0, 2, 2)
+        left = generator.standard_normal((6, 3))
+        right = generator.standard_normal((3, 5))
+        vector = generator.standard_normal(30)
+        owner = (0, 2, 2)
         rows = np.stack([(left[:, mine] @ right[mine]).ravel() for mine in ([0], [], [1, 2])])
         cuts = np.array([0, 3, 17, 25, 30])
-        found = [factor_products(vector, left, right, owner, 3, cuts, threads=n) for n in (1, 2)]
-        assert np.array_equal(found[0], found[1])
+        result = [factor_products(vector, left, right, owner, 3, cuts, threads=n) for n in (1, 2)]
+        assert np.array_equal(result[0], result[1])
         assert np.allclose(
-            found[0], np.add.reduceat(vector * rows, cuts[:-1], axis=1), rtol=0, atol=1e-13
+            result[0], np.add.reduceat(vector * rows, cuts[:-1], axis=1), rtol=0, atol=1e-13
         )
 
     def test_refuses_arrays_of_other_lengths_and_kernels_that_cannot_read_them(self) -> None:
@@ -400,10 +417,11 @@ def test_a_linear_loss_has_one_gradient_and_coarse_segments_sum_fine_ones(
     for operator in ("average", "task_arithmetic", "tsv"):
         arenas = arenas_of(families["vit"], operator, tmp_path / operator)
         vector = np.random.default_rng(0).standard_normal(arenas.layout.size)
-        terms, field = Terms.of(arenas), halves(arenas)
-        found = coefficient_gradient(terms, vector, field)
-        assert np.array_equal(found, coefficient_gradient(terms, vector, halves(arenas, seed=1)))
+        terms = Terms.of(arenas)
+        field = halves(arenas)
+        result = coefficient_gradient(terms, vector, field)
+        assert np.array_equal(result, coefficient_gradient(terms, vector, halves(arenas, seed=1)))
         fine = field.refine([spec.start for spec in arenas.layout.tensors])
         finer = coefficient_gradient(terms, vector, fine)
         at = np.searchsorted(fine.boundaries, field.boundaries[:-1])
-        assert_close(np.add.reduceat(finer, at, axis=1), found, 1e-12)
+        assert_close(np.add.reduceat(finer, at, axis=1), result, 1e-12)

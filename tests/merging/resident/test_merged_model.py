@@ -1,6 +1,4 @@
-"""A bound model: what it computes is what transformers computes from the exported weights, to the
-bit.
-"""
+"""A bound model computes what transformers computes from exported weights, to the bit."""
 
 from __future__ import annotations
 
@@ -111,7 +109,8 @@ def test_every_parameter_lies_in_the_buffer_and_ties_share_a_slice(
     pico: Pico, tmp_path: Path, name: str
 ) -> None:
     merged = bind(pico(name), tmp_path)
-    first, last = merged.merged.data_ptr(), merged.merged.data_ptr() + merged.merged.nbytes
+    first = merged.merged.data_ptr()
+    last = merged.merged.data_ptr() + merged.merged.nbytes
     parameters = dict(merged.model.named_parameters(remove_duplicate=False))
     assert all(first <= p.data_ptr() < last for p in parameters.values())
     if name == "llama_tied":
@@ -156,7 +155,8 @@ def test_weights_that_are_not_finite_are_named(
     pico: Pico, tmp_path: Path, bad: float, operator: str
 ) -> None:
     merged = bind(pico("vit"), tmp_path, operator)
-    good, layout = constant(merged, [0.5, 0.5]), merged.layout
+    good = constant(merged, [0.5, 0.5])
+    layout = merged.layout
     spec = layout.tensors[3]
     edges = [0, spec.start, layout.tensors[5].start, layout.size]
     with pytest.raises(NonFiniteError) as caught:
@@ -217,8 +217,9 @@ def test_mixed_dtypes_round_each_tensor_to_its_own(
 
 @pytest.fixture(scope="module")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A mixture of experts, stored expert by expert, held in memory as fused tensors: a base and
-    one expert.
+    """A base and an expert that are mixtures of experts.
+
+    They are stored expert by expert, and held in memory as fused tensors.
     """
     from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -1,6 +1,4 @@
-"""Inner products over segments: as numpy gives them, the same bits whatever was asked before,
-digits kept.
-"""
+"""Inner products over segments are those of numpy, whatever was asked before."""
 
 from __future__ import annotations
 
@@ -53,14 +51,15 @@ def arenas(form: Form = "delta", size_of_last: int = 70) -> Arenas:
     starts = [*(spec.start for spec in layout.tensors[1:]), layout.size]
     for stop, start in zip([spec.stop for spec in layout.tensors], starts, strict=True):
         base[stop:start] = 0.0  # padding, in every row that has it
-        place = packing.in_row(stop) if stop < start else None
-        if place is not None:
-            rows[:, place : place + start - stop] = 0.0
+        offset = packing.in_row(stop) if stop < start else None
+        if offset is not None:
+            rows[:, offset : offset + start - stop] = 0.0
     return Arenas(layout, form, base, rows, packing, factors)
 
 
 def materialised(one: Arenas) -> np.ndarray:
-    """Base, and what a coefficient of 1 adds to it, by the kernels of a merge:
+    """Base, and what a coefficient of 1 adds to it, by the kernels of a merge.
+
     ``(K + 1, size)``.
     """
     rows = [np.zeros(one.layout.size, np.float32) for _ in range(2)]
@@ -79,34 +78,35 @@ class TestAgainstNumpy:
     def test_any_boundaries(self, cuts: set[int]) -> None:
         boundaries = sorted(cuts)
         base, rows = arrays()
-        found = SegmentGram.of_arrays(base, rows).gram(boundaries)
-        assert found.shape == (len(boundaries) - 1, 4, 4)
+        result = SegmentGram.of_arrays(base, rows).gram(boundaries)
+        assert result.shape == (len(boundaries) - 1, 4, 4)
         np.testing.assert_allclose(
-            found, by_numpy(np.vstack([base, rows]), boundaries), rtol=1e-12, atol=1e-12
+            result, by_numpy(np.vstack([base, rows]), boundaries), rtol=1e-12, atol=1e-12
         )
 
     @pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 200_000])
     def test_any_size(self, size: int) -> None:
         base, rows = arrays(size, 1)
         boundaries = sorted({0, size // 3, size // 3 + 1, size // 2, size - 1, size} - {-1})
-        found = SegmentGram.of_arrays(base, rows).gram(boundaries)
+        result = SegmentGram.of_arrays(base, rows).gram(boundaries)
         np.testing.assert_allclose(
-            found, by_numpy(np.vstack([base, rows]), boundaries), rtol=1e-11, atol=1e-9
+            result, by_numpy(np.vstack([base, rows]), boundaries), rtol=1e-11, atol=1e-9
         )
 
     def test_memory_maps(self, tmp_path: Path) -> None:
         base, rows = arrays()
         np.vstack([base, rows]).tofile(tmp_path / "arena")
         mapped = np.memmap(tmp_path / "arena", np.float32, "r", shape=(4, SIZE))
-        found = SegmentGram.of_arrays(mapped[0], mapped[1:]).gram([3, 500, 900])
-        assert np.array_equal(found, SegmentGram.of_arrays(base, rows).gram([3, 500, 900]))
+        result = SegmentGram.of_arrays(mapped[0], mapped[1:]).gram([3, 500, 900])
+        assert np.array_equal(result, SegmentGram.of_arrays(base, rows).gram([3, 500, 900]))
 
     @pytest.mark.parametrize("form", ["delta", "interpolation"])
     @pytest.mark.parametrize("size_of_last", [70, 64])
     def test_arenas_with_rows_and_factors(self, form: Form, size_of_last: int) -> None:
         one = arenas(form, size_of_last)
         every = materialised(one)
-        index, size = SegmentGram.of(one), one.layout.size
+        index = SegmentGram.of(one)
+        size = one.layout.size
         for seed in range(20):
             inner = np.random.default_rng(seed).integers(1, size, 9)
             boundaries = sorted({0, size, *inner.tolist()})
@@ -131,11 +131,9 @@ class TestBits:
     def test_do_not_depend_on_what_was_asked_before_or_on_threads(self) -> None:
         one = arenas()
         size = one.layout.size
-        fresh, used, threaded = (
-            SegmentGram.of(one),
-            SegmentGram.of(one),
-            SegmentGram.of(one, threads=2),
-        )
+        fresh = SegmentGram.of(one)
+        used = SegmentGram.of(one)
+        threaded = SegmentGram.of(one, threads=2)
         for seed in range(10):
             used.gram(sorted({0, size, *np.random.default_rng(seed).integers(1, size, 6).tolist()}))
         boundaries = [0, 5, 69, 200, 201, size]
@@ -182,14 +180,15 @@ def test_a_small_tensor_behind_a_large_one_keeps_its_digits() -> None:
     rows[:, 4500:] *= 1e-3
     rows[1, 4700:] = 0.0
     boundaries = [0, 4000, 4500, 4601, 4700, 5000]
-    found = SegmentGram.of_arrays(base, rows).gram(boundaries)
-    np.testing.assert_allclose(found, by_numpy(np.vstack([base, rows]), boundaries), rtol=1e-9)
-    assert np.all(found[-1, 2] == 0.0)
+    result = SegmentGram.of_arrays(base, rows).gram(boundaries)
+    np.testing.assert_allclose(result, by_numpy(np.vstack([base, rows]), boundaries), rtol=1e-9)
+    assert np.all(result[-1, 2] == 0.0)
 
 
 def test_only_the_chunks_that_are_cut_are_read_again() -> None:
     base, rows = arrays(10_000, 1)
-    every, reads = np.vstack([base, rows]).astype(np.float64), []
+    every = np.vstack([base, rows]).astype(np.float64)
+    reads = []
 
     def read(start: int, stop: int) -> np.ndarray:
         reads.append(stop - start)

@@ -1,6 +1,4 @@
-"""Models on several devices: the map of layers, and that what runs there is what was merged in main
-memory.
-"""
+"""Models on several devices: the map of layers, and the weights that run there."""
 
 from __future__ import annotations
 
@@ -72,12 +70,14 @@ def test_what_runs_on_the_devices_is_what_was_merged(recipe: Recipe, tmp_path: P
 def test_layers_are_spread_evenly_and_no_block_is_cut(recipe: Recipe) -> None:
     model = load_model(recipe.base.path, CLASS)
     size = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
-    placed = device_map(model, {0: size, 1: size})
-    assert set(placed.values()) == {0, 1}
+    device_of = device_map(model, {0: size, 1: size})
+    assert set(device_of.values()) == {0, 1}
     blocks = {
-        name: device for name, device in placed.items() if ".layers." in name or ".layer." in name
+        name: device
+        for name, device in device_of.items()
+        if ".layers." in name or ".layer." in name
     }
-    assert all(name.rpartition(".")[2].isdigit() for name in blocks), placed
+    assert all(name.rpartition(".")[2].isdigit() for name in blocks), device_of
     with pytest.raises(InputError, match=r"bytes of weights to fit into .* on 2 GPUs"):
         device_map(model, {0: size // 4, 1: size // 4})
 

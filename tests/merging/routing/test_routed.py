@@ -1,6 +1,4 @@
-"""Input-dependent merges against independent computations: divergence, interpolation, low rank,
-router, bundles.
-"""
+"""Input-dependent merges against independent computations of every part."""
 
 from __future__ import annotations
 
@@ -74,13 +72,13 @@ def test_each_item_is_merged_alone_bit_for_bit() -> None:
     answer = t3()(IMAGES)
     assert len(answer.weights.unique()) == len(IMAGES)
     base, expert = (copied_tensors(pico_vit(seed)) for seed in (0, 1))
-    for place, (weight,) in enumerate(answer.weights.tolist()):
+    for index, (weight,) in enumerate(answer.weights.tolist()):
         model = pico_vit(5)
         for name, target in floating_tensors(model).items():
             target.copy_(torch.lerp(base[name], expert[name], weight))
         with torch.no_grad():
-            alone = model(IMAGES[place : place + 1]).logits[0]
-        assert torch.equal(answer.logits[place], alone)
+            alone = model(IMAGES[index : index + 1]).logits[0]
+        assert torch.equal(answer.logits[index], alone)
 
 
 def test_a_batch_is_merged_by_its_mean_divergence() -> None:
@@ -109,7 +107,8 @@ def test_full_rank_and_one_weight_reproduce_the_expert(expert: int) -> None:
 
 
 def test_a_cold_router_chooses_one_expert() -> None:
-    warm, cold = twin()(IMAGES).weights, twin(temperature=1e-6)(IMAGES).weights
+    warm = twin()(IMAGES).weights
+    cold = twin(temperature=1e-6)(IMAGES).weights
     assert torch.equal(cold.argmax(dim=1), warm.argmax(dim=1))
     assert cold.max(dim=1).values.tolist() == pytest.approx([1.0] * len(IMAGES))
 

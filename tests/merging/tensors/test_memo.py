@@ -1,6 +1,4 @@
-"""Intermediate results on disk: made once, shared between hyperparameters, never read when
-damaged.
-"""
+"""Intermediate results on disk: made once, shared, and never read when damaged."""
 
 from __future__ import annotations
 
@@ -36,7 +34,8 @@ def same(one: object, other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_computes_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
-    memo, compute = Memo(tmp_path / "deep" / "memo"), Counter()
+    memo = Memo(tmp_path / "deep" / "memo")
+    compute = Counter()
     results = [memo.get(["svd", "weight", 3], compute) for _ in range(3)]
     assert compute.calls == 1
     assert all(same(result, Counter()()) for result in results)
@@ -46,7 +45,8 @@ def test_computes_once_for_a_key_and_again_for_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_a_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
-    memo, compute = Memo(tmp_path), Counter()
+    memo = Memo(tmp_path)
+    compute = Counter()
     memo.get(["key"], compute)
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
@@ -116,7 +116,8 @@ def test_other_hyperparameters_share_the_decompositions(
     first: dict[str, object],
     then: dict[str, object],
 ) -> None:
-    chosen, made = get_operator(operator), counted(monkeypatch)
+    chosen = get_operator(operator)
+    made = counted(monkeypatch)
     for options, expected in ((first, True), (then, False)):
         before = len(made)
         base, experts = sources()
@@ -127,7 +128,8 @@ def test_other_hyperparameters_share_the_decompositions(
 def test_densities_of_ties_share_the_first_read(
     sources: Callable[[], tuple[Checkpoint, list[Checkpoint]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, made = get_operator("ties"), counted(monkeypatch)
+    chosen = get_operator("ties")
+    made = counted(monkeypatch)
     for density in (0.2, 0.5):
         base, experts = sources()
         chosen.prepare(base, experts, **chosen.complete({"density": density})).rows(
@@ -139,7 +141,10 @@ def test_densities_of_ties_share_the_first_read(
 
 def test_without_a_memo_or_an_identity_nothing_is_kept() -> None:
     class Source:
-        name, names, memo, identity = "x", ("w",), None, ""
+        name = "x"
+        names = ("w",)
+        memo = None
+        identity = ""
 
         def shape(self, name: str) -> tuple[int, ...]:
             raise AssertionError

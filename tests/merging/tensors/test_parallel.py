@@ -1,6 +1,4 @@
-"""Merging checkpoints that do not fit in memory, through the command, under a limit that the system
-enforces.
-"""
+"""Merging checkpoints that do not fit in memory, under a limit that the system enforces."""
 
 from __future__ import annotations
 

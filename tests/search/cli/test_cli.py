@@ -1,6 +1,4 @@
-"""The command line as a user types it: every verb, every refusal (one line, exit code 2, before
-weights are read).
-"""
+"""The command line: every verb, and every refusal in one line before weights are read."""
 
 from __future__ import annotations
 
@@ -25,7 +23,9 @@ from tests.search.studies import analytic, write_study
 
 def mergesearch(*arguments: object) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of one call."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    out = io.StringIO()
+    err = io.StringIO()
+    argv = sys.argv
     sys.argv = ["mergesearch", *(str(argument) for argument in arguments)]
     code = 0
     try:
@@ -112,7 +112,8 @@ def test_exported_tensors_are_the_evaluated_ones_bit_for_bit(
     merged = MergedModel(model, open_arenas(opened.plan.template, opened.folder.arenas))
     merged.write(record.recipe.field)
     reloaded = load_model(str(tmp_path / "best"), "AutoModelForImageClassification")
-    evaluated, exported = merged.model.state_dict(), reloaded.state_dict()
+    evaluated = merged.model.state_dict()
+    exported = reloaded.state_dict()
     assert evaluated.keys() == exported.keys()
     for name in evaluated:
         assert torch.equal(evaluated[name], exported[name]), name

@@ -70,9 +70,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
 
 
 def _end(folder: Path, environment: dict[str, str]) -> None:
-    """End the head that the page started, and no other Ray of this machine: its processes name its
-    folder.
-    """
+    """End the processes of the head that the page started: they name its folder."""
     import psutil
 
     for process in psutil.process_iter():

@@ -30,7 +30,8 @@ from optuna.storages.journal import JournalFileBackend
 from mergesearch.evaluators import Measurement, Objective
 from mergesearch.merging import Field, InputError, Recipe, RunFolderError, Source
 from mergesearch.search.dashboard.access import Access, find_token, is_loopback, read_token
-from mergesearch.search.dashboard.serving import build_application, note_markdown, serve
+from mergesearch.search.dashboard.note import note_markdown
+from mergesearch.search.dashboard.serving import build_application, serve
 from mergesearch.search.record.storage import open_storage
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.workers.messages import Outcome
@@ -538,7 +539,8 @@ class TestWrites:
     """With a token and from the dashboard's own page, notes can be edited; nothing else ever."""
 
     def test_a_note_is_written_and_seen_at_once(self, closed):
-        key, own = f"Bearer {TOKEN}", closed.rstrip("/")
+        key = f"Bearer {TOKEN}"
+        own = closed.rstrip("/")
         detail = json.loads(ask(f"{closed}api/studies/1", Authorization=key)[2])
         note = {"version": detail["note"]["version"] + 1, "body": "Seen by the team."}
         assert (
@@ -613,7 +615,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection(urlsplit(self.behind).netloc, timeout=30)
         connection.request("GET", self.path, headers=headers)
         reply = connection.getresponse()
-        status, body = reply.status, reply.read()
+        status = reply.status
+        body = reply.read()
         connection.close()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

@@ -1,6 +1,4 @@
-"""Rules that stop trials: stages, races, halving, Hyperband, and estimates of what was not
-evaluated.
-"""
+"""Rules that stop trials: stages, races, halving, Hyperband; and estimates on all items."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergesearch.evaluators import Measurement
-from mergesearch.search.fidelity.irt import ItemModel, choose_anchors, estimate, fit_items
+from mergesearch.search.fidelity.irt import ItemModel, choose_representatives, estimate, fit_items
 from mergesearch.search.fidelity.rules import (
     NeverStop,
     Race,
@@ -28,8 +26,9 @@ from mergesearch.search.fidelity.rules import (
     rung_stages,
 )
 from mergesearch.search.front import Normaliser
-from mergesearch.search.strategies.medsamix import bracket_rungs
-from mergesearch.search.study.early_stopping import fitted_to, told_losses
+from mergesearch.search.strategies.parts.rungs import bracket_rungs
+from mergesearch.search.study.early_stopping import fitted_count
+from mergesearch.search.study.problem import penalised_losses
 
 
 def on(scores: np.ndarray, count: int | None) -> Measurement:
@@ -40,13 +39,14 @@ def on(scores: np.ndarray, count: int | None) -> Measurement:
         {"f": float(part.mean())},
         items={"f": part},
         weights={"f": np.full(size, 1 / size)},
-        places={"f": np.arange(size)},
+        item_indices={"f": np.arange(size)},
     )
 
 
 class TestStages:
-    def test_evaluate_more_and_more_until_told_to_stop(self) -> None:
-        scores, asked = np.arange(10.0), []
+    def test_evaluate_more_and_more_until_a_rule_stops(self) -> None:
+        scores = np.arange(10.0)
+        asked = []
 
         def evaluate(count: int | None) -> Measurement:
             asked.append(count)
@@ -68,7 +68,8 @@ class TestStages:
             assert all(least <= stage < items for stage in stages)
 
     def test_brackets_come_in_hyperbands_proportions(self) -> None:
-        stages, eta = 2, 3
+        stages = 2
+        eta = 3
         ours = [bracket_of(trial, stages, eta) for trial in range(60)]
         begins = bracket_rungs(stages + 1, eta)
         assert ours == [next(begins) for _ in range(60)]
@@ -111,15 +112,17 @@ class TestRace:
         assert unpaired * 2 > 0.05
 
     def test_must_be_worse_in_every_objective_than_one_rival(self) -> None:
-        good, bad = np.ones(100), np.zeros(100)
+        good = np.ones(100)
+        bad = np.zeros(100)
 
         def both(first: np.ndarray, second: np.ndarray) -> Measurement:
-            one, two = on(first, 50), on(second, 50)
+            one = on(first, 50)
+            two = on(second, 50)
             return Measurement(
                 {"f": 0.0, "g": 0.0},
                 items={"f": one.items["f"], "g": two.items["f"]},
                 weights={"f": one.weights["f"], "g": one.weights["f"]},
-                places={"f": one.places["f"], "g": one.places["f"]},
+                item_indices={"f": one.item_indices["f"], "g": one.item_indices["f"]},
             )
 
         race = Race(
@@ -164,29 +167,29 @@ class TestRace:
 
 class TestEstimates:
     def test_a_difference_carries_over_to_all_items(self) -> None:
-        found = by_difference({"f": 0.6, "g": 2.0}, {"f": 0.5, "g": 3.0}, {"f": 0.7, "g": 2.5})
-        assert found == pytest.approx({"f": 0.8, "g": 1.5})
+        estimated = by_difference({"f": 0.6, "g": 2.0}, {"f": 0.5, "g": 3.0}, {"f": 0.7, "g": 2.5})
+        assert estimated == pytest.approx({"f": 0.8, "g": 1.5})
 
     def test_a_difference_is_closer_than_the_plain_mean(self) -> None:
-        rng, plain, paired = np.random.default_rng(3), [], []
+        rng = np.random.default_rng(3)
+        plain = []
+        paired = []
         for _ in range(200):
             rival = (rng.random(1000) < 0.6).astype(float)
             ours = np.where(rng.random(1000) < 0.1, 1 - rival, rival)
             part = {"f": ours[:100].mean()}
-            found = by_difference(part, {"f": rival[:100].mean()}, {"f": rival.mean()})
+            estimated = by_difference(part, {"f": rival[:100].mean()}, {"f": rival.mean()})
             plain.append(part["f"] - ours.mean())
-            paired.append(found["f"] - ours.mean())
+            paired.append(estimated["f"] - ours.mean())
         assert np.std(paired) < 0.7 * np.std(plain)
 
 
 def responses(models: int, items: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Answers of random models, their chances, and abilities ``(models, 2)``."""
     rng = np.random.default_rng(seed)
-    theta, a, b = (
-        rng.normal(size=(models, 2)),
-        rng.normal(size=(items, 2)) * 1.5,
-        rng.normal(size=items),
-    )
+    theta = rng.normal(size=(models, 2))
+    a = rng.normal(size=(items, 2)) * 1.5
+    b = rng.normal(size=items)
     chances = 1 / (1 + np.exp(-(theta @ a.T - b)))
     return (rng.random(chances.shape) < chances).astype(float), chances, theta
 
@@ -195,32 +198,34 @@ class TestItemResponse:
     def test_predicts_the_chances_that_made_the_answers(self) -> None:
         answers, chances, _ = responses(60, 300, 0)
         model = fit_items(answers)
-        found = np.array([model.predict(ability) for ability in model.abilities])
-        assert np.abs(found - chances).mean() < 0.12
+        predicted = np.array([model.predict(ability) for ability in model.abilities])
+        assert np.abs(predicted - chances).mean() < 0.12
         assert np.abs(0.5 - chances).mean() > 0.2
 
     def test_the_same_twice(self) -> None:
         answers, _, _ = responses(12, 100, 1)
-        one, two = fit_items(answers), fit_items(answers)
+        one = fit_items(answers)
+        two = fit_items(answers)
         np.testing.assert_array_equal(one.difficulty, two.difficulty)
 
     @pytest.mark.parametrize("kind", ["p_irt", "mp_irt", "gp_irt", "gmp_irt"])
     def test_estimates_beat_the_plain_mean_of_few_items(self, kind: str) -> None:
         answers, _, _ = responses(80, 400, 2)
-        known, ends = answers[:60], np.arange(60) < 8
-        model, rng = fit_items(known), np.random.default_rng(3)
-        errors, plain = [], []
+        known = answers[:60]
+        parents = np.arange(60) < 8
+        model = fit_items(known)
+        rng = np.random.default_rng(3)
+        errors = []
+        plain = []
         for row in answers[60:]:
-            places = np.sort(rng.choice(400, 40, replace=False))
-            errors.append(estimate(kind, model, ends, row[places], places) - row.mean())
-            plain.append(row[places].mean() - row.mean())
+            indices = np.sort(rng.choice(400, 40, replace=False))
+            errors.append(estimate(kind, model, parents, row[indices], indices) - row.mean())
+            plain.append(row[indices].mean() - row.mean())
         assert np.std(errors) < np.std(plain)
         assert abs(np.mean(errors)) < 0.05
 
     def test_a_merge_of_known_models_is_recognised(self) -> None:
-        """A merge that answers as the average ability of two ends: mp-IRT needs few items to place
-        it.
-        """
+        """A merge whose ability is the average of two parents': mp-IRT needs few items."""
         rng = np.random.default_rng(4)
         model = ItemModel(
             rng.normal(size=(500, 2)) * 2,
@@ -229,17 +234,19 @@ class TestItemResponse:
         )
         chances = model.predict(model.abilities.mean(axis=0))
         answers = (rng.random(500) < chances).astype(float)
-        places = np.arange(30)
-        found = estimate("mp_irt", model, np.array([True, True]), answers[places], places)
-        assert found == pytest.approx(answers.mean(), abs=0.06)
+        indices = np.arange(30)
+        estimated = estimate("mp_irt", model, np.array([True, True]), answers[indices], indices)
+        assert estimated == pytest.approx(answers.mean(), abs=0.06)
 
     def test_all_items_leave_nothing_to_estimate(self) -> None:
         answers, _, _ = responses(12, 50, 5)
-        found = estimate("p_irt", fit_items(answers), np.ones(12, bool), answers[0], np.arange(50))
-        assert found == pytest.approx(answers[0].mean())
+        estimated = estimate(
+            "p_irt", fit_items(answers), np.ones(12, bool), answers[0], np.arange(50)
+        )
+        assert estimated == pytest.approx(answers[0].mean())
 
     def test_parameters_are_fitted_to_a_number_that_grows_in_steps(self) -> None:
-        steps = [fitted_to(count) for count in range(1, 400)]
+        steps = [fitted_count(count) for count in range(1, 400)]
         assert steps == sorted(steps)
         assert all(
             0.9 * count <= step <= count for count, step in zip(range(1, 200), steps, strict=False)
@@ -247,17 +254,17 @@ class TestItemResponse:
         assert max(steps) <= 200
 
 
-class TestAnchorItems:
+class TestRepresentatives:
     def test_every_way_of_answering_has_one_that_stands_for_it(self) -> None:
         ways = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0]], float)
         owners = np.repeat(np.arange(4), (10, 20, 30, 40))[
             np.random.default_rng(0).permutation(100)
         ]
-        places, weights = choose_anchors(ways[:, owners], 4)
-        assert sorted(owners[places].tolist()) == [0, 1, 2, 3]
+        indices, weights = choose_representatives(ways[:, owners], 4)
+        assert sorted(owners[indices].tolist()) == [0, 1, 2, 3]
         assert {
             int(owner): round(weight, 2)
-            for owner, weight in zip(owners[places], weights, strict=True)
+            for owner, weight in zip(owners[indices], weights, strict=True)
         } == {
             0: 0.1,
             1: 0.2,
@@ -265,11 +272,11 @@ class TestAnchorItems:
             3: 0.4,
         }
 
-    def test_weighted_anchors_are_closer_than_as_many_items_at_random(self) -> None:
+    def test_weighted_representatives_are_closer_than_as_many_items_at_random(self) -> None:
         answers, _, _ = responses(60, 500, 6)
-        places, weights = choose_anchors(answers[:40], 40)
+        indices, weights = choose_representatives(answers[:40], 40)
         rng = np.random.default_rng(7)
-        errors = [weights @ row[places] - row.mean() for row in answers[40:]]
+        errors = [weights @ row[indices] - row.mean() for row in answers[40:]]
         plain = [
             row[rng.choice(500, 40, replace=False)].mean() - row.mean() for row in answers[40:]
         ]
@@ -277,7 +284,8 @@ class TestAnchorItems:
 
     def test_the_same_twice(self) -> None:
         answers, _, _ = responses(20, 200, 8)
-        one, two = choose_anchors(answers, 30), choose_anchors(answers, 30)
+        one = choose_representatives(answers, 30)
+        two = choose_representatives(answers, 30)
         np.testing.assert_array_equal(one[0], two[0])
         assert one[1].sum() == pytest.approx(1)
 
@@ -285,9 +293,9 @@ class TestAnchorItems:
 class TestBounds:
     normaliser = Normaliser(np.array([0.0, 1.0]), np.array([1.0, 3.0]))
 
-    def test_what_keeps_them_is_told_as_it_is(self) -> None:
+    def test_losses_of_a_trial_that_keeps_them_stay_as_they_are(self) -> None:
         losses = np.array([0.2, 1.5])
-        assert told_losses(losses, {"safe": -0.1}, self.normaliser) is losses
+        assert penalised_losses(losses, {"safe": -0.1}, self.normaliser) is losses
 
     @given(missed=st.floats(1e-6, 1), more=st.floats(1e-6, 1))
     @settings(max_examples=30, deadline=None)
@@ -295,7 +303,7 @@ class TestBounds:
         self, missed: float, more: float
     ) -> None:
         one, two = (
-            told_losses(np.array([-5.0, 1.0]), {"safe": m}, self.normaliser)
+            penalised_losses(np.array([-5.0, 1.0]), {"safe": m}, self.normaliser)
             for m in (missed, missed + more)
         )
         assert np.all(one > self.normaliser.high)

@@ -111,7 +111,8 @@ def test_a_scrape_agrees_with_the_trial_log(tmp_path: Path) -> None:
 
 
 def test_two_studies_in_one_process_do_not_mix(tmp_path: Path) -> None:
-    first, second = Metrics("a", [LOSS]), Metrics("b", [LOSS])
+    first = Metrics("a", [LOSS])
+    second = Metrics("b", [LOSS])
     first.observe(Event("warning", "x"))
     one, close_one = serve(first, "0")
     two, close_two = serve(second, "0")

@@ -1,6 +1,4 @@
-"""Trackers: real stores read back, the same run after a resume, and studies that no tracker can
-slow or stop.
-"""
+"""Trackers: real stores, one run over a resume, and studies that no tracker slows or stops."""
 
 from __future__ import annotations
 
@@ -201,9 +199,7 @@ def test_wandb_offline_holds_every_trial_under_one_id(
 
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:
-    """Rows of a run's file: protocol buffers in LevelDB's log format, behind a header of 7
-    bytes.
-    """
+    """Rows of a run's file: protocol buffers in LevelDB's log format after 7 bytes."""
     rows = []
     for record in wandb_records(path):
         if record.WhichOneof("record_type") == "history":
@@ -218,9 +214,7 @@ def wandb_history(path: Path) -> list[dict[str, Any]]:
 
 
 def wandb_records(path: Path, patience: float = 20.0) -> list[Any]:
-    """Records to the last one, which wandb's own process may write a moment after the run has
-    finished.
-    """
+    """All records; wandb's own process may write the last one after the end of the run."""
     from wandb.proto import wandb_internal_pb2
 
     until = time.monotonic() + patience
@@ -237,7 +231,8 @@ def wandb_records(path: Path, patience: float = 20.0) -> list[Any]:
 
 
 def leveldb_records(content: bytes, block: int = 32768, start: int = 7) -> Iterator[bytes]:
-    place, pending = start, b""
+    place = start
+    pending = b""
     while place + 7 <= len(content):
         if block - place % block < 7:  # too little for a header: padding
             place += block - place % block
@@ -309,7 +304,8 @@ class Faulty:
     ) -> None:
         self.trials: list[int] = []
         self.status: Status | None = None
-        self._write, self._close = write, close
+        self._write = write
+        self._close = close
 
     def write(self, scalars: Mapping[str, float], trial: int) -> None:
         self._write()
@@ -327,9 +323,7 @@ def raising() -> None:
 def run_with(
     folder: Path, factory: Callable[[], Tracker], timeout: float = 10.0
 ) -> tuple[Run, list[str], Any, float]:
-    """A study with a tracker; also warnings, the background, and the seconds that the study itself
-    took.
-    """
+    """A study with a tracker, its warnings, its background, and the seconds it took."""
     warnings: list[str] = []
     tracker = in_background(factory, lambda event: warnings.append(event.text), name="x")
     begun = time.monotonic()

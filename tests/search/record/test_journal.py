@@ -1,6 +1,4 @@
-"""The journal of one writer: whole lines only, room waited for, one sync for what belongs
-together.
-"""
+"""The journal of one writer: whole lines only, waits for room, one sync for a batch."""
 
 from __future__ import annotations
 
@@ -57,11 +55,10 @@ def test_what_is_appended_is_read_back_by_it_and_by_optuna(tmp_path: Path) -> No
     assert [entry["number"] for entry in theirs.read_logs(0)] == list(range(7))
 
 
-def test_what_belongs_together_is_synced_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = RunJournal(tmp_path / "journal.log", RetryPolicy(0))
-    synced, fsync = [], os.fsync
+    synced = []
+    fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
     with journal.batched_writes():
         for number in range(5):
@@ -95,12 +92,11 @@ def test_a_full_disk_is_waited_for_and_leaves_whole_lines(tmp_path: Path, freed:
 
 
 def test_a_failed_sync_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failed fsync the kernel may have dropped the pages: another fsync would say all is
-    well.
-    """
+    """After a failed fsync the kernel may have dropped the pages, and the next one succeeds."""
     path = tmp_path / "journal.log"
     journal = RunJournal(path, RetryPolicy(5, sleep=lambda seconds: None))
-    fsync, failures = os.fsync, [OSError(errno.EIO, "Input/output error")]
+    fsync = os.fsync
+    failures = [OSError(errno.EIO, "Input/output error")]
 
     def failing(fd: int) -> None:
         if failures:
@@ -123,8 +119,9 @@ def test_a_reader_beside_the_writer_sees_what_is_synced(tmp_path: Path) -> None:
     assert [t.value for t in reader.get_all_trials(reader.get_study_id_from_name("s"))] == [1.0]
 
 
-def test_patience_says_when_waiting_begins_and_ends() -> None:
-    said, tries = [], iter([OSError("gone"), OSError("gone"), None])
+def test_a_retry_policy_says_when_waiting_begins_and_ends() -> None:
+    said = []
+    tries = iter([OSError("gone"), OSError("gone"), None])
 
     def action() -> int:
         error = next(tries)

@@ -1,6 +1,4 @@
-"""Studies in a real PostgreSQL: one driver each, no trial lost or told twice when the server goes
-away.
-"""
+"""Studies in a real PostgreSQL: one driver each, and no trial lost or recorded twice."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from mergesearch.search.record.lease import Holder, Lease, holder_of
 from mergesearch.search.record.storage import open_engine, read_storage
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import open_run
-from tests.postgres import Gate, Server, serve
+from tests.postgres import Gate, Server
 from tests.search.studies import analytic, fingerprint, spec_of, write_study
 
 pytestmark = pytest.mark.xdist_group("postgres")
@@ -32,10 +29,9 @@ TRIALS = 40
 EVALUATOR = {"kind": "synthetic", "problem": "sphere", "items": 10, "noise": 0.05, "seconds": 0.02}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serve() as running:
-        yield running
+@pytest.fixture
+def server(postgres: Server) -> Server:
+    return postgres
 
 
 @pytest.fixture
@@ -71,7 +67,7 @@ def start(path: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def told(url: str) -> int:
+def finished_trials(url: str) -> int:
     """Trials that the database holds as finished."""
     address = url.replace("@", f":{os.environ['PGPASSWORD']}@")
     with psycopg.connect(address) as connection:
@@ -83,9 +79,9 @@ def told(url: str) -> int:
             return 0
 
 
-def await_told(url: str, count: int, process: subprocess.Popen[str]) -> None:
+def await_finished(url: str, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
-    while told(url) < count and process.poll() is None and time.monotonic() < deadline:
+    while finished_trials(url) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -103,10 +99,10 @@ def test_a_killed_driver_is_followed_by_one_in_another_folder(
 ) -> None:
     path = write_study(study(url), tmp_path)
     first = start(path, tmp_path / "one host")
-    await_told(url, 12, first)
+    await_finished(url, 12, first)
     first.kill()
     first.wait()
-    before = told(url)
+    before = finished_trials(url)
     assert 12 <= before < TRIALS
     began = time.monotonic()
     second = start(path, tmp_path / "another host")
@@ -119,7 +115,7 @@ def test_a_killed_driver_is_followed_by_one_in_another_folder(
 def test_a_second_driver_is_refused_with_the_name_of_the_first(url: str, tmp_path: Path) -> None:
     path = write_study(study(url, driver={"lease_seconds": 3}), tmp_path)
     first = start(path, tmp_path / "one")
-    await_told(url, 5, first)
+    await_finished(url, 5, first)
     second = start(path, tmp_path / "two")
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 2
@@ -158,13 +154,14 @@ def test_a_server_that_crashes_and_an_unreachable_one_cost_no_trial(
 ) -> None:
     gate = Gate(server.port)
     database = server.database()
-    url, direct = server.url(gate.port, database), server.url(database=database)
+    url = server.url(gate.port, database)
+    direct = server.url(database=database)
     process = start(write_study(study(url), tmp_path), tmp_path / "run")
-    await_told(direct, 8, process)
+    await_finished(direct, 8, process)
     server.stop(signal.SIGQUIT)  # as in a crash: transactions in flight are lost
     time.sleep(1)
     server.start()
-    await_told(direct, 16, process)
+    await_finished(direct, 16, process)
     gate.cut()
     time.sleep(4)
     assert process.poll() is None
@@ -186,7 +183,9 @@ def test_a_commit_whose_answer_is_lost_is_not_repeated(
     """The connection breaks at some commits, before the server has them, or after."""
     from sqlalchemy.engine.default import DefaultDialect
 
-    commit, count, random = DefaultDialect.do_commit, 0, np.random.default_rng(0)
+    commit = DefaultDialect.do_commit
+    count = 0
+    random = np.random.default_rng(0)
 
     def breaking(dialect: DefaultDialect, pooled: object) -> None:
         nonlocal count
@@ -213,7 +212,7 @@ def test_a_storage_that_stays_away_ends_the_study_resumably(server: Server, tmp_
         server.url(gate.port, database), driver={"patience_seconds": 2, "lease_seconds": 600}
     )
     process = start(write_study(data, tmp_path), tmp_path / "run")
-    await_told(server.url(database=database), 8, process)
+    await_finished(server.url(database=database), 8, process)
     gate.cut()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -223,12 +222,13 @@ def test_a_storage_that_stays_away_ends_the_study_resumably(server: Server, tmp_
 
 class TestLease:
     def lease(
-        self, url: str, seconds: float = 1.0, place: str = "elsewhere:1", name: str = "somebody"
+        self, url: str, seconds: float = 1.0, process: str = "elsewhere:1", name: str = "somebody"
     ) -> Lease:
-        return Lease(open_engine(url), "s", seconds, holder=Holder(name, place))
+        return Lease(open_engine(url), "s", seconds, holder=Holder(name, process))
 
     def test_it_is_refused_while_the_holder_beats_and_free_after_release(self, url: str) -> None:
-        first, second = self.lease(url), self.lease(url, name="newcomer")
+        first = self.lease(url)
+        second = self.lease(url, name="newcomer")
         first.take()
         with pytest.raises(RunFolderError, match="found somebody; wait"):
             second.take()
@@ -238,13 +238,14 @@ class TestLease:
         second.release()
 
     def test_a_silent_holder_is_outlasted_and_may_not_write_again(self, url: str) -> None:
-        first, second = self.lease(url), self.lease(url, name="newcomer")
+        first = self.lease(url)
+        second = self.lease(url, name="newcomer")
         first.take()
-        first._over.set()  # its thread stops beating, as in a stopped process
+        first._released.set()  # its thread stops beating, as in a stopped process
         began = time.monotonic()
         second.take()
         assert 0.9 < time.monotonic() - began < 10
-        first._over.clear()
+        first._released.clear()
         first._confirmed = 0.0  # as long ago as the machine's start
         with pytest.raises(StudyFailedError, match="found newcomer, which took it over"):
             first.check()
@@ -253,7 +254,8 @@ class TestLease:
 
     def test_of_many_newcomers_one_wins(self, url: str) -> None:
         leases = [self.lease(url, 2.0, name=f"driver {n}") for n in range(6)]
-        won, refused = [], []
+        won = []
+        refused = []
 
         def contend(lease: Lease) -> None:
             try:
@@ -276,10 +278,10 @@ class TestLease:
     ) -> None:
         gone = subprocess.Popen(["true"])
         gone.wait()
-        place = Holder.here().place.rpartition(":")[0] + f":{gone.pid}"
-        first = self.lease(url, 600.0, place=place)
+        process = Holder.here().process.rpartition(":")[0] + f":{gone.pid}"
+        first = self.lease(url, 600.0, process=process)
         first.take()
-        first._over.set()
+        first._released.set()
         second = self.lease(url, 600.0)
         began = time.monotonic()
         second.take()
@@ -311,7 +313,7 @@ def test_storages_that_cannot_hold_a_lease_and_plain_passwords_are_refused(tmp_p
     with pytest.raises(
         InputError, match=r"storage: expected a database's URL .* received redis://cache/0"
     ):
-        spec_of(study("redis://cache/0"), tmp_path)
+        load_study(write_study(study("redis://cache/0"), tmp_path))
     with pytest.raises(InputError, match=r"expected the password as \$\{NAME\}") as error:
-        spec_of(study("postgresql://me:hunter2@db/x"), tmp_path)
+        load_study(write_study(study("postgresql://me:hunter2@db/x"), tmp_path))
     assert "hunter2" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,13 @@ def open_log(path: Path) -> TrialLog:
     return TrialLog(open_storage(path), "study", OBJECTIVES, decode, TEMPLATE)
 
 
-def ask(log: TrialLog, point: np.ndarray, place: int) -> int:
+def ask(log: TrialLog, point: np.ndarray, index: int) -> int:
     record = log.ask(
         "search",
         decode(point),
         point=point,
-        suggestion=place,
-        tells_at_ask=place,
+        suggestion=index,
+        tells_at_ask=index,
         summary={"x": 0.5},
         bounds=(0, 1),
     )
@@ -127,18 +128,20 @@ def test_a_dead_writers_lock_is_removed(tmp_path: Path) -> None:
     assert len(open_log(tmp_path / "journal.log").records) == 1
 
 
-def test_scores_and_notes(tmp_path: Path) -> None:
+def test_scores_of_re_evaluations(tmp_path: Path) -> None:
     log = open_log(tmp_path / "journal.log")
     score = Score(
         {"accuracy": 0.5, "loss": 2.0}, {"accuracy": 0.1}, {"accuracy": np.array([0.0, 1.0])}
     )
-    log.set_score("validation", 3, score)
-    log.set_score("validation", 4, None)
+    log.results.set_score("validation", 3, score)
+    log.results.set_score("validation", 4, None)
     again = open_log(tmp_path / "journal.log")
-    assert again.score("validation", 3) == (True, score)
-    np.testing.assert_array_equal(again.score("validation", 3)[1].items["accuracy"], [0.0, 1.0])
-    assert again.score("validation", 4) == (True, None)
-    assert again.score("test", 3) == (False, None)
+    assert again.results.score("validation", 3) == (True, score)
+    np.testing.assert_array_equal(
+        again.results.score("validation", 3)[1].items["accuracy"], [0.0, 1.0]
+    )
+    assert again.results.score("validation", 4) == (True, None)
+    assert again.results.score("test", 3) == (False, None)
 
 
 def test_packing_is_exact_for_binary_scores_and_close_for_others() -> None:
@@ -170,8 +173,8 @@ def test_a_part_of_the_items_is_partial_and_stays_out_of_rankings(tmp_path: Path
     record = log.ask(
         "search", decode(point), point=point, suggestion=0, item_count=2, summary={}, bounds=(0, 1)
     )
-    told = log.tell(record.number, outcome(np.array([1.0, 0.0])), 0)
-    assert (told.state, told.item_count) == ("partial", 2)
+    finished = log.tell(record.number, outcome(np.array([1.0, 0.0])), 0)
+    assert (finished.state, finished.item_count) == ("partial", 2)
     (again,) = open_log(tmp_path / "journal.log").records
     assert (again.state, again.item_count) == ("partial", 2)
     assert dict(again.values) == {"accuracy": 0.75, "loss": 1.5}
@@ -181,13 +184,13 @@ def test_a_part_of_the_items_is_partial_and_stays_out_of_rankings(tmp_path: Path
 
 
 def test_a_live_strategy_sees_item_scores_as_its_replay_will(tmp_path: Path) -> None:
-    """The log keeps scores in single precision; what is told at once must not be finer."""
+    """The log keeps scores in single precision; what a live strategy is told must not be finer."""
     log = open_log(tmp_path / "journal.log")
     scores = np.array([1 / 3, 0.1, 0.7])
-    told = log.tell(ask(log, np.zeros(DIM), 0), outcome(scores), 0)
+    finished = log.tell(ask(log, np.zeros(DIM), 0), outcome(scores), 0)
     (again,) = open_log(tmp_path / "journal.log").records
-    np.testing.assert_array_equal(told.items["accuracy"], again.items["accuracy"])
-    assert not np.array_equal(told.items["accuracy"], scores)
+    np.testing.assert_array_equal(finished.items["accuracy"], again.items["accuracy"])
+    assert not np.array_equal(finished.items["accuracy"], scores)
 
 
 def test_fields_are_recorded_where_points_cannot_be_read_without_weights(tmp_path: Path) -> None:
@@ -201,3 +204,19 @@ def test_fields_are_recorded_where_points_cannot_be_read_without_weights(tmp_pat
     again = TrialLog(storage, "study", OBJECTIVES, unreadable, TEMPLATE, keep_fields=True)
     assert again.records[0].recipe.digest == record.recipe.digest
     assert again.records[0].point.tobytes() == point.tobytes()
+
+
+def test_a_result_of_several_operations_is_synced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path / "journal.log")
+    number = ask(log, np.zeros(DIM), 0)
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
+    log.tell(number, outcome(np.ones(2)), 0)
+    assert len(synced) == 1
+    with log.batched_writes():
+        log.tell(ask(log, np.ones(DIM), 1), outcome(np.ones(2)), 1)
+        ask(log, np.full(DIM, 0.5), 2)
+    assert len(synced) == 2

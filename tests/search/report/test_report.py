@@ -18,22 +18,14 @@ from mergesearch.evaluators import Objective
 from mergesearch.merging import Field, Layout, Recipe, RunFolderError, Source
 from mergesearch.search.front import Normaliser, hypervolume, nondominated, to_losses
 from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
-from mergesearch.search.report.summary import (
-    block_means,
-    busy_share,
-    compare,
-    failures,
-    heat_map,
-    progress,
-    without_secrets,
-)
-from mergesearch.search.report.tables import (
-    plus_minus,
-    result_table,
-    rich_table,
-    sentences,
-    text_lines,
-)
+from mergesearch.search.report.coefficients import block_means, heat_map
+from mergesearch.search.report.comparison import compare
+from mergesearch.search.report.costs import busy_share, failures
+from mergesearch.search.report.headline import sentences
+from mergesearch.search.report.masking import without_secrets
+from mergesearch.search.report.progress import progress
+from mergesearch.search.report.tables import result_table, rich_table, text_lines
+from mergesearch.search.report.wording import plus_minus
 from mergesearch.search.report.writing import ReportData, as_json, write_report
 from mergesearch.search.workers.messages import Failure
 
@@ -69,9 +61,7 @@ def make_study(
     every_failure: int = 9,
     layout: Layout | None = None,
 ) -> ReportData:
-    """A plausible study: quality grows with the coefficients' closeness to a hidden optimum, with
-    noise.
-    """
+    """A synthetic study: noisy quality grows as coefficients come close to a hidden optimum."""
     rng = np.random.default_rng(seed)
     names = OBJECTIVES[:objectives]
     layout = layout or vit_layout()
@@ -103,7 +93,7 @@ def make_study(
             "suggestion": None if anchor else number - len(ANCHORS),
             "point": values.mean(axis=1),
             "recipe": recipe,
-            "tells_before": 0,
+            "tells_at_ask": 0,
             "tell_index": None,
             "seconds": {
                 "merge": rng.uniform(0.01, 0.03),
@@ -156,8 +146,10 @@ def make_study(
 
 def make_verdict(data: ReportData, rng: np.random.Generator) -> Verdict:
     """Leaders re-measured with fresh noise; the best of them wins."""
-    search = [i for i in np.argsort(data.scalars) if data.complete[i].kind == "search"][:5]
-    leaders = [data.complete[i].number for i in search]
+    search = [
+        i for i in np.argsort(data.complete.scalars) if data.complete.records[i].kind == "search"
+    ][:5]
+    leaders = [data.complete.records[i].number for i in search]
 
     def measure(number: int) -> Score:
         record = data.by_number[number]
@@ -169,7 +161,9 @@ def make_verdict(data: ReportData, rng: np.random.Generator) -> Verdict:
         return Score(values, dict.fromkeys(values, 0.015))
 
     anchors = [record.number for record in data.anchors]
-    front = [data.complete[i].number for i in np.flatnonzero(nondominated(data.losses))]
+    front = [
+        data.complete.records[i].number for i in np.flatnonzero(nondominated(data.complete.losses))
+    ]
     scores = {
         "validation": {n: measure(n) for n in [*anchors, *leaders]},
         "test": {n: measure(n) for n in [*anchors, leaders[0]]},
@@ -209,7 +203,8 @@ def plot_data(page: str, name: str) -> dict:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[ReportData, Path]]:
     written = {}
     for objectives in (1, 2, 3, 4):
-        data, folder = make_study(objectives), tmp_path_factory.mktemp(f"run{objectives}")
+        data = make_study(objectives)
+        folder = tmp_path_factory.mktemp(f"run{objectives}")
         write_report(data, folder)
         written[objectives] = (data, folder)
     return written
@@ -243,7 +238,8 @@ class TestFiles:
         assert "\n" not in str(info.value)
 
     def test_pictures_are_deterministic(self, tmp_path):
-        first, second = tmp_path / "a", tmp_path / "b"
+        first = tmp_path / "a"
+        second = tmp_path / "b"
         for folder in (first, second):
             write_report(make_study(2, 30), folder)
         for path in first.iterdir():
@@ -391,7 +387,8 @@ class TestNumbers:
         anchors = np.array(
             [to_losses(r.values, data.objectives) for r in complete if r.kind == "anchor"]
         )
-        low, high = anchors.min(0), anchors.max(0)
+        low = anchors.min(0)
+        high = anchors.max(0)
         losses = np.array([to_losses(r.values, data.objectives) for r in complete])
         scaled = (losses - low) / (high - low)
 
@@ -419,7 +416,8 @@ class TestNumbers:
     def test_the_comparison_is_winner_less_anchor_on_test_items(self):
         data = make_study(2)
         scores = data.verdict.scores["test"]
-        ours, theirs = scores[data.winner.number], scores[data.best_anchor.number]
+        ours = scores[data.winner.number]
+        theirs = scores[data.best_anchor.number]
         accuracy, loss = compare(data)
         assert accuracy.improvement == pytest.approx(
             ours.values["accuracy"] - theirs.values["accuracy"]
@@ -479,7 +477,8 @@ class TestNumbers:
         data = make_study(2, finished=False)
         wide = Normaliser(np.array([-2.0, 0.0]), np.array([0.0, 4.0]))
         np.testing.assert_allclose(
-            replace(data, scale=wide).scalars, 0.5 * wide.normalise(data.losses).sum(axis=1)
+            replace(data, scale=wide).complete.scalars,
+            0.5 * wide.normalise(data.complete.losses).sum(axis=1),
         )
 
     def test_best_so_far_carries_the_error_of_the_trial_that_reached_it(self):
@@ -523,7 +522,8 @@ class TestNumbers:
 
 class TestHeatMap:
     def test_means_agree_with_a_loop_over_single_positions(self):
-        layout, rng = vit_layout(3, 4), np.random.default_rng(3)
+        layout = vit_layout(3, 4)
+        rng = np.random.default_rng(3)
         inner = np.sort(rng.choice(np.arange(1, layout.size), 40, replace=False))
         field = Field(np.array([0, *inner, layout.size]), rng.normal(size=(2, 41)))
         names, means = block_means(field, layout)
@@ -615,6 +615,7 @@ class TestTable:
             (0.84213, None, "0.8421"),
             (0.84213, 0.0, "0.8421"),
             (12.3456, 2.5, "12.3 ± 2.5"),
+            (0.8, 0.00996, "0.800 ± 0.010"),
             (1234.5, 30.0, "1234 ± 30"),
             (math.inf, 0.1, "inf"),
             (0.5, math.nan, "0.5"),

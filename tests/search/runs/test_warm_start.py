@@ -1,6 +1,4 @@
-"""``start: {run: ...}``: a study begins where another one ended, in a finer space or with another
-operator.
-"""
+"""``start: {run: ...}``: a study begins at a trial of another, in a finer space for example."""
 
 from __future__ import annotations
 

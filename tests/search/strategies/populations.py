@@ -49,10 +49,13 @@ def make(name: str, problem: Problem, seed: int = 0, **options: object) -> Strat
 def run(
     strategy: Strategy, function: Function, trials: int, in_flight: int = 1, seed: int = 0
 ) -> np.ndarray:
-    """Losses ``(trials, objectives)`` of an asynchronous run whose results come in a random
-    order.
+    """Losses ``(trials, objectives)`` of an asynchronous run.
+
+    Results come in a random order.
     """
-    rng, outstanding, losses = np.random.default_rng(seed), [], []
+    rng = np.random.default_rng(seed)
+    outstanding = []
+    losses = []
     for _ in range(trials):
         while len(outstanding) < in_flight:
             outstanding += strategy.ask(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.merging import InputError
 from mergesearch.search.front import hypervolume
 from mergesearch.search.strategies.base import Problem, TrialResult
@@ -35,7 +35,10 @@ def box(
 
 def drive(strategy, function, trials: int, in_flight: int = 4) -> np.ndarray:
     """Results in another order than asked; the points in the order in which they were asked."""
-    rng, outstanding, points, done = np.random.default_rng(0), [], [], 0
+    rng = np.random.default_rng(0)
+    outstanding = []
+    points = []
+    done = 0
     while done < trials:
         while len(outstanding) < in_flight and len(points) < trials:
             outstanding += strategy.ask(1)
@@ -59,7 +62,8 @@ def test_angles_and_directions_are_inverse(dim: int) -> None:
 
 
 def test_a_direction_in_three_dimensions_by_hand() -> None:
-    a, b = 0.3, 1.1
+    a = 0.3
+    b = 1.1
     np.testing.assert_allclose(
         to_direction(np.array([a, b])), [np.cos(a), np.sin(a) * np.cos(b), np.sin(a) * np.sin(b)]
     )
@@ -67,11 +71,12 @@ def test_a_direction_in_three_dimensions_by_hand() -> None:
 
 @pytest.mark.parametrize(("dim", "bins"), [(1, 1), (2, 4), (3, 16), (4, 8), (6, 32)])
 def test_samples_lie_in_their_bin_and_short_of_the_face(dim: int, bins: int) -> None:
-    rays, rng = Rays(np.zeros(dim), np.ones(dim)), np.random.default_rng(0)
+    rays = Rays(np.zeros(dim), np.ones(dim))
+    rng = np.random.default_rng(0)
     assert rays.bins == bins
-    for place in range(bins):
-        points = np.array([rays.sample(place, rng) for _ in range(10)])
-        assert np.all(rays.bins_of(points) == place)
+    for number in range(bins):
+        points = np.array([rays.sample(number, rng) for _ in range(10)])
+        assert np.all(rays.bins_of(points) == number)
         assert np.all((points.max(axis=1) >= 0.2 - 1e-12) & (points.max(axis=1) <= 0.8 + 1e-12))
 
 
@@ -93,7 +98,8 @@ def test_rays_begin_at_no_coefficients_or_the_nearest_corner(
 
 def test_a_bins_score_is_its_mean_plus_half_its_spread_over_subsamples() -> None:
     rng = np.random.default_rng(0)
-    squares, bins = rng.exponential(size=400), np.repeat([0, 2], 200)
+    squares = rng.exponential(size=400)
+    bins = np.repeat([0, 2], 200)
     scores = bin_scores(squares * np.repeat([1.0, 3.0], 200), bins, 4, rng)
     spread = [
         np.std(own) * np.sqrt(0.2 / 160) for own in np.split(squares, 2)
@@ -115,10 +121,12 @@ def test_bins_without_points_count_as_the_worst() -> None:
 
 
 def where_they_go(rough: int) -> np.ndarray:
-    """Share of the design's later rounds in each of the four bins, when one bin is rough for the
-    first objective.
+    """Share of the later rounds of the design in each of the four bins.
+
+    One bin is rough for the first objective.
     """
-    rays, counts = Rays(np.zeros(2), np.ones(2)), np.zeros(4)
+    rays = Rays(np.zeros(2), np.ones(2))
+    counts = np.zeros(4)
 
     def losses(x: np.ndarray) -> np.ndarray:
         noise = np.sin(60 * x[0]) * np.cos(50 * x[1]) if rays.bins_of(x[None])[0] == rough else 0.0
@@ -138,8 +146,8 @@ def test_the_design_goes_where_a_model_errs() -> None:
 def test_bins_are_tried_even_where_nothing_was_measured() -> None:
     """Anchors in one bin alone: the other fifteen are not left out."""
     anchors = tuple(
-        TrialResult(None, np.array([0.1, 0.02 * place, 0.01]), np.full(2, 0.1 * place))
-        for place in range(1, 5)
+        TrialResult(None, np.array([0.1, 0.02 * step, 0.01]), np.full(2, 0.1 * step))
+        for step in range(1, 5)
     )
     visited = []
     for seed in range(3):
@@ -151,7 +159,8 @@ def test_bins_are_tried_even_where_nothing_was_measured() -> None:
 
 def test_the_design_ends_at_its_share_of_the_budget() -> None:
     strategy = BayesianMap(box(3, budget=60), 0, share=0.5, rounds=3)
-    rays, inside = Rays(np.zeros(3), np.ones(3)), []
+    rays = Rays(np.zeros(3), np.ones(3))
+    inside = []
     for number in range(60):
         suggestion = strategy.ask(1)[0]
         inside.append((number, len(strategy._queue)))
@@ -173,7 +182,8 @@ def test_the_design_ends_at_its_share_of_the_budget() -> None:
 def test_covers_the_front(name: str) -> None:
     made = make_problem(name, 3, seed=1)
     optimal = np.array([made.losses(x) for x in made.pareto_set(300)])
-    low, high = optimal.min(axis=0), optimal.max(axis=0)
+    low = optimal.min(axis=0)
+    high = optimal.max(axis=0)
     points = drive(BayesianMap(box(3, budget=120), 0), made.losses, 120)
     reached = np.array([made.losses(x) for x in points])
     volumes = [hypervolume((rows - low) / (high - low), [1.1, 1.1]) for rows in (reached, optimal)]
@@ -181,7 +191,8 @@ def test_covers_the_front(name: str) -> None:
 
 
 def test_preferences_move_along_the_front() -> None:
-    made, strategy = make_problem("quadratic_tasks", 3, seed=0), BayesianMap(box(3), 0)
+    made = make_problem("quadratic_tasks", 3, seed=0)
+    strategy = BayesianMap(box(3), 0)
     drive(strategy, made.losses, 80)
     reached = np.array(
         [made.losses(strategy.query([share, 1 - share])) for share in np.linspace(0, 1, 7)]
@@ -191,7 +202,8 @@ def test_preferences_move_along_the_front() -> None:
 
 
 def test_a_fixed_coordinate_changes_nothing_for_the_others() -> None:
-    free, problem = BayesianMap(box(2), 0), box(3)
+    free = BayesianMap(box(2), 0)
+    problem = box(3)
     fixed = BayesianMap(
         Problem(
             problem.lower,
@@ -205,7 +217,8 @@ def test_a_fixed_coordinate_changes_nothing_for_the_others() -> None:
         0,
     )
     for _ in range(30):
-        a, b = free.ask(1)[0], fixed.ask(1)[0]
+        a = free.ask(1)[0]
+        b = fixed.ask(1)[0]
         np.testing.assert_allclose(a.point, b.point[[0, 2]], atol=1e-12)
         losses = np.array([np.sum(a.point**2), np.sum((a.point - 1) ** 2)])
         free.tell([TrialResult(a.id, a.point, losses)])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.merging import InputError
+from mergesearch.search.strategies import cma_es
 from mergesearch.search.strategies.base import Problem, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs, default_population, fall
 from mergesearch.search.strategies.parts.cma_engine import Engine
@@ -35,12 +39,22 @@ def ellipsoid(dim: int, condition: float, seed: int):
 
 
 def minimise(strategy, function, trials: int, in_flight: int = 1, seed: int = 0) -> None:
-    rng, outstanding = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    outstanding = []
     for _ in range(trials):
         while len(outstanding) < in_flight:
             outstanding += strategy.ask(1)
         done = outstanding.pop(int(rng.integers(len(outstanding))))
         strategy.tell([TrialResult(done.id, done.point, np.array([function(done.point)]))])
+
+
+def test_the_program_of_the_module_docstring_finds_the_minimum() -> None:
+    documentation = inspect.getdoc(cma_es)
+    assert documentation is not None
+    program = documentation.partition("::\n\n")[2].partition("\n\n")[0]
+    names = dict(vars(cma_es))
+    exec(textwrap.dedent(program), names)  # the text under test
+    np.testing.assert_allclose(names["strategy"].best()[0], 0.25, rtol=0, atol=1e-3)
 
 
 def test_sphere_in_ten_dimensions_to_1e8() -> None:
@@ -58,8 +72,9 @@ def test_rotated_ellipsoid_to_1e8() -> None:
 
 @pytest.mark.parametrize(("in_flight", "shrinks_to"), [(8, 1e-8), (32, 1e-2)])
 def test_converges_with_many_results_outstanding(in_flight: int, shrinks_to: float) -> None:
-    """No generation barrier: stale results (with 32, three populations old) are used, and the mean
-    closes in.
+    """No generation barrier: stale results are used, and the mean converges.
+
+    With 32 outstanding they are three populations old.
     """
     ratios = []
     for seed in range(5):
@@ -93,16 +108,19 @@ def test_an_optimum_on_the_bounds_is_reached() -> None:
 
 def test_only_ranks_matter() -> None:
     """Invariance: a strictly increasing transformation of the losses changes nothing."""
-    plain, warped = CmaEs(box(5), 4), CmaEs(box(5), 4)
+    plain = CmaEs(box(5), 4)
+    warped = CmaEs(box(5), 4)
     minimise(plain, lambda x: float(np.sum((x - 0.4) ** 2)), 200)
     minimise(warped, lambda x: float(np.exp(7 * np.sum((x - 0.4) ** 2))), 200)
     assert np.array_equal(plain.best()[0], warped.best()[0])
 
 
 def test_translation_of_the_box_is_translation_of_the_points() -> None:
-    here, there = CmaEs(box(3), 1), CmaEs(box(3, low=10.0, high=14.0, start=10.0 + 4 * 0.3), 1)
+    here = CmaEs(box(3), 1)
+    there = CmaEs(box(3, low=10.0, high=14.0, start=10.0 + 4 * 0.3), 1)
     for _ in range(20):
-        a, b = here.ask(1)[0], there.ask(1)[0]
+        a = here.ask(1)[0]
+        b = there.ask(1)[0]
         np.testing.assert_allclose(10.0 + 4 * a.point, b.point, atol=1e-12)
         for strategy, suggestion in ((here, a), (there, b)):
             strategy.tell(
@@ -116,9 +134,11 @@ def test_translation_of_the_box_is_translation_of_the_points() -> None:
 
 def test_a_foreign_point_is_the_one_learnt_from() -> None:
     """A log continued from the record tells points that this strategy did not draw."""
-    own, foreign = CmaEs(box(4), 2), CmaEs(box(4), 2)
+    own = CmaEs(box(4), 2)
+    foreign = CmaEs(box(4), 2)
     for _ in range(16):
-        a, b = own.ask(1)[0], foreign.ask(1)[0]
+        a = own.ask(1)[0]
+        b = foreign.ask(1)[0]
         own.tell([TrialResult(a.id, a.point, np.array([float(np.sum(a.point))]))])
         point = np.full(4, 0.9)
         foreign.tell([TrialResult(b.id, point, np.array([float(np.sum(b.point))]))])
@@ -168,8 +188,9 @@ def test_coefficients_of_a_merge_task_are_found_in_600_evaluations() -> None:
 
 
 def valleys(seed: int):
-    """Rastrigin-like: a bowl in two dimensions with many valleys, the lowest 0, away from the
-    start.
+    """A bowl in two dimensions with many valleys, like Rastrigin's function.
+
+    The lowest is 0 and lies away from the start.
     """
     optimum = np.random.default_rng(seed).uniform(0.55, 0.75, 2)
 
@@ -183,12 +204,10 @@ def valleys(seed: int):
 def test_restarts_leave_valleys_that_a_single_run_is_caught_in() -> None:
     for seed in range(4):
         function = valleys(seed)
-        single, several = (
-            CmaEs(box(2), seed, restarts=False, noise="off"),
-            CmaEs(box(2), seed, noise="off"),
-        )
+        single = CmaEs(box(2), seed, restarts=False, noise="off")
+        several = CmaEs(box(2), seed, noise="off")
         minimise(single, function, 600)
-        assert single._engine.stopped
+        assert single._run.engine.stopped
         assert function(single.best()[0]) > 0.1
         for _ in range(25):
             if function(several.best()[0]) > 1e-6:
@@ -197,12 +216,13 @@ def test_restarts_leave_valleys_that_a_single_run_is_caught_in() -> None:
 
 
 def test_results_of_a_run_that_is_over_change_nothing() -> None:
-    first, second = CmaEs(box(3), 0), CmaEs(box(3), 0)
+    first = CmaEs(box(3), 0)
+    second = CmaEs(box(3), 0)
     late = [strategy.ask(4) for strategy in (first, second)]
     for strategy in (first, second):
-        population = strategy._engine.population
+        population = strategy._run.engine.population
         minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)), 900)
-        assert strategy._engine.population > population
+        assert strategy._run.engine.population > population
     for strategy, suggestions, loss in ((first, late[0], -100.0), (second, late[1], 100.0)):
         strategy.tell([TrialResult(s.id, s.point, np.array([loss])) for s in suggestions])
         minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)), 50)
@@ -216,29 +236,30 @@ def test_after_a_restart_the_best_mean_is_still_recommended() -> None:
     while len(strategy._finished) == 0:
         minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)), 1)
     minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)), 30)
-    assert np.sum((strategy._engine.mean - 0.6) ** 2) > 1e-4
+    assert np.sum((strategy._run.engine.mean - 0.6) ** 2) > 1e-4
     assert np.sum((strategy.best()[0] - 0.6) ** 2) < 1e-8
 
 
 def test_under_noise_the_population_grows_and_the_mean_comes_closer() -> None:
     ratios = {}
     for noise in ("auto", "off"):
-        found = []
+        shares = []
         for seed in range(3):
-            rng, (function, _) = np.random.default_rng(seed), ellipsoid(8, 30.0, seed)
+            rng = np.random.default_rng(seed)
+            (function, _) = ellipsoid(8, 30.0, seed)
             start = function(np.full(8, 0.3))
             strategy = CmaEs(box(8), seed, noise=noise)
             minimise(strategy, lambda x: function(x) + 0.05 * start * rng.standard_normal(), 1500)  # noqa: B023
-            found.append(function(strategy.best()[0]) / start)
-            assert strategy._engine.population == (10 if noise == "off" else 64)
-        ratios[noise] = np.exp(np.mean(np.log(found)))
+            shares.append(function(strategy.best()[0]) / start)
+            assert strategy._run.engine.population == (10 if noise == "off" else 64)
+        ratios[noise] = np.exp(np.mean(np.log(shares)))
     assert ratios["auto"] < 0.5 * ratios["off"]
 
 
 def test_without_noise_the_population_stays() -> None:
     strategy = CmaEs(box(8), 0, restarts=False)
     minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)), 800)
-    assert strategy._engine.population == default_population(8)
+    assert strategy._run.engine.population == default_population(8)
 
 
 def test_whether_losses_fall_is_the_rank_sum_test() -> None:
@@ -309,10 +330,10 @@ def test_population_and_covariance_rules() -> None:
     assert [default_population(d) for d in (1, 10, 200, 256, 257, 2000)] == [4, 10, 19, 20, 32, 32]
     wide = CmaEs(box(300), 0)
     assert (
-        wide._engine._cma.sm.__class__.__name__
-        == CmaEs(box(5), 0, covariance="separable")._engine._cma.sm.__class__.__name__
+        wide._run.engine._cma.sm.__class__.__name__
+        == CmaEs(box(5), 0, covariance="separable")._run.engine._cma.sm.__class__.__name__
     )
-    assert CmaEs(box(5), 0)._engine._cma.sm.__class__ is not wide._engine._cma.sm.__class__
+    assert CmaEs(box(5), 0)._run.engine._cma.sm.__class__ is not wide._run.engine._cma.sm.__class__
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.search.front import hypervolume
 from mergesearch.search.strategies.base import Problem, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs
@@ -17,7 +17,8 @@ from mergesearch.search.strategies.sobol import Sobol
 
 
 def box(dim: int, objectives: int = 2, start: float = 0.5, budget: int = 500) -> Problem:
-    scale, weights = np.tile([0.0, 1.0], (objectives, 1)), np.full(objectives, 1 / objectives)
+    scale = np.tile([0.0, 1.0], (objectives, 1))
+    weights = np.full(objectives, 1 / objectives)
     return Problem(
         np.zeros(dim), np.ones(dim), np.full(dim, start), objectives, budget, scale, weights
     )
@@ -25,7 +26,9 @@ def box(dim: int, objectives: int = 2, start: float = 0.5, budget: int = 500) ->
 
 def search(strategy, losses, trials: int, in_flight: int = 6, seed: int = 0) -> np.ndarray:
     """Losses ``(trials, objectives)`` in the order told."""
-    rng, outstanding, seen = np.random.default_rng(seed), [], []
+    rng = np.random.default_rng(seed)
+    outstanding = []
+    seen = []
     for _ in range(trials):
         while len(outstanding) < in_flight:
             outstanding += strategy.ask(1)
@@ -67,14 +70,16 @@ def test_the_scalarisation_is_the_augmented_tchebycheff() -> None:
     strategy = CmaParEgo(problem, 0)
     suggestion = strategy.ask(1)[0]
     strategy.tell([TrialResult(suggestion.id, suggestion.point, np.array([2.0, -1.0]))])
-    first, second = 0.25 * (1.7 - 0.5) / 2, 0.75 * (3.0 + 1.0) / 10
+    first = 0.25 * (1.7 - 0.5) / 2
+    second = 0.75 * (3.0 + 1.0) / 10
     expected = max(first, second) + 0.05 * (first + second)
     assert strategy._members[0]._score(np.array([1.7, 3.0])) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("weights", [[0.0, 1.0], [0.3, 0.7]])
 def test_a_dominated_point_never_scores_better(weights: list[float]) -> None:
-    rng, strategy = np.random.default_rng(0), CmaParEgo(box(2), 0)
+    rng = np.random.default_rng(0)
+    strategy = CmaParEgo(box(2), 0)
     for _ in range(200):
         better = rng.standard_normal(2)
         strategy._see(TrialResult(None, np.zeros(2), better))
@@ -104,10 +109,10 @@ def test_each_objective_s_optimum_and_a_trade_off_are_recommended() -> None:
     tasks = make_problem("quadratic_tasks", 4, seed=1)
     strategy = CmaParEgo(box(4, budget=1000), 0)
     search(strategy, tasks.losses, 1000)
-    found = np.array(strategy.best())
+    means = np.array(strategy.best())
     for task, optimum in enumerate(tasks.pareto_set(0)):
-        assert min(np.linalg.norm(found - optimum, axis=1)) < 0.03, task
-    losses = tasks.losses(found[0])
+        assert min(np.linalg.norm(means - optimum, axis=1)) < 0.03, task
+    losses = tasks.losses(means[0])
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.1)
 
 
@@ -120,7 +125,8 @@ def test_the_middle_of_a_concave_front_is_found() -> None:
             [1 - np.exp(-np.sum((away - 1) ** 2)), 1 - np.exp(-np.sum((away + 1) ** 2))]
         )
 
-    sums, tchebycheff = CmaEs(box(2, start=0.45), 0), CmaParEgo(box(2, start=0.45), 0)
+    sums = CmaEs(box(2, start=0.45), 0)
+    tchebycheff = CmaParEgo(box(2, start=0.45), 0)
     search(sums, losses, 300)
     search(tchebycheff, losses, 600)
     assert abs(np.subtract(*losses(sums.best()[0]))) > 0.9

@@ -1,6 +1,4 @@
-"""Every strategy in a real study: the budget is spent, and whatever line of the log is the last, it
-resumes exactly.
-"""
+"""Every strategy in a real study: the budget is spent, and every cut of the log resumes exactly."""
 
 from __future__ import annotations
 

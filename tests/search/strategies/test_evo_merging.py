@@ -78,17 +78,16 @@ def test_stage_two_holds_the_best_of_stage_one_with_its_penalty() -> None:
     told = run(EvoMerging(pool(budget=90), 1, penalty=20.0), 90)
     keeps = np.array([trial.point[:ADAPTERS] for trial in told[:30]])
     losses = np.array([trial.losses[0] for trial in told[:30]])
-    plain, penalised = (
-        int(np.argmin(losses)),
-        int(np.argmin(losses + 20.0 * np.abs(keeps).mean(axis=1))),
-    )
+    plain = int(np.argmin(losses))
+    penalised = int(np.argmin(losses + 20.0 * np.abs(keeps).mean(axis=1)))
     assert plain != penalised
     assert np.array_equal(told[30].point[:ADAPTERS], keeps[penalised])
 
 
 def test_first_stage_is_cma_es_on_the_penalised_loss() -> None:
     problem = pool(budget=300)
-    strategy, half = EvoMerging(problem, 5), slice(0, ADAPTERS)
+    strategy = EvoMerging(problem, 5)
+    half = slice(0, ADAPTERS)
     inner = replace(
         problem,
         lower=problem.lower[half],
@@ -99,7 +98,8 @@ def test_first_stage_is_cma_es_on_the_penalised_loss() -> None:
     seed = int(np.random.SeedSequence(5).generate_state(2)[0])
     reference = CmaEs(inner, seed, sigma=0.05, population=20)
     for _ in range(100):
-        ours, theirs = strategy.ask(1)[0], reference.ask(1)[0]
+        ours = strategy.ask(1)[0]
+        theirs = reference.ask(1)[0]
         assert np.array_equal(ours.point[half], theirs.point)
         loss = error(ours.point)
         strategy.tell([TrialResult(ours.id, ours.point, np.array([loss]))])
@@ -108,9 +108,7 @@ def test_first_stage_is_cma_es_on_the_penalised_loss() -> None:
 
 
 def test_scores_of_stage_one_do_not_bind_stage_two() -> None:
-    """The losses of stage 1 are all lower than those of stage 2; the scales move to their optimum
-    all the same.
-    """
+    """The scales move to their optimum although all losses of stage 1 are lower."""
     strategy = EvoMerging(pool(budget=900), 0)
     run(strategy, 300, lambda point: error(point) - 100.0)
     run(strategy, 600, error)
@@ -118,9 +116,11 @@ def test_scores_of_stage_one_do_not_bind_stage_two() -> None:
 
 
 def test_late_results_of_stage_one_change_nothing() -> None:
-    one, other = EvoMerging(pool(budget=60), 0), EvoMerging(pool(budget=60), 0)
+    one = EvoMerging(pool(budget=60), 0)
+    other = EvoMerging(pool(budget=60), 0)
     for strategy in (one, other):
-        early, late = strategy.ask(10), strategy.ask(10)
+        early = strategy.ask(10)
+        late = strategy.ask(10)
         strategy.tell([result(s) for s in early])
         strategy.ask(1)
         if strategy is other:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.search.strategies.base import TrialResult
 from mergesearch.search.strategies.evogm import step
 from tests.search.strategies.populations import anchor, asked, box, make, run, sphere
 
 
 def test_a_step_leads_from_loser_to_winner_and_past_it() -> None:
-    loser, winner = np.array([-0.5, 0.2, 0.9, 0.3]), np.array([0.5, 0.2, -0.9, 0.4])
+    loser = np.array([-0.5, 0.2, 0.9, 0.3])
+    winner = np.array([0.5, 0.2, -0.9, 0.4])
     shares = np.random.default_rng(3).uniform(0, 2, 4)
     expected = np.clip(loser + shares * (winner - loser), -1, 1)
     np.testing.assert_allclose(step(loser, winner, np.random.default_rng(3)), expected)
@@ -25,8 +26,9 @@ def test_a_step_leads_from_loser_to_winner_and_past_it() -> None:
 
 
 def test_first_merges_are_combinations_of_known_ones() -> None:
-    """``start + λ (known - start)``: with as many known merges as directions, nothing leaves their
-    span.
+    """With as many known merges as directions, no point leaves their span.
+
+    Points are ``start + λ (known - start)``.
     """
     anchors = tuple(
         anchor(point, sphere) for point in np.random.default_rng(1).uniform(0.4, 0.6, (2, 5))
@@ -68,14 +70,14 @@ def test_late_results_are_promoted_but_do_not_count_for_the_next_round() -> None
 def test_failures_are_losers_and_never_promoted() -> None:
     strategy = make("evogm", box(4), directions=2)
     failed = []
-    for place in range(8):
+    for number in range(8):
         suggestion = strategy.ask(1)[0]
-        losses = None if place % 4 else sphere(suggestion.point)
+        losses = None if number % 4 else sphere(suggestion.point)
         failed += [suggestion.point] if losses is None else []
         strategy.tell([TrialResult(suggestion.id, suggestion.point, losses)])
-    kept = [place for _, place in strategy._best.values()]
+    kept = [position for _, position in strategy._best.values()]
     assert len(kept) == 2  # room for three
-    assert not any(np.array_equal(point, place) for point in failed for place in kept)
+    assert not any(np.array_equal(point, position) for point in failed for position in kept)
 
 
 @pytest.mark.parametrize(("in_flight", "reached"), [(1, 1e-6), (16, 1e-4)])

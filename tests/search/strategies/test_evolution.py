@@ -1,6 +1,4 @@
-"""NSGA-II, NSGA-III and SMS-EMOA beyond the contract: survival, hypervolume, what becomes a member,
-refusals.
-"""
+"""NSGA-II, NSGA-III and SMS-EMOA beyond the contract: survival, hypervolume, refusals."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import Problem as Analytic
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import Problem as Analytic
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.merging import InputError
 from mergesearch.search.front import hypervolume
 from mergesearch.search.strategies.base import TrialResult
@@ -30,8 +28,9 @@ def tasks(objectives: int, seed: int = 0, dim: int = DIM) -> Analytic:
 
 
 def covered(losses: np.ndarray, problem: Analytic, dim: int = DIM) -> float:
-    """Hypervolume as a share of the true front's; the reference lies behind the front and the
-    start.
+    """Hypervolume as a share of the true front's.
+
+    The reference point lies behind the front and the start.
     """
     front = np.array([problem.losses(point) for point in problem.pareto_set(200)])
     reference = 1.1 * np.maximum(front.max(axis=0), problem.losses(np.full(dim, 0.5)))
@@ -73,7 +72,8 @@ def of_pymoo(name: str, problem: Analytic, objectives: int, trials: int, seed: i
 def test_the_front_is_as_good_as_that_of_the_generational_algorithm(
     name: str, objectives: int
 ) -> None:
-    ours, theirs = [], []
+    ours = []
+    theirs = []
     for seed in range(2):
         problem = tasks(objectives, seed)
         strategy = make(name, box(DIM, objectives, start=0.5, budget=300), seed)
@@ -102,21 +102,24 @@ def test_better_than_random_at_the_same_budget(name: str, objectives: int) -> No
 
 
 def crowding(losses: np.ndarray) -> np.ndarray:
-    """Deb 2002, sec. III-B, for a front of two objectives: sum of the neighbours' distances, ends
-    infinite.
+    """Crowding distances in a front of two objectives, infinite at its ends.
+
+    Deb 2002, sec. III-B: the sum of the distances between neighbours.
     """
     order = np.argsort(losses[:, 0])
     distance = np.full(len(losses), np.inf)
     span = np.ptp(losses, axis=0)
-    for place in range(1, len(order) - 1):
-        before, after = losses[order[place - 1]], losses[order[place + 1]]
-        distance[order[place]] = np.sum(np.abs(after - before) / span)
+    for rank in range(1, len(order) - 1):
+        before = losses[order[rank - 1]]
+        after = losses[order[rank + 1]]
+        distance[order[rank]] = np.sum(np.abs(after - before) / span)
     return distance
 
 
 def volume_alone(losses: np.ndarray) -> np.ndarray:
-    """Beume 2007: what each of a front covers beyond the others, up to pymoo's reference of 11
-    ranges.
+    """The volume that each point of a front covers alone (Beume 2007).
+
+    It reaches up to pymoo's reference point of 11 ranges.
     """
     unit = (losses - losses[:-1].min(axis=0)) / np.ptp(losses[:-1], axis=0)
     whole = hypervolume(unit, [11.0, 11.0])
@@ -136,9 +139,9 @@ def test_the_member_worth_least_leaves(
     rng = np.random.default_rng(2)
     strategy = make(name, box(2, 2), population=6)
     crowd = np.empty((0, 2))
-    for place in rng.permutation(np.linspace(0.02, 0.98, 25)):
-        point = np.array([place, 0.5])
-        losses = np.array([place, 1 - place**2])
+    for x in rng.permutation(np.linspace(0.02, 0.98, 25)):
+        point = np.array([x, 0.5])
+        losses = np.array([x, 1 - x**2])
         strategy.tell([TrialResult(None, point, losses)])
         crowd = np.vstack([crowd, losses])
         if len(crowd) > 6:
@@ -170,7 +173,7 @@ def test_who_leaves_dominates_nobody_who_stays(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_anchors_are_members_without_being_asked(name: str) -> None:
     problem = tasks(2)
-    anchors = tuple(anchor(np.full(DIM, place), problem.losses) for place in (0.2, 0.4, 0.8))
+    anchors = tuple(anchor(np.full(DIM, value), problem.losses) for value in (0.2, 0.4, 0.8))
     strategy = make(name, box(DIM, 2, start=0.4, anchors=anchors))
     assert len(strategy._members) == 3
     points = asked(strategy, problem.losses, 60)
@@ -202,8 +205,9 @@ def test_failures_and_partial_results_never_become_members_and_foreign_results_d
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_point_is_proposed_twice(name: str) -> None:
-    """Faces of the box and a failing region make equal children likely; pymoo alone would repeat
-    several of them.
+    """Faces of the box and a failing region make equal children likely.
+
+    pymoo alone would repeat several of them.
     """
     strategy = make(name, box(2, 2, start=0.0), population=6)
     foreign = anchor([0.0, 0.0], lambda x: x + 0.0)  # where the strategy would begin
@@ -239,7 +243,8 @@ def test_the_filters_of_warnings_stay_as_they_were(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_in_other_units_change_nothing(name: str) -> None:
     """Scaling by powers of two is exact, so the points are the same to the bit."""
-    problem, factor = tasks(2), np.array([2.0**20, 2.0**-20])
+    problem = tasks(2)
+    factor = np.array([2.0**20, 2.0**-20])
     scaled = replace(box(DIM, 2), scale=np.array([[0.0, factor[0]], [0.0, factor[1]]]))
     plain = asked(make(name, box(DIM, 2)), problem.losses, 120)
     assert np.array_equal(

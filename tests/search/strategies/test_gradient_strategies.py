@@ -1,6 +1,4 @@
-"""Gradient strategies beyond the contract: where they begin, where they arrive, and what they
-promise on the way.
-"""
+"""Gradient strategies beyond the contract: where they begin, converge, and what they promise."""
 
 from __future__ import annotations
 
@@ -41,8 +39,9 @@ def problem(
         default_start=0.3,
         change_sums=lambda: np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 1.0]]),
     )
-    names = tuple(f"f{place}" for place in range(objectives))
-    scale, weights = np.tile([0.0, 1.0], (objectives, 1)), np.full(objectives, 1 / objectives)
+    names = tuple(f"f{index}" for index in range(objectives))
+    scale = np.tile([0.0, 1.0], (objectives, 1))
+    weights = np.full(objectives, 1 / objectives)
     return Problem(
         *(
             space.lower,
@@ -86,25 +85,28 @@ class Bowls:
             [2 * h @ (point - c) for c, h in zip(self.centres, self.hessians, strict=True)]
         )
 
-    def told(self, suggestion: Suggestion) -> TrialResult:
-        gradient_steps, found = suggestion.gradient_steps, None
+    def measure(self, suggestion: Suggestion) -> TrialResult:
+        gradient_steps = suggestion.gradient_steps
+        gradient_result = None
 
         def loss_and_gradient_at(point: np.ndarray, batch: Batch) -> tuple[float, np.ndarray]:
             assert gradient_steps is not None
             weights = np.array(
-                [gradient_steps.rule.weights.get(f"f{i}", 0.0) for i in range(len(self.centres))]
+                [gradient_steps.config.weights.get(f"f{i}", 0.0) for i in range(len(self.centres))]
             )
             return float(weights @ self.losses(point)), weights @ self.gradients(point)
 
         if gradient_steps is not None:
-            found = take_gradient_steps(gradient_steps, suggestion.point, loss_and_gradient_at)
+            gradient_result = take_gradient_steps(
+                gradient_steps, suggestion.point, loss_and_gradient_at
+            )
         losses = None if suggestion.items == 0 else self.losses(suggestion.point)
         return TrialResult(
             suggestion.id,
             suggestion.point,
             losses,
             evaluated=suggestion.items,
-            gradient_result=found,
+            gradient_result=gradient_result,
         )
 
 
@@ -115,7 +117,7 @@ def run(strategy: Strategy, bowls: Bowls, trials: int) -> list[Suggestion]:
         if not suggestions:
             break
         asked += suggestions
-        strategy.tell([bowls.told(suggestions[0])])
+        strategy.tell([bowls.measure(suggestions[0])])
     return asked
 
 
@@ -182,26 +184,26 @@ def test_shares_average_to_the_walk_of_one_worker() -> None:
         np.testing.assert_allclose(one.point, other.point, rtol=0, atol=1e-12)
 
 
-def test_with_one_chain_nothing_is_asked_until_the_result_is_in() -> None:
+def test_with_one_walk_nothing_is_asked_until_the_result_is_in() -> None:
     given = problem()
     strategy = make("adamerging", given, restarts_in_parallel=1)
     (first,) = strategy.ask(3)
     assert strategy.ask(1) == []
-    strategy.tell([Bowls(given.dim).told(first)])
+    strategy.tell([Bowls(given.dim).measure(first)])
     assert len(strategy.ask(5)) == 1
 
 
-def test_more_chains_have_other_rates_and_the_best_is_recommended() -> None:
+def test_more_walks_have_other_rates_and_the_best_is_recommended() -> None:
     given = problem()
     bowls = Bowls(given.dim)
     strategy = make("adamerging", given, learning_rate=0.05)
     suggestions = strategy.ask(4)
     rates = [
-        s.gradient_steps.rule.learning_rate for s in suggestions if s.gradient_steps is not None
+        s.gradient_steps.config.learning_rate for s in suggestions if s.gradient_steps is not None
     ]
     assert len(set(rates)) == 4
     for _ in range(6):
-        strategy.tell([bowls.told(suggestion) for suggestion in suggestions])
+        strategy.tell([bowls.measure(suggestion) for suggestion in suggestions])
         suggestions = strategy.ask(4)
     losses = [bowls.losses(suggestion.point)[0] for suggestion in suggestions]
     assert bowls.losses(strategy.best()[0])[0] <= 1.5 * min(losses)
@@ -216,12 +218,15 @@ def test_a_failed_step_is_taken_again_with_half_the_rate() -> None:
     np.testing.assert_array_equal(second.point, first.point)
     assert first.gradient_steps is not None
     assert second.gradient_steps is not None
-    assert second.gradient_steps.rule.learning_rate == first.gradient_steps.rule.learning_rate / 2
+    assert (
+        second.gradient_steps.config.learning_rate == first.gradient_steps.config.learning_rate / 2
+    )
 
 
 def test_expert_merging_stays_near_its_start_the_more_gamma_weighs() -> None:
     given = problem()
-    bowls, ends = Bowls(given.dim), []
+    bowls = Bowls(given.dim)
+    ends = []
     for gamma in (0.0, 3.0, 300.0):
         strategy = make("expert_merging", given, gamma=gamma, learning_rate=0.05)
         run(strategy, bowls, 30)
@@ -247,7 +252,8 @@ def test_chunks_move_as_one_first_and_by_themselves_later() -> None:
 
 class TestFrankWolfe:
     def test_the_oracle_is_the_vertex_with_the_smallest_inner_product(self) -> None:
-        given, rng = problem(), np.random.default_rng(1)
+        given = problem()
+        rng = np.random.default_rng(1)
         for granularity, base in [
             ("layer", True),
             ("layer", False),
@@ -300,7 +306,7 @@ class TestFrankWolfe:
         strategy = FrankWolfe(problem(), 0, oracle="cosine", restarts_in_parallel=1)
         (suggestion,) = strategy.ask(1)
         assert suggestion.gradient_steps is not None
-        assert suggestion.gradient_steps.rule.measure == "cosine"
+        assert suggestion.gradient_steps.config.measure == "cosine"
         cosines = np.array(
             [0.5, -0.1, 0.2, -0.3, 0.1, 0.4]
         )  # group 0: none negative; group 1: expert b

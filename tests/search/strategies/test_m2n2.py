@@ -114,7 +114,8 @@ class TestChild:
         base, rows = weights(2, seed, zero_base)
         first, second = parents(seed)
         rng = np.random.default_rng(seed)
-        share, split = rng.random(), int(rng.integers(SIZE))
+        share = rng.random()
+        split = int(rng.integers(SIZE))
         child = cross(first, second, SegmentGram.of_arrays(base, rows).gram, share, split).field
         one, other = (materialise(base, rows, f).astype(np.float64) - base for f in (first, second))
         towards = np.where(np.arange(SIZE) < split, share, 1 - share)
@@ -146,7 +147,8 @@ class TestChild:
 
     def test_the_line_is_straight_between_parents_without_an_angle(self) -> None:
         gram = SegmentGram.of_arrays(*weights()).gram
-        one, base = Field.constant(SIZE, [0.4, 0.2]), Field.constant(SIZE, [0.0, 0.0])
+        one = Field.constant(SIZE, [0.4, 0.2])
+        base = Field.constant(SIZE, [0.0, 0.0])
         for other in (
             one,
             Field.constant(SIZE, [0.8, 0.4]),
@@ -172,7 +174,8 @@ class TestChild:
 class TestLimit:
     def orthogonal(self) -> tuple[np.ndarray, np.ndarray]:
         base, rows = weights(2, 5)
-        rows[0, ::2], rows[1, 1::2] = 0.0, 0.0
+        rows[0, ::2] = 0.0
+        rows[1, 1::2] = 0.0
         rows[0, 300:600] *= 10
         return base, rows
 
@@ -183,17 +186,18 @@ class TestLimit:
     def test_joins_the_neighbours_that_change_the_merge_least(self) -> None:
         base, rows = self.orthogonal()
         crossed = self.crossed(base, rows)
-        field, count = crossed.field, crossed.field.segments
+        field = crossed.field
+        count = crossed.field.segments
         before = materialise(base, rows, field).astype(np.float64)
         after = materialise(base, rows, limit(crossed, count - 1)).astype(np.float64)
         best = min(
-            self.least_change(rows, before - base, field, place) for place in range(count - 1)
+            self.least_change(rows, before - base, field, index) for index in range(count - 1)
         )
         assert np.sum((after - before) ** 2) == pytest.approx(best, rel=1e-4)
 
-    def least_change(self, rows: np.ndarray, delta: np.ndarray, field: Field, place: int) -> float:
+    def least_change(self, rows: np.ndarray, delta: np.ndarray, field: Field, index: int) -> float:
         """Least squares: the best that a joined segment can do."""
-        part = slice(field.boundaries[place], field.boundaries[place + 2])
+        part = slice(field.boundaries[index], field.boundaries[index + 2])
         design = rows[:, part].T.astype(np.float64)
         solution = np.linalg.lstsq(design, delta[part], rcond=None)[0]
         return float(np.sum((design @ solution - delta[part]) ** 2))
@@ -202,7 +206,8 @@ class TestLimit:
     def test_joining_step_by_step_is_joining_at_once(self, most: int) -> None:
         base, rows = weights()
         crossed = self.crossed(base, rows)
-        at_once, step = limit(crossed, most), crossed
+        at_once = limit(crossed, most)
+        step = crossed
         while step.field.segments > most:
             joined = limit(step, step.field.segments - 1)
             gram = SegmentGram.of_arrays(base, rows).gram(joined.boundaries)
@@ -231,13 +236,14 @@ class TestLimit:
 
 
 def regions(field: Field, items: int) -> np.ndarray:
-    """Items at places along the flat index: in the first half the first direction solves them, then
-    the second.
+    """Items at positions along the flat index.
+
+    In the first half the first direction solves them, then the second.
     """
-    places = (np.arange(items) + 0.5) * SIZE / items
-    values = field.at(places.astype(int))
-    right = np.where(places < SIZE / 2, values[0], values[1])
-    wrong = np.where(places < SIZE / 2, values[1], values[0])
+    positions = (np.arange(items) + 0.5) * SIZE / items
+    values = field.at(positions.astype(int))
+    right = np.where(positions < SIZE / 2, values[0], values[1])
+    wrong = np.where(positions < SIZE / 2, values[1], values[0])
     return ((right > 0.7) & (wrong < 0.5)).astype(float)
 
 
@@ -256,7 +262,8 @@ class TestCompetition:
     @given(seed=st.integers(0, 100), alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]))
     def test_shares_are_the_formula(self, seed: int, alpha: float) -> None:
         rng = np.random.default_rng(seed)
-        scores, capacity = rng.random((4, 6)) * (rng.random((4, 6)) < 0.5), rng.random(6)
+        scores = rng.random((4, 6)) * (rng.random((4, 6)) < 0.5)
+        capacity = rng.random(6)
         for j in range(6):
             z = sum(scores[p, j] for p in range(4)) ** alpha if scores[:, j].any() else 1.0
             expected = [scores[p, j] * capacity[j] / z for p in range(4)]
@@ -270,7 +277,8 @@ class TestCompetition:
 
     def test_at_alpha_one_everything_solved_is_shared_out(self) -> None:
         rng = np.random.default_rng(0)
-        scores, capacity = rng.random((5, 8)), rng.random(8)
+        scores = rng.random((5, 8))
+        capacity = rng.random(8)
         scores[:, 3] = 0.0
         np.testing.assert_allclose(
             shares(scores, capacity, 1.0).sum(axis=0), np.where(np.arange(8) == 3, 0, capacity)
@@ -295,7 +303,8 @@ class TestCompetition:
     def test_an_archive_of_equals_still_finds_two_parents(
         self, attraction: bool, scores: np.ndarray
     ) -> None:
-        archive, rng = Archive(5, 1.0), np.random.default_rng(0)
+        archive = Archive(5, 1.0)
+        rng = np.random.default_rng(0)
         for value in range(5):
             archive.add(Field.constant(SIZE, [value, 0.0]), scores, np.ones(ITEMS))
         with np.errstate(all="raise"):
@@ -401,7 +410,8 @@ class TestSeeds:
     def test_results_that_cannot_compete_do_not_enter(self) -> None:
         space = make_space()
         strategy = M2n2(make_problem(space), 0)
-        point, scores = constant(space, 0.3, 0.3), solved(1)
+        point = constant(space, 0.3, 0.3)
+        scores = solved(1)
         strategy.tell([told(point, scores)])
         strategy.tell(
             [

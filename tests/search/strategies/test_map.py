@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.merging import InputError
 from mergesearch.search.front import hypervolume, nondominated
 from mergesearch.search.strategies.base import Problem, TrialResult
@@ -54,7 +54,10 @@ def a_quadratic(dim: int, seed: int, *, convex: bool = False) -> Quadratic:
 
 def drive(strategy, function, trials: int, in_flight: int = 4) -> np.ndarray:
     """Results in another order than asked; the measured points in order of results."""
-    rng, outstanding, points, asked = np.random.default_rng(0), [], [], 0
+    rng = np.random.default_rng(0)
+    outstanding = []
+    points = []
+    asked = 0
     while len(points) < trials:
         while len(outstanding) < in_flight and asked < trials:
             outstanding += strategy.ask(1)
@@ -66,12 +69,14 @@ def drive(strategy, function, trials: int, in_flight: int = 4) -> np.ndarray:
 
 
 def tasks(dim: int, objectives: int, seed: int, budget: int, start: float = 0.5):
-    """``quadratic_tasks`` with the start as anchor, and the share of its front's volume that points
-    cover.
+    """``quadratic_tasks`` with the start as anchor, and a measure of points.
+
+    The measure is the share of its front's volume that they cover.
     """
     made = make_problem("quadratic_tasks", dim, objectives=objectives, seed=seed)
     optimal = np.array([made.losses(x) for x in made.pareto_set(400 if objectives == 2 else 3000)])
-    low, nadir = optimal.min(axis=0), optimal[:objectives].max(axis=0)
+    low = optimal.min(axis=0)
+    nadir = optimal[:objectives].max(axis=0)
     known = TrialResult(None, np.full(dim, start), made.losses(np.full(dim, start)))
     problem = box(
         dim,
@@ -101,10 +106,10 @@ def tasks(dim: int, objectives: int, seed: int, budget: int, start: float = 0.5)
 def test_as_many_points_as_unknowns_recover_a_quadratic(dim: int) -> None:
     truth = a_quadratic(dim, seed=dim)
     points = np.random.default_rng(3).uniform(-0.5, 1.5, ((dim + 1) * (dim + 2) // 2, dim))
-    found = fit_model(points, truth(points)).coefficients()
-    np.testing.assert_allclose(found.A, truth.A, atol=1e-6)
-    np.testing.assert_allclose(found.b, truth.b, atol=1e-6)
-    assert found.e == pytest.approx(truth.e, abs=1e-6)
+    fitted = fit_model(points, truth(points)).coefficients()
+    np.testing.assert_allclose(fitted.A, truth.A, atol=1e-6)
+    np.testing.assert_allclose(fitted.b, truth.b, atol=1e-6)
+    assert fitted.e == pytest.approx(truth.e, abs=1e-6)
 
 
 def test_the_chosen_model_recovers_a_quadratic_too() -> None:
@@ -119,8 +124,9 @@ def test_the_chosen_model_recovers_a_quadratic_too() -> None:
 def refit(
     offsets: np.ndarray, gains: np.ndarray, penalty: float, weights: np.ndarray, target: np.ndarray
 ):
-    """Penalised least squares with one unknown for each entry of b, A, the diagonal of A and its
-    trace.
+    """Penalised least squares with explicit unknowns.
+
+    There is one for each entry of b and of A, one for the diagonal of A and one for its trace.
     """
     rows, columns = np.triu_indices(offsets.shape[1], 1)
     squares = offsets**2
@@ -144,15 +150,16 @@ def refit(
 @pytest.mark.parametrize("shape", ["linear", "bowl", "diagonal", "free"])
 def test_leave_one_out_in_closed_form_is_what_refitting_gives(shape: str, count: int) -> None:
     rng = np.random.default_rng(count)
-    offsets, weights = rng.standard_normal((count, 4)), rng.uniform(0.1, 2.0, count)
+    offsets = rng.standard_normal((count, 4))
+    weights = rng.uniform(0.1, 2.0, count)
     target = a_quadratic(4, 0)(offsets) + rng.standard_normal(count)
     design = Ridge.of(offsets, shape, weights)
     for ridge in (1e-5, 1e-1):
         closed = design.residuals(target[None], np.array([ridge]))[0, 0]
         for out in range(count):
             kept = weights / weights.mean() * (np.arange(count) != out)
-            features, found = refit(offsets, design.gains, ridge * design.unit, kept, target)
-            assert closed[out] == pytest.approx(target[out] - features[out] @ found, abs=1e-7)
+            features, solution = refit(offsets, design.gains, ridge * design.unit, kept, target)
+            assert closed[out] == pytest.approx(target[out] - features[out] @ solution, abs=1e-7)
 
 
 def test_leave_one_out_of_the_projected_fit_is_what_refitting_gives() -> None:
@@ -160,7 +167,8 @@ def test_leave_one_out_of_the_projected_fit_is_what_refitting_gives() -> None:
     offsets = rng.standard_normal((30, 3))
     target = a_quadratic(3, 0)(offsets) + 0.1 * rng.standard_normal(30)
     projected = OneSigned(Ridge.of(offsets, "free"), Ridge.of(offsets, "linear"))
-    unit, flat = projected.free.unit, projected.linear
+    unit = projected.free.unit
+    flat = projected.linear
     A = projected.quadratic(target, 1e-3).A
     assert np.linalg.eigvalsh(A).min() > -1e-12
     rest = target - 0.5 * np.einsum("nd,de,ne->n", offsets, A, offsets)
@@ -170,8 +178,8 @@ def test_leave_one_out_of_the_projected_fit_is_what_refitting_gives() -> None:
     for out in range(30):
         kept = (np.arange(30) != out).astype(float)
         gains = projected.free.gains
-        _, found = refit(offsets, gains, 1e-3 * unit, kept, target)
-        trace, axes, diagonal, crossed = np.split(found[4:], [1, 4, 7])
+        _, solution = refit(offsets, gains, 1e-3 * unit, kept, target)
+        trace, axes, diagonal, crossed = np.split(solution[4:], [1, 4, 7])
         left = np.diag(
             np.sqrt(gains[0]) * trace[0] + np.sqrt(gains[1]) * axes + np.sqrt(gains[2]) * diagonal
         )
@@ -184,7 +192,8 @@ def test_leave_one_out_of_the_projected_fit_is_what_refitting_gives() -> None:
 
 
 def test_unknowns_and_points_give_the_same_design() -> None:
-    offsets, gains = np.random.default_rng(0).standard_normal((12, 3)), np.array([1.3, 0.2, 0.7])
+    offsets = np.random.default_rng(0).standard_normal((12, 3))
+    gains = np.array([1.3, 0.2, 0.7])
     root = np.random.default_rng(1).uniform(0.5, 1.5, 12)
     (small, few), (large, many) = (
         way(offsets, gains, root / np.sqrt(np.mean(root**2))) for way in (_by_unknowns, _by_points)
@@ -213,7 +222,8 @@ def test_scores_that_are_logistic_in_a_quadratic_are_recovered() -> None:
     """Also where they saturate: points at 0 or 1 say little and weigh little."""
     truth = replace(a_quadratic(3, 2, convex=True), e=-4.0)
     rng = np.random.default_rng(0)
-    points, fresh = rng.uniform(-1.5, 1.5, (80, 3)), rng.uniform(-1.0, 1.0, (200, 3))
+    points = rng.uniform(-1.5, 1.5, (80, 3))
+    fresh = rng.uniform(-1.0, 1.0, (200, 3))
     losses = Link("logistic").to_loss(truth(points))
     assert np.mean((losses < -0.999) | (losses > -0.001)) >= 0.1
     model = fit_models(points, losses[:, None], [-1.0], polish=True)[0]
@@ -260,20 +270,23 @@ def test_few_noisy_points_of_a_bowl_give_a_bowl() -> None:
 
 
 def test_fewer_points_than_unknowns_still_tell_where_the_bowl_ends() -> None:
-    """In 60 dimensions a quadratic has 1,891 unknowns; 150 points find the optimum to a third of
-    its distance.
+    """150 points in 60 dimensions find the optimum to a third of its distance.
+
+    A quadratic has 1,891 unknowns there.
     """
     rng = np.random.default_rng(0)
-    points, optimum = 0.2 * rng.standard_normal((150, 60)), 0.2 * rng.standard_normal(60)
+    points = 0.2 * rng.standard_normal((150, 60))
+    optimum = 0.2 * rng.standard_normal(60)
     model = fit_models(points, np.sum((points - optimum) ** 2, axis=1)[:, None], [1.0])[0]
-    found = model.coefficients()
-    minimum = np.linalg.solve(found.A, -found.b)
+    fitted = model.coefficients()
+    minimum = np.linalg.solve(fitted.A, -fitted.b)
     assert np.linalg.norm(minimum - optimum) < 0.33 * np.linalg.norm(optimum)
 
 
 def test_translation_and_scale_of_the_points_change_nothing() -> None:
     rng = np.random.default_rng(2)
-    points, fresh = rng.random((20, 3)), rng.random((5, 3))
+    points = rng.random((20, 3))
+    fresh = rng.random((5, 3))
     losses = a_quadratic(3, 0)(points)[:, None] + 0.1 * rng.standard_normal((20, 1))
     here = fit_models(points, losses, [1.0])[0].predict(fresh)
     there = fit_models(5.0 + 3.0 * points, losses, [1.0])[0].predict(5.0 + 3.0 * fresh)
@@ -305,9 +318,9 @@ def test_descent_ends_where_the_weighted_sum_is_smallest() -> None:
     _, points, models = two_models()
     region = Region.of(models[0].frame, points)
     weights = weightings(2, 10, np.zeros(2))
-    found = descend(models, weights, np.zeros((len(weights), 4)), region)
+    solutions = descend(models, weights, np.zeros((len(weights), 4)), region)
     bounds = list(zip(region.lower, region.upper, strict=True))
-    for row, u in zip(weights, found, strict=True):
+    for row, u in zip(weights, solutions, strict=True):
 
         def loss(x, row=row):
             return float(
@@ -333,7 +346,8 @@ def test_the_front_covers_what_nsga2_finds_on_the_same_models() -> None:
 
     reached = minimize(Surrogate(), NSGA2(pop_size=60), ("n_gen", 60), seed=1).F
     ours = predict_front(models, points, np.full(2, 0.5)).losses
-    low, high = reached.min(axis=0), reached.max(axis=0)
+    low = reached.min(axis=0)
+    high = reached.max(axis=0)
     volumes = [
         hypervolume((losses - low) / (high - low), np.full(2, 1.1)) for losses in (ours, reached)
     ]
@@ -354,14 +368,15 @@ def test_predicted_points_lie_where_points_were_measured() -> None:
 
 def test_what_is_chosen_adds_most_volume_each_time() -> None:
     rng = np.random.default_rng(1)
-    front, known = rng.random((30, 3)), rng.random((10, 3))
+    front = rng.random((30, 3))
+    known = rng.random((10, 3))
     front = front[nondominated(front)]
     reference = np.maximum(1.1, front.max(axis=0) + 0.1 * np.ptp(front, axis=0))
     picked = choose(front, known, 4)
-    for place in range(4):
-        have = np.vstack([known, front[picked[:place]]])
+    for count in range(4):
+        have = np.vstack([known, front[picked[:count]]])
         gains = [hypervolume(np.vstack([have, row]), reference) for row in front]
-        assert gains[picked[place]] == pytest.approx(max(gains))
+        assert gains[picked[count]] == pytest.approx(max(gains))
     assert choose(front, front, 4) == []
 
 
@@ -441,7 +456,8 @@ def test_the_recommendation_beats_the_luckiest_noisy_trial() -> None:
     gains = []
     for seed in range(4):
         losses, problem, _ = tasks(4, 2, seed, 80)
-        rng, seen = np.random.default_rng(seed), []
+        rng = np.random.default_rng(seed)
+        seen = []
 
         def noisy(x, losses=losses, rng=rng, seen=seen):
             seen.append((losses(x) + 0.2 * rng.standard_normal(2), losses(x)))
@@ -455,9 +471,7 @@ def test_the_recommendation_beats_the_luckiest_noisy_trial() -> None:
 
 
 def test_outstanding_points_are_not_proposed_again() -> None:
-    """Nor anything near them: four fits without new results spread over the front, a hundredth of
-    it apart.
-    """
+    """Four fits without new results spread over the front, a hundredth of it apart."""
     losses, problem, _ = tasks(3, 2, 0, 100)
     strategy = Map(problem, 0, explore=0.0)
     drive(strategy, losses, 40)
@@ -480,9 +494,11 @@ def test_what_anchors_measured_is_not_asked_again() -> None:
 
 def test_questions_change_nothing() -> None:
     losses, problem, _ = tasks(3, 2, 0, 60)
-    silent, talkative = Map(problem, 0), Map(problem, 0)
+    silent = Map(problem, 0)
+    talkative = Map(problem, 0)
     for _ in range(40):
-        a, b = silent.ask(1)[0], talkative.ask(1)[0]
+        a = silent.ask(1)[0]
+        b = talkative.ask(1)[0]
         assert np.array_equal(a.point, b.point)
         for strategy, told in ((silent, a), (talkative, b)):
             strategy.tell([TrialResult(told.id, told.point, losses(told.point))])
@@ -492,7 +508,8 @@ def test_questions_change_nothing() -> None:
 
 def test_failures_and_short_evaluations_are_never_fitted() -> None:
     losses, problem, _ = tasks(3, 2, 0, 60)
-    plain, troubled = Map(problem, 0), Map(problem, 0)
+    plain = Map(problem, 0)
+    troubled = Map(problem, 0)
     for _ in range(12):
         point = plain.ask(1)[0].point
         plain.tell([TrialResult(None, point, losses(point))])
@@ -512,7 +529,8 @@ def test_a_failing_place_is_left() -> None:
     """The optimum of one task always fails; the search goes on elsewhere."""
     losses, problem, _ = tasks(3, 2, 0, 100)
     optimum = make_problem("quadratic_tasks", 3, seed=0).pareto_set(0)[0]
-    strategy, failures = Map(problem, 0, explore=0.0), 0
+    strategy = Map(problem, 0, explore=0.0)
+    failures = 0
     for _ in range(100):
         suggestion = strategy.ask(1)[0]
         fails = bool(np.linalg.norm(suggestion.point - optimum) < 0.05)

@@ -1,6 +1,4 @@
-"""MedSAMix beyond the contract: rungs and promotions, scalarisation, the forest, conditional
-dimensions.
-"""
+"""MedSAMix beyond the contract: rungs, promotions, scalarisation, forest, conditions."""
 
 from __future__ import annotations
 
@@ -17,18 +15,17 @@ import torch
 from mergesearch.merging.in_memory import MappingSource
 from mergesearch.merging.operators.stack import prepare
 from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, TrialResult
-from mergesearch.search.strategies.medsamix import (
+from mergesearch.search.strategies.medsamix import MedSaMix
+from mergesearch.search.strategies.parts.configurations import ConfigurationSpace
+from mergesearch.search.strategies.parts.random_forest import (
     Forest,
-    MedSaMix,
-    Moves,
     Results,
     augmented_tchebycheff,
-    bracket_rungs,
     expected_improvement,
-    rungs_of,
     scale_losses,
     simplex_weights,
 )
+from mergesearch.search.strategies.parts.rungs import bracket_rungs, rungs_of
 from mergesearch.search.strategies.sobol import Sobol
 from tests.contracts.problems import box, mixed
 
@@ -36,8 +33,9 @@ Function = Callable[[np.ndarray], float]
 
 
 def hidden_merge(dim: int, seed: int) -> tuple[Problem, Function]:
-    """Squared distance between the merged weights of a point and those of a hidden one with methods
-    of its own.
+    """A problem, and the squared distance of a point's merged weights to hidden ones.
+
+    The hidden point has methods of its own.
     """
     problem = replace(mixed(dim), items=0, budget=200)
     layout = problem.space.layout
@@ -109,12 +107,12 @@ class TestSearch:
 
         volumes = []
         for strategy in (MedSaMix(_plain(6, 2), 1, trees=15), Sobol(_plain(6, 2), 1)):
-            found = []
+            measured = []
             for _ in range(100):
                 suggestion = strategy.ask(1)[0]
-                found.append(losses(suggestion.point))
-                strategy.tell([result(suggestion, *found[-1])])
-            volumes.append(_volume(found, 0.25))
+                measured.append(losses(suggestion.point))
+                strategy.tell([result(suggestion, *measured[-1])])
+            volumes.append(_volume(measured, 0.25))
         # The whole front has f2 = (0.5 − √f1)², were all weights 1, and then the volume 0.0625 −
         # 1/96.
         assert volumes[0] > max(5 * volumes[1], 0.4 * (0.0625 - 1 / 96))
@@ -128,10 +126,12 @@ def _plain(dim: int, objectives: int = 1) -> Problem:
 
 def _volume(points: list[tuple[float, float]], reference: float) -> float:
     """Area that points dominate, below the reference in both objectives."""
-    area, height = 0.0, reference
+    area = 0.0
+    height = reference
     for one, other in sorted(point for point in points if max(point) < reference):
         if other < height:
-            area, height = area + (reference - one) * (height - other), other
+            area = area + (reference - one) * (height - other)
+            height = other
     return area
 
 
@@ -154,7 +154,8 @@ class TestBeginning:
 
     def test_nothing_is_tried_twice(self) -> None:
         problem, function = hidden_merge(44, 0)
-        strategy, seen = MedSaMix(problem, 0, trees=5), set()
+        strategy = MedSaMix(problem, 0, trees=5)
+        seen = set()
         for _ in range(60):
             suggestion = strategy.ask(1)[0]
             assert suggestion.point.tobytes() not in seen
@@ -188,7 +189,7 @@ class TestConditions:
 
     def test_neighbours_differ_in_what_matters(self) -> None:
         problem = mixed(66)
-        moves = Moves(problem, np.random.default_rng(0))
+        moves = ConfigurationSpace(problem, np.random.default_rng(0))
         parents = moves.scattered(4)
         children = moves.neighbours(np.repeat(parents, 1, axis=0), 200)
         digests = {problem.space.decode(parent).digest for parent in parents}
@@ -202,12 +203,12 @@ class TestConditions:
 
     def test_every_choice_can_be_reached_from_every_other(self) -> None:
         problem = mixed(8)
-        moves = Moves(problem, np.random.default_rng(0))
-        place = problem.space.choices[0]
+        moves = ConfigurationSpace(problem, np.random.default_rng(0))
+        index = problem.space.choices[0]
         reached: Counter[tuple[float, float]] = Counter()
         for parent in moves.scattered(40):
             reached.update(
-                (parent[place], child[place]) for child in moves.neighbours(parent[None], 40)
+                (parent[index], child[index]) for child in moves.neighbours(parent[None], 40)
             )
         assert {pair for pair in reached if pair[0] != pair[1]} == set(
             itertools.permutations([0.5, 1.5, 2.5, 3.5], 2)
@@ -215,14 +216,17 @@ class TestConditions:
 
     def test_forest_sees_a_column_for_each_name(self) -> None:
         problem = mixed(8)
-        moves = Moves(problem, np.random.default_rng(0))
+        moves = ConfigurationSpace(problem, np.random.default_rng(0))
         columns = moves.features(np.array([problem.start, problem.space.seeds[0]]))
         assert columns.shape == (2, problem.dim - 1 + 4)
         assert columns[:, -4:].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
         assert np.all((columns >= 0) & (columns <= 1))
 
     def test_candidates_are_bounded(self) -> None:
-        sizes = {dim: Moves(box(dim), np.random.default_rng(0)).size for dim in (1, 40, 2000)}
+        sizes = {
+            dim: ConfigurationSpace(box(dim), np.random.default_rng(0)).size
+            for dim in (1, 40, 2000)
+        }
         assert sizes == {1: 300, 40: 300, 2000: 75}
 
 
@@ -258,18 +262,18 @@ class TestRungs:
         assert {s.items for s in MedSaMix(replace(box(3), items=29), 0).ask(30)} == {None}
 
     def test_promotions_are_those_of_asynchronous_halving(self) -> None:
-        """Li 2020, algorithm 2, written out beside the strategy: every suggestion is the one that
-        it asks for.
-        """
+        """Every suggestion is the one of Li 2020, algorithm 2, written out beside the strategy."""
         problem = replace(box(3), items=90)
-        strategy, rng = MedSaMix(problem, 0, trees=5), np.random.default_rng(0)
+        strategy = MedSaMix(problem, 0, trees=5)
+        rng = np.random.default_rng(0)
         rungs: dict[int, dict[bytes, float]] = {10: {}, 30: {}, 90: {}}
         asked: dict[bytes, list[int]] = {}
         outstanding: list[Suggestion] = []
         for _ in range(150):
             expected = _promotable(rungs, asked)
             suggestion = strategy.ask(1)[0]
-            key, items = suggestion.point.tobytes(), suggestion.items or 90
+            key = suggestion.point.tobytes()
+            items = suggestion.items or 90
             if expected is None:
                 assert key not in asked
             else:
@@ -294,8 +298,11 @@ class TestRungs:
         assert len({s.point.tobytes() for s in suggestions}) == 34
 
     def test_several_objectives_promote_no_more_than_their_share(self) -> None:
-        problem, rng = replace(box(3, 2), items=90), np.random.default_rng(0)
-        strategy, told, promoted = MedSaMix(problem, 0, trees=5), Counter(), Counter()
+        problem = replace(box(3, 2), items=90)
+        rng = np.random.default_rng(0)
+        strategy = MedSaMix(problem, 0, trees=5)
+        told = Counter()
+        promoted = Counter()
         seen = set()
         for _ in range(120):
             suggestion = strategy.ask(1)[0]
@@ -323,10 +330,11 @@ def _promotable(
 class TestScalarisation:
     def test_is_the_augmented_tchebycheff_function(self) -> None:
         rng = np.random.default_rng(0)
-        losses, weights = rng.random((7, 3)), np.array([0.2, 0.5, 0.3])
-        for row, found in zip(losses, augmented_tchebycheff(losses, weights), strict=True):
+        losses = rng.random((7, 3))
+        weights = np.array([0.2, 0.5, 0.3])
+        for row, value in zip(losses, augmented_tchebycheff(losses, weights), strict=True):
             terms = [weight * loss for weight, loss in zip(weights, row, strict=True)]
-            assert found == pytest.approx(max(terms) + 0.05 * sum(terms), rel=1e-15)
+            assert value == pytest.approx(max(terms) + 0.05 * sum(terms), rel=1e-15)
 
     def test_weights_are_uniform_on_the_simplex(self) -> None:
         rng = np.random.default_rng(0)
@@ -361,30 +369,33 @@ class TestForest:
             deviation * math.sqrt(2 * math.pi)
         )
         integral = float(np.trapezoid(np.maximum(best - grid, 0) * density, grid))
-        found = expected_improvement(np.array([mean]), np.array([deviation]), best)
-        assert found[0] == pytest.approx(integral, rel=1e-5)
+        improvement = expected_improvement(np.array([mean]), np.array([deviation]), best)
+        assert improvement[0] == pytest.approx(integral, rel=1e-5)
 
     def test_certain_predictions_improve_by_what_they_promise(self) -> None:
-        found = expected_improvement(np.array([0.25, 0.75]), np.zeros(2), 0.5)
-        np.testing.assert_allclose(found, [0.25, 0.0], atol=1e-12)
+        improvement = expected_improvement(np.array([0.25, 0.75]), np.zeros(2), 0.5)
+        np.testing.assert_allclose(improvement, [0.25, 0.0], atol=1e-12)
 
     def test_failures_are_not_fitted(self) -> None:
-        results, rng = Results(1, 1), np.random.default_rng(0)
-        for place in range(40):
-            results.add(rng.random(2), None if place % 2 else np.array([rng.random()]), 1.0, 0)
+        results = Results(1, 1)
+        rng = np.random.default_rng(0)
+        for number in range(40):
+            results.add(rng.random(2), None if number % 2 else np.array([rng.random()]), 1.0, 0)
         points, shares, losses = results.training()
         assert len(points) == len(shares) == len(losses) == results.successes == 20
         assert np.all(np.isfinite(losses))
         assert math.isinf(results.scores([1], np.ones(1))[0])
 
     def test_predicts_at_all_items(self) -> None:
-        """Few items say too much, by 1; the forest learns that, and what the slope is, from
-        both.
+        """The forest learns from results on few items and on all.
+
+        Few items report 1 too much; the forest learns that, and the slope from both.
         """
-        results, rng = Results(1, 2), np.random.default_rng(0)
-        for place in range(200):
+        results = Results(1, 2)
+        rng = np.random.default_rng(0)
+        for number in range(200):
             point = rng.random(1)
-            results.add(point, point + (place % 2), 1 / 9 if place % 2 else 1.0, 1 - place % 2)
+            results.add(point, point + (number % 2), 1 / 9 if number % 2 else 1.0, 1 - number % 2)
         forest = Forest.fit(results, lambda points: points, 15, 0)
         grid = np.linspace(0.05, 0.95, 19)[:, None]
         np.testing.assert_allclose(
@@ -392,7 +403,8 @@ class TestForest:
         )  # scaled by the range, 2
 
     def test_one_forest_serves_all_weights(self) -> None:
-        results, rng = Results(2, 1), np.random.default_rng(0)
+        results = Results(2, 1)
+        rng = np.random.default_rng(0)
         for _ in range(150):
             point = rng.random(2)
             results.add(point, point.copy(), 1.0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.merging import InputError
 from mergesearch.search.front import hypervolume
 from mergesearch.search.strategies.base import Problem, TrialResult
@@ -32,8 +32,9 @@ def box(dim: int, objectives: int, *, budget: int = 200, high: float = 1.0, **fa
 
 
 def experts(tasks: int, seed: int = 0):
-    """One coefficient and one expert per task: losses, and a problem whose anchors are base,
-    experts and average.
+    """Losses and a problem with one coefficient and one expert for each task.
+
+    Its anchors are the base, the experts and their average.
 
     Every expert is near the optimum of its own task, and every task is hurt a little by the others.
     """
@@ -57,7 +58,10 @@ def drive(
     strategy, function, trials: int, in_flight: int = 4, fails=lambda number: False
 ) -> list[TrialResult]:
     """Results in another order than asked."""
-    rng, outstanding, results, asked = np.random.default_rng(0), [], [], 0
+    rng = np.random.default_rng(0)
+    outstanding = []
+    results = []
+    asked = 0
     while len(results) < trials:
         while len(outstanding) < in_flight and asked < trials:
             new = strategy.ask(1)
@@ -142,7 +146,8 @@ def run_pair(problem: Problem, sides: tuple[Side, Side], function) -> Pair:
 
 def two_tasks(weights: np.ndarray):
     """Two experts whose tasks disagree; the optimum at given weights has a closed form."""
-    optima, bend = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[1.0, 0.3], [0.3, 1.0]])
+    optima = np.array([[0.9, 0.1], [0.2, 0.8]])
+    bend = np.array([[1.0, 0.3], [0.3, 1.0]])
 
     def losses(x: np.ndarray) -> np.ndarray:
         return np.array([offset @ bend @ offset for offset in x - optima])
@@ -173,8 +178,9 @@ def test_only_the_tasks_of_its_sides_matter() -> None:
 
 
 def test_a_merge_is_never_worse_than_its_sides() -> None:
-    """Property: whatever the landscape, here one where whatever the pair measures is worse than
-    both ends.
+    """The result of a pair is never worse than its ends.
+
+    Here every other merge that the pair measures is worse than both.
     """
     problem, sides, _, _ = two_tasks(np.array([0.5, 0.5]))
     ends = tuple(Side(side.point, side.tasks, np.array([0.1, 0.1])) for side in sides)
@@ -238,7 +244,8 @@ def test_it_beats_every_anchor_and_random_search() -> None:
 def test_afterwards_it_covers_the_front() -> None:
     made = make_problem("quadratic_tasks", 4, seed=1)
     optimal = np.array([made.losses(x) for x in made.pareto_set(300)])
-    low, high = optimal.min(axis=0), optimal.max(axis=0)
+    low = optimal.min(axis=0)
+    high = optimal.max(axis=0)
     results = drive(NestedMap(box(4, 2, budget=220), 0), made.losses, 220)
     reached = np.array([result.losses for result in results])
     volumes = [hypervolume((rows - low) / (high - low), [1.1, 1.1]) for rows in (reached, optimal)]
@@ -251,10 +258,10 @@ def test_a_pair_goes_on_proposing_while_its_results_are_outstanding() -> None:
     first = strategy.ask(40)
     pair = strategy._pair
     assert len(np.unique([s.point for s in first], axis=0)) == 40
-    assert all(owner is pair for owner, _ in strategy._tests.values())
+    assert all(errand.pair is pair for errand in strategy._book.outstanding)
     strategy.tell([TrialResult(s.id, s.point, losses(s.point)) for s in first])
     chosen = strategy.ask(3)
-    assert strategy._tests[chosen[0].id][1] == -1  # the merge, then more of the design
+    assert strategy._book.outstanding[0].number == -1  # the merge, then more of the design
     strategy.tell([TrialResult(s.id, s.point, losses(s.point)) for s in chosen])
     strategy.ask(1)
     assert strategy._pair is not pair

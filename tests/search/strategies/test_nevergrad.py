@@ -1,6 +1,4 @@
-"""nevergrad behind the contract: agreement with the library, what is refused and why, failures,
-convergence.
-"""
+"""nevergrad behind the contract: agreement with the library, refusals, failures, convergence."""
 
 from __future__ import annotations
 
@@ -51,7 +49,9 @@ def run_library(
     engine, asks: int, in_flight: int = 1, *, shuffle: bool = False
 ) -> list[np.ndarray]:
     """Ask and tell, oldest first or in any order."""
-    points, outstanding, rng = [], [], np.random.default_rng(0)
+    points = []
+    outstanding = []
+    rng = np.random.default_rng(0)
     with warnings.catch_warnings(action="ignore"):
         for _ in range(asks):
             outstanding.append(engine.ask())
@@ -77,7 +77,8 @@ def test_points_are_those_of_the_library(name: str) -> None:
     engine = library(name, 8, seed=7)
     engine.suggest(np.full(8, 0.3))
     expected = run_library(engine, 40, in_flight=3)
-    strategy, asked = Nevergrad(box(8), 7, optimizer=name), []
+    strategy = Nevergrad(box(8), 7, optimizer=name)
+    asked = []
     outstanding = []
     for _ in range(40):
         outstanding += strategy.ask(1)
@@ -113,12 +114,11 @@ def test_sphere_with_four_in_flight(name: str, shrinks_to: float) -> None:
 
 @pytest.mark.parametrize("name", ["OnePlusOne", "DE", "TBPSA"])
 def test_translation_of_the_box_is_translation_of_the_points(name: str) -> None:
-    here, there = (
-        Nevergrad(box(3), 1, optimizer=name),
-        Nevergrad(box(3, low=10.0, high=14.0), 1, optimizer=name),
-    )
+    here = Nevergrad(box(3), 1, optimizer=name)
+    there = Nevergrad(box(3, low=10.0, high=14.0), 1, optimizer=name)
     for _ in range(30):
-        a, b = here.ask(1)[0], there.ask(1)[0]
+        a = here.ask(1)[0]
+        b = there.ask(1)[0]
         np.testing.assert_allclose(10.0 + 4 * a.point, b.point, atol=1e-9)
         for strategy, suggestion in ((here, a), (there, b)):
             strategy.tell(
@@ -290,7 +290,8 @@ def test_an_optimizer_that_reads_the_global_generator_is_isolated_from_it() -> N
 
 
 def test_failures_are_told_as_worse_than_the_worst_and_not_before_there_is_one() -> None:
-    strategy, told = Nevergrad(box(3), 0, optimizer="DE"), []
+    strategy = Nevergrad(box(3), 0, optimizer="DE")
+    told = []
     engine_tell = strategy._engine.tell
     strategy._engine.tell = lambda candidate, loss: (
         told.append(loss),

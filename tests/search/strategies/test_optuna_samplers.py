@@ -1,6 +1,4 @@
-"""Optuna's samplers behind the contract: agreement with the library, the first points, fronts,
-refusals.
-"""
+"""Optuna's samplers behind the contract: agreement with the library, first points, refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ import pytest
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Problem, TrialResult
-from mergesearch.search.strategies.optuna import LIMITS, OptunaSampler
+from mergesearch.search.strategies.optuna import OptunaSampler
+from mergesearch.search.strategies.parts.optuna_samplers import LIMITS
 from mergesearch.search.strategies.table import check_options
 
 SAMPLERS = sorted(LIMITS)
@@ -28,7 +27,7 @@ def box(dim: int, objectives: int = 1, anchors: int = 0, budget: int = 100) -> P
         np.tile([0.0, 1.0], (objectives, 1)),
         np.full(objectives, 1 / objectives),
     )
-    points = [np.full(dim, place) for place in np.linspace(0.3, 0.9, anchors)]
+    points = [np.full(dim, value) for value in np.linspace(0.3, 0.9, anchors)]
     return replace(
         problem,
         anchors=tuple(TrialResult(None, point, spheres(point, objectives)) for point in points),
@@ -36,14 +35,15 @@ def box(dim: int, objectives: int = 1, anchors: int = 0, budget: int = 100) -> P
 
 
 def spheres(x: np.ndarray, objectives: int = 1) -> np.ndarray:
-    return np.array([float(np.mean((x - 0.55 + 0.3 * place) ** 2)) for place in range(objectives)])
+    return np.array([float(np.mean((x - 0.55 + 0.3 * index) ** 2)) for index in range(objectives)])
 
 
 def minimise(
     strategy: OptunaSampler, objectives: int, trials: int, in_flight: int = 1
 ) -> np.ndarray:
     """Losses of all trials, ``(trials, objectives)``; told oldest first."""
-    outstanding, losses = [], []
+    outstanding = []
+    losses = []
     for _ in range(trials):
         outstanding += strategy.ask(1)
         if len(outstanding) >= in_flight:
@@ -64,14 +64,15 @@ def library_sampler(name: str, seed: int, dim: int):
     if name == "gp":
         return samplers.GPSampler(n_startup_trials=3, seed=seed)
     if name == "cma_es":
-        x0 = {f"x{place:04d}": 0.3 for place in range(dim)}
+        x0 = {f"x{index:04d}": 0.3 for index in range(dim)}
         return samplers.CmaEsSampler(x0=x0, sigma0=0.15, n_startup_trials=3, seed=seed)
     if name == "qmc":
         return samplers.QMCSampler(scramble=True, seed=seed)
     if name == "random":
         return samplers.RandomSampler(seed=seed)
     kind = samplers.NSGAIISampler if name == "nsga2" else samplers.NSGAIIISampler
-    crossover, mutation = nsgaii.SBXCrossover(eta=15), nsgaii.PolynomialMutation(eta=20)
+    crossover = nsgaii.SBXCrossover(eta=15)
+    mutation = nsgaii.PolynomialMutation(eta=20)
     return kind(
         population_size=3, crossover=crossover, mutation=mutation, mutation_prob=1 / dim, seed=seed
     )
@@ -83,11 +84,12 @@ def test_points_are_those_of_the_library(name: str) -> None:
     """Three anchors satisfy ``startup``: every point is the sampler's. One is always in flight."""
     import optuna
 
-    dim, problem = 3, box(3, anchors=3)
+    dim = 3
+    problem = box(3, anchors=3)
     strategy = OptunaSampler(problem, 5, sampler=name, startup=3)
     seed = int(np.random.default_rng(5).integers(2**31))
     study = optuna.create_study(sampler=library_sampler(name, seed, dim))
-    names = [f"x{place:04d}" for place in range(dim)]
+    names = [f"x{index:04d}" for index in range(dim)]
     distributions = {name: optuna.distributions.FloatDistribution(0, 1) for name in names}
     for anchor in sorted(problem.anchors, key=lambda anchor: anchor.losses[0]):
         params = dict(zip(names, anchor.point.tolist(), strict=True))
@@ -101,7 +103,8 @@ def test_points_are_those_of_the_library(name: str) -> None:
             study.add_trial(
                 optuna.create_trial(params=params, distributions=distributions, value=value)
             )
-    suggestion, trial = strategy.ask(1)[0], study.ask(distributions)
+    suggestion = strategy.ask(1)[0]
+    trial = study.ask(distributions)
     for _ in range(4 if name == "gp" else 12):
         following = strategy.ask(1)[0], study.ask(distributions)
         point = np.array([trial.params[name] for name in names])
@@ -207,11 +210,9 @@ def test_random_and_tpe_replay_exactly_out_of_order() -> None:
     for name in ("random", "tpe"):
         traces = []
         for _ in range(2):
-            strategy, rng, trace = (
-                OptunaSampler(box(3), 1, sampler=name),
-                np.random.default_rng(0),
-                [],
-            )
+            strategy = OptunaSampler(box(3), 1, sampler=name)
+            rng = np.random.default_rng(0)
+            trace = []
             outstanding = strategy.ask(6)
             for _ in range(40):
                 done = outstanding.pop(int(rng.integers(6)))

@@ -12,7 +12,7 @@ from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import TrialResult
 from mergesearch.search.strategies.portfolio import Portfolio
 from mergesearch.search.strategies.table import build_strategy, check_options
-from tests.contracts.problems import box, told
+from tests.contracts.problems import box, result_at
 from tests.search.studies import analytic, run_in
 
 
@@ -27,14 +27,15 @@ def portfolio(members: list, dim: int = 5, objectives: int = 1) -> Portfolio:
 def test_turns_are_taken_in_proportion_to_shares() -> None:
     strategy = portfolio([{"name": "sobol", "share": 3}, "cma_es"])
     strategy.ask(40)
-    owners = [member for member, _ in strategy._owner.values()]
+    owners = [member for member, _ in strategy._book.outstanding]
     assert owners[:8] == [0, 1, 0, 0, 0, 1, 0, 0] or owners[:8].count(0) == 6
     assert (owners.count(0), owners.count(1)) == (30, 10)
 
 
 def test_members_propose_what_they_would_alone() -> None:
-    """A member is the strategy alone, told of its own trials as its own and of the others' as
-    nobody's.
+    """A member behaves as the strategy by itself.
+
+    It is told its own trials as its own, and those of others as nobody's.
     """
     problem = box(5)
     both = portfolio(["cma_es", {"name": "sobol", "sigma": 0.1}])
@@ -46,23 +47,23 @@ def test_members_propose_what_they_would_alone() -> None:
     )
     for _ in range(60):
         suggestion = both.ask(1)[0]
-        mine = both._owner[suggestion.id][0] == 0
+        mine = both._book.outstanding[-1][0] == 0
         if mine:
             expected = alone.ask(1)[0]
             assert np.array_equal(suggestion.point, expected.point)
-            alone.tell([told(expected.point, problem, expected.id)])
+            alone.tell([result_at(expected.point, problem, expected.id)])
         else:
-            alone.tell([told(suggestion.point, problem)])
-        both.tell([told(suggestion.point, problem, suggestion.id)])
+            alone.tell([result_at(suggestion.point, problem)])
+        both.tell([result_at(suggestion.point, problem, suggestion.id)])
 
 
 def test_others_are_told_of_a_trial_as_of_one_they_did_not_suggest() -> None:
     strategy = portfolio(["cma_es", "sobol"])
     heard: list[list[int | None]] = [[], []]
-    for place, member in enumerate(strategy._members):
-        member.tell = lambda trials, place=place: heard[place].extend(t.id for t in trials)  # type: ignore[method-assign]
+    for number, member in enumerate(strategy._members):
+        member.tell = lambda trials, number=number: heard[number].extend(t.id for t in trials)  # type: ignore[method-assign]
     suggestions = strategy.ask(4)
-    strategy.tell([told(s.point, box(5), s.id) for s in reversed(suggestions)])
+    strategy.tell([result_at(s.point, box(5), s.id) for s in reversed(suggestions)])
     strategy.tell([TrialResult(None, suggestions[0].point, np.zeros(1))])
     assert heard == [[None, 1, None, 0, None], [1, None, 0, None, None]]
 

@@ -41,7 +41,8 @@ def models(dim: int, budget: int = 100) -> Problem:
 
 
 def run(strategy: Strategy, function, budget: int, in_flight: int = 3) -> list[np.ndarray]:
-    asked, outstanding = [], []
+    asked = []
+    outstanding = []
     for _ in range(budget):
         outstanding += strategy.ask(1)
         asked.append(outstanding[-1].point)
@@ -54,11 +55,13 @@ def run(strategy: Strategy, function, budget: int, in_flight: int = 3) -> list[n
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 10, 20])
 def test_the_whole_budget_runs_and_improves_on_the_start(dim: int) -> None:
     """Where NGOpt itself raises TypeError, in few dimensions, among them."""
-    hub, optimum = LoraHub(adapters(dim), 0), np.resize([0.6, -0.4], dim)
+    hub = LoraHub(adapters(dim), 0)
+    optimum = np.resize([0.6, -0.4], dim)
     asked = run(hub, lambda x: 3 + float(np.mean((x - optimum) ** 2)), 40)
     assert np.array_equal(asked[0], np.zeros(dim))
     assert np.mean((hub.best()[0] - optimum) ** 2) < 0.97 * np.mean(optimum**2)
-    pcb, optimum = PcbEs(models(dim), 0), np.resize([0.9, 1.2], dim)
+    pcb = PcbEs(models(dim), 0)
+    optimum = np.resize([0.9, 1.2], dim)
     asked = run(pcb, lambda x: 3 + float(np.mean((x - optimum) ** 2)), 100)
     assert np.array_equal(asked[0], np.ones(dim))
     assert np.mean((pcb.best()[0] - optimum) ** 2) < 0.9 * np.mean((1 - optimum) ** 2)
@@ -73,10 +76,8 @@ def test_without_penalty_both_are_ngopt() -> None:
 
 def test_the_penalty_is_the_mean_absolute_coefficient() -> None:
     """Huang 2023, sec. 3.3; the weighted loss counts in units of the anchors' range."""
-    strategy, told = (
-        LoraHub(replace(adapters(4, objectives=2), weights=np.array([0.25, 0.75])), 0),
-        [],
-    )
+    strategy = LoraHub(replace(adapters(4, objectives=2), weights=np.array([0.25, 0.75])), 0)
+    told = []
     strategy._ngopt.tell = told.extend
     point = np.array([1.0, -0.5, 0.0, 0.3])
     strategy.tell([TrialResult(None, point, np.array([3.0, 2.5])), TrialResult(None, point, None)])
@@ -85,13 +86,13 @@ def test_the_penalty_is_the_mean_absolute_coefficient() -> None:
 
 
 def test_a_strong_penalty_keeps_the_coefficients_small() -> None:
-    found = []
+    sizes = []
     for penalty in (0.0, 5.0):
         strategy = LoraHub(adapters(3, budget=100), 0, penalty=penalty)
         run(strategy, lambda x: float(np.mean((x - 0.8) ** 2)), 100)
-        found.append(np.mean(np.abs(strategy.best()[0])))
-    assert found[0] > 0.5
-    assert found[1] < 0.1
+        sizes.append(np.mean(np.abs(strategy.best()[0])))
+    assert sizes[0] > 0.5
+    assert sizes[1] < 0.1
 
 
 def test_presets_of_the_space() -> None:

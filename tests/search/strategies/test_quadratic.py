@@ -15,13 +15,14 @@ from mergesearch.search.strategies.parts.quadratic_model import (
     descend,
     fit_quadratic,
 )
-from mergesearch.search.strategies.quadratic import MOST, Quadratic
+from mergesearch.search.strategies.quadratic import MOST, OF_THE_MODEL, Quadratic
 from tests.search.strategies.test_cma_es import box, ellipsoid, minimise
 
 
 def features(points: np.ndarray) -> np.ndarray:
-    """Columns whose products are the model's kernel: constant, slopes, all products, common
-    curvature.
+    """Columns whose inner products are the model's kernel.
+
+    They are the constant, slopes, all products of coordinates, and the common curvature.
     """
     dim = points.shape[1]
     products = np.einsum("ni,nj->nij", points, points).reshape(len(points), -1) / dim
@@ -83,7 +84,8 @@ def test_a_quadratic_is_recovered() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (40, 4))
     root = rng.standard_normal((4, 4))
-    curvature, slope = root @ root.T, rng.standard_normal(4)
+    curvature = root @ root.T
+    slope = rng.standard_normal(4)
     losses = 2.0 + points @ slope + 0.5 * np.sum((points @ curvature) * points, axis=1)
     model = fit_quadratic(points, losses, np.ones(40))
     np.testing.assert_allclose(model.curvature, curvature, atol=1e-4)
@@ -107,23 +109,27 @@ def test_equal_losses_give_no_model() -> None:
 def test_the_minimum_in_a_box_meets_the_optimality_conditions() -> None:
     rng = np.random.default_rng(2)
     root = rng.standard_normal((6, 6))
-    curvature, slope = root @ root.T + 0.1 * np.eye(6), 3 * rng.standard_normal(6)
-    lower, upper = np.full(6, -0.5), np.full(6, 0.7)
-    found = descend(slope, curvature, 1 / np.linalg.norm(curvature, 2), lower, upper)
-    gradient = curvature @ found + slope
-    inside = (found > lower) & (found < upper)
+    curvature = root @ root.T + 0.1 * np.eye(6)
+    slope = 3 * rng.standard_normal(6)
+    lower = np.full(6, -0.5)
+    upper = np.full(6, 0.7)
+    minimum = descend(slope, curvature, 1 / np.linalg.norm(curvature, 2), lower, upper)
+    gradient = curvature @ minimum + slope
+    inside = (minimum > lower) & (minimum < upper)
     assert inside.any()
     assert not inside.all()
     np.testing.assert_allclose(gradient[inside], 0, atol=1e-2)
-    assert np.all(gradient[found == lower] > 0)
-    assert np.all(gradient[found == upper] < 0)
+    assert np.all(gradient[minimum == lower] > 0)
+    assert np.all(gradient[minimum == upper] < 0)
 
 
 def ratio(strategy, function, trials: int, noise: float, seed: int) -> float:
-    """True loss of the recommendation over that of the start, after noisy trials with eight in
-    flight.
+    """True loss of the recommendation over that of the start.
+
+    The trials are noisy, with eight outstanding.
     """
-    rng, start = np.random.default_rng(seed), function(np.full(8, 0.3))
+    rng = np.random.default_rng(seed)
+    start = function(np.full(8, 0.3))
     minimise(
         strategy,
         lambda x: function(x) + noise * start * rng.standard_normal(),
@@ -139,7 +145,8 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def test_on_noisy_quadratics_it_is_far_better_than_cma_es() -> None:
-    model, alone = [], []
+    model = []
+    alone = []
     for seed in range(4):
         function, _ = ellipsoid(8, 1e3, seed)
         model.append(ratio(Quadratic(box(8), seed), function, 300, 0.02, seed))
@@ -149,7 +156,8 @@ def test_on_noisy_quadratics_it_is_far_better_than_cma_es() -> None:
 
 @pytest.mark.parametrize("shape", ["steps", "kinks"])
 def test_where_losses_are_no_quadratic_it_is_not_worse_than_cma_es(shape: str) -> None:
-    model, alone = [], []
+    model = []
+    alone = []
     for seed in range(3):
         bowl, optimum = ellipsoid(8, 30.0, seed)
         start = bowl(np.full(8, 0.3))
@@ -173,7 +181,8 @@ def test_in_noise_alone_the_model_is_not_trusted() -> None:
 
 def test_the_region_grows_on_a_quadratic_and_shrinks_in_a_bent_valley() -> None:
     rng = np.random.default_rng(0)
-    smooth, bent = Quadratic(box(4), 0), Quadratic(box(4), 0)
+    smooth = Quadratic(box(4), 0)
+    bent = Quadratic(box(4), 0)
     minimise(smooth, lambda x: float(np.sum((x - 0.6) ** 2)) + 0.01 * rng.standard_normal(), 150)
     # Rosenbrock 1960.
     minimise(
@@ -203,21 +212,24 @@ def test_outstanding_proposals_of_the_model_differ() -> None:
     strategy = Quadratic(box(4), 0)
     minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)) + 0.01 * rng.standard_normal(), 60)
     asked = strategy.ask(16)
-    own = np.array([s.point for s in asked if strategy._asked[s.id] is None])
+    tickets = strategy._book.outstanding
+    own = np.array([s.point for s, it in zip(asked, tickets, strict=True) if it == OF_THE_MODEL])
     assert len(own) == 8
     assert np.min(np.linalg.norm(own[:, None] - own, axis=2) + np.eye(8)) > 1e-4
 
 
 def test_failures_are_no_data_but_draw_the_region_in() -> None:
     strategy = Quadratic(anchored(box(3), 20), 0)
-    model, half = strategy._region.model, strategy._half
+    model = strategy._region.model
+    half = strategy._half
     strategy.tell([TrialResult(s.id, s.point, None) for s in strategy.ask(8)])
     assert strategy._region.model is model
     assert strategy._half == pytest.approx(half / 1.4**4)
 
 
 def test_the_unit_of_the_losses_does_not_matter() -> None:
-    plain, scaled = Quadratic(box(4), 3), Quadratic(box(4), 3)
+    plain = Quadratic(box(4), 3)
+    scaled = Quadratic(box(4), 3)
     minimise(plain, lambda x: float(np.sum((x - 0.6) ** 2)), 80)
     minimise(scaled, lambda x: 1024.0 * float(np.sum((x - 0.6) ** 2)), 80)
     assert np.array_equal(plain.ask(1)[0].point, scaled.ask(1)[0].point)

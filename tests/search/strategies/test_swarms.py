@@ -1,13 +1,11 @@
-"""PSO-Merging and Model Swarms beyond the contract: the update rules, convergence, turns, restarts,
-failures.
-"""
+"""PSO-Merging and Model Swarms beyond the contract: update rules, turns, restarts, failures."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mergesearch.evaluators.synthetic import make_problem
+from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.search.strategies.base import TrialResult
 from tests.search.strategies.populations import anchor, asked, box, make, run, sphere
 
@@ -23,27 +21,35 @@ def known(dim: int, count: int) -> tuple[TrialResult, ...]:
 
 
 def test_pso_follows_its_formula_move_by_move() -> None:
-    """A plain implementation with the same draws, particle after particle, gives the same
-    points.
+    """A plain implementation with the same draws gives the same points.
+
+    It takes one particle after another.
     """
-    dim, anchors = 4, known(4, 3)
+    dim = 4
+    anchors = known(4, 3)
     moves = asked(make("pso", box(dim, anchors=anchors), 5, particles=3), sphere, 30)
 
     rng = np.random.default_rng(5)
     x = np.array([one.point for one in anchors])
-    v, p, f = np.zeros_like(x), x.copy(), np.array([one.losses[0] for one in anchors])
+    v = np.zeros_like(x)
+    p = x.copy()
+    f = np.array([one.losses[0] for one in anchors])
     for move in range(30):
-        i, (r1, r2) = move % 3, rng.random((2, dim))
+        i = move % 3
+        (r1, r2) = rng.random((2, dim))
         v[i] = 0.2 * v[i] + 2 * r1 * (p[i] - x[i]) + 2 * r2 * (p[f.argmin()] - x[i])
         inside = (x[i] + v[i] >= 0) & (x[i] + v[i] <= 1)
-        x[i], v[i] = np.clip(x[i] + v[i], 0, 1), np.where(inside, v[i], 0)
+        x[i] = np.clip(x[i] + v[i], 0, 1)
+        v[i] = np.where(inside, v[i], 0)
         if sphere(x[i])[0] < f[i]:
-            p[i], f[i] = x[i], sphere(x[i])[0]
+            p[i] = x[i]
+            f[i] = sphere(x[i])[0]
         np.testing.assert_allclose(moves[move], x[i], atol=1e-12)
 
 
 def test_model_swarms_follows_its_formula_move_by_move() -> None:
-    dim, anchors = 4, known(4, 3)
+    dim = 4
+    anchors = known(4, 3)
     moves = asked(
         make("model_swarms", box(dim, anchors=anchors), 5, particles=3, patience=4), sphere, 60
     )
@@ -51,15 +57,23 @@ def test_model_swarms_follows_its_formula_move_by_move() -> None:
     rng = np.random.default_rng(5)
     x = np.array([one.point for one in anchors])
     v = x[rng.integers(3, size=3)] - x
-    p, f = x.copy(), np.array([one.losses[0] for one in anchors])
-    stands, now, idle, restarts = x.copy(), f.copy(), np.zeros(3), 0
+    p = x.copy()
+    f = np.array([one.losses[0] for one in anchors])
+    stands = x.copy()
+    now = f.copy()
+    idle = np.zeros(3)
+    restarts = 0
     for move in range(60):
         i = move % 3
         if idle[i] >= 4:
-            x[i], v[i], idle[i], restarts = p[i], 0, 0, restarts + 1
+            x[i] = p[i]
+            v[i] = 0
+            idle[i] = 0
+            restarts = restarts + 1
         rv, rp, rg, rw = rng.random((4, dim))
         total = 0.4 * rv + 0.3 * rp + 0.3 * rg + 0.3 * rw
-        best, worst = p[f.argmin()], stands[now.argmax()]
+        best = p[f.argmin()]
+        worst = stands[now.argmax()]
         pull = (
             0.4 * rv * v[i]
             + 0.3 * rp * (p[i] - x[i])
@@ -68,9 +82,13 @@ def test_model_swarms_follows_its_formula_move_by_move() -> None:
         )
         v[i] = pull / total
         x[i] = np.clip(x[i] + max(0.95 ** (move // 3), 0.1) * v[i], 0, 1)
-        stands[i], now[i], idle[i] = x[i], sphere(x[i])[0], idle[i] + 1
+        stands[i] = x[i]
+        now[i] = sphere(x[i])[0]
+        idle[i] = idle[i] + 1
         if now[i] < f[i]:
-            p[i], f[i], idle[i] = x[i], now[i], 0
+            p[i] = x[i]
+            f[i] = now[i]
+            idle[i] = 0
         np.testing.assert_allclose(moves[move], x[i], atol=1e-12)
     assert restarts > 0
 
@@ -91,8 +109,7 @@ def test_model_swarms_approaches_the_sphere_in_ten_dimensions() -> None:
 @pytest.mark.parametrize("in_flight", [1, 16])
 @pytest.mark.parametrize("name", NAMES)
 def test_better_than_random_on_quadratic_tasks(name: str, in_flight: int) -> None:
-    """Two tasks whose weighted sum is the loss; what is left of it above the least, after 400
-    trials.
+    """The excess loss that is left after 400 trials on two weighted tasks.
 
     Twelve seeds: Model Swarms halves what random leaves, and a seed's ratio varies by a factor of
     two.
@@ -135,7 +152,8 @@ def test_known_merges_are_particles_that_need_no_measurement(name: str) -> None:
 
 
 def test_first_particles_of_model_swarms_mix_two_known_merges_and_go_past_them() -> None:
-    one, other = anchor([0.4, 0.4, 0.4], sphere), anchor([0.5, 0.5, 0.5], sphere)
+    one = anchor([0.4, 0.4, 0.4], sphere)
+    other = anchor([0.5, 0.5, 0.5], sphere)
     strategy = make("model_swarms", box(3, anchors=(one, other)), particles=42)
     mixed = np.array([suggestion.point for suggestion in strategy.ask(20)])
     np.testing.assert_allclose(np.ptp(mixed, axis=1), 0, atol=1e-12)  # on the line through both
@@ -145,20 +163,21 @@ def test_first_particles_of_model_swarms_mix_two_known_merges_and_go_past_them()
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_foreign_result_can_become_the_swarms_best_place(name: str) -> None:
-    """Without pull of their own, particles end at the place that somebody else found."""
+    """Particles without pulls of their own end at the best point of others."""
     options = {"cognitive": 0.0, "inertia": 1e-6, "particles": 5} | (
         {"repel": 0.0} if name == "model_swarms" else {}
     )
     strategy = make(name, box(3), **options)
-    found = TrialResult(None, np.array([0.9, 0.1, 0.8]), np.array([-1.0]))
-    strategy.tell([found])
+    foreign = TrialResult(None, np.array([0.9, 0.1, 0.8]), np.array([-1.0]))
+    strategy.tell([foreign])
     points = asked(strategy, sphere, 400)
-    np.testing.assert_allclose(points[-1], found.point, atol=0.05)
+    np.testing.assert_allclose(points[-1], foreign.point, atol=0.05)
 
 
 def test_model_swarms_flees_from_a_failure() -> None:
-    """A failure is the worst place; with nothing else at work, every step leads straight away from
-    it.
+    """A failure is the worst point, which steps lead straight away from.
+
+    Nothing else is at work here.
     """
     anchors = known(3, 3)
     strategy = make(

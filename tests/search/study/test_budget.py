@@ -1,4 +1,4 @@
-"""Budgets: exact counts, stops, what is kept back, and the same end after an interruption."""
+"""Budgets: exact counts, stops, reserves, and the same end after an interruption."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ RECIPE = Recipe(Source("", ""), (), "task_arithmetic", Field(np.array([0, 1]), n
 
 
 def trial(
-    number: int, *, part: int | None = None, seconds: float = 0.0, finished: float = 0.0
+    number: int, *, item_count: int | None = None, seconds: float = 0.0, finished: float = 0.0
 ) -> TrialRecord:
     state = "complete" if finished else "running"
     return replace(
-        TrialRecord(number, "search", "", number, None, RECIPE, 0, None, state, part),
+        TrialRecord(number, "search", "", number, None, RECIPE, 0, None, state, item_count),
         seconds={"evaluate": seconds},
         finished=finished,
     )
 
 
-def cost(part: int | None) -> int:
-    return 100 if part is None else min(part, 100)
+def cost(item_count: int | None) -> int:
+    return 100 if item_count is None else min(item_count, 100)
 
 
 def test_what_was_spent_counts_parts_failures_and_overlapping_spans() -> None:
@@ -49,34 +49,36 @@ def test_what_was_spent_counts_parts_failures_and_overlapping_spans() -> None:
 
 def test_evaluations_are_never_exceeded_and_never_left_over() -> None:
     records: list[TrialRecord] = []
-    purse = BudgetTracker(BudgetSection(evaluations=520), records, cost, reserve=1)
-    for part in (None, 60, None, None):
-        assert purse.allows(part)
-        records.append(trial(len(records), item_count=part))
+    budget = BudgetTracker(BudgetSection(evaluations=520), records, cost, reserve=1)
+    for item_count in (None, 60, None, None):
+        assert budget.allows(item_count)
+        records.append(trial(len(records), item_count=item_count))
     # 360 are spent and 100 kept back: 60 are left.
-    assert not purse.allows(None)
-    assert not purse.allows(61)
-    assert purse.allows(60)
-    purse.release()
-    assert purse.allows(None)
+    assert not budget.allows(None)
+    assert not budget.allows(61)
+    assert budget.allows(60)
+    budget.release()
+    assert budget.allows(None)
 
 
 def test_time_stops_asking_and_counts_earlier_sessions() -> None:
     now = [1000.0]
     records = [trial(0, seconds=6.0, finished=50.0)]
-    purse = BudgetTracker(BudgetSection(seconds=10), records, cost, reserve=0, clock=lambda: now[0])
+    budget = BudgetTracker(
+        BudgetSection(seconds=10), records, cost, reserve=0, clock=lambda: now[0]
+    )
     now[0] += 3.9
-    assert purse.allows()
+    assert budget.allows()
     now[0] += 0.2
-    assert not purse.allows()
+    assert not budget.allows()
 
 
 def test_worker_hours_add_up_over_workers() -> None:
     records = [trial(0, seconds=1800.0, finished=50.0)]
-    purse = BudgetTracker(BudgetSection(worker_hours=1), records, cost, reserve=0)
-    assert purse.allows()
-    purse.note_end(trial(1, seconds=1800.0, finished=51.0))
-    assert not purse.allows()
+    budget = BudgetTracker(BudgetSection(worker_hours=1), records, cost, reserve=0)
+    assert budget.allows()
+    budget.add_finished(trial(1, seconds=1800.0, finished=51.0))
+    assert not budget.allows()
 
 
 def test_the_strictest_limit_holds(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_the_strictest_limit_holds(tmp_path: Path) -> None:
     run = run_in(analytic(budget=section, strategy="cma_es"), tmp_path / "run")
     assert len(run.log.records) == 20
     assert (
-        spent(run.log.records, lambda part: run.plan.evaluator.cost("search", part)).evaluations
+        spent(run.log.records, lambda count: run.plan.evaluator.cost("search", count)).evaluations
         == 1000
     )
 

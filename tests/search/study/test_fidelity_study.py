@@ -1,6 +1,4 @@
-"""Whole studies whose trials may be stopped, whose objectives are relative, and whose merges have
-bounds to keep.
-"""
+"""Whole studies with early stopping, with relative objectives, and with bounds."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ RULES: dict[str, dict[str, Any]] = {
     "halving": {"rule": "halving", "min_items": 40},
     "hyperband": {"rule": "hyperband", "min_items": 20},
     "subset": {"rule": "subset", "min_items": 80, "estimate": "mean"},
-    "subset of anchors": {
+    "subset of representatives": {
         "rule": "subset",
         "min_items": 60,
         "order": "representative",
@@ -66,11 +64,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "anchors in a race": (
         study({"rule": "race", "order": "representative", "estimate": "representative"}),
-        "order: anchors: expected rule subset",
+        "order: representative: expected rule subset",
     ),
     "differences of anchors": (
         study({"rule": "subset", "order": "representative"}),
-        "estimate: expected anchors, mean or an IRT with order: anchors",
+        "estimate: expected representative, mean or an IRT with order: representative",
     ),
     "unknown": (study("racing"), "fidelity.rule: input should be 'full', 'race'"),
 }
@@ -266,7 +264,7 @@ class TestBounds:
         assert not missed & set(run.verdict.front)
         base = next(record for record in complete if record.name == "base")
         odd = "cross_entropy[odd] at most base"
-        level = run.log.references("search")["base"]["cross_entropy/odd"]
+        level = run.log.results.references("search")["base"]["cross_entropy/odd"]
         assert base.violations == {odd: pytest.approx(-0.01 / max(1.0, level), abs=1e-9)}
         for record in complete:
             stored = run.log._storage.get_trial_system_attrs(run.log._trial_ids[record.number])[
@@ -282,10 +280,10 @@ class TestHonestWinner:
         noisy = [{"kind": "synthetic", "problem": "sphere", "items": 30, "noise": 0.3}]
         run = run_in(analytic("noisy", trials=40, evaluators=noisy), tmp_path / "noisy")
         data = run.report_data()
-        found = ties(data)
-        assert data.winner not in found
+        tied = ties(data)
+        assert data.winner not in tied
         ours = data.score(data.winner, "validation")
-        for record in found:
+        for record in tied:
             theirs = data.score(record, "validation")
             spread = math.hypot(ours.errors["sphere"], theirs.errors["sphere"])
             assert abs(ours.values["sphere"] - theirs.values["sphere"]) < 3 * spread
@@ -294,15 +292,16 @@ class TestHonestWinner:
         assert ties(run.report_data()) == []
 
     def test_leaders_are_nominated_by_what_is_sure_of_them(self, tmp_path: Path) -> None:
+        from mergesearch.search.study.problem import study_normaliser
         from mergesearch.search.study.selection import choose_leaders
 
         run = run_in(analytic("sphere", trials=30), tmp_path / "run")
         records = [record for record in run.log.records if record.kind == "search"]
-        plan, log = run.plan, run.report_data()
-        assert log.normaliser is not None
-        bold = choose_leaders(records, plan.objectives, plan.weights, log.normaliser, 3)
+        plan = run.plan
+        normaliser = study_normaliser(plan, run.log.records)
+        bold = choose_leaders(records, plan.objectives, plan.weights, normaliser, 3)
         shy = choose_leaders(
-            records, plan.objectives, plan.weights, log.normaliser, 3, confidence=1000.0
+            records, plan.objectives, plan.weights, normaliser, 3, confidence=1000.0
         )
         least = sorted(records, key=lambda r: r.errors["sphere"])[:3]
         assert shy == [record.number for record in least]

@@ -75,7 +75,8 @@ def test_adamerging_begins_as_task_arithmetic_to_the_bit_and_becomes_surer(
     tmp_path: Path, pico_models: Path, pico_items: Path
 ) -> None:
     run = run_study(spec_of(study(pico_models, pico_items), tmp_path), tmp_path / "run")
-    first, last = searched(run)[0], searched(run)[-1]
+    first = searched(run)[0]
+    last = searched(run)[-1]
     base, *experts = (
         load_file(pico_models / name / "model.safetensors") for name in ("base", "left", "right")
     )
@@ -159,7 +160,8 @@ def test_ray_workers_share_a_step_and_arrive_where_one_worker_does(
             "restarts_in_parallel": 1,
             "batch_size": 6,
         }
-        strategy, space = options | {"shares": 2}, {"granularity": "block"}
+        strategy = options | {"shares": 2}
+        space = {"granularity": "block"}
         data = study(pico_models, pico_items, strategy=strategy, space=space, **sections)
         if name == "alone":
             data["strategy"] = options
@@ -255,10 +257,10 @@ def test_the_gradient_of_a_point_is_that_of_differences(
         assert outcome.gradient_result is not None, outcome.failure
         return outcome.gradient_result
 
-    found = gradient_result(point).gradient
-    assert found is not None
+    gradient = gradient_result(point).gradient
+    assert gradient is not None
     for _ in range(2):
         along = rng.standard_normal(point.size)
         step = 1e-5
         up, down = (gradient_result(point + sign * step * along).losses[0] for sign in (1, -1))
-        assert found @ along == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-9)
+        assert gradient @ along == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-9)

@@ -1,5 +1,6 @@
-"""SIGKILL of the real command at seeded random moments: nothing told is lost, nothing is asked
-twice, same end.
+"""SIGKILL of the real command at seeded random moments.
+
+No recorded result is lost, no point is asked twice, and the end is the same.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def command(study: Path, folder: Path) -> list[str]:
     ]
 
 
-def told(folder: Path) -> dict[int, tuple]:
+def finished_trials(folder: Path) -> dict[int, tuple]:
     """Finished trials as the journal holds them now."""
     try:
         run = open_run(folder)
@@ -74,8 +75,10 @@ def lines(folder: Path) -> int:
 def start_and_signal(
     study: Path, folder: Path, at_line: int, delay: float, signum: int
 ) -> tuple[int, str]:
-    """Start the command, signal it ``delay`` seconds after its journal reaches a size; exit code
-    and messages.
+    """Start the command, and signal it ``delay`` seconds after its journal reaches a size.
+
+    Returns:
+        Exit code and messages.
     """
     process = subprocess.Popen(
         command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -89,20 +92,24 @@ def start_and_signal(
 
 
 def kill_and_resume(seed: int, tmp_path: Path, undisturbed: tuple[int, list[tuple], object]) -> int:
-    """Kill up to three times at random moments, then let it finish; returns how many kills hit a
-    live driver.
+    """Kill up to three times at random moments, then let it finish.
+
+    Returns:
+        How many kills hit a live driver.
     """
     total, expected, verdict = undisturbed
     rng = np.random.default_rng(seed)
-    study, folder, hits = write_study(STUDY, tmp_path), tmp_path / "run", 0
+    study = write_study(STUDY, tmp_path)
+    folder = tmp_path / "run"
+    hits = 0
     before: dict[int, tuple] = {}
     for moment in np.sort(rng.integers(0, total, int(rng.integers(1, 4)))):
         code, _ = start_and_signal(
             study, folder, int(moment), float(rng.uniform(0, 0.03)), signal.SIGKILL
         )
         hits += code == -signal.SIGKILL
-        after = told(folder)
-        assert {n: after[n] for n in before} == before, "a told trial was lost or changed"
+        after = finished_trials(folder)
+        assert {n: after[n] for n in before} == before, "a finished trial was lost or changed"
         before = after
     subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
     run = open_run(folder)
@@ -135,7 +142,8 @@ def test_every_strategy_asks_the_same_points_after_a_kill(
     data = study_of(name, options, pico_models, pico_items, seconds=0.01)
     whole = run_study(spec_of(data, tmp_path), tmp_path / "whole")
     total = lines(tmp_path / "whole")
-    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    study = write_study(data, tmp_path)
+    folder = tmp_path / "run"
     hits = 0
     for share in (0.4, 0.7):
         code, _ = start_and_signal(study, folder, int(share * total), 0.01, signal.SIGKILL)
@@ -149,7 +157,8 @@ def test_a_resumed_study_may_have_other_threads(tmp_path: Path) -> None:
     """Linear algebra rounds otherwise with more threads; what strategies ask must not."""
     problem = {"kind": "synthetic", "problem": "quadratic_tasks", "objectives": 2}
     data = analytic("threads", trials=150, dim=40, strategy="map", evaluators=[problem])
-    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    study = write_study(data, tmp_path)
+    folder = tmp_path / "run"
     for threads, kept in (("1", 0.8), ("2", 1.0)):
         environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         subprocess.run(
@@ -166,10 +175,11 @@ def test_interruption_is_clean_and_resumable(
     signum: int, tmp_path: Path, undisturbed: tuple
 ) -> None:
     total, expected, verdict = undisturbed
-    study, folder = write_study(STUDY, tmp_path), tmp_path / "run"
+    study = write_study(STUDY, tmp_path)
+    folder = tmp_path / "run"
     code, errors = start_and_signal(study, folder, total // 2, 0.0, signum)
     assert code == 130
-    assert "goes on from here" in errors
+    assert "resumes from here" in errors
     assert "Traceback" not in errors
     assert (folder / "report.html").is_file()
     subprocess.run(command(study, folder), check=True, capture_output=True, timeout=120)
@@ -181,12 +191,11 @@ def test_interruption_is_clean_and_resumable(
 def test_what_takes_too_long_is_left_and_runs_again(
     drain: float, signals: int, tmp_path: Path
 ) -> None:
-    """A second signal, or the end of the grace, interrupts a trial in the middle of its
-    evaluation.
-    """
+    """A second signal, or the end of the grace period, interrupts an evaluation."""
     slow = {"kind": "synthetic", "problem": "sphere", "seconds": 30}
     data = STUDY | {"name": "slow", "evaluators": [slow], "driver": {"drain_seconds": drain}}
-    study, folder = write_study(data, tmp_path), tmp_path / "run"
+    study = write_study(data, tmp_path)
+    folder = tmp_path / "run"
     process = subprocess.Popen(
         command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -202,7 +211,7 @@ def test_what_takes_too_long_is_left_and_runs_again(
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert time.monotonic() - began < 15
-    assert ("trials that run have" in errors) == (drain > 0)
+    assert ("running trials have" in errors) == (drain > 0)
     assert [record.state for record in open_run(folder).log.records] == ["running"]
 
 
@@ -222,7 +231,7 @@ def start_ray(
         command(study, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 90
-    while len(told(tmp_path / "run")) < at_least and time.monotonic() < deadline:
+    while len(finished_trials(tmp_path / "run")) < at_least and time.monotonic() < deadline:
         time.sleep(0.2)
     children = psutil.Process(process.pid).children(recursive=True)
     assert any(name(child).startswith("ray::") for child in children)
@@ -260,7 +269,7 @@ def test_a_killed_ray_driver_takes_its_workers_with_it_and_resumes(tmp_path: Pat
     process.wait()
     assert [each for each in left_after(children, 20) if not each.startswith(SLOW_TO_LEAVE)] == []
     assert left_after(children, 120) == []
-    before = told(tmp_path / "run")
+    before = finished_trials(tmp_path / "run")
     subprocess.run(command(study, tmp_path / "run"), check=True, capture_output=True, timeout=180)
     run = open_run(tmp_path / "run")
     after = {entry[0]: entry for entry in fingerprint(run)}

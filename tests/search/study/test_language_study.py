@@ -1,6 +1,4 @@
-"""Studies of language models: tasks of lm_eval in workers, code that must be allowed, parents that
-differ.
-"""
+"""Studies of language models: lm_eval in workers, code that must be allowed, unlike parents."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mergesearch.merging import InputError
 from mergesearch.merging.routing.bundle import load
 from mergesearch.search.cli.check import describe_plan, plan_dict
 from mergesearch.search.plan.planning import plan_study
-from mergesearch.search.report.tables import sentences
+from mergesearch.search.report.headline import sentences
 from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.opened import Run, open_run
 from tests.search.conftest import SIDE, model_study
@@ -100,7 +100,8 @@ def test_a_resumed_study_goes_on_as_if_nothing_had_happened(
 
     study = routed_study(pico_models, pico_items, kind)
     whole = run_in(study, tmp_path / "whole")
-    tell, count = TrialLog.tell, 0
+    tell = TrialLog.tell
+    count = 0
 
     def until_ten(self: Any, *arguments: Any) -> Any:
         nonlocal count

@@ -1,6 +1,4 @@
-"""Studies of models with special tensors: what is searched is what is exported, and choices are
-part of a study.
-"""
+"""Studies of models with special tensors: exports are what was searched, policies are choices."""
 
 from __future__ import annotations
 
@@ -19,15 +17,14 @@ from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.exported import rescore
 from mergesearch.search.spec.comparison import differences
 from mergesearch.search.spec.study_file import resolve, validate
+from tests.search.studies import write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:integer tensors differ:UserWarning")
 
 
 @pytest.fixture(scope="module")
 def normalised_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base``, ``left`` and ``right``: pico ResNets whose running statistics
-    differ.
-    """
+    """A folder with ``base``, ``left`` and ``right``: pico ResNets of other running statistics."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     folder = tmp_path_factory.mktemp("resnets")
@@ -41,8 +38,8 @@ def normalised_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = ResNetForImageClassification(ResNetConfig(num_channels=1, num_labels=4, **sizes))
     model.save_pretrained(folder / "base")
-    for place, name in enumerate(("left", "right")):
-        generator = torch.Generator().manual_seed(place + 1)
+    for index, name in enumerate(("left", "right")):
+        generator = torch.Generator().manual_seed(index + 1)
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.add_((0.3 * torch.rand(tensor.shape, generator=generator)).to(tensor.dtype))
@@ -137,7 +134,7 @@ def test_a_study_must_choose_and_choices_cannot_change(
 )
 def test_choices_that_are_none(special: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        validate(study(tmp_path, tmp_path, special=special), "study.yaml")
+        load_study(write_study(study(tmp_path, tmp_path, special=special), tmp_path))
 
 
 def test_paths_of_calibration_start_at_the_study(tmp_path: Path) -> None:

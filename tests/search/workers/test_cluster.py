@@ -1,6 +1,4 @@
-"""The command line on a real cluster of two nodes: jobs, nodes that come and go, what is shared by
-a node.
-"""
+"""The command line on a real cluster of two nodes: jobs, joining nodes, caches of nodes."""
 
 from __future__ import annotations
 
@@ -40,12 +38,14 @@ def slow_study(name: str, trials: int = 60, seconds: float = 0.1) -> dict:
 def test_a_job_is_submitted_shown_stopped_and_submitted_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    study, folder = write_study(slow_study("jobby", 400), tmp_path), tmp_path / "run"
+    study = write_study(slow_study("jobby", 400), tmp_path)
+    folder = tmp_path / "run"
     submit = ["submit", str(study), "--address", cluster.server, "--run", str(folder)]
     submitted = mergesearch(cluster, *submit, "--json")
     assert submitted.returncode == 0, submitted.stderr
     job = json.loads(submitted.stdout)["job"]
-    deadline, shown = time.monotonic() + 60, {}
+    deadline = time.monotonic() + 60
+    shown = {}
     while shown.get("done", 0) < 5 and time.monotonic() < deadline:
         shown = json.loads(
             mergesearch(cluster, "status", job, "--address", cluster.server, "--json").stdout
@@ -54,16 +54,16 @@ def test_a_job_is_submitted_shown_stopped_and_submitted_again(
     assert (shown["study"], shown["state"], shown["phase"]) == ("jobby", "running", "search")
     stopped = mergesearch(cluster, "stop", job, "--address", cluster.server)
     assert "stopped" in stopped.stdout, stopped.stderr
-    told = [record for record in open_run(folder).log.records if record.tell_index is not None]
-    assert 5 <= len(told) < 398
+    before = [record for record in open_run(folder).log.records if record.tell_index is not None]
+    assert 5 <= len(before) < 398
     assert all(record.state == "complete" for record in open_run(folder).log.records), "it drained"
     again = mergesearch(cluster, *submit, "--set", "driver.drain_seconds=9", "--follow")
     assert again.returncode == 0, again.stderr
     assert '"event": "score"' in again.stdout
     records = open_run(folder).log.records
     assert len(records) == 400
-    assert [r.tell_index for r in records if r.number in {t.number for t in told}] == [
-        t.tell_index for t in told
+    assert [r.tell_index for r in records if r.number in {t.number for t in before}] == [
+        t.tell_index for t in before
     ]
     listed = mergesearch(cluster, "status", "--address", cluster.server)
     assert "stopped" in listed.stdout
@@ -129,7 +129,8 @@ def test_wrong_addresses_jobs_and_tokens_are_one_line(cluster: Cluster, tmp_path
 
 
 def test_nodes_join_and_leave_during_a_sweep(cluster: Cluster, tmp_path: Path) -> None:
-    study, folder = write_study(slow_study("elastic", 5000, 0.15), tmp_path), tmp_path / "run"
+    study = write_study(slow_study("elastic", 5000, 0.15), tmp_path)
+    folder = tmp_path / "run"
     command = [
         sys.executable,
         "-m",
@@ -241,7 +242,7 @@ def _said(folder: Path) -> str:
 
 
 def _workers(folder: Path) -> set[str]:
-    """Workers that have told a trial."""
+    """Workers that have finished a trial."""
     try:
         return {record.worker for record in open_run(folder).log.records if record.worker}
     except Exception:

@@ -26,11 +26,11 @@ def numbers(dtype: torch.dtype, size: int = 3001) -> torch.Tensor:
     """Many scales, both signs, ties (bf16 has few numbers), zeros, subnormals."""
     generator = torch.Generator().manual_seed(0)
     scales = 10.0 ** torch.randint(-6, 3, (size,), generator=generator)
-    found = (torch.randn(size, generator=generator) * scales).to(dtype)
-    found[:50] = 0
-    found[50:60] = torch.finfo(dtype).smallest_normal / 4
-    found[60:80] = found[80]
-    return found
+    tensor = (torch.randn(size, generator=generator) * scales).to(dtype)
+    tensor[:50] = 0
+    tensor[50:60] = torch.finfo(dtype).smallest_normal / 4
+    tensor[60:80] = tensor[80]
+    return tensor
 
 
 def stream_of(tensor: torch.Tensor) -> Callable[[], list[tuple[str, torch.Tensor]]]:
@@ -56,15 +56,16 @@ def test_agrees_with_a_sort_at_every_kind_of_rank(dtype: torch.dtype, signed: bo
 def test_one_tensor_in_fp64_makes_the_ranking_exact_for_all() -> None:
     # Three numbers that are one in fp32.
     wide = torch.tensor([1 + 2.0**-40, 1 + 2.0**-41], dtype=torch.float64)
-    found = [
+    magnitudes = [
         kth_largest(lambda: [("narrow", torch.tensor([-1.0, 0.5])), ("wide", wide)], rank)
         for rank in range(1, 5)
     ]
-    assert found == [1 + 2.0**-40, 1 + 2.0**-41, 1.0, 0.5]
+    assert magnitudes == [1 + 2.0**-40, 1 + 2.0**-41, 1.0, 0.5]
 
 
 def test_reads_an_fp32_stream_twice_and_once_with_its_histogram() -> None:
-    tensor, reads = numbers(torch.float32), []
+    tensor = numbers(torch.float32)
+    reads = []
 
     def stream() -> Iterator[tuple[str, torch.Tensor]]:
         reads.append(1)
@@ -102,7 +103,8 @@ def test_refuses_ranks_that_do_not_exist(rank: int) -> None:
 
 def test_a_histogram_survives_being_remembered(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.float64):
-        tensor, memo = numbers(dtype), Memo(tmp_path)
+        tensor = numbers(dtype)
+        memo = Memo(tmp_path)
         first = magnitude_histogram(stream_of(tensor), signed=True)
         for _ in range(2):  # computed, then read
             kept = Histogram.from_tensors(memo.get(["counts", str(dtype)], first.to_tensors))
@@ -132,7 +134,8 @@ def test_fractions_are_read_as_decimals(density: float, total: int, kept: int) -
 @pytest.mark.parametrize("density", [0.003, 0.2, 0.77, 0.99])
 def test_trimming_keeps_the_largest_with_their_ties(dtype: torch.dtype, density: float) -> None:
     tensor = numbers(dtype)
-    before, wanted = tensor.clone(), count_kept(density, tensor.numel())
+    before = tensor.clone()
+    wanted = count_kept(density, tensor.numel())
     kept = keep_largest(tensor, density)
     limit = np.sort(tensor.abs().double().numpy())[-wanted]
     expected = torch.where(tensor.abs().double() >= limit, tensor, torch.zeros_like(tensor))
@@ -159,7 +162,8 @@ def test_degenerate_tensors_are_trimmed_without_harm() -> None:
 
 
 def test_a_threshold_between_two_fp32_numbers_is_not_rounded_down() -> None:
-    below, above = np.float32(1), np.nextafter(np.float32(1), np.float32(2))
+    below = np.float32(1)
+    above = np.nextafter(np.float32(1), np.float32(2))
     tensor = torch.tensor([below, above])
     assert keep_from(tensor, 1 + 2.0**-30).tolist() == [0.0, float(above)]
     assert keep_from(tensor.double(), 1 + 2.0**-30).tolist() == [0.0, float(above)]

@@ -1,4 +1,4 @@
-"""Counter-based masks: functions of seed, names and places alone."""
+"""Counter-based masks: functions of seed, names and positions alone."""
 
 from __future__ import annotations
 

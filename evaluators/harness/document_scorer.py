@@ -1,0 +1,149 @@
+"""What a worker keeps to score documents: the bound model, and the requests of every split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergesearch.evaluators.base import Split
+from mergesearch.evaluators.harness.frozen import FrozenTask, freeze_task, score_frozen
+from mergesearch.evaluators.harness.harness_loop import score_by_harness
+from mergesearch.evaluators.harness.prompt import Prompt
+from mergesearch.evaluators.harness.scoring import Options, can_pack
+from mergesearch.evaluators.harness.tasks import SplitTask
+from mergesearch.evaluators.text.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from mergesearch.evaluators.harness.harness_model import HarnessModel
+
+#: Output types whose requests are known before any answer.
+FIRST_TIER = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
+#: Requests of each task that packing is tried on.
+TRIED = 24
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenSplit:
+    """The requests of a split.
+
+    Attributes:
+        tasks: Requests of each task; None where the harness's own loop scores it.
+        packed: Whether the choices of a document share a row.
+    """
+
+    tasks: list[FrozenTask | None]
+    packed: bool
+
+
+class DocumentScorer:
+    """Scores documents of tasks on the resident model, each task by its tier.
+
+    Args:
+        tokenizer: Folder of the tokenizer that all models share.
+        batch_size: Rows of a forward pass.
+        max_length: Tokens that the model reads; None takes its configuration's.
+        packed: Whether the choices of a document share a row; None tries whether the model allows
+            it.
+        padding: Side on which rows are padded.
+        prompt: How prompts are made.
+        where: Key of the study file, for messages.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str | None,
+        batch_size: int,
+        max_length: int | None,
+        packed: bool | None,
+        padding: Literal["right", "left"],
+        prompt: Prompt,
+        where: str,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._max_length = max_length
+        self._packed = packed
+        self._padding = padding
+        self._prompt = prompt
+        self._where = where
+        self._bound: HarnessModel | None = None
+        self.frozen: dict[Split, FrozenSplit] = {}
+
+    def score(
+        self, model: Any, split: Split, tasks: Sequence[SplitTask], documents: Sequence[int]
+    ) -> dict[int, dict[str, Any]]:
+        """Score some documents of a split.
+
+        Args:
+            model: The resident model.
+            split: The split.
+            tasks: All tasks on it.
+            documents: Indices of the documents among those of all tasks of the split.
+
+        Returns:
+            Index of each document -> metric -> its score.
+        """
+        harness = self._harness(model)
+        frozen = self._frozen(harness, split, tasks)
+        options = self._options(harness, packed=frozen.packed)
+        scores: dict[int, dict[str, Any]] = {}
+        first = 0
+        for task, requests in zip(tasks, frozen.tasks, strict=True):
+            stop = first + len(task.document_indices)
+            own = [document - first for document in documents if first <= document < stop]
+            if own:
+                answered = (
+                    score_by_harness(harness, task, own, self._prompt)
+                    if requests is None
+                    else score_frozen(harness, requests, own, options)
+                )
+                scores |= {first + d: answer for d, answer in zip(own, answered, strict=True)}
+            first = stop
+        return scores
+
+    def _harness(self, model: Any) -> HarnessModel:
+        """The harness's view of the resident model."""
+        from mergesearch.evaluators.harness.harness_model import bind
+
+        if self._bound is None or self._bound.model is not model:
+            assert self._tokenizer is not None
+            tokenizer = load_tokenizer(self._tokenizer, f"{self._where}.tokenizer")
+            self._bound = bind(model, tokenizer, self._batch_size, self._max_length)
+        return self._bound
+
+    def _frozen(
+        self, harness: HarnessModel, split: Split, tasks: Sequence[SplitTask]
+    ) -> FrozenSplit:
+        """Requests of a split, built when the split is first used."""
+        if split not in self.frozen:
+            frozen = [
+                None if _needs_loop(task) else freeze_task(harness, task, self._prompt)
+                for task in tasks
+            ]
+            self.frozen[split] = FrozenSplit(frozen, self._packs(harness, frozen))
+        return self.frozen[split]
+
+    def _packs(self, harness: HarnessModel, frozen: Sequence[FrozenTask | None]) -> bool:
+        """Whether choices share rows: as the study says, or as the model turns out to allow."""
+        if self._packed is not None:
+            return self._packed
+        tried = [
+            tokens
+            for task in frozen
+            if task is not None
+            for tokens in list(task.tokens.values())[:TRIED]
+        ]
+        requests = [request for tokens in tried for request in tokens]
+        options = self._options(harness, packed=False)
+        return bool(requests) and can_pack(harness.model, requests, options)
+
+    def _options(self, harness: HarnessModel, *, packed: bool) -> Options:
+        return Options(self._batch_size, harness.max_length, packed, self._padding)
+
+
+def _needs_loop(task: SplitTask) -> bool:
+    """Whether the harness's own loop scores the task."""
+    tier = task.options.tier
+    return tier == "two" or (tier == "auto" and task.task.OUTPUT_TYPE not in FIRST_TIER)

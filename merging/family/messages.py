@@ -1,0 +1,25 @@
+"""Words of errors and warnings about tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+from mergesearch.merging.tensors.layout import natural_key
+
+_SHOWN = 6  # names listed before the rest is only counted
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in natural order, the first few of them where there are many."""
+    ordered = sorted(names, key=natural_key)
+    text = ", ".join(map(repr, ordered[:_SHOWN]))
+    if len(ordered) <= _SHOWN:
+        return text
+    return f"{text} and {len(ordered) - _SHOWN} more ({len(ordered)} in all)"
+
+
+def warn(message: str | None) -> None:
+    """Warn in one line, if there is anything to say."""
+    if message:
+        warnings.warn(message, stacklevel=3)

@@ -1,0 +1,113 @@
+"""Batches of calibration items: read from a folder of ``datasets``, or taken from memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergesearch.merging.errors import InputError
+from mergesearch.merging.models.calibration_spec import CalibrationSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """A batch of calibration items.
+
+    Attributes:
+        inputs: Keyword arguments of the model, each ``(items, ...)``.
+        labels: Class numbers ``(items,)``, or None.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    labels: torch.Tensor | None = None
+
+    def one_by_one(self) -> Iterator[Items]:
+        """The same items as batches of one."""
+        count = len(next(iter(self.inputs.values())))
+        for index in range(count):
+            part = slice(index, index + 1)
+            labels = None if self.labels is None else self.labels[part]
+            yield Items({name: tensor[part] for name, tensor in self.inputs.items()}, labels)
+
+
+def read_items(spec: CalibrationSpec, folder: str) -> list[Items]:
+    """The first ``samples`` items of a folder, in the order that the seed gives, in batches.
+
+    Raises:
+        InputError: If there are none, or they cannot be stacked.
+    """
+    import numpy as np
+    from datasets import load_from_disk
+
+    label = spec["label"]
+    columns = {*spec["inputs"].values(), *([] if label is None else [label])}
+    path = Path(folder).expanduser() / spec["split"]
+    dataset = load_from_disk(str(path)).with_format("numpy", columns=sorted(columns))
+    chosen = np.random.default_rng(spec["seed"]).permutation(len(dataset))[: spec["samples"]]
+    if not len(chosen):
+        raise InputError(f"calibration.data: {path}: expected items, received an empty split")
+    values = dataset[chosen.tolist()]
+    inputs = {
+        name: _as_input(name, values[column], path) for name, column in spec["inputs"].items()
+    }
+    labels = None if label is None else _as_input("label", values[label], path)
+    return [
+        Items(
+            {name: tensor[start : start + spec["batch_size"]] for name, tensor in inputs.items()},
+            None if labels is None else labels[start : start + spec["batch_size"]],
+        )
+        for start in range(0, len(chosen), spec["batch_size"])
+    ]
+
+
+def _as_input(name: str, values: Any, path: Path) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise InputError(
+            f"calibration.inputs.{name}: {path}: expected arrays of numbers of one shape, received "
+            f"{array.dtype}; pad or crop the items"
+        )
+    if name != "pixel_values" and array.dtype.kind != "f":
+        return torch.from_numpy(array.astype(np.int64))
+    pixels = torch.from_numpy(array.astype(np.float32))
+    # (items, height, width): the channel axis is implied
+    return pixels[:, None] if name == "pixel_values" and pixels.ndim == 3 else pixels
+
+
+def items_of(batch: Mapping[str, torch.Tensor], label: str | None) -> Items:
+    """The batch of keyword arguments, with the entry ``label`` as class numbers.
+
+    Raises:
+        InputError: If it is no mapping, or has no such entry.
+    """
+    if not isinstance(batch, Mapping) or (label is not None and label not in batch):
+        wanted = (
+            "keyword arguments of the model"
+            if label is None
+            else f"keyword arguments of the model and {label!r}"
+        )
+        raise InputError(
+            f"calibration: expected batches of {wanted}, received {type(batch).__name__}"
+        )
+    inputs = {name: tensor for name, tensor in batch.items() if name != label}
+    return Items(inputs, None if label is None else batch[label])
+
+
+def items_digest(batches: Sequence[Items]) -> str:
+    """SHA-256 over names, dtypes, shapes and numbers of all batches."""
+    digest = hashlib.sha256()
+    for items in batches:
+        tensors = dict(items.inputs) if items.labels is None else {**items.inputs, "": items.labels}
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

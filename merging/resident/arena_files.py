@@ -1,0 +1,60 @@
+"""Files of an arena folder: names, content hashes, sheets that appear whole, and the lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Suffix of files that are being written.
+PART = ".part"
+
+_BLOCK = 1 << 22  # bytes read at a time when hashing
+
+
+def arena_file(folder: Path, key: str, content: str) -> Path:
+    """The file of the arena of this key and content hash."""
+    return folder / f"{key}.{content[:16]}.arena"
+
+
+def sheet_file(folder: Path, key: str) -> Path:
+    """The JSON sheet of the arena of this key."""
+    return folder / f"{key}.json"
+
+
+def write_sheet(sheet: Mapping[str, Any], path: Path) -> None:
+    """Write a sheet in one step; it and the files written before it are on disk afterwards."""
+    part = path.with_name(f"{path.name}{PART}")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(sheet, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new names of arena and sheet
+    finally:
+        os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """XXH3 of a file, at memory bandwidth: it detects damage, not forgery."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system frees it when its holder dies."""
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

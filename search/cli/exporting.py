@@ -1,0 +1,84 @@
+"""Exports a trial: its model or bundle, the facts of the model card, and the scores once more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergesearch.evaluators import SPLITS
+from mergesearch.merging.export.folder import export_model
+from mergesearch.search.cli.options import usable_cores
+from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.report.data import TRANSDUCTIVE
+from mergesearch.search.runs.exported import export_bundle, rescore
+from mergesearch.search.runs.opened import Run
+from mergesearch.search.spec.comparison import evaluation_digest
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What ``mergesearch export`` prints: for programs and for people."""
+
+    result: dict[str, Any]
+    lines: list[str]
+
+
+def export_trial(
+    opened: Run, record: TrialRecord, out: Path, *, overwrite: bool, rescored: bool
+) -> Exported:
+    """Write a trial's model, and score it again where it has scores.
+
+    Args:
+        opened: The run.
+        record: The trial.
+        out: Folder to write.
+        overwrite: Replace a folder that is not empty.
+        rescored: Whether to score the exported model against the record.
+    """
+    facts = _facts(opened, record.number)
+    routing = dict(record.recipe.routing)
+    result: dict[str, Any] = {
+        "trial": record.number,
+        "out": str(out),
+        "routing": routing.get("method"),
+    }
+    if routing:
+        export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
+        what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
+        lines = [
+            f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"
+        ]
+    else:
+        exported = export_model(
+            record.recipe, out, facts=facts, overwrite=overwrite, threads=usable_cores()
+        )
+        result["rounding"] = exported.rounding.share
+        lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
+    if rescored and record.state == "complete":
+        split, measurement, same = rescore(opened, record, out)
+        result |= {"split": split, "values": dict(measurement.values), "identical": same}
+        figures = "  ".join(f"{name} {value:.6g}" for name, value in measurement.values.items())
+        verb = "identical to the record" if same else "DIFFERENT from the record"
+        how = "mergesearch" if routing else "transformers"
+        lines.append(f"loaded with {how} and scored again on {split} items: {figures} ({verb})")
+    return Exported(result, lines)
+
+
+def _facts(opened: Run, number: int) -> dict[str, str]:
+    """Scores for the model card, and what they were measured with."""
+    record = opened.log.records[number]
+    scores = {} if opened.verdict is None else opened.verdict.scores
+    facts = {"study": opened.plan.spec.name, "trial": str(number)}
+    for split in SPLITS:
+        searched = Score(record.values, record.errors)
+        score = searched if split == "search" else scores.get(split, {}).get(number)
+        if score is None:
+            continue
+        for name, value in score.values.items():
+            spread = f" ± {score.errors[name]:.4g}" if name in score.errors else ""
+            facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
+    facts["evaluation settings"] = evaluation_digest(opened.plan.spec)
+    if opened.plan.evaluator.transductive:
+        facts["evaluation"] = TRANSDUCTIVE
+    return facts

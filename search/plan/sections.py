@@ -1,0 +1,46 @@
+"""Checks across the sections of a study that need neither checkpoints nor data."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from mergesearch.merging import InputError
+from mergesearch.merging.operators import get_operator
+from mergesearch.search.redact import redact
+from mergesearch.search.spec.sections import StudySpec
+from mergesearch.search.spec.storage_url import database_url
+from mergesearch.search.strategies.table import check_options
+
+
+def check_sections(spec: StudySpec) -> None:
+    """Check operator, strategy, storage and sources.
+
+    Raises:
+        InputError: In one line.
+    """
+    get_operator(spec.operator.name).complete(spec.operator.options)
+    check_options(spec.strategy.name, spec.strategy.options)
+    _check_storage(spec.storage)
+    if spec.special.vocabulary == "common":
+        raise InputError(
+            "special.vocabulary: expected same, base or union in a study, whose items hold the "
+            "base's token numbers, received common, which renumbers them"
+        )
+    if (spec.base is None) != (not spec.experts):
+        missing = "base" if spec.base is None else "experts"
+        raise InputError(
+            f"{missing}: expected both base and experts (or neither, for analytic problems)"
+        )
+
+
+def _check_storage(url: str | None) -> None:
+    """Refuse a password in plain text, as the study is copied to run folder and cluster."""
+    if url is None:
+        return
+    password = urlsplit(url).password
+    if password and "${" not in password:
+        raise InputError(
+            "storage: expected the password as ${NAME}, to be read from the environment, "
+            f"received it in plain text in {redact(url)}; or leave it to PGPASSWORD or ~/.pgpass"
+        )
+    database_url(url)

@@ -1,0 +1,67 @@
+"""JSON-able facts of a study beside its trials, kept as attributes of the Optuna study."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mergesearch.merging import RunFolderError
+from mergesearch.search.record.storage import Storage, StorageAccess
+
+
+class StudyAttributes:
+    """Attributes of one study in a storage.
+
+    Args:
+        storage: An Optuna storage.
+        study_id: The study's id there.
+        access: How the storage is read and written.
+    """
+
+    def __init__(self, storage: Storage, study_id: int, access: StorageAccess) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._access = access
+
+    def set(self, key: str, value: Any) -> None:
+        """Record a JSON-able value."""
+        text = json.dumps(value)
+        self._access.write(
+            lambda: self._storage.set_study_system_attr(self._study_id, _full_key(key), text)
+        )
+
+    def get(self, key: str) -> Any:
+        """A recorded value, or None."""
+        return self._access.read(lambda: _read_attr(self._storage, self._study_id, key))
+
+
+def study_attr(storage: Storage, name: str, key: str) -> Any:
+    """An attribute of the study called ``name``, or None, without reading its trials.
+
+    Raises:
+        RunFolderError: If the storage does not hold the study.
+    """
+    return _read_attr(storage, study_id_of(storage, name), key)
+
+
+def study_id_of(storage: Storage, name: str) -> int:
+    """Id of the study called ``name``.
+
+    Raises:
+        RunFolderError: If the storage does not hold the study.
+    """
+    try:
+        return int(storage.get_study_id_from_name(name))
+    except KeyError:
+        raise RunFolderError(
+            f"expected a study called {name!r} in the storage, found none; see `mergesearch run`"
+        ) from None
+
+
+def _read_attr(storage: Storage, study_id: int, key: str) -> Any:
+    text = storage.get_study_system_attrs(study_id).get(_full_key(key))
+    return None if text is None else json.loads(text)
+
+
+def _full_key(key: str) -> str:
+    return f"mergesearch:{key}"

@@ -1,0 +1,76 @@
+"""What a study measures beside its trials: references, re-evaluated scores, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergesearch.evaluators import Split
+from mergesearch.search.record.array_text import pack_items, unpack_items
+from mergesearch.search.record.study_attributes import StudyAttributes
+from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
+
+
+class StudyResults:
+    """Results that belong to a study as a whole.
+
+    They are attributes of the study and not trials, because they were measured on other items and
+    must not enter the rankings of a dashboard.
+
+    Args:
+        attributes: Where they are kept.
+        records: The log's own list of trials.
+    """
+
+    def __init__(self, attributes: StudyAttributes, records: Sequence[TrialRecord]) -> None:
+        self._attributes = attributes
+        self._records = records
+
+    def set_score(self, split: Split, number: int, score: Score | None) -> None:
+        """Record a re-evaluation on validation or test items; None: it failed."""
+        value = None
+        if score is not None:
+            items = {key: pack_items(scores) for key, scores in score.items.items()}
+            value = {"values": dict(score.values), "errors": dict(score.errors), "items": items}
+            value["violations"] = dict(score.violations)
+        self._attributes.set(f"score:{split}:{number}", {"score": value})
+
+    def score(self, split: Split, number: int) -> tuple[bool, Score | None]:
+        """Whether a re-evaluation is recorded, and its score (None when it failed)."""
+        entry = self._attributes.get(f"score:{split}:{number}")
+        if entry is None:
+            return False, None
+        score = entry["score"]
+        if score is None:
+            return True, None
+        items = {key: unpack_items(packed) for key, packed in score["items"].items()}
+        return True, Score(score["values"], score["errors"], items, score.get("violations", {}))
+
+    def set_reference(self, split: Split, name: str, means: Mapping[str, float]) -> None:
+        """Record what a model that objectives are relative to scores in every domain of a split."""
+        self._attributes.set(
+            f"references:{split}", dict(self.references(split)) | {name: dict(means)}
+        )
+
+    def references(self, split: Split) -> Mapping[str, Mapping[str, float]]:
+        """Reference model -> ``metric/domain`` -> value, of those that are recorded."""
+        return self._attributes.get(f"references:{split}") or {}
+
+    def set_verdict(self, verdict: Verdict) -> None:
+        """Record the final choice; its scores have been recorded one by one."""
+        self._attributes.set(
+            "verdict",
+            {"winner": verdict.winner, "front": verdict.front, "leaders": verdict.leaders},
+        )
+
+    def verdict(self) -> Verdict | None:
+        """The recorded final choice, or None while the study is unfinished."""
+        recorded = self._attributes.get("verdict")
+        if recorded is None:
+            return None
+        scores: dict[Split, dict[int, Score]] = {}
+        for split in ("validation", "test"):
+            known = {record.number: self.score(split, record.number)[1] for record in self._records}
+            scores[split] = {number: score for number, score in known.items() if score is not None}
+        return Verdict(
+            recorded["winner"], tuple(recorded["front"]), tuple(recorded["leaders"]), scores
+        )

@@ -1,0 +1,87 @@
+"""What trials cost: which failed and why, and where the workers' time went."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.masking import without_secrets
+
+#: Parts of a trial that are timed.
+PHASES = ("merge", "evaluate", "descend", "overhead")
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Trials that failed for the same reason.
+
+    Attributes:
+        kind: ``infeasible``, ``error`` or ``lost``.
+        message: Message of the first of them.
+        trials: Their numbers.
+    """
+
+    kind: str
+    message: str
+    trials: tuple[int, ...]
+
+
+def failures(data: ReportData) -> list[FailureGroup]:
+    """Failures by kind and message (numbers inside a message aside), most frequent first."""
+    groups: dict[tuple[str, str], list[TrialRecord]] = {}
+    for record in sorted(data.records, key=lambda r: r.number):
+        if record.failure is not None:
+            key = (record.failure.kind, re.sub(r"\d+", "#", record.failure.message))
+            groups.setdefault(key, []).append(record)
+    listed = [
+        FailureGroup(
+            kind, without_secrets(members[0].failure.message), tuple(r.number for r in members)
+        )
+        for (kind, _), members in groups.items()
+        if members[0].failure is not None
+    ]
+    return sorted(listed, key=lambda group: -len(group.trials))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of all trials in one phase, and its share of the sum of the phases."""
+
+    phase: str
+    seconds: float
+    share: float
+
+
+def timings(data: ReportData) -> list[Timing]:
+    """Where the workers' time went: merge, evaluate, overhead, and descend with gradients."""
+    sums = {
+        phase: math.fsum(record.seconds.get(phase, 0.0) for record in data.records)
+        for phase in PHASES
+    }
+    if not sums["descend"]:
+        del sums["descend"]
+    total = math.fsum(sums.values())
+    return [
+        Timing(phase, seconds, seconds / total if total else 0.0) for phase, seconds in sums.items()
+    ]
+
+
+def busy_share(data: ReportData) -> float | None:
+    """Share of the workers' time that went into trials; None where it is not recorded.
+
+    A worker's time runs from the start of its first trial to the end of its last, so that breaks
+    between sessions, after which workers are new processes, do not count as idling.
+    """
+    spans: dict[str, tuple[float, float]] = {}
+    busy = 0.0
+    for record in data.records:
+        if record.worker and record.finished:
+            spent = math.fsum(record.seconds.values())
+            first, last = spans.get(record.worker, (math.inf, -math.inf))
+            spans[record.worker] = (min(first, record.finished - spent), max(last, record.finished))
+            busy += spent
+    available = math.fsum(last - first for first, last in spans.values())
+    return min(busy / available, 1.0) if available > 0 else None

@@ -1,0 +1,215 @@
+"""What a report is made of: the records of a study, its verdict, and the scores that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators import Objective, Split
+from mergesearch.merging import InputError, Layout
+from mergesearch.search.front import Front, Normaliser, to_losses
+from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
+
+Array = npt.NDArray[np.float64]
+
+#: What a study that searches on the test items is called, wherever it is described.
+TRANSDUCTIVE = "transductive: the search looks at the test items themselves, without their labels"
+
+
+@dataclass(frozen=True, eq=False)
+class CompleteTrials:
+    """The complete trials of a study and their losses, each in units of the anchors' range.
+
+    Attributes:
+        records: Complete trials, by number.
+        objectives: In the study's order.
+        weights: Importance of each objective, summing to 1, ``(objectives,)``.
+        scale: The study's normaliser; made from the anchors when it is None.
+    """
+
+    records: tuple[TrialRecord, ...]
+    objectives: tuple[Objective, ...]
+    weights: Sequence[float]
+    scale: Normaliser | None = None
+
+    @cached_property
+    def losses(self) -> Array:
+        """Losses, ``(complete, objectives)``."""
+        rows = [to_losses(record.values, self.objectives) for record in self.records]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.objectives))
+
+    @cached_property
+    def normaliser(self) -> Normaliser | None:
+        """The study's normaliser, or one made from the anchors; None without a complete trial.
+
+        Without a complete anchor it is made from all complete trials.
+        """
+        if self.scale is not None or not self.records:
+            return self.scale
+        anchors = np.array([record.kind == "anchor" for record in self.records])
+        return Normaliser.from_anchors(self.losses[anchors] if anchors.any() else self.losses)
+
+    @cached_property
+    def scalars(self) -> Array:
+        """Scalarised losses, ``(complete,)``: 0 equals the best anchors, 1 the worst."""
+        if self.normaliser is None:
+            return np.empty(0)
+        return self.normaliser.scalarise(self.losses, self.weights)
+
+    @cached_property
+    def front(self) -> Front:
+        """The front that the trials form, and its hypervolume after each of them."""
+        assert self.normaliser is not None
+        front = Front(self.normaliser)
+        for record, row in zip(self.records, self.losses, strict=True):
+            front.add(record.number, row)
+        return front
+
+    @property
+    def hypervolumes(self) -> Array:
+        """Hypervolume after each trial, ``(complete,)``."""
+        return np.array(self.front.history if self.records else [])
+
+    def scalarise(self, score: Score) -> float:
+        """Scalarised loss of a score on any split."""
+        assert self.normaliser is not None
+        losses = to_losses(score.values, self.objectives)
+        return float(self.normaliser.scalarise(losses, self.weights))
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """Everything that a report is made of.
+
+    Attributes:
+        study: Name of the study.
+        run: Run folder as the user would type it, for the commands shown.
+        objectives: In the study's order.
+        weights: Importance of each objective, summing to 1, ``(objectives,)``.
+        records: Every trial of the log.
+        verdict: The final choice, or None while the study is unfinished.
+        layout: Flat index of the base, or None for a problem without weights.
+        experts: Names of the experts, in order.
+        names: Names of the space's dimensions.
+        lower, upper: Bounds of the space, ``(dim,)``.
+        resolved: The study as resolved, JSON-able.
+        fingerprint: Versions and machine, JSON-able.
+        wall_seconds: Time in which trials ran, over all sessions.
+        trials_per_worker: Finished trials by worker name.
+        scale: The study's normaliser; made from the anchors when it is None.
+        items: Trial -> objective -> per-item scores on the test items ``(items,)``, for a paired
+            interval.
+        transductive: Whether the search looked at the test items, without their labels.
+        repeats: Values of the winner, evaluated on the search items again; None where that failed.
+        search_items: Number of search items.
+        warnings: What was said before the study began.
+    """
+
+    study: str
+    run: str
+    objectives: tuple[Objective, ...]
+    weights: Sequence[float]
+    records: Sequence[TrialRecord]
+    verdict: Verdict | None = None
+    layout: Layout | None = None
+    experts: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    lower: Sequence[float] | Array = ()
+    upper: Sequence[float] | Array = ()
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    trials_per_worker: Mapping[str, int] = field(default_factory=dict)
+    scale: Normaliser | None = None
+    items: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
+    transductive: bool = False
+    repeats: Sequence[Mapping[str, float] | None] = ()
+    search_items: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.objectives) or not self.objectives:
+            raise InputError(
+                f"report: expected one weight for each of {[o.name for o in self.objectives]}, "
+                f"received {list(self.weights)}"
+            )
+
+    @cached_property
+    def complete(self) -> CompleteTrials:
+        """The complete trials, by number, with their losses."""
+        records = [record for record in self.records if record.state == "complete"]
+        records.sort(key=lambda record: record.number)
+        return CompleteTrials(tuple(records), self.objectives, self.weights, self.scale)
+
+    @cached_property
+    def by_number(self) -> dict[int, TrialRecord]:
+        """Trials by number."""
+        return {record.number: record for record in self.records}
+
+    @cached_property
+    def front(self) -> list[TrialRecord]:
+        """Front members, best scalarised first; with one objective the best ten trials."""
+        complete = self.complete
+        order = [complete.records[row] for row in np.argsort(complete.scalars, kind="stable")]
+        if len(self.objectives) == 1 or not order:
+            return order[:10]
+        recorded = () if self.verdict is None else self.verdict.front
+        members = frozenset(recorded or complete.front.numbers)
+        return [record for record in order if record.number in members]
+
+    @cached_property
+    def winner(self) -> TrialRecord | None:
+        """The winning trial, or None while there is no verdict."""
+        return None if self.verdict is None else self.by_number[self.verdict.winner]
+
+    @cached_property
+    def leading(self) -> TrialRecord | None:
+        """The winner, or until there is one the best trial by its search values."""
+        if self.winner is not None or not self.complete.records:
+            return self.winner
+        return self.complete.records[int(np.argmin(self.complete.scalars))]
+
+    @cached_property
+    def anchors(self) -> list[TrialRecord]:
+        """All anchors, failed ones included, by number."""
+        return sorted((r for r in self.records if r.kind == "anchor"), key=lambda r: r.number)
+
+    @cached_property
+    def best_anchor(self) -> TrialRecord | None:
+        """The best complete anchor on the items that decide; None where none is complete.
+
+        These are the validation items, or the search items while no anchor is scored on others.
+        """
+        scores = self._anchor_scores("validation") or self._anchor_scores("search")
+        if not scores:
+            return None
+        return self.by_number[min(scores, key=lambda n: self.complete.scalarise(scores[n]))]
+
+    def score(self, record: TrialRecord, split: Split) -> Score | None:
+        """Values and standard errors of a trial on a split, or None where it was not measured."""
+        if split == "search":
+            if record.state != "complete":
+                return None
+            return Score(record.values, record.errors, violations=record.violations)
+        if self.verdict is None:
+            return None
+        return self.verdict.scores.get(split, {}).get(record.number)
+
+    def _anchor_scores(self, split: Split) -> dict[int, Score]:
+        """Complete anchor -> its score, for those that were measured on the split."""
+        scores = {
+            anchor.number: self.score(anchor, split)
+            for anchor in self.anchors
+            if anchor.state == "complete"
+        }
+        return {number: score for number, score in scores.items() if score is not None}
+
+
+def label(record: TrialRecord) -> str:
+    """What to call a trial: the anchor's name, else ``trial 37``."""
+    return record.name or f"trial {record.number}"

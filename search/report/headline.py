@@ -1,0 +1,154 @@
+"""What came out of a study, in sentences: for the console, the page and the dashboard's note."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from mergesearch.evaluators import Split
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.report.caveats import caveats
+from mergesearch.search.report.comparison import (
+    Alternative,
+    Comparison,
+    TradeOff,
+    compare,
+    trade_off,
+)
+from mergesearch.search.report.data import TRANSDUCTIVE, ReportData
+from mergesearch.search.report.wording import change, plus_minus, rounded, size_of
+
+
+def sentences(data: ReportData) -> list[str]:
+    """The outcome, a line for each objective, then everything to be careful about."""
+    how = [f"{TRANSDUCTIVE.capitalize()}."] if data.transductive else []
+    return [*headline(data), *caveats(data), *how]
+
+
+def export_command(data: ReportData, number: int) -> str:
+    """The command that writes trial ``number`` as a model folder."""
+    target = f"{data.study}-trial-{number}"
+    return (
+        f"mergesearch export {shlex.quote(data.run)} --trial {number} --out {shlex.quote(target)}"
+    )
+
+
+def headline(data: ReportData) -> list[str]:
+    """The outcome: which trial won or leads, what it trades, and a line for each objective."""
+    leading = data.leading
+    if leading is None:
+        return ["No trial is complete yet."]
+    title = "Winner" if data.winner is not None else "Best so far"
+    named = f" ({leading.name})" if leading.name else ""
+    first = f"{title}: trial {leading.number}{named}"
+    routing = _routing(leading)
+    if data.best_anchor is None:
+        return [f"{first}.{routing} No anchor is complete."]
+    comparisons = compare(data)
+    if leading is data.best_anchor:
+        what = "no trial beat it" if data.winner is not None else "no trial has beaten it yet"
+        return [
+            f"{first}.{routing} It is the best anchor: {what}.",
+            *(f"{_value(comparison)}{_optimism(comparison)}." for comparison in comparisons),
+        ]
+    lines = [_line(data.best_anchor, comparison) for comparison in comparisons]
+    traded = trade_off(data)
+    if traded is None:
+        return [f"{first}.{routing}", *lines]
+    changes = _changes(data, leading, traded.split, traded.improvements)
+    than = f"than the best anchor ({data.best_anchor.name}) on {traded.split} items"
+    return [
+        f"{first}, a trade-off: {changes} {than}.{routing}",
+        _alternative(data, leading, traded),
+        *lines,
+    ]
+
+
+def _changes(
+    data: ReportData, record: TrialRecord, split: Split, improvements: Mapping[str, float]
+) -> str:
+    """```speed` 0.011 better, `length` 0.004 worse``: what is worse comes last."""
+    score = data.score(record, split)
+    errors = {} if score is None else score.errors
+    order = sorted(improvements, key=lambda name: (improvements[name] <= 0, improvements[name] < 0))
+    return ", ".join(f"`{name}` {change(improvements[name], errors.get(name))}" for name in order)
+
+
+def _alternative(data: ReportData, leading: TrialRecord, traded: TradeOff) -> str:
+    """Which trial loses in no objective, by the items that decide, and how to export it."""
+    alternative = traded.alternative
+    split = traded.decided_on
+    if alternative is None:
+        return (
+            f"Every trial of the search that was scored on {split} items loses to the best anchor "
+            "on at least one objective there."
+        )
+    record = data.by_number[alternative.trial]
+    changes = _changes(data, record, split, alternative.improvements[split])
+    if record is leading:
+        return (
+            f"On {split} items, on which it was chosen, it loses on none of the objectives: "
+            f"{changes}."
+        )
+    return (
+        f"Trial {record.number} loses on none of the objectives: {changes} on {split} items"
+        f"{_on_test_items(data, record, alternative)}. To export it: "
+        f"`{export_command(data, record.number)}`."
+    )
+
+
+def _on_test_items(data: ReportData, record: TrialRecord, alternative: Alternative) -> str:
+    """The alternative's figures on test items, or that there are none."""
+    if data.verdict is None:
+        return ""
+    improvements = alternative.improvements.get("test")
+    if improvements is None:
+        return ", not measured on test items"
+    return f", {_changes(data, record, 'test', improvements)} on test items"
+
+
+def _routing(record: TrialRecord) -> str:
+    """What an input-dependent merge is, if the trial is one."""
+    values = dict(record.recipe.routing)
+    if not values:
+        return ""
+    listed = ", ".join(
+        f"{key} {value:.4g}" for key, value in record.recipe.routing if isinstance(value, float)
+    )
+    return (
+        f" It is not a single checkpoint: {values['method']} merges for each {values['per']} "
+        f"({listed})."
+    )
+
+
+def _value(comparison: Comparison) -> str:
+    value = plus_minus(comparison.winner, comparison.winner_error)
+    return f"{comparison.objective}: {value} on {comparison.split} items"
+
+
+def _line(anchor: TrialRecord, comparison: Comparison) -> str:
+    """The leading trial in one objective: its value, the change, the interval, the optimism."""
+    error = comparison.winner_error
+    than = "to" if comparison.improvement == 0 else "than"
+    line = (
+        f"{_value(comparison)}, {change(comparison.improvement, error)} {than} the best anchor "
+        f"({anchor.name})"
+    )
+    if comparison.low is not None and comparison.high is not None:
+        low = rounded(comparison.low, error, "+")
+        high = rounded(comparison.high, error, "+")
+        line += f", 95 % interval {low} to {high}" + ("" if comparison.paired else ", unpaired")
+    return line + f"{_optimism(comparison)}."
+
+
+def _optimism(comparison: Comparison) -> str:
+    """How much better the leading trial looked during the search than on test items."""
+    optimism = comparison.optimism
+    if optimism is None:
+        return ""
+    if optimism == 0:
+        return "; it scored the same on the search items"
+    direction = "better" if optimism > 0 else "worse"
+    return (
+        f"; it scored {size_of(optimism, comparison.winner_error)} {direction} on the search items"
+    )

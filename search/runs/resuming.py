@@ -1,0 +1,76 @@
+"""What a resumed study must share with its record: its settings, its weights, its start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergesearch.merging import InputError, RunFolderError
+from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.array_text import decode_array, encode_array
+from mergesearch.search.record.trial_log import TrialLog
+from mergesearch.search.runs.warm_start import warm_start_point, with_warm_start
+from mergesearch.search.spec.comparison import differences, listed
+from mergesearch.search.spec.renamed import with_new_names
+from mergesearch.search.spec.sections import EXECUTION_KEYS
+
+
+def check_same_study(plan: Plan, log: TrialLog) -> None:
+    """Refuse another study of the same name in the same database, whatever folder it came from.
+
+    Raises:
+        RunFolderError: If the recorded study differs.
+    """
+    if plan.spec.storage is None:
+        return  # the run folder, which holds the journal, has been checked
+    recorded: dict[str, Any] | None = log.get_attr("study")
+    ours = {
+        key: value
+        for key, value in plan.spec.to_dict().items()
+        if key not in (*EXECUTION_KEYS, "storage")
+    }
+    if recorded is None:
+        log.set_attr("study", ours)
+        return
+    changed = differences(with_new_names(recorded), ours)
+    if changed:
+        raise RunFolderError(
+            f"storage: expected the study that it holds under the name {plan.spec.name!r}, "
+            f"received one that differs in {listed(changed)}; restore these keys or choose "
+            "another name"
+        )
+
+
+def check_same_weights(plan: Plan, log: TrialLog) -> None:
+    """Refuse to resume on other weights than the recorded trials were measured with.
+
+    Raises:
+        InputError: If base or an expert has other weights now.
+    """
+    sources = (plan.template.base, *plan.template.experts)
+    fingerprints = [source.fingerprint for source in sources]
+    recorded: list[str] | None = log.get_attr("fingerprints")
+    if plan.layout is None:
+        return
+    if recorded is None:
+        log.set_attr("fingerprints", fingerprints)
+        return
+    for source, now, then in zip(sources, fingerprints, recorded, strict=True):
+        if now != then:
+            raise InputError(
+                f"{source.path}: expected the weights that the recorded trials used "
+                f"({then[:12]}), received others ({now[:12]}); restore them or choose another --run"
+            )
+
+
+def with_recorded_start(plan: Plan, log: TrialLog) -> Plan:
+    """The plan with its warm start, if it takes one from another run.
+
+    The start is recorded, so that a resumed study needs the other run no more.
+    """
+    if plan.spec.start is None:
+        return plan
+    recorded: str | None = log.get_attr("start")
+    if recorded is None:
+        recorded = encode_array(warm_start_point(plan, plan.spec.start))
+        log.set_attr("start", recorded)
+    return with_warm_start(plan, decode_array(recorded))

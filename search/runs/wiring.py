@@ -1,0 +1,60 @@
+"""From a checked study and its folder to the trial log and the spec of its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.run_folder import RunFolder
+from mergesearch.search.record.storage import Storage
+from mergesearch.search.record.trial_log import TrialLog
+from mergesearch.search.retry import RetryPolicy
+from mergesearch.search.spec.sections import StudySpec
+from mergesearch.search.workers.messages import NODE_CACHE, WorkerSpec
+
+
+def storage_location(spec: StudySpec, folder: RunFolder) -> str | Path:
+    """Where the trial log is: the study's storage URL, or the journal in the run folder.
+
+    ``${NAME}`` in the URL is filled in from the environment here, and only here, so that a password
+    never reaches the run folder.
+    """
+    return os.path.expandvars(spec.storage) if spec.storage else folder.journal
+
+
+def open_log(
+    storage: Storage,
+    plan: Plan,
+    *,
+    create: bool = True,
+    retry: RetryPolicy | None = None,
+    guard: Callable[[], None] = lambda: None,
+) -> TrialLog:
+    """The trial log of a study; arguments as in :class:`TrialLog`."""
+    return TrialLog(
+        storage,
+        plan.spec.name,
+        plan.objectives,
+        plan.space.decode,
+        plan.template,
+        keep_fields=plan.entry.space == "mixed",
+        create=create,
+        retry=retry,
+        guard=guard,
+    )
+
+
+def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
+    """What workers of a study are built from."""
+    section = plan.spec.workers
+    return WorkerSpec(
+        template=plan.template,
+        evaluators=tuple(evaluator.model_dump(mode="json") for evaluator in plan.spec.evaluators),
+        arenas=section.cache or str(folder.arenas if section.address is None else NODE_CACHE),
+        threads=section.threads,
+        device="cuda" if section.gpus else "cpu",
+        shards=max(int(section.gpus), 1),
+        space=plan.differentiable_space,
+    )

@@ -1,0 +1,75 @@
+"""Asking: a trial is recorded as running before any work is done for it."""
+
+from __future__ import annotations
+
+from mergesearch.search.plan.anchors import Anchor
+from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.trial_log import TrialLog
+from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.strategies.base import Point, Suggestion
+
+
+def ask_anchor(plan: Plan, log: TrialLog, anchor: Anchor) -> TrialRecord:
+    """Record an anchor as a running trial."""
+    # The numbers that dashboards plot are those of the study's own operator.
+    own = anchor.recipe.basis_key == plan.template.basis_key
+    return log.ask(
+        "anchor",
+        anchor.recipe,
+        name=anchor.name,
+        summary=plan.space.summary_of(anchor.recipe.field) if own else {},
+        bounds=_bounds(plan),
+    )
+
+
+def ask_recommended(plan: Plan, log: TrialLog, point: Point) -> TrialRecord:
+    """Record the strategy's recommendation as a running trial."""
+    return log.ask(
+        "recommended",
+        plan.space.decode(point),
+        point=point,
+        summary=plan.space.summary(point),
+        bounds=_bounds(plan),
+    )
+
+
+def ask_suggested(
+    plan: Plan, log: TrialLog, suggestion: Suggestion, tells: int, all_items: int
+) -> TrialRecord:
+    """Record a suggestion of the strategy as a running trial.
+
+    Args:
+        plan: The study.
+        log: Its trial log.
+        suggestion: What the strategy asked for.
+        tells: How many results the strategy has been told.
+        all_items: Number of search items.
+    """
+    return log.ask(
+        "search",
+        plan.space.decode(suggestion.point),
+        point=suggestion.point,
+        suggestion=suggestion.id,
+        tells_at_ask=tells,
+        item_count=item_count_of(suggestion, all_items),
+        gradient_items=gradient_items_of(plan, suggestion),
+        notes=suggestion.notes,
+        summary=plan.space.summary(suggestion.point),
+        bounds=_bounds(plan),
+    )
+
+
+def item_count_of(suggestion: Suggestion, all_items: int) -> int | None:
+    """Number of items to evaluate a suggestion on; None for all."""
+    items = suggestion.items
+    return None if items is None or items >= all_items else items
+
+
+def gradient_items_of(plan: Plan, suggestion: Suggestion) -> int:
+    """Number of items that a suggestion's gradient steps read."""
+    steps = suggestion.gradient_steps
+    return 0 if steps is None else steps.batches * plan.evaluator.batch_cost(steps.config.batch)
+
+
+def _bounds(plan: Plan) -> tuple[float, float]:
+    return float(plan.space.lower.min()), float(plan.space.upper.max())

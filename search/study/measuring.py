@@ -1,0 +1,153 @@
+"""Measurements outside the search: references, anchors, and re-evaluations of leaders.
+
+No strategy learns from them. Each is recorded and made once in the life of a study.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from mergesearch.evaluators import Measurement, Split
+from mergesearch.evaluators.objectives import References
+from mergesearch.merging import StudyFailedError
+from mergesearch.search.fidelity.rules import EarlyStopRule
+from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.study.context import StudyContext
+from mergesearch.search.study.events import Event
+from mergesearch.search.workers.messages import Outcome, Task
+
+
+class Measurer:
+    """Measures models and trials of one study."""
+
+    def __init__(self, context: StudyContext) -> None:
+        self._context = context
+        self._references: dict[Split, References] = {}
+
+    def task(self, record: TrialRecord, split: Split = "search") -> Task:
+        """The task that measures a trial on a split."""
+        return Task(
+            id=str(record.number),
+            recipe=record.recipe,
+            split=split,
+            items=record.item_count if split == "search" else None,
+            references=self._references.get(split, {}),
+        )
+
+    def measure_references(self, split: Split) -> None:
+        """Measure the models that objectives are relative to.
+
+        Raises:
+            StudyFailedError: If one of them cannot be measured.
+        """
+        plan = self._context.plan
+        results = self._context.log.results
+        known = results.references(split)
+        waiting = deque(name for name in sorted(plan.evaluator.references()) if name not in known)
+        if waiting:
+            self._begin_phase(f"references on {split} items", 0, len(waiting))
+
+        def next_task() -> Task | None:
+            if not waiting:
+                return None
+            name = waiting.popleft()
+            return Task(name, plan.reference(name), split, references=None)
+
+        def finish(outcome: Outcome) -> None:
+            if outcome.measurement is None:
+                failure = outcome.failure
+                reason = "" if failure is None else f"{failure.message}\n{failure.detail}".rstrip()
+                raise StudyFailedError(
+                    f"{outcome.task} could not be measured on {split} items: {reason}"
+                )
+            results.set_reference(split, outcome.task, outcome.measurement.means)
+
+        self._context.pump.run(next_task, finish)
+        self._references[split] = results.references(split)
+
+    def measure_trials(
+        self,
+        phase: str,
+        records: Iterable[TrialRecord],
+        total: int,
+        early_stop_rule: EarlyStopRule | None = None,
+    ) -> None:
+        """Run recorded trials that have no result yet.
+
+        Args:
+            phase: Name of the phase, for the user.
+            records: The trials.
+            total: Number of trials of the phase, with those that have a result.
+            early_stop_rule: Rule that sees their values at its stages.
+        """
+        waiting = deque(records)
+        done = total - len(waiting)
+        if waiting:
+            self._begin_phase(phase, done, total)
+
+        def next_task() -> Task | None:
+            if not waiting:
+                return None
+            return replace(self.task(waiting.popleft()), early_stop_rule=early_stop_rule)
+
+        def finish(outcome: Outcome) -> None:
+            nonlocal done
+            done += 1
+            record = self._context.log.tell(int(outcome.task), outcome, None)
+            self._context.reporter.report(record, outcome.failure, done, total)
+
+        self._context.pump.run(next_task, finish)
+
+    def evaluate(self, split: Split, numbers: Sequence[int]) -> dict[int, Score]:
+        """Evaluate trials on held-out items; those that cannot be evaluated have no score."""
+        log = self._context.log
+        waiting = deque(number for number in numbers if not log.results.score(split, number)[0])
+        done = len(numbers) - len(waiting)
+        if waiting:
+            self._begin_phase(split, done, len(numbers))
+
+        def next_task() -> Task | None:
+            return self.task(log.records[waiting.popleft()], split) if waiting else None
+
+        def finish(outcome: Outcome) -> None:
+            nonlocal done
+            done += 1
+            number = int(outcome.task)
+            measured = outcome.measurement
+            score = None if measured is None else score_of(measured)
+            log.results.set_score(split, number, score)
+            self._context.notify(Event("score", split, log.records[number], done, len(numbers)))
+
+        self._context.pump.run(next_task, finish)
+        scores = {number: log.results.score(split, number)[1] for number in numbers}
+        return {number: score for number, score in scores.items() if score is not None}
+
+    def repeat(self, winner: int, times: int) -> None:
+        """Evaluate the winner on the search items again: differences are noise of the machine."""
+        log = self._context.log
+        record = log.records[winner]
+        wanted = times if record.state == "complete" else 0
+        waiting = deque(range(len(log.get_attr("repeats") or []), wanted))
+        if waiting:
+            self._begin_phase("repeating the winner", 0, len(waiting))
+
+        def next_task() -> Task | None:
+            if not waiting:
+                return None
+            return replace(self.task(record), id=f"repeat {waiting.popleft()}")
+
+        def finish(outcome: Outcome) -> None:
+            values = None if outcome.measurement is None else dict(outcome.measurement.values)
+            log.set_attr("repeats", [*(log.get_attr("repeats") or []), values])
+
+        self._context.pump.run(next_task, finish)
+
+    def _begin_phase(self, name: str, done: int, total: int) -> None:
+        self._context.notify(Event("phase", name, done=done, total=total))
+
+
+def score_of(measurement: Measurement) -> Score:
+    """The score that is recorded of a re-evaluation."""
+    return Score(measurement.values, measurement.errors, measurement.items, measurement.violations)

@@ -1,0 +1,1 @@
+"""Pieces that spaces are made of: curves, chunks, partitions, conditional boxes, columns."""

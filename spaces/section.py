@@ -1,0 +1,117 @@
+"""The ``space`` section of a study file: its keys, and what they mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Key
+
+# Strict, so that `true` and "0.3" are refused; whole numbers are accepted.
+_Number = Annotated[float, Key(strict=True, allow_inf_nan=False)]
+
+
+class DepthSpec(BaseModel):
+    """The ``space.depth`` section: coefficients along curves over the blocks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    basis: Literal["linear", "dct", "bspline"] = Key(
+        description="linear: values at the first and the last block; dct: cosines; bspline: "
+        "control points."
+    )
+    size: int | None = Key(
+        default=None,
+        strict=True,
+        description="Numbers per curve; by default 2 for linear, else 4 (or all blocks).",
+    )
+    modules: bool = Key(
+        default=False, strict=True, description="Separate curves for attention and MLP."
+    )
+    ends: Literal["own", "curve"] = Key(
+        default="own",
+        description="Embeddings, final norm and head: coefficients of their own, or the end values "
+        "of the curve.",
+    )
+    clip: bool = Key(
+        default=False,
+        strict=True,
+        description="Clip the coefficients of the curve into the bounds; only cosines can leave "
+        "them.",
+    )
+
+
+class ChunkSpec(BaseModel):
+    """The ``space.chunks`` section: into how many chunks each tensor is cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    total: float = Key(default=1.1, gt=0, strict=True, description="Chunks in all, per tensor.")
+    concentration: float = Key(
+        default=1.0,
+        ge=0,
+        strict=True,
+        description="0: as many everywhere; above 1: more where much changes.",
+    )
+    most: int | None = Key(
+        default=None, ge=1, strict=True, description="Chunks of one tensor at most."
+    )
+    remainder: bool = Key(
+        default=False,
+        strict=True,
+        description="Hand out what rounding down leaves over, largest fractions first.",
+    )
+
+
+class SpaceSpec(BaseModel):
+    """The ``space`` section: which merges the search may propose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    granularity: (
+        Literal["global", "task", "module", "block", "block_module", "tensor", "chunk"] | None
+    ) = Key(
+        default=None,
+        description="How finely coefficients vary: global (one, shared by all experts), task (one "
+        "per expert), module, block, block_module (block x {attention, mlp}), tensor, chunk (parts "
+        "of tensors, more where experts change them most). By default block, or task with a depth "
+        "curve.",
+    )
+    chunks: ChunkSpec | None = Key(
+        default=None, description="How many chunks, for granularity chunk only."
+    )
+    depth: DepthSpec | None = Key(
+        default=None,
+        description="Curves over depth, shared by all experts with granularity global, else per "
+        "expert (task).",
+    )
+    bounds: tuple[_Number, _Number] | None = Key(
+        default=None, description="[low, high] of every coefficient; by default the operator's."
+    )
+    start: _Number | list[_Number] | None = Key(
+        default=None,
+        description="Where the search begins: one coefficient, a list with one per expert, or a "
+        "list with one per coordinate; by default the operator's.",
+    )
+    exclude: list[str] = Key(
+        default_factory=list,
+        description="Regular expressions; tensors whose name contains a match stay at the base, "
+        "with coefficient 0.",
+    )
+    dim: int | None = Key(
+        default=None,
+        strict=True,
+        description="Number of coordinates, for analytic problems without weights only.",
+    )
+    segments: int | None = Key(
+        default=None,
+        strict=True,
+        ge=2,
+        description="Most segments of a merge, for strategies that move split points.",
+    )
+    layers: int | None = Key(
+        default=None,
+        strict=True,
+        ge=1,
+        description="Blocks in a layer group, for strategies that choose operators.",
+    )

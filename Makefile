@@ -30,7 +30,7 @@ lint: install  ## ruff and mypy (strict)
 test: lint test-fast  ## ruff, mypy and the test suite
 
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 test-slow: install  ## kill schedules and other long tests
 	$(BIN)/python -m pytest -m slow --timeout 1800

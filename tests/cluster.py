@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.postgres import free_port
+from tests.waiting import PATIENT, wait_for
 
 RAY = str(Path(sys.executable).parent / "ray")
 ROOT = Path(__file__).parents[1]
@@ -123,13 +123,14 @@ class Cluster:
         return found
 
     def _await_head(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, urllib.error.URLError):
-                urllib.request.urlopen(f"{self.server}/api/gcs_healthz", timeout=2)
-                return
-            time.sleep(0.2)
-        raise AssertionError((self.folder / "head.log").read_text())
+        (head,) = self.nodes.values()
+        wait_for(self._healthy, head, (self.folder / "head.log").read_text)
+
+    def _healthy(self) -> bool:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            urllib.request.urlopen(f"{self.server}/api/gcs_healthz", timeout=10)
+            return True
+        return False
 
 
 @contextlib.contextmanager
@@ -164,7 +165,7 @@ def mergesearch(
     settings = {
         "capture_output": True,
         "text": True,
-        "timeout": 120,
+        "timeout": PATIENT,
         "cwd": ROOT,
         "env": cluster.environment,
     } | options

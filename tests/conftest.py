@@ -33,9 +33,15 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A Ray cluster with one node of two cores; tests that use it belong to the group ``ray``."""
+    """A Ray cluster with one node of two cores; tests that use it belong to the group ``ray``.
+
+    Ray reads its token once in a process: this process has the cluster's for the whole session.
+    """
     from tests.cluster import running
 
-    with running() as started:
+    with running() as started, pytest.MonkeyPatch.context() as patch:
+        for key, value in started.environment.items():
+            if key.startswith("RAY_AUTH"):
+                patch.setenv(key, value)
         started.start("head", 2)
         yield started

@@ -12,13 +12,14 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
 import pytest
+
+from tests.waiting import wait_for
 
 USER = "mergesearch"
 
@@ -89,15 +90,13 @@ class Server:
             [self.bin / "postgres", "-D", f"{self.folder}/data", "-p", str(self.port), *settings],
             stdout=log, stderr=log, cwd=self.folder, start_new_session=True, **_identity(),
         )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                psycopg.connect(self.address("postgres"), connect_timeout=2).close()
-                return
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
-                time.sleep(0.05)
+        wait_for(self._answers, self.process, (self.folder / "log").read_text, 0.05)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(psycopg.OperationalError):
+            psycopg.connect(self.address("postgres"), connect_timeout=10).close()
+            return True
+        return False
 
     def stop(self, signum: int = signal.SIGQUIT) -> None:
         """Stop; SIGQUIT is an immediate shutdown, from which the next start recovers."""

@@ -15,6 +15,7 @@ from mergesearch.merging import Field, InputError, Recipe, Source, StudyFailedEr
 from mergesearch.search.spec.sections import WorkersSection
 from mergesearch.search.workers.backends import Backend, open_backend
 from mergesearch.search.workers.messages import Outcome, Task, WorkerSpec
+from tests.cluster import Cluster
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -36,7 +37,15 @@ def spec(tmp_path: Path, **options: object) -> WorkerSpec:
 
 @pytest.fixture(params=["inline", "ray"])
 def section(request: pytest.FixtureRequest) -> WorkersSection:
-    return WorkersSection(backend=request.param, count=2 if request.param == "ray" else None)
+    if request.param == "inline":
+        return WorkersSection(backend="inline")
+    return request.getfixturevalue("two_workers")
+
+
+@pytest.fixture(scope="module")
+def two_workers(cluster: Cluster) -> WorkersSection:
+    """Two workers on the session's cluster."""
+    return WorkersSection(backend="ray", count=2, address=cluster.address)
 
 
 @pytest.fixture
@@ -122,13 +131,11 @@ class TestBackendContract:
 
 class TestRayPool:
     @pytest.fixture
-    def pool(self, tmp_path: Path) -> Iterator[Callable[..., Backend]]:
+    def pool(self, tmp_path: Path, two_workers: WorkersSection) -> Iterator[Callable[..., Backend]]:
         opened: list[Backend] = []
 
         def start(**options: object) -> Backend:
-            opened.append(
-                open_backend(WorkersSection(backend="ray", count=2), spec(tmp_path, **options))
-            )
+            opened.append(open_backend(two_workers, spec(tmp_path, **options)))
             return opened[-1]
 
         yield start

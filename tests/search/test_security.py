@@ -19,6 +19,7 @@ from mergesearch.search.runs.driver import run_study
 from tests.postgres import Server
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, run_in, spec_of
+from tests.waiting import PATIENT
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mergesearch", "merging", "spaces", "evaluators", "search")
@@ -100,7 +101,7 @@ def test_nothing_is_unpickled_from_a_record(tmp_path: Path) -> None:
     ):
         command = [sys.executable, "-c", AUDITED, *arguments]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENT
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip().splitlines()[-1] == "[]"
@@ -128,6 +129,7 @@ def test_a_study_file_runs_no_code_unless_it_says_so(text: str, tmp_path: Path) 
         assert not list(tmp_path.rglob("PWNED"))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("postgres")
 def test_a_password_is_nowhere_but_in_the_environment(
     tmp_path: Path,
@@ -159,7 +161,7 @@ def test_a_password_is_nowhere_but_in_the_environment(
         f"storage={url.replace(f'/{database}', '/no')}",
     ]
     wrong = subprocess.run(
-        [*run, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=100
+        [*run, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=PATIENT
     )
     assert wrong.returncode == 2
     assert SECRET not in wrong.stdout + wrong.stderr
@@ -173,7 +175,7 @@ def test_a_password_is_nowhere_but_in_the_environment(
         "--out",
         str(tmp_path / "best"),
     ]
-    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=PATIENT)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     kept = [file for file in tmp_path.rglob("*") if file.is_file()]

@@ -12,8 +12,9 @@ import pytest
 
 from tests.cluster import ROOT, running
 from tests.postgres import free_port, serve
+from tests.waiting import PATIENT
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 PAGE = (ROOT / "docs" / "from-laptop-to-cluster.md").read_text()
 
@@ -57,7 +58,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
         try:
             done = subprocess.run(
                 ["bash", "-c", "\n".join(script)],
-                cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
+                cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENT,
             )  # fmt: skip
         finally:
             _end(cluster.folder, environment)

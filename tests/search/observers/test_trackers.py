@@ -478,7 +478,10 @@ print("closed", flush=True)
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("mlflow", marks=needs("mlflow")), pytest.param("wandb", marks=needs("wandb"))],
+    [
+        pytest.param("mlflow", marks=needs("mlflow")),
+        pytest.param("wandb", marks=[needs("wandb"), pytest.mark.slow]),
+    ],
 )
 def test_a_server_that_never_answers_does_not_keep_the_driver(tmp_path: Path, name: str) -> None:
     kept = {

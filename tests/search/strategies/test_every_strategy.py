@@ -13,12 +13,16 @@ from tests.contracts.problems import CASES
 from tests.search.strategies.every_strategy import label, study_of
 from tests.search.studies import fingerprint, spec_of
 
-CUTS = (0.4, 0.8)
+#: Every strategy with its defaults; variants are for the long suite.
+STUDIES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case for case in CASES]
+#: Where the journal is cut; the second place is for the long suite.
+CUTS = (0.4, pytest.param(0.8, marks=pytest.mark.slow))
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=label)
+@pytest.mark.parametrize("share", CUTS)
+@pytest.mark.parametrize(("name", "options"), STUDIES, ids=label)
 def test_a_study_resumes_to_the_same_trials_from_anywhere(
-    tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict
+    tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict, share: float
 ) -> None:
     spec = spec_of(study_of(name, options, pico_models, pico_items), tmp_path)
     whole = run_study(spec, tmp_path / "whole")
@@ -27,12 +31,11 @@ def test_a_study_resumes_to_the_same_trials_from_anywhere(
     assert all(record.state in ("complete", "partial", "failed") for record in whole.log.records)
     lines = (tmp_path / "whole" / "journal.log").read_bytes().splitlines(keepends=True)
     rng = np.random.default_rng(1)
-    for share in CUTS:
-        folder = tmp_path / f"cut {share}"
-        shutil.copytree(tmp_path / "whole", folder)
-        cut = int(share * len(lines))
-        torn = lines[cut][: int(rng.integers(0, len(lines[cut])))]
-        (folder / "journal.log").write_bytes(b"".join(lines[:cut]) + torn)
-        resumed = run_study(spec, folder)
-        assert fingerprint(resumed) == fingerprint(whole), f"cut after line {cut}"
-        assert resumed.verdict == whole.verdict
+    folder = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", folder)
+    cut = int(share * len(lines))
+    torn = lines[cut][: int(rng.integers(0, len(lines[cut])))]
+    (folder / "journal.log").write_bytes(b"".join(lines[:cut]) + torn)
+    resumed = run_study(spec, folder)
+    assert fingerprint(resumed) == fingerprint(whole), f"cut after line {cut}"
+    assert resumed.verdict == whole.verdict

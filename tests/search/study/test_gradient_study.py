@@ -96,16 +96,27 @@ def test_adamerging_begins_as_task_arithmetic_to_the_bit_and_becomes_surer(
 @pytest.mark.parametrize(
     ("strategy", "space", "operator"),
     [
-        (
+        pytest.param(
             {"name": "adamerging", "shares": 2, "steps": 2},
             {"granularity": "task"},
             "task_arithmetic",
+            marks=pytest.mark.slow,
         ),
-        ({"name": "adamerging"}, {"granularity": "block"}, {"name": "ties", "merge": "sum"}),
+        pytest.param(
+            {"name": "adamerging"},
+            {"granularity": "block"},
+            {"name": "ties", "merge": "sum"},
+            marks=pytest.mark.slow,
+        ),
         ({"name": "expert_merging_pp", "steps": 3}, {"chunks": {"total": 2.0}}, "task_arithmetic"),
-        ({"name": "frank_wolfe"}, {}, "average"),
+        pytest.param({"name": "frank_wolfe"}, {}, "average", marks=pytest.mark.slow),
         ({"name": "frank_wolfe", "oracle": "cosine"}, {"granularity": "block"}, "task_arithmetic"),
-        ({"name": "frank_wolfe", "variant": "soft", "steps": 3}, {}, "task_arithmetic"),
+        pytest.param(
+            {"name": "frank_wolfe", "variant": "soft", "steps": 3},
+            {},
+            "task_arithmetic",
+            marks=pytest.mark.slow,
+        ),
         (
             {"name": "gradient_warm_cma", "warm": 3},
             {"depth": {"basis": "dct", "size": 2}},

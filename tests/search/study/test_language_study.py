@@ -57,6 +57,7 @@ def test_searches_tasks_and_exports_what_was_evaluated(tmp_path: Path, home: Pat
     assert (split, same) == ("test", True)
 
 
+@pytest.mark.slow
 def test_ray_workers_score_as_one_process_does(tmp_path: Path, home: Path) -> None:
     data = study(home, strategy="sobol")
     inline = run_in(data, tmp_path / "inline")

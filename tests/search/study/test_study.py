@@ -110,7 +110,7 @@ def test_running_a_finished_study_again_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "journal.log").read_bytes() == before
 
 
-@pytest.mark.parametrize("strategy", ["cma_es", "sobol"])
+@pytest.mark.parametrize("strategy", ["cma_es", pytest.param("sobol", marks=pytest.mark.slow)])
 def test_resume_from_every_line_of_the_journal(tmp_path: Path, strategy: str) -> None:
     """A driver killed after any append, or in one, resumes to the undisturbed result."""
     data = analytic(

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,12 @@ import pytest
 from mergesearch.search.runs.opened import open_run
 from mergesearch.search.spec.sections import WorkersSection
 from mergesearch.search.workers.backends.placement import Node, place, report
-from tests.cluster import ROOT, Cluster, mergesearch, running
+from tests.cluster import ROOT, Cluster, mergesearch
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, write_study
+from tests.waiting import PATIENT, wait_for
 
 pytestmark = pytest.mark.xdist_group("ray")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running() as started:
-        started.start("head", 2)
-        yield started
 
 
 def slow_study(name: str, trials: int = 60, seconds: float = 0.1) -> dict:
@@ -35,6 +28,7 @@ def slow_study(name: str, trials: int = 60, seconds: float = 0.1) -> dict:
     return analytic(name, trials=trials, evaluators=[evaluator], driver={"drain_seconds": 10})
 
 
+@pytest.mark.slow
 def test_a_job_is_submitted_shown_stopped_and_submitted_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -128,6 +122,7 @@ def test_wrong_addresses_jobs_and_tokens_are_one_line(cluster: Cluster, tmp_path
     assert "Traceback" not in denied.stderr
 
 
+@pytest.mark.slow
 def test_nodes_join_and_leave_during_a_sweep(cluster: Cluster, tmp_path: Path) -> None:
     study = write_study(slow_study("elastic", 5000, 0.15), tmp_path)
     folder = tmp_path / "run"
@@ -151,14 +146,14 @@ def test_nodes_join_and_leave_during_a_sweep(cluster: Cluster, tmp_path: Path) -
             stdout=said,
         )
     try:
-        _await(lambda: "search" in _said(tmp_path))
+        wait_for(lambda: "search" in _said(tmp_path), process, lambda: _said(tmp_path))
         cluster.start("second", 2)
-        _await(lambda: "joined the cluster" in _said(tmp_path))
-        _await(lambda: len(_workers(folder)) == 4)
+        wait_for(lambda: "joined the cluster" in _said(tmp_path), process, lambda: _said(tmp_path))
+        wait_for(lambda: len(_workers(folder)) == 4, process, lambda: _said(tmp_path))
         cluster.kill("second")
-        _await(lambda: "left the cluster" in _said(tmp_path))
+        wait_for(lambda: "left the cluster" in _said(tmp_path), process, lambda: _said(tmp_path))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 130
+        assert process.wait(PATIENT) == 130
     finally:
         process.kill()
     said_all = _said(tmp_path)
@@ -168,6 +163,7 @@ def test_nodes_join_and_leave_during_a_sweep(cluster: Cluster, tmp_path: Path) -
     assert all(record.state == "complete" for record in records), said_all
 
 
+@pytest.mark.slow
 def test_weights_are_prepared_once_for_all_workers_of_a_node(
     cluster: Cluster, tmp_path: Path, pico_models: Path, pico_items: Path
 ) -> None:
@@ -228,13 +224,6 @@ def test_workers_are_spread_and_what_fits_nowhere_is_seen() -> None:
     lines = report(place(nodes, on_gpu, 3), on_gpu)
     assert lines[0] == "3 workers of 1 CPU and 1 GPU on 2 of 3 nodes"
     assert lines[1] == "  a: 2 workers, 2 of 4 CPUs, 2 of 2 GPUs"
-
-
-def _await(condition: object, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.2)
 
 
 def _said(folder: Path) -> str:

@@ -33,7 +33,7 @@ test-fast: install
 	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 test-slow: install  ## kill schedules and other long tests
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python -m pytest -m slow --timeout 1800 -n 2 --dist loadgroup
 
 bench: install  ## performance figures as ratios inside one run
 	$(BIN)/python -m experiments.bench

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mergesearch.evaluators import Batch
 from mergesearch.merging import Field, Layout, Recipe, Source
@@ -48,6 +49,8 @@ CASES += [
     ("gradient_warm_cma", {"warm": 3, "population": 5}),
 ]
 CASES += [("frank_wolfe", {"variant": "soft", "steps": 3}), ("frank_wolfe", {"oracle": "cosine"})]
+#: The same for pytest: defaults of every strategy, and variants in the long suite.
+MARKED_CASES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case for case in CASES]
 
 
 def box(dim: int, objectives: int = 1) -> Problem:

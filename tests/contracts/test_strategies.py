@@ -14,7 +14,7 @@ import pytest
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, TrialResult
 from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
-from tests.contracts.problems import CASES, gradient_result, make_problem, result_at
+from tests.contracts.problems import MARKED_CASES, gradient_result, make_problem, result_at
 
 DIMENSIONS = [1, 2, 7, 40, 300, 2000]
 #: Asks and tells of a test; fewer where one takes long.
@@ -74,7 +74,7 @@ def steps(name: str) -> int:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    CASES,
+    MARKED_CASES,
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 class TestStrategyContract:

@@ -265,6 +265,7 @@ def test_threads_come_from_the_environment(
     assert default_threads() == threads
 
 
+@pytest.mark.slow
 def test_compiles_where_nothing_can_be_cached() -> None:
     """A read-only install of a user without a home: numba then has no place for its cache."""
     code = (

@@ -50,7 +50,9 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_family(folder / "small", 2, SIDE), write_family(folder / "large", TENSORS, SIDE)
 
 
-@pytest.mark.parametrize("operator", ["task_arithmetic", "ties"])
+@pytest.mark.parametrize(
+    "operator", [pytest.param("task_arithmetic", marks=pytest.mark.slow), "ties"]
+)
 def test_a_checkpoint_larger_than_memory_merges(
     families: tuple[Path, Path], tmp_path: Path, operator: str
 ) -> None:

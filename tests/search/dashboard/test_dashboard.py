@@ -309,8 +309,15 @@ class TestBounds:
         ("objectives", "results", "best"),
         [
             (OBJECTIVES[:1], [([0.9], 0.1), ([0.7], -0.1), ([0.8], 0.0), ([0.6], -0.2)], [2]),
-            (OBJECTIVES[:1], [([0.9], 0.1), ([0.8], float("inf")), ([0.7], 1e-9)], []),
-            (OBJECTIVES[:1], [([0.5], None), ([0.9], 0.1)], [0]),
+            pytest.param(
+                OBJECTIVES[:1],
+                [([0.9], 0.1), ([0.8], float("inf")), ([0.7], 1e-9)],
+                [],
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                OBJECTIVES[:1], [([0.5], None), ([0.9], 0.1)], [0], marks=pytest.mark.slow
+            ),
             # 0 dominates all but misses the bound; 3 is dominated by 1, and 4 fits beside it.
             (
                 OBJECTIVES,
@@ -323,7 +330,7 @@ class TestBounds:
                 ],
                 [1, 4],
             ),
-            (OBJECTIVES, [([0.9, 0.1], 0.5)], []),
+            pytest.param(OBJECTIVES, [([0.9, 0.1], 0.5)], [], marks=pytest.mark.slow),
             (OBJECTIVES, [([0.9, 0.3], -0.5), ([0.8, 0.2], -0.5), ([0.7, 0.3], 0.0)], [0, 1]),
         ],
     )

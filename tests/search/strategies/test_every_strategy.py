@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 
 from mergesearch.search.runs.driver import run_study
-from tests.contracts.problems import CASES
+from tests.contracts.problems import MARKED_CASES
 from tests.search.strategies.every_strategy import label, study_of
 from tests.search.studies import fingerprint, spec_of
 
-#: Every strategy with its defaults; variants are for the long suite.
-STUDIES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case for case in CASES]
 #: Where the journal is cut; the second place is for the long suite.
 CUTS = (0.4, pytest.param(0.8, marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize("share", CUTS)
-@pytest.mark.parametrize(("name", "options"), STUDIES, ids=label)
+@pytest.mark.parametrize(("name", "options"), MARKED_CASES, ids=label)
 def test_a_study_resumes_to_the_same_trials_from_anywhere(
     tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict, share: float
 ) -> None:

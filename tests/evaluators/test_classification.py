@@ -34,6 +34,7 @@ from tests.evaluators.items import (
     save,
     three_splits,
 )
+from tests.waiting import PATIENT
 
 RECIPE = recipe_at([0.0])
 ACCURACY = {"metric": "accuracy"}
@@ -490,7 +491,7 @@ heavy = ("torch", "datasets", "transformers", "pandas", "numba")
 print([name for name in heavy if name in sys.modules])
 """
         command = [sys.executable, "-c", code, str(data), str(overlapping)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENT)
         assert done.stdout.split("\n")[:-1] == ["fine", "fine", "refused", "refused", "[]"]
 
 

@@ -19,6 +19,7 @@ from mergesearch.evaluators.synthetic import Faults, Synthetic
 from mergesearch.evaluators.synthetic_problems import PROBLEMS, Problem, make_problem, optimum
 from mergesearch.merging import InputError
 from tests.evaluators.items import candidate_at, recipe_at
+from tests.waiting import PATIENT
 
 Array = npt.NDArray[np.float64]
 
@@ -262,7 +263,7 @@ Synthetic("sphere", faults=Faults(kill=1.0)).evaluate(Candidate(recipe), "search
 print("still here")
 """
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENT
         )
         assert done.returncode == -signal.SIGKILL
         assert "sphere" in done.stdout

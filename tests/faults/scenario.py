@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,9 +18,11 @@ from mergesearch.search.record.trial_record import TrialRecord, Verdict
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import Run, open_run
 from tests.cluster import ROOT, Cluster, running
+from tests.commands import run_command
 from tests.postgres import Gate, Server, serve
 from tests.search.conftest import make_pico_items, make_pico_models, model_study
 from tests.search.studies import spec_of, write_study
+from tests.waiting import PATIENT, wait_for
 
 TRIALS = 300
 HOOKS = Path(__file__).parent / "hooks"
@@ -95,19 +96,9 @@ class Sweep:
         """Start a driver with a folder and a clock of its own, as on another host."""
         said = (self.folder / f"{name}.said").open("a")
         run = self.folder / name
-        command = [
-            sys.executable,
-            "-m",
-            "mergesearch",
-            "run",
-            str(self.study),
-            "--run",
-            str(run),
-            "--progress",
-            "plain",
-        ]
+        command = run_command(self.study, run, "--address", self.cluster.address)
         return subprocess.Popen(
-            [*command, "--address", self.cluster.address],
+            command,
             cwd=ROOT, env=self.cluster.environment | {"FAULT_SKEW": str(skew)},
             stdout=said, stderr=said, text=True,
         )  # fmt: skip
@@ -123,16 +114,9 @@ class Sweep:
         self.await_results(count + 1, process)
         self.story.faults.append(Fault(name, count, round(time.monotonic() - began, 1)))
 
-    def await_results(
-        self, count: int, process: subprocess.Popen[str], seconds: float = 240
-    ) -> None:
+    def await_results(self, count: int, process: subprocess.Popen[str]) -> None:
         """Wait for results."""
-        deadline = time.monotonic() + seconds
-        while self.look() < count:
-            assert time.monotonic() < deadline, f"{count} results not in time; {self.said()}"
-            if process.poll() is not None:
-                raise AssertionError(f"the driver ended early: {self.said()}")
-            time.sleep(0.1)
+        wait_for(lambda: self.look() >= count, process, self.said)
 
     def look(self) -> int:
         """The number of results; notes those lost or changed since the last look."""
@@ -162,10 +146,7 @@ class Sweep:
         """The next worker that reaches the phase dies in it."""
         armed = Path(self.cluster.environment["FAULTS"]) / f"kill-{phase}"
         armed.touch()
-        deadline = time.monotonic() + 60
-        while armed.exists():
-            assert time.monotonic() < deadline, f"no worker reached {phase}"
-            time.sleep(0.05)
+        wait_for(lambda: not armed.exists(), pause=0.05)
 
     def restart_server(self) -> None:
         """As in a crash."""
@@ -264,8 +245,8 @@ def _all_faults(sweep: Sweep, small: bool) -> None:
     sweep.at(200, "PostgreSQL unreachable for 20 s", lambda: sweep.cut(20), second)
     if small:
         sweep.at(250, "run folder full", lambda: fill(sweep.folder / "second"), second)
-    assert second.wait(300) == 0, sweep.said()
+    assert second.wait(PATIENT) == 0, sweep.said()
     if small:
         (sweep.folder / "second" / "filler").unlink()
         again = sweep.drive("second", skew=0)
-        assert again.wait(120) == 0, sweep.said()
+        assert again.wait(PATIENT) == 0, sweep.said()

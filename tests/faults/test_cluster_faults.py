@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from mergesearch.search.runs.opened import open_run
 from tests.cluster import ROOT
+from tests.commands import run_command
 from tests.faults.scenario import TRIALS, fill, small_disk, tell
 from tests.search.studies import analytic, fingerprint, run_in, write_study
 
@@ -55,20 +55,10 @@ def test_a_full_disk_stops_the_journal_for_a_while_and_loses_nothing(tmp_path: P
         if not small:
             pytest.skip("this account may not mount a file system")
         folder = tmp_path / "small" / "run"
-        command = [
-            sys.executable,
-            "-m",
-            "mergesearch",
-            "run",
-            str(study),
-            "--run",
-            str(folder),
-            "--progress",
-            "plain",
-        ]
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+            run_command(study, folder), cwd=ROOT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
         while (
             not (folder / "journal.log").exists()
             or (folder / "journal.log").stat().st_size < 30_000

@@ -123,7 +123,7 @@ def test_a_study_file_runs_no_code_unless_it_says_so(text: str, tmp_path: Path) 
     for verb, code in (("check", 2), ("run", 2), ("doctor", 1)):
         command = [sys.executable, "-m", "mergesearch", verb, "study.yaml"]
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENT
         )
         assert done.returncode == code, done.stdout + done.stderr
         assert not list(tmp_path.rglob("PWNED"))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from mergesearch.merging import CheckpointError, Field, Recipe, RecipeError, RunFolderError, Source
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.resident.arena import Arenas, open_arenas
+from tests.waiting import PATIENT
 
 # Experts count their steps and batches; that merges say so is tested with the policies for special
 # tensors.
@@ -123,7 +124,7 @@ def test_concurrent_callers_wait_for_one_writer(pico: Pico, tmp_path: Path) -> N
         with pytest.raises(subprocess.TimeoutExpired):
             callers[0].wait(timeout=3)
         assert not list(tmp_path.glob("*.arena"))
-    answers = {caller.communicate(timeout=60)[0] for caller in callers}
+    answers = {caller.communicate(timeout=PATIENT)[0] for caller in callers}
     assert all(caller.returncode == 0 for caller in callers)
     assert len(answers) == 1  # one file, one inode, one content
     assert next(iter(answers)).startswith(arena_file(tmp_path).name)
@@ -137,7 +138,7 @@ def test_what_a_killed_writer_left_is_removed(pico: Pico, tmp_path: Path) -> Non
         "import os, mergesearch.merging.resident.arena as a\na.hash_file = lambda path: "
         "os.kill(os.getpid(), 9)\n" + _OPEN,
     )
-    assert killed.wait(timeout=60) == -signal.SIGKILL
+    assert killed.wait(timeout=PATIENT) == -signal.SIGKILL
     assert [file.suffix for file in tmp_path.iterdir() if file.name != "lock"] == [".part"]
     assert holds(open_arenas(recipe, tmp_path), recipe)
     assert not list(tmp_path.glob("*.part"))

@@ -43,7 +43,9 @@ NOTE = note_markdown(
 # The server's own output says nothing, so the first line is the URL.
 SERVE = """
 import json
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs this behind
 from pathlib import Path
 from mergesearch.search.dashboard.serving import serve
 options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
@@ -92,7 +94,7 @@ def serving(storage: Path | str, report: Path | str = "", **options: Any) -> Ite
             yield url
         finally:
             process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=20)
+            output, errors = process.communicate()
     assert process.returncode == 0
     assert output == "ended\n"
     assert errors == ""

@@ -31,6 +31,7 @@ from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.study.events import Event
 from tests.search.studies import analytic, fingerprint, run_in, spec_of
+from tests.waiting import PATIENT, wait_for
 
 OBJECTIVE = Objective("sphere", "minimize")
 TOKEN = "hf_" + "aB3" * 11
@@ -213,21 +214,16 @@ def wandb_history(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def wandb_records(path: Path, patience: float = 20.0) -> list[Any]:
+def wandb_records(path: Path) -> list[Any]:
     """All records; wandb's own process may write the last one after the end of the run."""
     from wandb.proto import wandb_internal_pb2
 
-    until = time.monotonic() + patience
-    while True:
-        records = [
-            wandb_internal_pb2.Record.FromString(data)
-            for data in leveldb_records(path.read_bytes())
-        ]
-        if time.monotonic() > until or (
-            records and records[-1].WhichOneof("record_type") == "exit"
-        ):
-            return records
-        time.sleep(0.1)
+    def records() -> list[Any]:
+        written = leveldb_records(path.read_bytes())
+        return [wandb_internal_pb2.Record.FromString(data) for data in written]
+
+    wait_for(lambda: [r.WhichOneof("record_type") for r in records()][-1:] == ["exit"])
+    return records()
 
 
 def leveldb_records(content: bytes, block: int = 32768, start: int = 7) -> Iterator[bytes]:
@@ -321,16 +317,19 @@ def raising() -> None:
 
 
 def run_with(
-    folder: Path, factory: Callable[[], Tracker], timeout: float = 10.0
-) -> tuple[Run, list[str], Any, float]:
-    """A study with a tracker, its warnings, its background, and the seconds it took."""
+    folder: Path,
+    factory: Callable[[], Tracker],
+    timeout: float = 10.0,
+    searched: threading.Event | None = None,
+) -> tuple[Run, list[str], Any]:
+    """A study with a tracker, its warnings, its background; ``searched`` is set when it ends."""
     warnings: list[str] = []
     tracker = in_background(factory, lambda event: warnings.append(event.text), name="x")
-    begun = time.monotonic()
     run = run_study(spec_of(analytic(trials=30), folder), folder / "run", tracker.observe)
-    seconds = time.monotonic() - begun
+    if searched is not None:
+        searched.set()
     tracker.close("finished", timeout)
-    return run, warnings, tracker, seconds
+    return run, warnings, tracker
 
 
 def of(writer: Faulty) -> Callable[[], Tracker]:
@@ -340,7 +339,7 @@ def of(writer: Faulty) -> Callable[[], Tracker]:
 def test_a_tracker_that_raises_is_switched_off_and_the_study_is_the_same(tmp_path: Path) -> None:
     plain = run_in(analytic(trials=30), tmp_path / "plain")
     writer = Faulty(write=raising)
-    run, warnings, tracker, _ = run_with(tmp_path, of(writer))
+    run, warnings, tracker = run_with(tmp_path, of(writer))
     assert fingerprint(run) == fingerprint(plain)
     error = "RuntimeError: cannot reach https://me:***@host with ***"
     assert warnings == [
@@ -359,7 +358,7 @@ def test_failures_with_successes_between_do_not_switch_it_off(tmp_path: Path) ->
             raise RuntimeError("busy")
 
     writer = Faulty(write=sometimes)
-    run, warnings, tracker, _ = run_with(tmp_path, of(writer))
+    run, warnings, tracker = run_with(tmp_path, of(writer))
     assert warnings == ["tracker x failed: RuntimeError: busy"]
     assert writer.trials == [record.number for record in run.log.records][2::3]
     assert (writer.status, tracker.dropped) == ("finished", 0)
@@ -372,7 +371,7 @@ def test_a_tracker_that_cannot_be_opened_is_warned_of_once(
     def factory() -> Tracker:
         raise error
 
-    run, warnings, _, _ = run_with(tmp_path, factory)
+    run, warnings, _ = run_with(tmp_path, factory)
     assert run.verdict is not None
     assert warnings == [
         (
@@ -395,9 +394,8 @@ def test_a_tracker_that_hangs_holds_up_neither_the_study_nor_its_end(
             hang()
         return Tracker("id", writer, [OBJECTIVE])
 
-    begun = time.monotonic()
-    run, warnings, tracker, seconds = run_with(tmp_path, factory, timeout=0.5)
-    assert time.monotonic() - begun - seconds < 5
+    run, warnings, tracker = run_with(tmp_path, factory, timeout=0.5)
+    assert not released.is_set()
     assert run.verdict is not None
     assert len(warnings) == 1
     assert warnings[0].startswith("tracker x did not finish within 0.5 s; ")
@@ -407,11 +405,11 @@ def test_a_tracker_that_hangs_holds_up_neither_the_study_nor_its_end(
 
 
 def test_a_slow_tracker_does_not_slow_the_study_and_still_gets_everything(tmp_path: Path) -> None:
-    writer = Faulty(write=lambda: time.sleep(0.05))
-    run, warnings, tracker, seconds = run_with(tmp_path, of(writer), timeout=60)
+    searched = threading.Event()
+    writer = Faulty(write=searched.wait)  # it writes nothing until the study has ended
+    run, warnings, tracker = run_with(tmp_path, of(writer), timeout=600, searched=searched)
     assert writer.trials == [record.number for record in run.log.records]
     assert (warnings, tracker.dropped) == ([], 0)
-    assert seconds < 60
 
 
 def test_events_beyond_the_queue_are_dropped_counted_and_told_once() -> None:
@@ -426,10 +424,8 @@ def test_events_beyond_the_queue_are_dropped_counted_and_told_once() -> None:
 
     tracker = in_background(factory, lambda event: warnings.append(event.text), name="x")
     entered.wait()
-    begun = time.monotonic()
     for _ in range(QUEUE_LENGTH + 5):
-        tracker.observe(Event("phase", "search"))
-    assert time.monotonic() - begun < 5
+        tracker.observe(Event("phase", "search"))  # returns, though nobody takes anything out
     assert tracker.dropped == 5
     released.set()
     tracker.close("finished")
@@ -453,7 +449,7 @@ def test_a_notify_that_raises_or_comes_back_does_no_harm(tmp_path: Path) -> None
 
 
 HANGING_SERVER = """
-import socket, sys, time
+import socket, sys
 from pathlib import Path
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.observers.trackers.opening import TrackerSpec, open_tracker
@@ -469,9 +465,7 @@ tracker = in_background(
     name=spec.name,
 )
 run_study(spec_of(analytic(trials=10), folder), folder / "run", tracker.observe)
-begun = time.monotonic()
 tracker.close("finished", 1)
-assert time.monotonic() - begun < 3
 print("closed", flush=True)
 """
 
@@ -487,12 +481,11 @@ def test_a_server_that_never_answers_does_not_keep_the_driver(tmp_path: Path, na
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "MLFLOW"))
     }
-    begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", HANGING_SERVER, name, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENT,
         cwd=Path(__file__).parents[3],
         env=kept | {"WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)},
     )
@@ -500,7 +493,6 @@ def test_a_server_that_never_answers_does_not_keep_the_driver(tmp_path: Path, na
     first, closed = done.stdout.splitlines()[:2]
     assert first.startswith(f"tracker {name} did not finish within 1 s; ")
     assert closed == "closed"
-    assert time.monotonic() - begun < 60  # by itself, wandb waits longer
 
 
 # --- what the study file may say

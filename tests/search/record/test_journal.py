@@ -16,6 +16,7 @@ from mergesearch.merging import StudyFailedError
 from mergesearch.search.record.journal import RunJournal
 from mergesearch.search.record.storage import open_storage, read_storage
 from mergesearch.search.retry import RetryPolicy
+from tests.waiting import PATIENT
 
 #: Fills a file system of its own, as far as it may: a limit on the size of files acts as a full
 #: disk does.
@@ -74,7 +75,10 @@ def test_a_batch_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_full_disk_is_waited_for_and_leaves_whole_lines(tmp_path: Path, freed: str) -> None:
     path = tmp_path / "journal.log"
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(path), freed], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", FULL, str(path), freed],
+        capture_output=True,
+        text=True,
+        timeout=PATIENT,
     )
     lines = path.read_bytes()
     assert lines.endswith(b"\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from mergesearch.search.record.lease import Holder, Lease, holder_of
 from mergesearch.search.record.storage import open_engine, read_storage
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import open_run
+from tests.commands import run_command
 from tests.postgres import Gate, Server
 from tests.search.studies import analytic, fingerprint, spec_of, write_study
 from tests.waiting import PATIENT, wait_for
@@ -53,18 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple]:
 
 
 def start(path: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "mergesearch",
-        "run",
-        str(path),
-        "--run",
-        str(folder),
-        "--progress",
-        "plain",
-        *more,
-    ]
+    command = run_command(path, folder, *more)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -269,7 +258,7 @@ class TestLease:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENT)
         assert (len(won), len(refused)) == (1, 5)
         assert all(won[0]._holder.name in text for text in refused)
         won[0].release()

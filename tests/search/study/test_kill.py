@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import open_run
+from tests.commands import run_command
 from tests.contracts.problems import CASES
 from tests.search.strategies.every_strategy import label, study_of
 from tests.search.studies import analytic, fingerprint, spec_of, write_study
@@ -34,20 +34,6 @@ STUDY = analytic(
 )
 
 
-def command(study: Path, folder: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "mergesearch",
-        "run",
-        str(study),
-        "--run",
-        str(folder),
-        "--progress",
-        "quiet",
-    ]
-
-
 def finished_trials(folder: Path) -> dict[int, tuple]:
     """Finished trials as the journal holds them now."""
     try:
@@ -62,7 +48,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[tup
     """Size of the journal in lines, trials and verdict of a run that nobody kills."""
     folder = tmp_path_factory.mktemp("undisturbed")
     study = write_study(STUDY, folder)
-    subprocess.run(command(study, folder / "run"), check=True, capture_output=True, timeout=PATIENT)
+    subprocess.run(
+        run_command(study, folder / "run"), check=True, capture_output=True, timeout=PATIENT
+    )
     run = open_run(folder / "run")
     return lines(folder / "run"), fingerprint(run), run.verdict
 
@@ -82,7 +70,7 @@ def start_and_signal(
         Exit code and messages.
     """
     process = subprocess.Popen(
-        command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        run_command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     while lines(folder) < at_line and process.poll() is None:
         time.sleep(0.002)
@@ -112,7 +100,7 @@ def kill_and_resume(seed: int, tmp_path: Path, undisturbed: tuple[int, list[tupl
         after = finished_trials(folder)
         assert {n: after[n] for n in before} == before, "a finished trial was lost or changed"
         before = after
-    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=PATIENT)
+    subprocess.run(run_command(study, folder), check=True, capture_output=True, timeout=PATIENT)
     run = open_run(folder)
     assert fingerprint(run) == expected
     assert run.verdict == verdict
@@ -152,7 +140,7 @@ def test_every_strategy_asks_the_same_points_after_a_kill(
         code, _ = start_and_signal(study, folder, int(share * total), 0.01, signal.SIGKILL)
         hits += code == -signal.SIGKILL
     assert hits, "no kill hit a live driver"
-    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=PATIENT)
+    subprocess.run(run_command(study, folder), check=True, capture_output=True, timeout=PATIENT)
     assert fingerprint(open_run(folder)) == fingerprint(whole)
 
 
@@ -166,7 +154,7 @@ def test_a_resumed_study_may_have_other_threads(tmp_path: Path) -> None:
     for threads, kept in (("1", 0.8), ("2", 1.0)):
         environment = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         subprocess.run(
-            command(study, folder),
+            run_command(study, folder),
             check=True,
             capture_output=True,
             timeout=PATIENT,
@@ -192,7 +180,7 @@ def test_interruption_is_clean_and_resumable(
     assert "resumes from here" in errors
     assert "Traceback" not in errors
     assert (folder / "report.html").is_file()
-    subprocess.run(command(study, folder), check=True, capture_output=True, timeout=PATIENT)
+    subprocess.run(run_command(study, folder), check=True, capture_output=True, timeout=PATIENT)
     run = open_run(folder)
     assert (fingerprint(run), run.verdict) == (expected, verdict)
 
@@ -209,7 +197,7 @@ def test_what_takes_too_long_is_left_and_runs_again(
     study = write_study(data, tmp_path)
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        run_command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     while (
         b"mergesearch:asked" not in (folder / "journal.log").read_bytes() if lines(folder) else True
@@ -238,7 +226,7 @@ def start_ray(
         STUDY | {"name": "ray-kill", "workers": {"backend": "ray", "count": 2}}, tmp_path
     )
     process = subprocess.Popen(
-        command(study, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        run_command(study, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_for(lambda: len(finished_trials(tmp_path / "run")) >= at_least, process)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -280,7 +268,7 @@ def test_a_killed_ray_driver_takes_its_workers_with_it_and_resumes(tmp_path: Pat
     assert left_after(children, 120) == []
     before = finished_trials(tmp_path / "run")
     subprocess.run(
-        command(study, tmp_path / "run"), check=True, capture_output=True, timeout=PATIENT
+        run_command(study, tmp_path / "run"), check=True, capture_output=True, timeout=PATIENT
     )
     run = open_run(tmp_path / "run")
     after = {entry[0]: entry for entry in fingerprint(run)}

@@ -6,9 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from mergesearch.search.runs.opened import open_run
 from mergesearch.search.spec.sections import WorkersSection
 from mergesearch.search.workers.backends.placement import Node, place, report
 from tests.cluster import ROOT, Cluster, mergesearch
+from tests.commands import run_command
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, write_study
 from tests.waiting import PATIENT, wait_for
@@ -38,13 +38,14 @@ def test_a_job_is_submitted_shown_stopped_and_submitted_again(
     submitted = mergesearch(cluster, *submit, "--json")
     assert submitted.returncode == 0, submitted.stderr
     job = json.loads(submitted.stdout)["job"]
-    deadline = time.monotonic() + 60
-    shown = {}
-    while shown.get("done", 0) < 5 and time.monotonic() < deadline:
-        shown = json.loads(
-            mergesearch(cluster, "status", job, "--address", cluster.server, "--json").stdout
-        )[0]
-        time.sleep(0.5)
+    shown: dict[str, Any] = {}
+
+    def status() -> bool:
+        asked = mergesearch(cluster, "status", job, "--address", cluster.server, "--json")
+        shown.update(json.loads(asked.stdout)[0])
+        return shown.get("done", 0) >= 5 or shown["state"] not in ("pending", "running")
+
+    wait_for(status, pause=0.5)
     assert (shown["study"], shown["state"], shown["phase"]) == ("jobby", "running", "search")
     stopped = mergesearch(cluster, "stop", job, "--address", cluster.server)
     assert "stopped" in stopped.stdout, stopped.stderr
@@ -126,20 +127,9 @@ def test_wrong_addresses_jobs_and_tokens_are_one_line(cluster: Cluster, tmp_path
 def test_nodes_join_and_leave_during_a_sweep(cluster: Cluster, tmp_path: Path) -> None:
     study = write_study(slow_study("elastic", 5000, 0.15), tmp_path)
     folder = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "mergesearch",
-        "run",
-        str(study),
-        "--run",
-        str(folder),
-        "--progress",
-        "plain",
-    ]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
-            [*command, "--address", cluster.address],
+            run_command(study, folder, "--address", cluster.address),
             cwd=ROOT,
             env=cluster.environment,
             stderr=said,
@@ -171,17 +161,10 @@ def test_weights_are_prepared_once_for_all_workers_of_a_node(
         pico_models, pico_items, name="cached", budget={"trials": 24}, strategy="sobol"
     )
     study = write_study(data, tmp_path)
-    done = mergesearch(
-        cluster,
-        "run",
-        str(study),
-        "--run",
-        str(tmp_path / "run"),
-        "--address",
-        cluster.address,
-        "--progress",
-        "plain",
-    )
+    done = subprocess.run(
+        run_command(study, tmp_path / "run", "--address", cluster.address),
+        capture_output=True, text=True, timeout=PATIENT, cwd=ROOT, env=cluster.environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(_workers(tmp_path / "run")) == 2
     cache = cluster.folder / f"mergesearch-{os.getuid()}"

@@ -206,6 +206,14 @@ class Evaluator(Protocol):
     def batch_cost(self, batch: Batch) -> int:
         """Items that one call of :meth:`backward` uses; known after :meth:`check`."""
 
+    def halve_batch(self) -> int | None:
+        """Halve the batch after an evaluation ran out of memory.
+
+        Returns:
+            Items of a forward pass from now on; None where they are one already, or where there are
+            no batches.
+        """
+
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
     ) -> LossAndGradient:

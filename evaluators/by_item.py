@@ -272,9 +272,9 @@ class ByItem(EvaluatorBase, ABC):
                 part = items.rows(slice(start, start + self._batch_size))
                 for metric, scores in self._scores(model, part).items():
                     by_metric.setdefault(metric, []).append(scores)
-        return {
-            metric: torch.cat(parts).double().cpu().numpy() for metric, parts in by_metric.items()
-        }
+        # One copy for all metrics: every copy waits until the device has caught up.
+        values = torch.stack([torch.cat(parts).double() for parts in by_metric.values()]).cpu()
+        return dict(zip(by_metric, values.numpy(), strict=True))
 
     def _items_of(self, split: Split) -> Any:
         """The items of a split, with all that scoring needs."""

@@ -121,6 +121,11 @@ class Composite:
         """Items that all members with gradients use together."""
         return sum(member.batch_cost(batch) for member in self._members if member.differentiable)
 
+    def halve_batch(self) -> int | None:
+        """Halve the batches of all members; returns the largest that was halved."""
+        sizes = [member.halve_batch() for member in self._members]
+        return max((size for size in sizes if size is not None), default=None)
+
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
     ) -> LossAndGradient:

@@ -25,6 +25,12 @@ class EvaluatorBase:
     _subject: ClassVar[str] = "this evaluator"
     #: Key of the study file, for messages.
     _where: str
+    #: Items of a forward pass; 1 where there are no batches.
+    _batch_size: int = 1
+    #: Padded tokens of a forward pass as the study states them; None where it does not.
+    _batch_tokens: int | None = None
+    #: How often the batch was halved.
+    _halvings: int = 0
 
     def check(self) -> None:
         """Refuse nothing: there is no data."""
@@ -52,6 +58,14 @@ class EvaluatorBase:
     def batch_cost(self, batch: Batch) -> int:
         """No item: there are no gradients."""
         return 0
+
+    def halve_batch(self) -> int | None:
+        """Halve the batch; it is that of all further evaluations."""
+        if self._batch_size < 2:
+            return None
+        self._batch_size //= 2
+        self._halvings += 1
+        return self._batch_size
 
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators.by_item import domain_names
+from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class ModelItems:
                 [torch.ones(len(row), dtype=torch.int64) for row in ragged]
             )
         return {
-            name: tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+            name: to_device(
+                tensor.to(like.dtype) if tensor.is_floating_point() else tensor, like.device
+            )
             for name, tensor in batch.items()
         }
 

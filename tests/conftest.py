@@ -33,7 +33,9 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A Ray cluster with one node of two cores; tests that use it belong to the group ``ray``.
+    """A Ray cluster with one node; tests that use it belong to the group ``ray``.
+
+    The node has two cores, and four GPUs that exist in name only.
 
     Ray reads its token once in a process: this process has the cluster's for the whole session.
     """
@@ -43,5 +45,5 @@ def cluster() -> Iterator[Cluster]:
         for key, value in started.environment.items():
             if key.startswith("RAY_AUTH"):
                 patch.setenv(key, value)
-        started.start("head", 2)
+        started.start("head", 2, "--num-gpus=4")
         yield started

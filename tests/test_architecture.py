@@ -38,6 +38,7 @@ ROOMS = [
     "merging.recipe",
     "merging.family",
     "merging.recipe_file",
+    "merging.resident.encodings",
     "merging.resident",
     "merging.in_memory",
     "merging.export",

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators.base import Split
+from mergesearch.evaluators.batching import KeptPlans, token_limit
 from mergesearch.evaluators.harness.frozen import FrozenTask, freeze_task, score_frozen
 from mergesearch.evaluators.harness.harness_loop import score_by_harness
+from mergesearch.evaluators.harness.plan import ScoringPlan
 from mergesearch.evaluators.harness.prompt import Prompt
-from mergesearch.evaluators.harness.scoring import Options, can_pack
+from mergesearch.evaluators.harness.rows import Options
+from mergesearch.evaluators.harness.scoring import can_pack
 from mergesearch.evaluators.harness.tasks import SplitTask
 from mergesearch.evaluators.text.tokenizers import load_tokenizer
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Output types whose requests are known before any answer.
 FIRST_TIER = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
+#: Tokens that packed rows are taken to have, to estimate memory.
+LONGEST_PACKED = 4096
 #: Requests of each task that packing is tried on.
 TRIED = 24
 
@@ -41,7 +46,8 @@ class DocumentScorer:
 
     Args:
         tokenizer: Folder of the tokenizer that all models share.
-        batch_size: Rows of a forward pass.
+        batch_size: Rows of a forward pass at most.
+        batch_tokens: Padded tokens of a forward pass at most; None takes the device's limit.
         max_length: Tokens that the model reads; None takes its configuration's.
         packed: Whether the choices of a document share a row; None tries whether the model allows
             it.
@@ -55,6 +61,7 @@ class DocumentScorer:
         *,
         tokenizer: str | None,
         batch_size: int,
+        batch_tokens: int | None,
         max_length: int | None,
         packed: bool | None,
         padding: Literal["right", "left"],
@@ -63,12 +70,15 @@ class DocumentScorer:
     ) -> None:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
+        self._halvings = 0
         self._max_length = max_length
         self._packed = packed
         self._padding = padding
         self._prompt = prompt
         self._where = where
         self._bound: HarnessModel | None = None
+        self._plans = KeptPlans[ScoringPlan]()
         self.frozen: dict[Split, FrozenSplit] = {}
 
     def score(
@@ -97,11 +107,21 @@ class DocumentScorer:
                 answered = (
                     score_by_harness(harness, task, own, self._prompt)
                     if requests is None
-                    else score_frozen(harness, requests, own, options)
+                    else score_frozen(harness, requests, own, options, self._plans)
                 )
                 scores |= {first + d: answer for d, answer in zip(own, answered, strict=True)}
             first = stop
         return scores
+
+    def halve_batch(self) -> int | None:
+        """Halve the rows of a forward pass; None where they are one."""
+        if self._batch_size < 2:
+            return None
+        self._batch_size //= 2
+        self._halvings += 1
+        self._plans.clear()
+        self._bound = None  # it keeps the old size
+        return self._batch_size
 
     def _harness(self, model: Any) -> HarnessModel:
         """The harness's view of the resident model."""
@@ -140,7 +160,9 @@ class DocumentScorer:
         return bool(requests) and can_pack(harness.model, requests, options)
 
     def _options(self, harness: HarnessModel, *, packed: bool) -> Options:
-        return Options(self._batch_size, harness.max_length, packed, self._padding)
+        device = next(harness.model.parameters()).device.type
+        tokens = token_limit(self._batch_tokens, device, self._halvings)
+        return Options(self._batch_size, harness.max_length, packed, self._padding, tokens)
 
 
 def _needs_loop(task: SplitTask) -> bool:

@@ -48,7 +48,8 @@ class LmEval(EvaluatorBase):
         metrics: Objectives and bounds; ``metric`` "" means every task's default.
         tokenizer: Folder of the tokenizer that all models share.
         include_path: Folder of more task files.
-        batch_size: Rows of a forward pass.
+        batch_size: Rows of a forward pass at most.
+        batch_tokens: Padded tokens of a forward pass at most; None takes the device's limit.
         max_length: Tokens that the model reads; None takes its configuration's.
         packed: Whether the choices of a document share a row; None tries whether the model allows
             it.
@@ -73,6 +74,7 @@ class LmEval(EvaluatorBase):
         tokenizer: str | None,
         include_path: Path | None = None,
         batch_size: int = 64,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
         packed: bool | None = None,
         padding: Literal["right", "left"] = "right",
@@ -97,6 +99,7 @@ class LmEval(EvaluatorBase):
         self._scorer = DocumentScorer(
             tokenizer=tokenizer,
             batch_size=batch_size,
+            batch_tokens=batch_tokens,
             max_length=max_length,
             packed=packed,
             padding=padding,
@@ -148,6 +151,10 @@ class LmEval(EvaluatorBase):
     def size(self, split: Split) -> int:
         """Number of documents of all tasks that are used."""
         return len(self._used_documents(split))
+
+    def halve_batch(self) -> int | None:
+        """Halve the rows of a forward pass."""
+        return self._scorer.halve_batch()
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Score every task on documents of a split.

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergesearch.evaluators.batching import KeptPlans
+from mergesearch.evaluators.harness.plan import ScoringPlan
 from mergesearch.evaluators.harness.prompt import Prompt, request_arguments
-from mergesearch.evaluators.harness.scoring import Answer, Options, Request, score_requests
+from mergesearch.evaluators.harness.rows import Answer, Options, Request
+from mergesearch.evaluators.harness.scoring import score_requests
 from mergesearch.evaluators.harness.tasks import SplitTask, quiet
 from mergesearch.merging import MergesearchError
 
@@ -60,7 +63,11 @@ def freeze_task(harness: HarnessModel, source: SplitTask, prompt: Prompt) -> Fro
 
 
 def score_frozen(
-    harness: HarnessModel, frozen: FrozenTask, documents: Sequence[int], options: Options
+    harness: HarnessModel,
+    frozen: FrozenTask,
+    documents: Sequence[int],
+    options: Options,
+    plans: KeptPlans[ScoringPlan],
 ) -> list[dict[str, Any]]:
     """Score some documents of a task on the resident model.
 
@@ -69,6 +76,7 @@ def score_frozen(
         frozen: The task's requests.
         documents: Indices of the documents among those of the task.
         options: How rows are run.
+        plans: Plans of earlier candidates, to which new ones are added.
 
     Returns:
         Of each document, metric -> score.
@@ -77,7 +85,7 @@ def score_frozen(
         MergesearchError: If the task cannot process the answers.
     """
     instances = [one for document in documents for one in frozen.instances[document]]
-    _answer_all(harness, frozen, instances, options)
+    _answer_all(harness, frozen, instances, options, plans)
     chosen = frozen.source.filter
     for ensemble in getattr(frozen.source.task, "_filters", []):
         if ensemble.name == chosen:
@@ -91,7 +99,11 @@ def score_frozen(
 
 
 def _answer_all(
-    harness: HarnessModel, frozen: FrozenTask, instances: Sequence[Any], options: Options
+    harness: HarnessModel,
+    frozen: FrozenTask,
+    instances: Sequence[Any],
+    options: Options,
+    plans: KeptPlans[ScoringPlan],
 ) -> None:
     """Put the model's answers into the instances, as the harness would."""
     for one in instances:
@@ -99,11 +111,11 @@ def _answer_all(
         one.filtered_resps = {}
     scored = [one for one in instances if id(one) in frozen.tokens]
     requests = [request for one in scored for request in frozen.tokens[id(one)]]
-    answers = iter(score_requests(harness.model, requests, options))
+    answers = iter(score_requests(harness.model, requests, options, plans))
     for one in scored:
         parts = [next(answers) for _ in frozen.tokens[id(one)]]
         one.resps = [_answer(one.request_type, parts)] * one.repeats
-    harness.generate([one for one in instances if id(one) not in frozen.tokens])
+    harness.generate([one for one in instances if id(one) not in frozen.tokens], options)
 
 
 def _answer(kind: str, parts: Sequence[Answer]) -> Any:

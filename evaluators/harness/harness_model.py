@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
 
-from mergesearch.evaluators.harness.scoring import Request
+from mergesearch.evaluators.harness.rows import Options, Request
 from mergesearch.evaluators.harness.tasks import quiet
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ class HarnessModel:
         finally:
             self.lm.recorded = None
 
-    def generate(self, instances: Sequence[Instance]) -> None:
+    def generate(self, instances: Sequence[Instance], options: Options) -> None:
         """Answer requests that generate text, each as often as it wants."""
+        self.lm.batch_size_per_gpu = self._generated_rows(instances, options)
         kinds = sorted({instance.request_type for instance in instances})
         for kind in kinds:
             repeated = [
@@ -85,6 +86,18 @@ class HarnessModel:
                 answers = getattr(self.lm, kind)(repeated, disable_tqdm=True)
             for one, answer in zip(repeated, answers, strict=True):
                 one.resps.append(answer)
+
+    def _generated_rows(self, instances: Sequence[Instance], options: Options) -> int:
+        """Rows of a batch that generates text, none longer than the longest of all."""
+        if options.batch_tokens is None or not instances:
+            return options.batch_size
+        longest = max(
+            len(self.lm.tok_encode(one.args[0]))
+            + int(one.args[1].get("max_gen_toks", self.lm.max_gen_toks))
+            for one in instances
+        )
+        fitting = options.batch_tokens // min(longest, self.max_length)
+        return max(min(options.batch_size, fitting), 1)
 
 
 def bind(model: Any, tokenizer: Any, batch_size: int, max_length: int | None) -> HarnessModel:

@@ -98,7 +98,13 @@ class LmEvalSpec(Section):
     tokenizer: str | None = Key(
         default=None, description="Folder of the tokenizer; by default the base's."
     )
-    batch_size: int = Key(default=64, ge=1, description="Rows of a forward pass.")
+    batch_size: int = Key(default=64, ge=1, description="Rows of a forward pass at most.")
+    batch_tokens: int | None = Key(
+        default=None,
+        ge=1,
+        description="Tokens of a forward pass at most, with padding; by default 32,768 on a GPU, "
+        "and no limit on the CPU.",
+    )
     max_length: int | None = Key(
         default=None, ge=2, description="Tokens that the model reads; by default as it says."
     )
@@ -154,6 +160,7 @@ class LmEvalSpec(Section):
             tokenizer=self.tokenizer,
             include_path=None if self.include_path is None else folder / self.include_path,
             batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
             max_length=self.max_length,
             packed=None if self.packed == "auto" else self.packed,
             padding=self.padding,

@@ -10,7 +10,8 @@ from pydantic import Field as Key
 from pydantic import model_validator
 
 from mergesearch.evaluators.base import Evaluator
-from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec
+from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec, Section
+from mergesearch.evaluators.text.vllm_settings import VllmSettings
 
 
 class GenerationMetricSpec(ScoreSpec):
@@ -21,6 +22,34 @@ class GenerationMetricSpec(ScoreSpec):
 
 class GenerationBoundSpec(BoundSpec, GenerationMetricSpec):
     """One bound of a generation evaluator."""
+
+
+class VllmSpec(Section):
+    """How a vLLM engine is opened; the names are those of vLLM."""
+
+    max_model_len: int | None = Key(
+        default=None,
+        ge=1,
+        description="Tokens of a prompt and its prediction; by default as many as the model has "
+        "room for.",
+    )
+    gpu_memory_utilization: float = Key(
+        default=0.4,
+        gt=0,
+        le=1,
+        description="Share of each card's memory for the engine, beside the resident model.",
+    )
+    tensor_parallel_size: int = Key(
+        default=1, ge=1, description="Cards over which the engine splits the model."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Key(
+        default=None, description="Of the engine's weights; by default the model's."
+    )
+    enforce_eager: bool | None = Key(
+        default=None,
+        description="Run without CUDA graphs; by default where reloading weights needs it.",
+    )
+    seed: int = Key(default=0, ge=0, description="Of the engine; predictions are greedy.")
 
 
 class GenerationSpec(ItemSpec):
@@ -54,9 +83,18 @@ class GenerationSpec(ItemSpec):
     )
     engine: Literal["transformers", "vllm"] = Key(
         default="transformers",
-        description="Who generates; vllm starts from the tokenizer's folder, the base's.",
+        description="Who generates: the resident model, or a vLLM engine beside it.",
+    )
+    vllm: VllmSpec | None = Key(
+        default=None, description="How the engine is opened; needs engine: vllm."
     )
     batch_size: int = Key(default=32, ge=1)
+    batch_tokens: int | None = Key(
+        default=None,
+        ge=1,
+        description="Tokens of prompts and predictions of a batch at most, with padding; by "
+        "default 32,768 on a GPU, and no limit on the CPU.",
+    )
     objectives: list[GenerationMetricSpec] = Key(  # type: ignore[assignment]
         default_factory=lambda: [GenerationMetricSpec()], min_length=1
     )
@@ -73,6 +111,8 @@ class GenerationSpec(ItemSpec):
     def _fits(self) -> Self:
         from mergesearch.evaluators.text.generation import SCORERS
 
+        if self.vllm is not None and self.engine != "vllm":
+            raise ValueError(f"vllm: expected engine: vllm beside it, received {self.engine}")
         if self.system_prompt is not None and not self.chat_template:
             raise ValueError(
                 "system_prompt: expected chat_template: true beside it, received false"
@@ -92,9 +132,19 @@ class GenerationSpec(ItemSpec):
         """Build the evaluator."""
         from mergesearch.evaluators.text.generation import Generation
 
-        keys = {"scorer", "max_new_tokens", "until", "chat_template", "system_prompt", "engine"}
+        keys = {
+            "scorer",
+            "max_new_tokens",
+            "until",
+            "chat_template",
+            "system_prompt",
+            "engine",
+            "batch_tokens",
+        }
         inputs = {"prompt": self.prompt} | ({} if self.target is None else {"target": self.target})
         options = self._options(folder, where, None, inputs)
+        if self.vllm is not None:
+            options["vllm"] = VllmSettings(**self.vllm.model_dump())
         if self.direction == "minimize":
             options["metrics"] = [
                 replace(m, metric={"score": "loss"}.get(m.metric, m.metric))
@@ -137,6 +187,12 @@ class PerplexitySpec(ItemSpec):
     batch_size: int = Key(
         default=16, ge=1, description="Windows of a forward pass, and texts that share some."
     )
+    batch_tokens: int | None = Key(
+        default=None,
+        ge=1,
+        description="Tokens of a forward pass at most, with padding; by default 32,768 on a GPU, "
+        "and no limit on the CPU.",
+    )
     objectives: list[PerplexityMetricSpec] = Key(  # type: ignore[assignment]
         default_factory=lambda: [PerplexityMetricSpec()], min_length=1
     )
@@ -149,4 +205,5 @@ class PerplexitySpec(ItemSpec):
         from mergesearch.evaluators.text.perplexity import Perplexity
 
         options = self._options(folder, where, None, {"text": self.text})
-        return Perplexity(self.tokenizer, max_length=self.max_length, stride=self.stride, **options)
+        keys = {"max_length", "stride", "batch_tokens"}
+        return Perplexity(self.tokenizer, **self.model_dump(include=keys), **options)

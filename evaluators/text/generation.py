@@ -9,7 +9,6 @@ token is scored like any other.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from mergesearch.evaluators.batching import token_batches, token_limit
 from mergesearch.evaluators.by_item import Array, ByItem
 from mergesearch.evaluators.text.text_items import (
     TextItems,
@@ -26,6 +26,7 @@ from mergesearch.evaluators.text.text_items import (
 )
 from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
 from mergesearch.evaluators.text.transformers_writer import TransformersWriter
+from mergesearch.evaluators.text.vllm_settings import VllmSettings, check_version
 from mergesearch.evaluators.text.writer import Writer, Written
 from mergesearch.merging import InputError, MergesearchError
 
@@ -96,6 +97,9 @@ class Generation(ByItem):
         chat_template: Whether a prompt is a user's turn of a conversation.
         system_prompt: System turn before it.
         engine: The engine that generates.
+        vllm: How an engine of vLLM is opened.
+        batch_tokens: Padded tokens of prompts and predictions that are in memory at once, at most;
+            None takes the device's limit.
         **by_item: Arguments of :class:`ByItem`; the metrics are ``score`` or ``loss``, which are
             the scorer's numbers, and ``tokens``.
     """
@@ -113,12 +117,16 @@ class Generation(ByItem):
         chat_template: bool = False,
         system_prompt: str | None = None,
         engine: Literal["transformers", "vllm"] = "transformers",
+        vllm: VllmSettings | None = None,
+        batch_tokens: int | None = None,
         **by_item: Any,
     ) -> None:
         super().__init__(**by_item)
         self._tokenizer = tokenizer
         self._scorer = scorer
         self._engine = engine
+        self._batch_tokens = batch_tokens
+        self._vllm = vllm or VllmSettings()
         self._max_new_tokens = max_new_tokens
         self._until = tuple(until)
         self._chat_template = chat_template
@@ -133,8 +141,8 @@ class Generation(ByItem):
         """
         super().check()
         find_scorer(self._scorer, f"{self._where}.scorer")
-        if self._engine == "vllm" and importlib.util.find_spec("vllm") is None:
-            raise InputError(f"{self._where}.engine: vllm needs `pip install mergesearch[vllm]`")
+        if self._engine == "vllm":
+            check_version(f"{self._where}.engine")
         tokenizer = self._loaded()
         if self._chat_template and not tokenizer.chat_template:
             raise InputError(
@@ -184,11 +192,12 @@ class Generation(ByItem):
     def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``; prompts are taken by their length."""
         scorer = find_scorer(self._scorer, f"{self._where}.scorer")
-        order = np.argsort([len(row) for row in items.tokens], kind="stable")
+        lengths = np.array([len(row) for row in items.tokens])
+        order = np.argsort(lengths, kind="stable")
         scores = np.empty(len(order))
         counts = np.empty(len(order))
-        for start in range(0, len(order), self._writing_size(len(order))):
-            indices = order[start : start + self._writing_size(len(order))]
+        for chosen in self._batches(model, lengths[order].tolist()):
+            indices = order[chosen]
             part = items.rows(indices)
             written = self._engine_of(model).write(model, part)
             scores[indices] = [
@@ -209,9 +218,14 @@ class Generation(ByItem):
             for metric, scores in self._item_scores(model, items).items()
         }
 
-    def _writing_size(self, count: int) -> int:
-        """Number of prompts that are handed over at once; vLLM makes batches of its own."""
-        return count if self._engine == "vllm" else self._batch_size
+    def _batches(self, model: Any, lengths: list[int]) -> list[slice]:
+        """Prompts, sorted by length, that are handed over at once; vLLM makes batches itself."""
+        if self._engine == "vllm":
+            return [slice(None)]
+        device = next(model.parameters()).device.type
+        limit = token_limit(self._batch_tokens, device, self._halvings)
+        whole = [length + self._max_new_tokens for length in lengths]
+        return token_batches(whole, self._batch_size, limit)
 
     def _engine_of(self, model: Any) -> Writer:
         """The writer, made when it is first used."""
@@ -220,8 +234,15 @@ class Generation(ByItem):
             if self._engine == "vllm":
                 from mergesearch.evaluators.text.vllm_backend import VllmWriter
 
-                base = required_tokenizer(self._tokenizer, self._where)
-                self._writer = VllmWriter(base, model, tokenizer, self._max_new_tokens, self._until)
+                self._writer = VllmWriter(
+                    tokenizer,
+                    required_tokenizer(self._tokenizer, self._where),
+                    model,
+                    self._max_new_tokens,
+                    self._until,
+                    self._vllm,
+                    self._where,
+                )
             else:
                 self._writer = TransformersWriter(
                     tokenizer, self._max_new_tokens, self._until, self._where

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mergesearch.evaluators.by_item import ByItem, wide
-from mergesearch.evaluators.model_items import ModelItems, padded, read_items, run_model
+from mergesearch.evaluators.by_item import ByItem
+from mergesearch.evaluators.model_items import ModelItems, padded, read_items
+from mergesearch.evaluators.text.token_losses import IGNORED, token_losses
+from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
-
-#: Label of tokens that do not count, the one of transformers.
-IGNORED = -100
 
 
 class LanguageModel(ByItem):
@@ -38,12 +37,7 @@ class LanguageModel(ByItem):
         return replace(items, inputs=inputs, extra={"labels": labels})
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
-        from torch.nn.functional import cross_entropy
-
-        output, _ = run_model(model, items)
-        logits = wide(output.logits)[:, :-1]
-        labels = padded(items.extra["labels"], IGNORED).to(logits.device)[:, 1:]
-        losses = cross_entropy(
-            logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
-        )
-        return {"cross_entropy": losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)}
+        labels = padded(items.extra["labels"], IGNORED)[:, 1:]
+        losses = token_losses(model, items, labels)
+        counts = to_device((labels != IGNORED).sum(dim=1), losses.device)
+        return {"cross_entropy": losses.sum(dim=1) / counts}

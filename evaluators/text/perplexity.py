@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators.base import Split
-from mergesearch.evaluators.by_item import Array, ByItem, domain_names, wide
-from mergesearch.evaluators.model_items import ModelItems, padded, run_model
+from mergesearch.evaluators.batching import KeptPlans, token_batches, token_limit
+from mergesearch.evaluators.by_item import Array, ByItem, domain_names
+from mergesearch.evaluators.model_items import ModelItems, padded
 from mergesearch.evaluators.reduction import DomainScore
-from mergesearch.evaluators.text.language_model import IGNORED
 from mergesearch.evaluators.text.text_items import first_token, longest, required_tokenizer
+from mergesearch.evaluators.text.token_losses import IGNORED, token_losses
 from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +60,21 @@ def windows(count: int, length: int, stride: int) -> list[Window]:
     return made
 
 
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """How some texts are read.
+
+    Attributes:
+        batches: Input and labels ``(windows, width)`` of each forward pass.
+        owners: Index of each window's text ``(windows,)``.
+        counts: Number of the tokens of each text that count ``(texts,)``.
+    """
+
+    batches: tuple[tuple[ModelItems, torch.Tensor], ...]
+    owners: torch.Tensor
+    counts: torch.Tensor
+
+
 class Perplexity(ByItem):
     """Scores a causal language model.
 
@@ -65,6 +82,7 @@ class Perplexity(ByItem):
         tokenizer: Folder of the tokenizer, or ``org/name@revision``.
         max_length: Tokens of a window; None takes what the model has room for.
         stride: Tokens from one window to the next; None means that windows do not overlap.
+        batch_tokens: Padded tokens of a forward pass at most; None takes the device's limit.
         **by_item: Arguments of :class:`ByItem`; ``batch_size`` counts windows.
 
     Raises:
@@ -80,9 +98,12 @@ class Perplexity(ByItem):
         *,
         max_length: int | None = None,
         stride: int | None = None,
+        batch_tokens: int | None = None,
         **by_item: Any,
     ) -> None:
         super().__init__(**by_item)
+        self._batch_tokens = batch_tokens
+        self._plans = KeptPlans[WindowPlan]()
         plain = {metric.label for metric in self._metrics if metric.metric == "log_perplexity"}
         self.additive = tuple(name for name in self.additive if name in plain)
         self._tokenizer = tokenizer
@@ -139,23 +160,28 @@ class Perplexity(ByItem):
         """Nats per token of each item ``(items,)``, under the names of both metrics."""
         import torch
 
+        plan = self._plan(model, items)
+        sums = torch.cat(
+            [token_losses(model, batch, labels).sum(dim=1) for batch, labels in plan.batches]
+        )
+        counts = to_device(plan.counts, sums.device)
+        owners = to_device(plan.owners, sums.device)
+        nats = sums.new_zeros(len(counts)).index_add(0, owners, sums) / counts
+        return {"log_perplexity": nats, "perplexity": nats}
+
+    def _plan(self, model: Any, items: ModelItems) -> WindowPlan:
+        """How these texts are read; worked out once for each choice of texts."""
         tokens: Any = items.inputs["input_ids"]
         length = self._max_length or longest(model) or 2048
-        stride = self._stride or length
-        parts = [
-            (item, window)
-            for item, row in enumerate(tokens)
-            for window in windows(len(row) - 1, length, min(stride, length))
-        ]
-        totals = []
-        for start in range(0, len(parts), self._batch_size):
-            batch = parts[start : start + self._batch_size]
-            totals.append(self._nats(model, items, batch))
-        sums = torch.cat(totals)
-        owners = torch.tensor([item for item, _ in parts], device=sums.device)
-        counts = torch.tensor([len(row) - 1 for row in tokens], device=sums.device)
-        nats = sums.new_zeros(len(tokens)).index_add(0, owners, sums) / counts
-        return {"log_perplexity": nats, "perplexity": nats}
+        stride = min(self._stride or length, length)
+        rows = self._batch_size
+        device = next(model.parameters()).device.type
+        limit = token_limit(self._batch_tokens, device, self._halvings)
+        return self._plans.get(
+            tokens,
+            (length, stride, rows, limit),
+            lambda: _window_plan(tokens, length, stride, rows, limit),
+        )
 
     def _by_domain(
         self,
@@ -177,26 +203,39 @@ class Perplexity(ByItem):
             name: _together(score, tokens[score.item_indices]) for name, score in by_domain.items()
         }
 
-    def _nats(
-        self, model: Any, items: ModelItems, batch: Sequence[tuple[int, Window]]
-    ) -> torch.Tensor:
-        """Cross-entropy of each window's tokens that count, summed ``(windows,)``."""
-        from torch.nn.functional import cross_entropy
 
-        tokens: Any = items.inputs["input_ids"]
-        read = []
-        wanted = []
-        for item, window in batch:
-            read.append(tokens[item][window.start : window.stop])
-            labels = tokens[item][window.start + 1 : window.stop + 1].clone()
-            labels[: window.counted - window.start] = IGNORED
-            wanted.append(labels)
-        output, _ = run_model(model, ModelItems({"input_ids": read}, np.full(len(read), ""), {}))
-        logits = wide(output.logits)
-        targets = padded(wanted, IGNORED).to(logits.device)
-        return cross_entropy(
-            logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED
-        ).sum(dim=1)
+def _window_plan(
+    tokens: Sequence[torch.Tensor], length: int, stride: int, rows: int, limit: int | None
+) -> WindowPlan:
+    """Divide texts ``(tokens,)`` into windows, and these into batches, in their order."""
+    import torch
+
+    parts = [
+        (item, window)
+        for item, row in enumerate(tokens)
+        for window in windows(len(row) - 1, length, stride)
+    ]
+    lengths = [window.stop - window.start for _, window in parts]
+    with torch.inference_mode(False):  # a plan serves gradients too
+        return WindowPlan(
+            tuple(_batch(tokens, parts[one]) for one in token_batches(lengths, rows, limit)),
+            torch.tensor([item for item, _ in parts]),
+            torch.tensor([len(row) - 1 for row in tokens]),
+        )
+
+
+def _batch(
+    tokens: Sequence[torch.Tensor], parts: Sequence[tuple[int, Window]]
+) -> tuple[ModelItems, torch.Tensor]:
+    """Input of some windows, and labels ``(windows, width)`` of their tokens that count."""
+    read = []
+    wanted = []
+    for item, window in parts:
+        read.append(tokens[item][window.start : window.stop])
+        labels = tokens[item][window.start + 1 : window.stop + 1].clone()
+        labels[: window.counted - window.start] = IGNORED
+        wanted.append(labels)
+    return ModelItems({"input_ids": read}, np.full(len(read), ""), {}), padded(wanted, IGNORED)
 
 
 def _together(score: DomainScore, tokens: Array) -> DomainScore:

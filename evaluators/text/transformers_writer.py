@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergesearch.evaluators.text.stop_strings import (
+    Criterion,
+    device_criterion,
+    holds_stop,
+    host_criterion,
+    stopped_length,
+)
 from mergesearch.evaluators.text.text_items import TextItems, longest
 from mergesearch.evaluators.text.writer import Written, cut
+from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class _Decoded(Written):
+    """A text, and whether a stop string ended it."""
+
+    stopped: bool
 
 
 class TransformersWriter:
@@ -31,15 +47,34 @@ class TransformersWriter:
         self._until = until
         self._where = where
 
-    def write(self, model: Any, items: TextItems) -> list[Written]:
+    def write(self, model: Any, items: TextItems) -> Sequence[Written]:
         """Continue the prompt of each item.
 
         Raises:
             InputError: If prompts are too long for the model.
         """
+        ids, mask = self._batch(model, items)
+        ends = self._ends(model)
+        start = ids.shape[1]
+        if not self._until:
+            return self._decoded(self._continued(model, ids, mask, None), ends)
+        quick = device_criterion(self._tokenizer, self._until, start)
+        if quick is not None:
+            texts = self._decoded(self._continued(model, ids, mask, quick), ends)
+            if not any(
+                stopped and not text.stopped
+                for text, stopped in zip(texts, quick.stopped(), strict=True)
+            ):
+                return texts
+        slow = host_criterion(self._tokenizer, self._until, start)
+        return self._decoded(self._continued(model, ids, mask, slow), ends)
+
+    def _continued(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, criterion: Criterion | None
+    ) -> list[list[int]]:
+        """New tokens of each row, fetched from the device at once."""
         import torch
 
-        ids, mask = self._batch(model, items)
         ends = self._ends(model)
         pad = self._tokenizer.pad_token_id
         with torch.inference_mode():
@@ -56,9 +91,10 @@ class TransformersWriter:
                 use_cache=True,
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=pad if pad is not None else min(ends, default=0),
-                stopping_criteria=[self._stopped(ids.shape[1])] if self._until else None,
+                stopping_criteria=None if criterion is None else [criterion],
             )
-        return [self._written(row, ends) for row in written[:, ids.shape[1] :].tolist()]
+        rows: list[list[int]] = written[:, ids.shape[1] :].tolist()
+        return rows
 
     def _batch(self, model: Any, items: TextItems) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask ``(items, tokens)``, padded on the left."""
@@ -79,7 +115,7 @@ class TransformersWriter:
             ids[index, width - len(row) :] = row
             mask[index, width - len(row) :] = 1
         device = next(model.parameters()).device
-        return ids.to(device), mask.to(device)
+        return to_device(ids, device), to_device(mask, device)
 
     def _ends(self, model: Any) -> set[int]:
         """Tokens that end a sequence according to the model or the tokenizer."""
@@ -87,27 +123,21 @@ class TransformersWriter:
         ends = set(own) if isinstance(own, list | tuple) else {own}
         return {int(token) for token in ends | {self._tokenizer.eos_token_id} if token is not None}
 
-    def _stopped(self, start: int) -> Callable[..., torch.Tensor]:
-        """Make a criterion that stops rows whose new tokens hold a stop string."""
-        import torch
+    def _decoded(self, rows: list[list[int]], ends: set[int]) -> list[_Decoded]:
+        """Decode the new tokens of a batch."""
+        kept = [row[: self._length(row, ends)] for row in rows]
+        texts = self._tokenizer.batch_decode(kept, skip_special_tokens=True)
+        return [self._cut(row, text) for row, text in zip(kept, texts, strict=True)]
 
-        # Every token is at least one byte; a stop string may begin within one more.
-        reach = 1 + max(len(text.encode()) for text in self._until)
+    def _cut(self, row: list[int], text: str) -> _Decoded:
+        """A text up to its first stop string, and the tokens that were needed to write that."""
+        stopped = holds_stop(text, self._until)
+        count = stopped_length(self._tokenizer, row, self._until) if stopped else len(row)
+        return _Decoded(cut(text, self._until), self._length(row[:count], set()), stopped)
 
-        def stopped(ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
-            tails = self._tokenizer.batch_decode(
-                ids[:, max(start, ids.shape[1] - reach) :], skip_special_tokens=True
-            )
-            return torch.tensor(
-                [any(u in tail for u in self._until) for tail in tails], device=ids.device
-            )
-
-        return stopped
-
-    def _written(self, row: list[int], ends: set[int]) -> Written:
-        """Decode one row of new tokens."""
+    def _length(self, row: list[int], ends: set[int]) -> int:
+        """Number of tokens before the one that ends a sequence, and before padding."""
         stop = next((index for index, token in enumerate(row) if token in ends), len(row))
         while stop and row[stop - 1] == self._tokenizer.pad_token_id:
             stop -= 1
-        text = self._tokenizer.decode(row[:stop], skip_special_tokens=True)
-        return Written(cut(text, self._until), stop)
+        return stop

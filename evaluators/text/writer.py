@@ -25,7 +25,7 @@ class Written:
 class Writer(Protocol):
     """Continues prompts."""
 
-    def write(self, model: Any, items: TextItems) -> list[Written]:
+    def write(self, model: Any, items: TextItems) -> Sequence[Written]:
         """Continue the prompt of each item."""
 
 

@@ -8,9 +8,22 @@ from experiments.bench import (
     language,
     merge,
     service,
+    stored,
     strategies,
 )
 
-for benchmark in (combine, gradient, driver, service, language, command, merge, strategies):
+BENCHMARKS = (
+    combine,
+    stored,
+    gradient,
+    driver,
+    service,
+    language,
+    command,
+    merge,
+    strategies,
+)
+
+for benchmark in BENCHMARKS:
     benchmark.main()
     print()

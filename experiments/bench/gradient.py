@@ -32,7 +32,6 @@ from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident.arena import open_arenas
 from mergesearch.merging.resident.gradient import coefficient_gradient
 from mergesearch.merging.resident.merged_model import MergedModel
-from mergesearch.merging.resident.packing import Packing
 from mergesearch.merging.resident.terms import Terms
 
 EXPERTS = 4
@@ -73,7 +72,7 @@ def measure_time() -> dict[str, Any]:
     """Milliseconds, and shares of the read bandwidth."""
     problem = Problem.make()
     gradient = np.roll(problem.base, 7)
-    terms = Terms(Packing(problem.layout, DIRECTIONS, {}), "delta", problem.base, problem.basis)
+    terms = Terms.of_arrays(problem.layout, "delta", problem.base, problem.basis)
     rows = [torch.from_numpy(row) for row in problem.basis]
     seconds = best_seconds(
         {
@@ -153,8 +152,7 @@ def step_memory(folder: Path, tasks: int) -> Memory:
             log_p = merged.model(pixel_values=images).logits.log_softmax(-1)
             torch.autograd.backward(-(log_p.exp() * log_p).sum(-1).mean())
     merged.gradient(field)
-    width = arenas.base.nbytes
-    listed = width * (1 + EXPERTS + 1 + 1) + most
+    listed = arenas.memory.nbytes + 2 * merged.merged.nbytes + most
     return Memory(tasks, _resident("VmHWM") - before, listed, most)
 
 
@@ -165,7 +163,7 @@ def _warm_up(model: Any) -> None:
     model.zero_grad(set_to_none=True)
     small = Problem.make(TENSORS * 64)
     combine(small.base, small.basis, small.field, "delta", small.out, threads=1)
-    terms = Terms(Packing(small.layout, DIRECTIONS, {}), "delta", small.base, small.basis)
+    terms = Terms.of_arrays(small.layout, "delta", small.base, small.basis)
     coefficient_gradient(terms, small.base, small.field, threads=1)
 
 

@@ -332,7 +332,8 @@ def scorer(folder: Path, split: str) -> Any:
     """A function from a model to its accuracy by skill, from log-likelihoods of the choices."""
     from datasets import load_from_disk
 
-    from mergesearch.evaluators.harness.scoring import Options, Request, score_requests
+    from mergesearch.evaluators.harness.rows import Options, Request
+    from mergesearch.evaluators.harness.scoring import score_requests
 
     tokenizer = _load_tokenizer(folder / "base")
     options = Options(128, TOKENS, packed=True)

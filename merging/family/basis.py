@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergesearch.merging.family.special_tensors import SpecialTensors
+from mergesearch.merging.tensors.place import HOST, Place, PlacedSource
 from mergesearch.merging.tensors.source import FilteredSource
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def prepare_basis(
     experts: Sequence[TensorSource],
     options: Options,
     special: SpecialTensors,
+    place: Place = HOST,
 ) -> Basis:
     """The operator's basis, with rows of plain task vectors for running statistics.
 
@@ -28,7 +30,18 @@ def prepare_basis(
     statistics, unless it runs the experts: trimming them, or counting them among the parameters,
     has no meaning. Where a direction is no single expert, it carries the average of the experts'
     statistics.
+
+    Args:
+        operator: Which operator.
+        base: The base.
+        experts: Its experts.
+        options: Complete hyperparameters.
+        special: Tensors that are not combined as the operator would.
+        place: Where decompositions, counts and regressions are done. Rows come back to where the
+            sources are; those of large matrices depend on it within rounding.
     """
+    if not place.is_host:
+        base = PlacedSource(base, place)
     names = special.statistics & {*base.names}
     if not names:
         return operator.prepare(base, experts, **options)

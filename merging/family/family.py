@@ -36,6 +36,7 @@ from mergesearch.merging.policies import TensorPolicies, parse_policies
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.tensors.layout import FLOATING, Layout
 from mergesearch.merging.tensors.memo import Memo
+from mergesearch.merging.tensors.place import HOST, Place
 
 if TYPE_CHECKING:
     from mergesearch.merging.operators import Basis, Operator, Options
@@ -73,10 +74,10 @@ class ModelFamily:
         """Floating tensors that the merged model has from the base, whatever the coefficients."""
         return tuple(n for n in self.base.carried if self.base.tensors[n].dtype in FLOATING)
 
-    def prepare(self, operator: Operator, options: Options) -> Basis:
-        """The basis of an operator on this family."""
+    def prepare(self, operator: Operator, options: Options, place: Place = HOST) -> Basis:
+        """The basis of an operator on this family, with heavy work done at a place."""
         self.check(operator)
-        return prepare_basis(operator, self.base, self.experts, options, self.special)
+        return prepare_basis(operator, self.base, self.experts, options, self.special, place)
 
     def check(self, operator: Operator) -> None:
         """Refuse an operator that would run sources whose tensors the policies change.

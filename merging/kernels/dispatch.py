@@ -56,7 +56,7 @@ def combine(
     _check_shapes(base, rows, field, out)
     arrays = [base, *rows, out]
     if form == "slerp":
-        field = _refined_to_angles(field, angles)
+        field = refined_to_angles(field, angles)
     wide = any(dtype_name(array) == "float64" for array in arrays)
     weights = term_weights(field, form, np.float64 if wide else np.float32, angles)
     election = form if form in ELECTIONS else ""
@@ -122,7 +122,7 @@ def _rest_of_one(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.abs(rest) <= len(values) * 2.0**-53 * magnitude, 0.0, rest)
 
 
-def _refined_to_angles(field: Field, angles: Field | None) -> Field:
+def refined_to_angles(field: Field, angles: Field | None) -> Field:
     """The coefficients on segments that lie within one angle each."""
     if angles is None or angles.size != field.size or {angles.directions, field.directions} != {1}:
         raise RecipeError(

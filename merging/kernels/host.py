@@ -45,6 +45,13 @@ def host_fp32(tensor: torch.Tensor) -> npt.NDArray[np.float32] | None:
     return stored_numbers(tensor) if tensor.dtype == torch.float32 else None
 
 
+def host_bytes(memory: Array) -> npt.NDArray[np.uint8] | None:
+    """The bytes of an arena in main memory, sharing it; None if it is on another device."""
+    if isinstance(memory, np.ndarray):
+        return memory
+    return memory.detach().numpy() if memory.device.type == "cpu" else None
+
+
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity."""
     import torch

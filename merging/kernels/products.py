@@ -86,7 +86,7 @@ def products(
             "products: kernel 'numba' expects contiguous float32 in main memory; use kernel='auto'"
         )
     else:
-        starts, stops, owners = cut(boundaries, _block_of(vector))
+        starts, stops, owners = cut(boundaries, block_of(vector))
         sums = _by_torch(vector, others, starts, stops, from_base, threads)
     return joined(sums, owners, len(boundaries) - 1)
 
@@ -127,7 +127,7 @@ def factor_products(
     # On a CPU one thread, since the order in which a BLAS adds depends on their number.
     with torch.no_grad(), torch_threads(1 if flat.device.type == "cpu" else threads):
         for segment, start, stop, rows, columns in tiles(
-            boundaries, int(right.shape[1]), _block_of(vector)
+            boundaries, int(right.shape[1]), block_of(vector)
         ):
             part = flat[start:stop].double().view(rows.stop - rows.start, -1)
             # Σ_ij v_ij left_ir right_rj for every term r
@@ -168,7 +168,8 @@ def tiles(
             yield segment, start, stop, slice(start // width, -(-stop // width)), columns
 
 
-def _block_of(vector: Array) -> int:
+def block_of(vector: Array) -> int:
+    """Length of a piece for torch on the vector's device."""
     on_host = isinstance(vector, np.ndarray) or vector.device.type == "cpu"
     return CPU_BLOCK if on_host else ACCELERATOR_BLOCK
 
@@ -196,11 +197,11 @@ def _by_torch(
                 term = tensor[start:stop].double()
                 if origin is not None and row:
                     term = term - origin
-                sums[row, piece] = _fixed_sum(wide * term)  # Σ_i v_i r_i, or Σ_i v_i (r_i − b_i)
+                sums[row, piece] = fixed_sum(wide * term)  # Σ_i v_i r_i, or Σ_i v_i (r_i − b_i)
     return sums.cpu().numpy()
 
 
-def _fixed_sum(values: torch.Tensor) -> torch.Tensor:
+def fixed_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum of ``(n,)`` in an order that the number of threads does not change."""
     whole = values.numel() // _RUN * _RUN
     return values[:whole].view(-1, _RUN).sum(1).sum() + values[whole:].sum()

@@ -71,7 +71,7 @@ def products(
 
 
 @compiled(types.void(_SUMS, _READ, _READ))
-def _add(lanes: _Wide, a: Floats, b: Floats) -> None:
+def add_block(lanes: _Wide, a: Floats, b: Floats) -> None:
     """``lanes[l] += Σ_j a[j · LANES + l] · b[j · LANES + l]``."""
     n = a.size
     at = 0
@@ -94,8 +94,8 @@ def _add(lanes: _Wide, a: Floats, b: Floats) -> None:
 
 
 @compiled(types.void(_SUMS, _READ, _READ, _READ))
-def _add_difference(lanes: _Wide, a: Floats, b: Floats, c: Floats) -> None:
-    """:func:`_add` with ``b - c`` for ``b``."""
+def add_difference(lanes: _Wide, a: Floats, b: Floats, c: Floats) -> None:
+    """:func:`add_block` with ``b - c`` for ``b``."""
     n = a.size
     at = 0
     while at < n:
@@ -106,6 +106,17 @@ def _add_difference(lanes: _Wide, a: Floats, b: Floats, c: Floats) -> None:
         for i in range(stop - at):
             lanes[i] = lanes[i] + np.float64(a0[i]) * (np.float64(b0[i]) - np.float64(c0[i]))
         at = stop
+
+
+@compiled(types.float64(_SUMS))
+def sum_lanes(lanes: _Wide) -> float:
+    """The sum of the lanes, in a fixed order; overwrites them."""
+    width = LANES // 2
+    while width > 0:
+        for i in range(width):
+            lanes[i] += lanes[i + width]
+        width //= 2
+    return float(lanes[0])
 
 
 @compiled(
@@ -134,16 +145,11 @@ def _products(
             for row in range(rows):
                 other = numba.carray(_pointer(addresses[row] + 4 * at), n)
                 if from_first and row > 0:
-                    _add_difference(
+                    add_difference(
                         lanes[row], block, other, numba.carray(_pointer(addresses[0] + 4 * at), n)
                     )
                 else:
-                    _add(lanes[row], block, other)
+                    add_block(lanes[row], block, other)
             at += n
         for row in range(rows):
-            width = LANES // 2
-            while width > 0:
-                for i in range(width):
-                    lanes[row, i] += lanes[row, i + width]
-                width //= 2
-            out[piece, row] = lanes[row, 0]
+            out[piece, row] = sum_lanes(lanes[row])

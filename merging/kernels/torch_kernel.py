@@ -52,12 +52,12 @@ def combine(
                 stop = min(start + block, end)
                 blocks = [(tensor[start:stop], weight) for tensor, weight in used]
                 if election and len(blocks) > 1:
-                    _elect_block(blocks, target[start:stop], wide, election)
+                    elect_block(blocks, target[start:stop], wide, election)
                 else:
-                    _sum_block(blocks, target[start:stop], scratch[:, : stop - start])
+                    sum_block(blocks, target[start:stop], scratch[:, : stop - start])
 
 
-def _sum_block(
+def sum_block(
     terms: Sequence[tuple[torch.Tensor, float]], out: torch.Tensor, scratch: torch.Tensor
 ) -> None:
     """Weighted sum of a block, rounded once to the dtype of ``out``.
@@ -80,7 +80,7 @@ def _sum_block(
         out.copy_(total)
 
 
-def _elect_block(
+def elect_block(
     blocks: Sequence[tuple[torch.Tensor, float]],
     out: torch.Tensor,
     wide: torch.dtype,

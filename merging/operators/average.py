@@ -65,4 +65,5 @@ AVERAGE = Operator(
     default=lambda experts, _options: 1.0 / experts,
     bounds=lambda _experts, _options: (0.0, 1.0),
     copies=lambda experts: experts + 2,
+    row_form=lambda _options: "stored",
 )

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 #: statistics of the whole model first; S forward passes in depth order.
 PreparationScope = Literal["E", "R", "T", "G", "S"]
 
+#: How rows relate to the experts as stored, which decides what an arena has to keep: each row is
+#: its expert, or the difference to the base (``stored``); that at some elements and 0 elsewhere, up
+#: to a factor (``masked``); or numbers of their own (``dense``).
+RowForm = Literal["stored", "masked", "dense"]
+
 #: What ``prepare`` needs besides weights: inputs to run the model on, inputs without labels to
 #: learn from, or labelled items.
 Needs = Literal["inputs", "unlabeled", "labeled"]
@@ -94,6 +99,10 @@ def _copies(experts: int) -> float:
     return 2 * experts + 3
 
 
+def _dense(_options: Options) -> RowForm:
+    return "dense"
+
+
 @dataclass(frozen=True)
 class Operator:
     """A way to turn experts into directions, with what is known about it.
@@ -123,6 +132,8 @@ class Operator:
             None.
         copies: Number of experts -> how many tensors as large as the largest preparation holds at
             once.
+        row_form: ``(options)`` -> the :data:`RowForm` of its rows; what an arena keeps is checked
+            bit for bit when it is written.
         order_sensitive: Whether the order of the experts matters (then permutation does not hold).
         stochastic: Whether preparation draws random numbers (then ``seed`` is a hyperparameter).
     """
@@ -143,6 +154,7 @@ class Operator:
     experts: tuple[int, int | None] = (1, None)
     refuse: Callable[[Layout, int, Options], str | None] | None = None
     copies: Callable[[int], float] = _copies
+    row_form: Callable[[Options], RowForm] = _dense
     order_sensitive: bool = False
     stochastic: bool = False
 

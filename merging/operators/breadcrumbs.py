@@ -142,4 +142,5 @@ BREADCRUMBS = Operator(
     plain_identities=SHARED_IDENTITIES | {"single_expert", "expert_near_one_hot"},
     refuse=_refuse_range,
     copies=lambda experts: experts + 8,
+    row_form=lambda _options: "masked",
 )

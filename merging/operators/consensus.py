@@ -119,4 +119,5 @@ CONSENSUS = Operator(
     plain_identities=_IDENTITIES | {"expert_near_one_hot", "single_expert"},
     refuse=_refuse,
     copies=lambda experts: 3 * experts + 8,
+    row_form=lambda _options: "masked",
 )

@@ -192,6 +192,7 @@ DARE = Operator(
     plain_identities=SHARED_IDENTITIES | {"expert_near_one_hot", "single_expert"},
     copies=lambda experts: experts + 5,
     stochastic=True,
+    row_form=lambda _options: "masked",
 )
 
 DARE_TIES = Operator(
@@ -210,4 +211,5 @@ DARE_TIES = Operator(
     refuse=refuse_election,
     copies=lambda experts: experts + 5,
     stochastic=True,
+    row_form=lambda _options: "masked",
 )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.base import Basis, Operator, RowForm
 from mergesearch.merging.operators.dare import BOUNDS, Rescale, Thinned, survivors
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
@@ -163,6 +163,12 @@ def _refuse_range(layout: Layout, experts: int, options: Options) -> str | None:
     return refuse_election(layout, experts, options) if "merge" in options else None
 
 
+def _row_form(options: Options) -> RowForm:
+    """Survivors that are divided by probabilities of their own are no multiple of the expert."""
+    own = options["epsilon"] > 0 and options["rescale"] == "inverse_prob"
+    return "dense" if own else "masked"
+
+
 DELLA = Operator(
     name="della",
     prepare=prepare,
@@ -179,6 +185,7 @@ DELLA = Operator(
     refuse=_refuse_range,
     copies=lambda experts: experts + 8,
     stochastic=True,
+    row_form=_row_form,
 )
 
 DELLA_LINEAR = Operator(
@@ -196,4 +203,5 @@ DELLA_LINEAR = Operator(
     refuse=_refuse_range,
     copies=lambda experts: experts + 8,
     stochastic=True,
+    row_form=_row_form,
 )

@@ -50,6 +50,7 @@ from mergesearch.merging.operators.parts.matrices import (
 )
 from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.operators.parts.task_vectors import difference, vector_label
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -122,13 +123,14 @@ def _threshold(
                 yield vector_label(expert, name), difference(expert.read(name), base.read(name))
 
     def compute() -> dict[str, torch.Tensor]:
-        return magnitude_histogram(matrices).to_tensors()
+        return magnitude_histogram(matrices, place=place_of(base)).to_tensors()
 
     key = ["magnitudes of matrices", selection.matrices, selection.conv]
     first = Histogram.from_tensors(remembered([base, expert], key, compute))
-    return (
-        kth_largest(matrices, count_kept(density, first.total), first=first) if first.total else 0.0
-    )
+    if not first.total:
+        return 0.0
+    rank = count_kept(density, first.total)
+    return kth_largest(matrices, rank, first=first, place=place_of(base))
 
 
 def _correction(
@@ -157,7 +159,7 @@ def _correction(
 
     return remembered(
         [base, *experts], ["correction common to task vectors", *part.key, *key], compute
-    )["delta"]
+    )["delta"].to(deltas[0].device)
 
 
 def shared_subspace(
@@ -181,7 +183,7 @@ def shared_subspace(
     )
     if vectors.shape[1] == 0:
         return vectors
-    joint = decompose(vectors)
+    joint = decompose(vectors, max(1, min(part.shape) // divisor), None, place_of(base))
     return joint.left[
         :, : min(min(part.shape) // divisor, numerical_rank(joint.values, vectors.shape, dtype))
     ]

@@ -53,4 +53,5 @@ EMR = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
     copies=lambda experts: 2 * experts + 6,
+    row_form=lambda _options: "masked",
 )

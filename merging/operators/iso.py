@@ -40,6 +40,7 @@ from mergesearch.merging.operators.parts.matrices import (
     shapes_of,
 )
 from mergesearch.merging.operators.parts.singular import singular_of_sum
+from mergesearch.merging.tensors.place import HOST, Place, place_of
 from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ def prepare_common_and_specific(
         shared, each = directions_of(min(shape), len(deltas), common)
         svd = singular_of_sum(base, experts, part, deltas)
         first = svd.top(min(shared, numerical_rank(svd.values, shape, dtype, floor=floor)))
-        return [
-            isotropic([first, *(specific(first, delta, each, floor) for delta in deltas)], dtype)
-        ]
+        place = place_of(base)
+        own = [specific(first, delta, each, floor, part.draws(), place) for delta in deltas]
+        return [isotropic([first, *own], dtype, place)]
 
     selection = Selection.of(
         shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
@@ -140,24 +141,39 @@ def directions_of(total: int, experts: int, common: float) -> tuple[int, int]:
     return total - each * experts, each
 
 
-def specific(first: Svd, delta: torch.Tensor, count: int, floor: float) -> Svd:
+def specific(
+    first: Svd,
+    delta: torch.Tensor,
+    count: int,
+    floor: float,
+    draws: torch.Generator | None = None,
+    place: Place = HOST,
+) -> Svd:
     """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``.
 
     Those that are only rounding are left out.
+
+    Args:
+        first: The common directions.
+        delta: τ_k, ``(m, n)``.
+        count: How many are wanted.
+        floor: Singular values up to this fraction of the norm of τ_k count as zero.
+        draws: See :func:`decompose`.
+        place: See :func:`decompose`.
     """
     wide = delta.to(first.left.dtype)
-    svd = decompose(wide - first.left @ (first.left.T @ wide))
+    svd = decompose(wide - first.left @ (first.left.T @ wide), max(count, 1), draws, place)
     # Relative to the norm of τ_k itself: of a low-rank one, only rounding may be left.
     rank = numerical_rank(svd.values, delta.shape, delta.dtype, floor=floor, largest=wide.norm())
     return svd.top(min(count, rank))
 
 
-def isotropic(pieces: Sequence[Svd], dtype: torch.dtype) -> torch.Tensor:
+def isotropic(pieces: Sequence[Svd], dtype: torch.dtype, place: Place = HOST) -> torch.Tensor:
     """``σ̄ Û V̂ᵀ`` with the polar factors of all left and right singular vectors, ``(m, n)``."""
     import torch
 
-    left = polar(torch.cat([svd.left for svd in pieces], dim=1), dtype)
-    right = polar(torch.cat([svd.right for svd in pieces], dim=0), dtype)
+    left = polar(torch.cat([svd.left for svd in pieces], dim=1), dtype, place)
+    right = polar(torch.cat([svd.right for svd in pieces], dim=0), dtype, place)
     values = torch.cat([svd.values for svd in pieces])
     return left @ right * (values.sum() / max(len(values), 1))
 

@@ -133,4 +133,5 @@ LAYER_SWAP = Operator(
     refuse=_refuse,
     copies=lambda experts: experts + 3,
     order_sensitive=True,
+    row_form=lambda _options: "stored",
 )

@@ -74,4 +74,5 @@ LINES = Operator(
         }
     ),
     copies=lambda experts: experts + 2,
+    row_form=lambda _options: "stored",
 )

@@ -68,4 +68,5 @@ MODEL_STOCK = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
     copies=lambda experts: experts + 2,
+    row_form=lambda _options: "stored",
 )

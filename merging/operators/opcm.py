@@ -44,6 +44,7 @@ from mergesearch.merging.operators.parts.matrices import (
 )
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
 from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def _cleaned(
         merged = deltas[first].to(torch.float64, copy=True)  # T
         vectors = {}
         for k in rest:
-            vector = clean(deltas[k].double(), decompose(merged), alpha, deltas[k].dtype)  # τ'
+            known = deltas[k].dtype
+            svd = decompose(merged, None, part.draws(), place_of(base), known)
+            vector = clean(deltas[k].double(), svd, alpha, known)  # τ'
             merged += vector
             vectors[str(k)] = vector.to(deltas[k].dtype)
         return vectors
@@ -123,7 +126,7 @@ def _cleaned(
     # Decompositions take nearly all the time, and both passes over the model need them.
     key = ["task vectors cleaned one after another", *part.key, joining, alpha]
     vectors = remembered([base, *experts], key, compute) if rest else {}
-    return [vectors.get(str(k), delta) for k, delta in enumerate(deltas)]
+    return [vectors.get(str(k), delta).to(delta.device) for k, delta in enumerate(deltas)]
 
 
 def clean(vector: torch.Tensor, merged: Svd, alpha: float, dtype: torch.dtype) -> torch.Tensor:

@@ -45,6 +45,7 @@ from mergesearch.merging.operators.parts.matrices import (
     shapes_of,
 )
 from mergesearch.merging.operators.parts.singular import singular
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -143,12 +144,12 @@ def _demeaned(
 
     def target(k: int) -> torch.Tensor:
         def compute() -> dict[str, torch.Tensor]:
-            svd = decompose(deltas[k] - mean).top(rank)
+            svd = decompose(deltas[k] - mean, rank, part.draws(), place_of(base))
             return {"left": svd.left.contiguous(), "right": svd.values[:, None] * svd.right}
 
         key = ["singular components of a task vector less the mean", *part.key, k, rank]
         factors = remembered([base, *experts], key, compute)
-        return mean + factors["left"] @ factors["right"]
+        return mean + factors["left"].to(mean.device) @ factors["right"].to(mean.device)
 
     return target
 

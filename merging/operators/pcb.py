@@ -36,6 +36,7 @@ from mergesearch.merging.operators.parts.magnitudes import (
     magnitude_histogram,
 )
 from mergesearch.merging.operators.parts.task_vectors import task_vectors, vector_label
+from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -116,12 +117,15 @@ def _magnitude_range(base: TensorSource, expert: TensorSource, clip: float) -> R
         )
 
     def select() -> dict[str, torch.Tensor]:
+        place = place_of(base)
         counts = remembered(
-            [base, expert], ["all magnitudes"], lambda: magnitude_histogram(changes).to_tensors()
+            [base, expert],
+            ["all magnitudes"],
+            lambda: magnitude_histogram(changes, place=place).to_tensors(),
         )
         return {
             "range": torch.tensor(
-                _clipping(changes, Histogram.from_tensors(counts), clip), dtype=torch.float64
+                _clipping(changes, Histogram.from_tensors(counts), clip, place), dtype=torch.float64
             )
         }
 
@@ -129,16 +133,15 @@ def _magnitude_range(base: TensorSource, expert: TensorSource, clip: float) -> R
     return low, high
 
 
-def _clipping(stream: Stream, first: Histogram, clip: float) -> Range:
+def _clipping(stream: Stream, first: Histogram, clip: float, place: Place) -> Range:
     """The sorted magnitudes at the indices ``⌊n clip⌋`` and ``⌊n (1 − clip) − 1⌋``."""
     count = first.total
     if count == 0:
         return 0.0, 0.0
     low = int(count * clip)
     high = max(low, int(count * (1 - clip) - 1))
-    return kth_largest(stream, count - low, first=first), kth_largest(
-        stream, count - high, first=first
-    )
+    least = kth_largest(stream, count - low, first=first, place=place)
+    return least, kth_largest(stream, count - high, first=first, place=place)
 
 
 def _scores(

@@ -22,6 +22,7 @@ from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.gram import Grams, Reduce, linear_weights, regressed
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
 from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def prepare(
         if len(base.shape(name)) != 2:
             return [delta / len(deltas) for delta in deltas]
         # Eq. 3: τ_k G_k (Σ_j G_j)⁻¹
-        return regressed(deltas, [gram(name) for gram in grams], reduce)
+        return regressed(deltas, [gram(name) for gram in grams], reduce, place_of(base))
 
     return Basis("delta", len(experts), rows)
 

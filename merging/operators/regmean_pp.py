@@ -36,6 +36,7 @@ from mergesearch.merging.operators.parts.gram import (
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.roles import classify
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -150,7 +151,8 @@ def _merge_block(
         rows = _mean_rows(runner.base, experts, name)
         if name in weights:
             deltas = task_vectors(runner.base, experts, name)
-            rows = regressed(deltas, [own.mean(weights[name]) for own in grams], reduce)
+            means = [own.mean(weights[name]) for own in grams]
+            rows = regressed(deltas, means, reduce, place_of(runner.base))
             yield name, {str(k): row.cpu() for k, row in enumerate(rows)}
         _load_merged(runner, name, rows)
 

@@ -140,4 +140,5 @@ SCE = Operator(
     plain={"topk": 1.0},
     plain_identities=_IDENTITIES | {"zero_vector", "default_ignores_zero_vector"},
     copies=lambda experts: 3 * experts + 5,
+    row_form=lambda _options: "masked",
 )

@@ -70,4 +70,5 @@ SLERP = Operator(
     bounds=lambda _experts, _options: (0.0, 1.0),
     experts=(1, 1),
     copies=lambda experts: experts + 2,
+    row_form=lambda _options: "stored",
 )

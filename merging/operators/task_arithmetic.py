@@ -63,4 +63,5 @@ TASK_ARITHMETIC = Operator(
     default=lambda _experts, _options: 0.3,
     bounds=_bounds,
     copies=lambda experts: experts + 2,
+    row_form=lambda _options: "stored",
 )

@@ -47,6 +47,7 @@ from mergesearch.merging.operators.parts.task_vectors import (
     vector_label,
 )
 from mergesearch.merging.tensors.parallel import nested_parallel_map
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.roles import classify
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
@@ -167,7 +168,7 @@ def thresholds(
             first = _first_read(base, expert, [scope, vectors, group], stream)
             rank = count_kept(density, first.total)
             limits[group] = torch.tensor(
-                [kth_largest(stream, rank, first=first)], dtype=torch.float64
+                [kth_largest(stream, rank, first=first, place=place_of(base))], dtype=torch.float64
             )
         return limits
 
@@ -182,7 +183,9 @@ def _first_read(
 ) -> Histogram:
     """The histogram of a group, which serves every density."""
     counts = remembered(
-        [base, expert], ["magnitudes", *key], lambda: magnitude_histogram(stream).to_tensors()
+        [base, expert],
+        ["magnitudes", *key],
+        lambda: magnitude_histogram(stream, place=place_of(base)).to_tensors(),
     )
     return Histogram.from_tensors(counts)
 
@@ -232,4 +235,5 @@ TIES = Operator(
     plain_identities=SHARED_IDENTITIES | {"single_expert", "identical_experts"},
     refuse=refuse_election,
     copies=lambda experts: experts + 6,
+    row_form=lambda _options: "masked",
 )

@@ -37,6 +37,7 @@ from mergesearch.merging.operators.parts.matrices import (
 )
 from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.place import HOST, Place, place_of
 from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def prepare(
         ]
         dtype = deltas[0].dtype
         return orthogonalised(
-            [svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in svds], dtype
+            [svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in svds],
+            dtype,
+            place_of(base),
         )
 
     selection = Selection.of(
@@ -79,18 +82,21 @@ def prepare(
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
-def orthogonalised(experts: Sequence[Svd], dtype: torch.dtype) -> list[torch.Tensor]:
+def orthogonalised(
+    experts: Sequence[Svd], dtype: torch.dtype, place: Place = HOST
+) -> list[torch.Tensor]:
     """``Û_k Σ_k V̂_kᵀ`` for every expert, ``(m, n)`` each.
 
     Args:
         experts: Decompositions U_k Σ_k V_kᵀ.
         dtype: Of the task vectors.
+        place: Where large polar factors are worked out.
     """
     import torch
 
     # Û and V̂, the polar factors of [U_1 ... U_K] and [V_1 ... V_K]
-    left = polar(torch.cat([svd.left for svd in experts], dim=1), dtype)
-    right = polar(torch.cat([svd.right for svd in experts], dim=0), dtype)
+    left = polar(torch.cat([svd.left for svd in experts], dim=1), dtype, place)
+    right = polar(torch.cat([svd.right for svd in experts], dim=0), dtype, place)
     ranks = [len(svd.values) for svd in experts]
     blocks = zip(
         torch.split(left, ranks, dim=1), experts, torch.split(right, ranks, dim=0), strict=True

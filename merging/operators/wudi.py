@@ -121,9 +121,8 @@ def _remembered_spectrum(
 
     key = ["eigenvectors of the Gram matrices of task vectors", *part.key]
     tensors = remembered([base, *experts], key, compute)
-    return Spectrum(
-        tensors["values"], tensors["vectors"], (len(deltas) * part.shape[0], part.shape[1])
-    )
+    values, vectors = (tensors[name].to(deltas[0].device) for name in ("values", "vectors"))
+    return Spectrum(values, vectors, (len(deltas) * part.shape[0], part.shape[1]))
 
 
 def chosen_rank(spectrum: Spectrum, rule: Rank) -> int:

@@ -1,7 +1,7 @@
 """Arenas: base and basis as flat files that every process of a host maps, written once.
 
-One file per prepared basis, the base first, then its K rows, then the factors of rows that are kept
-as factors, and a JSON sheet that says what it is. The sheet names the file by its content and is
+One file per prepared basis, tensor after tensor, and a JSON sheet that says how each is stored
+(:mod:`mergesearch.merging.resident.encodings`). The sheet names the file by its content and is
 written last, so that a reader sees a whole arena or none. The content's hash is compared whenever
 an arena is opened, so that damage shows before a trial is measured on it. One process prepares
 under a lock, the others wait for it; what a killed one left is removed by the next to hold the
@@ -15,19 +15,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
-from mergesearch.merging.checkpoints.safetensors_writer import write_at
 from mergesearch.merging.errors import RecipeError, RunFolderError
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.special_tensors import SpecialTensors
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.kernels.forms import Form
+from mergesearch.merging.kernels.spans import ITEMSIZE, RowsSetting
 from mergesearch.merging.models.calibration_spec import file_versions
 from mergesearch.merging.operators import Basis, get_operator
 from mergesearch.merging.recipe import Recipe
@@ -39,17 +39,18 @@ from mergesearch.merging.resident.arena_files import (
     sheet_file,
     write_sheet,
 )
-from mergesearch.merging.resident.factor_choice import low_rank_factors
-from mergesearch.merging.resident.packing import Packing, StoredFactors
+from mergesearch.merging.resident.arena_stamp import is_whole, remember, remove_stamps
+from mergesearch.merging.resident.encodings.base import Encoding
+from mergesearch.merging.resident.encodings.packing import Packing, StoredTensor
+from mergesearch.merging.resident.encodings.table import planned_encoding
+from mergesearch.merging.resident.tensor_writer import EncodedTensor, encode_tensor, write_parts
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
 from mergesearch.merging.tensors.memo import Memo
 from mergesearch.merging.tensors.parallel import parallel_map, run_single_threaded
+from mergesearch.merging.tensors.place import HOST, Place
 
-if TYPE_CHECKING:
-    import torch
-
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +60,8 @@ class Arenas:
     Attributes:
         layout: Positions of the tensors.
         form: How the basis combines with the base.
-        base: ``(size,)``, fp32 (fp64 where the base holds fp64); padding is zero.
-        basis: ``(K, size)``, the same dtype; shorter where tensors are kept as factors.
-        packing: What of the flat index lies where in ``basis``.
-        factors: The rows of tensors that are kept as factors.
+        memory: uint8 ``(bytes,)``, the arena.
+        packing: What lies where in it, and how it is stored.
         angles: Angle between base and row over the flat index, for the form ``slerp`` only.
         special: Tensors whose weighted sum is not yet what is merged.
         copied: Floating tensors that stay as they are in the base, and are not in the arenas.
@@ -70,10 +69,8 @@ class Arenas:
 
     layout: Layout
     form: Form
-    base: npt.NDArray[Any]
-    basis: npt.NDArray[Any]
+    memory: npt.NDArray[np.uint8]
     packing: Packing
-    factors: tuple[StoredFactors, ...] = ()
     angles: Field | None = None
     special: SpecialTensors = field(default_factory=SpecialTensors)
     copied: tuple[str, ...] = ()
@@ -85,6 +82,7 @@ class _Plan:
 
     key: str
     family: ModelFamily
+    encoding: Encoding
     sheet: Mapping[str, Any]  # all of the JSON sheet but what the basis adds to it
     prepare: Callable[[], Basis]  # only called where there is no arena yet: it may take hours
 
@@ -93,19 +91,25 @@ class _Plan:
         return self.family.layout
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(str(self.sheet["dtype"]))
-
-    @property
     def bytes(self) -> int:
-        """Size of the arena with every row whole, which is the most that it takes."""
-        return self.packed({}).size * self.dtype.itemsize
+        """Size of the arena with every row in the planned encoding, about what it takes."""
+        bits = int(self.sheet["directions"]) * self.encoding.bits(_widest(self.family.experts))
+        base = sum(spec.size * ITEMSIZE[spec.dtype] for spec in self.layout.tensors)
+        return base + int(self.layout.size * bits / 8)
 
-    def packed(self, ranks: Mapping[str, Sequence[int]]) -> Packing:
-        return Packing(self.layout, int(self.sheet["directions"]), ranks)
+    def packed(self, stored: Mapping[str, StoredTensor]) -> Packing:
+        return Packing(self.layout, int(self.sheet["directions"]), self.sheet["dtype"], stored)
 
 
-def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: int = 1) -> Arenas:
+def open_arenas(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    rows: RowsSetting = "auto",
+    verify: bool = True,
+    threads: int = 1,
+    place: Place = HOST,
+) -> Arenas:
     """Map the arenas of ``recipe``, preparing them first if this host does not have them.
 
     The coefficients of the recipe play no part. An arena that is damaged, or that was made from
@@ -115,8 +119,10 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: i
         recipe: Sources, operator and hyperparameters.
         folder: Where arenas of this host are kept; created if missing. What hyperparameters share
             is kept beside them.
+        rows: The encoding of rows; ``auto`` takes the smallest exact one.
         verify: Compare the content with its hash, which reads all of it once (at memory bandwidth).
         threads: Tensors that are prepared at once; changes no bit of them.
+        place: Where heavy work of preparing is done; rows depend on it within rounding.
 
     Raises:
         CheckpointError: If a source is missing, damaged, or does not fit the base.
@@ -131,7 +137,7 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: i
             f"recipe: expected layout {layout.digest}, that of {recipe.base.path}, received "
             f"{recipe.layout}; the recipe was made for another base"
         )
-    plan = _plan(recipe, family)
+    plan = _plan(recipe, family, rows, place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         arenas = _mapped(plan, folder, verify)
@@ -146,14 +152,16 @@ def open_arenas(recipe: Recipe, folder: Path, *, verify: bool = True, threads: i
     return arenas
 
 
-def _plan(recipe: Recipe, family: ModelFamily) -> _Plan:
+def _plan(recipe: Recipe, family: ModelFamily, rows: RowsSetting, place: Place) -> _Plan:
     operator = get_operator(recipe.operator)
     layout = family.layout
     experts = len(recipe.experts)
     options = operator.check(layout, experts, recipe.options)
     family.check(operator)
+    encoding = planned_encoding(operator, options, rows)
     sheet = {
         "format": FORMAT,
+        "encoding": encoding.name,
         "layout": layout.digest,
         "dtype": accumulation_dtype(layout),
         "directions": operator.directions(experts, options),
@@ -161,7 +169,10 @@ def _plan(recipe: Recipe, family: ModelFamily) -> _Plan:
         "files": [*_weight_file_versions(recipe, family.sources), *file_versions(options)],
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
     }
-    return _Plan(recipe.basis_key, family, sheet, lambda: family.prepare(operator, options))
+    made: list[str] = [] if rows == "auto" else [rows]
+    made += [] if place.is_host else [place.device.partition(":")[0]]
+    key = "-".join([recipe.basis_key, *made])
+    return _Plan(key, family, encoding, sheet, lambda: family.prepare(operator, options, place))
 
 
 def _weight_file_versions(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]]:
@@ -183,22 +194,22 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
     """The arena if it is there, whole, and what the plan asks for."""
     try:
         sheet = json.loads(sheet_file(folder, plan.key).read_text(encoding="utf-8"))
-        content, form, angles, ranks = (
-            sheet.pop(key) for key in ("content", "form", "angles", "factors")
+        content, form, angles, stored = (
+            sheet.pop(key) for key in ("content", "form", "angles", "tensors")
         )
         file = arena_file(folder, plan.key, content)
-        packing = plan.packed(ranks)
-        if sheet != plan.sheet or file.stat().st_size != packing.size * plan.dtype.itemsize:
+        packing = plan.packed({name: StoredTensor.from_dict(one) for name, one in stored.items()})
+        if sheet != plan.sheet or file.stat().st_size != packing.size:
             return None
-        if verify and hash_file(file) != content:
+        if verify and not is_whole(file, content):
             return None
-        base, rows, factors = packing.split(np.memmap(file, dtype=plan.dtype, mode="r"))
+        memory = np.memmap(file, dtype=np.uint8, mode="r")
         arc = None if angles is None else Field.from_dict(angles)
     except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
         return None  # missing, or a sheet that is not one
     special = plan.family.special
     copied = plan.family.copied
-    return Arenas(plan.layout, form, base, rows, packing, factors, arc, special, copied)
+    return Arenas(plan.layout, form, memory, packing, arc, special, copied)
 
 
 def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas:
@@ -212,6 +223,7 @@ def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas
     for other in folder.glob(f"{plan.key}.*.arena"):
         if other != file:
             # Made from files that have changed since; whoever has it mapped keeps it.
+            remove_stamps(other)
             other.unlink()
     arenas = _mapped(plan, folder, verify=False)
     if arenas is None:
@@ -224,20 +236,47 @@ def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas
 def _write_arena(plan: _Plan, basis: Basis, folder: Path, threads: int) -> Path:
     """Write the rows of ``basis``, then the sheet that says what they are."""
     part = folder / f"{plan.key}.arena{PART}"
-    ranks = _ranks_of_factors(plan, basis, threads)
-    _write_rows(plan, basis, plan.packed(ranks), part, threads)
+    stored = _write_tensors(plan, basis, part, threads)
     content = hash_file(part)
     file = arena_file(folder, plan.key, content)
     os.replace(part, file)
+    remember(file, content)
     angles = angle_field(basis, plan.layout)
     made = {
         "form": basis.form,
         "angles": None if angles is None else angles.to_dict(),
-        "factors": ranks,
+        "tensors": {name: one.to_dict() for name, one in stored.items()},
         "content": content,
     }
     write_sheet({**plan.sheet, **made}, sheet_file(folder, plan.key))
     return file
+
+
+def _write_tensors(plan: _Plan, basis: Basis, part: Path, threads: int) -> dict[str, StoredTensor]:
+    """Stream the tensors to the file, in order; what lies between their parts stays zero.
+
+    No more than ``threads`` tensors are held in memory.
+    """
+    specs = [spec for spec in plan.layout.tensors if spec.size]
+    stored: dict[str, StoredTensor] = {}
+
+    def work(spec: TensorSpec) -> EncodedTensor:
+        return encode_tensor(plan.family, basis, spec, plan.encoding, str(plan.sheet["dtype"]))
+
+    def size_of(spec: TensorSpec) -> int:
+        return spec.size * ITEMSIZE[spec.dtype] * (1 + basis.directions)
+
+    at = 0
+    with part.open("wb") as file:
+        for spec, encoded in zip(specs, parallel_map(work, specs, threads, size_of), strict=True):
+            stored[spec.name] = encoded.stored
+            parts = plan.packed(stored).parts_of(spec, at)
+            write_parts(file.fileno(), encoded, parts)
+            at = parts.stop
+        file.truncate(at)
+        file.flush()
+        os.fsync(file.fileno())
+    return stored
 
 
 def _check_fingerprints(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
@@ -262,45 +301,7 @@ def angle_field(basis: Basis, layout: Layout) -> Field | None:
     return Field(np.array(boundaries), np.array([[basis.angles(spec.name) for spec in specs]]))
 
 
-def _ranks_of_factors(plan: _Plan, basis: Basis, threads: int) -> dict[str, list[int]]:
-    """Tensors whose rows are kept as factors: name -> number of terms of each direction."""
-
-    def ranks(spec: TensorSpec) -> tuple[str, list[int]] | None:
-        factors = low_rank_factors(basis, spec, plan.family.special.postprocessed)
-        if factors is None:
-            return None
-        return spec.name, [factors.owner.count(k) for k in range(basis.directions)]
-
-    return dict(
-        pair for pair in parallel_map(ranks, plan.layout.tensors, threads) if pair is not None
-    )
-
-
-def _write_rows(plan: _Plan, basis: Basis, packing: Packing, part: Path, threads: int) -> None:
-    """Stream the tensors to their offsets; what lies between them stays zero (never written)."""
-    import torch
-
-    wide = getattr(torch, str(plan.sheet["dtype"]))
-    itemsize = plan.dtype.itemsize
-    with part.open("wb") as file:
-        file.truncate(packing.size * itemsize)
-
-        def work(spec: TensorSpec) -> None:
-            tensors = [plan.family.base.read(spec.name), *_stored_rows(basis, packing, spec)]
-            offsets = packing.offsets_of(spec)
-            for offset, tensor in zip(offsets, tensors, strict=bool(spec.size)):
-                data = tensor.to(wide).contiguous().reshape(-1).numpy().data
-                write_at(file.fileno(), offset * itemsize, data)
-
-        for _ in parallel_map(work, plan.layout.tensors, threads):
-            pass
-        os.fsync(file.fileno())
-
-
-def _stored_rows(basis: Basis, packing: Packing, spec: TensorSpec) -> list[torch.Tensor]:
-    """A tensor's rows as they are stored: all of them, or their two factors."""
-    if spec.name not in packing.ranks:
-        return basis.rows(spec.name)
-    factors = None if basis.factors is None else basis.factors(spec.name)
-    assert factors is not None
-    return [factors.left, factors.right]
+def _widest(experts: Sequence[Checkpoint]) -> str:
+    """The widest dtype in which an expert stores a tensor."""
+    dtypes = {dtype for expert in experts for _, dtype in expert.merged.values()}
+    return max(dtypes, key=lambda dtype: ITEMSIZE[dtype], default="float32")

@@ -1,4 +1,4 @@
-"""Parameters of a model as views into one buffer of merged weights.
+"""Parameters of a model as views into buffers of merged weights.
 
 Names differ: transformers 5 stores a ViT as
 ``vit.encoder.layer.0.attention.attention.query.weight`` and keeps it in memory as
@@ -8,7 +8,7 @@ Names differ: transformers 5 stores a ViT as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from mergesearch.merging.errors import CheckpointError, MergesearchError
 from mergesearch.merging.models.parameter_views import ParameterView, StoredTensors, memory_of
-from mergesearch.merging.tensors.layout import Layout, TensorSpec
+from mergesearch.merging.tensors.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +26,13 @@ class CopiedTensor:
     It is a part of a fused parameter, or the model keeps it in another dtype.
 
     Attributes:
-        spec: Position in the buffer.
+        name: Of the stored tensor.
         target: The model's memory of the tensor.
         owner: The parameter that the memory belongs to.
         view: Where the tensor lies in that parameter.
     """
 
-    spec: TensorSpec
+    name: str
     target: torch.Tensor
     owner: torch.Tensor
     view: ParameterView
@@ -40,61 +40,61 @@ class CopiedTensor:
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """A model whose weights are in one buffer.
+    """A model whose weights are in the buffers of its shards.
 
     Attributes:
-        buffer: Merged weights ``(size,)``.
-        bound: Parameter name -> the parameter, which is a view into the buffer, and its position.
-        copied: Tensors that have to be copied after every change of the buffer.
+        slices: Stored name -> merged weights, a view into a buffer.
+        bound: Parameter name -> the parameter, which is such a view, and its stored name.
+        copied: Tensors that have to be copied after every change of the buffers.
     """
 
-    buffer: torch.Tensor
-    bound: Mapping[str, tuple[torch.Tensor, TensorSpec]]
+    slices: Mapping[str, torch.Tensor]
+    bound: Mapping[str, tuple[torch.Tensor, str]]
     copied: tuple[CopiedTensor, ...]
 
     def check(self) -> None:
-        """Check that every bound parameter still lies at its position in the buffer.
+        """Check that every bound parameter still lies at its position in a buffer.
 
         Raises:
             MergesearchError: If one does not.
         """
-        first = self.buffer.data_ptr()
-        itemsize = self.buffer.itemsize
-        for name, (tensor, spec) in self.bound.items():
-            if tensor.data_ptr() != first + spec.start * itemsize:
+        for name, (tensor, stored) in self.bound.items():
+            if tensor.data_ptr() != self.slices[stored].data_ptr():
                 raise MergesearchError(
                     f"parameter {name!r}: expected inside the merged buffer, received another "
                     "address; do not move or cast a bound model, bind a new one"
                 )
 
     def update_copies(self) -> None:
-        """Bring the copied tensors up to date with the buffer."""
+        """Bring the copied tensors up to date with the buffers."""
         for copied in self.copied:
-            copied.target.copy_(slice_of(self.buffer, copied.spec))
-
-
-def slice_of(buffer: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    """One tensor of a buffer over the flat index, as a view."""
-    return buffer[spec.start : spec.stop].view(spec.shape)
+            copied.target.copy_(self.slices[copied.name])
 
 
 def bind(
-    model: nn.Module, layout: Layout, buffer: torch.Tensor, copied_from_base: Collection[str]
+    model: nn.Module,
+    layout: Layout,
+    slices: Mapping[str, torch.Tensor],
+    copied_from_base: Collection[str],
+    device_of: Callable[[str], torch.device],
 ) -> Binding:
-    """Make the parameters of a model views into ``buffer``.
+    """Make the parameters of a model views into buffers, and bring the rest to their devices.
+
+    The weights of the model are let go rather than copied: the buffers take their place.
 
     Args:
-        model: Its parameters are re-pointed.
-        layout: Positions of the stored tensors in the buffer.
-        buffer: ``(size,)``.
+        model: In main memory; its parameters are re-pointed.
+        layout: The stored tensors.
+        slices: Stored name -> a view into a buffer, on the device on which the tensor is used.
         copied_from_base: Stored tensors that the model has already, and keeps.
+        device_of: Name of a parameter or buffer -> the device on which it is used.
 
     Raises:
         CheckpointError: If a stored tensor is no part of the model, or a parameter is not stored.
     """
     stored = StoredTensors.of(model)
-    bound: dict[str, tuple[torch.Tensor, TensorSpec]] = {}
-    copied: list[CopiedTensor] = []
+    bound: dict[str, tuple[torch.Tensor, str]] = {}
+    copied: list[tuple[str, torch.Tensor, ParameterView]] = []
     filled = dict.fromkeys(stored.held, 0)
     for spec in layout.tensors:
         if spec.size == 0:
@@ -109,19 +109,48 @@ def bind(
             )
         owner = stored.held[name]
         filled[name] += spec.size
-        if memory_of(target) == memory_of(owner) and target.dtype == buffer.dtype:
-            bound[name] = (owner, spec)
+        if memory_of(target) == memory_of(owner) and target.dtype == slices[spec.name].dtype:
+            bound[name] = (owner, spec.name)
         else:
-            copied.append(CopiedTensor(spec, target, owner, stored.view(target, name)))
+            copied.append((spec.name, owner, stored.view(target, name)))
     for name in copied_from_base:
         target = stored.by_name.get(name)
         owner_name = None if target is None else stored.owner(target)
         if target is not None and owner_name is not None:
             filled[owner_name] += target.numel()
     _check_filled(model, stored.held, filled)
-    for tensor, spec in bound.values():
-        tensor.data = slice_of(buffer, spec)
-    return Binding(buffer, bound, tuple(copied))
+    for tensor, name in bound.values():
+        tensor.data = slices[name]
+    _move_rest(model, {id(tensor) for tensor, _ in bound.values()}, device_of)
+    parts = [
+        CopiedTensor(name, view.of(owner.detach()), owner, view) for name, owner, view in copied
+    ]
+    return Binding(slices, bound, tuple(parts))
+
+
+def _move_rest(
+    model: nn.Module, bound: Collection[int], device_of: Callable[[str], torch.device]
+) -> None:
+    """Bring parameters and buffers that are no views to the devices on which they are used.
+
+    Each keeps its identity, so that tied ones stay tied.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) not in bound:
+            tensor.data = tensor.data.to(device_of(name))
+
+
+def tensor_devices(
+    model: nn.Module, layout: Layout, device_of: Callable[[str], torch.device]
+) -> dict[str, torch.device]:
+    """Stored name -> the device on which the parameter that holds it is used."""
+    stored = StoredTensors.of(model)
+    devices = {}
+    for spec in layout.tensors:
+        target = stored.by_name.get(spec.name)
+        name = None if target is None or not spec.size else stored.owner(target)
+        devices[spec.name] = device_of(name or spec.name)
+    return devices
 
 
 def _check_filled(

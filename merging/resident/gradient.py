@@ -23,6 +23,7 @@ import numpy.typing as npt
 from mergesearch.merging.errors import InputError, RecipeError
 from mergesearch.merging.kernels.forms import ELECTIONS
 from mergesearch.merging.kernels.products import CPU_BLOCK, factor_products, products, tiles
+from mergesearch.merging.kernels.products_spans import span_products
 from mergesearch.merging.resident.terms import Terms
 from mergesearch.merging.tensors.field import Field
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from mergesearch.merging.kernels.forms import Array
-    from mergesearch.merging.resident.packing import StoredFactors
+    from mergesearch.merging.resident.terms import StoredFactors
 
 _Wide = npt.NDArray[np.float64]
 _Index = npt.NDArray[np.int64]
@@ -125,25 +126,21 @@ def expert_norms(terms: Terms, edges: _Index) -> _Wide:
     from mergesearch.merging.kernels.torch_kernel import as_tensor
 
     squares = np.zeros((terms.packing.directions, len(edges) - 1))
-    base = as_tensor(terms.base)
-    rows = as_tensor(terms.rows)
     for stretch in terms.packing.stretches:
         cuts, first = _within(edges, stretch.start, stretch.stop)
         for segment, (low, high) in enumerate(pairwise((cuts + stretch.start).tolist()), first):
             for start in range(low, high, CPU_BLOCK):
                 stop = min(start + CPU_BLOCK, high)
-                block = rows[
-                    :, stretch.at + start - stretch.start : stretch.at + stop - stretch.start
-                ].double()
-                whole = block + base[start:stop].double() if terms.form == "delta" else block
+                base, rows = (as_tensor(part).double() for part in terms.read(start, stop))
+                whole = rows + base if terms.form == "delta" else rows
                 squares[:, segment] += whole.square().sum(1).cpu().numpy()
     for stored in terms.factors:
-        _add_factored_squares(stored, base, edges, squares)
+        _add_factored_squares(stored, as_tensor(terms.base_of(stored.spec)), edges, squares)
     return np.sqrt(squares)
 
 
 def _add_factored_squares(
-    stored: StoredFactors, base: torch.Tensor, edges: _Index, squares: _Wide
+    stored: StoredFactors, origin: torch.Tensor, edges: _Index, squares: _Wide
 ) -> None:
     from mergesearch.merging.kernels.torch_kernel import as_tensor
 
@@ -152,7 +149,6 @@ def _add_factored_squares(
     cuts, offset = _within(edges, start, stop)
     left = as_tensor(stored.left).double()
     right = as_tensor(stored.right).double()
-    origin = base[start:stop]
     for segment, low, high, rows, columns in tiles(cuts, int(right.shape[1]), CPU_BLOCK):
         part = origin[low:high].double().view(rows.stop - rows.start, -1)
         for k in range(len(squares)):
@@ -189,19 +185,16 @@ def _over_rows(
         threads: CPU threads.
     """
     inner = np.zeros((terms.packing.directions + base, len(boundaries) - 1))
-    for stretch in terms.packing.stretches:
-        start = stretch.start
-        stop = stretch.stop
-        cuts, first = _within(boundaries, start, stop)
-        rows = terms.rows[:, stretch.at : stretch.at + stop - start]
-        origin = terms.base[start:stop]
-        inner[:, first : first + len(cuts) - 1] += products(
-            gradient[start:stop],
-            rows,
-            cuts,
-            base=origin if base else None,
+    if terms.packing.spans:
+        inner += span_products(
+            terms.memory,
+            terms.packing.spans,
+            gradient,
+            boundaries,
+            base=base,
             from_base=base and from_base,
             threads=threads,
+            tables=terms.tables,
         )
     for stored in terms.factors:
         start = stored.spec.start
@@ -215,7 +208,8 @@ def _over_rows(
         )
         inner[base:, here] += low_rank
         if base:
-            inner[0, here] += products(vector, [terms.base[start:stop]], cuts, threads=threads)[0]
+            origin = terms.base_of(stored.spec)
+            inner[0, here] += products(vector, [origin], cuts, threads=threads)[0]
     return inner
 
 

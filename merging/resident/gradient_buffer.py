@@ -1,27 +1,35 @@
-"""The gradient of a bound model, accumulated in one buffer laid out as the merged weights."""
+"""The gradient of a bound model, accumulated in buffers laid out as the merged weights."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from mergesearch.merging.errors import MergesearchError
-from mergesearch.merging.resident.binding import Binding, slice_of
+from mergesearch.merging.resident.binding import Binding
+from mergesearch.merging.resident.shard import Shard, slice_of
 
 
 class GradientBuffer:
     """Memory that backward passes through a bound model accumulate into.
 
     Attributes:
-        buffer: ``(size,)``, in the dtype of the merged weights.
+        buffers: One for every shard ``(size,)``, in the dtype of its merged weights.
     """
 
-    def __init__(self, binding: Binding) -> None:
-        """Make every bound parameter of the model require a gradient, and keep it in the buffer."""
+    def __init__(self, binding: Binding, shards: Sequence[Shard]) -> None:
+        """Make every bound parameter of the model require a gradient, and keep it in a buffer."""
         self._binding = binding
-        self.buffer = torch.zeros_like(binding.buffer)
-        for tensor, spec in binding.bound.values():
+        self.buffers = [torch.zeros_like(shard.merged) for shard in shards]
+        self._slices = {
+            spec.name: slice_of(buffer, spec)
+            for shard, buffer in zip(shards, self.buffers, strict=True)
+            for spec in shard.layout.tensors
+        }
+        for tensor, name in binding.bound.values():
             tensor.requires_grad_()
-            tensor.grad = slice_of(self.buffer, spec)
+            tensor.grad = self._slices[name]
         for copied in binding.copied:
             copied.owner.requires_grad_()
             copied.owner.grad = torch.zeros_like(copied.owner)
@@ -33,13 +41,14 @@ class GradientBuffer:
             MergesearchError: If gradients were replaced.
         """
         self._check()
-        self.buffer.zero_()
+        for buffer in self.buffers:
+            buffer.zero_()
         for copied in self._binding.copied:
             assert copied.owner.grad is not None
             copied.owner.grad.zero_()
 
-    def gathered(self) -> torch.Tensor:
-        """The buffer, with the gradients of parts of fused parameters copied into it.
+    def gathered(self) -> list[torch.Tensor]:
+        """The buffers, with the gradients of parts of fused parameters copied into them.
 
         Raises:
             MergesearchError: If gradients were replaced.
@@ -47,16 +56,14 @@ class GradientBuffer:
         self._check()
         for copied in self._binding.copied:
             assert copied.owner.grad is not None
-            slice_of(self.buffer, copied.spec).copy_(copied.view.of(copied.owner.grad))
-        return self.buffer
+            self._slices[copied.name].copy_(copied.view.of(copied.owner.grad))
+        return self.buffers
 
     def _check(self) -> None:
-        """Check that the gradient of every parameter still lies in the buffer."""
-        first = self.buffer.data_ptr()
-        itemsize = self.buffer.itemsize
+        """Check that the gradient of every parameter still lies in its buffer."""
         expected = [
-            (tensor.grad, first + spec.start * itemsize)
-            for tensor, spec in self._binding.bound.values()
+            (tensor.grad, self._slices[name].data_ptr())
+            for tensor, name in self._binding.bound.values()
         ]
         replaced = any(grad is None or grad.data_ptr() != address for grad, address in expected)
         if replaced or any(copied.owner.grad is None for copied in self._binding.copied):

@@ -6,7 +6,7 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from torch import nn
 from mergesearch.merging.errors import InputError, MergesearchError, NonFiniteError
 from mergesearch.merging.models.loading import widest_dtype
 from mergesearch.merging.resident.arena import Arenas
-from mergesearch.merging.resident.binding import bind, slice_of
+from mergesearch.merging.resident.binding import bind, tensor_devices
+from mergesearch.merging.resident.device_map import device_lookup
 from mergesearch.merging.resident.gradient import (
     check_smooth,
     coefficient_gradient,
@@ -25,51 +26,73 @@ from mergesearch.merging.resident.gradient import (
     parts,
 )
 from mergesearch.merging.resident.gradient_buffer import GradientBuffer
-from mergesearch.merging.resident.packing import combine_packed
 from mergesearch.merging.resident.postprocessing import gradient_of_sums, postprocessed_tensor
-from mergesearch.merging.resident.terms import Terms, on_device
+from mergesearch.merging.resident.shard import Shard, shard_of, whole_shard
+from mergesearch.merging.resident.terms import Terms, combine_terms
 from mergesearch.merging.tensors.field import Field
+from mergesearch.merging.tensors.layout import TensorSpec
 
 
 class MergedModel:
-    """A model bound to one merged buffer.
+    """A model bound to merged weights, on one device or over several.
 
     Attributes:
         model: The bound model. Its parameters change with every :meth:`write`; do not move or cast
             it.
-        layout: Positions of the tensors in the buffer.
-        merged: The buffer ``(size,)`` in the common dtype of the base's tensors, else the widest of
-            them.
+        layout: Positions of the tensors in the flat index.
+        shards: What is merged on each device. The merged weights have the common dtype of the
+            base's tensors, else the widest of them.
     """
 
     def __init__(
-        self, model: nn.Module, arenas: Arenas, *, threads: int = 1, device: str = "cpu"
+        self,
+        model: nn.Module,
+        arenas: Arenas,
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        devices: Mapping[str, str] | None = None,
     ) -> None:
         """Bind ``model``, loaded from the base, to the layout of ``arenas``.
 
         Args:
-            model: As :func:`load_model` gives it; its parameters are re-pointed.
+            model: As :func:`load_model` gives it, in main memory; its parameters are re-pointed.
             arenas: Base and basis.
             threads: CPU threads of :meth:`write`.
             device: ``cpu`` reads the mapped arenas; elsewhere they are copied to the device.
+            devices: For a model over several devices: module -> device, as in
+                :func:`mergesearch.merging.resident.device_map.device_map`.
 
         Raises:
             CheckpointError: If a stored tensor is no part of the model, or a parameter is not
                 stored.
         """
-        self.model = model.to(device)
+        self.model = model
         self.layout = arenas.layout
         self._threads = threads
-        self._terms = on_device(Terms.of(arenas), device)
         self._special = arenas.special
         specs = [spec for spec in arenas.layout.tensors if spec.size]
         dtype = widest_dtype(spec.dtype for spec in arenas.layout.tensors)
         self._rounded = [spec for spec in specs if getattr(torch, spec.dtype) != dtype]
-        self._postprocessed = [spec for spec in specs if spec.name in arenas.special.postprocessed]
-        self.merged = torch.zeros(arenas.layout.size, dtype=dtype, device=device)
+        self._postprocessed = {
+            spec.name for spec in specs if spec.name in arenas.special.postprocessed
+        }
+        device_of = device_lookup(device, devices)
+        self.shards = _shards(Terms.of(arenas), model, device_of, dtype)
         self._gradient: GradientBuffer | None = None
-        self._norms: tuple[bytes, npt.NDArray[np.float64]] | None = None
-        self._binding = bind(self.model, self.layout, self.merged, arenas.copied)
+        self._norms: tuple[bytes, list[npt.NDArray[np.float64]]] | None = None
+        self._slices = {
+            spec.name: shard.slice_of(spec.name)
+            for shard in self.shards
+            for spec in shard.layout.tensors
+        }
+        self._binding = bind(model, self.layout, self._slices, arenas.copied, device_of)
+
+    @property
+    def merged(self) -> torch.Tensor:
+        """The merged weights of a model on one device ``(size,)``."""
+        (shard,) = self.shards
+        return shard.merged
 
     def write(self, field: Field) -> None:
         """Merge with the coefficients of ``field`` into the model.
@@ -81,25 +104,17 @@ class MergedModel:
             MergesearchError: If the model was moved or cast since it was bound.
         """
         self.check_binding()
-        terms = self._terms
         with torch.no_grad():
-            combine_packed(
-                terms.packing,
-                terms.base,
-                terms.rows,
-                terms.factors,
-                field,
-                terms.form,
-                self.merged,
-                angles=terms.angles,
-                threads=self._threads,
-            )
+            for shard in self.shards:
+                part, _ = shard.local(field)
+                combine_terms(shard.terms, part, shard.merged, threads=self._threads)
+                for spec in self._postprocessed_of(shard):
+                    tensor = postprocessed_tensor(shard.terms, self._special, spec, part)
+                    self._slices[spec.name].copy_(tensor)
             for spec in self._rounded:
-                part = slice_of(self.merged, spec)
-                part.copy_(part.to(getattr(torch, spec.dtype)))
-            for spec in self._postprocessed:
-                tensor = postprocessed_tensor(terms, self._special, spec, field)
-                slice_of(self.merged, spec).copy_(tensor)
+                if spec.name not in self._postprocessed:
+                    weights = self._slices[spec.name]
+                    weights.copy_(weights.to(getattr(torch, spec.dtype)))
             self._binding.update_copies()
             self._check_finite()
 
@@ -117,7 +132,7 @@ class MergedModel:
         self.check_binding()
         with torch.no_grad():
             for name, tensor in tensors:
-                slice_of(self.merged, self.layout.by_name[name]).copy_(tensor)
+                self._slices[name].copy_(tensor)
             self._binding.update_copies()
             self._check_finite()
 
@@ -138,14 +153,14 @@ class MergedModel:
         """
         if self._gradient is not None:
             return
-        check_smooth(self._terms)
+        check_smooth(self.shards[0].terms)
         if self._special.statistics:
             raise InputError(
                 "gradient: expected no merged running statistics, received "
                 f"{len(self._special.statistics)}, which no backward pass reaches; set "
                 "special.batch_norm: base, or choose a strategy without gradients"
             )
-        self._gradient = GradientBuffer(self._binding)
+        self._gradient = GradientBuffer(self._binding, self.shards)
 
     def clear_gradient(self) -> None:
         """Forget what backward passes have accumulated.
@@ -171,10 +186,16 @@ class MergedModel:
             RecipeError: If the field does not fit the arenas.
             MergesearchError: If gradients were replaced, or never enabled.
         """
-        terms = self._terms
-        merged = self._enabled_gradient().gathered()
-        with gradient_of_sums(terms, self._special, self._postprocessed, merged, field):
-            return coefficient_gradient(terms, merged, field, threads=self._threads)
+        total = np.zeros(field.values.shape)
+        buffers = self._enabled_gradient().gathered()
+        for shard, merged in zip(self.shards, buffers, strict=True):
+            part, owners = shard.local(field)
+            terms = shard.terms
+            specs = self._postprocessed_of(shard)
+            with gradient_of_sums(terms, self._special, specs, merged, part):
+                own = coefficient_gradient(terms, merged, part, threads=self._threads)
+            total += shard.to_whole(own, owners, field.segments)
+        return total
 
     def cosines(self, field: Field) -> npt.NDArray[np.float64]:
         """Sums of cosines between gradient and experts.
@@ -188,15 +209,31 @@ class MergedModel:
             RecipeError: If the field does not fit the arenas.
             MergesearchError: If gradients were replaced, or never enabled.
         """
-        terms = self._terms
-        merged = self._enabled_gradient().gathered()
-        edges = parts(terms, field.boundaries)
-        if self._norms is None or self._norms[0] != edges.tobytes():
-            self._norms = edges.tobytes(), expert_norms(terms, edges)
-        return expert_cosines(terms, merged, field, self._norms[1], threads=self._threads)
+        total = np.zeros(field.values.shape)
+        buffers = self._enabled_gradient().gathered()
+        norms = self._expert_norms(field)
+        for shard, merged, own in zip(self.shards, buffers, norms, strict=True):
+            part, owners = shard.local(field)
+            cosines = expert_cosines(shard.terms, merged, part, own, threads=self._threads)
+            total += shard.to_whole(cosines, owners, field.segments)
+        return total
+
+    def _expert_norms(self, field: Field) -> list[npt.NDArray[np.float64]]:
+        """Norms of the experts over the parts of each shard, kept while segments stay the same."""
+        key = field.boundaries.tobytes()
+        if self._norms is None or self._norms[0] != key:
+            norms = [
+                expert_norms(shard.terms, parts(shard.terms, shard.local(field)[0].boundaries))
+                for shard in self.shards
+            ]
+            self._norms = key, norms
+        return self._norms[1]
+
+    def _postprocessed_of(self, shard: Shard) -> list[TensorSpec]:
+        return [spec for spec in shard.layout.tensors if spec.name in self._postprocessed]
 
     def _enabled_gradient(self) -> GradientBuffer:
-        check_smooth(self._terms)
+        check_smooth(self.shards[0].terms)
         if self._gradient is None:
             raise MergesearchError(
                 "gradient: expected enable_gradient() before the first backward pass"
@@ -206,8 +243,26 @@ class MergedModel:
     def _check_finite(self) -> None:
         # One pass over everything; a sum may overflow though all terms are finite, so tensors are
         # looked at only then.
-        if bool(torch.isfinite(self.merged.sum())):
+        if all(bool(torch.isfinite(shard.merged.sum())) for shard in self.shards):
             return
-        for spec in self.layout.tensors:
-            if not bool(torch.isfinite(slice_of(self.merged, spec)).all()):
-                raise NonFiniteError(f"tensor {spec.name!r}")
+        for name, weights in self._slices.items():
+            if not bool(torch.isfinite(weights).all()):
+                raise NonFiniteError(f"tensor {name!r}")
+
+
+def _shards(
+    terms: Terms,
+    model: nn.Module,
+    device_of: Callable[[str], torch.device],
+    dtype: torch.dtype,
+) -> tuple[Shard, ...]:
+    """A shard for every device that tensors of the model are used on, in the flat index's order."""
+    layout = terms.packing.layout
+    devices = tensor_devices(model, layout, device_of)
+    distinct = list(dict.fromkeys(devices.values()))
+    if len(distinct) == 1:
+        return (whole_shard(terms, str(distinct[0]), dtype),)
+    return tuple(
+        shard_of(terms, {n for n, own in devices.items() if own == device}, str(device), dtype)
+        for device in distinct
+    )

@@ -19,7 +19,7 @@ from mergesearch.merging.family.special_tensors import (
 )
 from mergesearch.merging.kernels.dispatch import combine
 from mergesearch.merging.kernels.torch_kernel import as_tensor
-from mergesearch.merging.resident.binding import slice_of
+from mergesearch.merging.resident.shard import slice_of
 from mergesearch.merging.resident.terms import Terms
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import TensorSpec
@@ -29,7 +29,7 @@ def postprocessed_tensor(
     terms: Terms, special: SpecialTensors, spec: TensorSpec, field: Field
 ) -> torch.Tensor:
     """One merged tensor in its own dtype, in the accumulation dtype until it is postprocessed."""
-    base = as_tensor(terms.base)[spec.start : spec.stop].view(spec.shape)
+    base = as_tensor(terms.base_of(spec)).view(spec.shape)
     total = _weighted_sum(terms, spec, field).view(spec.shape)
     exact = postprocess(special, spec.name, total, base, spec.dtype)
     return exact.to(getattr(torch, spec.dtype))
@@ -55,11 +55,13 @@ def gradient_of_sums(
         gradient: ``(size,)``: derivatives with respect to the merged weights.
         field: Where the weights were merged.
     """
-    base = as_tensor(terms.base)
     before = {spec: slice_of(gradient, spec).clone() for spec in specs}
     for spec in specs:
         slope = postprocess_gradient(
-            special, spec.name, _weighted_sum(terms, spec, field), base[spec.start : spec.stop]
+            special,
+            spec.name,
+            _weighted_sum(terms, spec, field),
+            as_tensor(terms.base_of(spec)),
         )
         slice_of(gradient, spec).mul_(slope.view(spec.shape))
     try:
@@ -71,10 +73,7 @@ def gradient_of_sums(
 
 def _weighted_sum(terms: Terms, spec: TensorSpec, field: Field) -> torch.Tensor:
     """The weighted sum of one tensor ``(size,)``, in the accumulation dtype."""
-    start = terms.packing.in_row(spec.start)
-    assert start is not None, "tensors that are postprocessed are never kept as factors"
-    base = as_tensor(terms.base)[spec.start : spec.stop]
-    rows = as_tensor(terms.rows)[:, start : start + spec.size]
+    base, rows = (as_tensor(part) for part in terms.read(spec.start, spec.stop))
     angles = None if terms.angles is None else terms.angles.restrict(spec.start, spec.stop)
     total = torch.empty_like(base)
     combine(

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.resident.terms import StoredFactors, Terms
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import ALIGNMENT
 from mergesearch.merging.tensors.memo import Memo
@@ -27,7 +28,6 @@ from mergesearch.merging.tensors.parallel import parallel_map
 
 if TYPE_CHECKING:
     from mergesearch.merging.resident.arena import Arenas
-    from mergesearch.merging.resident.packing import StoredFactors
 
 _Wide = npt.NDArray[np.float64]
 _Index = npt.NDArray[np.int64]
@@ -253,17 +253,12 @@ def arena_reader(arenas: Arenas) -> Reader:
     Rows that are kept as factors are expanded there.
     """
     relative = arenas.form in ("interpolation", "slerp")
+    terms = Terms.of(arenas)
 
     def read(start: int, stop: int) -> _Wide:
         wide = np.zeros((arenas.packing.directions + 1, stop - start))
-        wide[0] = arenas.base[start:stop]
-        for stretch in arenas.packing.stretches:
-            low = max(start, stretch.start)
-            high = min(stop, stretch.stop)
-            if low < high:
-                at = stretch.at - stretch.start
-                wide[1:, low - start : high - start] = arenas.basis[:, at + low : at + high]
-        for stored in arenas.factors:
+        wide[0], wide[1:] = terms.read(start, stop)
+        for stored in terms.factors:
             low = max(start, stored.spec.start)
             high = min(stop, stored.spec.stop)
             if low < high and stored.owner:

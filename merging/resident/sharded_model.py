@@ -1,14 +1,13 @@
 """A resident model whose layers lie on several GPUs, merged in main memory.
 
-Base and basis of a model that needs several GPUs rarely fit beside it. They stay mapped in main
-memory, where a trial's merge is the same one pass, bit for bit, as for a model on the CPU; its
-result is then copied to the layers' devices.
+This is for cards that hold the weights of a model but not what they are merged from. Base and rows
+stay mapped in main memory, where a trial's merge is the same one pass, bit for bit, as for a model
+on the CPU; its result is then copied to the layers' devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -17,9 +16,6 @@ from mergesearch.merging.errors import InputError
 from mergesearch.merging.resident.arena import Arenas
 from mergesearch.merging.resident.merged_model import MergedModel
 from mergesearch.merging.tensors.field import Field
-
-#: Share of a device's memory that weights may take; the rest is for activations.
-WEIGHTS_SHARE = 0.8
 
 
 class ShardedModel(MergedModel):
@@ -83,50 +79,5 @@ class ShardedModel(MergedModel):
         with torch.no_grad():
             for follower, tensor in self._followers:
                 follower.copy_(tensor, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-
-def dispatch(model: nn.Module, devices: Sequence[int]) -> nn.Module:
-    """Spread the layers of a model over GPUs; activations travel between them in the forward pass.
-
-    Raises:
-        InputError: If it does not fit.
-    """
-    from accelerate import dispatch_model
-
-    memory = {device: torch.cuda.get_device_properties(device).total_memory for device in devices}
-    dispatched: nn.Module = dispatch_model(model, device_map=device_map(model, memory))
-    return dispatched
-
-
-def device_map(model: nn.Module, memory: Mapping[int, float]) -> dict[str, Any]:
-    """Module -> device, as evenly as whole blocks allow.
-
-    Args:
-        model: In main memory.
-        memory: GPU -> bytes that it has.
-
-    Raises:
-        InputError: If the weights do not fit.
-    """
-    from accelerate import infer_auto_device_map
-    from accelerate.utils import get_balanced_memory
-
-    room = {device: int(WEIGHTS_SHARE * size) for device, size in memory.items()}
-    whole = list(getattr(model, "_no_split_modules", None) or [])
-    balanced = get_balanced_memory(model, max_memory=dict(room), no_split_module_classes=whole)
-    device_of: dict[str, Any] = infer_auto_device_map(
-        model, max_memory=balanced, no_split_module_classes=whole
-    )
-    elsewhere = sorted(
-        {str(device) for device in device_of.values()} - {str(device) for device in memory}
-    )
-    if elsewhere:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        raise InputError(
-            f"workers.gpus: expected {size:,} bytes of weights to fit into {sum(room.values()):,} "
-            f"on {len(memory)} GPUs ({WEIGHTS_SHARE:.0%} of each), some would lie on "
-            f"{', '.join(elsewhere)}; give each worker more"
-        )
-    return device_of
+        for index in range(torch.accelerator.device_count()):
+            torch.accelerator.synchronize(index)

@@ -33,7 +33,7 @@ class Memo:
     folder: Path
 
     def get(self, key: Sequence[Any], compute: Callable[[], Tensors]) -> Tensors:
-        """The tensors that ``compute`` gives, from disk if they were computed before.
+        """The tensors that ``compute`` gives in main memory, from disk if they were there before.
 
         ``key`` says what they depend on (JSON-able).
         """
@@ -41,7 +41,7 @@ class Memo:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
         tensors = _load(path)
         if tensors is None:
-            tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
             _save(tensors, path)
         return tensors
 

@@ -9,34 +9,60 @@ busy machine costs ten times the operation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from threading import local
 from typing import TypeVar
+
+from mergesearch.merging.tensors.progress import report
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def parallel_map(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int = 1,
+    size_of: Callable[[Item], int] | None = None,
 ) -> Iterator[Result]:
     """``work(item)`` for every item, in order, on ``threads`` threads.
 
-    At most ``threads`` results exist that have not been taken.
+    At most ``threads`` results exist that have not been taken. Finished items are reported as
+    progress; what runs inside an item has no listener, because it runs on another thread.
+
+    Args:
+        work: What to do with an item.
+        items: In the order of the results.
+        threads: Threads that work.
+        size_of: Bytes of an item, for the progress.
     """
+    total = len(items) if isinstance(items, Sized) else 0
+    done = 0
+    size = 0
+
+    def taken() -> Result:
+        nonlocal done, size
+        item, future = waiting.popleft()
+        result = future.result()
+        done += 1
+        size += 0 if size_of is None else size_of(item)
+        report(done, total, size)
+        return result
+
     with _workers(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append((item, pool.submit(work, item)))
                 if len(waiting) >= threads:
-                    yield waiting.popleft().result()
+                    yield taken()
             while waiting:
-                yield waiting.popleft().result()
+                yield taken()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
@@ -46,7 +72,7 @@ def run_single_threaded(work: Callable[[], Result], threads: int = 1) -> Result:
     A :func:`nested_parallel_map` in it may use ``threads``.
     """
     with _workers(1, threads) as pool:
-        return pool.submit(work).result()
+        return pool.submit(copy_context().run, work).result()
 
 
 def nested_parallel_map(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -8,10 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergesearch.merging import MergesearchError
+from mergesearch.merging import InputError, MergesearchError
+from mergesearch.merging.family.family import open_family
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.operators import get_operator
+from mergesearch.merging.resident.card_memory import weight_bytes
 from mergesearch.search.grammar import counted
+from mergesearch.search.plan.card_check import (
+    check_cards,
+    plan_for,
+    plan_for_this_machine,
+    plan_without_limit,
+)
+from mergesearch.search.plan.card_needs import settings_of
+from mergesearch.search.plan.card_plan import CardPlan
+from mergesearch.search.plan.card_report import breakdown, gigabytes, plan_lines, refusal, why
+from mergesearch.search.plan.cards import parse_card, smallest_that_fits
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.report.data import TRANSDUCTIVE
 from mergesearch.search.strategies.table import AUTO
@@ -22,8 +34,8 @@ from mergesearch.spaces import ParameterSpace, Row
 _LONG_NUMBER = re.compile(r"\d+\.\d{6,}")
 
 
-def plan_dict(plan: Plan) -> dict[str, Any]:
-    """The resolved study with its space, for ``--json``."""
+def plan_dict(plan: Plan, cards: CardPlan | None = None) -> dict[str, Any]:
+    """The resolved study with its space and its cards, for ``--json``."""
     space = plan.space
     return {
         "study": plan.spec.to_dict(),
@@ -38,6 +50,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "strategy": plan.strategy.name,
         "trials": trial_counts(plan),
         "memory": memory(plan),
+        "cards": None if cards is None else {**cards.to_dict(), "why": why(cards)},
         "space": {
             "title": space.title,
             "dimensions": len(space.names),
@@ -100,19 +113,56 @@ def memory(plan: Plan) -> dict[str, int]:
     """
     if plan.layout is None:
         return {"shared": 0, "worker": 0, "preparing": 0}
+    operator = get_operator(plan.template.operator)
+    family = open_family(plan.template)
+    weights = weight_bytes(family, operator, plan.template.options, plan.spec.rows)
     width = 8 if accumulation_dtype(plan.layout) == "float64" else 4
-    one = plan.layout.size * width
     largest = max(spec.size for spec in plan.layout.tensors) * width
-    copies = get_operator(plan.template.operator).copies(len(plan.template.experts))
+    copies = operator.copies(len(plan.template.experts))
     return {
-        "shared": one * (1 + plan.template.field.directions),
+        "shared": weights.base + weights.rows,
         # Merged weights and, where gradients are followed, as much again for theirs.
-        "worker": one * (1 if plan.differentiable_space is None else 2),
+        "worker": weights.merged * (1 if plan.differentiable_space is None else 2),
         "preparing": math.ceil(copies * largest),
     }
 
 
-def describe_plan(plan: Plan) -> list[str]:
+def planned_cards(plan: Plan, card: str | None, count: int | None) -> CardPlan | None:
+    """The cards that a study is checked for: those of ``--card``, else of this machine.
+
+    Batches that are too large are refused for ``--card`` only; they are halved when a study runs.
+
+    Returns:
+        None where neither study nor command line asks for cards, or there are none here.
+
+    Raises:
+        InputError: If the study does not fit, with the settings that would.
+    """
+    if card is None:
+        if count is not None:
+            raise InputError("--count: expected --card beside it, received it alone")
+        check_cards(plan)
+        return plan_for_this_machine(plan)
+    planned = plan_for(plan, parse_card(card), count or settings_of(plan).gpus)
+    if planned is not None and not planned.fits:
+        raise refusal(planned)
+    return planned
+
+
+def _card_lines(plan: Plan, cards: CardPlan | None) -> list[str]:
+    """The plan of the cards; what one would need where GPUs are asked for and there are none."""
+    if cards is not None:
+        return [*plan_lines(cards), *([] if cards.fits else [f"warning     {refusal(cards)}"])]
+    wanted = plan_without_limit(plan) if plan.spec.workers.gpus_each else None
+    if wanted is None:
+        return []
+    name = smallest_that_fits(wanted.peak)
+    known = "no known card has as much" if name is None else f"the smallest that fits is {name}"
+    need = f"{gigabytes(wanted.peak)} on each ({breakdown(wanted.fullest)})"
+    return [f"cards       none here; {need}: {known}; plan with --card"]
+
+
+def describe_plan(plan: Plan, cards: CardPlan | None = None) -> list[str]:
     """The lines of ``mergesearch check``: a line for each section, then the groups."""
     space = plan.space
     need = memory(plan)
@@ -143,6 +193,7 @@ def describe_plan(plan: Plan) -> list[str]:
             f"{_size(need['worker'])} per worker, "
             f"at most {_size(need['preparing'])} while preparing"
         )
+    lines += _card_lines(plan, cards)
     warnings = [f"warning     {line}" for line in plan.warnings]
     return [*lines, *warnings, "", *group_lines(space.table())]
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergesearch.merging import MergesearchError
+from mergesearch.merging.tensors.accelerator import accelerator, device_module
 from mergesearch.search.cli.options import usable_cores
 from mergesearch.search.grammar import counted
+from mergesearch.search.plan.card_check import check_cards, plan_for_this_machine
+from mergesearch.search.plan.card_report import plan_lines
 from mergesearch.search.plan.loading import load_study
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
@@ -63,14 +66,15 @@ def examine(
         storage: A database's URL; default the study's.
         address: A Ray cluster's address; default the study's.
     """
-    checks = [_versions(), *_devices()]
+    checks = [_versions()]
     spec = None
     plan = None
+    planned = []
     if study is not None:
         try:
             spec = load_study(study, overrides)
             plan = plan_study(spec)
-            checks.append(
+            planned.append(
                 Check(
                     "study",
                     "ok",
@@ -79,15 +83,15 @@ def examine(
                 )
             )
         except MergesearchError as error:
-            checks.append(Check("study", "fail", str(error)))
-    checks += _disks(plan)
+            planned.append(Check("study", "fail", str(error)))
+    section = WorkersSection() if spec is None else spec.workers
+    if address is not None:
+        section = section.model_copy(update={"address": address})
+    checks += [*_devices(section), *planned, *_cards(plan, section), *_disks(plan)]
     checks += _memory(plan)
     where = storage or (None if spec is None else spec.storage)
     if where is not None:
         checks.append(_guarded("storage", lambda: _storage(where, spec)))
-    section = WorkersSection() if spec is None else spec.workers
-    if address is not None:
-        section = section.model_copy(update={"address": address})
     if section.address is not None:
         checks.append(_guarded("cluster", lambda: _cluster(section)))
     return checks
@@ -112,7 +116,7 @@ def _versions() -> Check:
     return Check("versions", "ok", text)
 
 
-def _devices() -> Iterator[Check]:
+def _devices(section: WorkersSection) -> Iterator[Check]:
     import torch
 
     yield Check(
@@ -120,14 +124,50 @@ def _devices() -> Iterator[Check]:
         "ok",
         f"{usable_cores()} usable, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}",
     )
-    if not torch.cuda.is_available():
-        yield Check("gpus", "ok", f"none (torch {torch.__version__})")
+    device = accelerator()
+    if device is None:
+        yield _no_card(section, torch.__version__)
         return
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+    cards = device_module(device)
+    for index in range(cards.device_count()):
+        free, total = cards.mem_get_info(index)
         yield Check(
-            "gpus", "ok", f"{torch.cuda.get_device_name(index)}, {_gb(free)} of {_gb(total)} free"
+            "gpus", "ok", f"{cards.get_device_name(index)}, {_gb(free)} of {_gb(total)} free"
         )
+
+
+def _no_card(section: WorkersSection, torch_version: str) -> Check:
+    """A machine without a card, which is wrong only where workers of this machine need one."""
+    if not section.gpus_each or section.address is not None:
+        return Check("gpus", "ok", f"none (torch {torch_version})")
+    asked = f"gpus: {section.gpus:g}" if section.per_gpu is None else f"per_gpu: {section.per_gpu}"
+    return Check(
+        "gpus",
+        "fail",
+        f"no card: expected one that torch can use for workers.{asked}, found none with torch "
+        f"{torch_version}; install a torch that is built for it, or set workers.gpus: 0",
+    )
+
+
+def _cards(plan: Plan | None, section: WorkersSection) -> Iterator[Check]:
+    """Whether the study fits on the cards of this machine."""
+    if plan is None or section.address is not None:
+        return
+    try:
+        warnings = check_cards(plan)
+        planned = plan_for_this_machine(plan)
+    except MergesearchError as error:
+        yield Check("cards", "fail", str(error))
+        return
+    if planned is not None and not warnings:
+        yield Check("cards", "ok", "; ".join(_joined(line) for line in plan_lines(planned)))
+    for warning in warnings:
+        yield Check("cards", "warn", warning)
+
+
+def _joined(line: str) -> str:
+    """A line of a table as part of a sentence."""
+    return " ".join(line.split())
 
 
 def _disks(plan: Plan | None) -> Iterator[Check]:

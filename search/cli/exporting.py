@@ -11,6 +11,7 @@ from mergesearch.merging.export.folder import export_model
 from mergesearch.search.cli.options import usable_cores
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.report.data import TRANSDUCTIVE
+from mergesearch.search.runs.agreement import Agreement
 from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.spec.comparison import evaluation_digest
@@ -56,13 +57,26 @@ def export_trial(
         result["rounding"] = exported.rounding.share
         lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
     if rescored and record.state == "complete":
-        split, measurement, same = rescore(opened, record, out)
-        result |= {"split": split, "values": dict(measurement.values), "identical": same}
-        figures = "  ".join(f"{name} {value:.6g}" for name, value in measurement.values.items())
-        verb = "identical to the record" if same else "DIFFERENT from the record"
+        again = rescore(opened, record, out)
+        values = dict(again.measurement.values)
+        result |= {"split": again.split, "values": values} | vars(again.agreement)
+        figures = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
         how = "mergesearch" if routing else "transformers"
-        lines.append(f"loaded with {how} and scored again on {split} items: {figures} ({verb})")
+        lines.append(
+            f"loaded with {how} and scored again on {again.split} items: {figures} "
+            f"({_verdict(again.agreement)})"
+        )
     return Exported(result, lines)
+
+
+def _verdict(agreement: Agreement) -> str:
+    """How a second score compares with the record, in words."""
+    if agreement.identical:
+        return "identical to the record"
+    if agreement.agrees:
+        return f"as close to the record as another device allows; {agreement.reason}"
+    more = f"; {agreement.reason}" if agreement.reason else ""
+    return f"DIFFERENT from the record{more}"
 
 
 def _facts(opened: Run, number: int) -> dict[str, str]:

@@ -71,12 +71,26 @@ class Listing(StrEnum):
 
 
 @app.command(epilog="Example: mergesearch check study.yaml --set space.granularity=block_module")
-def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def check(
+    study: StudyArgument,
+    set_: SetOption = None,
+    card: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|GB",
+            help="Plan for a card that need not be here, such as h200-141, or of so many GB.",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of cards of the node.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Validate a study and print its plan.
 
     Reads the headers of the checkpoints; only `granularity: chunk` reads weights.
     """
-    from mergesearch.search.cli.check import describe_plan, plan_dict
+    from mergesearch.search.cli.check import describe_plan, plan_dict, planned_cards
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
     from mergesearch.search.runs.warm_start import warm_start_point, with_warm_start
@@ -84,7 +98,8 @@ def check(study: StudyArgument, set_: SetOption = None, as_json: JsonOption = Fa
     plan = plan_study(load_study(study, set_ or ()))
     if plan.spec.start is not None:
         plan = with_warm_start(plan, warm_start_point(plan, plan.spec.start))
-    emit(plan_dict(plan), as_json, lambda: describe_plan(plan))
+    cards = planned_cards(plan, card, count)
+    emit(plan_dict(plan, cards), as_json, lambda: describe_plan(plan, cards))
 
 
 @app.command(
@@ -228,7 +243,7 @@ def export(
     record = opened.preferred(prefer) if prefer else opened.trial(trial)
     exported = export_trial(opened, record, out, overwrite=overwrite, rescored=not no_rescore)
     emit(exported.result, as_json, lambda: exported.lines)
-    if not exported.result.get("identical", True):
+    if not exported.result.get("agrees", True):
         _fail(
             "the exported model does not score as recorded; did device, threads or versions "
             "changed?",

@@ -48,6 +48,9 @@ class PlainProgress:
         """Print warnings, phases, failures, and results every few seconds."""
         if event.kind in TEXT_EVENTS:
             self._print(f"{event.kind}: {event.text}")
+        elif event.kind == "loading":
+            if time.monotonic() - self._shown >= PLAIN_SECONDS:
+                self._print(f"{event.kind}: {event.text}")
         elif event.kind == "phase":
             total = f" ({event.done} of {event.total} done)" if event.total else ""
             self._print(f"{event.text}{total} ...")
@@ -86,6 +89,7 @@ class RichProgress:
             console=Console(stderr=True),
         )
         self._task: Any = None
+        self._loading: Any = None
         self._phase = ""
         self._progress.start()
 
@@ -101,6 +105,9 @@ class RichProgress:
         if event.kind in TEXT_EVENTS:
             self._progress.console.print(f"{event.kind}: {event.text}", highlight=False)
             return
+        if event.kind == "loading":
+            self._show_loading(event)
+            return
         if event.kind == "trial" and event.record is not None and event.record.state == "failed":
             self._progress.console.print(
                 f"{event.text}: {describe(event, self._objectives)}", highlight=False
@@ -109,6 +116,14 @@ class RichProgress:
             self._progress.update(
                 self._task, completed=event.done, latest=describe(event, self._objectives)[:60]
             )
+
+    def _show_loading(self, event: Event) -> None:
+        """Move the bar of what is loaded before the first trial."""
+        if self._loading is None:
+            self._loading = self._progress.add_task("loading", total=None, latest="")
+        self._progress.update(
+            self._loading, total=event.total or None, completed=event.done, latest=event.text[:60]
+        )
 
     def close(self) -> None:
         """Restore the terminal."""

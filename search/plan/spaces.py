@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mergesearch.evaluators.routing.routed import RoutedEvaluator
 from mergesearch.merging import InputError, Layout, MergesearchError, Recipe
+from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.merging.operators import Operator
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.strategies.table import AUTO, StrategyInfo, get_strategy_info
@@ -57,7 +58,7 @@ def study_space(
         default_start=default_start,
         searched=entry.space,
         change_sums=lambda: _change_sums(template, arenas),
-        gram=_inner_products(template, arenas),
+        gram=_inner_products(template, arenas, spec.rows),
     )
 
 
@@ -115,7 +116,7 @@ def _change_sums(template: Recipe, arenas: Path | None) -> npt.NDArray[np.float6
 
 
 def _inner_products(
-    template: Recipe, arenas: Path | None
+    template: Recipe, arenas: Path | None, rows: RowsSetting
 ) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float64]]:
     """Boundaries -> inner products of base and rows in every segment.
 
@@ -133,9 +134,8 @@ def _inner_products(
                 "expected to read no weights, received a point that needs inner products of them"
             )
         memo = Memo(arenas / "shared")
-        return SegmentGram.of(
-            open_arenas(template, arenas), memo=memo, key=["basis", template.basis_key]
-        )
+        key = ["basis", template.basis_key, *([] if rows == "auto" else [rows])]
+        return SegmentGram.of(open_arenas(template, arenas, rows=rows), memo=memo, key=key)
 
     def products(boundaries: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         gram: npt.NDArray[np.float64] = index().gram(boundaries)

@@ -4,7 +4,7 @@
 
     runs/NAME/
         study.yaml          the resolved study; running a changed one here is refused
-        environment.json    versions and machine of the first session
+        environment.json    versions and machine of the first session, and the devices of workers
         journal.log         the trial log (absent when the study names another storage)
         events.jsonl        what happened, a JSON line for each event
         driver.lock         held by the live driver; the kernel releases it when the driver dies
@@ -31,6 +31,7 @@ from mergesearch.search.spec.comparison import differences, listed
 from mergesearch.search.spec.renamed import with_new_names
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.study_file import validate
+from mergesearch.search.workers.devices import Device, device_from
 
 #: Packages whose version can change a result.
 FINGERPRINTED = (
@@ -114,6 +115,27 @@ class RunFolder:
         path = self.path / "environment.json"
         loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return loaded
+
+    def devices(self) -> dict[str, Device]:
+        """Worker -> what it computed on, of the workers whose devices are recorded."""
+        return {
+            worker: device_from(entry["device"])
+            for entry in self.environment().get("devices", [])
+            for worker in entry["workers"]
+        }
+
+    def add_device(self, worker: str, device: Device) -> None:
+        """Record what a worker computes on; workers of equal devices share an entry."""
+        recorded = self.devices() | {worker: device}
+        entries = [
+            {
+                "device": one.to_dict(),
+                "workers": [name for name, other in recorded.items() if other == one],
+            }
+            for one in dict.fromkeys(recorded.values())
+        ]
+        text = json.dumps(self.environment() | {"devices": entries}, indent=1) + "\n"
+        write_atomically(self.path / "environment.json", text)
 
     def _take_lock(self) -> None:
         path = self.path / "driver.lock"

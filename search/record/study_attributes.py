@@ -8,6 +8,9 @@ from typing import Any
 from mergesearch.merging import RunFolderError
 from mergesearch.search.record.storage import Storage, StorageAccess
 
+#: Cards that were set aside, and why, in all sessions.
+SET_ASIDE = "set aside"
+
 
 class StudyAttributes:
     """Attributes of one study in a storage.

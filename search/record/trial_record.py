@@ -53,6 +53,8 @@ class TrialRecord:
             trials.
         rungs: Items -> objective name -> value, at every stage of an early stop rule.
         violations: Bound -> how far it is missed, 0 or less where it is kept.
+        batch_size: Items of a forward pass, where its worker had to make them fewer than the study
+            says because memory ran out; else None.
     """
 
     number: int
@@ -79,6 +81,7 @@ class TrialRecord:
     estimates: Mapping[str, float] = field(default_factory=dict)
     rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     violations: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
 
     @property
     def evaluated(self) -> int | None:
@@ -126,6 +129,7 @@ def finished_record(
         estimates=dict(estimates),
         rungs=dict(outcome.rungs),
         violations=dict(measurement.violations) if measurement else {},
+        batch_size=outcome.batch_size,
     )
 
 

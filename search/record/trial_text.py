@@ -137,6 +137,8 @@ def result_attributes(
     }
     if outcome.cpu_share is not None:
         result["cpu_share"] = round(outcome.cpu_share, 3)
+    if outcome.batch_size is not None:
+        result["batch_size"] = outcome.batch_size
     if measurement and item_count is not None:
         result["values"] = dict(measurement.values)
     if outcome.rungs:
@@ -193,6 +195,7 @@ def read_result(
         rungs={int(items): values for items, values in result.get("rungs", {}).items()},
         stopped=result.get("stopped"),
         cpu_share=result.get("cpu_share"),
+        batch_size=result.get("batch_size"),
     )
     return finished_record(
         record, outcome, result["tell_index"], result["finished"], result.get("estimates", {})

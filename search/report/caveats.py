@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mergesearch.search.grammar import times
+from mergesearch.search.grammar import counted, times
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.study.reference_scores import Z95, reference_mismatches
@@ -23,6 +23,7 @@ def caveats(data: ReportData) -> list[str]:
         *reference_mismatches(
             data.records, data.objectives, data.resolved.get("reference_scores") or {}
         ),
+        *_devices(data),
         *data.warnings,
     ]
 
@@ -119,6 +120,22 @@ def _stopped(data: ReportData) -> list[str]:
     )
     share = _evaluated_share(data, searched)
     return [line if share is None else f"{line} The search evaluated {share:.0%} of its items."]
+
+
+def _devices(data: ReportData) -> list[str]:
+    """Cards that broke, and trials whose batches had to be smaller than the study says."""
+    lines = [
+        f"Set aside after device errors; its trials ran elsewhere: {card}."
+        for card in data.set_aside
+    ]
+    sizes = [record.batch_size for record in data.records if record.batch_size is not None]
+    if sizes:
+        trials = counted(len(sizes), "trial")
+        batches = ", ".join(str(size) for size in sorted(set(sizes)))
+        lines.append(
+            f"Memory ran out: {trials} ran with smaller batches than the study says ({batches})."
+        )
+    return lines
 
 
 def _evaluated_share(data: ReportData, searched: Sequence[TrialRecord]) -> float | None:

@@ -108,6 +108,7 @@ class ReportData:
         repeats: Values of the winner, evaluated on the search items again; None where that failed.
         search_items: Number of search items.
         warnings: What was said before the study began.
+        set_aside: Cards that were set aside after device errors, each with its last one.
     """
 
     study: str
@@ -131,6 +132,7 @@ class ReportData:
     repeats: Sequence[Mapping[str, float] | None] = ()
     search_items: int = 0
     warnings: tuple[str, ...] = ()
+    set_aside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.objectives) or not self.objectives:

@@ -9,15 +9,18 @@ from pathlib import Path
 from mergesearch.merging.family.family import open_family
 from mergesearch.search.observers.observing import observing
 from mergesearch.search.observers.trackers.opening import check_installed
+from mergesearch.search.plan.card_check import check_cards
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.record.lease import Lease
 from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.storage import open_engine, open_storage
+from mergesearch.search.record.study_attributes import SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.retry import RetryPolicy
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.publishing import publish_if_possible
+from mergesearch.search.runs.recording import DeviceRecorder
 from mergesearch.search.runs.resuming import (
     check_same_study,
     check_same_weights,
@@ -29,6 +32,7 @@ from mergesearch.search.study.events import Event
 from mergesearch.search.study.graceful_stop import GracefulStop
 from mergesearch.search.study.study import Study
 from mergesearch.search.workers.backends import open_backend
+from mergesearch.search.workers.messages import Notice
 
 
 def run_study(
@@ -59,6 +63,8 @@ def run_study(
             resumes.
     """
     plan = plan_study(spec)
+    for text in check_cards(plan):
+        notify(Event("warning", text))
     for tracker in spec.trackers:
         check_installed(tracker)
     folder = RunFolder(path)
@@ -81,12 +87,17 @@ def run_study(
             backend = open_backend(
                 spec.workers,
                 worker_spec(plan, folder),
-                lambda text: notify(Event("workers", text)),
+                lambda notice: _announce(notice, log, notify),
                 spec.driver.patience_seconds,
             )
             stack.callback(backend.close)
             study = Study(
-                plan, log, backend, notify, trust_log=trust_log, graceful_stop=graceful_stop
+                plan,
+                log,
+                DeviceRecorder(backend, folder),
+                notify,
+                trust_log=trust_log,
+                graceful_stop=graceful_stop,
             )
             try:
                 study.run()
@@ -134,6 +145,15 @@ def _warn(plan: Plan, log: TrialLog, notify: Callable[[Event], None]) -> None:
         notify(Event("warning", line))
     if plan.warnings:
         log.set_attr("warnings", list(plan.warnings))
+
+
+def _announce(notice: Notice, log: TrialLog, notify: Callable[[Event], None]) -> None:
+    """Tell observers what a backend says; a card that is set aside is also recorded."""
+    if notice.kind != "set aside":
+        notify(Event(notice.kind, notice.text, done=notice.done, total=notice.total))
+        return
+    log.set_attr(SET_ASIDE, [*(log.get_attr(SET_ASIDE) or ()), notice.text])
+    notify(Event("warning", f"set aside after device errors: {notice.text}"))
 
 
 def _fingerprints(plan: Plan) -> list[str]:

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergesearch.evaluators import Candidate, Measurement, Split
+from mergesearch.evaluators import Candidate, Evaluator, Measurement, Split
+from mergesearch.evaluators.compute_settings import fix_compute_settings
 from mergesearch.evaluators.spec.evaluators import build_evaluator
+from mergesearch.merging.tensors.accelerator import device_or_cpu
 from mergesearch.search.fidelity.rules import NeverStop, measure_in_stages
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.runs.agreement import Agreement, compare_scores
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.wiring import worker_spec
+from mergesearch.search.workers.devices import Device, current_device
 from mergesearch.search.workers.worker import Worker
 
 
-def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measurement, bool]:
-    """Load an exported model and score it on the items that the record has scores for.
+@dataclass(frozen=True)
+class Rescored:
+    """The second score of an exported model.
 
-    Returns:
-        The split, the new measurement, and whether its values equal the recorded ones exactly.
+    Attributes:
+        split: The items that it was scored on.
+        measurement: The score.
+        agreement: How it compares with the record.
     """
+
+    split: Split
+    measurement: Measurement
+    agreement: Agreement
+
+
+def rescore(run: Run, record: TrialRecord, exported: Path) -> Rescored:
+    """Load an exported model and score it on the items that the record has scores for."""
     import torch
 
     from mergesearch.merging.models.loading import load_model
@@ -29,20 +45,25 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     # As in the worker: other threads or another device may round differently.
     spec = worker_spec(run.plan, run.folder)
     torch.set_num_threads(spec.threads)
+    fix_compute_settings()
     evaluator = build_evaluator(run.plan.spec.evaluators, Path())
     evaluator.open()
+    _take_batches_of(record, evaluator)
     model: Any = None
     if record.recipe.routing:
         model = load(exported)
     elif evaluator.model_class is not None:
         model = load_model(str(exported), evaluator.model_class)
-    if model is not None and torch.cuda.is_available():
-        model = model.to(spec.device)
+    device = device_or_cpu(spec.device)
+    if model is not None and device != "cpu":
+        model = model.to(device)
     verdict = run.verdict
     test_scores = {} if verdict is None else verdict.scores.get("test", {})
     split: Split = "test" if record.number in test_scores else "search"
-    recorded: Mapping[str, float] = (
-        test_scores[record.number].values if split == "test" else record.values
+    recorded = (
+        test_scores[record.number]
+        if split == "test"
+        else Score(record.values, record.errors, record.items)
     )
     candidate = Candidate(record.recipe, model, references=run.log.results.references(split))
     # As it was evaluated, in the same stages: batches of another size may round differently.
@@ -50,7 +71,29 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> tuple[Split, Measu
     measurement = measure_in_stages(
         lambda items: evaluator.evaluate(candidate, split, items), NeverStop(tuple(stages))
     ).measurement
-    return split, measurement, dict(measurement.values) == dict(recorded)
+    here = current_device(model, device)
+    devices = _devices(run, record, split)
+    on_card = run.plan.spec.workers.prepare == "card"
+    agreement = compare_scores(recorded, measurement, devices, here, prepared_on_card=on_card)
+    return Rescored(split, measurement, agreement)
+
+
+def _take_batches_of(record: TrialRecord, evaluator: Evaluator) -> None:
+    """Halve the batches of an evaluator to those that a trial was evaluated in."""
+    size = record.batch_size
+    while size is not None and (evaluator.halve_batch() or size) > size:
+        pass
+
+
+def _devices(run: Run, record: TrialRecord, split: Split) -> list[Device]:
+    """The devices that a score may have been measured on.
+
+    A trial names its worker. A score on test items does not: it may come from any of them.
+    """
+    recorded = run.folder.devices()
+    if split == "search":
+        return [recorded[record.worker]] if record.worker in recorded else []
+    return list(dict.fromkeys(recorded.values()))
 
 
 def export_bundle(

@@ -9,6 +9,7 @@ from mergesearch.merging import MergesearchError
 from mergesearch.search.dashboard.note import note_markdown
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.run_folder import RunFolder
+from mergesearch.search.record.study_attributes import SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.headline import sentences
@@ -47,6 +48,7 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         repeats=log.get_attr("repeats") or (),
         search_items=plan.evaluator.size("search"),
         warnings=tuple(log.get_attr("warnings") or ()),
+        set_aside=tuple(log.get_attr(SET_ASIDE) or ()),
     )
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mergesearch.merging.tensors.accelerator import ACCELERATOR
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.storage import Storage
@@ -54,7 +55,9 @@ def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
         evaluators=tuple(evaluator.model_dump(mode="json") for evaluator in plan.spec.evaluators),
         arenas=section.cache or str(folder.arenas if section.address is None else NODE_CACHE),
         threads=section.threads,
-        device="cuda" if section.gpus else "cpu",
-        shards=max(int(section.gpus), 1),
+        device=ACCELERATOR if section.gpus_each else "cpu",
+        shards=max(int(section.gpus_each), 1),
         space=plan.differentiable_space,
+        rows=plan.spec.rows,
+        prepare=section.prepare,
     )

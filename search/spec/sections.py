@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mergesearch.evaluators.spec.evaluators import EvaluatorSpec
+from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.merging.policies import TensorPolicies
 from mergesearch.search.spec.trackers import TrackerSpec
 from mergesearch.spaces.spec import SpaceSpec
@@ -160,8 +161,16 @@ class WorkersSection(Section):
     gpus: Annotated[float, AfterValidator(_whole)] = Field(
         0, ge=0, description="GPUs of each worker; 1 puts one worker on each, more spread its model"
     )
+    per_gpu: int | None = Field(
+        None, ge=1, description="workers that share each GPU, instead of gpus"
+    )
     threads: int = Field(
         1, ge=1, description="threads of each worker for merging and evaluation on CPU"
+    )
+    prepare: Literal["cpu", "card"] = Field(
+        "cpu",
+        description="where decompositions of preparing run: card is much faster for spectral "
+        "operators; an export, which prepares on the CPU, then agrees within rounding only",
     )
     address: str | None = Field(
         None,
@@ -174,10 +183,24 @@ class WorkersSection(Section):
         "clusters below the node's folder for temporary files",
     )
 
+    @model_validator(mode="after")
+    def _one_share(self) -> WorkersSection:
+        if self.per_gpu is not None and self.gpus:
+            raise ValueError(
+                f"expected gpus or per_gpu, received both: gpus {self.gpus:g} and per_gpu "
+                f"{self.per_gpu}; leave one out"
+            )
+        return self
+
+    @property
+    def gpus_each(self) -> float:
+        """GPUs of each worker, or its share of one."""
+        return self.gpus if self.per_gpu is None else 1 / self.per_gpu
+
     @property
     def distributed(self) -> bool:
         """Whether Ray runs the workers."""
-        given = self.count is not None or self.gpus > 0 or self.address is not None
+        given = self.count is not None or self.gpus_each > 0 or self.address is not None
         return self.backend == "ray" or (self.backend == "auto" and given)
 
 
@@ -237,6 +260,11 @@ class StudySpec(Section):
     special: TensorPolicies = Field(
         TensorPolicies(),
         description="policies for vocabularies, running statistics, new heads, ties",
+    )
+    rows: RowsSetting = Field(
+        "auto",
+        description="how prepared rows are kept in memory: auto takes the smallest exact form; "
+        "int8 and bf16 are approximate, and winners are then chosen and exported from exact rows",
     )
     space: SpaceSpec = SpaceSpec()
     strategy: Annotated[StrategySection, BeforeValidator(_named)] = StrategySection()

@@ -13,11 +13,12 @@ class Event:
 
     Attributes:
         kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation
-            ended), ``workers`` (where they are, started or lost), ``metrics`` (where they are
-            served), ``warning``.
+            ended), ``workers`` (where they are, started or lost), ``loading`` (how far workers are
+            with what they need before their first trial), ``metrics`` (where they are served),
+            ``warning``.
         text: Name of the phase or split, else a message.
         record: The trial that the event is about.
-        done, total: Progress within the phase.
+        done, total: Progress within the phase, or of what is loaded.
     """
 
     kind: str

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators import Measurement, Split
 from mergesearch.merging import Recipe
+from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.search.fidelity.rules import EarlyStopRule
+from mergesearch.search.workers.devices import Device
 from mergesearch.search.workers.gradient_steps import GradientResult, GradientSteps
 
 if TYPE_CHECKING:
@@ -78,6 +80,10 @@ class Outcome:
         rungs: Items -> values, at every stage of the early stop rule.
         stopped: Number of items after which a rule stopped it; None where none did.
         cpu_share: CPU time of the worker over wall time; above 1 with several threads.
+        batch_size: Items of a forward pass, where memory ran out and made them fewer; else None.
+        device_broken: Whether the worker can use its device no more: the failure is that of the
+            device, and the task is to run elsewhere.
+        device: What the worker computes on.
     """
 
     task: str
@@ -89,6 +95,26 @@ class Outcome:
     rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     stopped: int | None = None
     cpu_share: float | None = None
+    batch_size: int | None = None
+    device_broken: bool = False
+    device: Device | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that a backend tells its driver.
+
+    Attributes:
+        kind: ``workers``: where they are, started or lost; ``loading``: how far those are that
+            load; ``set aside``: a card that is used no more.
+        text: A message, or for ``set aside`` the card and the reason.
+        done, total: Progress of what is loaded; 0 where it is not known.
+    """
+
+    kind: Literal["workers", "loading", "set aside"]
+    text: str
+    done: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,9 +128,11 @@ class WorkerSpec:
         arenas: Folder of the arena files that workers of a host share; :data:`NODE_CACHE` for the
             host's own.
         threads: Threads for merging and evaluation on CPU.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, or ``accelerator`` for whichever the worker's machine has.
         shards: GPUs over which the model is spread.
         space: Meaning of points, for strategies that follow gradients.
+        rows: How rows are kept in memory.
+        prepare: Where decompositions of preparing run.
     """
 
     template: Recipe
@@ -114,3 +142,5 @@ class WorkerSpec:
     device: str = "cpu"
     shards: int = 1
     space: DifferentiableSpace | None = None
+    rows: RowsSetting = "auto"
+    prepare: Literal["cpu", "card"] = "cpu"

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import socket
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators import Candidate, Measurement
-from mergesearch.merging import NonFiniteError, Recipe
+from mergesearch.evaluators.compute_settings import fix_compute_settings
+from mergesearch.merging import InputError, NonFiniteError, Recipe
+from mergesearch.merging.tensors.accelerator import device_here, empty_cache
+from mergesearch.merging.tensors.progress import listening
 from mergesearch.search.fidelity.rules import NeverStop, StagedMeasurement, measure_in_stages
 from mergesearch.search.redact import redact
+from mergesearch.search.workers.device_errors import DeviceError, device_error
+from mergesearch.search.workers.devices import current_device
 from mergesearch.search.workers.gradient_steps import (
     GradientResult,
     GradientSteps,
     take_gradient_steps,
 )
+from mergesearch.search.workers.loading import LoadingReporter
 from mergesearch.search.workers.messages import NODE_CACHE, Failure, Outcome, Task, WorkerSpec
 from mergesearch.search.workers.node_cache import node_cache
 
@@ -35,6 +42,26 @@ if TYPE_CHECKING:
     from mergesearch.merging.resident.recalibration import Recalibration
 
 
+#: Settings of rows whose merges are close to those of an export, but not their bits.
+APPROXIMATE = ("bf16", "int8")
+
+#: What helps where even one item at a time is too much.
+MEMORY_ADVICE = (
+    "not even one item fits at a time: shorten the items, take a smaller model, or give each "
+    "worker more memory (workers.gpus, workers.per_gpu)"
+)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What one attempt at a task came to."""
+
+    staged: StagedMeasurement | None = None
+    gradient_result: GradientResult | None = None
+    failure: Failure | None = None
+    device_error: DeviceError | None = None
+
+
 class Worker:
     """Runs tasks one after the other on a resident model and its evaluators.
 
@@ -42,64 +69,70 @@ class Worker:
 
     Args:
         spec: What to build.
+        loading: Told how far the worker is with that.
     """
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, loading: LoadingReporter | None = None) -> None:
         from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
 
         if spec.arenas == NODE_CACHE:
             spec = replace(spec, arenas=str(node_cache()))
         self._spec = spec
         self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path())
+        self._batch_size: int | None = None  # where memory made it smaller than the study says
+        self._broken: Failure | None = None  # why the device can be used no more
+        loading = loading or LoadingReporter()
+        loading.begin("reading the items")
         self._evaluator.open()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._names = [objective.name for objective in self._evaluator.objectives]
         self._merged: MergedModel | None = None
         self._recalibration: Recalibration | None = None
         if self._evaluator.model_class is not None:
-            self._merged = _resident_model(spec, self._evaluator.model_class)
+            self._merged = _resident_model(spec, self._evaluator.model_class, loading)
             self._recalibration = _recalibration(spec)
         if spec.space is not None and self._merged is not None:
             self._merged.enable_gradient()
+        resident = None if self._merged is None else self._merged.model
+        self._device = current_device(resident)  # without a model, nothing is computed here
 
     def run(self, task: Task) -> Outcome:
-        """Run a task; an exception becomes the failure of its outcome."""
+        """Run a task; an exception becomes the failure of its outcome.
+
+        A task that runs out of memory is repeated with half the batch, which stays halved. Once the
+        device is broken, tasks are handed back untried.
+        """
+        if self._broken is not None:
+            return Outcome(task.id, None, self._broken, worker=self._name, device_broken=True)
         started = time.perf_counter()
         cpu = time.process_time()
         seconds = {"merge": 0.0, "evaluate": 0.0}
-        measurement = None
-        gradient_result = None
-        failure = None
-        rungs: Mapping[int, Mapping[str, float]] = {}
-        stopped: int | None = None
-        try:
-            staged = self._measure(task, seconds)
-            measurement = staged.measurement
-            rungs = staged.rungs
-            stopped = staged.stopped
-            if task.gradient_steps is not None:
-                gradient_result = self._take_gradient_steps(task, task.gradient_steps, seconds)
-        except NonFiniteError as error:
-            measurement = None
-            failure = Failure("infeasible", str(error))
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            # The record is kept, shown and sent, so secrets in an evaluator's error stay out of it.
-            measurement = None
-            failure = Failure("error", redact(text), redact(traceback.format_exc()))
+        attempt = self._attempt(task, seconds)
+        while attempt.device_error == "memory" and self._has_smaller_batch():
+            attempt = self._attempt(task, seconds)
+        failure = attempt.failure
+        broken = attempt.device_error == "broken"
+        if broken and self._spec.device != "cpu":  # else a program of the evaluator has met it
+            self._broken = failure
+        elif failure is not None and attempt.device_error == "memory":
+            failure = replace(failure, message=f"{failure.message}; {MEMORY_ADVICE}")
+        staged = attempt.staged
         wall = time.perf_counter() - started
         seconds["overhead"] = wall - sum(seconds.values())
         share = (time.process_time() - cpu) / max(wall, 1e-9)
         return Outcome(
             task=task.id,
-            measurement=measurement,
+            measurement=None if staged is None or failure is not None else staged.measurement,
             failure=failure,
             seconds=seconds,
             worker=self._name,
-            gradient_result=gradient_result,
-            rungs=rungs,
-            stopped=stopped,
+            gradient_result=attempt.gradient_result,
+            rungs={} if staged is None else staged.rungs,
+            stopped=None if staged is None else staged.stopped,
             cpu_share=share,
+            batch_size=self._batch_size,
+            device_broken=broken,
+            device=self._device,
         )
 
     def routed(self, recipe: Recipe) -> Any:
@@ -110,11 +143,35 @@ class Worker:
         model = self._combine(recipe, {"merge": 0.0})
         return self._evaluator.routed(Candidate(recipe, model, self._merged))
 
+    def _attempt(self, task: Task, seconds: dict[str, float]) -> _Attempt:
+        """Measure a task and take its gradient steps once."""
+        staged = None
+        try:
+            staged = self._measure(task, seconds)
+            steps = task.gradient_steps
+            if steps is None:
+                return _Attempt(staged)
+            return _Attempt(staged, self._take_gradient_steps(task, steps, seconds))
+        except NonFiniteError as error:
+            return _Attempt(staged, failure=Failure("infeasible", str(error)))
+        except Exception as error:
+            # No exception is kept: its frames hold what filled the memory.
+            return _Attempt(staged, failure=failure_of(error), device_error=device_error(error))
+
+    def _has_smaller_batch(self) -> bool:
+        """Halve the evaluator's batch, if it has one, and free what the last attempt left."""
+        smaller = self._evaluator.halve_batch()
+        if smaller is None:
+            return False
+        self._batch_size = smaller
+        _free_memory()
+        return True
+
     def _measure(self, task: Task, seconds: dict[str, float]) -> StagedMeasurement:
         """Evaluate the task's merge, in the stages of its early stop rule; empty for no items."""
         if task.items == 0:
             return StagedMeasurement(Measurement({}), {}, None)
-        model = self._combine(task.recipe, seconds)
+        model = self._combine(task.recipe, seconds, exact=task.split != "search")
         candidate = Candidate(task.recipe, model, self._merged, task.references)
 
         def evaluate(items: ItemSubset) -> Measurement:
@@ -170,29 +227,33 @@ class Worker:
             merging = seconds["merge"] - merged_before
             seconds["descend"] = time.perf_counter() - before - merging
 
-    def _combine(self, recipe: Recipe, seconds: dict[str, float]) -> Any:
-        """The resident model with the recipe's weights, or None for problems without a model."""
+    def _combine(self, recipe: Recipe, seconds: dict[str, float], *, exact: bool = False) -> Any:
+        """The resident model with the recipe's weights, or None for problems without a model.
+
+        Where rows are approximate, ``exact`` merges from the sources instead.
+        """
         if self._merged is None:
             return None
         before = time.perf_counter()
         try:
-            self._write(self._merged, recipe)
+            self._write(self._merged, recipe, exact and self._spec.rows in APPROXIMATE)
             if self._recalibration is not None:
                 self._recalibration.apply(self._merged.model)
         finally:
             seconds["merge"] += time.perf_counter() - before
         return self._merged.model
 
-    def _write(self, merged: MergedModel, recipe: Recipe) -> None:
+    def _write(self, merged: MergedModel, recipe: Recipe, exact: bool) -> None:
         """Write a merge into the resident model.
 
-        An anchor of another operator has no arenas and is merged from its sources.
+        An anchor of another operator has no arenas and is merged from its sources, and so is what
+        must be exact where the arenas are not.
         """
         from mergesearch.merging.family.family import open_family
         from mergesearch.merging.in_memory import merge_stream
         from mergesearch.merging.tensors.memo import Memo
 
-        if recipe.basis_key == self._spec.template.basis_key:
+        if recipe.basis_key == self._spec.template.basis_key and not exact:
             merged.write(recipe.field)
             return
         family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))
@@ -218,6 +279,21 @@ class Worker:
                 raise NonFiniteError(f"objective {name!r}")
 
 
+def failure_of(error: Exception) -> Failure:
+    """What is recorded of an exception.
+
+    The record is kept, shown and sent, so secrets in an evaluator's error stay out of it.
+    """
+    text = f"{type(error).__name__}: {error}"
+    return Failure("error", redact(text), redact("".join(traceback.format_exception(error))))
+
+
+def _free_memory() -> None:
+    """Give what torch keeps for later allocations back to the device."""
+    gc.collect()  # graphs and modules hold each other
+    empty_cache()
+
+
 def _recalibration(spec: WorkerSpec) -> Recalibration | None:
     from mergesearch.merging.family.family import open_family
     from mergesearch.merging.resident.recalibration import open_recalibration
@@ -225,7 +301,7 @@ def _recalibration(spec: WorkerSpec) -> Recalibration | None:
     return open_recalibration(open_family(spec.template))
 
 
-def _resident_model(spec: WorkerSpec, model_class: str) -> MergedModel:
+def _resident_model(spec: WorkerSpec, model_class: str, loading: LoadingReporter) -> MergedModel:
     import torch
 
     from mergesearch.merging.export.folder import folder_of_base
@@ -233,21 +309,54 @@ def _resident_model(spec: WorkerSpec, model_class: str) -> MergedModel:
     from mergesearch.merging.models.loading import load_model
     from mergesearch.merging.resident.arena import open_arenas
     from mergesearch.merging.resident.merged_model import MergedModel
+    from mergesearch.merging.tensors.place import HOST, place_here
 
     torch.set_num_threads(spec.threads)
-    arenas = open_arenas(spec.template, Path(spec.arenas), threads=spec.threads)
+    fix_compute_settings()
+    loading.begin("preparing weights")
+    with listening(loading):
+        arenas = open_arenas(
+            spec.template,
+            Path(spec.arenas),
+            rows=spec.rows,
+            threads=spec.threads,
+            place=place_here() if spec.prepare == "card" else HOST,
+        )
+    loading.begin("loading the model")
     with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
         model = load_model(folder, model_class)
-        if spec.shards > 1:
-            return _sharded_model(spec, model, load_model(folder, model_class), arenas)
-    return MergedModel(model, arenas, threads=spec.threads, device=spec.device)
+    if spec.shards > 1:
+        return _sharded_model(spec, model, model_class, arenas)
+    return MergedModel(model, arenas, threads=spec.threads, device=device_here(spec.device))
 
 
-def _sharded_model(spec: WorkerSpec, host: Any, model: Any, arenas: Arenas) -> MergedModel:
-    import torch
-
-    from mergesearch.merging.resident.sharded_model import ShardedModel, dispatch
+def _sharded_model(spec: WorkerSpec, model: Any, model_class: str, arenas: Arenas) -> MergedModel:
+    """A model over several cards, merged on them; in main memory where they have no room for it."""
+    from mergesearch.merging.resident.device_map import device_map, device_memory, dispatch
+    from mergesearch.merging.resident.merged_model import MergedModel
 
     # Ray shows a worker its own GPUs only.
-    devices = list(range(min(torch.cuda.device_count(), spec.shards)))
+    memory = device_memory(device_here(spec.device), spec.shards)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    try:
+        devices = device_map(model, memory, needed=1 + arenas.memory.nbytes / weights)
+    except InputError:
+        return _followed_model(spec, model, model_class, arenas, device_map(model, memory))
+    merged = MergedModel(model, arenas, threads=spec.threads, devices=devices)
+    dispatch(model, devices)
+    return merged
+
+
+def _followed_model(
+    spec: WorkerSpec, host: Any, model_class: str, arenas: Arenas, devices: Mapping[str, str]
+) -> MergedModel:
+    from mergesearch.merging.export.folder import folder_of_base
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.resident.device_map import dispatch, place
+    from mergesearch.merging.resident.sharded_model import ShardedModel
+
+    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
+        model = load_model(folder, model_class)
+    place(model, devices)
     return ShardedModel(host, dispatch(model, devices), arenas, threads=spec.threads)

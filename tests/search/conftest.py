@@ -36,7 +36,7 @@ def make_pico_models(folder: Path) -> Path:
         num_channels=1,
         num_labels=LABELS,
     )
-    with torch.random.fork_rng():  # transformers initialises from the global generator
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(0)
         model = ViTForImageClassification(config)
     model.save_pretrained(folder / "base")

@@ -18,7 +18,9 @@ from pydantic import Field
 
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.models.expert_runner import unpadded
+from mergesearch.merging.operators.parts.decomposition import is_large
 from mergesearch.merging.tensors.memo import Tensors
+from mergesearch.merging.tensors.place import HOST, Place
 
 if TYPE_CHECKING:
     import torch
@@ -163,15 +165,21 @@ def _kind(inputs: int) -> str:
 
 
 def regressed(
-    deltas: Sequence[torch.Tensor], grams: Sequence[Tensors], reduce: float
+    deltas: Sequence[torch.Tensor],
+    grams: Sequence[Tensors],
+    reduce: float,
+    place: Place = HOST,
 ) -> list[torch.Tensor]:
     """``τ_k G_k (Σ_j G_j)⁻¹`` for each expert, or ``τ_k / K`` where none has a Gram matrix.
+
+    A large matrix is solved at ``place`` if it fits; rows are where the task vectors are.
 
     Args:
         deltas: Task vectors of one tensor.
         grams: For each expert the Gram matrix as :meth:`Grams.mean` gives it; an expert without one
             weighs nothing.
         reduce: Factor on the off-diagonal elements.
+        place: Where large matrices are worked on.
     """
     kinds = {kind for tensors in grams for kind in tensors}
     if not kinds:
@@ -180,22 +188,41 @@ def regressed(
     if kind == _kind(0):
         return [
             row.T.contiguous()
-            for row in _solved([delta.T for delta in deltas], kind, grams, reduce)
+            for row in _solved([delta.T for delta in deltas], kind, grams, reduce, place)
         ]
-    return _solved(deltas, kind, grams, reduce)
+    return _solved(deltas, kind, grams, reduce, place)
 
 
 def _solved(
-    deltas: Sequence[torch.Tensor], kind: str, grams: Sequence[Tensors], reduce: float
+    deltas: Sequence[torch.Tensor],
+    kind: str,
+    grams: Sequence[Tensors],
+    reduce: float,
+    place: Place,
 ) -> list[torch.Tensor]:
-    """Rows for matrices ``(outputs, inputs)``.
+    """Rows for matrices ``(outputs, inputs)``."""
+    # Four matrices of Gram matrices' size, one task vector and its products, all in fp64.
+    needed = 8 * (4 * deltas[0].shape[1] ** 2 + 4 * deltas[0].numel())
+    if not is_large(deltas[0]) or not place.fits(needed):
+        return _solved_on(deltas[0].device, deltas, kind, grams, reduce)
+    with place.turn:
+        return _solved_on(place.device_of(deltas[0]), deltas, kind, grams, reduce)
 
-    They are worked out in fp64, because Gram matrices are often close to singular.
+
+def _solved_on(
+    device: torch.device,
+    deltas: Sequence[torch.Tensor],
+    kind: str,
+    grams: Sequence[Tensors],
+    reduce: float,
+) -> list[torch.Tensor]:
+    """Rows for matrices ``(outputs, inputs)``, worked out on a device.
+
+    In fp64, because Gram matrices are often close to singular.
     """
     import torch
 
     size = deltas[0].shape[1]
-    device = deltas[0].device
     total = torch.zeros(size, size, dtype=torch.float64, device=device)
     for tensors in grams:
         if kind in tensors:
@@ -203,11 +230,13 @@ def _solved(
     factor, ridge = _factor(total, len(deltas))
     rows = []
     for delta, tensors in zip(deltas, grams, strict=True):
-        right = ridge * delta.double()  # τ_k (G_k + ridge · I)
+        wide = delta.to(device, torch.float64)
+        right = ridge * wide  # τ_k (G_k + ridge · I)
         if kind in tensors:
-            right += delta.double() @ _reduced(tensors[kind].to(device), reduce)
+            right += wide @ _reduced(tensors[kind].to(device), reduce)
         # X Σ_j (G_j + ridge · I) = τ_k (G_k + ridge · I)
-        rows.append(torch.cholesky_solve(right.T, factor).T.to(delta.dtype).contiguous())
+        row = torch.cholesky_solve(right.T, factor).T.to(delta.device, delta.dtype)
+        rows.append(row.contiguous())
     return rows
 
 

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mergesearch.merging.operators.parts.decomposition import PRECISE_UP_TO
+from mergesearch.merging.operators.parts.eigenvectors import largest_eigenvectors
+
 if TYPE_CHECKING:
     import torch
 
@@ -79,7 +82,7 @@ def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) 
         for matrix, scale in zip(inputs, scales, strict=True):
             scaled = matrix.double() * scale
             gram.addmm_(scaled.T, scaled)
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = _eigenvectors(gram)
     else:
         # C has no more eigenvalues above 0 than the inputs have rows: no need for all columns of
         # wide ones.
@@ -87,12 +90,22 @@ def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) 
             [matrix.double() * scale for matrix, scale in zip(inputs, scales, strict=True)]
         )
         span, triangle = torch.linalg.qr(stacked.T)
-        values, inside = torch.linalg.eigh(triangle @ triangle.T)
+        values, inside = _eigenvectors(triangle @ triangle.T)
         vectors = span @ inside
     kept = values.flip(0) > FLOOR
     return Spectrum(
         values.flip(0)[kept], vectors.flip(1)[:, kept].to(inputs[0].dtype).contiguous(), sizes
     )
+
+
+def _eigenvectors(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
+    import torch
+
+    if gram.numel() <= PRECISE_UP_TO:
+        return torch.linalg.eigh(gram)  # type: ignore[no-any-return]
+    values, vectors = largest_eigenvectors(gram, len(gram))
+    return values.flip(0), vectors.flip(1)
 
 
 def gradient_flow(values: torch.Tensor, time: float) -> Filter:

@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.kernels.host import host_fp32
+from mergesearch.merging.operators.parts.counting import BINS, DIGIT, digit_counts
+from mergesearch.merging.tensors.place import HOST, Place
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
 #: any order).
 Stream = Callable[[], Iterable["Named"]]
 Bits = Literal[32, 64]
-
-DIGIT = 16
-BINS = 1 << DIGIT
 
 #: Numbers counted at a time: keys and counts stay in the second-level cache.
 BLOCK = 1 << 18
@@ -74,20 +73,27 @@ class Histogram:
         return cls(tensors["counts"].numpy(), 64 if bits == 64 else 32, bool(signed))
 
 
-def magnitude_histogram(stream: Stream, *, signed: bool = False) -> Histogram:
+def magnitude_histogram(stream: Stream, *, signed: bool = False, place: Place = HOST) -> Histogram:
     """The first read: counts by the upper 16 bits, of magnitudes, or of values where ``signed``.
+
+    Tensors on an accelerator are counted there, others at ``place``, to the same counts.
 
     Raises:
         CheckpointError: If a tensor holds NaN or infinity; the message names it.
     """
     # fp64 anywhere makes all keys 64 bits wide; that is known only once it is met.
-    histogram = _first_read(stream, 32, signed) or _first_read(stream, 64, signed)
+    histogram = _first_read(stream, 32, signed, place) or _first_read(stream, 64, signed, place)
     assert histogram is not None  # 64 bits hold every number
     return histogram
 
 
 def kth_largest(
-    stream: Stream, rank: int, *, signed: bool = False, first: Histogram | None = None
+    stream: Stream,
+    rank: int,
+    *,
+    signed: bool = False,
+    first: Histogram | None = None,
+    place: Place = HOST,
 ) -> float:
     """The exact magnitude of rank ``rank`` among all numbers of a stream, 1 being the largest.
 
@@ -98,12 +104,13 @@ def kth_largest(
         rank: 1 to the count of all numbers.
         signed: Order by value, not by magnitude.
         first: :func:`magnitude_histogram` of the same stream, if it is known: saves a read.
+        place: As for :func:`magnitude_histogram`.
 
     Raises:
         CheckpointError: If a tensor holds NaN or infinity; the message names it.
         InputError: If there is no such rank.
     """
-    histogram = magnitude_histogram(stream, signed=signed) if first is None else first
+    histogram = first or magnitude_histogram(stream, signed=signed, place=place)
     if not 1 <= rank <= histogram.total:
         raise InputError(
             f"rank: expected 1 to {histogram.total}, the count of the numbers, received {rank}"
@@ -112,7 +119,7 @@ def kth_largest(
     for shift in range(histogram.bits - 2 * DIGIT, -1, -DIGIT):
         counts = _no_counts()
         for _, tensor in stream():
-            _count_inside(tensor, histogram, prefix, shift, counts)
+            _count_inside(tensor, histogram, prefix, shift, counts, place)
         digit, left = _bin_of(counts, left)
         prefix = prefix << DIGIT | digit
     return _number(prefix, histogram.bits, histogram.signed)
@@ -182,7 +189,7 @@ def _representable(threshold: float, tensor: torch.Tensor) -> float:
     return float(near if float(near) >= threshold else np.nextafter(near, np.float32(np.inf)))
 
 
-def _first_read(stream: Stream, bits: Bits, signed: bool) -> Histogram | None:
+def _first_read(stream: Stream, bits: Bits, signed: bool, place: Place) -> Histogram | None:
     """Counts of the uppermost digit, or None if the numbers do not fit keys of this width."""
     import torch
 
@@ -190,7 +197,7 @@ def _first_read(stream: Stream, bits: Bits, signed: bool) -> Histogram | None:
     for what, tensor in stream():
         if tensor.dtype == torch.float64 and bits == 32:
             return None
-        _count_upper(tensor, bits, signed, counts)
+        _count_upper(tensor, bits, signed, counts, place)
         if _has_non_finite(counts, bits, signed):
             raise CheckpointError(
                 f"{what}: expected finite numbers to rank by magnitude, received NaN or infinity; "
@@ -200,9 +207,12 @@ def _first_read(stream: Stream, bits: Bits, signed: bool) -> Histogram | None:
 
 
 def _count_upper(
-    tensor: torch.Tensor, bits: Bits, signed: bool, counts: npt.NDArray[np.int64]
+    tensor: torch.Tensor, bits: Bits, signed: bool, counts: npt.NDArray[np.int64], place: Place
 ) -> None:
     """Count the numbers by the uppermost digit of their keys."""
+    if place.device_of(tensor).type != "cpu":
+        counts += digit_counts(tensor, bits, signed, bits - DIGIT, None, place)
+        return
     numbers = None if signed or bits == 64 else host_fp32(tensor)
     if numbers is None:
         for keys in _keys(tensor, bits, signed):
@@ -221,8 +231,12 @@ def _count_inside(
     prefix: int,
     shift: int,
     counts: npt.NDArray[np.int64],
+    place: Place,
 ) -> None:
     """Count the numbers whose key begins with ``prefix`` by the digit that follows it."""
+    if place.device_of(tensor).type != "cpu":
+        counts += digit_counts(tensor, histogram.bits, histogram.signed, shift, prefix, place)
+        return
     numbers = None if histogram.signed or histogram.bits == 64 else host_fp32(tensor)
     if numbers is None:
         for keys in _keys(tensor, histogram.bits, histogram.signed):

@@ -8,6 +8,8 @@ stored as one. Other tensors get a plain row.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mergesearch.merging.operators.parts.decomposition import precise_sum
+from mergesearch.merging.operators.parts.decomposition import is_large, precise_sum
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.roles import classify
 
 if TYPE_CHECKING:
@@ -120,6 +123,13 @@ class MatrixPart:
     def key(self) -> list[Any]:
         """What the matrix is remembered by."""
         return [self.name, *self.shape, self.start, self.transposed]
+
+    def draws(self) -> torch.Generator:
+        """A new random generator, whose draws depend on which matrix this is alone."""
+        import torch
+
+        digest = hashlib.sha256(json.dumps(self.key).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """The matrix as a view into a contiguous tensor."""
@@ -228,10 +238,30 @@ def _rows(
         return _other_rows(deltas, selection, one_row)
     rows = [deltas[0].new_empty(base.shape(name)) for _ in range(1 if one_row else len(deltas))]
     for part in matrices:
-        results = list(formula(part, [part.view(delta) for delta in deltas]))
+        results = _followed(place_of(base), formula, part, [part.view(delta) for delta in deltas])
         for row in reversed(rows):  # frees results one by one
             part.view(row).copy_(results.pop())
     return rows
+
+
+def _followed(
+    place: Place, formula: Formula, part: MatrixPart, deltas: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The results of a formula, worked out on an accelerator if it is large and fits.
+
+    Where it does not fit, decompositions alone go there, in pieces. A small matrix stays in main
+    memory, for the same bits everywhere.
+    """
+    needed = working_copies(len(deltas)) * deltas[0].nbytes
+    if place.is_host or not is_large(deltas[0]) or not place.fits(needed):
+        return list(formula(part, deltas))
+    with place.turn:
+        return list(formula(part, [delta.to(place.device) for delta in deltas]))
+
+
+def working_copies(experts: int) -> int:
+    """How many matrices as large as a task vector the formula that holds most has at once."""
+    return 10 * experts + 20
 
 
 def _of_one_dtype(deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergesearch.merging.operators.parts.decomposition import Svd, decompose, precise, precise_sum
+from mergesearch.merging.operators.parts.decomposition import (
+    Svd,
+    decompose,
+    is_large,
+    left_of_grams,
+    precise,
+    precise_sum,
+)
 from mergesearch.merging.operators.parts.matrices import MatrixPart
+from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -32,11 +40,10 @@ def singular(
     """
 
     def compute() -> Svd:
-        svd = decompose(precise(matrix))
-        return svd if rank is None else svd.top(rank)
+        return decompose(precise(matrix), rank, part.draws(), place_of(base))
 
     key = ["singular vectors of a task vector", *part.key, rank]
-    return _remembered_svd([base, expert], key, compute)
+    return _remembered_svd([base, expert], key, compute, matrix.device)
 
 
 def singular_of_sum(
@@ -47,7 +54,11 @@ def singular_of_sum(
 ) -> Svd:
     """Singular values and vectors of ``Σ_k τ_k``."""
     key = ["singular vectors of the sum of task vectors", *part.key]
-    return _remembered_svd([base, *experts], key, lambda: decompose(precise_sum(matrices)))
+
+    def compute() -> Svd:
+        return decompose(precise_sum(matrices), None, part.draws(), place_of(base))
+
+    return _remembered_svd([base, *experts], key, compute, matrices[0].device)
 
 
 def singular_side_by_side(
@@ -58,15 +69,25 @@ def singular_side_by_side(
 ) -> Svd:
     """Left singular vectors and values of ``[τ_1 ... τ_K]``, ``(m, K n)``, with an empty right."""
     key = ["left singular vectors of the task vectors side by side", *part.key]
-    return _remembered_svd([base, *experts], key, lambda: _side_by_side(matrices))
+
+    def compute() -> Svd:
+        return _side_by_side(matrices, place_of(base))
+
+    return _remembered_svd([base, *experts], key, compute, matrices[0].device)
 
 
-def _side_by_side(matrices: Sequence[torch.Tensor]) -> Svd:
+def _side_by_side(matrices: Sequence[torch.Tensor], place: Place) -> Svd:
     """The same, from triangular factors that take in one expert at a time.
 
-    ``[τ_1 ... τ_K] = Rᵀ Qᵀ`` has the left singular vectors of ``Rᵀ``.
+    ``[τ_1 ... τ_K] = Rᵀ Qᵀ`` has the left singular vectors of ``Rᵀ``. Large matrices that are wider
+    than high have those of ``Σ_k τ_k τ_kᵀ``.
     """
     import torch
+
+    rows, columns = matrices[0].shape
+    if is_large(matrices[0]) and rows <= columns:
+        with place.turn:
+            return left_of_grams(matrices, place)
 
     triangle = precise(matrices[0]).T[:0]
     for matrix in matrices:
@@ -76,7 +97,10 @@ def _side_by_side(matrices: Sequence[torch.Tensor]) -> Svd:
 
 
 def _remembered_svd(
-    sources: Sequence[TensorSource], key: list[Any], compute: Callable[[], Svd]
+    sources: Sequence[TensorSource],
+    key: list[Any],
+    compute: Callable[[], Svd],
+    device: torch.device,
 ) -> Svd:
     def tensors() -> dict[str, torch.Tensor]:
         svd = compute()
@@ -88,4 +112,5 @@ def _remembered_svd(
         }
 
     factors = remembered(sources, key, tensors)
-    return Svd(factors["left"], factors["values"], factors["right"])
+    left, values, right = (factors[name].to(device) for name in ("left", "values", "right"))
+    return Svd(left, values, right)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mergesearch.search.spec.sections import WorkersSection
-from mergesearch.search.workers.messages import Outcome, Task, WorkerSpec
+from mergesearch.search.workers.messages import Notice, Outcome, Task, WorkerSpec
 
 
 class Backend(Protocol):
@@ -38,7 +38,7 @@ class Backend(Protocol):
 def open_backend(
     section: WorkersSection,
     spec: WorkerSpec,
-    notify: Callable[[str], None] = lambda text: None,
+    notify: Callable[[Notice], None] = lambda notice: None,
     wait_seconds: float = 300.0,
 ) -> Backend:
     """Start the workers that the study asks for.
@@ -46,8 +46,9 @@ def open_backend(
     Args:
         section: How many, where, and what each takes.
         spec: What they are built from.
-        notify: Called with messages on where workers are, and on those that are lost.
-        wait_seconds: How long to wait for workers of a cluster.
+        notify: Called with messages on where workers are, how far they are with loading, and on
+            those that are lost.
+        wait_seconds: How long to wait until a worker of a cluster exists.
 
     Raises:
         InputError: If the cluster does not have what is asked for.
@@ -59,4 +60,4 @@ def open_backend(
         return RayPool(section, spec, notify, wait_seconds)
     from mergesearch.search.workers.backends.inline import Inline
 
-    return Inline(spec)
+    return Inline(spec, notify)

@@ -61,7 +61,7 @@ def connect(section: WorkersSection) -> Any:
     if section.address is None:
         needed = (
             None
-            if section.count is None or section.gpus
+            if section.count is None or section.gpus_each
             else int(-(-section.count * section.cpus // 1))
         )
         options |= {

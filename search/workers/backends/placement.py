@@ -1,4 +1,4 @@
-"""How many workers fit on which node; shown before any weights are read."""
+"""How many workers fit on which node and on which of its cards; shown before weights are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Node:
     def holds(self, section: WorkersSection) -> int:
         """How many workers fit on the node."""
         by_cpu = int(self.cpus / section.cpus + 1e-9)
-        return min(by_cpu, _by_gpu(self.gpus, section.gpus)) if section.gpus else by_cpu
+        each = section.gpus_each
+        return min(by_cpu, _by_gpu(self.gpus, each)) if each else by_cpu
 
 
 def _by_gpu(have: float, each: float) -> int:
@@ -67,20 +68,30 @@ def place(nodes: Sequence[Node], section: WorkersSection, count: int | None) -> 
     return [Placement(node, workers) for node, workers in zip(nodes, placed, strict=True)]
 
 
+def workers_by_card(placement: Placement, section: WorkersSection) -> list[int]:
+    """Workers on each card of a node that gets any, as even as can be: ``[2, 2, 1]``.
+
+    Workers of several GPUs have their cards to themselves: ``[1, 1]``.
+    """
+    each = section.gpus_each
+    cards = placement.workers if each >= 1 else min(int(placement.node.gpus), placement.workers)
+    return [
+        placement.workers // cards + (card < placement.workers % cards) for card in range(cards)
+    ]
+
+
 def report(placements: Sequence[Placement], section: WorkersSection) -> list[str]:
     """Lines for people: the total, then one line for every node."""
-    each = f"{section.cpus:g} CPU" + (f" and {section.gpus:g} GPU" if section.gpus else "")
+    gpus_each = section.gpus_each
+    each = f"{section.cpus:g} CPU" + (f" and {gpus_each:g} GPU" if gpus_each else "")
     total = sum(placement.workers for placement in placements)
     nodes = sum(placement.workers > 0 for placement in placements)
     lines = [f"{total} workers of {each} on {nodes} of {len(placements)} nodes"]
     for placement in placements:
         node = placement.node
         workers = placement.workers
-        gpus = (
-            f", {workers * section.gpus:g} of {node.gpus:g} GPUs"
-            if section.gpus or node.gpus
-            else ""
-        )
+        used = len(workers_by_card(placement, section)) * max(1, gpus_each) if gpus_each else 0
+        gpus = f", {used:g} of {node.gpus:g} GPUs" if gpus_each or node.gpus else ""
         lines.append(
             f"  {node.name}: {workers} workers, {workers * section.cpus:g} of {node.cpus:g} "
             f"CPUs{gpus}"

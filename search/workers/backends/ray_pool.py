@@ -7,6 +7,8 @@
   The task it was running is run again, once; a recipe that kills its worker twice becomes a failed
   trial. The loss of a node is no fault of the recipe. Tasks that only waited behind it are run
   again without a mark.
+* A worker whose device has broken is replaced too, and its task runs again, on another card where
+  there is one. A card on which that happens twice is set aside (see blame.py).
 * Ray itself retries nothing: the driver decides, so no task can have two results.
 """
 
@@ -25,9 +27,10 @@ from mergesearch.search.workers.backends.ray_actors import (
     RayActors,
     WorkerActor,
     announce_placement,
+    is_node_lost,
     last_line,
 )
-from mergesearch.search.workers.messages import Failure, Outcome, Task, WorkerSpec
+from mergesearch.search.workers.messages import Failure, Notice, Outcome, Task, WorkerSpec
 
 #: Number of tasks that a worker has at a time.
 IN_FLIGHT = 2
@@ -42,7 +45,8 @@ class RayPool:
         section: How many, and what each takes.
         spec: What they are built from.
         notify: Called with messages on where workers are, and on nodes that come and go.
-        wait_seconds: How long to wait for a first worker, and for another one once all are lost.
+        wait_seconds: How long to wait for a first worker to exist, and for another one once all are
+            lost. One that loads is waited for.
 
     Raises:
         InputError: If Ray cannot be reached or lacks the CPUs or GPUs asked for.
@@ -53,7 +57,7 @@ class RayPool:
         self,
         section: WorkersSection,
         spec: WorkerSpec,
-        notify: Callable[[str], None] = lambda text: None,
+        notify: Callable[[Notice], None] = lambda notice: None,
         wait_seconds: float = 300.0,
     ) -> None:
         self._queue: deque[Task] = deque()
@@ -101,7 +105,11 @@ class RayPool:
 
     def _poll(self, timeout: float) -> list[Outcome]:
         """Take the results that come within ``timeout`` seconds, and check the nodes."""
-        owners: dict[Any, WorkerActor] = {actor.loaded: actor for actor in self._actors.starting}
+        owners: dict[Any, WorkerActor] = {}
+        for actor in self._actors.starting:
+            ref = actor.loaded if actor.node else actor.arrived
+            if ref is not None:
+                owners[ref] = actor
         for actor in self._actors.ready:
             owners.update((ref, actor) for ref, _ in actor.sent)
         if not owners:
@@ -111,16 +119,21 @@ class RayPool:
         done, pending = self._ray.wait(list(owners), num_returns=1, timeout=timeout)
         if done and pending:
             done += self._ray.wait(pending, num_returns=len(pending), timeout=0)[0]
+        # A worker's results in the order of its tasks: the oldest that has none was running.
+        ended = [(actor, ref) for ref, actor in owners.items() if ref in set(done)]
         outcomes = [
-            outcome for ref in done if (outcome := self._take(owners[ref], ref)) is not None
+            outcome for actor, ref in ended if (outcome := self._take(actor, ref)) is not None
         ]
         self._actors.check_nodes()
         return outcomes
 
     def _take(self, actor: WorkerActor, ref: Any) -> Outcome | None:
         """The outcome behind an object reference; None if it is none, or its task runs again."""
-        if ref == actor.loaded:
-            self._actors.admit(actor)
+        if actor in self._actors.starting:
+            if ref == actor.loaded:
+                self._actors.admit(actor)
+            else:
+                self._actors.arrive(actor)
             return None
         if actor not in self._actors.ready:
             return None  # its death was handled in this very round
@@ -128,18 +141,25 @@ class RayPool:
             outcome: Outcome = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             return self._handle_death(actor, error)
+        if outcome.device_broken and outcome.failure is not None:
+            return self._handle_broken_device(actor, outcome.failure)
         actor.sent = deque((sent, task) for sent, task in actor.sent if sent != ref)
         self._kills.pop(outcome.task, None)
+        self._actors.succeed(actor, outcome.task)
         return outcome
 
     def _dispatch(self) -> None:
         """Send queued tasks to the least busy workers, as long as they have room."""
-        while self._queue and self._actors.ready:
-            actor = min(self._actors.ready, key=lambda ready: len(ready.sent))
-            if len(actor.sent) >= IN_FLIGHT:
-                return
+        waiting: deque[Task] = deque()
+        while self._queue:
             task = self._queue.popleft()
-            actor.sent.append((actor.handle.run.remote(task), task))
+            room = [a for a in self._actors.allowed(task.id) if len(a.sent) < IN_FLIGHT]
+            if room:
+                actor = min(room, key=lambda ready: len(ready.sent))
+                actor.sent.append((actor.handle.run.remote(task), task))
+            else:
+                waiting.append(task)
+        self._queue = waiting
 
     def _handle_death(self, actor: WorkerActor, error: Exception) -> Outcome | None:
         """Replace a dead worker; its oldest task was running, the others only waited.
@@ -150,7 +170,7 @@ class RayPool:
         (_, running), *waiting = actor.sent
         self._actors.ready.remove(actor)
         self._queue.extendleft(task for _, task in reversed(waiting))
-        node_lost = self._actors.on_lost_node(actor, error)
+        node_lost = is_node_lost(self._ray, actor, error)
         kills = self._kills.get(running.id, 0) + (not node_lost)
         self._actors.start_missing()
         if kills < KILLS_TO_FAIL:
@@ -160,3 +180,18 @@ class RayPool:
         self._kills.pop(running.id, None)
         message = f"the worker died {kills} times while running this recipe: {last_line(error)}"
         return Outcome(running.id, None, Failure("lost", message, str(error)))
+
+    def _handle_broken_device(self, actor: WorkerActor, failure: Failure) -> Outcome | None:
+        """Replace a worker whose device has broken; its oldest task was running.
+
+        Returns:
+            The failure of that task, if it is at fault itself.
+        """
+        (_, running), *waiting = actor.sent
+        actor.sent.clear()
+        self._queue.extendleft(task for _, task in reversed(waiting))
+        if not self._actors.blame(actor, running.id, failure):
+            self._queue.append(running)
+            return None
+        message = f"the device of every worker that ran this recipe broke: {failure.message}"
+        return Outcome(running.id, None, Failure("error", message, failure.detail))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mergesearch.evaluators import Candidate
-from mergesearch.evaluators.harness.scoring import Options, Request, can_pack, score_requests
+from mergesearch.evaluators.harness.rows import Options, Request
+from mergesearch.evaluators.harness.scoring import can_pack, score_requests
 from mergesearch.evaluators.harness.tasks import load_split
 from mergesearch.merging import InputError, MergesearchError
 from tests.evaluators.items import candidate_at, opened
@@ -221,9 +222,9 @@ class TestFrozenRequests:
         sizes: list[int] = []
         score = frozen.score_requests
 
-        def counted(model: Any, requests: Any, options: Any) -> Any:
+        def counted(model: Any, requests: Any, *others: Any) -> Any:
             sizes.append(len(requests))
-            return score(model, requests, options)
+            return score(model, requests, *others)
 
         monkeypatch.setattr(frozen, "score_requests", counted)
         evaluator = opened(lm_section(folder, "choose", packed=False))

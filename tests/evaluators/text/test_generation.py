@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mergesearch.evaluators.text import transformers_writer
 from mergesearch.evaluators.text.generation import SCORERS, find_scorer
-from mergesearch.evaluators.text.vllm_backend import stored_weights
+from mergesearch.evaluators.text.stop_strings import DeviceCriterion
 from mergesearch.evaluators.text.writer import cut
 from mergesearch.merging import InputError, MergesearchError
 from tests.evaluators.items import build, candidate_at, opened, save
-from tests.evaluators.texts import bound_llama, make_tokenizer, text_folder, text_llama, text_splits
+from tests.evaluators.measuring import batch_sizes
+from tests.evaluators.texts import make_tokenizer, text_folder, text_llama, text_splits
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{% if "
@@ -190,6 +192,65 @@ class TestWriting:
             evaluator.evaluate(candidate_at([1], model), "search")
 
 
+class TestStopStrings:
+    """Rows end at stop strings that are found without text, exactly as if they were read."""
+
+    def written(self, folder: Path, model: Any, until: list[str], **options: Any) -> list[float]:
+        objectives = [{"metric": "tokens"}]
+        evaluator = opened(
+            section(folder, objectives=objectives, until=until, **options), folder=folder
+        )
+        return list(evaluator.evaluate(candidate_at([1], model), "search").items["tokens"])
+
+    @pytest.fixture
+    def stop(self, folder: Path, model: Any, scorers: Any) -> str:
+        return next(p[2:4] for p, _, _ in scorer_calls(folder, model, scorers) if len(p) > 5)
+
+    @pytest.mark.parametrize("size", [2, 8])
+    def test_texts_are_decoded_once_a_batch(
+        self, folder: Path, model: Any, stop: str, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        slow = transformers_writer.device_criterion
+        monkeypatch.setattr(transformers_writer, "device_criterion", lambda *given: None)
+        expected = self.written(folder, model, [stop, "never said"], batch_size=size)
+        monkeypatch.setattr(transformers_writer, "device_criterion", slow)
+        calls: list[int] = []
+        decode = PreTrainedTokenizerFast.batch_decode
+
+        def counted(self: Any, rows: Any, **options: Any) -> Any:
+            calls.append(len(rows))
+            return decode(self, rows, **options)
+
+        monkeypatch.setattr(PreTrainedTokenizerFast, "batch_decode", counted)
+        found = self.written(folder, model, [stop, "never said"], batch_size=size)
+        assert found == expected
+        assert min(found) < 8
+        assert calls == [size] * (8 // size)
+
+    def test_rows_that_were_stopped_for_no_reason_are_written_again(
+        self, folder: Path, model: Any, stop: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        expected = self.written(folder, model, [stop])
+
+        def at_once(tokenizer: Any, until: Any, start: int) -> DeviceCriterion:
+            return DeviceCriterion(lambda ids, scores: torch.ones(len(ids)).bool(), start)
+
+        monkeypatch.setattr(transformers_writer, "device_criterion", at_once)
+        assert self.written(folder, model, [stop]) == expected
+
+    def test_batches_of_few_tokens(self, folder: Path, model: Any, stop: str) -> None:
+        expected = self.written(folder, model, [stop])
+        with batch_sizes(model) as sizes:
+            assert self.written(folder, model, [stop], batch_size=8, batch_tokens=60) == expected
+        prompts = [size for size in sizes if size > 8]
+        assert len(prompts) > 2
+        assert max(prompts) < 60
+
+
 class TestScorers:
     def test_built_in(self) -> None:
         pairs = [
@@ -317,36 +378,6 @@ class TestChecks:
         program += f"parse_evaluators([{section(folder)!r}])\n"
         program += "assert not {'torch', 'transformers'} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", program], check=True)
-
-
-class TestVllm:
-    def test_it_is_asked_for_by_its_extra(self, folder: Path) -> None:
-        pytest.importorskip("transformers")
-        if sys.modules.get("vllm"):
-            pytest.skip("vllm is installed")
-        with pytest.raises(
-            InputError, match=r"engine: vllm needs `pip install mergesearch\[vllm\]`"
-        ):
-            build(section(folder, engine="vllm"), folder=folder).check()
-
-    @pytest.mark.parametrize("tied", [True, False])
-    def test_weights_of_a_bound_model_have_the_names_of_its_checkpoint(
-        self, tmp_path: Path, tied: bool
-    ) -> None:
-        import torch
-        from safetensors.torch import load_file
-
-        merged = bound_llama(tmp_path, tie_word_embeddings=tied)
-        base, expert = (
-            load_file(tmp_path / name / "model.safetensors") for name in ("base", "expert")
-        )
-        given = dict(stored_weights(merged.model))
-        assert set(base) <= set(given)
-        assert set(given) - set(base) <= ({"lm_head.weight"} if tied else set())
-        for name, tensor in base.items():
-            torch.testing.assert_close(given[name], (tensor + expert[name]) / 2)
-        merged.merged.fill_(7)
-        assert all(bool((given[name] == 7).all()) for name in base)
 
 
 def test_cut() -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from mergesearch.evaluators import Batch
+from mergesearch.evaluators.text import token_scores
 from mergesearch.evaluators.text.perplexity import windows
 from mergesearch.merging import InputError
 from tests.evaluators.items import build, candidate_at, opened, save
+from tests.evaluators.measuring import Counter, batch_sizes
 from tests.evaluators.texts import text_folder, text_llama, text_splits
 
 
@@ -176,3 +178,50 @@ def test_perplexity_is_that_of_all_texts_together(folder: Path, model: Any) -> N
     assert made.errors["perplexity[day]"] > 0
     assert both.additive == ("log_perplexity",)
     assert both.differentiable == ("log_perplexity",)
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_logits_in_parts_change_nothing(
+    folder: Path, model: Any, stride: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = opened(section(folder, max_length=8, stride=stride), folder=folder)
+    whole = evaluator.evaluate(candidate_at([1], model), "search")
+    monkeypatch.setattr(token_scores, "CPU_HEAD_BYTES", 7 * 8 * 300)  # seven positions at once
+    parts = evaluator.evaluate(candidate_at([1], model), "search")
+    np.testing.assert_allclose(
+        parts.items["log_perplexity"], whole.items["log_perplexity"], rtol=1e-6
+    )
+    slope = evaluator.backward(candidate_at([1], text_llama()), Batch(), {"log_perplexity": 1.0})
+    assert slope.loss == pytest.approx(whole.values["log_perplexity"], rel=1e-6)
+
+
+def test_batches_of_few_tokens(folder: Path, model: Any) -> None:
+    whole, few = (
+        opened(section(folder, max_length=12, batch_tokens=n), folder=folder) for n in (None, 30)
+    )
+    expected = whole.evaluate(candidate_at([1], model), "search")
+    with batch_sizes(model) as sizes:
+        found = few.evaluate(candidate_at([1], model), "search")
+    assert len(sizes) > 2
+    assert max(sizes) <= 30
+    np.testing.assert_allclose(
+        found.items["log_perplexity"], expected.items["log_perplexity"], rtol=1e-5
+    )
+
+
+def test_nothing_of_ours_waits_for_the_device(folder: Path, model: Any) -> None:
+    evaluator = opened(section(folder, batch_size=3), folder=folder)
+    evaluator.evaluate(candidate_at([1], model), "search")
+    with Counter() as counter, batch_sizes(model) as sizes:
+        evaluator.evaluate(candidate_at([1], model), "search")
+    # Transformers asks twice in every pass whether its mask can be left out.
+    assert counter.waits == 2 * len(sizes) == 6
+
+
+def test_gradients_after_a_value_of_the_same_texts(folder: Path) -> None:
+    evaluator = opened(section(folder, domain=None, max_items=1), folder=folder)
+    candidate = candidate_at([1], text_llama())
+    value = evaluator.evaluate(candidate, "search").values["log_perplexity"]
+    slope = evaluator.backward(candidate, Batch(), {"log_perplexity": 1.0})
+    assert slope.loss == pytest.approx(value, rel=1e-6)
+    assert candidate.model.model.norm.weight.grad.abs().sum() > 0

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mergesearch.merging import Field, Recipe, Source
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident.arena import Arenas, open_arenas
+from tests.merging.arenas import decoded
 
 
 def rows_of(
@@ -31,8 +32,9 @@ def rows_of(
         ),
         folder,
     )
+    rows = decoded(arenas)[1]
     return {
-        spec.name: torch.tensor(arenas.basis[:, spec.start : spec.stop]).view(-1, *spec.shape)
+        spec.name: torch.tensor(rows[:, spec.start : spec.stop]).view(-1, *spec.shape)
         for spec in arenas.layout.tensors
     }
 

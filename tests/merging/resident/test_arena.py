@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from mergesearch.merging import CheckpointError, Field, Recipe, RecipeError, RunFolderError, Source
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.resident.arena import Arenas, open_arenas
+from tests.merging.arenas import decoded
 from tests.waiting import PATIENT
 
 # Experts count their steps and batches; that merges say so is tested with the policies for special
@@ -53,18 +54,18 @@ def holds(arenas: Arenas, recipe: Recipe) -> bool:
     Between the tensors are zeros.
     """
     base, *experts = (open_checkpoint(source.path) for source in (recipe.base, *recipe.experts))
-    expected = np.zeros((1 + len(experts), arenas.layout.size), arenas.base.dtype)
+    base_row, rows = decoded(arenas)
+    expected = np.zeros((1 + len(experts), arenas.layout.size), base_row.dtype)
     for spec in arenas.layout.tensors:
         tensors = [source.read(spec.name).to(torch.float64) for source in (base, *experts)]
-        rows = (
+        terms = (
             tensors
             if arenas.form == "interpolation"
             else [tensors[0], *(t - tensors[0] for t in tensors[1:])]
         )
-        expected[:, spec.start : spec.stop] = torch.stack([row.reshape(-1) for row in rows]).numpy()
-    return bool(
-        np.array_equal(arenas.base, expected[0]) and np.array_equal(arenas.basis, expected[1:])
-    )
+        flat = torch.stack([term.reshape(-1) for term in terms]).numpy()
+        expected[:, spec.start : spec.stop] = flat
+    return bool(np.array_equal(base_row, expected[0]) and np.array_equal(rows, expected[1:]))
 
 
 @pytest.mark.parametrize("operator", ["average", "task_arithmetic"])
@@ -75,16 +76,16 @@ def test_holds_base_and_basis_with_zero_padding(
     recipe = recipe_of(pico(name), operator)
     arenas = open_arenas(recipe, tmp_path / "deep" / "arenas")
     assert holds(arenas, recipe)
-    assert arenas.base.dtype == np.float32
-    assert arenas.basis.shape == (2, arenas.layout.size)
+    base, rows = decoded(arenas)
+    assert base.dtype == np.float32
+    assert rows.shape == (2, arenas.layout.size)
     assert arena_file(tmp_path / "deep" / "arenas").name.startswith(recipe.basis_key)
 
 
 def test_is_read_only(pico: Pico, tmp_path: Path) -> None:
     arenas = open_arenas(recipe_of(pico("vit")), tmp_path)
-    for array in (arenas.base, arenas.basis):
-        with pytest.raises(ValueError, match="read-only"):
-            array[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        arenas.memory[0] = 1
 
 
 def test_is_written_once_whatever_the_coefficients(pico: Pico, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ from mergesearch.merging import Recipe
 from mergesearch.merging.resident.arena import open_arenas
 arenas = open_arenas(Recipe.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
 (file,) = Path(sys.argv[2]).glob("*.arena")
-print(file.name, file.stat().st_ino, float(np.abs(arenas.basis).sum(dtype=np.float64)))
+print(file.name, file.stat().st_ino, int(arenas.memory.sum(dtype=np.int64)))
 """
 
 
@@ -191,15 +192,15 @@ def test_changed_sources_are_prepared_again(
     )
     folder = tmp_path / "arenas"
     old = open_arenas(recipe, folder)
-    before = np.array(old.basis)
+    before = np.array(old.memory)
     weights = expert / "model.safetensors"
     save_file(
         {name: t * 2 for name, t in load_file(weights).items()}, weights, metadata={"format": "pt"}
     )
     new = open_arenas(recipe, folder)
     assert holds(new, recipe)
-    assert not np.array_equal(new.basis, before)
-    assert np.array_equal(old.basis, before)  # a running study keeps what it has mapped
+    assert not np.array_equal(new.memory, before)
+    assert np.array_equal(old.memory, before)  # a running study keeps what it has mapped
     arena_file(folder)  # the old one is gone
 
 
@@ -260,5 +261,5 @@ def test_float64_bases_get_float64_arenas(
     )
     recipe = replace(recipe_of(family), base=Source("base", str(base)))
     arenas = open_arenas(recipe, tmp_path / "arenas")
-    assert arenas.base.dtype == np.float64
+    assert decoded(arenas)[0].dtype == np.float64
     assert holds(arenas, recipe)

@@ -24,9 +24,10 @@ from mergesearch.merging.kernels.lowrank import combine_factors, product
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident import factor_choice
 from mergesearch.merging.resident.arena import Arenas, open_arenas
+from mergesearch.merging.resident.encodings.packing import Packing, StoredColumn, StoredTensor
 from mergesearch.merging.resident.factor_choice import worth_keeping
 from mergesearch.merging.resident.merged_model import MergedModel
-from mergesearch.merging.resident.packing import Packing
+from mergesearch.merging.resident.terms import Terms
 from mergesearch.merging.tensors.layout import Layout
 
 IMAGES = "AutoModelForImageClassification"
@@ -213,37 +214,40 @@ class TestRule:
 
 
 class TestPacking:
-    def test_places_do_not_overlap_and_leave_nothing_out(self) -> None:
+    def test_parts_do_not_overlap_and_leave_nothing_out(self) -> None:
         shapes = {"a": (3, 5), "b": (70,), "c": (8, 8), "d": (), "e": (0,), "f": (9, 2)}
         layout = Layout.build({name: (shape, "float32") for name, shape in shapes.items()})
-        packing = Packing(layout, 2, {"a": (1, 2), "c": (0, 0), "d": (0, 0)})
-        assert [(s.start, s.stop, s.at) for s in packing.stretches] == [
-            (64, 192, 0),
-            (320, 384, 128),
-        ]
-        assert packing.row == 192
-        arena = np.arange(packing.size)
-        base, rows, factors = packing.split(arena)
+        masked = StoredColumn("bfloat16", minus_base=True, masked=True)
+        stored = {
+            "a": StoredTensor("float32", ranks=(1, 2)),
+            "b": StoredTensor("bfloat16", (masked, masked), shared=True),
+            "c": StoredTensor("float32", ranks=(0, 0)),
+            "d": StoredTensor("float32", ranks=(0, 0)),
+            "f": StoredTensor("float16", (StoredColumn("int8"), StoredColumn("float32"))),
+        }
+        packing = Packing(layout, 2, "float32", stored)
+        assert [(s.start, s.stop) for s in packing.stretches] == [(64, 192), (320, 384)]
+        assert [spec.name for spec in packing.factored] == ["a", "c", "d"]
+        memory = np.zeros(packing.size, np.uint8)
+        factors = Terms(packing, "delta", memory).factors
         assert [(f.left.shape, f.right.shape, f.owner) for f in factors] == [
             ((3, 3), (3, 5), (0, 1, 1)),
             ((8, 0), (0, 8), ()),
             ((1, 0), (0, 1), ()),
         ]
-        taken = [base, rows, *(side for f in factors for side in (f.left, f.right))]
-        numbers = np.concatenate([np.asarray(part).ravel() for part in taken])
-        assert len(set(numbers.tolist())) == len(numbers)
-        for name in ("b", "f"):
-            spec = layout.by_name[name]
-            assert arena[packing.offsets_of(spec)[1]] == rows[0, packing.in_row(spec.start) or 0]
-        assert packing.offsets_of(layout.by_name["a"])[1:] == [
-            factors[0].left[0, 0],
-            factors[0].right[0, 0],
-        ]
-
-    def test_without_factors_an_arena_is_one_matrix(self) -> None:
-        layout = Layout.build({"a": ((3, 5), "float32"), "b": ((70,), "float32")})
-        base, rows, factors = Packing(layout, 3, {}).split(np.arange(4 * layout.size))
-        assert (base.shape, rows.shape, factors) == ((layout.size,), (3, layout.size), ())
+        a, b, c, d, f = (packing.parts[name] for name in "abcdf")
+        taken = [
+            (a.base, 60), (a.factors[0], 36), (a.factors[1], 60),
+            (b.base, 140), *((at, 140) for at in b.numbers), *((at, 9) for at in b.masks),
+            (c.base, 256), (d.base, 4),
+            (f.base, 36), (f.numbers[0], 18), (f.scales[0], 4), (f.numbers[1], 72),
+        ]  # fmt: skip
+        for offset, size in taken:
+            assert offset % 128 == 0
+            assert not memory[offset : offset + size].any()
+            memory[offset : offset + size] = 1
+        assert packing.size - memory.sum() < 128 * len(taken)
+        assert StoredTensor.from_dict(stored["b"].to_dict()) == stored["b"]
 
 
 @pytest.fixture
@@ -314,8 +318,10 @@ class TestArena:
         self, pico: Pico, adapters: Callable[..., list[str]], tmp_path: Path
     ) -> None:
         arenas = opened(pico("llama").base, adapters("llama", LLAMA, [NORM]), tmp_path / "arenas")
-        assert arenas.basis.shape == (2, 64)  # the norm, with its padding
-        ranks = {stored.spec.name: len(stored.owner) for stored in arenas.factors}
+        norm = arenas.layout.by_name[NORM]
+        assert [span.start for span in arenas.packing.spans] == [norm.start]
+        factors = Terms.of(arenas).factors
+        ranks = {stored.spec.name: len(stored.owner) for stored in factors}
         assert set(ranks) == set(arenas.layout.names) - {NORM}
         assert {name for name, rank in ranks.items() if rank} == {
             f"{module}.weight" for module in LLAMA
@@ -335,7 +341,7 @@ class TestArena:
         assert file.stat().st_mtime_ns == made
         assert all(
             np.array_equal(a.left, b.left)
-            for a, b in zip(first.factors, again.factors, strict=True)
+            for a, b in zip(Terms.of(first).factors, Terms.of(again).factors, strict=True)
         )
         damaged = bytearray(file.read_bytes())
         damaged[-1] ^= 1  # in the last factor
@@ -354,8 +360,8 @@ class TestArena:
         )
         mixed = opened(base, [paths[0], str(pico("llama").experts[0])], tmp_path / "b")
         for arenas in (average, mixed):
-            assert arenas.factors == ()
-            assert arenas.basis.shape == (2, arenas.layout.size)
+            assert arenas.packing.factored == ()
+            assert len(arenas.packing.spans) == len(arenas.layout.tensors)
 
     def test_changed_adapters_are_prepared_again(
         self, pico: Pico, adapters: Callable[..., list[str]], tmp_path: Path
@@ -365,7 +371,11 @@ class TestArena:
         config = tmp_path / "lora2" / "adapter_config.json"
         config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 8'))
         after = opened(pico("llama").base, experts, tmp_path / "arenas")
-        pairs = [(a, b) for a, b in zip(before.factors, after.factors, strict=True) if a.owner]
+        pairs = [
+            (a, b)
+            for a, b in zip(Terms.of(before).factors, Terms.of(after).factors, strict=True)
+            if a.owner
+        ]
         assert len(pairs) == len(LLAMA)
         for one, other in pairs:
             assert np.array_equal(4 * one.left[:, 1:], other.left[:, 1:])
@@ -386,7 +396,7 @@ class TestEndToEnd:
         base = pico(family).base
         experts = adapters(family, LLAMA, [NORM])
         arenas = opened(base, experts, tmp_path / "arenas")
-        assert sum(bool(stored.owner) for stored in arenas.factors) == len(LLAMA)
+        assert sum(bool(stored.owner) for stored in Terms.of(arenas).factors) == len(LLAMA)
         model = MergedModel(load_model(str(base), WORDS), arenas, threads=threads)
         field = field_over(arenas.layout)
         model.write(field)
@@ -417,7 +427,7 @@ class TestEndToEnd:
         base = GOLDEN / name
         experts = [f"{base}+{base / 'adapter'}"]
         arenas = opened(base, experts, tmp_path / "arenas")
-        assert any(stored.owner for stored in arenas.factors)
+        assert any(stored.owner for stored in Terms.of(arenas).factors)
         model = MergedModel(load_model(str(base), auto), arenas)
         field = Field.constant(arenas.layout.size, [1.0])
         model.write(field)
@@ -466,6 +476,6 @@ class TestEndToEnd:
         experts = adapters("llama", LLAMA)
         recipe = recipe_of(base, experts, Field.constant(1, [0.0, 0.0]), "lora_sparse")
         arenas = open_arenas(recipe, tmp_path / "arenas")
-        pruned = [stored for stored in arenas.factors if stored.owner]
+        pruned = [stored for stored in Terms.of(arenas).factors if stored.owner]
         assert len(pruned) == len(LLAMA)
         assert all((stored.right == 0).sum() == stored.right.size / 2 for stored in pruned)

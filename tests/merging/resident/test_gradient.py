@@ -171,10 +171,8 @@ def by_autograd(merged: MergedModel, arenas: Arenas, field: Field) -> np.ndarray
         weights = first * base + second * (base + rows[0])
     else:
         weights = base + (spread * rows).sum(0)
-    named = {
-        name: weights[spec.start : spec.stop].view(spec.shape)
-        for name, (_, spec) in merged._binding.bound.items()
-    }
+    specs = {name: merged.layout.by_name[own] for name, (_, own) in merged._binding.bound.items()}
+    named = {name: weights[spec.start : spec.stop].view(spec.shape) for name, spec in specs.items()}
     loss_of(functional_call(merged.model, named, kwargs=inputs_of(merged.model)).logits).backward()
     return values.grad.numpy()
 
@@ -233,18 +231,19 @@ def test_scalars_summed_as_logarithms_follow_the_chain_rule(
 ) -> None:
     arenas = arenas_of(families["vit"], "task_arithmetic", tmp_path)
     bias = next(spec for spec in arenas.layout.tensors if spec.name == "classifier.bias")
-    base = np.array(arenas.base)
-    base[bias.start : bias.stop] = [0.7, 1.1, 0.4]  # logarithms need numbers above zero
+    memory = np.array(arenas.memory)
+    at = arenas.packing.parts[bias.name].base
+    memory[at : at + 24].view(np.float64)[:] = [0.7, 1.1, 0.4]  # logarithms need numbers above 0
     special = replace(arenas.special, logs=frozenset({bias.name}))
-    arenas = replace(arenas, base=base, special=special)
+    arenas = replace(arenas, memory=memory, special=special)
     merged = bind(families["vit"], arenas)
     assert bias.start == 0
     field = Field(np.array([0, 2, bias.stop, arenas.layout.size]), np.full((2, 3), 0.4))
     result = by_backward(merged, field)
-    kept = merged._gradient.buffer.clone()
+    kept = merged._gradient.buffers[0].clone()
     assert_close(result, by_differences(merged, field))
     assert np.array_equal(merged.gradient(field), merged.gradient(field))
-    assert torch.equal(merged._gradient.buffer, kept)
+    assert torch.equal(merged._gradient.buffers[0], kept)
 
 
 def test_passes_straight_through_the_rounding_of_bf16(
@@ -255,8 +254,8 @@ def test_passes_straight_through_the_rounding_of_bf16(
     merged = bind(folders, arenas)
     field = halves(arenas)
     result = by_backward(merged, field)
-    assert merged._gradient.buffer.dtype == torch.bfloat16
-    flat = merged._gradient.buffer.double().numpy()
+    assert merged._gradient.buffers[0].dtype == torch.bfloat16
+    flat = merged._gradient.buffers[0].double().numpy()
     rows = arena_reader(arenas)(0, arenas.layout.size)[1:]
     assert_close(result, np.add.reduceat(flat * rows, field.boundaries[:-1], axis=1), 1e-12)
 
@@ -271,7 +270,7 @@ def test_accumulates_over_backward_passes_in_place(
     merged.enable_gradient()  # a second time changes nothing
     loss_of(merged.model(**inputs_of(merged.model)).logits).backward()
     assert_close(merged.gradient(field), 2 * once, 1e-12)
-    buffer = merged._gradient.buffer
+    buffer = merged._gradient.buffers[0]
     first = buffer.data_ptr()
     last = buffer.data_ptr() + buffer.nbytes
     assert all(first <= parameter.grad.data_ptr() < last for parameter in merged.model.parameters())
@@ -342,7 +341,7 @@ def test_cosines_are_those_of_every_part_of_a_tensor(
     field = halves(arenas)
     by_backward(merged, field)
     wide = arena_reader(arenas)(0, arenas.layout.size)
-    gradient = merged._gradient.buffer.numpy()
+    gradient = merged._gradient.buffers[0].numpy()
     want = np.zeros(field.values.shape)
     for spec in arenas.layout.tensors:
         for segment, (low, high) in enumerate(

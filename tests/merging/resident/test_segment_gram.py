@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mergesearch.merging import Field, Layout, RecipeError
 from mergesearch.merging.kernels.forms import Form
+from mergesearch.merging.kernels.lowrank import combine_factors
 from mergesearch.merging.resident.arena import Arenas
-from mergesearch.merging.resident.packing import Packing, combine_packed
+from mergesearch.merging.resident.encodings.packing import Packing, StoredColumn, StoredTensor
 from mergesearch.merging.resident.segment_gram import (
     CHUNKS,
     LARGEST_CHUNK,
@@ -22,7 +23,9 @@ from mergesearch.merging.resident.segment_gram import (
     chunk_length,
     expand,
 )
+from mergesearch.merging.resident.terms import Terms
 from mergesearch.merging.tensors.memo import Memo
+from tests.merging.arenas import decoded
 
 SIZE = 1000
 
@@ -44,17 +47,24 @@ def arenas(form: Form = "delta", size_of_last: int = 70) -> Arenas:
     """Tensors kept whole and kept as factors, next to each other and with padding between."""
     shapes = {"a": (9, 7), "b": (70,), "c": (12, 11), "d": (5, 5), "e": (size_of_last,)}
     layout = Layout.build({name: (shape, "float32") for name, shape in shapes.items()})
-    packing = Packing(layout, 2, {"a": (1, 2), "c": (0, 3), "d": (0, 0)} if form == "delta" else {})
+    ranks = {"a": (1, 2), "c": (0, 3), "d": (0, 0)} if form == "delta" else {}
+    whole = StoredTensor("float32", (StoredColumn("float32"),) * 2)
+    stored = {
+        name: StoredTensor("float32", ranks=ranks[name]) if name in ranks else whole
+        for name in shapes
+    }
+    packing = Packing(layout, 2, "float32", stored)
     rng = np.random.default_rng(1)
-    arena = rng.standard_normal(packing.size, np.float32)
-    base, rows, factors = packing.split(arena)
-    starts = [*(spec.start for spec in layout.tensors[1:]), layout.size]
-    for stop, start in zip([spec.stop for spec in layout.tensors], starts, strict=True):
-        base[stop:start] = 0.0  # padding, in every row that has it
-        offset = packing.in_row(stop) if stop < start else None
-        if offset is not None:
-            rows[:, offset : offset + start - stop] = 0.0
-    return Arenas(layout, form, base, rows, packing, factors)
+    memory = np.zeros(packing.size, np.uint8)  # the padding is zero
+    for spec in layout.tensors:
+        parts = packing.parts[spec.name]
+        for at in (parts.base, *parts.numbers):
+            numbers = rng.standard_normal(spec.size, np.float32)
+            memory[at : at + 4 * spec.size] = numbers.view(np.uint8)
+    for stored in Terms(packing, form, memory).factors:
+        for factor in (stored.left, stored.right):
+            factor[:] = rng.standard_normal(factor.shape, np.float32)
+    return Arenas(layout, form, memory, packing)
 
 
 def materialised(one: Arenas) -> np.ndarray:
@@ -62,12 +72,15 @@ def materialised(one: Arenas) -> np.ndarray:
 
     ``(K + 1, size)``.
     """
-    rows = [np.zeros(one.layout.size, np.float32) for _ in range(2)]
-    zero = np.zeros_like(one.base)
-    for k, out in enumerate(rows):
-        field = Field.constant(one.layout.size, np.eye(2)[k])
-        combine_packed(one.packing, zero, one.basis, one.factors, field, "delta", out)
-    every = np.stack([one.base, *rows]).astype(np.float64)
+    base, rows = decoded(one)
+    every = np.stack([base, *rows]).astype(np.float64)
+    for stored in Terms.of(one).factors:
+        at = slice(stored.spec.start, stored.spec.stop)
+        for k in range(2):
+            field = Field.constant(stored.spec.size, np.eye(2)[k])
+            out = np.zeros(stored.spec.size, np.float32)
+            combine_factors(out, stored.left, stored.right, stored.owner, field, out)
+            every[1 + k, at] = out
     if one.form == "interpolation":
         every[1:] -= every[0]
     return every
@@ -117,7 +130,7 @@ class TestAgainstNumpy:
     def test_factors_expand_to_the_bits_of_a_merge(self) -> None:
         one = arenas()
         every = materialised(one)
-        for stored in one.factors:
+        for stored in Terms.of(one).factors:
             spec = stored.spec
             for start, stop in (
                 (spec.start, spec.stop),

@@ -191,7 +191,7 @@ def test_progress_as_json_lines(tmp_path: Path) -> None:
     study = write_study(analytic(trials=10), tmp_path)
     _, _, err = mergesearch("run", study, "--run", tmp_path / "run", "--progress", "json")
     events = [json.loads(line) for line in err.splitlines()]
-    assert {event["event"] for event in events} == {"phase", "trial", "score"}
+    assert {event["event"] for event in events} == {"loading", "phase", "trial", "score"}
     assert [e["trial"] for e in events if e["event"] == "trial"] == list(range(10))
 
 

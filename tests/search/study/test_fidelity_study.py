@@ -205,7 +205,8 @@ class TestReferences:
             assert values["base"]["kept"] == pytest.approx(1, abs=1e-12)
         record = run.trial(None)
         export_model(record.recipe, tmp_path / "out")
-        assert rescore(open_run(tmp_path / "run"), record, tmp_path / "out")[2]
+        again = rescore(open_run(tmp_path / "run"), record, tmp_path / "out")
+        assert again.agreement.identical
 
     def test_unknown_experts_and_reference_scores_are_refused(
         self, tmp_path: Path, pico_models: Path, pico_items: Path

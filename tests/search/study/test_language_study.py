@@ -53,8 +53,8 @@ def test_searches_tasks_and_exports_what_was_evaluated(tmp_path: Path, home: Pat
     run = run_in(study(home, section, fidelity={"rule": "race", "min_items": 20}), tmp_path / "run")
     record = run.trial(None)
     export_model(record.recipe, tmp_path / "out")
-    split, _, same = rescore(open_run(tmp_path / "run"), record, tmp_path / "out")
-    assert (split, same) == ("test", True)
+    again = rescore(open_run(tmp_path / "run"), record, tmp_path / "out")
+    assert (again.split, again.agreement.identical) == ("test", True)
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_distance_beside_quality(tmp_path: Path, home: Path) -> None:
     assert 0 < average < left
     record = run.trial(by_name["average"].number)
     export_model(record.recipe, tmp_path / "out")
-    assert rescore(open_run(tmp_path / "run"), record, tmp_path / "out")[2]
+    assert rescore(open_run(tmp_path / "run"), record, tmp_path / "out").agreement.identical
 
 
 def test_parents_whose_tokenizers_or_templates_differ_are_named(tmp_path: Path, home: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_exported_winner_scores_as_recorded(
     record = run.trial(None)
     assert dict(record.recipe.special) == special
     out = export_model(record.recipe, tmp_path / "out").folder
-    _, _, same = rescore(run, record, out)
+    same = rescore(run, record, out).agreement.identical
     assert same
 
 

@@ -13,7 +13,14 @@ import pytest
 
 from mergesearch.search.runs.opened import open_run
 from mergesearch.search.spec.sections import WorkersSection
-from mergesearch.search.workers.backends.placement import Node, place, report
+from mergesearch.search.workers.backends.cards import gpus_for_ray
+from mergesearch.search.workers.backends.placement import (
+    Node,
+    Placement,
+    place,
+    report,
+    workers_by_card,
+)
 from tests.cluster import ROOT, Cluster, mergesearch
 from tests.commands import run_command
 from tests.search.conftest import model_study
@@ -207,6 +214,36 @@ def test_workers_are_spread_and_what_fits_nowhere_is_seen() -> None:
     lines = report(place(nodes, on_gpu, 3), on_gpu)
     assert lines[0] == "3 workers of 1 CPU and 1 GPU on 2 of 3 nodes"
     assert lines[1] == "  a: 2 workers, 2 of 4 CPUs, 2 of 2 GPUs"
+
+
+@pytest.mark.parametrize(("section", "workers", "by_card"), [
+    ({"gpus": 0.25}, 4, [1, 1, 1, 1]), ({"gpus": 0.25}, 6, [2, 2, 1, 1]),
+    ({"gpus": 0.25}, 2, [1, 1]), ({"gpus": 0.25}, 16, [4, 4, 4, 4]), ({"gpus": 1}, 3, [1, 1, 1]),
+    ({"gpus": 2}, 2, [1, 1]), ({"per_gpu": 2}, 8, [2, 2, 2, 2]), ({"per_gpu": 3}, 0, []),
+])  # fmt: skip
+def test_cards_of_a_node_fill_evenly(
+    section: dict[str, float], workers: int, by_card: list[int]
+) -> None:
+    placement = Placement(Node("a", 64, 4), workers)
+    assert workers_by_card(placement, WorkersSection(**section)) == by_card
+
+
+def test_workers_per_gpu_are_whole_numbers_and_replace_gpus() -> None:
+    section = WorkersSection(per_gpu=3)
+    assert section.distributed
+    assert WorkersSection(**section.model_dump()) == section
+    assert Node("a", 64, 4).holds(section) == 12
+    with pytest.raises(ValueError, match="expected gpus or per_gpu, received both"):
+        WorkersSection(per_gpu=2, gpus=1)
+    with pytest.raises(ValueError, match="per_gpu"):
+        WorkersSection(per_gpu=1.5)
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_shares_of_a_card_fit_as_often_as_they_should(count: int) -> None:
+    steps = gpus_for_ray(WorkersSection(per_gpu=count).gpus_each) * 10_000
+    assert steps == pytest.approx(round(steps)), "Ray rounds nothing"
+    assert round(steps) * count <= 10_000 < round(steps + 1) * count + count
 
 
 def _said(folder: Path) -> str:

@@ -89,7 +89,7 @@ class TestDecompositions:
         first = singular(base, expert, part, delta, 2)
         assert (first.left.shape, first.values.shape, first.right.shape) == ((6, 2), (2,), (2, 4))
 
-        def refuse(_matrix: torch.Tensor) -> Any:
+        def refuse(*_arguments: Any) -> Any:
             raise AssertionError("decomposed again")
 
         monkeypatch.setattr(remembering, "decompose", refuse)

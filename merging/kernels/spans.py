@@ -1,0 +1,108 @@
+"""What a merge reads: spans of the flat index, and for every term of a span how it is stored.
+
+An arena is one block of bytes. Each span is a stretch of positions whose terms are all stored in
+the same way; a kernel decodes them in registers or in the first-level cache, in the order of the
+terms, so that the merged bits are those of fp32 rows. The decoded row of a column is, in fp32 and
+in this order::
+
+    x = number                     widened to fp32 (int8: number · scales[i // 128])
+    x = x − base                   if ``minus_base``
+    x = x · scale                  if ``scale`` is not 1
+    x = 0                          where a mask says so
+    x = x / count                  if the span is ``shared``: count = rows whose mask keeps i, ≥ 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+#: How the numbers of a column are stored.
+ColumnDtype = Literal["float32", "bfloat16", "float16", "float64", "int8"]
+
+#: How a study may have rows kept: the rule, or one encoding for all rows that it can express.
+RowsSetting = Literal["auto", "stored", "masked", "dense", "bf16", "int8"]
+
+#: Bytes of a number.
+ITEMSIZE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int8": 1}
+
+#: Elements that share one scale of int8 numbers, counted from the start of the span.
+SCALE_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one term of a span is stored; offsets are bytes from the start of the arena.
+
+    Attributes:
+        dtype: Of the numbers.
+        offset: Of the first number of the span.
+        minus_base: Whether the row is the number minus the base, as for a stored expert.
+        scale: What the row is multiplied with, an fp32 number; 1 leaves it.
+        mask: Of the first byte of the row's bits, or None: bit ``i % 8`` of byte ``i // 8`` says
+            whether element i of the span is kept; where it is 0 the row is 0.
+        scales: Of the fp32 scales of ``int8`` numbers, one per :data:`SCALE_BLOCK`, or None.
+    """
+
+    dtype: ColumnDtype
+    offset: int
+    minus_base: bool = False
+    scale: float = 1.0
+    mask: int | None = None
+    scales: int | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions ``start:stop`` of the flat index whose terms are all stored alike.
+
+    Attributes:
+        start: First position, a multiple of 64.
+        stop: Position after the last.
+        base: Column of the base: never masked, scaled or ``minus_base``.
+        rows: Columns of the K rows.
+        shared: Whether every row is divided by the number of rows that keep the position, at least
+            1 (the disjoint mean of TIES).
+    """
+
+    start: int
+    stop: int
+    base: Column
+    rows: tuple[Column, ...]
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a span within one segment of coefficients.
+
+    Attributes:
+        span: Number of the span.
+        segment: Number of the segment.
+        start, stop: Positions of the flat index.
+    """
+
+    span: int
+    segment: int
+    start: int
+    stop: int
+
+
+def pieces(spans: Sequence[Span], boundaries: npt.NDArray[np.int64]) -> list[Piece]:
+    """Spans cut where segments end, in the order of the flat index; nothing is left out."""
+    result = []
+    for number, span in enumerate(spans):
+        first = int(np.searchsorted(boundaries, span.start, side="right")) - 1
+        start = span.start
+        segment = first
+        while start < span.stop:
+            stop = min(int(boundaries[segment + 1]), span.stop)
+            if stop > start:
+                result.append(Piece(number, segment, start, stop))
+            start = stop
+            segment += 1
+    return result

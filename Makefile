@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow bench lint format faults golden peers docs clean
+.PHONY: help install demo test test-fast test-slow bench gpu-check lint format faults golden peers docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,11 @@ test-slow: install $(VENV)/.pretend-card  ## kill schedules and other long tests
 
 bench: install  ## performance figures as ratios inside one run
 	$(BIN)/python -m experiments.bench
+
+# TIER=kernels takes what `python3` has: torch, triton, numba, numpy and transformers.
+TIER ?= full
+gpu-check: $(if $(filter kernels,$(TIER)),,install)  ## what needs a GPU, in ten minutes; rewrites docs/gpu.md
+	$(if $(filter kernels,$(TIER)),$(PYTHON),$(BIN)/python) -m experiments.gpu_check --tier $(TIER)
 
 faults: install  ## a sweep through everything that clusters do; rewrites docs/faults.md
 	$(BIN)/python -m tests.faults.report

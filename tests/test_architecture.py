@@ -39,6 +39,7 @@ ROOMS = [
     "merging.family",
     "merging.recipe_file",
     "merging.resident.encodings",
+    "merging.resident.sharing",
     "merging.resident",
     "merging.in_memory",
     "merging.export",

@@ -15,10 +15,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.errors import RecipeError, RunFolderError
@@ -50,30 +49,36 @@ from mergesearch.merging.tensors.memo import Memo
 from mergesearch.merging.tensors.parallel import parallel_map, run_single_threaded
 from mergesearch.merging.tensors.place import HOST, Place
 
+if TYPE_CHECKING:
+    from mergesearch.merging.kernels.forms import Array
+
 FORMAT = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Arenas:
-    """Base and basis over one flat index, mapped read-only: all that a trial reads.
+    """Base and basis over one flat index: all that a trial reads.
 
     Attributes:
         layout: Positions of the tensors.
         form: How the basis combines with the base.
-        memory: uint8 ``(bytes,)``, the arena.
+        memory: uint8 ``(bytes,)``, the arena: a file, mapped read-only, or one copy of it on a
+            card.
         packing: What lies where in it, and how it is stored.
         angles: Angle between base and row over the flat index, for the form ``slerp`` only.
         special: Tensors whose weighted sum is not yet what is merged.
         copied: Floating tensors that stay as they are in the base, and are not in the arenas.
+        name: Says which key and content the memory is of.
     """
 
     layout: Layout
     form: Form
-    memory: npt.NDArray[np.uint8]
+    memory: Array
     packing: Packing
     angles: Field | None = None
     special: SpecialTensors = field(default_factory=SpecialTensors)
     copied: tuple[str, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +174,15 @@ def _plan(recipe: Recipe, family: ModelFamily, rows: RowsSetting, place: Place) 
         "files": [*_weight_file_versions(recipe, family.sources), *file_versions(options)],
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
     }
+    key = arena_key(recipe, rows, place)
+    return _Plan(key, family, encoding, sheet, lambda: family.prepare(operator, options, place))
+
+
+def arena_key(recipe: Recipe, rows: RowsSetting, place: Place = HOST) -> str:
+    """The name under which a host keeps the arena: what it holds, in which form, made where."""
     made: list[str] = [] if rows == "auto" else [rows]
     made += [] if place.is_host else [place.device.partition(":")[0]]
-    key = "-".join([recipe.basis_key, *made])
-    return _Plan(key, family, encoding, sheet, lambda: family.prepare(operator, options, place))
+    return "-".join([recipe.basis_key, *made])
 
 
 def _weight_file_versions(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]]:
@@ -209,7 +219,7 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
         return None  # missing, or a sheet that is not one
     special = plan.family.special
     copied = plan.family.copied
-    return Arenas(plan.layout, form, memory, packing, arc, special, copied)
+    return Arenas(plan.layout, form, memory, packing, arc, special, copied, file.name)
 
 
 def _prepared(plan: _Plan, recipe: Recipe, folder: Path, threads: int) -> Arenas:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from mergesearch.merging.resident.encodings.packing import Packing
-from mergesearch.merging.resident.terms import Terms, copy_bytes, on_device
+from mergesearch.merging.resident.terms import Terms, on_device
+from mergesearch.merging.resident.upload import copy_bytes
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
 

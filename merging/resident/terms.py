@@ -17,6 +17,7 @@ from mergesearch.merging.kernels.span_dispatch import chosen_kernel, combine_spa
 from mergesearch.merging.kernels.spans_decode import read
 from mergesearch.merging.kernels.triton_blocks import Tables
 from mergesearch.merging.resident.encodings.packing import Packing, StoredColumn, StoredTensor
+from mergesearch.merging.resident.upload import copy_bytes
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from mergesearch.merging.kernels.forms import Array
     from mergesearch.merging.kernels.triton_factors import Matrix
     from mergesearch.merging.resident.arena import Arenas
-
-#: Bytes that are copied to a device at a time.
-CHUNK = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,26 +209,17 @@ def _matrix_of(packing: Packing, spec: TensorSpec) -> Matrix:
 
 
 def on_device(terms: Terms, device: str) -> Terms:
-    """The terms on a device; on ``cpu`` they stay where they are.
+    """The terms on a device; what lies there already, or is for ``cpu``, stays where it is.
 
     The arena travels in chunks, so that no second copy of it is made on the way.
     """
-    if device == "cpu":
+    if device == "cpu" or not isinstance(terms.memory, np.ndarray):
         return terms
     import torch
 
     memory = torch.empty(len(terms.memory), dtype=torch.uint8, device=device)
     copy_bytes(terms.memory, memory)
     return replace(terms, memory=memory)
-
-
-def copy_bytes(source: Array, target: torch.Tensor) -> None:
-    """Copy bytes ``(n,)`` in main memory to a device, in chunks."""
-    from mergesearch.merging.kernels.torch_kernel import as_tensor
-
-    host = as_tensor(source)
-    for start in range(0, host.numel(), CHUNK):
-        target[start : start + CHUNK].copy_(host[start : start + CHUNK])
 
 
 def as_array(memory: Array, offset: int, count: int, dtype: str) -> Array:

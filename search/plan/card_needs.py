@@ -217,5 +217,6 @@ def node_bytes(demand: Demand, settings: CardSettings, count: int) -> NodeBytes:
     weights = demand.weights(settings.rows)
     workers = count // settings.gpus * settings.per_gpu
     stored = weights.base + weights.rows
-    host = workers * (PROCESS_BYTES + weights.merged) + count * STAGING_BYTES
+    holders = count if settings.per_gpu > 1 else 0
+    host = (workers + holders) * PROCESS_BYTES + workers * weights.merged + count * STAGING_BYTES
     return NodeBytes(stored, host + (stored if settings.on_host else 0))

@@ -84,6 +84,8 @@ class Outcome:
         device_broken: Whether the worker can use its device no more: the failure is that of the
             device, and the task is to run elsewhere.
         device: What the worker computes on.
+        copy_lost: Whether the weights that the worker shares with others of its card were lost
+            meanwhile: nothing that it computed counts, and the task is to run again.
     """
 
     task: str
@@ -98,6 +100,7 @@ class Outcome:
     batch_size: int | None = None
     device_broken: bool = False
     device: Device | None = None
+    copy_lost: bool = False
 
 
 @dataclass(frozen=True)

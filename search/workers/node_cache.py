@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from mergesearch.merging import InputError
+from mergesearch.search.workers.messages import NODE_CACHE
 
 
 def node_cache_folder() -> Path:
@@ -31,3 +32,8 @@ def node_cache() -> Path:
         )
     path.mkdir(exist_ok=True)
     return path
+
+
+def arena_folder(arenas: str) -> Path:
+    """The folder of arenas on this node, from that of a worker's spec."""
+    return node_cache() if arenas == NODE_CACHE else Path(arenas)

@@ -8,18 +8,16 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators import Candidate, Measurement
-from mergesearch.evaluators.compute_settings import fix_compute_settings
-from mergesearch.merging import InputError, NonFiniteError, Recipe
-from mergesearch.merging.tensors.accelerator import device_here, empty_cache
-from mergesearch.merging.tensors.progress import listening
+from mergesearch.merging import NonFiniteError, Recipe
+from mergesearch.merging.tensors.accelerator import empty_cache
 from mergesearch.search.fidelity.rules import NeverStop, StagedMeasurement, measure_in_stages
 from mergesearch.search.redact import redact
+from mergesearch.search.workers.card_copy import CardCopy
 from mergesearch.search.workers.device_errors import DeviceError, device_error
 from mergesearch.search.workers.devices import current_device
 from mergesearch.search.workers.gradient_steps import (
@@ -30,6 +28,7 @@ from mergesearch.search.workers.gradient_steps import (
 from mergesearch.search.workers.loading import LoadingReporter
 from mergesearch.search.workers.messages import NODE_CACHE, Failure, Outcome, Task, WorkerSpec
 from mergesearch.search.workers.node_cache import node_cache
+from mergesearch.search.workers.resident_model import recalibration_of, resident_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
     from mergesearch.evaluators import Batch
     from mergesearch.evaluators.base import ItemSubset
-    from mergesearch.merging.resident.arena import Arenas
     from mergesearch.merging.resident.merged_model import MergedModel
     from mergesearch.merging.resident.recalibration import Recalibration
 
@@ -70,9 +68,15 @@ class Worker:
     Args:
         spec: What to build.
         loading: Told how far the worker is with that.
+        copy: Base and rows that lie on its card already.
     """
 
-    def __init__(self, spec: WorkerSpec, loading: LoadingReporter | None = None) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        loading: LoadingReporter | None = None,
+        copy: CardCopy | None = None,
+    ) -> None:
         from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
 
         if spec.arenas == NODE_CACHE:
@@ -89,8 +93,8 @@ class Worker:
         self._merged: MergedModel | None = None
         self._recalibration: Recalibration | None = None
         if self._evaluator.model_class is not None:
-            self._merged = _resident_model(spec, self._evaluator.model_class, loading)
-            self._recalibration = _recalibration(spec)
+            self._merged = resident_model(spec, self._evaluator.model_class, loading, copy)
+            self._recalibration = recalibration_of(spec)
         if spec.space is not None and self._merged is not None:
             self._merged.enable_gradient()
         resident = None if self._merged is None else self._merged.model
@@ -292,71 +296,3 @@ def _free_memory() -> None:
     """Give what torch keeps for later allocations back to the device."""
     gc.collect()  # graphs and modules hold each other
     empty_cache()
-
-
-def _recalibration(spec: WorkerSpec) -> Recalibration | None:
-    from mergesearch.merging.family.family import open_family
-    from mergesearch.merging.resident.recalibration import open_recalibration
-
-    return open_recalibration(open_family(spec.template))
-
-
-def _resident_model(spec: WorkerSpec, model_class: str, loading: LoadingReporter) -> MergedModel:
-    import torch
-
-    from mergesearch.merging.export.folder import folder_of_base
-    from mergesearch.merging.family.family import open_family
-    from mergesearch.merging.models.loading import load_model
-    from mergesearch.merging.resident.arena import open_arenas
-    from mergesearch.merging.resident.merged_model import MergedModel
-    from mergesearch.merging.tensors.place import HOST, place_here
-
-    torch.set_num_threads(spec.threads)
-    fix_compute_settings()
-    loading.begin("preparing weights")
-    with listening(loading):
-        arenas = open_arenas(
-            spec.template,
-            Path(spec.arenas),
-            rows=spec.rows,
-            threads=spec.threads,
-            place=place_here() if spec.prepare == "card" else HOST,
-        )
-    loading.begin("loading the model")
-    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
-        model = load_model(folder, model_class)
-    if spec.shards > 1:
-        return _sharded_model(spec, model, model_class, arenas)
-    return MergedModel(model, arenas, threads=spec.threads, device=device_here(spec.device))
-
-
-def _sharded_model(spec: WorkerSpec, model: Any, model_class: str, arenas: Arenas) -> MergedModel:
-    """A model over several cards, merged on them; in main memory where they have no room for it."""
-    from mergesearch.merging.resident.device_map import device_map, device_memory, dispatch
-    from mergesearch.merging.resident.merged_model import MergedModel
-
-    # Ray shows a worker its own GPUs only.
-    memory = device_memory(device_here(spec.device), spec.shards)
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    try:
-        devices = device_map(model, memory, needed=1 + arenas.memory.nbytes / weights)
-    except InputError:
-        return _followed_model(spec, model, model_class, arenas, device_map(model, memory))
-    merged = MergedModel(model, arenas, threads=spec.threads, devices=devices)
-    dispatch(model, devices)
-    return merged
-
-
-def _followed_model(
-    spec: WorkerSpec, host: Any, model_class: str, arenas: Arenas, devices: Mapping[str, str]
-) -> MergedModel:
-    from mergesearch.merging.export.folder import folder_of_base
-    from mergesearch.merging.family.family import open_family
-    from mergesearch.merging.models.loading import load_model
-    from mergesearch.merging.resident.device_map import dispatch, place
-    from mergesearch.merging.resident.sharded_model import ShardedModel
-
-    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
-        model = load_model(folder, model_class)
-    place(model, devices)
-    return ShardedModel(host, dispatch(model, devices), arenas, threads=spec.threads)

@@ -94,7 +94,7 @@ def planned(
     ("operator", "rows", "batch"),
     [
         ("task_arithmetic", "auto", ITEMS),  # the batch is larger than what a merge needs
-        ("ties", "auto", 2),
+        pytest.param("ties", "auto", 2, marks=pytest.mark.slow),
         pytest.param("task_arithmetic", "auto", 2, marks=pytest.mark.slow),
         pytest.param("ties", "int8", 2, marks=pytest.mark.slow),
     ],

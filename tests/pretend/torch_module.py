@@ -17,6 +17,8 @@ from torch.accelerator import (
 
 #: Cards of the machine where PRETEND_CARDS is not set.
 CARDS = 2
+#: The product shares memory of such devices by mapping files.
+computes_in_host_memory = True
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,21 @@ have the folder in common, waiting is all that is needed, and no lock must reach
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging import InputError
+from mergesearch.merging.resident.arena import arena_key
 from mergesearch.merging.resident.arena_files import PART, locked
 from mergesearch.merging.tensors.progress import Progress
-from mergesearch.search.workers.messages import NODE_CACHE, WorkerSpec
-from mergesearch.search.workers.node_cache import node_cache
+from mergesearch.search.workers.loading import LoadingReporter
+from mergesearch.search.workers.messages import WorkerSpec
+from mergesearch.search.workers.node_cache import arena_folder
+from mergesearch.search.workers.resident_model import preparing_place
 
 #: Bytes that are sent at a time; two such chunks are on their way.
 CHUNK = 32 * 2**20
@@ -113,9 +118,18 @@ class ArenaServer:
             return file.read(CHUNK)
 
 
-def arena_folder(arenas: str) -> Path:
-    """The folder of arenas on this node."""
-    return node_cache() if arenas == NODE_CACHE else Path(arenas)
+def copy_if_missing(ray: Any, server: Any, spec: WorkerSpec, loading: LoadingReporter) -> None:
+    """Copy the arena of a study from another node's server, if there is one.
+
+    What cannot be copied is prepared here.
+    """
+    if server is None:
+        return
+    with contextlib.suppress(OSError, InputError, ray.exceptions.RayError):
+        loading.begin("copying weights from another node")
+        folder = arena_folder(spec.arenas)
+        key = arena_key(spec.template, spec.rows, preparing_place(spec))
+        copy_arenas(ray, server, key, folder, loading)
 
 
 def copy_arenas(ray: Any, server: Any, key: str, folder: Path, progress: Progress) -> None:

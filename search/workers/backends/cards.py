@@ -41,11 +41,18 @@ class Card:
     name: str
     set_aside: bool = False
 
-    def options(self, ray: Any, section: WorkersSection) -> dict[str, Any]:
-        """Options of an actor that runs there."""
+    def options(self, ray: Any, section: WorkersSection, *, holds: bool = False) -> dict[str, Any]:
+        """Options of an actor that runs there.
+
+        Args:
+            ray: Ray, connected.
+            section: What each worker takes.
+            holds: Whether it only holds weights for the workers.
+        """
         strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        worker, holder = gpu_shares(section.gpus_each, self.workers)
         return {
-            "num_gpus": gpus_for_ray(section.gpus_each),
+            "num_gpus": holder if holds else worker,
             "scheduling_strategy": strategy(self.group, 0),
         }
 
@@ -124,6 +131,22 @@ class Cards:
 def gpus_for_ray(each: float) -> float:
     """GPUs of a worker, in Ray's steps: thirds and sevenths must fit as often as they should."""
     return each if each >= 1 else math.floor(each / RAY_STEP + 1e-6) * RAY_STEP
+
+
+def gpu_shares(each: float, workers: int) -> tuple[float, float]:
+    """Shares of a card of a worker, and of the process that holds weights for several of them.
+
+    Ray shows a card to those alone who take a share of it, and keeps them within the card's
+    placement group. So the holder takes the least share there is, and each worker leaves as much.
+    """
+    worker = gpus_for_ray(each)
+    return (worker, 0.0) if workers == 1 else (round(worker - RAY_STEP, 4), RAY_STEP)
+
+
+def whereabouts(ray: Any) -> tuple[str, tuple[str, ...]]:
+    """The id of this process's node, and the GPUs that Ray has given to the process."""
+    gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+    return str(ray.get_runtime_context().get_node_id()), gpus
 
 
 def card_name(node: Node, gpus: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from mergesearch.merging import InputError
 from mergesearch.search.retry import first_line
 from mergesearch.search.spec.sections import WorkersSection
-from mergesearch.search.workers.backends.placement import Node
+from mergesearch.search.workers.backends.placement import Node, place, report
+from mergesearch.search.workers.messages import Notice
 
 T = TypeVar("T")
 
@@ -131,6 +132,30 @@ def nodes_of(ray: Any) -> list[Node]:
         name = f"{node['NodeManagerAddress']} ({node_id[:8]})"
         nodes.append(Node(name, resources.get("CPU", 0), resources.get("GPU", 0), node_id))
     return sorted(nodes, key=lambda node: node.name)
+
+
+def announce_placement(ray: Any, section: WorkersSection, notify: Callable[[Notice], None]) -> None:
+    """Say where workers will be.
+
+    Raises:
+        InputError: If they do not fit on the cluster.
+    """
+    nodes = nodes_of(ray)
+    placements = place(nodes, section, section.count)
+    placed = sum(placement.workers for placement in placements)
+    wanted = section.count or 1
+    if placed < wanted:
+        cpus = sum(node.cpus for node in nodes)
+        gpus = sum(node.gpus for node in nodes)
+        lacking, have = ("GPU", gpus) if section.gpus_each * wanted > gpus else ("CPU", cpus)
+        each = section.gpus_each if lacking == "GPU" else section.cpus
+        raise InputError(
+            f"workers: expected {each * wanted:g} {lacking}s for {wanted} workers, received "
+            f"{have:g} on {len(nodes)} nodes, where {placed} fit; lower workers.count or "
+            f"workers.{lacking.lower()}s"
+        )
+    for line in report(placements, section):
+        notify(Notice("workers", line))
 
 
 def job_client(address: str) -> Any:

@@ -9,54 +9,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mergesearch.merging import InputError, StudyFailedError
+from mergesearch.merging import StudyFailedError
+from mergesearch.search.grammar import counted
 from mergesearch.search.spec.sections import WorkersSection
 from mergesearch.search.workers.backends.arena_copy import PreparedOnce
 from mergesearch.search.workers.backends.blame import Blame
+from mergesearch.search.workers.backends.card_holders import CardHolders
 from mergesearch.search.workers.backends.cards import Card, Cards, card_name, workers_on
 from mergesearch.search.workers.backends.cluster import nodes_of
 from mergesearch.search.workers.backends.loading_watch import LoadingWatch, forget_loading
-from mergesearch.search.workers.backends.placement import place, report
 from mergesearch.search.workers.backends.remote_worker import actor_factory
+from mergesearch.search.workers.backends.worker_actor import WorkerActor, last_line
 from mergesearch.search.workers.messages import Failure, Notice, Task, WorkerSpec
 
 #: Seconds between two checks of the cluster's nodes.
 NODE_CHECK_SECONDS = 5.0
 #: Number of workers in a row that could not be built, after which none is started any more.
 MAX_FAILED_STARTS = 8
-
-
-@dataclass(eq=False)
-class WorkerActor:
-    """A worker in a process of its own.
-
-    Attributes:
-        handle: The Ray actor.
-        arrived: Object reference that is pending until the process exists; then where it is.
-        loaded: Object reference that is pending until the worker has loaded; None until it may.
-        key: Where it leaves word of its loading.
-        card: The GPUs that it has; None for workers without.
-        node: Id of its node, once the process exists.
-        sent: Object references and tasks that it has been sent, oldest first.
-    """
-
-    handle: Any
-    arrived: Any
-    key: str
-    loaded: Any = None
-    card: Card | None = None
-    node: str = ""
-    sent: deque[tuple[Any, Task]] = field(default_factory=deque)
-
-    @property
-    def card_id(self) -> str:
-        """Id of its card, empty for workers without one."""
-        return "" if self.card is None else self.card.id
 
 
 class RayActors:
@@ -73,7 +45,8 @@ class RayActors:
 
     Attributes:
         starting: Actors that have not loaded yet.
-        ready: Actors that have loaded.
+        ready: Workers that have loaded.
+        holders: The actors that hold weights for the workers of a card.
     """
 
     def __init__(
@@ -95,6 +68,7 @@ class RayActors:
         self._nodes = {node.name for node in nodes_of(ray)}
         self._create = actor_factory(ray, section, spec)
         self._cards = Cards(ray, section) if section.gpus_each else None
+        self.holders = CardHolders(ray, section, spec)
         self._prepared_once = PreparedOnce(ray, spec)
         self._blame = Blame()
         self._loading = LoadingWatch(notify)
@@ -110,8 +84,11 @@ class RayActors:
         else:
             gone = self._cards.follow(nodes_of(self._ray))
             self.starting = [actor for actor in self.starting if actor.card not in gone]
-            there = workers_on([actor.card for actor in actors])
+            self.holders.forget(gone)
+            there = workers_on([actor.card for actor in actors if not actor.holds])
             for card in self._cards.usable:
+                if self.holders.is_missing(card):
+                    self._start(card, holds=True)
                 for _ in range(card.workers - there[card.id]):
                     self._start(card)
         self._checked = time.monotonic()
@@ -132,8 +109,11 @@ class RayActors:
             actor.card.name = card_name(actor.card.node, gpus)
         self._let_load()
 
-    def admit(self, actor: WorkerActor) -> None:
+    def admit(self, actor: WorkerActor) -> bool:
         """Move an actor that has loaded to the ready ones, or drop it if it could not be built.
+
+        Returns:
+            False if the copy that it should have read was lost meanwhile.
 
         Raises:
             StudyFailedError: If none is ready and another attempt would fail too.
@@ -141,17 +121,22 @@ class RayActors:
         self.starting.remove(actor)
         forget_loading(actor.key)
         try:
-            failure: Failure | None = self._ray.get(actor.loaded)
+            failure = self.holders.admit(actor) if actor.holds else self._ray.get(actor.loaded)
         except self._ray.exceptions.RayError as error:
             self._note_failed_start(actor, error)
-            return
+            return True
+        if failure is not None and failure.kind == "lost":
+            self._ray.kill(actor.handle, no_restart=True)
+            return False
         if failure is not None:
             self.blame(actor, f"the start of {actor.key}", failure)
-            return
+            return True
         self._failed_starts = 0
-        self.ready.append(actor)
+        if not actor.holds:
+            self.ready.append(actor)
         self._prepared_once.note_loaded(actor.node)
         self._let_load()
+        return True
 
     def blame(self, actor: WorkerActor, task: str, failure: Failure) -> bool:
         """End a worker whose device has broken, and set its card aside if it breaks again.
@@ -184,6 +169,37 @@ class RayActors:
     def succeed(self, actor: WorkerActor, task: str) -> None:
         """Note that a worker's card has answered a task."""
         self._blame.succeed(task, actor.card_id)
+        self.holders.succeed(actor.card_id)
+
+    def lose_copy(self, actor: WorkerActor) -> list[Task]:
+        """End all workers of an actor's card, whose weights are lost, and start them anew.
+
+        Returns:
+            The tasks that they had.
+
+        Raises:
+            StudyFailedError: If that happens again and again.
+        """
+        card = actor.card
+        assert card is not None
+        users = [
+            one
+            for one in (*self.ready, *self.starting)
+            if one.card is card and one.loaded is not None
+        ]
+        for one in (*users, *self.holders.lose(card)):
+            self._ray.kill(one.handle, no_restart=True)
+        self.starting = [one for one in self.starting if one not in users]
+        self.ready = [one for one in self.ready if one not in users]
+        text = (
+            f"the weights that workers share on {card.name} were lost with the process that held "
+            f"them; {counted(len(users), 'worker')} there will be replaced"
+        )
+        self._notify(Notice("workers", text))
+        if self.holders.losses(card) >= MAX_FAILED_STARTS:
+            raise StudyFailedError(f"workers: {text}, the same {MAX_FAILED_STARTS} times in a row")
+        self.start_missing()
+        return [task for one in users for _, task in one.sent]
 
     def allowed(self, task: str) -> list[WorkerActor]:
         """Ready workers that a task may go to: not on cards that failed it, if there are others."""
@@ -206,8 +222,9 @@ class RayActors:
             for name in sorted(changed):
                 self._notify(Notice("workers", f"node {name} {change} the cluster"))
         self._nodes = names
-        if self._cards is None:
-            self._drop_unplaceable()
+        for actor in _unplaceable(self._ray, self._section, self.starting, self.ready):
+            self.starting.remove(actor)
+            self._ray.kill(actor.handle, no_restart=True)
         if self._failed_starts < MAX_FAILED_STARTS:
             self.start_missing()
         self._checked = time.monotonic()
@@ -217,7 +234,7 @@ class RayActors:
 
     def kill_all(self) -> None:
         """Kill every actor, and release the cards."""
-        for actor in (*self.starting, *self.ready):
+        for actor in (*self.starting, *self.ready, *self.holders.holding):
             self._ray.kill(actor.handle, no_restart=True)
         self.starting = []
         self.ready = []
@@ -225,22 +242,24 @@ class RayActors:
         if self._cards is not None:
             self._cards.close()
 
-    def _start(self, card: Card | None) -> None:
+    def _start(self, card: Card | None, *, holds: bool = False) -> None:
         """Start an actor, on a card if workers have some."""
         self._started += 1
         key = f"{os.getpid()}-{id(self)}-{self._started}"
-        handle = self._create({} if card is None else card.options(self._ray, self._section))
+        options = {} if card is None else card.options(self._ray, self._section, holds=holds)
+        handle = self.holders.create(card, options) if holds else self._create(options)
         arrived = handle.whereabouts.remote()
-        self.starting.append(WorkerActor(handle, arrived, key, card=card))
+        self.starting.append(WorkerActor(handle, arrived, key, card=card, holds=holds))
 
     def _let_load(self) -> None:
-        """Let those load that need not wait until another node has prepared what they copy."""
+        """Let those load that need not wait for weights: of another node, or on their card."""
         loading = {actor.node for actor in self.starting if actor.loaded is not None}
         for actor in self.starting:
-            if actor.node and actor.loaded is None:
+            if actor.node and actor.loaded is None and not self.holders.is_awaited_by(actor):
                 permitted, server = self._prepared_once.permit(actor.node, loading)
                 if permitted:
-                    actor.loaded = actor.handle.load.remote(actor.key, server)
+                    copy = self.holders.arguments_of(actor)
+                    actor.loaded = actor.handle.load.remote(actor.key, server, *copy)
                     loading.add(actor.node)
 
     def _note_failed_start(self, actor: WorkerActor, error: Exception) -> None:
@@ -248,6 +267,7 @@ class RayActors:
         cause = getattr(error, "cause", None) or error
         text = f"a worker could not be built: {last_line(cause)}"
         self._failed_starts += 1
+        self.holders.drop(actor)
         # A worker that died while loading may have been killed; one that raised would raise again.
         final = isinstance(error, self._ray.exceptions.RayTaskError) or getattr(
             error, "actor_init_failed", False
@@ -273,16 +293,6 @@ class RayActors:
                 "the same command goes on once they are mended"
             )
 
-    def _drop_unplaceable(self) -> None:
-        """Kill workers that were started for nodes which have left; they would wait for ever."""
-        surplus = len(self.starting) + len(self.ready) - _wanted(self._ray, self._section)
-        for actor in self.starting[:]:
-            if surplus <= 0 or self._section.count is not None:
-                return
-            self.starting.remove(actor)
-            self._ray.kill(actor.handle, no_restart=True)
-            surplus -= 1
-
     def _give_up_without_workers(self) -> None:
         if self.ready or any(actor.node for actor in self.starting):
             self._last_seen = time.monotonic()
@@ -301,38 +311,14 @@ def _wanted(ray: Any, section: WorkersSection) -> int:
     return sum(node.holds(section) for node in nodes_of(ray))
 
 
-def is_node_lost(ray: Any, actor: WorkerActor, error: Exception) -> bool:
-    """Whether a dead actor's node is gone too."""
-    # Ray may report the loss of an actor before that of its node, and says so in words only.
-    alive = actor.node in {node.id for node in nodes_of(ray)}
-    return not alive or getattr(error, "preempted", False) or "its node has died" in str(error)
-
-
-def announce_placement(ray: Any, section: WorkersSection, notify: Callable[[Notice], None]) -> None:
-    """Say where workers will be.
-
-    Raises:
-        InputError: If they do not fit on the cluster.
-    """
-    nodes = nodes_of(ray)
-    placements = place(nodes, section, section.count)
-    placed = sum(placement.workers for placement in placements)
-    wanted = section.count or 1
-    if placed < wanted:
-        cpus = sum(node.cpus for node in nodes)
-        gpus = sum(node.gpus for node in nodes)
-        lacking, have = ("GPU", gpus) if section.gpus_each * wanted > gpus else ("CPU", cpus)
-        each = section.gpus_each if lacking == "GPU" else section.cpus
-        raise InputError(
-            f"workers: expected {each * wanted:g} {lacking}s for {wanted} workers, received "
-            f"{have:g} on {len(nodes)} nodes, where {placed} fit; lower workers.count or "
-            f"workers.{lacking.lower()}s"
-        )
-    for line in report(placements, section):
-        notify(Notice("workers", line))
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error: Ray wraps messages in many lines, the last one says the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _unplaceable(
+    ray: Any,
+    section: WorkersSection,
+    starting: Sequence[WorkerActor],
+    ready: Sequence[WorkerActor],
+) -> Sequence[WorkerActor]:
+    """Workers that were started for nodes which have left; they would wait for ever."""
+    if section.gpus_each or section.count is not None:
+        return []
+    surplus = len(starting) + len(ready) - _wanted(ray, section)
+    return starting[: max(surplus, 0)]

@@ -9,6 +9,8 @@
   again without a mark.
 * A worker whose device has broken is replaced too, and its task runs again, on another card where
   there is one. A card on which that happens twice is set aside (see blame.py).
+* Where several workers share a card, one more process holds base and rows for them. When it dies,
+  they are replaced together with it, and their tasks run again without a mark.
 * Ray itself retries nothing: the driver decides, so no task can have two results.
 """
 
@@ -21,15 +23,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from mergesearch.search.spec.sections import WorkersSection
-from mergesearch.search.workers.backends.cluster import connect
-from mergesearch.search.workers.backends.ray_actors import (
-    NODE_CHECK_SECONDS,
-    RayActors,
-    WorkerActor,
-    announce_placement,
-    is_node_lost,
-    last_line,
-)
+from mergesearch.search.workers.backends.cluster import announce_placement, connect
+from mergesearch.search.workers.backends.ray_actors import NODE_CHECK_SECONDS, RayActors
+from mergesearch.search.workers.backends.worker_actor import WorkerActor, is_node_lost, last_line
 from mergesearch.search.workers.messages import Failure, Notice, Outcome, Task, WorkerSpec
 
 #: Number of tasks that a worker has at a time.
@@ -105,7 +101,9 @@ class RayPool:
 
     def _poll(self, timeout: float) -> list[Outcome]:
         """Take the results that come within ``timeout`` seconds, and check the nodes."""
-        owners: dict[Any, WorkerActor] = {}
+        owners: dict[Any, WorkerActor] = {
+            actor.loaded: actor for actor in self._actors.holders.holding
+        }
         for actor in self._actors.starting:
             ref = actor.loaded if actor.node else actor.arrived
             if ref is not None:
@@ -129,11 +127,13 @@ class RayPool:
 
     def _take(self, actor: WorkerActor, ref: Any) -> Outcome | None:
         """The outcome behind an object reference; None if it is none, or its task runs again."""
+        if actor in self._actors.holders.holding:  # it would answer only by its death
+            return self._handle_lost_copy(actor)
         if actor in self._actors.starting:
-            if ref == actor.loaded:
-                self._actors.admit(actor)
-            else:
+            if ref != actor.loaded:
                 self._actors.arrive(actor)
+            elif not self._actors.admit(actor):
+                return self._handle_lost_copy(actor)
             return None
         if actor not in self._actors.ready:
             return None  # its death was handled in this very round
@@ -141,6 +141,8 @@ class RayPool:
             outcome: Outcome = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             return self._handle_death(actor, error)
+        if outcome.copy_lost:
+            return self._handle_lost_copy(actor)
         if outcome.device_broken and outcome.failure is not None:
             return self._handle_broken_device(actor, outcome.failure)
         actor.sent = deque((sent, task) for sent, task in actor.sent if sent != ref)
@@ -167,6 +169,8 @@ class RayPool:
         Returns:
             The failure of the running task, if it has killed too many workers.
         """
+        if self._actors.holders.is_lost(actor.card_id):
+            return self._handle_lost_copy(actor)
         (_, running), *waiting = actor.sent
         self._actors.ready.remove(actor)
         self._queue.extendleft(task for _, task in reversed(waiting))
@@ -180,6 +184,15 @@ class RayPool:
         self._kills.pop(running.id, None)
         message = f"the worker died {kills} times while running this recipe: {last_line(error)}"
         return Outcome(running.id, None, Failure("lost", message, str(error)))
+
+    def _handle_lost_copy(self, actor: WorkerActor) -> Outcome | None:
+        """Replace the workers of a card whose weights are lost; their tasks carry no mark.
+
+        Returns:
+            None: there is no outcome.
+        """
+        self._queue.extendleft(reversed(self._actors.lose_copy(actor)))
+        return None
 
     def _handle_broken_device(self, actor: WorkerActor, failure: Failure) -> Outcome | None:
         """Replace a worker whose device has broken; its oldest task was running.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mergesearch.merging import InputError
+from mergesearch.merging.resident.sharing.kinds import turn_off_expandable_segments
+from mergesearch.merging.resident.sharing.protocol import ArenaHandle
 from mergesearch.search.spec.sections import WorkersSection
-from mergesearch.search.workers.backends.arena_copy import arena_folder, copy_arenas
+from mergesearch.search.workers.backends.arena_copy import copy_if_missing
+from mergesearch.search.workers.backends.cards import whereabouts
 from mergesearch.search.workers.backends.loading_watch import send_loading
+from mergesearch.search.workers.card_copy import COPY_LOST, CardCopy
 from mergesearch.search.workers.device_errors import device_error
 from mergesearch.search.workers.loading import LoadingReporter
 from mergesearch.search.workers.messages import Failure, Outcome, Task, WorkerSpec
@@ -29,40 +31,45 @@ def actor_factory(
         def __init__(self, spec: WorkerSpec) -> None:
             self._spec = spec
             self._worker: Worker | None = None
+            self._copy: CardCopy | None = None
 
         def whereabouts(self) -> tuple[str, tuple[str, ...]]:
             """The node's id, and the GPUs that Ray has given to this process."""
-            gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-            return str(ray.get_runtime_context().get_node_id()), gpus
+            return whereabouts(ray)
 
-        def load(self, key: str, server: Any) -> Failure | None:
+        def load(self, key: str, server: Any, handle: ArenaHandle | None) -> Failure | None:
             """Build the worker, from weights that another node has prepared if there is one.
 
+            Args:
+                key: Where to leave word of the loading.
+                server: Of the other node.
+                handle: Of base and rows that another process holds on the card.
+
             Returns:
-                The failure of a device that broke meanwhile.
+                The failure of a device that broke meanwhile, or that the handle is no longer good.
             """
             loading = LoadingReporter(partial(send_loading, key))
-            if server is not None:
-                self._copy(server, loading)
+            copy_if_missing(ray, server, self._spec, loading)
+            if handle is not None:
+                turn_off_expandable_segments(os.environ)  # before the card is used
+                self._copy = CardCopy(handle)
+            failure: Failure | None = None
             try:
-                self._worker = Worker(self._spec, loading)
+                self._worker = Worker(self._spec, loading, self._copy)
             except Exception as error:
-                if device_error(error) != "broken":
+                failure = failure_of(error)
+                if not self._copy_is_lost() and device_error(error) != "broken":
                     raise
-                return failure_of(error)
-            return None
-
-        def _copy(self, server: Any, loading: LoadingReporter) -> None:
-            # What cannot be copied is prepared here.
-            with contextlib.suppress(OSError, InputError, ray.exceptions.RayError):
-                loading.begin("copying weights from another node")
-                folder = arena_folder(self._spec.arenas)
-                copy_arenas(ray, server, self._spec.template.basis_key, folder, loading)
+            return COPY_LOST if self._copy_is_lost() else failure
 
         def run(self, task: Task) -> Outcome:
             """Run a task."""
             assert self._worker is not None
-            return self._worker.run(task)
+            outcome = self._worker.run(task)
+            return outcome if self._copy is None else self._copy.checked(outcome)
+
+        def _copy_is_lost(self) -> bool:
+            return self._copy is not None and self._copy.is_lost
 
         def pid(self) -> int:
             """Id of this process."""

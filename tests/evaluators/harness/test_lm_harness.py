@@ -80,8 +80,24 @@ def models(kind: str) -> Any:
 
 class TestTiers:
     @pytest.mark.parametrize("task", KINDS)
-    @pytest.mark.parametrize("padding", ["right", "left"])
-    @pytest.mark.parametrize("kind", ["tied", "untied", "tied bf16", "untied bf16"])
+    @pytest.mark.parametrize(
+        ("kind", "padding"),
+        [
+            ("tied", "right"),
+            ("untied bf16", "left"),
+            *(
+                pytest.param(kind, padding, marks=pytest.mark.slow)
+                for kind, padding in (
+                    ("tied", "left"),
+                    ("untied", "right"),
+                    ("untied", "left"),
+                    ("tied bf16", "right"),
+                    ("tied bf16", "left"),
+                    ("untied bf16", "right"),
+                )
+            ),
+        ],
+    )
     def test_one_equals_two_and_the_harness_item_by_item(
         self, folder: Path, task: str, padding: str, kind: str
     ) -> None:

@@ -142,7 +142,9 @@ def test_exact_encodings_have_the_bits_of_fp32_rows(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("operator", ["average", "task_arithmetic", "ties"])
+@pytest.mark.parametrize(
+    "operator", [pytest.param("average", marks=pytest.mark.slow), "task_arithmetic", "ties"]
+)
 def test_any_dtypes_of_base_and_experts(tmp_path: Path, operator: str, dtypes: Any) -> None:
     recipe = recipe_of(family(tmp_path, dtypes), operator, {})
     arenas = open_arenas(recipe, tmp_path / "arenas")

@@ -119,6 +119,7 @@ def test_each_device_merges_its_own_tensors(recipe: Recipe, tmp_path: Path, oper
         assert torch.equal(one, other)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_model_on_two_gpus_scores_as_on_one(recipe: Recipe, tmp_path: Path) -> None:
     arenas = open_arenas(recipe, tmp_path, threads=1)

@@ -18,6 +18,9 @@ from mergesearch.search.study.problem import study_normaliser
 from mergesearch.search.study.selection import parse_preference
 from tests.search.studies import analytic, run_in, spec_of
 
+#: The study of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("preference")
+
 TWO = {"kind": "synthetic", "problem": "quadratic_tasks", "objectives": 2}
 
 

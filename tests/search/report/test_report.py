@@ -29,6 +29,9 @@ from mergesearch.search.report.wording import plus_minus
 from mergesearch.search.report.writing import ReportData, as_json, write_report
 from mergesearch.search.workers.messages import Failure
 
+#: The study of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("report")
+
 EXPERTS = ("upright", "rotated", "mirrored", "inverted")
 ANCHORS = ("base", *(f"expert {name}" for name in EXPERTS), "average", "task_arithmetic")
 OBJECTIVES = (

@@ -22,6 +22,9 @@ from tests.search.cli.test_cli import mergesearch
 from tests.search.conftest import model_study
 from tests.search.studies import write_study
 
+#: The study of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("devices")
+
 CARD = Device("NVIDIA H200", 1, "9.0", "570.86.15", "12.8", False, False, "sdpa", "float32")
 
 

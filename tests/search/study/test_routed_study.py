@@ -19,6 +19,9 @@ from mergesearch.search.runs.opened import Run, open_run
 from tests.search.conftest import SIDE, model_study
 from tests.search.studies import fingerprint, run_in, spec_of
 
+#: The study of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("routed")
+
 
 def routed_study(models: Path, items: Path, kind: str, **options: Any) -> dict[str, Any]:
     study = model_study(models, items, budget={"trials": 16}, strategy={"name": "cma_es"}, seed=3)

@@ -51,6 +51,7 @@ def base_of(plan: object, folder: Path) -> np.ndarray:
     return decoded(open_arenas(plan.template, folder / "arenas"))[0]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_winner_of_a_search_on_int8_rows_is_exported_exactly(
     pico_models: Path, pico_items: Path, tmp_path: Path
 ) -> None:

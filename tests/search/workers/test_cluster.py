@@ -13,7 +13,7 @@ import pytest
 
 from mergesearch.search.runs.opened import open_run
 from mergesearch.search.spec.sections import WorkersSection
-from mergesearch.search.workers.backends.cards import gpus_for_ray
+from mergesearch.search.workers.backends.cards import gpu_shares, gpus_for_ray
 from mergesearch.search.workers.backends.placement import (
     Node,
     Placement,
@@ -244,6 +244,16 @@ def test_shares_of_a_card_fit_as_often_as_they_should(count: int) -> None:
     steps = gpus_for_ray(WorkersSection(per_gpu=count).gpus_each) * 10_000
     assert steps == pytest.approx(round(steps)), "Ray rounds nothing"
     assert round(steps) * count <= 10_000 < round(steps + 1) * count + count
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_the_holder_of_weights_has_room_beside_the_workers_of_a_card(count: int) -> None:
+    worker, holder = gpu_shares(WorkersSection(per_gpu=count).gpus_each, count)
+    assert (holder > 0) == (count > 1)
+    assert worker > 0
+    assert round((holder + count * worker) * 10_000) <= 10_000
+    steps = worker * 10_000
+    assert steps == pytest.approx(round(steps)), "Ray rounds nothing"
 
 
 def _said(folder: Path) -> str:

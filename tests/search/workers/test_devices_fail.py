@@ -81,6 +81,7 @@ def gpu_study(cluster: Cluster, program: dict[str, Any], **sections: Any) -> dic
     )
 
 
+@pytest.mark.slow
 def test_a_broken_card_costs_no_trial_and_is_set_aside_and_named(
     cluster: Cluster, tmp_path: Path, program: dict[str, Any]
 ) -> None:

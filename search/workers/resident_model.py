@@ -1,0 +1,116 @@
+"""What a worker keeps for all its tasks: the arena, and the model that is merged from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergesearch.evaluators.compute_settings import fix_compute_settings
+from mergesearch.merging import InputError
+from mergesearch.merging.tensors.accelerator import device_here
+from mergesearch.merging.tensors.progress import listening
+from mergesearch.search.workers.card_copy import CardCopy
+from mergesearch.search.workers.loading import LoadingReporter
+from mergesearch.search.workers.messages import WorkerSpec
+from mergesearch.search.workers.node_cache import arena_folder
+
+if TYPE_CHECKING:
+    from mergesearch.merging.resident.arena import Arenas
+    from mergesearch.merging.resident.merged_model import MergedModel
+    from mergesearch.merging.resident.recalibration import Recalibration
+    from mergesearch.merging.tensors.place import Place
+
+
+def recalibration_of(spec: WorkerSpec) -> Recalibration | None:
+    """What brings running statistics of a merge up to date, if the study asks for it."""
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.resident.recalibration import open_recalibration
+
+    return open_recalibration(open_family(spec.template))
+
+
+def opened_arenas(spec: WorkerSpec, loading: LoadingReporter) -> Arenas:
+    """The arena of a study, prepared if this node does not have it."""
+    from mergesearch.merging.resident.arena import open_arenas
+
+    loading.begin("preparing weights")
+    with listening(loading):
+        return open_arenas(
+            spec.template,
+            arena_folder(spec.arenas),
+            rows=spec.rows,
+            threads=spec.threads,
+            place=preparing_place(spec),
+        )
+
+
+def resident_model(
+    spec: WorkerSpec, model_class: str, loading: LoadingReporter, copy: CardCopy | None = None
+) -> MergedModel:
+    """The model that tasks are merged into.
+
+    Args:
+        spec: What it is merged from.
+        model_class: Of transformers.
+        loading: Told how far it is.
+        copy: Base and rows that lie on the card already.
+    """
+    import torch
+
+    from mergesearch.merging.export.folder import folder_of_base
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.resident.merged_model import MergedModel
+
+    torch.set_num_threads(spec.threads)
+    fix_compute_settings()
+    arenas = opened_arenas(spec, loading)
+    loading.begin("loading the model")
+    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
+        model = load_model(folder, model_class)
+    if spec.shards > 1:
+        return _sharded_model(spec, model, model_class, arenas)
+    device = device_here(spec.device)
+    if copy is not None:
+        arenas = copy.in_place_of(arenas, device)
+    return MergedModel(model, arenas, threads=spec.threads, device=device)
+
+
+def _sharded_model(spec: WorkerSpec, model: Any, model_class: str, arenas: Arenas) -> MergedModel:
+    """A model over several cards, merged on them; in main memory where they have no room for it."""
+    from mergesearch.merging.resident.device_map import device_map, device_memory, dispatch
+    from mergesearch.merging.resident.merged_model import MergedModel
+
+    # Ray shows a worker its own GPUs only.
+    memory = device_memory(device_here(spec.device), spec.shards)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    try:
+        devices = device_map(model, memory, needed=1 + arenas.memory.nbytes / weights)
+    except InputError:
+        return _followed_model(spec, model, model_class, arenas, device_map(model, memory))
+    merged = MergedModel(model, arenas, threads=spec.threads, devices=devices)
+    dispatch(model, devices)
+    return merged
+
+
+def _followed_model(
+    spec: WorkerSpec, host: Any, model_class: str, arenas: Arenas, devices: Mapping[str, str]
+) -> MergedModel:
+    from mergesearch.merging.export.folder import folder_of_base
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.resident.device_map import dispatch, place
+    from mergesearch.merging.resident.sharded_model import ShardedModel
+
+    with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
+        model = load_model(folder, model_class)
+    place(model, devices)
+    return ShardedModel(host, dispatch(model, devices), arenas, threads=spec.threads)
+
+
+def preparing_place(spec: WorkerSpec) -> Place:
+    """Where decompositions of preparing run: main memory, or this machine's accelerator."""
+    from mergesearch.merging.tensors.place import HOST, place_here
+
+    return place_here() if spec.prepare == "card" else HOST

@@ -75,12 +75,14 @@ def test_check_refuses_with_the_setting_that_would_fit(study: Path) -> None:
     assert message.endswith("; set workers.gpus: 2 or rows: int8")
 
 
+@pytest.mark.slow
 def test_check_refuses_what_is_no_card(study: Path) -> None:
     assert "received 'h9000'" in refused("check", study, "--card", "h9000")
     assert "--count: expected --card beside it" in refused("check", study, "--count", 2)
 
 
 @without_card
+@pytest.mark.slow
 def test_check_says_which_card_would_do_where_there_is_none(study: Path) -> None:
     code, out, err = mergesearch("check", study, "--set", "workers.gpus=1")
     assert code == 0, err

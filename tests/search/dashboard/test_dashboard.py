@@ -333,7 +333,12 @@ class TestBounds:
                 [1, 4],
             ),
             pytest.param(OBJECTIVES, [([0.9, 0.1], 0.5)], [], marks=pytest.mark.slow),
-            (OBJECTIVES, [([0.9, 0.3], -0.5), ([0.8, 0.2], -0.5), ([0.7, 0.3], 0.0)], [0, 1]),
+            pytest.param(
+                OBJECTIVES,
+                [([0.9, 0.3], -0.5), ([0.8, 0.2], -0.5), ([0.7, 0.3], 0.0)],
+                [0, 1],
+                marks=pytest.mark.slow,
+            ),
         ],
     )
     def test_the_best_trials_keep_them(self, tmp_path, objectives, results, best):

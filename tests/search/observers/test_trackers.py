@@ -473,7 +473,7 @@ print("closed", flush=True)
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("mlflow", marks=needs("mlflow")),
+        pytest.param("mlflow", marks=[needs("mlflow"), pytest.mark.slow]),
         pytest.param("wandb", marks=[needs("wandb"), pytest.mark.slow]),
     ],
 )

@@ -82,6 +82,7 @@ def test_a_study_is_the_same_in_postgresql_as_in_a_journal(
     assert not (tmp_path / "run" / "journal.log").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_followed_by_one_in_another_folder(
     url: str, tmp_path: Path, undisturbed: list[tuple]
 ) -> None:

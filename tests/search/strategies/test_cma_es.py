@@ -70,7 +70,9 @@ def test_rotated_ellipsoid_to_1e8() -> None:
     assert function(strategy.best()[0]) < 1e-8
 
 
-@pytest.mark.parametrize(("in_flight", "shrinks_to"), [(8, 1e-8), (32, 1e-2)])
+@pytest.mark.parametrize(
+    ("in_flight", "shrinks_to"), [pytest.param(8, 1e-8, marks=pytest.mark.slow), (32, 1e-2)]
+)
 def test_converges_with_many_results_outstanding(in_flight: int, shrinks_to: float) -> None:
     """No generation barrier: stale results are used, and the mean converges.
 

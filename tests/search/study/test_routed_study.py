@@ -38,7 +38,15 @@ def routed_study(models: Path, items: Path, kind: str, **options: Any) -> dict[s
     return study
 
 
-@pytest.fixture(scope="module", params=["t3", "t3 batch", "twin_merging", "twin_merging batch"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "t3",
+        pytest.param("t3 batch", marks=pytest.mark.slow),
+        pytest.param("twin_merging", marks=pytest.mark.slow),
+        "twin_merging batch",
+    ],
+)
 def run(
     request: pytest.FixtureRequest, pico_models: Path, pico_items: Path, tmp_path_factory: Any
 ) -> Run:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Output types whose requests are known before any answer.
 FIRST_TIER = ("loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until")
-#: Tokens that packed rows are taken to have, to estimate memory.
-LONGEST_PACKED = 4096
 #: Requests of each task that packing is tried on.
 TRIED = 24
 

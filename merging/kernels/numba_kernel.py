@@ -50,7 +50,7 @@ def combine(
     def stretch(limits: tuple[int, int]) -> None:
         _combine(addresses, weights, boundaries, out, *limits, rule)
 
-    tasks = _tasks(out.size, threads)
+    tasks = stretches(out.size, threads)
     if len(tasks) == 1:
         stretch(tasks[0])
         return
@@ -58,11 +58,12 @@ def combine(
         list(pool.map(stretch, tasks))
 
 
-def _tasks(size: int, threads: int) -> list[tuple[int, int]]:
-    """Cut ``0..size`` into stretches for the threads."""
+def stretches(size: int, threads: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """Cut ``0..size`` into stretches for the threads, which start at multiples of ``multiple``."""
     if threads <= 1:
         return [(0, size)]
-    step = max(SHORTEST_TASK, -(-size // (threads * TASKS_PER_THREAD)))
+    least = max(SHORTEST_TASK, -(-size // (threads * TASKS_PER_THREAD)))
+    step = -(-least // multiple) * multiple
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 

@@ -6,7 +6,7 @@ instructions of any width without a change of bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,25 +49,29 @@ def products(
     addresses = np.array([other.ctypes.data for other in others], dtype=np.int64)
     sums = np.zeros((len(starts), len(others)))
 
-    def work(first: int) -> None:
-        last = min(first + PIECES_PER_TASK, len(starts))
+    def work(group: slice) -> None:
         _products(
             vector.ctypes.data,
             addresses,
-            starts[first:last],
-            stops[first:last],
+            starts[group],
+            stops[group],
             from_first,
-            sums[first:last],
+            sums[group],
         )
 
-    tasks = range(0, len(starts), PIECES_PER_TASK)
-    if threads <= 1 or len(tasks) <= 1:
-        for first in tasks:
-            work(first)
+    over_pieces(work, len(starts), threads)
+    return sums.T
+
+
+def over_pieces(work: Callable[[slice], None], count: int, threads: int) -> None:
+    """Run ``work`` on every group of :data:`PIECES_PER_TASK` of ``count`` pieces, on threads."""
+    groups = [slice(i, min(i + PIECES_PER_TASK, count)) for i in range(0, count, PIECES_PER_TASK)]
+    if threads <= 1 or len(groups) <= 1:
+        for group in groups:
+            work(group)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, tasks))
-    return sums.T
+            list(pool.map(work, groups))
 
 
 @compiled(types.void(_SUMS, _READ, _READ))

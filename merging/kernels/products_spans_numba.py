@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -17,9 +16,9 @@ from mergesearch.merging.kernels.numba_kernel import Floats, _pointer, compiled
 from mergesearch.merging.kernels.products_numba import (
     BLOCK,
     LANES,
-    PIECES_PER_TASK,
     add_block,
     add_difference,
+    over_pieces,
     sum_lanes,
 )
 from mergesearch.merging.kernels.spans import Span
@@ -57,27 +56,20 @@ def products(
     table = SpanTable.of(memory, spans)
     sums = np.zeros((len(starts), len(spans[0].rows) + base))
 
-    def work(first: int) -> None:
-        last = min(first + PIECES_PER_TASK, len(starts))
+    def work(group: slice) -> None:
         _products(
             table.columns,
             table.scales,
             table.limits,
             vector.ctypes.data,
-            starts[first:last],
-            stops[first:last],
+            starts[group],
+            stops[group],
             base,
             from_base,
-            sums[first:last],
+            sums[group],
         )
 
-    tasks = range(0, len(starts), PIECES_PER_TASK)
-    if threads <= 1 or len(tasks) <= 1:
-        for first in tasks:
-            work(first)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, tasks))
+    over_pieces(work, len(starts), threads)
     return sums.T
 
 

@@ -25,7 +25,7 @@ from mergesearch.merging.kernels.chunks.columns import (
 )
 from mergesearch.merging.kernels.chunks.ranges import combine_pieces
 from mergesearch.merging.kernels.forms import ELECTIONS
-from mergesearch.merging.kernels.numba_kernel import SHORTEST_TASK, TASKS_PER_THREAD
+from mergesearch.merging.kernels.numba_kernel import stretches
 from mergesearch.merging.kernels.spans import Column, Span, pieces
 
 #: Threads share the positions in multiples of this, so that only ends of spans are ragged.
@@ -113,7 +113,7 @@ def combine(
             table.columns, table.scales, table.limits, parts, weights, address, kind, *limits, rule
         )
 
-    tasks = _tasks(len(out), threads)
+    tasks = stretches(len(out), threads, BLOCK)
     if len(tasks) == 1:
         stretch(tasks[0])
         return
@@ -125,15 +125,6 @@ def _part_table(spans: Sequence[Span], boundaries: _Index) -> _Index:
     """Pieces as ``(pieces, 4)``: span, segment, start, stop."""
     parts = [(p.span, p.segment, p.start, p.stop) for p in pieces(spans, boundaries)]
     return np.array(parts, dtype=np.int64).reshape(-1, 4)
-
-
-def _tasks(size: int, threads: int) -> list[tuple[int, int]]:
-    """Cut ``0..size`` into stretches for the threads."""
-    if threads <= 1:
-        return [(0, size)]
-    least = max(SHORTEST_TASK, -(-size // (threads * TASKS_PER_THREAD)))
-    step = -(-least // BLOCK) * BLOCK
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def result_address(out: Any) -> tuple[int, int]:

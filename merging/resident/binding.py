@@ -16,6 +16,7 @@ from torch import nn
 
 from mergesearch.merging.errors import CheckpointError, MergesearchError
 from mergesearch.merging.models.parameter_views import ParameterView, StoredTensors, memory_of
+from mergesearch.merging.resident.device_map import place
 from mergesearch.merging.tensors.layout import Layout
 
 
@@ -121,23 +122,11 @@ def bind(
     _check_filled(model, stored.held, filled)
     for tensor, name in bound.values():
         tensor.data = slices[name]
-    _move_rest(model, {id(tensor) for tensor, _ in bound.values()}, device_of)
+    place(model, device_of, but={id(tensor) for tensor, _ in bound.values()})
     parts = [
         CopiedTensor(name, view.of(owner.detach()), owner, view) for name, owner, view in copied
     ]
     return Binding(slices, bound, tuple(parts))
-
-
-def _move_rest(
-    model: nn.Module, bound: Collection[int], device_of: Callable[[str], torch.device]
-) -> None:
-    """Bring parameters and buffers that are no views to the devices on which they are used.
-
-    Each keeps its identity, so that tied ones stay tied.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) not in bound:
-            tensor.data = tensor.data.to(device_of(name))
 
 
 def tensor_devices(

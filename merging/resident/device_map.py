@@ -118,11 +118,21 @@ def device_memory(kind: str, count: int) -> dict[str, float]:
     }
 
 
-def place(model: nn.Module, devices: Mapping[str, str]) -> None:
-    """Bring every parameter and buffer to the device of its module; each keeps its identity."""
-    device_of = device_lookup("cpu", devices)
+def place(
+    model: nn.Module, device_of: Callable[[str], torch.device], but: Collection[int] = ()
+) -> None:
+    """Bring parameters and buffers to the devices on which they are used.
+
+    Each keeps its identity, so that tied ones stay tied.
+
+    Args:
+        model: Whose they are.
+        device_of: Name of a parameter or buffer -> its device.
+        but: Ids of those that are left alone.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        tensor.data = tensor.data.to(device_of(name))
+        if id(tensor) not in but:
+            tensor.data = tensor.data.to(device_of(name))
 
 
 def dispatch(model: nn.Module, devices: Mapping[str, str]) -> nn.Module:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mergesearch.merging.errors import InputError, RecipeError
 from mergesearch.merging.kernels.forms import ELECTIONS
 from mergesearch.merging.kernels.products import CPU_BLOCK, factor_products, products, tiles
-from mergesearch.merging.kernels.products_spans import span_products
+from mergesearch.merging.kernels.products_spans import span_products, within
 from mergesearch.merging.resident.terms import Terms
 from mergesearch.merging.tensors.field import Field
 
@@ -127,7 +127,7 @@ def expert_norms(terms: Terms, edges: _Index) -> _Wide:
 
     squares = np.zeros((terms.packing.directions, len(edges) - 1))
     for stretch in terms.packing.stretches:
-        cuts, first = _within(edges, stretch.start, stretch.stop)
+        cuts, first = within(edges, stretch.start, stretch.stop)
         for segment, (low, high) in enumerate(pairwise((cuts + stretch.start).tolist()), first):
             for start in range(low, high, CPU_BLOCK):
                 stop = min(start + CPU_BLOCK, high)
@@ -146,7 +146,7 @@ def _add_factored_squares(
 
     start = stored.spec.start
     stop = stored.spec.stop
-    cuts, offset = _within(edges, start, stop)
+    cuts, offset = within(edges, start, stop)
     left = as_tensor(stored.left).double()
     right = as_tensor(stored.right).double()
     for segment, low, high, rows, columns in tiles(cuts, int(right.shape[1]), CPU_BLOCK):
@@ -199,7 +199,7 @@ def _over_rows(
     for stored in terms.factors:
         start = stored.spec.start
         stop = stored.spec.stop
-        cuts, first = _within(boundaries, start, stop)
+        cuts, first = within(boundaries, start, stop)
         here = slice(first, first + len(cuts) - 1)
         vector = gradient[start:stop]
         directions = terms.packing.directions
@@ -211,13 +211,6 @@ def _over_rows(
             origin = terms.base_of(stored.spec)
             inner[0, here] += products(vector, [origin], cuts, threads=threads)[0]
     return inner
-
-
-def _within(boundaries: _Index, start: int, stop: int) -> tuple[_Index, int]:
-    """Boundaries within ``start:stop``, re-based to 0, and the number of the first segment."""
-    first = int(np.searchsorted(boundaries, start, side="right")) - 1
-    last = int(np.searchsorted(boundaries, stop, side="left"))
-    return np.clip(boundaries[first : last + 1], start, stop) - start, first
 
 
 def _coarse(values: _Wide, fine: _Index, coarse: _Index) -> _Wide:

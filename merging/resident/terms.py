@@ -112,16 +112,27 @@ class Terms:
 
         Zero in the padding; rows of tensors that are kept as factors are zero too.
         """
-        base, rows = read(self.memory, self.packing.spans, start, stop)
-        if not self.packing.spans:  # then nothing says how many rows there are
-            shape = (self.packing.directions, stop - start)
-            rows = np.zeros(shape) if isinstance(base, np.ndarray) else base.new_zeros(shape)
+        near = self.packing.spans_near(start, stop)
+        base: Any
+        base, rows = read(self.memory, near, start, stop) if near else self._zeros(stop - start)
         for spec in self.packing.factored:
             low = max(start, spec.start)
             high = min(stop, spec.stop)
             if low < high:
                 base[low - start : high - start] = self._base(spec, low, high)
         return base, rows
+
+    def _zeros(self, count: int) -> tuple[Array, Array]:
+        """Base and rows of positions that no span has."""
+        shape = (self.packing.directions + 1, count)
+        if isinstance(self.memory, np.ndarray):
+            numbers = np.zeros(shape, self.packing.dtype)
+            return numbers[0], numbers[1:]
+        import torch
+
+        dtype = getattr(torch, self.packing.dtype)
+        tensor = torch.zeros(shape, dtype=dtype, device=self.memory.device)
+        return tensor[0], tensor[1:]
 
     def base_of(self, spec: TensorSpec) -> Array:
         """The base of one tensor ``(size,)``, in the accumulation dtype."""

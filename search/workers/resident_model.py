@@ -100,12 +100,12 @@ def _followed_model(
     from mergesearch.merging.export.folder import folder_of_base
     from mergesearch.merging.family.family import open_family
     from mergesearch.merging.models.loading import load_model
-    from mergesearch.merging.resident.device_map import dispatch, place
+    from mergesearch.merging.resident.device_map import device_lookup, dispatch, place
     from mergesearch.merging.resident.sharded_model import ShardedModel
 
     with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
         model = load_model(folder, model_class)
-    place(model, devices)
+    place(model, device_lookup("cpu", devices))
     return ShardedModel(host, dispatch(model, devices), arenas, threads=spec.threads)
 
 

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from mergesearch.merging.resident.recalibration import Recalibration
 
 
-#: Settings of rows whose merges are close to those of an export, but not their bits.
-APPROXIMATE = ("bf16", "int8")
-
 #: What helps where even one item at a time is too much.
 MEMORY_ADVICE = (
     "not even one item fits at a time: shorten the items, take a smaller model, or give each "
@@ -240,7 +237,7 @@ class Worker:
             return None
         before = time.perf_counter()
         try:
-            self._write(self._merged, recipe, exact and self._spec.rows in APPROXIMATE)
+            self._write(self._merged, recipe, exact)
             if self._recalibration is not None:
                 self._recalibration.apply(self._merged.model)
         finally:
@@ -255,9 +252,11 @@ class Worker:
         """
         from mergesearch.merging.family.family import open_family
         from mergesearch.merging.in_memory import merge_stream
+        from mergesearch.merging.resident.encodings.table import rows_are_exact
         from mergesearch.merging.tensors.memo import Memo
 
-        if recipe.basis_key == self._spec.template.basis_key and not exact:
+        resident = recipe.basis_key == self._spec.template.basis_key
+        if resident and (not exact or rows_are_exact(self._spec.rows)):
             merged.write(recipe.field)
             return
         family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))

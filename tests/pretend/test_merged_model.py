@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ from mergesearch.merging import Field, MergesearchError, NonFiniteError, Recipe,
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident.arena import Arenas, open_arenas
 from mergesearch.merging.resident.merged_model import MergedModel
+from tests.merging.resident.test_merged_model import AUTO, FAMILIES, Pico
 from tests.pretend.device import NAME, Cards
 
 pytestmark = pytest.mark.filterwarnings("ignore:integer tensors differ:UserWarning")
 
-Pico = Callable[[str], Any]
-AUTO = {
-    "ViTForImageClassification": "AutoModelForImageClassification",
-    "ResNetForImageClassification": "AutoModelForImageClassification",
-    "BertForMaskedLM": "AutoModelForMaskedLM",
-    "LlamaForCausalLM": "AutoModelForCausalLM",
-    "GPT2LMHeadModel": "AutoModelForCausalLM",
-}
-FAMILIES = ["vit", "bert", "gpt2", "llama", "llama_tied", "llama_bf16", "resnet"]
 OPERATORS = ["average", "task_arithmetic", "ties", "slerp"]
 
 

@@ -35,7 +35,6 @@ _AT = types.int64
 _TERMS = types.Array(types.int64, 2, "C")
 _SCALARS = types.Array(types.float32, 2, "C")
 _LIST = types.Array(types.int64, 1, "C")
-_READ1 = types.Array(types.int64, 1, "C", readonly=True)
 _READ2 = types.Array(types.int64, 2, "C", readonly=True)
 _READ3 = types.Array(types.int64, 3, "C", readonly=True)
 _FLOATS2 = types.Array(types.float32, 2, "C", readonly=True)

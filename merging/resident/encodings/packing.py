@@ -9,6 +9,7 @@ neighbours are neighbours for a kernel too; it is zero.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -145,6 +146,16 @@ class Packing:
             for spec in self.layout.tensors
             if spec.size and self.stored[spec.name].ranks is None
         )
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [span.start for span in self.spans]
+
+    def spans_near(self, start: int, stop: int) -> tuple[Span, ...]:
+        """The spans that hold some of the positions ``start:stop``."""
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        near = self.spans[first : bisect_left(self._starts, stop)]
+        return near[1:] if near and near[0].stop <= start else near
 
     @cached_property
     def factored(self) -> tuple[TensorSpec, ...]:

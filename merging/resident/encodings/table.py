@@ -26,6 +26,11 @@ def planned_encoding(
     return ENCODINGS[operator.row_form(options) if setting == "auto" else setting]
 
 
+def rows_are_exact(setting: RowsSetting) -> bool:
+    """Whether merges of rows that are kept so have the bits of an export."""
+    return setting == "auto" or ENCODINGS[setting].exact
+
+
 def encode(encoding: Encoding, tensor: TensorRows) -> EncodedRows:
     """The rows of a tensor in an encoding, or in fp32 where it cannot express them."""
     encoded = encoding.encode(tensor)

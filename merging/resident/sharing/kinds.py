@@ -35,7 +35,6 @@ _EXPANDABLE = re.compile(r"\s*expandable_segments\s*:\s*(\w+)\s*", re.IGNORECASE
 #: Positions among the arguments of ``rebuild_cuda_tensor`` that differ between tensors of one
 #: dimension that start anywhere: offset, handle and bytes of the block, counter and event.
 _OFFSET = 3
-_DEVICE = 6
 _BLOCK = slice(7, 10)
 _COUNTER = slice(11, 15)
 

@@ -137,7 +137,7 @@ def test_blocks_change_no_bit(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch_kernel, "CPU_BLOCK", 333)
     monkeypatch.setattr(
         numba_kernel,
-        "_tasks",
+        "stretches",
         lambda size, _: [(i, min(i + 777, size)) for i in range(0, size, 777)],
     )
     assert same_bits(merged(base, basis, field, kernel=kernel, threads=2), whole)

@@ -24,10 +24,15 @@ from mergesearch.evaluators.batching import KeptPlans
 from mergesearch.evaluators.harness.plan import MASK_BYTES, ScoringPlan, make_plan
 from mergesearch.evaluators.harness.rows import Answer, Options, Request, rows_of
 from mergesearch.evaluators.text.token_scores import TokenScores, score_tokens
+from mergesearch.merging.tensors.device_errors import device_error
 
 #: How far sums of log-probabilities of a packed and a plain row may differ for packing to be
 #: trusted, by precision.
 TRUSTED = {"float64": 1e-6, "float32": 1e-3, "bfloat16": 0.25, "float16": 0.1}
+
+#: What models raise that take no mask of ours: unknown arguments, shapes that do not match, and
+#: positions beyond a table. Torch has no type of its own for shapes.
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 def score_requests(
@@ -100,10 +105,9 @@ def can_pack(model: Any, requests: Sequence[Request], options: Options) -> bool:
     """Try on ``requests`` whether packed rows give the same scores as plain ones.
 
     They do not in models whose layers take no mask of ours, or see other tokens than attention
-    shows them.
+    shows them. Such models refuse masks or positions with one of :data:`REFUSALS`; memory that runs
+    out and a device that breaks are no answer, and are raised.
     """
-    import torch
-
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     packed = replace(options, packed=True, padding="right")
     rows = list(rows_of(requests, packed))
@@ -115,7 +119,9 @@ def can_pack(model: Any, requests: Sequence[Request], options: Options) -> bool:
     plain = score_requests(model, requests, replace(packed, packed=False))
     try:
         shared = score_requests(model, requests, packed)
-    except (RuntimeError, TypeError, ValueError, IndexError, torch.cuda.OutOfMemoryError):
+    except REFUSALS as error:
+        if device_error(error) is not None:
+            raise
         return False
     return all(
         abs(one - two) <= TRUSTED[dtype] for (one, _), (two, _) in zip(plain, shared, strict=True)

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,16 @@ from mergesearch.merging import Field
 from mergesearch.merging.kernels.dispatch import combine
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.kernels.span_dispatch import combine_spans
-from mergesearch.merging.kernels.spans import SCALE_BLOCK, Column, Span
+from mergesearch.merging.kernels.spans import PACK_BLOCK, SCALE_BLOCK, Column, Span
 
 PARAMETERS = 50_000_000
 ROUNDS = 9
 
 #: What a merge of stored bf16 experts may take, of the time of one of fp32 rows.
 RATIO = 0.6
+
+#: Share of elements that packed rows keep: the density of TIES.
+PACKED = 0.2
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -70,7 +73,7 @@ class Problem:
 
     @classmethod
     def make(cls, parameters: int) -> Problem:
-        """bf16 experts near a bf16 base; masks keep half of their elements."""
+        """bf16 experts near a bf16 base; masks keep half of their elements, packed rows a fifth."""
         size = parameters // 1024 * 1024
         generator = np.random.default_rng(0)
         numbers = torch.from_numpy(generator.standard_normal(size, dtype=np.float32)) * 0.02
@@ -90,16 +93,22 @@ class Problem:
             Column("bfloat16", at, minus_base=True, mask=mask)
             for at, mask in zip(offsets, masks, strict=True)
         ]
+        packed = [
+            _packed_column(arena, expert, generator.random(size, dtype=np.float32) < PACKED)
+            for expert in experts
+        ]
         columns = {
             "stored": [Column("bfloat16", at, minus_base=True) for at in offsets],
             "masked": masked,
             "shared": disjoint,
+            "packed": [replace(column, scale=2.0) for column in packed],
+            "packed shared": packed,
             "int8": [_int8_column(arena, row) for row in rows],
             "bf16": [Column("bfloat16", at) for at in offsets],
             "dense": [Column("float32", arena.put(row.view(np.uint8))) for row in rows],
         }
         spans = {
-            name: Span(0, size, origin, tuple(columns), name == "shared")
+            name: Span(0, size, origin, tuple(columns), "shared" in name)
             for name, columns in columns.items()
         }
         edges = np.linspace(0, size // 64, GROUPS + 1).astype(np.int64) * 64
@@ -136,11 +145,30 @@ def _int8_column(arena: _Arena, row: npt.NDArray[np.float32]) -> Column:
     )
 
 
+def _packed_column(arena: _Arena, expert: torch.Tensor, kept: npt.NDArray[np.bool_]) -> Column:
+    per_block = kept.reshape(-1, PACK_BLOCK).sum(axis=1, dtype=np.int32)
+    starts = (np.cumsum(per_block) - per_block).astype(np.int32)
+    numbers = expert.view(torch.int16).numpy()[kept]
+    return Column(
+        "bfloat16",
+        arena.put(numbers.view(np.uint8)),
+        minus_base=True,
+        mask=arena.put(np.packbits(kept, bitorder="little")),
+        starts=arena.put(starts.view(np.uint8)),
+        count=numbers.size,
+    )
+
+
 def bytes_of(span: Span) -> float:
     """Bytes a parameter of base and rows."""
     bits = {"float32": 32, "bfloat16": 16, "int8": 8 + 32 / SCALE_BLOCK}
-    columns = (span.base, *span.rows)
-    return sum(bits[c.dtype] + (c.mask is not None) for c in columns) / 8
+    size = span.stop - span.start
+    total = 0.0
+    for column in (span.base, *span.rows):
+        packed = column.starts is not None
+        total += bits[column.dtype] * (column.count / size if packed else 1)
+        total += (column.mask is not None) + packed * 32 / PACK_BLOCK
+    return total / 8
 
 
 def measure(problem: Problem, threads: int, rounds: int) -> list[Figures]:

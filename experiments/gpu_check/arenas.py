@@ -18,7 +18,14 @@ from mergesearch.merging.kernels.dispatch import term_weights
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.kernels.lowrank import combine_factors
 from mergesearch.merging.kernels.span_dispatch import SpanKernel, chosen_kernel, combine_spans
-from mergesearch.merging.kernels.spans import ITEMSIZE, SCALE_BLOCK, Column, ColumnDtype, Span
+from mergesearch.merging.kernels.spans import (
+    ITEMSIZE,
+    PACK_BLOCK,
+    SCALE_BLOCK,
+    Column,
+    ColumnDtype,
+    Span,
+)
 from mergesearch.merging.kernels.spans_decode import read
 from mergesearch.merging.kernels.triton_blocks import Tables
 from mergesearch.merging.tensors.field import Field
@@ -27,6 +34,11 @@ from mergesearch.merging.tensors.field import Field
 #: positions, as in the product.
 ALIGNED_BYTES = 128
 ALIGNED_POSITIONS = 64
+
+#: Numbers of a block of packed ones, a fifth as by default in TIES, and how many masks there are of
+#: so many.
+KEPT = 13
+MASKS = 256
 
 #: Standard deviation of weights, and of their changes.
 WEIGHTS = 0.02
@@ -40,6 +52,7 @@ class Rows:
 
     Attributes:
         dtype: Of their numbers.
+        packed: Whether only :data:`KEPT` numbers of every 64 are stored.
         rank: Terms of each direction where rows of matrices are factors, or 0.
     """
 
@@ -48,6 +61,7 @@ class Rows:
     scale: float = 1.0
     masked: bool = False
     shared: bool = False
+    packed: bool = False
     rank: int = 0
 
 
@@ -55,6 +69,7 @@ ENCODINGS: Mapping[str, Rows] = {
     "stored bf16": Rows("bfloat16", minus_base=True),
     "masked": Rows("bfloat16", minus_base=True, scale=1.5, masked=True),
     "masked, shared": Rows("bfloat16", minus_base=True, masked=True, shared=True),
+    "packed, shared": Rows("bfloat16", minus_base=True, masked=True, shared=True, packed=True),
     "dense fp32": Rows("float32"),
     "bf16": Rows("bfloat16"),
     "int8": Rows("int8"),
@@ -82,7 +97,11 @@ class Factored:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of an arena that are filled alike: ``kind`` is a dtype, ``mask`` or ``scales``."""
+    """Bytes of an arena that are filled alike.
+
+    ``kind`` is a dtype, ``mask`` or ``scales``; or of packed rows ``blocks``, masks of 64 elements,
+    or ``starts``.
+    """
 
     kind: str
     offset: int
@@ -121,7 +140,7 @@ class _Planner:
         """The offset of a new part."""
         offset = self.bytes
         self.parts.append(Part(kind, offset, count))
-        width = {"mask": 1, "scales": 4}.get(kind) or ITEMSIZE[kind]
+        width = {"mask": 1, "scales": 4, "blocks": 8, "starts": 4}.get(kind) or ITEMSIZE[kind]
         self.bytes += -(-count * width // ALIGNED_BYTES) * ALIGNED_BYTES
         return offset
 
@@ -133,10 +152,19 @@ class _Planner:
 
     def column(self, rows: Rows, count: int) -> Column:
         """A row of a tensor."""
+        if rows.packed:
+            return self._packed(rows, -(-count // PACK_BLOCK))
         numbers = self.put(rows.dtype, count)
         mask = self.put("mask", -(-count // 8)) if rows.masked else None
         scales = self.put("scales", -(-count // SCALE_BLOCK)) if rows.dtype == "int8" else None
         return Column(rows.dtype, numbers, rows.minus_base, rows.scale, mask, scales)
+
+    def _packed(self, rows: Rows, blocks: int) -> Column:
+        numbers = self.put(rows.dtype, KEPT * blocks)
+        mask = self.put("blocks", blocks)
+        starts = self.put("starts", blocks)
+        form = (rows.dtype, numbers, rows.minus_base, rows.scale, mask, None, starts)
+        return Column(*form, count=KEPT * blocks)
 
 
 def plan(
@@ -262,6 +290,13 @@ def _filling(part: Part, generator: torch.Generator) -> torch.Tensor:
     if part.kind == "mask":
         return torch.randint(256, (part.count,), dtype=torch.uint8, device=device,
                              generator=generator)  # fmt: skip
+    if part.kind == "blocks":
+        places = torch.rand(MASKS, PACK_BLOCK, device=device, generator=generator).argsort(dim=1)
+        masks = (1 << places[:, :KEPT]).sum(dim=1)
+        chosen = torch.randint(MASKS, (part.count,), device=device, generator=generator)
+        return masks[chosen]
+    if part.kind == "starts":
+        return torch.arange(part.count, dtype=torch.int32, device=device) * KEPT
     if part.kind == "int8":
         return torch.randint(-127, 128, (part.count,), dtype=torch.int8, device=device,
                              generator=generator)  # fmt: skip

@@ -30,6 +30,7 @@ COPIED = 2 << 30
 
 #: Share of the copy's bandwidth that a merge must reach, and launches that it may take. The share
 #: is not judged for factors: 64 terms for each element that is read take longer than reading it.
+#: Nor for packed rows: finding a number may take longer than reading it.
 BAR = 0.85
 LAUNCHES = 10
 
@@ -59,8 +60,8 @@ def _one(machine: Machine, name: str, rows: Rows) -> Iterator[Figure]:
         f"{name}: {size}, {kernel}",
         f"{1e3 * merged:.3g} ms, {rate / 1e9:,.0f} GB/s, {share:.0%} of a copy "
         f"({copied / 1e9:,.0f} GB/s)",
-        "" if rows.rank else f"{BAR:.0%}",
-        share >= BAR if machine.judges_speed and not rows.rank else None,
+        "" if rows.rank or rows.packed else f"{BAR:.0%}",
+        share >= BAR if machine.judges_speed and not (rows.rank or rows.packed) else None,
     )
     if kernel == "triton":
         count = launch_count(planned, field)

@@ -7,25 +7,18 @@ Left out are the runs of the experts that data operators make, and learning.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mergesearch.merging.family.rates import Rates
 from mergesearch.merging.operators.base import Operator
-from mergesearch.merging.operators.parts.eigenvectors import (
-    BLOCKS,
-    largest_eigenvectors,
-    lower_gram,
-)
+from mergesearch.merging.operators.parts.eigenvectors import BLOCKS
 from mergesearch.merging.operators.parts.matrices import Selection, matrices_in, shapes_of
 from mergesearch.merging.tensors.layout import Layout
-from mergesearch.merging.tensors.place import HOST, Place
 
 if TYPE_CHECKING:
-    import torch
-
     from mergesearch.merging.tensors.source import Options
 
 #: Bytes of a stored element.
@@ -33,44 +26,6 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 #: Share of a Gram matrix that is worked out: blocks up to the diagonal.
 _LOWER = (BLOCKS + 1) / (2 * BLOCKS)
-
-#: Side of the matrix on which rates are measured; the rates of larger ones are alike.
-SAMPLE = 1024
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a machine does in a second.
-
-    Attributes:
-        read: Bytes of weights that are read and, as rows, written.
-        multiply: fp32 operations of matrix products.
-        multiply_wide: fp64 operations of matrix products.
-        few: s³ of the eigenvectors of a quarter of the eigenvalues, in the dtype that is used.
-        every: s³ of all eigenvectors in fp64.
-        move: Bytes between main memory and the device; None if it is main memory.
-        measured: Whether on this machine; the table's are reckoned from data sheets.
-    """
-
-    read: float
-    multiply: float
-    multiply_wide: float
-    few: float
-    every: float
-    move: float | None = None
-    measured: bool = False
-
-
-#: Rates of known cards, reckoned and not measured: 70 % of the data sheet's matrix products, and
-#: eigenvectors of s = 4096 in about a second, which the number of launches bounds rather than
-#: arithmetic.
-CARD_RATES: Mapping[str, Rates] = {
-    "a100-40": Rates(2e9, 13e12, 13e12, 5e10, 5e10, 20e9),
-    "a100-80": Rates(2e9, 13e12, 13e12, 5e10, 5e10, 20e9),
-    "h100-80": Rates(2e9, 45e12, 45e12, 7e10, 7e10, 40e9),
-    "h200-141": Rates(2e9, 45e12, 45e12, 7e10, 7e10, 40e9),
-    "b200-192": Rates(2e9, 50e12, 26e12, 7e10, 7e10, 40e9),
-}
 
 
 @dataclass(frozen=True)
@@ -281,45 +236,3 @@ def _seconds(work: Work, rates: Rates) -> float:
         + work.every / rates.every
         + (0.0 if rates.move is None else work.moved / rates.move)
     )
-
-
-def measured_rates(read: float, place: Place = HOST, sample: int = SAMPLE) -> Rates:
-    """The rates of one thread, or of an accelerator, measured in about a second.
-
-    Args:
-        read: Bytes a second at which weights are read; depends on where they lie.
-        place: What is measured.
-        sample: Side of the matrix that is worked on.
-    """
-    import torch
-
-    matrix = torch.randn((sample, sample), generator=torch.Generator().manual_seed(0))
-    held = matrix.to(place.device)
-    wide = held.double()
-    operations = 2.0 * sample**3
-    rates = Rates(
-        read=read,
-        multiply=operations / _least_seconds(lambda: held @ held),
-        multiply_wide=operations / _least_seconds(lambda: wide @ wide),
-        few=sample**3 / _least_seconds(lambda: _vectors(held, sample // 4)),
-        every=sample**3 / _least_seconds(lambda: _vectors(wide, sample)),
-        measured=True,
-    )
-    if place.is_host:
-        return rates
-    seconds = _least_seconds(lambda: matrix.to(place.device).cpu())
-    return replace(rates, move=2 * matrix.nbytes / seconds)
-
-
-def _vectors(matrix: torch.Tensor, count: int) -> torch.Tensor:
-    return largest_eigenvectors(lower_gram(matrix, matrix.dtype, HOST), count)[1]
-
-
-def _least_seconds(work: Callable[[], torch.Tensor], repeats: int = 2) -> float:
-    """The least time of some repeats, with the wait for an accelerator."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work().reshape(-1)[:1].cpu()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)

@@ -5,7 +5,8 @@ the same way; a kernel decodes them in registers or in the first-level cache, in
 terms, so that the merged bits are those of fp32 rows. The decoded row of a column is, in fp32 and
 in this order::
 
-    x = number                     widened to fp32 (int8: number · scales[i // 128])
+    x = number                     widened to fp32 (int8: number · scales[i // 128]; packed: number
+                                   starts[i // 64] + kept elements of its block before i)
     x = x − base                   if ``minus_base``
     x = x · scale                  if ``scale`` is not 1
     x = 0                          where a mask says so
@@ -25,13 +26,16 @@ import numpy.typing as npt
 ColumnDtype = Literal["float32", "bfloat16", "float16", "float64", "int8"]
 
 #: How a study may have rows kept: the rule, or one encoding for all rows that it can express.
-RowsSetting = Literal["auto", "stored", "masked", "dense", "bf16", "int8"]
+RowsSetting = Literal["auto", "stored", "masked", "packed", "dense", "bf16", "int8"]
 
 #: Bytes of a number.
 ITEMSIZE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int8": 1}
 
 #: Elements that share one scale of int8 numbers, counted from the start of the span.
 SCALE_BLOCK = 128
+
+#: Elements that share one start of packed numbers, counted from the start of the span.
+PACK_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Column:
         mask: Of the first byte of the row's bits, or None: bit ``i % 8`` of byte ``i // 8`` says
             whether element i of the span is kept; where it is 0 the row is 0.
         scales: Of the fp32 scales of ``int8`` numbers, one per :data:`SCALE_BLOCK`, or None.
+        starts: Where only numbers of elements that the mask keeps are stored, *packed*, one after
+            the other: of the int32 starts, one per :data:`PACK_BLOCK`, each the number of kept
+            elements before the block. None where every element has its number.
+        count: Numbers that are stored, where they are packed; else 0.
     """
 
     dtype: ColumnDtype
@@ -54,6 +62,8 @@ class Column:
     scale: float = 1.0
     mask: int | None = None
     scales: int | None = None
+    starts: int | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True)

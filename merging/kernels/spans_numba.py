@@ -20,6 +20,7 @@ from mergesearch.merging.kernels.chunks.columns import (
     KINDS,
     MASKED,
     MINUS_BASE,
+    PACKED,
     SCALED,
     SHARED,
 )
@@ -71,15 +72,16 @@ def _terms(span: Span) -> enumerate[Column]:
     return enumerate((span.base, *span.rows))
 
 
-def _fields(column: Column, start: int, shared: bool) -> tuple[int, int, int, int]:
+def _fields(column: Column, start: int, shared: bool) -> tuple[int, ...]:
     operation = KINDS[column.dtype]
     operation += MINUS_BASE * column.minus_base
     operation += SCALED * (column.scale != 1)
     operation += MASKED * (column.mask is not None)
     operation += SHARED * shared
-    mask = 0 if column.mask is None else start + column.mask
-    scales = 0 if column.scales is None else start + column.scales
-    return operation, start + column.offset, mask, scales
+    operation += PACKED * (column.starts is not None)
+    parts = (column.mask, column.scales, column.starts)
+    addresses = (0 if part is None else start + part for part in parts)
+    return operation, start + column.offset, *addresses
 
 
 def combine(

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mergesearch.merging.kernels.spans import ITEMSIZE, SCALE_BLOCK, Column, Span, pieces
+from mergesearch.merging.kernels.spans import (
+    ITEMSIZE,
+    PACK_BLOCK,
+    SCALE_BLOCK,
+    Column,
+    Span,
+    pieces,
+)
 from mergesearch.merging.kernels.torch_kernel import (
     ACCELERATOR_BLOCK,
     CPU_BLOCK,
@@ -23,7 +30,7 @@ from mergesearch.merging.kernels.torch_kernel import (
     torch_threads,
 )
 
-_DTYPES = {name: getattr(torch, name) for name in ITEMSIZE}
+_DTYPES = {name: getattr(torch, name) for name in (*ITEMSIZE, "int32")}
 
 
 def combine(
@@ -102,6 +109,8 @@ def decode(
 def _numbers(
     memory: torch.Tensor, column: Column, low: int, high: int, wide: torch.dtype
 ) -> torch.Tensor:
+    if column.starts is not None:
+        return _packed(memory, column, low, high).to(wide)
     x = _view(memory, column.dtype, column.offset, low, high).to(wide)
     if column.scales is None:
         return x
@@ -111,9 +120,22 @@ def _numbers(
     return x * scales.repeat_interleave(SCALE_BLOCK)[skip : skip + high - low]
 
 
+def _packed(memory: torch.Tensor, column: Column, low: int, high: int) -> torch.Tensor:
+    """Elements ``low:high`` of a packed column; those that are not kept are any number of it."""
+    block = low // PACK_BLOCK
+    before = _view(memory, "int32", column.starts or 0, block, block + 1)
+    kept = _kept(memory, column.mask or 0, block * PACK_BLOCK, high)
+    if column.count == 0:
+        return torch.zeros(high - low, device=memory.device)
+    place = kept.cumsum(0, dtype=torch.int32)[low - block * PACK_BLOCK :]
+    place.add_(before).sub_(1).clamp_(min=0)  # the last that is kept up to an element
+    numbers = _view(memory, column.dtype, column.offset, 0, column.count)
+    return numbers.index_select(0, place)
+
+
 def _view(memory: torch.Tensor, dtype: str, offset: int, low: int, high: int) -> torch.Tensor:
     """Elements ``low:high`` of an array of the arena."""
-    size = ITEMSIZE[dtype]
+    size = _DTYPES[dtype].itemsize
     part = memory[offset + low * size : offset + high * size]
     if part.storage_offset() % size:
         part = part.clone()  # torch views bytes as wider numbers only where those are aligned

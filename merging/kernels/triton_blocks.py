@@ -32,6 +32,10 @@ CODES_OF_DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3}
 MINUS_BASE = 4
 SCALED = 8
 MASKED = 16
+PACKED = 32
+
+#: Offsets of a column: of numbers, mask, scales and starts.
+OFFSETS = 4
 
 #: Signatures that have a kernel of their own; with the one for the rest, the launches of a merge.
 SPECIAL = 9
@@ -76,7 +80,7 @@ class Launch:
         blocks: Number of programs.
         counts: Blocks of each piece, ``(pieces,)``.
         pieces: int64 ``(pieces, PIECE_FIELDS)``.
-        columns: Offsets of numbers, masks and scales of each term, int64 ``(spans, terms, 3)``.
+        columns: Offsets of each term, int64 ``(spans, terms, OFFSETS)``.
         scales: What terms are multiplied with, fp32 ``(spans, terms)``.
         flags: Code of each term, then whether the span is shared, int32 ``(spans, terms + 1)``.
     """
@@ -134,6 +138,7 @@ def code(column: Column) -> int:
         + MINUS_BASE * column.minus_base
         + SCALED * (column.scale != 1)
         + MASKED * (column.mask is not None)
+        + PACKED * (column.starts is not None)
     )
 
 
@@ -242,11 +247,20 @@ def _check(spans: Sequence[Span]) -> None:
             )
         for column in (span.base, *span.rows):
             code(column)
-            if column.offset % ITEMSIZE[column.dtype] or (column.scales or 0) % 4:
-                raise InputError(
-                    f"triton: expected {column.dtype} numbers and scales at multiples of their "
-                    f"size, received offsets {column.offset} and {column.scales}"
-                )
+            _check_offsets(column)
+
+
+def _check_offsets(column: Column) -> None:
+    if column.offset % ITEMSIZE[column.dtype] or (column.scales or 0) % 4:
+        raise InputError(
+            f"triton: expected {column.dtype} numbers and scales at multiples of their size, "
+            f"received offsets {column.offset} and {column.scales}"
+        )
+    if column.starts is not None and (column.starts % 4 or (column.mask or 0) % 4):
+        raise InputError(
+            "triton: expected mask and starts of packed numbers at multiples of 4, received "
+            f"offsets {column.mask} and {column.starts}"
+        )
 
 
 def _signature(span: Span) -> Signature:
@@ -280,7 +294,10 @@ def _launch(
         limits = (_first_element(piece, span), piece.start - span.start, piece.stop - span.start)
         rows.append((first, *limits, span.start, number[piece.span], piece.segment, slot))
     terms = [(spans[n].base, *spans[n].rows) for n in used]
-    offsets = [[(c.offset, c.mask or 0, c.scales or 0) for c in columns] for columns in terms]
+    offsets = [
+        [(c.offset, c.mask or 0, c.scales or 0, c.starts or 0) for c in columns]
+        for columns in terms
+    ]
     codes = [[code(column) for column in columns] for columns in terms]
     return Launch(
         signature=signature,

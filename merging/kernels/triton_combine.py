@@ -25,9 +25,18 @@ import triton.language as tl
 
 from mergesearch.merging.errors import InputError
 from mergesearch.merging.kernels.forms import ELECTIONS
-from mergesearch.merging.kernels.spans import ITEMSIZE, SCALE_BLOCK, Column, Span, pieces
+from mergesearch.merging.kernels.spans import (
+    ITEMSIZE,
+    PACK_BLOCK,
+    SCALE_BLOCK,
+    Column,
+    Span,
+    pieces,
+)
 from mergesearch.merging.kernels.triton_blocks import (
     MASKED,
+    OFFSETS,
+    PACKED,
     PIECE_FIELDS,
     SCALED,
     Launch,
@@ -48,6 +57,7 @@ from mergesearch.merging.kernels.triton_decode import (
 
 _RULES = ("", *ELECTIONS)
 _PIECE_FIELDS = tl.constexpr(PIECE_FIELDS)
+_OFFSETS = tl.constexpr(OFFSETS)
 _MAX = tl.constexpr(_RULES.index("elect_max"))
 _SUM = tl.constexpr(_RULES.index("elect_sum"))
 _WEIGHTED = tl.constexpr(_RULES.index("elect_weighted"))
@@ -135,7 +145,7 @@ def traffic(
         first = piece.start - span.start
         stop = piece.stop - span.start
         for column, whole in _read_columns(span, weights[:, piece.segment], bool(election)):
-            exact, loaded = _column_bytes(column, first, stop, whole)
+            exact, loaded = _column_bytes(column, first, stop, whole, span.stop - span.start)
             ideal += exact
             read += loaded
         written += (piece.stop - piece.start) * ITEMSIZE[out_dtype]
@@ -201,7 +211,8 @@ def _merge(
     stop = tl.load(piece + 3)
     target = out + tl.multiple_of(tl.load(piece + 4), 64)
     span = tl.load(piece + 5)
-    tables = (columns + span * (TERMS * 3), scales + span * TERMS, flags + span * (TERMS + 1))
+    offsets = columns + span * (TERMS * _OFFSETS)
+    tables = (offsets, scales + span * TERMS, flags + span * (TERMS + 1))
     weights += tl.load(piece + 6)
     own_weights: tl.tuple = ()
     for t in tl.static_range(TERMS):
@@ -294,8 +305,13 @@ def _read_columns(
     return result
 
 
-def _column_bytes(column: Column, first: int, stop: int, whole: bool) -> tuple[int, int]:
-    """Bytes of elements ``first:stop`` of a column: those that hold them, and those loaded."""
+def _column_bytes(column: Column, first: int, stop: int, whole: bool, size: int) -> tuple[int, int]:
+    """Bytes of elements ``first:stop`` of a column: those that hold them, and those loaded.
+
+    Packed numbers are counted as if they were spread evenly over the ``size`` elements of the span.
+    """
+    if column.starts is not None:
+        return _packed_bytes(column, first, stop, whole, size)
     exact = 0.0
     loaded = 0
     if column.mask is not None:
@@ -310,6 +326,17 @@ def _column_bytes(column: Column, first: int, stop: int, whole: bool) -> tuple[i
     return int(exact), loaded
 
 
+def _packed_bytes(column: Column, first: int, stop: int, whole: bool, size: int) -> tuple[int, int]:
+    blocks = -(-stop // PACK_BLOCK) - first // PACK_BLOCK
+    exact = (stop - first) / 8
+    loaded = blocks * PACK_BLOCK // 8
+    if whole:
+        numbers = column.count * (stop - first) / size * ITEMSIZE[column.dtype]
+        exact += numbers + (stop - first) * 4 / PACK_BLOCK
+        loaded += int(numbers) + 4 * blocks
+    return int(exact), loaded
+
+
 def _table_bytes(launch: Launch) -> int:
     """Bytes of tables and weights that all programs of a launch read."""
     terms = launch.columns.shape[1]
@@ -318,4 +345,5 @@ def _table_bytes(launch: Launch) -> int:
     if not launch.signature.codes:
         each += 4 * (terms + 1)
     some = 8 * ((codes & MASKED) != 0) + 4 * ((codes & SCALED) != 0) + 8 * ((codes & 3) == 3)
+    some = some + 8 * ((codes & PACKED) != 0)
     return int((launch.counts * (each + some.sum(axis=1))).sum())

@@ -20,7 +20,14 @@ import triton
 import triton.language as tl
 
 from mergesearch.merging.errors import InputError
-from mergesearch.merging.kernels.triton_blocks import CODES_OF_DTYPES, MASKED, MINUS_BASE, SCALED
+from mergesearch.merging.kernels.triton_blocks import (
+    CODES_OF_DTYPES,
+    MASKED,
+    MINUS_BASE,
+    OFFSETS,
+    PACKED,
+    SCALED,
+)
 
 #: Threads of a program, 32 each, and no fused multiplication and addition.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
@@ -40,6 +47,8 @@ _INT8 = tl.constexpr(CODES_OF_DTYPES["int8"])
 _MINUS_BASE = tl.constexpr(MINUS_BASE)
 _SCALED = tl.constexpr(SCALED)
 _MASKED = tl.constexpr(MASKED)
+_PACKED = tl.constexpr(PACKED)
+_OFFSETS = tl.constexpr(OFFSETS)
 
 
 def check_arrays(memory: torch.Tensor, array: torch.Tensor, size: int) -> None:
@@ -98,26 +107,37 @@ def numbers(
     place: tl.tensor,
     used: tl.tensor,
     code: tl.tensor,
+    bits: tl.tensor,
+    below: tl.tensor,
     aligned: tl.constexpr,
 ) -> tl.tensor:
     """The stored numbers of a block in fp32, ``(ROWS, 8)``; 0 where they are not loaded.
 
     Args:
         memory: The arena.
-        column: Where the offsets of numbers, mask and scales stand.
+        column: Where its offsets stand.
         place: Elements of the span ``(ROWS, 8)``, the first of every row ``(ROWS, 1)``, their
             numbers within a row ``(1, 8)``, and which elements ``(ROWS, 8)`` and rows ``(ROWS, 1)``
             belong to the piece.
         used: Whether to load at all.
         code: How the column is stored.
+        bits: Which elements of every row are kept, ``(ROWS, 1)``; of packed numbers others are not
+            stored.
+        below: Of packed numbers, how many kept elements of its 64 lie before every row.
         aligned: Whether the numbers start at a multiple of 16 bytes.
     """
-    at, rows, _lanes, inside, in_row = place
+    at, rows, lanes, inside, in_row = place
     offset = tl.load(column)
     if aligned:
         offset = tl.multiple_of(offset, 16)
     wanted = inside & used
-    x = widened(memory + offset, at, wanted, code)
+    if (_PACKED & code) != 0:
+        starts = (memory + tl.load(column + 3)).to(tl.pointer_type(tl.int32))
+        first = tl.load(starts + rows // 64, mask=in_row & used, other=0)
+        kept = wanted & (((bits >> lanes) & 1) != 0)
+        x = widened(memory + offset, first + below + kept_before(bits, lanes), kept, code)
+    else:
+        x = widened(memory + offset, at, wanted, code)
     if (_DTYPE & code) == _INT8:
         small = (memory + offset).to(tl.pointer_type(tl.int8)) + at
         x = tl.load(small, mask=wanted, other=0, eviction_policy="evict_first").to(tl.float32)
@@ -127,16 +147,54 @@ def numbers(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def kept_before(bits: tl.tensor, lanes: tl.tensor) -> tl.tensor:
+    """How many of the eight bits of every row lie before each of them, ``(ROWS, 8)``.
+
+    Every bit is moved to four of its own, in which the product adds up those below: at most seven.
+    """
+    spread = (bits | (bits << 12)) & 0x000F000F
+    spread = (spread | (spread << 6)) & 0x03030303
+    spread = (spread | (spread << 3)) & 0x11111111
+    return ((spread * 0x11111110) >> (4 * lanes)) & 0xF
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def mask_bits(
     memory: tl.tensor, column: tl.tensor, place: tl.tensor, used: tl.tensor, code: tl.tensor
 ) -> tl.tensor:
-    """The byte of every row that says which of its elements are kept, int32 ``(ROWS, 1)``."""
+    """The byte of every row that says which of its elements are kept, int32 ``(ROWS, 1)``.
+
+    And, of packed numbers, how many kept elements of its 64 lie before the row.
+    """
     _at, rows, _lanes, _inside, in_row = place
     bits = tl.full(rows.shape, 255, tl.int32)
+    below = tl.zeros(rows.shape, tl.int32)
     if (_MASKED & code) != 0:
         mask = memory + tl.load(column + 1)
-        bits = tl.load(mask + rows // 8, mask=in_row & used, other=0).to(tl.int32)
-    return bits
+        if (_PACKED & code) != 0:
+            words = mask.to(tl.pointer_type(tl.uint32)) + rows // 64 * 2
+            low = tl.load(words, mask=in_row & used, other=0)
+            high = tl.load(words + 1, mask=in_row & used, other=0)
+            byte = rows // 8 % 8
+            shift = byte % 4 * 8
+            under = (tl.full(rows.shape, 1, tl.uint32) << shift.to(tl.uint32)) - 1
+            upper = byte >= 4
+            bits = (tl.where(upper, high, low) >> shift.to(tl.uint32)).to(tl.int32) & 255
+            below = ones_of(tl.where(upper, low, low & under), tl.where(upper, high & under, 0))
+        else:
+            bits = tl.load(mask + rows // 8, mask=in_row & used, other=0).to(tl.int32)
+    return bits, below
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def ones_of(low: tl.tensor, high: tl.tensor) -> tl.tensor:
+    """How many bits of two words of 32 are 1, int32."""
+    low = low - ((low >> 1) & 0x55555555)
+    high = high - ((high >> 1) & 0x55555555)
+    fours = (low & 0x33333333) + ((low >> 2) & 0x33333333)
+    fours += (high & 0x33333333) + ((high >> 2) & 0x33333333)
+    eights = (fours & 0x0F0F0F0F) + ((fours >> 4) & 0x0F0F0F0F)
+    return ((eights * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -177,17 +235,20 @@ def decoded(
         any_row = any_row | used[t]
         reads_base = reads_base | (used[t] & ((_MINUS_BASE & codes[t]) != 0))
     bits: tl.tuple = (0,)
+    below: tl.tuple = (0,)
     count = tl.zeros(place[0].shape, tl.float32)
     for t in tl.static_range(1, TERMS):
         counted = used[t] | (any_row & shared)
-        own = mask_bits(memory, columns + 3 * t, place, counted, codes[t])
+        own, before = mask_bits(memory, columns + _OFFSETS * t, place, counted, codes[t])
         bits = bits + (own,)
+        below = below + (before,)
         count += ((own >> place[2]) & 1).to(tl.float32)
     count = tl.where(shared, tl.maximum(count, 1.0), 1.0)
-    base = numbers(memory, columns, place, reads_base, codes[0], ALIGNED)
+    base = numbers(memory, columns, place, reads_base, codes[0], 0, 0, ALIGNED)
     result: tl.tuple = (base,)
     for t in tl.static_range(1, TERMS):
-        x = numbers(memory, columns + 3 * t, place, used[t], codes[t], ALIGNED)
+        column = columns + _OFFSETS * t
+        x = numbers(memory, column, place, used[t], codes[t], bits[t], below[t], ALIGNED)
         if (_MINUS_BASE & codes[t]) != 0:
             x = x - base
         if (_SCALED & codes[t]) != 0:

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from mergesearch.merging.kernels.spans import Span
 from mergesearch.merging.kernels.triton_blocks import (
+    OFFSETS,
     PIECE_FIELDS,
     Tables,
     Uploaded,
@@ -40,6 +41,7 @@ STEPS = 4
 WIDTH = 1024
 
 _PIECE_FIELDS = tl.constexpr(PIECE_FIELDS)
+_OFFSETS = tl.constexpr(OFFSETS)
 
 
 def products(
@@ -154,7 +156,8 @@ def _products(
     stop = tl.load(piece + 3)
     position = tl.multiple_of(tl.load(piece + 4), 64)
     span = tl.load(piece + 5)
-    tables = (columns + span * (TERMS * 3), scales + span * TERMS, flags + span * (TERMS + 1))
+    offsets = columns + span * (TERMS * _OFFSETS)
+    tables = (offsets, scales + span * TERMS, flags + span * (TERMS + 1))
     total: tl.tuple = ()
     for _ in tl.static_range(TERMS):
         total = total + (tl.zeros((ROWS,), tl.float64),)

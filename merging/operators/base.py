@@ -34,6 +34,10 @@ PreparationScope = Literal["E", "R", "T", "G", "S"]
 #: to a factor (``masked``); or numbers of their own (``dense``).
 RowForm = Literal["stored", "masked", "dense"]
 
+#: Masked rows that keep at most this share of their elements are packed. In 16 bits they then take
+#: at most 0.56 of their room; of more, packing saves too little for what finding numbers costs.
+PACKED_UP_TO = 0.5
+
 #: What ``prepare`` needs besides weights: inputs to run the model on, inputs without labels to
 #: learn from, or labelled items.
 Needs = Literal["inputs", "unlabeled", "labeled"]
@@ -103,6 +107,10 @@ def _dense(_options: Options) -> RowForm:
     return "dense"
 
 
+def _all(_options: Options) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True)
 class Operator:
     """A way to turn experts into directions, with what is known about it.
@@ -134,8 +142,11 @@ class Operator:
             once.
         row_form: ``(options)`` -> the :data:`RowForm` of its rows; what an arena keeps is checked
             bit for bit when it is written.
+        density: ``(options)`` -> the share of a model's elements that a masked row keeps at most,
+            apart from elements that tie with the least one that is kept; 1 where it is not known.
         order_sensitive: Whether the order of the experts matters (then permutation does not hold).
         stochastic: Whether preparation draws random numbers (then ``seed`` is a hyperparameter).
+        by_name: Whether rows may depend on the names of experts for another reason than these.
     """
 
     name: str
@@ -155,8 +166,10 @@ class Operator:
     refuse: Callable[[Layout, int, Options], str | None] | None = None
     copies: Callable[[int], float] = _copies
     row_form: Callable[[Options], RowForm] = _dense
+    density: Callable[[Options], float] = _all
     order_sensitive: bool = False
     stochastic: bool = False
+    by_name: bool = False
 
     @cached_property
     def hyperparameters(self) -> dict[str, inspect.Parameter]:
@@ -233,3 +246,11 @@ class Operator:
                 f"operator {self.name}: hyperparameter {'.'.join(path)!r}: {reason}, received "
                 f"{received!r}"
             ) from None
+
+
+def kept_form(operator: Operator, options: Options) -> RowForm | Literal["packed"]:
+    """The smallest exact form in which rows can be kept, by what the operator declares."""
+    form = operator.row_form(options)
+    if form == "masked" and operator.density(options) <= PACKED_UP_TO:
+        return "packed"
+    return form

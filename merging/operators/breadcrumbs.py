@@ -143,4 +143,5 @@ BREADCRUMBS = Operator(
     refuse=_refuse_range,
     copies=lambda experts: experts + 8,
     row_form=lambda _options: "masked",
+    density=lambda options: float(options["density"]),
 )

@@ -193,6 +193,7 @@ DARE = Operator(
     copies=lambda experts: experts + 5,
     stochastic=True,
     row_form=lambda _options: "masked",
+    density=lambda options: one_minus(options["drop"]),
 )
 
 DARE_TIES = Operator(
@@ -212,4 +213,5 @@ DARE_TIES = Operator(
     copies=lambda experts: experts + 5,
     stochastic=True,
     row_form=lambda _options: "masked",
+    density=lambda options: one_minus(options["drop"]),
 )

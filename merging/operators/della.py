@@ -186,6 +186,7 @@ DELLA = Operator(
     copies=lambda experts: experts + 8,
     stochastic=True,
     row_form=_row_form,
+    density=lambda options: float(options["density"]),
 )
 
 DELLA_LINEAR = Operator(
@@ -204,4 +205,5 @@ DELLA_LINEAR = Operator(
     copies=lambda experts: experts + 8,
     stochastic=True,
     row_form=_row_form,
+    density=lambda options: float(options["density"]),
 )

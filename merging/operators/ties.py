@@ -236,4 +236,5 @@ TIES = Operator(
     refuse=refuse_election,
     copies=lambda experts: experts + 6,
     row_form=lambda _options: "masked",
+    density=lambda options: float(options["density"]),
 )

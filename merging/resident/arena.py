@@ -88,6 +88,7 @@ class _Plan:
     key: str
     family: ModelFamily
     encoding: Encoding
+    density: float  # of masked rows, as declared
     sheet: Mapping[str, Any]  # all of the JSON sheet but what the basis adds to it
     prepare: Callable[[], Basis]  # only called where there is no arena yet: it may take hours
 
@@ -98,7 +99,9 @@ class _Plan:
     @property
     def bytes(self) -> int:
         """Size of the arena with every row in the planned encoding, about what it takes."""
-        bits = int(self.sheet["directions"]) * self.encoding.bits(_widest(self.family.experts))
+        bits = int(self.sheet["directions"]) * self.encoding.bits(
+            _widest(self.family.experts), self.density
+        )
         base = sum(spec.size * ITEMSIZE[spec.dtype] for spec in self.layout.tensors)
         return base + int(self.layout.size * bits / 8)
 
@@ -175,7 +178,10 @@ def _plan(recipe: Recipe, family: ModelFamily, rows: RowsSetting, place: Place) 
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
     }
     key = arena_key(recipe, rows, place)
-    return _Plan(key, family, encoding, sheet, lambda: family.prepare(operator, options, place))
+    density = operator.density(options)
+    return _Plan(
+        key, family, encoding, density, sheet, lambda: family.prepare(operator, options, place)
+    )
 
 
 def arena_key(recipe: Recipe, rows: RowsSetting, place: Place = HOST) -> str:

@@ -19,25 +19,33 @@ from mergesearch.merging.checkpoints.adapted import AdaptedCheckpoint
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.kernels.lowrank import matrix_shape
-from mergesearch.merging.kernels.spans import ITEMSIZE, SCALE_BLOCK, RowsSetting
-from mergesearch.merging.operators.base import Operator
+from mergesearch.merging.kernels.spans import ITEMSIZE, PACK_BLOCK, SCALE_BLOCK, RowsSetting
+from mergesearch.merging.operators.base import Operator, kept_form
 from mergesearch.merging.resident.factor_choice import worth_keeping
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
 from mergesearch.merging.tensors.source import Options
 
 #: Rows that are kept as low-rank factors, which is no encoding of its own.
 FACTORS = "factors"
-#: Encoding -> dtype of the expert -> bits of an element of a row. The table of encodings itself
-#: imports torch, which planning does without; a test compares them.
-ROW_BITS: Mapping[str, Callable[[str], float]] = {
-    "stored": lambda dtype: 8.0 * ITEMSIZE[dtype],
-    "masked": lambda dtype: 8.0 * ITEMSIZE[dtype] + 1,
-    "dense": lambda _dtype: 32.0,
-    "bf16": lambda _dtype: 16.0,
-    "int8": lambda _dtype: 8.0 + 32.0 / SCALE_BLOCK,
+
+
+def _packed_bits(dtype: str, density: float) -> float:
+    whole = 8.0 * ITEMSIZE[dtype]
+    return min(whole * density + 1 + 32 / PACK_BLOCK, whole + (dtype != "float32"))
+
+
+#: Encoding -> dtype of the expert, share of elements that are kept -> bits of an element of a row.
+#: The table of encodings itself imports torch, which planning does without; a test compares them.
+ROW_BITS: Mapping[str, Callable[[str, float], float]] = {
+    "stored": lambda dtype, _density: 8.0 * ITEMSIZE[dtype],
+    "masked": lambda dtype, _density: 8.0 * ITEMSIZE[dtype] + 1,
+    "packed": _packed_bits,
+    "dense": lambda _dtype, _density: 32.0,
+    "bf16": lambda _dtype, _density: 16.0,
+    "int8": lambda _dtype, _density: 8.0 + 32.0 / SCALE_BLOCK,
 }
 #: Encodings and forms whose rows keep the bits of fp32 rows.
-EXACT = frozenset({"stored", "masked", "dense", FACTORS})
+EXACT = frozenset({"stored", "masked", "packed", "dense", FACTORS})
 #: Operators whose rows may be kept as factors, where every expert is an adapter of the base.
 _WITH_FACTORS = frozenset({"task_arithmetic", "lora_sparse"})
 #: Operators that interpolate experts: their rows are no changes, which int8 numbers are for.
@@ -132,7 +140,8 @@ def weight_bytes(
         options: Its complete hyperparameters.
         setting: How the study has rows kept.
     """
-    encoding = operator.row_form(options) if setting == "auto" else setting
+    encoding = kept_form(operator, options) if setting == "auto" else setting
+    density = operator.density(options)
     directions = operator.directions(len(family.experts), options)
     specs = family.layout.tensors
     itemsize = max(ITEMSIZE[spec.dtype] for spec in specs)
@@ -142,7 +151,7 @@ def weight_bytes(
             TensorBytes(
                 spec.name,
                 spec.size * ITEMSIZE[spec.dtype],
-                *_rows(family, operator, encoding, spec, directions, wide),
+                *_rows(family, operator, (encoding, density), spec, directions, wide),
                 spec.size * itemsize,
                 spec.size * itemsize if _FUSED.search(spec.name) else 0,
             )
@@ -155,31 +164,35 @@ def weight_bytes(
 def _rows(
     family: ModelFamily,
     operator: Operator,
-    encoding: str,
+    form: tuple[str, float],
     spec: TensorSpec,
     directions: int,
     wide: bool,
 ) -> tuple[int, str]:
-    """Bytes of all rows of a tensor, and the encoding of the first."""
+    """Bytes of all rows of a tensor, and the encoding of the first.
+
+    ``form`` is the planned encoding, and the share of elements that masked rows keep.
+    """
     rank = _kept_rank(family, operator, spec, directions)
     if rank is not None:
         return rank * sum(matrix_shape(spec.shape)) * (8 if wide else 4), FACTORS
     kept = [
-        _row_bits(encoding, operator, dtype, wide)
-        for dtype in _row_dtypes(family, spec, directions)
+        _row_bits(*form, operator, dtype, wide) for dtype in _row_dtypes(family, spec, directions)
     ]
     return sum(math.ceil(spec.size * bits / 8) for bits, _ in kept), kept[0][1]
 
 
-def _row_bits(encoding: str, operator: Operator, dtype: str, wide: bool) -> tuple[float, str]:
+def _row_bits(
+    encoding: str, density: float, operator: Operator, dtype: str, wide: bool
+) -> tuple[float, str]:
     """Bits of an element of a row of an expert of this dtype, and the encoding that it gets."""
     if wide and encoding != "bf16":
         return 64.0, "dense"
     if encoding == "int8" and operator.name in INTERPOLATING:
         return 32.0, "dense"
-    if encoding in EXACT and ITEMSIZE[dtype] > 2:
+    if encoding in EXACT and encoding != "packed" and ITEMSIZE[dtype] > 2:
         return 32.0, "dense"  # an expert in fp32 takes no less room than its row
-    return ROW_BITS[encoding](dtype), encoding
+    return ROW_BITS[encoding](dtype, density), encoding
 
 
 def _row_dtypes(family: ModelFamily, spec: TensorSpec, directions: int) -> list[str]:

@@ -60,7 +60,7 @@ def encode_tensor(
         return EncodedTensor(StoredTensor(origin, ranks=ranks), base, factors=kept)
     rows = [row.detach().cpu().to(getattr(torch, dtype)) for row in basis.rows(spec.name)]
     experts = []
-    if encoding.name in ("stored", "masked"):
+    if encoding.name in ("stored", "masked", "packed"):
         experts = [expert.read(spec.name).detach().cpu() for expert in family.experts]
     relative = basis.form not in ("interpolation", "slerp")
     encoded = encode(encoding, TensorRows(base, experts, rows, relative))
@@ -71,12 +71,13 @@ def encode_tensor(
 def write_parts(file: int, tensor: EncodedTensor, parts: TensorParts) -> None:
     """Write the parts of a tensor at their offsets."""
     _write(file, parts.base, tensor.base)
-    for row, numbers, mask, scales in zip(
-        tensor.rows, parts.numbers, parts.masks, parts.scales, strict=True
+    for row, numbers, mask, scales, starts in zip(
+        tensor.rows, parts.numbers, parts.masks, parts.scales, parts.starts, strict=True
     ):
         _write(file, numbers, row.numbers)
         _write(file, mask, row.mask)
         _write(file, scales, row.scales)
+        _write(file, starts, row.starts)
     if tensor.factors is not None and parts.factors is not None:
         _write(file, parts.factors[0], tensor.factors.left)
         _write(file, parts.factors[1], tensor.factors.right)

@@ -25,6 +25,7 @@ from mergesearch.search.plan.card_plan import CardPlan
 from mergesearch.search.plan.card_report import breakdown, gigabytes, plan_lines, refusal, why
 from mergesearch.search.plan.cards import parse_card, smallest_that_fits
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.plan.preparing import Preparing, preparing_line
 from mergesearch.search.report.data import TRANSDUCTIVE
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.search.study.early_stopping import stages_of
@@ -34,8 +35,10 @@ from mergesearch.spaces import ParameterSpace, Row
 _LONG_NUMBER = re.compile(r"\d+\.\d{6,}")
 
 
-def plan_dict(plan: Plan, cards: CardPlan | None = None) -> dict[str, Any]:
-    """The resolved study with its space and its cards, for ``--json``."""
+def plan_dict(
+    plan: Plan, cards: CardPlan | None = None, preparing: Preparing | None = None
+) -> dict[str, Any]:
+    """The resolved study with its space, its cards and its preparation, for ``--json``."""
     space = plan.space
     return {
         "study": plan.spec.to_dict(),
@@ -50,6 +53,7 @@ def plan_dict(plan: Plan, cards: CardPlan | None = None) -> dict[str, Any]:
         "strategy": plan.strategy.name,
         "trials": trial_counts(plan),
         "memory": memory(plan),
+        "preparing": None if preparing is None else preparing.to_dict(),
         "cards": None if cards is None else {**cards.to_dict(), "why": why(cards)},
         "space": {
             "title": space.title,
@@ -162,7 +166,9 @@ def _card_lines(plan: Plan, cards: CardPlan | None) -> list[str]:
     return [f"cards       none here; {need}: {known}; plan with --card"]
 
 
-def describe_plan(plan: Plan, cards: CardPlan | None = None) -> list[str]:
+def describe_plan(
+    plan: Plan, cards: CardPlan | None = None, preparing: Preparing | None = None
+) -> list[str]:
     """The lines of ``mergesearch check``: a line for each section, then the groups."""
     space = plan.space
     need = memory(plan)
@@ -193,6 +199,7 @@ def describe_plan(plan: Plan, cards: CardPlan | None = None) -> list[str]:
             f"{_size(need['worker'])} per worker, "
             f"at most {_size(need['preparing'])} while preparing"
         )
+    lines += [] if preparing is None else [preparing_line(preparing)]
     lines += _card_lines(plan, cards)
     warnings = [f"warning     {line}" for line in plan.warnings]
     return [*lines, *warnings, "", *group_lines(space.table())]

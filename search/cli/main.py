@@ -93,13 +93,16 @@ def check(
     from mergesearch.search.cli.check import describe_plan, plan_dict, planned_cards
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
+    from mergesearch.search.plan.preparing import preparing_of
     from mergesearch.search.runs.warm_start import warm_start_point, with_warm_start
 
     plan = plan_study(load_study(study, set_ or ()))
     if plan.spec.start is not None:
         plan = with_warm_start(plan, warm_start_point(plan, plan.spec.start))
     cards = planned_cards(plan, card, count)
-    emit(plan_dict(plan, cards), as_json, lambda: describe_plan(plan, cards))
+    preparing = preparing_of(plan, None if cards is None else cards.card)
+    described = (plan, cards, preparing)
+    emit(plan_dict(*described), as_json, lambda: describe_plan(*described))
 
 
 @app.command(

@@ -23,10 +23,12 @@ def plan_lines(plan: CardPlan) -> list[str]:
     usable = gigabytes(plan.card.usable)
     disk = gigabytes(plan.node.disk)
     host = gigabytes(plan.node.host)
+    # Elements that tie with the least one that is kept are kept too, how many only weights tell.
+    bound = "about, more where changes tie" if "packed" in plan.weights.by_encoding else "at most"
     return [
         f"cards       {plan.count} x {plan.card.name}, {usable} usable, {spread}{room}{where}",
         f"rows        {why(plan)}",
-        f"card        {gigabytes(plan.peak)} at most: {breakdown(plan.fullest)}",
+        f"card        {gigabytes(plan.peak)} {bound}: {breakdown(plan.fullest)}",
         f"batch       {_batch(plan)}",
         f"node        {disk} on disk, {host} of main memory",
     ]
@@ -43,7 +45,14 @@ def why(plan: CardPlan) -> str:
         reason = f"the study says rows: {setting}"
     else:
         reason = f"the smallest exact form of {plan.demand.operator.name}"
+        if "packed" in sizes:
+            reason += f", of which rows keep {_density(plan):.0%}"
     return f"{' and '.join(sizes) or 'none'}, {exact}: {reason}"
+
+
+def _density(plan: CardPlan) -> float:
+    """The share of elements that packed rows keep, as the study's hyperparameters say."""
+    return plan.demand.operator.density(plan.demand.options)
 
 
 def refusal(plan: CardPlan) -> InputError:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.evaluators import Candidate, Measurement
 from mergesearch.merging import NonFiniteError, Recipe
 from mergesearch.merging.tensors.accelerator import empty_cache
+from mergesearch.merging.tensors.device_errors import DeviceError, device_error
 from mergesearch.search.fidelity.rules import NeverStop, StagedMeasurement, measure_in_stages
 from mergesearch.search.redact import redact
 from mergesearch.search.workers.card_copy import CardCopy
-from mergesearch.search.workers.device_errors import DeviceError, device_error
 from mergesearch.search.workers.devices import current_device
 from mergesearch.search.workers.gradient_steps import (
     GradientResult,

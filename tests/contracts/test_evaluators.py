@@ -274,7 +274,9 @@ class TestEvaluatorContract:
                 type(error) is float and 0 <= error < math.inf for error in measured.errors.values()
             )
 
-    @pytest.mark.parametrize("split", SPLITS)
+    @pytest.mark.parametrize(
+        "split", ["search", *(pytest.param(s, marks=pytest.mark.slow) for s in SPLITS[1:])]
+    )
     def test_the_same_twice_and_in_another_worker(
         self, evaluator: Evaluator, case: str, folder: Path, model: Any, split: Any
     ) -> None:

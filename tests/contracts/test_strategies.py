@@ -16,7 +16,10 @@ from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, Tr
 from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
 from tests.contracts.problems import MARKED_CASES, gradient_result, make_problem, result_at
 
-DIMENSIONS = [1, 2, 7, 40, 300, 2000]
+DIMENSIONS = [
+    *(1, 2, 40, 2000),
+    *(pytest.param(dim, marks=pytest.mark.slow) for dim in (7, 300)),
+]
 #: Asks and tells of a test; fewer where one takes long.
 STEPS = 30
 SLOW_STEPS = 12

@@ -21,6 +21,9 @@ from mergesearch.merging.family.preflight import check_family
 from tests.evaluators.items import opened, recipe_at
 
 SIZES = {"search": 20, "validation": 25, "test": 30}
+#: The zoo of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("digits zoo")
+
 TINY = digits.Settings(
     base=digits.Training(steps=3, rate=1e-3, batch=8),
     expert=digits.Training(steps=2, rate=1e-3, batch=8),

@@ -54,7 +54,7 @@ for check in checks_of("kernels"):
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Main memory, the least sizes, two encodings."""
-    few = {name: arenas.ENCODINGS[name] for name in ("masked, shared", "factors")}
+    few = {name: arenas.ENCODINGS[name] for name in ("packed, shared", "factors")}
     for module in (bits, combine):
         monkeypatch.setattr(module, "ENCODINGS", few)
     return Machine("cpu", tmp_path, scale=1e-9)

@@ -22,6 +22,9 @@ from tests.evaluators.items import opened, recipe_at
 
 SIZES = {"search": 4, "validation": 3, "test": 5}
 BRIEF = segments.Training(steps=2, rate=1e-3, batch=4)
+#: The zoo of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("segments zoo")
+
 TINY = segments.Settings(base=BRIEF, expert=BRIEF, drawn=10, images=SIZES)
 IDLE = dataclasses.replace(TINY, base=segments.Training(0, 1e-3), expert=segments.Training(0, 1e-3))
 MODELS = ("base", *segments.EXPERTS)

@@ -20,6 +20,9 @@ from mergesearch.merging.models.loading import load_model
 from tests.evaluators.items import candidate_at, opened
 
 BRIEF = skills.Training(steps=2, rate=1e-3, batch=4)
+#: The zoo of this file is made once, by one worker.
+pytestmark = pytest.mark.xdist_group("skills zoo")
+
 TINY = skills.Settings(
     base=BRIEF,
     expert=BRIEF,
@@ -78,7 +81,7 @@ class TestQuestions:
         with pytest.raises(
             InputError, match=r"questions.search: expected at most \d+ questions of knowledge"
         ):
-            questions("knowledge", "search", 5000, 0)
+            questions("knowledge", "search", 700, 0)
 
 
 class TestTinyZoo:

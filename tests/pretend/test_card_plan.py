@@ -168,7 +168,7 @@ def test_a_study_that_no_batch_makes_fit_is_refused_at_launch(cards: Cards, fold
 
 def test_a_batch_that_is_too_large_is_a_warning_at_launch(cards: Cards, folder: Path) -> None:
     """It is halved where memory runs out."""
-    plan = planned(folder, "ties", batch=ITEMS)
+    plan = planned(folder, "ties", "masked", batch=ITEMS)
     found = plan_for_this_machine(plan)
     assert found is not None
     for card in range(2):

@@ -85,7 +85,7 @@ def test_a_model_over_two_cards_is_that_on_one(machine: Machine, cards: Cards) -
 
 
 def test_the_bits_of_a_card_are_the_cpus(machine: Machine) -> None:
-    assert len(passed("bits", machine).figures) == 14
+    assert len(passed("bits", machine).figures) == 16
 
 
 def test_memory_is_planned_for_what_is_there(machine: Machine, cards: Cards) -> None:

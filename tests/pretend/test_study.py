@@ -10,6 +10,7 @@ import pytest
 from mergesearch.merging import StudyFailedError
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import Run
+from mergesearch.search.workers.backends.ray_pool import RayPool
 from tests.cluster import Cluster
 from tests.pretend.device import Cards
 from tests.search.conftest import model_study
@@ -70,14 +71,36 @@ def cluster_with_cards(request: pytest.FixtureRequest) -> Cluster:
     return cluster
 
 
+@pytest.fixture
+def all_loaded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ids of the workers of every pool, which gets its first trial once all of them have loaded.
+
+    A study begins with the first one, which may be done before another has loaded.
+    """
+    begin = RayPool.__init__
+    found: list[int] = []
+
+    def begin_with_all(pool: RayPool, *arguments: Any, **named: Any) -> None:
+        begin(pool, *arguments, **named)
+        found.extend(pool.pids())
+
+    monkeypatch.setattr(RayPool, "__init__", begin_with_all)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_workers_of_a_cluster_have_cards_of_their_own(
-    cluster_with_cards: Cluster, study: dict[str, Any], in_main_memory: Run, tmp_path: Path
+    cluster_with_cards: Cluster,
+    study: dict[str, Any],
+    in_main_memory: Run,
+    all_loaded: list[int],
+    tmp_path: Path,
 ) -> None:
     address = cluster_with_cards.address
     workers = {"count": 2, "gpus": 1, "address": address, "cache": str(tmp_path / "cache")}
     found = run(study, tmp_path / "run", workers)
+    assert len(set(all_loaded)) == 2
     host = {each.recipe.digest: each.values for each in in_main_memory.log.records}
     same = [each for each in found.log.records if each.recipe.digest in host]
     assert same

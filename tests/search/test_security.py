@@ -17,6 +17,7 @@ import yaml
 from mergesearch.merging import StudyFailedError
 from mergesearch.search.runs.driver import run_study
 from tests.postgres import Server
+from tests.search.cli.test_cli import mergesearch
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, run_in, spec_of
 from tests.waiting import PATIENT
@@ -117,15 +118,14 @@ def test_nothing_is_unpickled_from_a_record(tmp_path: Path) -> None:
     ],
     ids=["command", "yaml"],
 )
-def test_a_study_file_runs_no_code_unless_it_says_so(text: str, tmp_path: Path) -> None:
+def test_a_study_file_runs_no_code_unless_it_says_so(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "study.yaml").write_text(text)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    monkeypatch.chdir(tmp_path)
     for verb, code in (("check", 2), ("run", 2), ("doctor", 1)):
-        command = [sys.executable, "-m", "mergesearch", verb, "study.yaml"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=PATIENT
-        )
-        assert done.returncode == code, done.stdout + done.stderr
+        done = mergesearch(verb, "study.yaml")
+        assert done[0] == code, done
         assert not list(tmp_path.rglob("PWNED"))
 
 

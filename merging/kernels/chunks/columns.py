@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -39,15 +40,22 @@ SCALED = 8
 MASKED = 16
 SHARED = 32
 
-#: Numbers of a term: operation, addresses of numbers, mask and scales at the start of the span.
-FIELDS = 4
+#: The bit of an operation whose numbers are packed; they are spread before anything else.
+PACKED = 64
+
+#: Numbers of a term: operation, addresses of numbers, mask, scales and starts at the start of the
+#: span.
+FIELDS = 5
 
 INT = ir.IntType(64)
 FLOAT = ir.FloatType()
 
-_HALVES = ir.VectorType(ir.IntType(16), LANES)
+HALVES = ir.VectorType(ir.IntType(16), LANES)
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
+
+#: What lies in a chunk, as a vector of a kind, at so many bytes from its start.
+Source = Callable[[Any, int], Any]
 
 #: A vector for each quarter of a chunk: values, or the addresses of variables that hold them.
 Values = Sequence[Any]
@@ -114,22 +122,25 @@ def widen(code: Code, term: Any, operation: Any, chunk: Any, into: Values) -> No
     choose(code, kind, [case(number) for number in range(len(KINDS))])
 
 
-def widened(code: Code, kind: int, term: Any, chunk: Any) -> list[Any]:
-    """The numbers of a chunk of a term of a known kind, in fp32."""
+def widened(
+    code: Code, kind: int, term: Any, chunk: Any, source: Source | None = None
+) -> list[Any]:
+    """The numbers of a chunk of a term of a known kind, in fp32; ``source`` is its memory."""
     builder = code.builder
-    offset = builder.mul(chunk, INT(CHUNK * ITEM_BYTES[kind]))
-    at = builder.add(load(code, term, INT, 8), offset)
+    if source is None:
+        offset = builder.mul(chunk, INT(CHUNK * ITEM_BYTES[kind]))
+        source = partial(load, code, builder.add(load(code, term, INT, 8), offset))
     if kind == KINDS["float32"]:
-        return _floats(code, at)
+        return _floats(code, source)
     if kind == KINDS["int8"]:
         # Two chunks share a scale.
         block = builder.mul(builder.lshr(chunk, INT(1)), INT(4))
         scales = builder.add(load(code, term, INT, 24), block)
         scale = splat(builder, load(code, scales, FLOAT))
-        return [builder.fmul(number, scale) for number in _small_numbers(code, at)]
+        return [builder.fmul(number, scale) for number in _small_numbers(code, source)]
     if kind == KINDS["bfloat16"]:
-        return [builder.bitcast(half, FLOATS) for half in _halves(code, at, upper=True)]
-    return [widened_fp16(builder, half) for half in _halves(code, at, upper=False)]
+        return [builder.bitcast(half, FLOATS) for half in _halves(code, source, upper=True)]
+    return [widened_fp16(builder, half) for half in _halves(code, source, upper=False)]
 
 
 def kept(code: Code, mask: Any, chunk: Any) -> list[Any]:
@@ -164,8 +175,8 @@ def store(code: Code, values: Values, out: Any, kind: Any, chunk: Any) -> None:
     choose(code, kind, cases)
 
 
-def _floats(code: Code, at: Any) -> list[Any]:
-    loaded = [load(code, at, FLOATS, 4 * LANES * v) for v in range(VECTORS)]
+def _floats(code: Code, source: Source) -> list[Any]:
+    loaded = [source(FLOATS, 4 * LANES * v) for v in range(VECTORS)]
     if not code.pairs:
         return loaded
     evens = ir.Constant(INTS, list(range(0, 2 * LANES, 2)))
@@ -177,34 +188,34 @@ def _floats(code: Code, at: Any) -> list[Any]:
     ]
 
 
-def _halves(code: Code, at: Any, upper: bool) -> list[Any]:
+def _halves(code: Code, source: Source, upper: bool) -> list[Any]:
     """16-bit numbers as the upper, or the lower, halves of 32 bits."""
     builder = code.builder
     sixteen = int_constant(16)
     if not code.pairs:
-        halves = [load(code, at, _HALVES, 2 * LANES * v) for v in range(VECTORS)]
+        halves = [source(HALVES, 2 * LANES * v) for v in range(VECTORS)]
         wide = [builder.zext(half, INTS) for half in halves]
         return [builder.shl(half, sixteen) for half in wide] if upper else wide
     result = []
     for group in range(VECTORS // 2):
-        pair = load(code, at, INTS, 4 * LANES * group)
+        pair = source(INTS, 4 * LANES * group)
         even = builder.shl(pair, sixteen) if upper else builder.and_(pair, int_constant(0xFFFF))
         odd = builder.and_(pair, int_constant(0xFFFF0000)) if upper else builder.lshr(pair, sixteen)
         result += [even, odd]
     return result
 
 
-def _small_numbers(code: Code, at: Any) -> list[Any]:
+def _small_numbers(code: Code, source: Source) -> list[Any]:
     """8-bit whole numbers as fp32."""
     builder = code.builder
     if code.pairs:
         wide = []
         for group in range(VECTORS // 2):
-            pair = builder.sext(load(code, at, _HALVES, 2 * LANES * group), INTS)
+            pair = builder.sext(source(HALVES, 2 * LANES * group), INTS)
             even = builder.shl(pair, int_constant(24))
             wide += [builder.ashr(even, int_constant(24)), builder.ashr(pair, int_constant(8))]
     else:
-        loaded = [load(code, at, _BYTES, LANES * v) for v in range(VECTORS)]
+        loaded = [source(_BYTES, LANES * v) for v in range(VECTORS)]
         wide = [builder.sext(part, INTS) for part in loaded]
     return [builder.sitofp(number, FLOATS) for number in wide]
 
@@ -241,7 +252,7 @@ def _store_halves(
     bits = [narrowed(builder, value) for value in values]
     if not code.pairs:
         for v, value in enumerate(bits):
-            _put(code, builder.trunc(value, _HALVES), out, chunk, 2, v)
+            _put(code, builder.trunc(value, HALVES), out, chunk, 2, v)
         return
     for v in range(0, VECTORS, 2):
         odd = builder.shl(bits[v + 1], int_constant(16))

@@ -34,7 +34,7 @@ from mergesearch.merging.kernels.chunks.narrow import FLOATS, LANES, float_const
 from mergesearch.merging.kernels.chunks.rows import (
     UNREAD,
     Call,
-    Room,
+    make_room,
     open_chunk,
     rows_of,
     sums,
@@ -75,7 +75,7 @@ def _compiled(pairs: bool, emit: Callable[[Code, Call], None]) -> Any:
 def _emit_sum(code: Code, call: Call) -> None:
     """``Σ_t weight[t] · row[t]``, the base first; 0 where there is no term."""
     builder = code.builder
-    room = Room(variables(code), variables(code), variables(code))
+    room = make_room(code)
     totals = variables(code)
     reads = builder.icmp_signed("!=", load(code, call.terms, INT), INT(UNREAD))
     weight = load(code, call.scalars, FLOAT)
@@ -102,7 +102,7 @@ def _emit_election(code: Code, call: Call) -> None:
     The terms wait in the first-level cache until their sum is known.
     """
     builder = code.builder
-    room = Room(variables(code), variables(code), variables(code))
+    room = make_room(code)
     signs = variables(code)
     totals = variables(code)
     counts = variables(code)

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from mergesearch.merging.kernels.chunks.columns import CHUNK, FIELDS, MINUS_BASE
+from mergesearch.merging.kernels.chunks.columns import CHUNK, FIELDS, MINUS_BASE, PACKED
 from mergesearch.merging.kernels.chunks.loops import (
     elect_natural,
     elect_pairs,
@@ -83,6 +83,20 @@ def _copy_bytes(to: int, source: int, count: int) -> None:
         target[i] = origin[i]
 
 
+@compiled(types.void(_LIST, _AT, _AT, _AT, _AT, _AT))
+def _spread_part(term: Any, chunk: int, low: int, high: int, size: int, to: int) -> None:
+    """Put packed numbers of elements ``low:high`` of a chunk where those of all elements are."""
+    start = np.zeros(1, np.int32)
+    _copy_bytes(start.ctypes.data, term[4] + 4 * chunk, 4)
+    source = term[1] + start[0] * size
+    bits = numba.carray(_byte_pointer(term[2] + chunk * (CHUNK // 8)), CHUNK // 8)
+    for i in range(high):
+        if bits[i // 8] >> (i % 8) & 1:
+            if i >= low:
+                _copy_bytes(to + i * size, source, size)
+            source += size
+
+
 #: Bytes of a padded chunk: of numbers, and of a mask.
 _PAD = CHUNK * 4
 _MASK_PAD = CHUNK // 8
@@ -112,9 +126,13 @@ def pad_terms(
     for t in range(count + 1):
         size = 4 if terms[t, 0] & 3 == 0 else (1 if terms[t, 0] & 3 == 3 else 2)
         offset = chunk * CHUNK * size
-        if terms[t, 0] >= 0:
+        packed = terms[t, 0] >= 0 and terms[t, 0] & PACKED != 0
+        if packed:
+            _spread_part(terms[t], chunk, low, high, size, at)
+        elif terms[t, 0] >= 0:
             _copy_bytes(at + low * size, terms[t, 1] + offset + low * size, (high - low) * size)
         padded[t] = terms[t]
+        padded[t, 0] -= PACKED if packed else 0
         padded[t, 1] = at - offset
         at += _PAD
         if terms[t, 2] != 0 and terms[t, 0] >= 0:

@@ -17,6 +17,7 @@ from mergesearch.merging.kernels.chunks.columns import (
     KINDS,
     MASKED,
     MINUS_BASE,
+    PACKED,
     SCALED,
     SHARED,
     VECTORS,
@@ -25,12 +26,20 @@ from mergesearch.merging.kernels.chunks.columns import (
     kept,
     load,
     read,
+    variables,
     where,
     widen,
     widened,
     write,
 )
 from mergesearch.merging.kernels.chunks.narrow import float_constant, splat
+from mergesearch.merging.kernels.chunks.spread import (
+    SpreadRoom,
+    expanded,
+    expands,
+    spread,
+    spread_room,
+)
 
 #: Operation of a base that is not read.
 UNREAD = -1
@@ -45,6 +54,10 @@ _COMMON = (
     KINDS["float32"],
     KINDS["float32"] + MINUS_BASE,
     KINDS["int8"],
+)
+#: And those where numbers are expanded in registers.
+_EXPANDED = tuple(
+    PACKED + KINDS["bfloat16"] + MINUS_BASE + MASKED + bit for bit in (0, SCALED, SHARED)
 )
 
 
@@ -80,11 +93,20 @@ class Call:
 
 @dataclass(frozen=True)
 class Room:
-    """Variables of a chunk: base and row, and by how many rows a position is shared."""
+    """Variables of a chunk: base and row, and by how many rows a position is shared.
+
+    And memory for packed numbers, spread over the chunk.
+    """
 
     base: Values
     row: Values
     sharing: Values
+    spread: SpreadRoom
+
+
+def make_room(code: Code) -> Room:
+    """Room for a chunk."""
+    return Room(variables(code), variables(code), variables(code), spread_room(code))
 
 
 @contextmanager
@@ -148,26 +170,38 @@ def with_row(
     done = builder.append_basic_block("used")
     other = builder.append_basic_block("other")
     switch = builder.switch(operation, other)
-    for known in _COMMON:
+    for known in (*_COMMON, *_EXPANDED) if expands() else _COMMON:
         block = builder.append_basic_block(f"operation{known}")
         switch.add_case(INT(known), block)
         builder.position_at_end(block)
-        values = widened(code, known & 3, term, chunk)
+        source = expanded(code, known & 3, term, chunk) if known & PACKED else None
+        values = widened(code, known & 3, term, chunk, source)
         for bit, step in _steps(code, term, scalars, chunk, room):
             if known & bit:
                 values = step(values)
         use(values)
         builder.branch(done)
     builder.position_at_end(other)
-    _decode(code, term, operation, scalars, chunk, room)
+    _decode(code, _without_packing(code, term, chunk, room), scalars, chunk, room)
     use(read(code, room.row))
     builder.branch(done)
     builder.position_at_end(done)
 
 
-def _decode(code: Code, term: Any, operation: Any, scalars: Any, chunk: Any, room: Room) -> None:
+def _without_packing(code: Code, term: Any, chunk: Any, room: Room) -> Any:
+    """The term, or one whose numbers of this chunk lie where those of all elements do."""
+    builder = code.builder
+    packed = builder.and_(load(code, term, INT), INT(PACKED))
+    is_packed = builder.icmp_signed("!=", packed, INT(0))
+    with builder.if_then(is_packed):
+        spread(code, term, chunk, room.spread)
+    return builder.select(is_packed, room.spread.term, term)
+
+
+def _decode(code: Code, term: Any, scalars: Any, chunk: Any, room: Room) -> None:
     """A row as its span defines it, written to ``room.row``."""
     builder = code.builder
+    operation = load(code, term, INT)
     widen(code, term, operation, chunk, room.row)
     for bit, step in _steps(code, term, scalars, chunk, room):
         applies = builder.icmp_signed("!=", builder.and_(operation, INT(bit)), INT(0))

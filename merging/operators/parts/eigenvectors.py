@@ -111,7 +111,7 @@ def largest_eigenvectors(lower: torch.Tensor, count: int) -> tuple[torch.Tensor,
     import torch
 
     if lower.device.type == "cpu":
-        found = _by_lapack(lower.contiguous().numpy(), count)
+        found = by_lapack(lower.contiguous().numpy(), count)
         if found is not None:
             values, rows = found
             return torch.from_numpy(values).flip(0), torch.from_numpy(rows).flip(0).T
@@ -124,7 +124,7 @@ def _blocks(size: int) -> list[tuple[int, int]]:
     return [(first, stop) for first, stop in pairwise(bounds) if stop > first]
 
 
-def _by_lapack(
+def by_lapack(
     lower: npt.NDArray[Any], count: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
     """Eigenvalues ``(count,)``, ascending, and eigenvectors ``(count, s)``; None if it gave up."""
@@ -166,7 +166,7 @@ def _by_lapack(
     call(asked, -1, asked_whole, -1)
     work = np.empty(int(asked[0]), lower.dtype)
     whole = np.empty(int(asked_whole[0]), np.int32)
-    with _one_thread():
+    with one_blas_thread():
         call(work, len(work), whole, len(whole))
     return (values[:count], vectors) if info.value == 0 else None
 
@@ -196,7 +196,7 @@ _calls: list[Any] = []  # the limit that holds, once for every call that runs
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """Keep scipy's library on one thread while any call runs: its bits depend on their number."""
     from threadpoolctl import threadpool_limits
 

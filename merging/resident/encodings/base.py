@@ -36,15 +36,23 @@ class EncodedRow:
 
     Attributes:
         column: How.
-        numbers: ``(n,)`` in the dtype of the column.
+        numbers: ``(n,)`` in the dtype of the column; of kept elements only where it is packed.
         mask: Packed bits, uint8 ``(ceil(n / 8),)``, or None.
         scales: fp32 ``(ceil(n / 128),)``, or None.
+        starts: int32 ``(ceil(n / 64),)``, or None.
     """
 
     column: StoredColumn
     numbers: torch.Tensor
     mask: torch.Tensor | None = None
     scales: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, without the padding of its parts."""
+        parts = (self.numbers, self.mask, self.scales, self.starts)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +67,11 @@ class EncodedRows:
     rows: tuple[EncodedRow, ...]
     shared: bool = False
 
+    @property
+    def bytes(self) -> int:
+        """What all rows take."""
+        return sum(row.bytes for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -68,12 +81,12 @@ class Encoding:
         name: In study files, reports and plans.
         exact: Whether decoded rows have the bits of fp32 rows.
         summary: One line for listings.
-        bits: dtype of the expert -> bits that an element of a row takes.
+        bits: dtype of the expert, share of elements that a row keeps -> bits that an element takes.
         encode: The rows as they are stored, or None where the encoding cannot express them.
     """
 
     name: str
     exact: bool
     summary: str
-    bits: Callable[[str], float]
+    bits: Callable[[str, float], float]
     encode: Callable[[TensorRows], EncodedRows | None]

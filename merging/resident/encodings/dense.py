@@ -35,5 +35,5 @@ def _encode_bf16(tensor: TensorRows) -> EncodedRows:
     )
 
 
-DENSE = Encoding("dense", True, "fp32", lambda _dtype: 32.0, _encode)
-BF16 = Encoding("bf16", False, "rounded to bf16", lambda _dtype: 16.0, _encode_bf16)
+DENSE = Encoding("dense", True, "fp32", lambda _dtype, _density: 32.0, _encode)
+BF16 = Encoding("bf16", False, "rounded to bf16", lambda _dtype, _density: 16.0, _encode_bf16)

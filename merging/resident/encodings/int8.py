@@ -43,6 +43,6 @@ INT8 = Encoding(
     "int8",
     False,
     "8 bits, one fp32 scale for 128 elements",
-    lambda _dtype: 8.0 + 32.0 / SCALE_BLOCK,
+    lambda _dtype, _density: 8.0 + 32.0 / SCALE_BLOCK,
     _encode,
 )

@@ -69,6 +69,6 @@ MASKED = Encoding(
     "masked",
     True,
     "the expert as its checkpoint has it, one bit an element, a scale",
-    lambda dtype: 8.0 * ITEMSIZE[dtype] + 1,
+    lambda dtype, _density: 8.0 * ITEMSIZE[dtype] + 1,
     _encode,
 )

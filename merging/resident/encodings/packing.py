@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from mergesearch.merging.kernels.lowrank import matrix_shape
-from mergesearch.merging.kernels.spans import ITEMSIZE, SCALE_BLOCK, Column, ColumnDtype, Span
+from mergesearch.merging.kernels.spans import (
+    ITEMSIZE,
+    PACK_BLOCK,
+    SCALE_BLOCK,
+    Column,
+    ColumnDtype,
+    Span,
+)
 from mergesearch.merging.tensors.layout import ALIGNMENT, Layout, TensorSpec
 
 #: Every part of a tensor starts at a multiple of this many bytes: two cache lines, and eight of the
@@ -35,12 +42,15 @@ class StoredColumn:
         minus_base: Whether the row is the number minus the base.
         scale: What the row is multiplied with.
         masked: Whether the row has a mask.
+        packed: How many numbers are stored where only those of kept elements are; None where every
+            element has its number.
     """
 
     dtype: ColumnDtype
     minus_base: bool = False
     scale: float = 1.0
     masked: bool = False
+    packed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,8 @@ class TensorParts:
 
     Attributes:
         base: Of the base.
-        numbers, masks, scales: Of every row; None where a row has no mask or no scales.
+        numbers: Of every row.
+        masks, scales, starts: Of every row; None where it has none.
         factors: Of the left and the right factor, or None.
         stop: Of what follows the tensor.
     """
@@ -90,6 +101,7 @@ class TensorParts:
     numbers: tuple[int, ...]
     masks: tuple[int | None, ...]
     scales: tuple[int | None, ...]
+    starts: tuple[int | None, ...]
     factors: tuple[int, int] | None
     stop: int
 
@@ -196,9 +208,17 @@ class Packing:
         stored = self.stored[spec.name]
         parts = self.parts[spec.name]
         rows = tuple(
-            Column(column.dtype, number, column.minus_base, column.scale, mask, scales)
-            for column, number, mask, scales in zip(
-                stored.columns, parts.numbers, parts.masks, parts.scales, strict=True
+            Column(
+                *(column.dtype, number, column.minus_base, column.scale, mask, scales, starts),
+                count=column.packed or 0,
+            )
+            for column, number, mask, scales, starts in zip(
+                stored.columns,
+                parts.numbers,
+                parts.masks,
+                parts.scales,
+                parts.starts,
+                strict=True,
             )
         )
         stop = spec.start + padded(spec)
@@ -213,13 +233,17 @@ def _parts_of(spec: TensorSpec, stored: StoredTensor, at: int, itemsize: int) ->
     numbers: list[int] = []
     masks: list[int | None] = []
     scales: list[int | None] = []
+    starts: list[int | None] = []
     for column in stored.columns:
         numbers.append(at)
-        at = _aligned(at + size * ITEMSIZE[column.dtype])
+        kept = size if column.packed is None else column.packed
+        at = _aligned(at + kept * ITEMSIZE[column.dtype])
         masks.append(at if column.masked else None)
         at = _aligned(at + mask_bytes(size)) if column.masked else at
         scales.append(at if column.dtype == "int8" else None)
         at = _aligned(at + 4 * scale_count(size)) if column.dtype == "int8" else at
+        starts.append(None if column.packed is None else at)
+        at = at if column.packed is None else _aligned(at + 4 * start_count(size))
     factors = None
     if stored.ranks is not None:
         m, n = matrix_shape(spec.shape)
@@ -227,7 +251,8 @@ def _parts_of(spec: TensorSpec, stored: StoredTensor, at: int, itemsize: int) ->
         right = _aligned(at + m * rank * itemsize)
         factors = at, right
         at = _aligned(right + rank * n * itemsize)
-    return TensorParts(base, tuple(numbers), tuple(masks), tuple(scales), factors, at)
+    rows = (tuple(numbers), tuple(masks), tuple(scales), tuple(starts))
+    return TensorParts(base, *rows, factors, at)
 
 
 def padded(spec: TensorSpec) -> int:
@@ -243,6 +268,11 @@ def mask_bytes(elements: int) -> int:
 def scale_count(elements: int) -> int:
     """Number of scales of a row of int8 numbers."""
     return -(-elements // SCALE_BLOCK)
+
+
+def start_count(elements: int) -> int:
+    """Number of starts of a row of packed numbers."""
+    return -(-elements // PACK_BLOCK)
 
 
 def _aligned(size: int) -> int:

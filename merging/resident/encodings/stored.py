@@ -124,6 +124,6 @@ STORED = Encoding(
     "stored",
     True,
     "the expert as its checkpoint has it",
-    lambda dtype: 8.0 * ITEMSIZE[dtype],
+    lambda dtype, _density: 8.0 * ITEMSIZE[dtype],
     _encode,
 )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from mergesearch.merging.kernels.spans import RowsSetting
-from mergesearch.merging.operators.base import Operator
+from mergesearch.merging.operators.base import Operator, kept_form
 from mergesearch.merging.resident.encodings.base import EncodedRows, Encoding, TensorRows
 from mergesearch.merging.resident.encodings.dense import BF16, DENSE
 from mergesearch.merging.resident.encodings.int8 import INT8
 from mergesearch.merging.resident.encodings.masked import MASKED
+from mergesearch.merging.resident.encodings.packed import PACKED
 from mergesearch.merging.resident.encodings.stored import STORED
 from mergesearch.merging.tensors.source import Options
 
 ENCODINGS: dict[str, Encoding] = {
-    encoding.name: encoding for encoding in (STORED, MASKED, DENSE, BF16, INT8)
+    encoding.name: encoding for encoding in (STORED, MASKED, PACKED, DENSE, BF16, INT8)
 }
 
 
@@ -21,9 +22,10 @@ def planned_encoding(
 ) -> Encoding:
     """The encoding that an operator's rows are expected to have, before weights are read.
 
-    The rule is the smallest exact one that the operator declares (``Operator.row_form``).
+    The rule is the smallest exact one that the operator declares (``Operator.row_form``), masked
+    rows packed where they keep at most half of their elements (``Operator.density``).
     """
-    return ENCODINGS[operator.row_form(options) if setting == "auto" else setting]
+    return ENCODINGS[kept_form(operator, options) if setting == "auto" else setting]
 
 
 def rows_are_exact(setting: RowsSetting) -> bool:

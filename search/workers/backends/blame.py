@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergesearch.search.workers.device_errors import is_assertion
+from mergesearch.merging.tensors.device_errors import is_assertion
 
 #: Errors after which a card is set aside, and cards after which a task is at fault.
 LIMIT = 2

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mergesearch.merging import InputError
 from mergesearch.search.retry import first_line
@@ -24,6 +26,10 @@ T = TypeVar("T")
 OBJECT_STORE_BYTES = 200_000_000
 #: The product's own package, which travels to nodes that do not have it.
 PACKAGE = "mergesearch"
+#: Attempts to connect, and seconds between two. Ray waits for a node that starts, but gives up at
+#: the first request that a busy head does not answer in time.
+ATTEMPTS = 3
+PAUSE_SECONDS = 2.0
 #: Set by Ray in the processes of a submitted job, whose code travelled with it.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -47,7 +53,7 @@ def connect(section: WorkersSection) -> Any:
     """Connect to the cluster at ``section.address``, or start a Ray on this machine.
 
     Raises:
-        InputError: If it does not answer.
+        InputError: If it does not answer, several times in a row.
     """
     # Settings that Ray reads from the environment at import or start, not from arguments.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -72,15 +78,41 @@ def connect(section: WorkersSection) -> Any:
         }
     elif JOB_VARIABLE not in os.environ:
         options["runtime_env"] = {"py_modules": [str(package_folder())]}
+    address = section.address or "local"
+    error = _start_error(ray, address, options)
+    for _ in range(ATTEMPTS - 1):
+        if error is None or section.address is None or not _may_pass(error):
+            break
+        time.sleep(PAUSE_SECONDS)
+        error = _start_error(ray, address, options)
+    if error is not None:
+        raise _no_answer(section, error)
+    return ray
+
+
+def _start_error(ray: Any, address: str, options: Mapping[str, Any]) -> Exception | None:
+    """Start Ray in this process; why that failed, or None if it did not."""
+    connected = ray.is_initialized()
     try:
         with _own_signals():
-            ray.init(address=section.address or "local", **options)
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
-        where = section.address or "a local Ray"
-        raise InputError(
-            f"workers.address: expected {where} to answer, received: {_reason(error)}"
-        ) from None
-    return ray
+        if not connected:
+            ray.shutdown()  # what a failed start leaves
+        return cast(Exception, error)
+    return None
+
+
+def _no_answer(section: WorkersSection, error: Exception) -> InputError:
+    where = section.address or "a local Ray"
+    return InputError(f"workers.address: expected {where} to answer, received: {_reason(error)}")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may succeed: a head that is busy, not a token or version refused."""
+    if isinstance(error, ValueError) or _is_refusal(error):
+        return False
+    return "version mismatch" not in str(error).lower()
 
 
 @contextlib.contextmanager
@@ -196,13 +228,19 @@ def ask_server(request: Callable[[], T]) -> T:
 
 def _reason(error: Exception) -> str:
     """The first line of an error, or how to give the cluster's token where it is missing."""
-    if (
-        "auth" in type(error).__name__.lower()
-        or "authentication" in str(error).lower()
-        or "AuthToken" in str(error)
-    ):
+    if _is_refusal(error):
         return (
             "no or a wrong token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
             "cluster's token file"
         )
     return first_line(error)
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the cluster's token is missing or wrong, as an error or one behind it says."""
+    if error is None:
+        return False
+    text = str(error)
+    named = "auth" in type(error).__name__.lower() or "AuthToken" in text
+    told = re.search("authentication|unauthenticated", text, re.I) is not None
+    return named or told or _is_refusal(error.__cause__)

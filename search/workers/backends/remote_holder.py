@@ -11,11 +11,11 @@ from typing import Any
 from mergesearch.merging.resident.sharing.copies import HeldCopy
 from mergesearch.merging.resident.sharing.kinds import turn_off_expandable_segments
 from mergesearch.merging.resident.sharing.protocol import ArenaHandle
+from mergesearch.merging.tensors.device_errors import device_error
 from mergesearch.search.workers.backends.arena_copy import copy_if_missing
 from mergesearch.search.workers.backends.cards import whereabouts
 from mergesearch.search.workers.backends.loading_watch import send_loading
 from mergesearch.search.workers.card_holder import hold_copy
-from mergesearch.search.workers.device_errors import device_error
 from mergesearch.search.workers.loading import LoadingReporter
 from mergesearch.search.workers.messages import Failure, WorkerSpec
 from mergesearch.search.workers.worker import failure_of

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mergesearch.evaluators import Candidate
 from mergesearch.evaluators.harness.rows import Options, Request
@@ -65,9 +66,12 @@ def by_harness(folder: Path, model: Any, task: str, **options: Any) -> dict[str,
     )
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     spec = {"group": "all", "task": [{"task": task, "test_split": "search"}]}
-    return lm_eval.simple_evaluate(
-        lm, tasks=[spec], task_manager=manager, bootstrap_iters=0, **options
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # It lists the packages of the environment by processes of its own, which nobody reads.
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        return lm_eval.simple_evaluate(
+            lm, tasks=[spec], task_manager=manager, bootstrap_iters=0, **options
+        )
 
 
 def models(kind: str) -> Any:
@@ -298,6 +302,29 @@ class TestScoring:
         for (ours, _), (theirs, _) in zip(result, self.naive(model), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
 
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+            (RuntimeError("CUDA error: out of memory"), True),
+            (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+            (KeyError("a fault of ours"), True),
+            (RuntimeError("The size of tensor a (3) must match that of b (4)"), False),
+            (TypeError("forward() got an unexpected keyword argument"), False),
+        ],
+    )
+    def test_only_a_refusal_of_masks_says_that_a_model_cannot_pack(
+        self, error: Exception, raised: bool
+    ) -> None:
+        model = text_llama(1)
+        refuse_masks(model, error)
+        if not raised:
+            assert not can_pack(model, self.requests, Options(4, 64))
+            return
+        with pytest.raises(type(error)) as caught:
+            can_pack(model, self.requests, Options(4, 64))
+        assert caught.value is error
+
     def test_the_beginning_of_long_contexts_goes(self) -> None:
         model = text_llama(1)
         long = Request(tuple(3 + n % 250 for n in range(90)), (5, 6))
@@ -310,6 +337,31 @@ class TestScoring:
     def test_continuations_that_do_not_fit_are_refused(self) -> None:
         with pytest.raises(InputError, match="at most 4 tokens, received one of 5"):
             score_requests(text_llama(1), [Request((3,), (4, 5, 6, 7, 8))], Options(2, 4))
+
+
+def refuse_masks(model: Any, error: Exception, rows: int = 0) -> None:
+    """Let a model raise an error at masks of ours, which have four dimensions, of more rows."""
+
+    def check(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
+        mask = named.get("attention_mask")
+        if mask is not None and mask.ndim == 4 and len(mask) > rows:
+            raise error
+
+    model.model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def test_memory_that_runs_out_while_packing_is_tried_halves_the_batch(folder: Path) -> None:
+    """Packing is tried again with the smaller batch, and found to fit."""
+    model = text_llama(1)
+    evaluator = opened(lm_section(folder, "choose", batch_size=4))
+    refuse_masks(model, torch.OutOfMemoryError("CUDA out of memory"), rows=2)
+    candidate = candidate_at([0.1], model)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluator.evaluate(candidate, "search")
+    assert evaluator.halve_batch() == 2
+    scores = evaluator.evaluate(candidate, "search").values
+    plain = measured(folder, text_llama(1), "choose", batch_size=4).values
+    assert dict(scores) == pytest.approx(dict(plain), abs=1e-5)
 
 
 def small_model(family: str) -> Any:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import pytest
 
 from mergesearch.merging.family.effort import (
-    CARD_RATES,
     MATRIX_WORK,
-    Rates,
     Work,
     all_vectors,
     largest_vectors,
     matrix_work,
-    measured_rates,
     polar_factor,
     preparation_seconds,
     product,
 )
+from mergesearch.merging.family.rates import CARD_RATES, Rates, measured_rates
 from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.tensors.layout import Layout
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mergesearch.merging.kernels.spans import (
     ITEMSIZE,
+    PACK_BLOCK,
     SCALE_BLOCK,
     Column,
     ColumnDtype,
@@ -42,6 +43,7 @@ class Row:
     minus_base: bool = False
     scale: float = 1.0
     masked: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,11 @@ def _elected(used: Sequence[tuple[np.float32, Floats]], rule: str) -> Floats | N
 
 def _numbers(memory: Bytes, span: Span, column: Column) -> Floats:
     size = span.stop - span.start
-    raw = memory[column.offset : column.offset + size * ITEMSIZE[column.dtype]]
+    count = size if column.starts is None else column.count
+    raw = memory[column.offset : column.offset + count * ITEMSIZE[column.dtype]]
     held = np.frombuffer(raw.tobytes(), HELD_AS[column.dtype])
+    if column.starts is not None:
+        held = _spread(memory, span, column, held)
     if column.dtype == "bfloat16":
         return (held.astype(np.uint32) << np.uint32(16)).view(np.float32)
     x = held.astype(np.float32)
@@ -209,6 +214,20 @@ def _numbers(memory: Bytes, span: Span, column: Column) -> Floats:
         part = memory[column.scales : column.scales + 4 * blocks]
         x = x * np.repeat(np.frombuffer(part.tobytes(), np.float32), SCALE_BLOCK)[:size]
     return x
+
+
+def _spread(
+    memory: Bytes, span: Span, column: Column, numbers: npt.NDArray[np.generic]
+) -> npt.NDArray[np.generic]:
+    """Packed numbers at the elements that are kept, found block by block; 0 elsewhere."""
+    assert column.starts is not None
+    kept = _kept(memory, span, column)
+    part = memory[column.starts : column.starts + 4 * -(-kept.size // PACK_BLOCK)]
+    spread = np.zeros(kept.size, numbers.dtype)
+    for block, start in enumerate(np.frombuffer(part.tobytes(), np.int32)):
+        places = block * PACK_BLOCK + np.flatnonzero(kept[block * PACK_BLOCK :][:PACK_BLOCK])
+        spread[places] = numbers[start : start + places.size]
+    return spread
 
 
 def _kept(memory: Bytes, span: Span, column: Column) -> npt.NDArray[np.bool_]:
@@ -233,5 +252,31 @@ def _random_column(generator: np.random.Generator, row: Row, size: int, put: obj
         held = narrow(numbers, row.dtype)
     else:
         held = numbers.astype(HELD_AS[row.dtype])
+    if row.packed:
+        return _packed_column(generator, row, held, put)
     mask = put(generator.integers(0, 256, -(-size // 8)).astype(np.uint8)) if row.masked else None
     return Column(row.dtype, put(held), row.minus_base, row.scale, mask, scales)
+
+
+def _packed_column(
+    generator: np.random.Generator, row: Row, held: npt.NDArray[np.generic], put: object
+) -> Column:
+    """A third of the numbers, in runs: some blocks keep all of them, some none.
+
+    What lies beyond the span has bits in the mask too, which nothing may follow.
+    """
+    assert callable(put)
+    size = held.size
+    share = np.repeat(generator.choice([0.0, 0.1, 1.0], -(-size // 100)), 100)[:size]
+    kept = generator.random(size) < share
+    blocks = -(-size // PACK_BLOCK)
+    bits = np.ones(blocks * PACK_BLOCK, np.bool_)
+    bits[:size] = kept
+    per_block = np.add.reduceat(kept, np.arange(0, size, PACK_BLOCK), dtype=np.int32)
+    starts = (np.cumsum(per_block) - per_block).astype(np.int32)
+    numbers = put(held[kept])
+    mask = put(np.packbits(bits, bitorder="little"))
+    return Column(
+        *(row.dtype, numbers, row.minus_base, row.scale, mask, None, put(starts)),
+        count=int(kept.sum()),
+    )

@@ -16,10 +16,11 @@ from tests.merging.kernels.span_reference import Row, Stretch
 
 KERNELS: tuple[Kernel, ...] = ("numba", "torch")
 STORED = Row("bfloat16", minus_base=True)
+PACKED = Row("bfloat16", minus_base=True, masked=True, packed=True)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("rows", [(Row("float32"),) * 2, (STORED, Row("int8", masked=True))])
+@pytest.mark.parametrize("rows", [(Row("float32"),) * 2, (PACKED, Row("int8", masked=True))])
 def test_products_have_the_bits_of_decoded_rows(kernel: Kernel, rows: tuple[Row, ...]) -> None:
     generator = np.random.default_rng(0)
     # Spans that follow each other without a gap, the first over more than one piece.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numba.core import config
 
 from mergesearch.merging import Field, InputError, RecipeError
 from mergesearch.merging.kernels import numba_kernel, spans_numba, spans_torch
-from mergesearch.merging.kernels.chunks import ranges, stamp
+from mergesearch.merging.kernels.chunks import ranges, spread, stamp
 from mergesearch.merging.kernels.dispatch import combine, term_weights
 from mergesearch.merging.kernels.forms import ELECTIONS, Form
 from mergesearch.merging.kernels.span_dispatch import SpanKernel, combine_spans
@@ -33,11 +37,14 @@ def arena_of(seed: int) -> tuple[Bytes, tuple[Span, ...], np.ndarray, np.ndarray
     directions = int(generator.integers(1, 8))
 
     def row() -> Row:
+        dtype = str(generator.choice(STORED))
+        kept = generator.integers(3)
         return Row(
-            str(generator.choice(STORED)),  # type: ignore[arg-type]
+            dtype,  # type: ignore[arg-type]
             minus_base=bool(generator.integers(2)),
             scale=float(generator.choice([1, 1.5, -0.3])),
-            masked=bool(generator.integers(2)),
+            masked=kept > 0,
+            packed=kept > 1 and dtype != "int8",
         )
 
     stretches = []
@@ -113,6 +120,7 @@ def test_the_bits_are_those_of_fp32_rows_rounded_once(dtype: str, rule: str) -> 
         Row("float16"),
         Row("int8"),
         Row("float32", minus_base=True, scale=0.5),
+        Row("bfloat16", minus_base=True, masked=True, packed=True),
     )
     generator = np.random.default_rng(7)
     memory, spans = reference.random_arena(generator, [Stretch(3001, "bfloat16", rows)])
@@ -300,3 +308,30 @@ def test_compiled_code_is_renewed_when_the_code_that_it_emits_changes() -> None:
         held = [cell.cell_contents for cell in function.py_func.__closure__]
         assert held == [stamp.sources_digest()]  # numba's cache looks at what a closure holds
     assert {path.name for path in stamp.SOURCES} >= {"loops.py", "columns.py", "narrow.py"}
+
+
+def test_numbers_are_expanded_by_processors_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    for features, expected in (("+avx2,+avx512vbmi2", True), ("-avx512vbmi2", False), ("", False)):
+        spread.expands.cache_clear()
+        monkeypatch.setattr(config, "CPU_FEATURES", features)
+        assert spread.expands() == expected
+    spread.expands.cache_clear()
+
+
+@pytest.mark.slow
+def test_any_processor_has_the_bits_of_the_reference(tmp_path: Path) -> None:
+    """One without instructions of its own, so that numbers are spread one by one."""
+    test = test_sums_and_elections_have_the_bits_of_the_reference.__name__
+    plain = {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", f"{__file__}::{test}", "-k", "numba"],
+        env={**os.environ, **plain},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 passed" in done.stdout

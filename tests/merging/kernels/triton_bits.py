@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,21 @@ _ROWS: tuple[tuple[Row, ...], ...] = (
     (Row("bfloat16", True), Row("bfloat16", True), Row("bfloat16", True)),
     (Row("float32"), Row("float16", True, 0.3), Row("int8", scale=1.7)),
     (Row("bfloat16", True, 1.5, True), Row("int8", masked=True), Row("float32", masked=True)),
+    (
+        Row("bfloat16", True, masked=True, packed=True),
+        Row("float16", True, 0.3, masked=True, packed=True),
+        Row("float32", masked=True, packed=True),
+    ),
 )
 
 
 def mixed_arena(alignment: int = 64) -> tuple[reference.Bytes, tuple[Span, ...]]:
-    """Three spans of three rows: whole blocks and parts of them, shared and not."""
+    """Four spans of three rows: whole blocks and parts of them, shared and not."""
     stretches = [
         Stretch(4500, "bfloat16", _ROWS[0]),
         Stretch(301, "float32", _ROWS[1]),
         Stretch(2500, "float16", _ROWS[2], shared=True),
+        Stretch(2713, "bfloat16", _ROWS[3], shared=True),
     ]
     return reference.random_arena(np.random.default_rng(7), stretches, alignment)
 
@@ -178,7 +185,7 @@ def _short_segments() -> None:
 
 
 def _many_signatures() -> None:
-    """Spans stored in twelve ways: nine kernels, and one for what is left."""
+    """Spans stored in thirteen ways: nine kernels, and one for what is left."""
     from mergesearch.merging.kernels.triton_blocks import launches
     from mergesearch.merging.kernels.triton_combine import traffic
 
@@ -187,11 +194,13 @@ def _many_signatures() -> None:
         Stretch(70 + 3 * n, base, (Row(kind, masked=n % 2 > 0), Row("bfloat16", True)), n > 5)
         for n, (base, kind) in enumerate((base, kind) for base in kinds[:3] for kind in kinds)
     ]
+    packed = Row("bfloat16", True, masked=True, packed=True)
+    stretches.append(Stretch(65, "bfloat16", (packed, Row("bfloat16", True)), True))
     memory, spans = reference.random_arena(np.random.default_rng(2), stretches)
     boundaries = segments_of(spans)
     planned = launches(spans, boundaries, 2048)
     assert [bool(launch.signature.codes) for launch in planned] == [True] * 9 + [False]
-    assert sum(len(launch.columns) for launch in planned) == 12
+    assert sum(len(launch.columns) for launch in planned) == 13
     weights = random_weights(3, 1)
     assert traffic(spans, weights, boundaries, "float32").launches == 10
     check_bits(memory, spans, weights, boundaries)
@@ -242,7 +251,7 @@ def _traffic_is_what_is_loaded() -> None:
             merged(memory, spans, weights, boundaries, "bfloat16", election)
         expected = traffic(spans, weights, boundaries, "bfloat16", election)
         assert [expected.read, expected.written] == counts
-        assert expected.launches == 3
+        assert expected.launches == 4
 
 
 def _large_models_are_moved_once() -> None:
@@ -255,6 +264,7 @@ def _large_models_are_moved_once() -> None:
     for rows in (
         [Row("bfloat16", True)] * 4,
         [Row("bfloat16", True, 1.0, True)] * 4,
+        [Row("bfloat16", True, 1.0, True, True)] * 4,
         [Row("int8")] * 8,
         [Row("float32")],
     ):
@@ -263,13 +273,14 @@ def _large_models_are_moved_once() -> None:
         for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             columns = []
             for row in (Row("bfloat16"), *rows):
-                scales = at if row.dtype == "int8" else None
-                columns.append(Column(row.dtype, at, row.minus_base, 1.0, at, scales))
+                column = Column(row.dtype, at, row.minus_base)
+                column = replace(column, scales=at if row.dtype == "int8" else None)
+                column = replace(column, mask=at if row.masked else None)
+                count = (stop - start) // 5
+                column = replace(column, starts=at, count=count) if row.packed else column
+                columns.append(column)
                 at += 4 * (stop - start)
-            base = Column("bfloat16", columns[0].offset)
-            masked = rows[0].masked
-            kept = [c if masked else Column(c.dtype, c.offset, c.minus_base, scales=c.scales)
-                    for c in columns[1:]]  # fmt: skip
+            base, *kept = columns
             spans.append(Span(start, stop, base, tuple(kept)))
         weights = np.ones((len(rows) + 1, len(sizes)), np.float32)
         for boundaries in (starts, starts[[0, -1]]):
@@ -313,9 +324,11 @@ def _refusals() -> None:
     rows = spans[0].rows
     wide = Span(0, 64, Column("float64", 0), rows)
     odd = Span(0, 64, Column("float32", 2), rows)
+    packed = Span(0, 64, rows[0], (Column("float32", 0, mask=2, starts=8), *rows[1:]))
     for wrong, words in (
         ([wide], "received float64; use kernel='torch'"),
         ([odd], "received offsets 2"),
+        ([packed], "received offsets 2 and 8"),
         ([Span(32, 64, spans[0].base, rows)], "multiples of 64"),
         ([spans[0], Span(4544, 4600, spans[0].base, rows[:1])], "of 1 rows"),
     ):
@@ -399,6 +412,7 @@ def _products() -> None:
     from mergesearch.merging.kernels.triton_products import products
 
     stretches = [Stretch(9000, "bfloat16", _ROWS[0]), Stretch(301, "float16", _ROWS[2], True)]
+    stretches.append(Stretch(450, "bfloat16", _ROWS[3], True))
     memory, spans = reference.random_arena(np.random.default_rng(8), stretches)
     boundaries = segments_of(spans, 77, 8200, 9100)
     size = spans[-1].stop

@@ -169,6 +169,20 @@ def _masked(device: int) -> None:
     assert "div.rn.f32" in kernel.asm["ptx"]
 
 
+def _packed(device: int) -> None:
+    """A thread finds the numbers of its eight elements alone: no scan, nothing shared."""
+    rows = [Row("bfloat16", True, 1.5, True, True)] * 4
+    kernel = merge(device, "bfloat16", rows, "bfloat16")
+    check_exact(kernel)
+    check_machine_code(kernel)
+    assert vector_loads(kernel) == 1  # of the base
+    assert vector_stores(kernel) == 1
+    # In whole blocks and in others, where the base is read one by one too.
+    assert len(re.findall(r"ld\.global[\w.:]*\.b16", kernel.asm["ptx"])) == 8 * (2 * 4 + 1)
+    assert not re.search(r"\b(bar|shfl)\b", kernel.asm["ptx"])
+    assert kernel.metadata.shared == 0
+
+
 def _int8(device: int) -> None:
     kernel = merge(device, "float16", [Row("int8")] * 8, "float16")
     check_exact(kernel)
@@ -273,6 +287,7 @@ def _products(device: int) -> None:
 _KINDS = {
     "dense": _dense,
     "masked": _masked,
+    "packed": _packed,
     "int8": _int8,
     "election": _election,
     "any form": _any_form,

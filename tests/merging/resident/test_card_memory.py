@@ -67,14 +67,15 @@ def test_bits_are_those_of_the_table_of_encodings() -> None:
     for name, encoding in ENCODINGS.items():
         assert (name in EXACT) == encoding.exact
         for dtype in ("bfloat16", "float16", "float32"):
-            assert ROW_BITS[name](dtype) == encoding.bits(dtype)
+            for density in (0.1, 0.9, 1.0):
+                assert ROW_BITS[name](dtype, density) == encoding.bits(dtype, density)
 
 
 @pytest.mark.parametrize(
     ("operator", "rows"),
     [
         ("task_arithmetic", "auto"),
-        ("ties", "auto"),
+        ("ties", "masked"),
         ("average", "auto"),
         ("average", "int8"),
         ("pcb", "auto"),
@@ -92,6 +93,19 @@ def test_planned_sizes_are_those_of_the_arena(
     parts = 6 * (1 + 3 * 2)  # of six tensors, each padded to 128 bytes
     assert planned.base + planned.rows <= arenas.memory.nbytes
     assert arenas.memory.nbytes < planned.base + planned.rows + 128 * parts
+
+
+def test_packed_rows_keep_no_more_than_is_declared(folder: Path, tmp_path: Path) -> None:
+    """Elections leave out some of what trimming keeps."""
+    recipe = recipe_of(folder, "ties")
+    planned = weight_bytes(open_family(recipe), get_operator("ties"), recipe.options)
+    arenas = open_arenas(recipe, tmp_path)
+    kept = [c.packed for one in arenas.packing.stored.values() for c in one.columns]
+    most = 0.2 * open_family_of(folder).layout.parameters
+    assert 0.8 * most < sum(kept[::2]) <= most + 1  # of one expert
+    assert planned.by_encoding.keys() == {"packed"}
+    assert 0.9 * planned.rows < arenas.memory.nbytes - planned.base
+    assert arenas.memory.nbytes < planned.base + planned.rows + 128 * 6 * (1 + 3 * 2)
 
 
 @pytest.mark.parametrize(

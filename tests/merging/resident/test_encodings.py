@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergesearch.merging import Field, Recipe, Source
+from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.merging.operators import get_operator
 from mergesearch.merging.resident.arena import Arenas, open_arenas
 from mergesearch.merging.resident.encodings import ENCODINGS, planned_encoding
@@ -35,21 +37,24 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("slerp", {}, "stored"),
     ("lines", {}, "stored"),
     ("layer_swap", {"bottom": 1, "top": 0}, "stored"),
-    ("ties", {}, "masked"),
-    ("ties", {"merge": "sum", "scope": "tensor", "density": 0.5}, "masked"),
-    ("ties", {"merge": "max"}, "masked"),
-    ("ties", {"mode": "live"}, "masked"),
-    ("dare", {}, "masked"),
+    ("ties", {}, "packed"),
+    ("ties", {"merge": "sum", "scope": "tensor", "density": 0.5}, "packed"),
+    ("ties", {"merge": "max", "density": 0.6}, "masked"),
+    ("ties", {"mode": "live"}, "packed"),
+    ("dare", {}, "packed"),
     ("dare", {"rescale": "l1", "drop": 0.3}, "masked"),
     ("dare_ties", {"drop": 0.4}, "masked"),
+    ("dare_ties", {}, "packed"),
     ("della", {"epsilon": 0.0}, "masked"),
+    ("della", {"epsilon": 0.0, "density": 0.25}, "packed"),
     ("della_linear", {"rescale": "none"}, "masked"),
     ("della_linear", {}, "dense"),
-    ("breadcrumbs", {}, "masked"),
-    ("breadcrumbs", {"elect": True}, "masked"),
+    ("breadcrumbs", {}, "packed"),
+    ("breadcrumbs", {"elect": True, "density": 0.7}, "masked"),
     ("consensus", {}, "masked"),
     ("emr", {}, "masked"),
 ]
+EXACT_ROWS: tuple[RowsSetting, ...] = ("packed", "masked", "dense")
 IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options, _ in CASES]
 
 
@@ -85,6 +90,8 @@ def recipe_of(family: Recipe, operator: str, options: Mapping[str, Any]) -> Reci
 def encodings_of(arenas: Arenas, name: str = "model.layers.0.mlp.up_proj.weight") -> str:
     """The encoding of a tensor, by its columns."""
     columns = arenas.packing.stored[name].columns
+    if any(column.packed is not None for column in columns):
+        return "packed"
     if any(column.masked for column in columns):
         return "masked"
     return "dense" if all(column.dtype == "float32" for column in columns) else "stored"
@@ -128,6 +135,9 @@ def test_exact_encodings_have_the_bits_of_fp32_rows(
         assert torch.equal(*merged)
     if encoding != "dense":
         assert arenas.memory.nbytes < 0.85 * dense.memory.nbytes
+    if encoding == "packed":
+        masked = open_arenas(recipe, tmp_path, rows="masked")
+        assert arenas.memory.nbytes < masked.memory.nbytes
 
 
 @pytest.mark.parametrize(
@@ -150,6 +160,22 @@ def test_any_dtypes_of_base_and_experts(tmp_path: Path, operator: str, dtypes: A
     arenas = open_arenas(recipe, tmp_path / "arenas")
     dense = open_arenas(recipe, tmp_path / "arenas", rows="dense")
     for one, other in zip(decoded(arenas), decoded(dense), strict=True):
+        assert one.tobytes() == other.tobytes()
+    wide = isinstance(dtypes, dict) and dtypes["base"] == torch.float64
+    assert (encodings_of(arenas) == "packed") == (operator == "ties" and not wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("density", [0.2, 0.97, 1.0])
+def test_rows_are_packed_where_that_takes_less_room(
+    tmp_path: Path, dtype: torch.dtype, density: float
+) -> None:
+    recipe = recipe_of(family(tmp_path, dtype), "ties", {"density": density, "mode": "live"})
+    packed, masked, dense = (open_arenas(recipe, tmp_path / "a", rows=rows) for rows in EXACT_ROWS)
+    assert packed.memory.nbytes <= masked.memory.nbytes <= dense.memory.nbytes
+    assert (encodings_of(packed) == "packed") == (density == 0.2)
+    assert (packed.memory.nbytes < 0.75 * masked.memory.nbytes) == (density == 0.2)
+    for one, other in zip(decoded(packed), decoded(dense), strict=True):
         assert one.tobytes() == other.tobytes()
 
 
@@ -184,6 +210,20 @@ def test_arenas_of_every_setting_lie_beside_each_other(bf16: Recipe, tmp_path: P
     for rows in ("auto", "dense", "auto"):
         open_arenas(bf16, tmp_path, rows=rows)
     assert len(list(tmp_path.glob("*.arena"))) == 2
+
+
+def test_arenas_whose_rows_are_packed_now_are_prepared_again(bf16: Recipe, tmp_path: Path) -> None:
+    recipe = recipe_of(bf16, "ties", {})
+    open_arenas(recipe, tmp_path, rows="masked")
+    (sheet,) = tmp_path.glob("*.json")
+    # As before there were packed rows: masked ones under the key of the rule.
+    for file in tmp_path.iterdir():
+        file.rename(tmp_path / file.name.replace("-masked", ""))
+    arenas = open_arenas(recipe, tmp_path)
+    assert encodings_of(arenas) == "packed"
+    assert json.loads((tmp_path / sheet.name.replace("-masked", "")).read_text())["encoding"] == (
+        "packed"
+    )
 
 
 def test_files_are_the_same_on_any_number_of_threads(bf16: Recipe, tmp_path: Path) -> None:

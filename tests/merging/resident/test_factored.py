@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ class TestPacking:
             "b": StoredTensor("bfloat16", (masked, masked), shared=True),
             "c": StoredTensor("float32", ranks=(0, 0)),
             "d": StoredTensor("float32", ranks=(0, 0)),
-            "f": StoredTensor("float16", (StoredColumn("int8"), StoredColumn("float32"))),
+            "f": StoredTensor("float16", (StoredColumn("int8"), replace(masked, packed=5))),
         }
         packing = Packing(layout, 2, "float32", stored)
         assert [(s.start, s.stop) for s in packing.stretches] == [(64, 192), (320, 384)]
@@ -240,7 +241,8 @@ class TestPacking:
             (a.base, 60), (a.factors[0], 36), (a.factors[1], 60),
             (b.base, 140), *((at, 140) for at in b.numbers), *((at, 9) for at in b.masks),
             (c.base, 256), (d.base, 4),
-            (f.base, 36), (f.numbers[0], 18), (f.scales[0], 4), (f.numbers[1], 72),
+            (f.base, 36), (f.numbers[0], 18), (f.scales[0], 4),
+            (f.numbers[1], 10), (f.masks[1], 8), (f.starts[1], 4),
         ]  # fmt: skip
         for offset, size in taken:
             assert offset % 128 == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_check_answers_for_cards_that_are_not_here(study: Path) -> None:
     code, out, err = mergesearch("check", study, "--card", "h200-141", "--count", 8)
     assert code == 0, err
-    assert "cards       8 x h200-141, 145.6 GB usable, 1 worker on each, 3 would fit\n" in out
-    assert "rows        masked, exact: the smallest exact form of ties\n" in out
-    assert "base 16.1 GB, rows 68.3 GB, merged 16.1 GB" in out
+    assert "cards       8 x h200-141, 145.6 GB usable, 1 worker on each, 6 would fit\n" in out
+    assert (
+        "rows        packed, exact: the smallest exact form of ties, of which rows keep 20%" in out
+    )
+    assert "base 16.1 GB, rows 18.9 GB, merged 16.1 GB" in out
     code, out, _ = mergesearch("check", study, "--card", "h200-141", "--count", 8, "--json")
     checked = json.loads(out)
     cards = checked["cards"]
@@ -62,16 +65,38 @@ def test_check_answers_for_cards_that_are_not_here(study: Path) -> None:
     assert cards["fits"]
     assert cards["peak"] == sum(size for name, size in cards["cards"][0].items() if name != "total")
     assert cards["rows"]["exact"]
-    assert cards["why"].startswith("masked, exact")
+    assert cards["why"].startswith("packed, exact")
+
+
+def test_check_says_how_long_preparing_takes_on_each_device(study: Path) -> None:
+    """Headers alone are there, so that nothing is prepared; torch is not needed to say it."""
+    by_tsv = ("--set", "operator=tsv", "--set", "rows=int8", "--card", "h200-141")
+    code, out, err = mergesearch("check", study, *by_tsv)
+    assert code == 0, err
+    found = re.search(
+        r"^preparing   about (\S+) h on 1 core of this machine, "
+        r"about (\d+) min on h200-141 \(workers\.prepare: card\)$",
+        out,
+        re.M,
+    )
+    assert found is not None, out
+    _, out, _ = mergesearch("check", study, "--json", "--card", "h200-141")
+    preparing = json.loads(out)["preparing"]
+    # TIES reads the base and four experts of 16 GB three times at 2 GB/s, wherever.
+    assert preparing["seconds"] == preparing["card_seconds"]
+    assert preparing["seconds"] == pytest.approx(3 * 5 * 2 * 8.03 / 2, rel=0.01)
+    assert (preparing["measured"], preparing["card"]) == (False, "h200-141")
 
 
 def test_check_refuses_with_the_setting_that_would_fit(study: Path) -> None:
-    message = refused("check", study, "--card", "80")
+    assert mergesearch("check", study, "--card", "80")[0] == 0
+    masked = ("--set", "rows=masked")
+    message = refused("check", study, "--card", "80", *masked)
     assert "expected at most 77.6 GB on each of 1 card (80 GB), received 10" in message
     assert message.endswith("; set rows: int8")
     settings = ("--set", "rows=int8")
     assert mergesearch("check", study, "--card", "80", *settings)[0] == 0
-    message = refused("check", study, "--card", "a100-80", "--count", 2)
+    message = refused("check", study, "--card", "a100-80", "--count", 2, *masked)
     assert message.endswith("; set workers.gpus: 2 or rows: int8")
 
 
@@ -84,7 +109,8 @@ def test_check_refuses_what_is_no_card(study: Path) -> None:
 @without_card
 @pytest.mark.slow
 def test_check_says_which_card_would_do_where_there_is_none(study: Path) -> None:
-    code, out, err = mergesearch("check", study, "--set", "workers.gpus=1")
+    masked = ("--set", "rows=masked")
+    code, out, err = mergesearch("check", study, "--set", "workers.gpus=1", *masked)
     assert code == 0, err
     assert "cards       none here; 10" in out
     assert "the smallest that fits is h200-141; plan with --card" in out

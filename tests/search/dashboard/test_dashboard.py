@@ -36,6 +36,9 @@ from mergesearch.search.record.storage import open_storage
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.workers.messages import Outcome
 
+#: The servers of this file are started once, by one worker.
+pytestmark = pytest.mark.xdist_group("dashboard")
+
 OBJECTIVES = (Objective("accuracy", "maximize"), Objective("loss_*x*", "minimize"))
 NOTE = note_markdown(
     "digits", "runs/digits", OBJECTIVES, winner=1, front=[1, 0], lines=["Winner: trial 1."]
@@ -302,8 +305,10 @@ def write_trials(
     return log
 
 
-def detail_of(url: str, study: int = 1, query: str = "") -> dict[str, Any]:
-    return json.loads(ask(f"{url}api/studies/{study}{query}")[2], parse_constant=pytest.fail)
+def detail_in(application: Any, query: str = "") -> dict[str, Any]:
+    """What an application in this process answers about its first study."""
+    body = call(application, "/api/studies/1", QUERY_STRING=query)[2]
+    return json.loads(body, parse_constant=pytest.fail)
 
 
 class TestBounds:
@@ -344,24 +349,24 @@ class TestBounds:
     def test_the_best_trials_keep_them(self, tmp_path, objectives, results, best):
         url = f"sqlite:///{tmp_path}/study.db"
         write_trials(url, objectives, results)
-        with serving(url) as address:
-            detail = detail_of(address)
-            assert [trial["number"] for trial in detail["best_trials"]] == best
-            assert [len(trial["constraints"]) for trial in detail["trials"]] == [
-                0 if missed is None else 1 for _, missed in results
-            ]
-            # A viewer asks for the trials that are new to it; the best ones come all the same.
-            rest = detail_of(address, query=f"?after={len(results)}")
-            assert rest["trials"] == []
-            assert rest["best_trials"] == detail["best_trials"]
-            assert detail_of(address, query="?after=1")["trials"] == detail["trials"][1:]
+        application = build_application(open_storage(url), Access(), None, {})
+        detail = detail_in(application)
+        assert [trial["number"] for trial in detail["best_trials"]] == best
+        assert [len(trial["constraints"]) for trial in detail["trials"]] == [
+            0 if missed is None else 1 for _, missed in results
+        ]
+        # A viewer asks for the trials that are new to it; the best ones come all the same.
+        rest = detail_in(application, f"after={len(results)}")
+        assert rest["trials"] == []
+        assert rest["best_trials"] == detail["best_trials"]
+        assert detail_in(application, "after=1")["trials"] == detail["trials"][1:]
 
     def test_without_bounds_the_answer_is_the_dashboards_own(self, tmp_path):
         url = f"sqlite:///{tmp_path}/study.db"
         make_study(optuna.storages.RDBStorage(url))
         bare = optuna_dashboard.wsgi(open_storage(url))
-        with serving(url) as address:
-            assert detail_of(address) == json.loads(call(bare, "/api/studies/1")[2])
+        application = build_application(open_storage(url), Access(), None, {})
+        assert detail_in(application) == json.loads(call(bare, "/api/studies/1")[2])
 
     def test_what_there_is_not_is_refused(self, server):
         assert ask(f"{server}api/studies/99")[0] == 404

@@ -9,16 +9,25 @@ import numpy as np
 import pytest
 
 from mergesearch.search.runs.driver import run_study
-from tests.contracts.problems import MARKED_CASES
+from tests.contracts.problems import CASES
 from tests.search.strategies.every_strategy import label, study_of
 from tests.search.studies import fingerprint, spec_of
 
 #: Where the journal is cut; the second place is for the long suite.
 CUTS = (0.4, pytest.param(0.8, marks=pytest.mark.slow))
+#: For the long suite: a strategy of the same family stays, and the contract replays each of them.
+LONG = {
+    *("nested_map", "nsga3", "sms_emoa", "cma_parego", "model_swarms", "pcb_es"),
+    *("gradient_warm_cma", "frank_wolfe", "expert_merging", "expert_merging_pp"),
+}
+RESUMED = [
+    pytest.param(*case, marks=pytest.mark.slow) if case[1] or case[0] in LONG else case
+    for case in CASES
+]
 
 
 @pytest.mark.parametrize("share", CUTS)
-@pytest.mark.parametrize(("name", "options"), MARKED_CASES, ids=label)
+@pytest.mark.parametrize(("name", "options"), RESUMED, ids=label)
 def test_a_study_resumes_to_the_same_trials_from_anywhere(
     tmp_path: Path, pico_models: Path, pico_items: Path, name: str, options: dict, share: float
 ) -> None:

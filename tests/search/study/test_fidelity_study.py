@@ -137,7 +137,10 @@ class TestRules:
         with pytest.raises(InputError, match="expected base and experts among the anchors"):
             run_in(study({"rule": "race", "estimate": "mp_irt"}), tmp_path / "ends")
 
-    @pytest.mark.parametrize("estimate", ["p_irt", "mp_irt", "gmp_irt"])
+    @pytest.mark.parametrize(
+        "estimate",
+        [*(pytest.param(name, marks=pytest.mark.slow) for name in ("p_irt", "mp_irt")), "gmp_irt"],
+    )
     def test_estimates_by_item_response_resume_too(
         self, tmp_path: Path, pico_models: Path, pico_items: Path, estimate: str
     ) -> None:

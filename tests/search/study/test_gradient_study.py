@@ -93,6 +93,7 @@ def test_adamerging_begins_as_task_arithmetic_to_the_bit_and_becomes_surer(
     assert all(len(record.gradient_result.losses) == 5 for record in searched(run))
 
 
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("strategy", "space", "operator"),
     [
@@ -132,6 +133,7 @@ def test_a_study_resumes_to_the_same_trials_from_anywhere(
     strategy: dict,
     space: dict,
     operator: object,
+    share: float,
 ) -> None:
     evaluators = [entropy(pico_items), labelled(pico_items, "accuracy")]
     data = study(
@@ -147,16 +149,13 @@ def test_a_study_resumes_to_the_same_trials_from_anywhere(
     assert whole.verdict is not None
     assert not [record.failure for record in whole.log.records if record.failure]
     lines = (tmp_path / "whole" / "journal.log").read_bytes().splitlines(keepends=True)
-    for share in (0.5, 0.8):
-        folder = tmp_path / f"cut {share}"
-        shutil.copytree(tmp_path / "whole", folder)
-        cut = int(share * len(lines))
-        (folder / "journal.log").write_bytes(
-            b"".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2]
-        )
-        resumed = run_study(spec, folder)
-        assert fingerprint(resumed) == fingerprint(whole), f"cut after line {cut}"
-        assert resumed.verdict == whole.verdict
+    folder = tmp_path / f"cut {share}"
+    shutil.copytree(tmp_path / "whole", folder)
+    cut = int(share * len(lines))
+    (folder / "journal.log").write_bytes(b"".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])
+    resumed = run_study(spec, folder)
+    assert fingerprint(resumed) == fingerprint(whole), f"cut after line {cut}"
+    assert resumed.verdict == whole.verdict
 
 
 @pytest.mark.xdist_group("ray")

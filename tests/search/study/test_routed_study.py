@@ -103,7 +103,7 @@ def test_check_says_what_it_is(run: Run) -> None:
     assert plan_dict(run.plan)["routing"]["method"] in ("t3", "twin_merging")
 
 
-@pytest.mark.parametrize("kind", ["t3", "twin_merging"])
+@pytest.mark.parametrize("kind", ["t3", pytest.param("twin_merging", marks=pytest.mark.slow)])
 def test_a_resumed_study_goes_on_as_if_nothing_had_happened(
     kind: str, pico_models: Path, pico_items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mergesearch.merging import MergesearchError
+from mergesearch.merging.tensors.device_errors import device_error
 from mergesearch.search.workers.backends.blame import Blame
-from mergesearch.search.workers.device_errors import device_error
 
 LAUNCH = "CUDA error: unspecified launch failure"
 ASSERTION = "CUDA error: device-side assert triggered"

@@ -26,7 +26,7 @@ the other, so that memory does not grow with the number of domains, and returns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -149,6 +149,9 @@ class Evaluator(Protocol):
     #: Names of the objectives that :meth:`backward` can follow; all of them are minimised. Empty
     #: without "gradient".
     differentiable: tuple[str, ...]
+    #: Names of other losses that :meth:`backward` can follow: smooth ones that score the same items
+    #: as the objectives do, and are objectives themselves only where the study lists them.
+    proxies: tuple[str, ...]
     #: Whether the search items are the test items, without their labels.
     transductive: bool
     #: The ``transformers`` auto class of the model it runs, or None when it needs no model.
@@ -203,8 +206,13 @@ class Evaluator(Protocol):
         evaluator that :attr:`selects`.
         """
 
-    def batch_cost(self, batch: Batch) -> int:
-        """Items that one call of :meth:`backward` uses; known after :meth:`check`."""
+    def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
+        """Items that one call of :meth:`backward` uses; known after :meth:`check`.
+
+        Args:
+            batch: Which items.
+            names: Losses that are followed; None: every differentiable objective.
+        """
 
     def halve_batch(self) -> int | None:
         """Halve the batch after an evaluation ran out of memory.
@@ -227,7 +235,7 @@ class Evaluator(Protocol):
         Args:
             candidate: The model; its gradients are not cleared first.
             batch: Which items.
-            weights: Objective -> weight, some of :attr:`differentiable`.
+            weights: Loss -> weight, some of :attr:`differentiable` and :attr:`proxies`.
 
         Raises:
             NonFiniteError: If the loss is not finite.

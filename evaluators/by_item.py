@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from mergesearch.evaluators.items import (
     check_items,
     chosen_indices,
     count_items,
+    item_identities,
     load_columns,
 )
 from mergesearch.evaluators.objectives import (
@@ -131,6 +132,7 @@ class ByItem(EvaluatorBase, ABC):
         )
         self.differentiable = tuple(metric.label for metric in plain if not metric.bounds)
         self.provides = frozenset({"items", "gradient"} if self.differentiable else {"items"})
+        self.proxies = _proxies(self._metrics, self.smooth)
         self._items: dict[Split, Any] = {}
         self._domains: set[str] = set()  # of all splits, once checked
 
@@ -166,6 +168,11 @@ class ByItem(EvaluatorBase, ABC):
                     f"split, received none of {absent[0]!r} in {self._splits[split]!r}; add some, "
                     "or name the domains of each objective"
                 )
+
+    def identities(self, split: Split) -> set[str]:
+        """Hashes of the contents of a split's items, by which other studies know them again."""
+        where = f"{self._where}.data"
+        return item_identities(self._data, self._splits[split], self._columns, where)
 
     def references(self) -> frozenset[str]:
         """Anchors that objectives are relative to; known after :meth:`check`."""
@@ -210,7 +217,7 @@ class ByItem(EvaluatorBase, ABC):
             self._metrics, by_domain, candidate.references, self._experts, of_split.domains
         )
 
-    def batch_cost(self, batch: Batch) -> int:
+    def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
         """Number of items in the batch's share, over all domains."""
         by_domain = batch_indices(self._search_domains, batch)
         return sum(len(indices) for indices, _ in by_domain.values())
@@ -234,13 +241,15 @@ class ByItem(EvaluatorBase, ABC):
         Raises:
             NonFiniteError: If a loss is not finite.
         """
-        own = (metric.label for metric in self._metrics if not metric.bounds)
-        assert all(name in self.differentiable for name in own if weights.get(name))
+        metrics = [*self._metrics, *(Metric(metric=name) for name in self.proxies)]
+        own = (metric.label for metric in metrics if not metric.bounds)
+        offered = {*self.differentiable, *self.proxies}
+        assert all(name in offered for name in own if weights.get(name))
         items = self._items_of("search")
         everywhere = set(items.domains.tolist())
         total = 0.0
         for domain, (indices, size) in batch_indices(items.domains, batch).items():
-            factors = loss_factors(self._metrics, domain, everywhere, weights)
+            factors = loss_factors(metrics, domain, everywhere, weights)
             for start in range(0, len(indices), self._batch_size):
                 if factors:
                     part = items.rows(indices[start : start + self._batch_size])
@@ -290,6 +299,13 @@ class ByItem(EvaluatorBase, ABC):
 
         Scores have a graph where gradients are enabled.
         """
+
+
+def _proxies(metrics: Sequence[Metric], smooth: Collection[str]) -> tuple[str, ...]:
+    """Smooth metrics that no objective has, and whose names are free."""
+    taken = {metric.label for metric in metrics}
+    taken |= {metric.metric for metric in metrics if not metric.bounds}
+    return tuple(name for name in sorted(smooth) if name not in taken)
 
 
 def _used_items(domains: npt.NDArray[np.str_], max_items: int | None) -> npt.NDArray[np.intp]:

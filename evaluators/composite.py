@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from mergesearch.evaluators.base import (
@@ -65,6 +65,9 @@ class Composite:
         self.transductive = any(member.transductive for member in members)
         shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
         self.differentiable = tuple(name for member in members for name in member.differentiable)
+        named = {objective.name for objective in self.objectives}
+        offered = (name for member in members for name in member.proxies if name not in named)
+        self.proxies = tuple(dict.fromkeys(offered))
         self.provides = shared | ({"gradient"} if self.differentiable else frozenset())
 
     def check(self) -> None:
@@ -117,9 +120,12 @@ class Composite:
             },
         )
 
-    def batch_cost(self, batch: Batch) -> int:
-        """Items that all members with gradients use together."""
-        return sum(member.batch_cost(batch) for member in self._members if member.differentiable)
+    def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
+        """Items that all members that are followed use together."""
+        followed = self.differentiable if names is None else names
+        return sum(
+            member.batch_cost(batch) for member in self._members if self._own(member, followed)
+        )
 
     def halve_batch(self) -> int | None:
         """Halve the batches of all members; returns the largest that was halved."""
@@ -132,15 +138,22 @@ class Composite:
         """Add the gradients of the members that have a weight, one after the other."""
         results = []
         for member in self._members:
-            own = {
-                name: weight for name, weight in weights.items() if name in member.differentiable
-            }
+            own = {name: weights[name] for name in self._own(member, weights)}
             if own:
                 results.append(member.backward(candidate, batch, own))
         fields = [result.field for result in results if result.field is not None]
         return LossAndGradient(
             sum(result.loss for result in results), sum(fields[1:], fields[0]) if fields else None
         )
+
+    def _own(self, member: Evaluator, names: Collection[str]) -> list[str]:
+        """Those of the losses that a member has gradients of.
+
+        Where a loss is an objective of one member, others with a loss of that name have no part in
+        it.
+        """
+        offered = {*member.differentiable, *(n for n in member.proxies if n in self.proxies)}
+        return [name for name in names if name in offered]
 
 
 def _references_of(index: int, references: References | None) -> References | None:

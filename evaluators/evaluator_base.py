@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 from mergesearch.evaluators.base import Batch, Candidate, LossAndGradient, Split
@@ -18,6 +18,7 @@ class EvaluatorBase:
 
     provides: frozenset[str] = frozenset()
     differentiable: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     transductive: bool = False
     model_class: str | None = None
     selects: bool = False
@@ -55,7 +56,7 @@ class EvaluatorBase:
         size = self.size(split)
         return max(size if items is None else min(items, size), 1)
 
-    def batch_cost(self, batch: Batch) -> int:
+    def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
         """No item: there are no gradients."""
         return 0
 

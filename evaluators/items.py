@@ -58,6 +58,23 @@ def check_items(
     }
 
 
+def item_identities(
+    data: Path, split: str, columns: Mapping[str, str | None], where: str
+) -> set[str]:
+    """Hashes of the first input of every item, which are the same in every data set.
+
+    Args:
+        data: Folder written by ``DatasetDict.save_to_disk``.
+        split: Name of the split in the folder.
+        columns: As of :func:`check_items`; ids are not read, since two data sets may number alike.
+        where: Key of the study file, for messages.
+
+    Raises:
+        InputError: If the split or a column is missing.
+    """
+    return _ids(_table(data, split, columns, where), {**columns, "id": None})
+
+
 def count_items(data: Path, split: str) -> int:
     """Number of items of a split that :func:`check_items` has seen; reads no item."""
     import pyarrow as pa

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,7 +172,7 @@ class Synthetic(EvaluatorBase):
             objective.name: value for objective, value in zip(self.objectives, values, strict=True)
         }
 
-    def batch_cost(self, batch: Batch) -> int:
+    def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
         """One evaluation, since there are no items to draw from."""
         return 1
 

@@ -108,6 +108,11 @@ def _with_labels() -> Iterator[Method]:
     for name, evaluators in (("accuracy", ACCURACY), ("cross-entropy", CROSS_ENTROPY)):
         sections = {"strategy": "cma_es", "space": blocks, "evaluators": evaluators}
         yield Method(f"CMA-ES on {name}, block-wise", "labels", sections)
+    for name, space in (("block", blocks), ("tensor", {"granularity": "tensor"})):
+        box = {"space": {**space, "bounds": [0.0, 1.0]}, "evaluators": ACCURACY}
+        yield Method(f"hybrid on accuracy, {name}-wise", "labels", box | {"strategy": "hybrid"})
+    quadratic = {"strategy": "quadratic", "space": blocks, "evaluators": ACCURACY}
+    yield Method("quadratic on accuracy, block-wise", "labels", quadratic)
 
 
 METHODS = (
@@ -124,11 +129,12 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A method with a seed."""
+    """A method with a seed, and a time or a number of item evaluations."""
 
     method: int
     seed: int
     seconds: float
+    evaluations: int | None = None
 
     @property
     def name(self) -> str:
@@ -137,7 +143,8 @@ class Case:
         words = "".join(
             char if char.isalnum() else "-" for char in f"{method.label} {method.looks}"
         )
-        return f"{words}-{self.seed}-{self.seconds:g}"
+        spent = f"{self.seconds:g}" if self.evaluations is None else f"{self.evaluations}e"
+        return f"{words}-{self.seed}-{spent}"
 
     def study(self) -> dict[str, Any]:
         """The study file."""
@@ -162,7 +169,9 @@ class Case:
             "base": str(ZOO / "base"),
             "experts": {name: str(ZOO / name) for name in DOMAINS},
             "evaluators": ACCURACY,
-            "budget": {"seconds": self.seconds},
+            "budget": {"seconds": self.seconds}
+            if self.evaluations is None
+            else {"evaluations": self.evaluations},
             "selection": {"leaders": 1},
             **sections,
         }
@@ -287,12 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seconds", type=float, default=12.0, help="time of every search (default: %(default)s)"
     )
     parser.add_argument(
+        "--evaluations",
+        type=int,
+        help="evaluations of items of every search, instead of a time; no table is written",
+    )
+    parser.add_argument(
         "--only", default="", help="run methods whose label holds this, and write no table"
     )
     options = parser.parse_args(arguments)
     chosen = [index for index, method in enumerate(METHODS) if options.only in method.label]
     cases = [
-        Case(index, seed, options.seconds)
+        Case(index, seed, options.seconds, options.evaluations)
         for seed in range(options.seeds)
         for index in chosen
         if METHODS[index].seeded or not seed
@@ -304,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     text = table(by_method)
     print(text)
-    if len(results) == len(cases) and not options.only:
+    if len(results) == len(cases) and not options.only and options.evaluations is None:
         write_table(text)
 
 

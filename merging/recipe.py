@@ -88,7 +88,7 @@ class Recipe:
 
         operator = OPERATORS.get(self.operator)
         by_name = operator is not None and bool(
-            operator.stochastic or operator.order_sensitive or operator.needs
+            operator.stochastic or operator.order_sensitive or operator.needs or operator.by_name
         )
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
         names = [[e.name for e in self.experts]] if by_name else []

@@ -51,6 +51,21 @@ def nondominated(losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     return mask
 
 
+def front_ranks(losses: npt.ArrayLike) -> Array:
+    """Number of the front that each row of ``(n, objectives)`` is on, ``(n,)``.
+
+    The front of all has 0, that of the rest 1, and so on; rows that are not finite have infinity.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    finite = np.isfinite(losses).all(axis=1)
+    ranks = np.full(len(losses), np.inf)
+    if finite.any():
+        import moocore
+
+        ranks[finite] = moocore.pareto_rank(losses[finite])
+    return ranks
+
+
 def hypervolume(losses: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     """Volume that ``(n, objectives)`` dominates up to ``reference`` ``(objectives,)``.
 

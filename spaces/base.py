@@ -153,12 +153,17 @@ def check_gradient(gradient: npt.NDArray[np.float64], shape: tuple[int, int]) ->
 
 
 def direction_names(template: Recipe) -> tuple[str, ...]:
-    """Names of the directions: those of the experts, or numbers where experts are fused."""
+    """Names of the directions: those of the experts, or numbers where experts are fused.
+
+    Behind the rows of its leader, a blend has one for every other member.
+    """
     # Operators that fuse experts have directions of their own.
-    directions = template.field.directions
+    others = template.options["members"][1:] if template.operator == "blend" else []
+    directions = template.field.directions - len(others)
+    ways = tuple(f"to {name}" for name in others)
     if len(template.experts) == directions:
-        return tuple(expert.name for expert in template.experts)
-    return tuple(f"direction {index}" for index in range(directions))
+        return tuple(expert.name for expert in template.experts) + ways
+    return tuple(f"direction {index}" for index in range(directions)) + ways
 
 
 def named_values(names: Iterable[str], point: Point) -> dict[str, float]:

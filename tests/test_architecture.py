@@ -56,6 +56,7 @@ ROOMS = [
     "evaluators.spec",
     "search.quiet",
     "search.front",
+    "search.front_estimate",
     "search.redact",
     "search.retry",
     "search.grammar",

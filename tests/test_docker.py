@@ -889,8 +889,12 @@ def test_one_head_with_the_driver_and_a_worker_on_each_other_node(job: Job) -> N
 
 def test_a_job_of_one_node_has_no_workers_beside_the_head(job: Job) -> None:
     job.environment["SLURM_JOB_NUM_NODES"] = "1"
-    job.driver(on_term=None, at_once=0)
-    assert job.start().wait(PATIENT) == 0
+    job.driver(on_term=0)
+    process = job.start()
+    job.wait_for("mergesearch up")
+    job.wait_for("token 600")  # the step starts in its own time
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENT) == 0
     assert sum(call.startswith("srun ") for call in job.calls) == 1
 
 

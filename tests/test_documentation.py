@@ -12,7 +12,7 @@ from mergesearch.search.plan.loading import load_study
 from mergesearch.search.spec.study_file import validate
 
 ROOT = Path(__file__).parents[1]
-NOT_OURS = {".venv", ".venv-peers", "runs", "zoo"}
+NOT_OURS = {".venv", ".venv-league", ".venv-peers", "runs", "zoo"}
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if path.relative_to(ROOT).parts[0] not in NOT_OURS
 )

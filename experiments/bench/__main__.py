@@ -6,6 +6,7 @@ from experiments.bench import (
     driver,
     gradient,
     language,
+    league,
     merge,
     service,
     stored,
@@ -22,6 +23,7 @@ BENCHMARKS = (
     command,
     merge,
     strategies,
+    league,
 )
 
 for benchmark in BENCHMARKS:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.operators.average import AVERAGE
 from mergesearch.merging.operators.base import IDENTITIES, Basis, Operator
+from mergesearch.merging.operators.blend import blend_of
 from mergesearch.merging.operators.breadcrumbs import BREADCRUMBS
 from mergesearch.merging.operators.concrete import CONCRETE
 from mergesearch.merging.operators.consensus import CONSENSUS
@@ -90,7 +91,12 @@ _ALL = (
     CONCRETE,
 )
 
-OPERATORS: Mapping[str, Operator] = {operator.name: operator for operator in _ALL}
+_SINGLE: Mapping[str, Operator] = {operator.name: operator for operator in _ALL}
+
+#: ``blend`` has the others as members.
+BLEND = blend_of(_SINGLE)
+
+OPERATORS: Mapping[str, Operator] = {**_SINGLE, BLEND.name: BLEND}
 
 
 def get_operator(name: str) -> Operator:

@@ -48,6 +48,7 @@ def plan_dict(
         "references": sorted(plan.evaluator.references()),
         "stages": list(stages_of(plan.spec.fidelity, plan.evaluator.size("search"))),
         "warnings": list(plan.warnings),
+        "operators": None if plan.survey is None else [vars(one) for one in plan.survey.listed],
         "anchors": [anchor.name for anchor in plan.anchors],
         "routing": dict(plan.space.fixed) if isinstance(plan.space, ParameterSpace) else None,
         "strategy": plan.strategy.name,
@@ -178,6 +179,7 @@ def describe_plan(
     lines = [
         f"study       {plan.spec.name}",
         f"operator    {plan.spec.operator.name}, {counted(len(plan.spec.experts), 'expert')}",
+        *_survey_lines(plan),
         *([f"special     {_policies(plan)}"] if plan.template.special else []),
         *_routing_lines(plan),
         f"objectives  {objectives}",
@@ -203,6 +205,18 @@ def describe_plan(
     lines += _card_lines(plan, cards)
     warnings = [f"warning     {line}" for line in plan.warnings]
     return [*lines, *warnings, "", *group_lines(space.table())]
+
+
+def _survey_lines(plan: Plan) -> list[str]:
+    """Which operators are measured, which are not, and why; no line where the study names one."""
+    survey = plan.survey
+    if survey is None:
+        return []
+    seconds = sum(one.seconds for one in survey.listed if not one.reason)
+    left_out = [f"            not {one.name}: {one.reason}" for one in survey.listed if one.reason]
+    about = f"prepared in about {seconds:.0f} s, without runs of the experts"
+    measured = f"            measures {', '.join(survey.measured)} ({about})"
+    return [f"{measured}; goes on from the best {survey.keep}", *left_out]
 
 
 def _fidelity_lines(plan: Plan) -> list[str]:

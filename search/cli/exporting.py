@@ -11,6 +11,7 @@ from mergesearch.merging.export.folder import export_model
 from mergesearch.search.cli.options import usable_cores
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.report.data import TRANSDUCTIVE
+from mergesearch.search.report.gains import anchor_intervals, gains
 from mergesearch.search.runs.agreement import Agreement
 from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.opened import Run
@@ -92,7 +93,21 @@ def _facts(opened: Run, number: int) -> dict[str, str]:
         for name, value in score.values.items():
             spread = f" ± {score.errors[name]:.4g}" if name in score.errors else ""
             facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
+    facts |= _gains(opened, number)
     facts["evaluation settings"] = evaluation_digest(opened.plan.spec)
     if opened.plan.evaluator.transductive:
         facts["evaluation"] = TRANSDUCTIVE
     return facts
+
+
+def _gains(opened: Run, number: int) -> dict[str, str]:
+    """What the winner gains over all anchors, for its model card; nothing for other trials."""
+    if opened.verdict is None or number != opened.verdict.winner:
+        return {}
+    data = opened.report_data()
+    return {
+        f"{gain.objective}, gain over the best of {gain.anchors} anchors": (
+            f"{gain.low:+.4g} to {gain.high:+.4g} (95 % simultaneous interval, test items)"
+        )
+        for gain in gains(data, anchor_intervals(data))
+    }

@@ -94,11 +94,11 @@ def check(
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
     from mergesearch.search.plan.preparing import preparing_of
-    from mergesearch.search.runs.warm_start import warm_start_point, with_warm_start
+    from mergesearch.search.runs.warm_start import find_warm_start, with_warm_start
 
     plan = plan_study(load_study(study, set_ or ()))
     if plan.spec.start is not None:
-        plan = with_warm_start(plan, warm_start_point(plan, plan.spec.start))
+        plan = with_warm_start(plan, find_warm_start(plan, plan.spec.start))
     cards = planned_cards(plan, card, count)
     preparing = preparing_of(plan, None if cards is None else cards.card)
     described = (plan, cards, preparing)
@@ -184,7 +184,7 @@ def run(
 def show(
     folder: RunArgument,
     front: Annotated[
-        bool, typer.Option("--front", help="List the trials on the Pareto front.")
+        bool, typer.Option("--front", help="List the trials on the Pareto fronts.")
     ] = False,
     failed: Annotated[
         bool, typer.Option("--failed", help="List failed trials with their reasons.")
@@ -194,9 +194,11 @@ def show(
 ) -> None:
     """Show the results of a run.
 
-    Shows anchors and winner, or the trials of the front, or failures; the study may be running.
+    Shows anchors and winner, or the trials of the fronts, or failures; the study may be running.
+    Members of the front are chosen by values that are estimated from all trials; the members by
+    their own scores follow.
     """
-    from mergesearch.search.cli.showing import print_run, trial_lines
+    from mergesearch.search.cli.showing import print_front, print_run, trial_lines
     from mergesearch.search.runs.opened import as_dict, open_run
 
     opened = open_run(folder)
@@ -206,7 +208,8 @@ def show(
     if prefer:
         chosen = [opened.preferred(prefer)]
     elif front:
-        chosen = opened.report_data().front
+        print_front(opened, as_json)
+        return
     else:
         chosen = [record for record in opened.log.records if record.state == "failed"]
     emit([as_dict(record) for record in chosen], as_json, lambda: trial_lines(chosen))

@@ -11,7 +11,7 @@ from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.report.headline import sentences
 from mergesearch.search.report.tables import text_lines
 from mergesearch.search.report.writing import as_json as report_dict
-from mergesearch.search.runs.opened import Run
+from mergesearch.search.runs.opened import Run, as_dict
 
 STATES = ("complete", "partial", "failed", "running")
 
@@ -36,6 +36,35 @@ def print_run(opened: Run, as_json: bool) -> None:
     report = opened.folder.path / "report.html"
     closing = f"{counted(len(states), 'trial')} ({counts}); report: {report}"
     emit(None, False, lambda: [*lines, "", *sentences(data), closing])
+
+
+def print_front(opened: Run, as_json: bool) -> None:
+    """Print the recommended front, and as text also who else is on the observed one."""
+    data = opened.report_data()
+    estimates = {} if data.front_estimate is None else data.front_estimate.recommended
+    recommended = {record.number for record in data.recommended}
+    observed = {record.number for record in data.front}
+    left = [record for record in data.front if record.number not in recommended]
+    if as_json:
+        marked = [
+            as_dict(record)
+            | {
+                "observed_front": record.number in observed,
+                "estimated": estimates.get(record.number),
+            }
+            for record in data.recommended
+        ]
+        emit(marked, True, list)
+        return
+    lines = []
+    for record, line in zip(data.recommended, trial_lines(data.recommended), strict=True):
+        listed = "  ".join(
+            f"{key} {each:.4g}" for key, each in estimates.get(record.number, {}).items()
+        )
+        lines.append(f"{line}  estimated: {listed}" if listed else line)
+    if left:
+        lines += ["", "on the front by their own scores only:", *trial_lines(left)]
+    emit(None, False, lambda: lines)
 
 
 def trial_lines(records: Sequence[TrialRecord]) -> list[str]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +76,20 @@ def measure_in_stages(
         if rule.stops(index, measured):
             return StagedMeasurement(measured, rungs, stage)
     return StagedMeasurement(evaluate(None), rungs, None)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What a stopped trial would have scored on all items.
+
+    Attributes:
+        values: Objective name -> estimated value; empty for trials that were not stopped.
+        errors: Objective name -> its standard error as an estimate of the value on all conceivable
+            items, where it is known.
+    """
+
+    values: Values = field(default_factory=dict)
+    errors: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -250,3 +264,36 @@ def by_difference(values: Values, rival_values: Values, rival_whole: Values) -> 
         rival_whole: Of the other trial, on all items.
     """
     return {name: rival_whole[name] + value - rival_values[name] for name, value in values.items()}
+
+
+def difference_errors(
+    measured: Measurement, rival_items: Mapping[str, Array], rival_errors: Values
+) -> dict[str, float]:
+    """Standard errors of :func:`by_difference`, where they are known.
+
+    The rival's own error and that of the paired difference add up. That is an upper bound where the
+    difference is larger on items on which the rival is worse, as for merges of one family. Without
+    scores of items, the error is that of the plain mean.
+    """
+    errors = {}
+    for name, error in measured.errors.items():
+        errors[name] = error
+        weights = measured.weights.get(name)
+        theirs = rival_items.get(name)
+        if weights is None or theirs is None or name not in rival_errors:
+            continue
+        differences = measured.items[name] - theirs[measured.item_indices[name]]
+        paired = paired_difference(differences, weights)[1]
+        errors[name] = math.hypot(rival_errors[name], paired)
+    return _finite(errors)
+
+
+def weighted_estimates(items: Mapping[str, Array], weights: Array) -> Estimates:
+    """Weighted sums of item scores ``(items,)`` and their standard errors."""
+    pairs = {name: paired_difference(scores, weights) for name, scores in items.items()}
+    values = {name: value for name, (value, _) in pairs.items()}
+    return Estimates(values, _finite({name: error for name, (_, error) in pairs.items()}))
+
+
+def _finite(errors: Values) -> dict[str, float]:
+    return {name: error for name, error in errors.items() if math.isfinite(error)}

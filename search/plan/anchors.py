@@ -29,13 +29,13 @@ class Anchor:
 
 
 def default_anchors(
-    template: Recipe, layout: Layout | None, space: Space, operator: Operator
+    template: Recipe, layout: Layout | None, space: Space | None, operator: Operator
 ) -> tuple[Anchor, ...]:
     """Base, experts, average, task arithmetic, LiNeS, TIES, the operator's default, the start.
 
     All but the last two are merged by an operator that reproduces them, where the study's own does
     not. Anchors that are the same merge are listed once, under the first name; analytic problems
-    have the start alone.
+    have the start alone. Without a space there is no start.
     """
     named: list[tuple[str, Recipe]] = []
     if layout is not None:
@@ -47,7 +47,8 @@ def default_anchors(
         named += _known_merges(template, layout, operator)
         own = template.with_field(Field.constant(layout.size, np.full(count, default)))
         named.append((f"{operator.name} {default:.3g}", own))
-    named.append(("start", space.decode(space.start)))
+    if space is not None:
+        named.append(("start", space.decode(space.start)))
     anchors: dict[str, Anchor] = {}
     for name, recipe in named:
         anchors.setdefault(recipe.digest, Anchor(name, recipe))

@@ -6,11 +6,12 @@ from typing import NoReturn
 
 import numpy as np
 
-from mergesearch.merging import InputError
+from mergesearch.merging import InputError, Recipe
 from mergesearch.search.fidelity.rules import rung_stages
 from mergesearch.search.front import Normaliser
 from mergesearch.search.grammar import counted
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.spec.sections import StrategySection, StudySpec
 from mergesearch.search.strategies.table import build_strategy, check_options
 
 
@@ -40,26 +41,30 @@ def check_references(plan: Plan) -> None:
         )
 
 
-def _check_gradients(plan: Plan) -> None:
-    """Refuse merges that are not smooth in their coefficients, before weights are read."""
-    name = plan.entry.name
-    special = plan.spec.special
-    if plan.spec.workers.gpus > 1:
+def check_gradients(strategy: StrategySection, spec: StudySpec, template: Recipe) -> None:
+    """Refuse merges that are not smooth in their coefficients, before weights are read.
+
+    Raises:
+        InputError: In one line.
+    """
+    name = strategy.name
+    special = spec.special
+    if spec.workers.gpus > 1:
         raise InputError(
             f"workers.gpus: expected at most 1 with strategy {name}, which follows gradients, "
-            f"received {plan.spec.workers.gpus:g}; a model on several GPUs gives none"
+            f"received {spec.workers.gpus:g}; a model on several GPUs gives none"
         )
     if special.batch_norm in ("merge", "recalibrate"):
         raise InputError(
             f"special.batch_norm: expected base or refuse with strategy {name}, as no gradient "
             f"reaches running statistics, received {special.batch_norm}"
         )
-    if plan.strategy.options.get("oracle") == "cosine" and special.scalars == "log":
+    if strategy.options.get("oracle") == "cosine" and special.scalars == "log":
         raise InputError(
             "strategy.oracle: expected exact with special.scalars: log, received cosine; change "
             "one of them"
         )
-    if plan.template.options.get("mode") == "live":
+    if template.options.get("mode") == "live":
         raise InputError(
             f"operator.mode: expected frozen with strategy {name}, received live: signs that are "
             "elected anew make merges jump"
@@ -73,14 +78,18 @@ def check_capabilities(plan: Plan) -> None:
         InputError: In one line.
     """
     entry = plan.entry
-    lacking = sorted(entry.load().needs - plan.evaluator.provides)
+    evaluator = plan.evaluator
+    provided = evaluator.provides | (
+        {"proxy"} if evaluator.differentiable or evaluator.proxies else set()
+    )
+    lacking = sorted(plan.needs - provided)
     if lacking:
         raise InputError(
             f"strategy.name: {entry.name} needs {lacking} from the evaluators, which provide "
             f"{sorted(plan.evaluator.provides)}; choose another strategy or evaluator"
         )
     if plan.differentiable_space is not None:
-        _check_gradients(plan)
+        check_gradients(plan.strategy, plan.spec, plan.template)
     left = plan.search_trials
     if left is not None and left < 1:
         _refuse_budget(plan)
@@ -128,7 +137,7 @@ def check_fidelity(plan: Plan) -> None:
         raise InputError(
             f"{where}: expected evaluators with item scores, received some without; choose full"
         )
-    if "items" in plan.entry.load().needs:
+    if "items" in plan.needs:
         raise InputError(
             f"{where}: expected full with strategy {plan.entry.name}, which needs the scores of "
             "all items"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mergesearch.evaluators import Evaluator, Objective
-from mergesearch.merging import Layout, Recipe
+from mergesearch.evaluators import Batch, Evaluator, Objective
+from mergesearch.merging import Field, Layout, Recipe
 from mergesearch.search.front import Normaliser, signs
 from mergesearch.search.plan.anchors import Anchor, reference_recipe
+from mergesearch.search.plan.survey import Survey
 from mergesearch.search.spec.sections import StrategySection, StudySpec
 from mergesearch.search.strategies.base import Point, Problem, TrialResult
 from mergesearch.search.strategies.table import StrategyInfo, get_strategy_info
@@ -31,6 +32,8 @@ class Plan:
         weights: Relative importance of the objectives, summing to 1, ``(objectives,)``.
         strategy: The strategy; where the study says ``auto``, the one that was chosen.
         begin: Point where the search begins, if the study takes it from another run.
+        notes: What a start from other runs shares with this study, one line each.
+        survey: The operators of a study that chooses among them (``operator: auto``).
     """
 
     spec: StudySpec
@@ -42,6 +45,30 @@ class Plan:
     weights: npt.NDArray[np.float64]
     strategy: StrategySection
     begin: Point | None = None
+    survey: Survey | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether operators must be measured before it is known what is searched."""
+        return self.survey is not None and not self.survey.decided
+
+    @property
+    def recorded_template(self) -> Recipe:
+        """The recipe that the trial log refers to; the same before and after the decision."""
+        return self.template if self.survey is None else self.survey.template
+
+    def point_of(self, recipe: Recipe) -> Point | None:
+        """The point of a known merge, or None where the space does not hold it in its bounds."""
+        field: Field | None = None
+        if recipe.basis_key == self.template.basis_key:
+            field = recipe.field
+        elif self.survey is not None:
+            field = self.survey.in_blend(recipe)
+        point = None if field is None else self.space.encode(field)
+        if point is None or bool(np.any((point < self.space.lower) | (point > self.space.upper))):
+            return None
+        return point
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -50,11 +77,11 @@ class Plan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings about base and experts, one line each."""
+        """Warnings about base, experts and the start, one line each."""
         if self.layout is None:
-            return ()
+            return self.notes
         sources = [self.template.base, *self.template.experts]
-        return tuple(self.evaluator.warnings([source.path for source in sources]))
+        return (*self.evaluator.warnings([source.path for source in sources]), *self.notes)
 
     @property
     def entry(self) -> StrategyInfo:
@@ -62,9 +89,14 @@ class Plan:
         return get_strategy_info(self.strategy.name)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What the strategy needs of the evaluators."""
+        return self.entry.needs_with(self.strategy.options)
+
+    @property
     def differentiable_space(self) -> DifferentiableSpace | None:
         """The space, for workers of a strategy that follows gradients; None for others."""
-        if "gradient" not in self.entry.load().needs:
+        if not {"gradient", "proxy"} & self.needs:
             return None
         assert isinstance(self.space, DifferentiableSpace)
         return self.space
@@ -109,7 +141,20 @@ class Plan:
             space=self.space,
             origin=self.space.start if self.begin is None else self.begin,
             differentiable=self.evaluator.differentiable,
+            proxies=self.evaluator.proxies,
+            batch_items=self._batch_items,
         )
+
+    def _batch_items(self, batch: Batch) -> int:
+        """Items of a batch of everything that has gradients."""
+        evaluator = self.evaluator
+        return evaluator.batch_cost(batch, (*evaluator.differentiable, *evaluator.proxies))
+
+
+def unanchored_trials(spec: StudySpec, evaluator: Evaluator, anchors: int) -> int | None:
+    """Trials on all items that the budget pays for beside anchors; None where it is a time."""
+    trials = trials_of(spec, evaluator)
+    return None if trials is None else max(trials - anchors, 0)
 
 
 def trials_of(spec: StudySpec, evaluator: Evaluator) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,33 @@ from mergesearch.merging import Field, InputError, Layout, Recipe, Source
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.family.family import align_family
 from mergesearch.merging.operators import Operator, Options, get_operator
-from mergesearch.search.plan.anchors import default_anchors
-from mergesearch.search.plan.checks import check_capabilities, check_fidelity, check_references
-from mergesearch.search.plan.plan import Plan, trials_of
+from mergesearch.search.plan.anchors import Anchor, default_anchors
+from mergesearch.search.plan.checks import (
+    check_capabilities,
+    check_fidelity,
+    check_gradients,
+    check_references,
+)
+from mergesearch.search.plan.plan import Plan, unanchored_trials
 from mergesearch.search.plan.sections import check_sections
+from mergesearch.search.plan.short_list import survey_anchors, survey_of
 from mergesearch.search.plan.spaces import parameter_space, study_space
+from mergesearch.search.plan.survey import Choice, Survey
+from mergesearch.search.spec.auto_operator import AUTO_OPERATOR
 from mergesearch.search.spec.sections import StrategySection, StudySpec
 from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.table import AUTO
-from mergesearch.spaces import Space
+from mergesearch.spaces import DifferentiableSpace, Space
+
+#: Parameters of a merge above which ``auto`` follows no gradients.
+LARGEST_FOLLOWED = 1_000_000_000
 
 
 def plan_study(
-    spec: StudySpec, fingerprints: Sequence[str] = (), arenas: Path | None = None
+    spec: StudySpec,
+    fingerprints: Sequence[str] = (),
+    arenas: Path | None = None,
+    choice: Choice | None = None,
 ) -> Plan:
     """Check a study against its checkpoints (headers only) and data.
 
@@ -36,57 +51,106 @@ def plan_study(
         fingerprints: Content hashes of base and experts, once their weights have been read.
         arenas: Where prepared weights are; spaces that need weights to decode a point open them for
             the first one.
+        choice: The operators that a study with ``operator: auto`` goes on from, once they have been
+            measured; before, the first of its list stand in for them.
 
     Raises:
         InputError: In one line, if anything is wrong.
     """
     check_sections(spec)
     evaluator = build_evaluator(spec.evaluators, Path())
-    operator = get_operator(spec.operator.name)
-    template, layout = _template(spec, operator, fingerprints)
+    automatic = spec.operator.name == AUTO_OPERATOR
+    operator = get_operator("task_arithmetic" if automatic else spec.operator.name)
+    options = {} if automatic else spec.operator.options
+    template, layout = _template(spec, operator, options, fingerprints)
     if layout is None and evaluator.model_class is not None:
         raise InputError(
             "base: required key is missing: the evaluators need a model (and experts to merge)"
         )
     evaluator.check()
+    survey = _survey(spec, template, layout, evaluator, choice) if automatic else None
+    if survey is not None and layout is not None:
+        template = survey.blend(layout)
     if isinstance(evaluator, RoutedEvaluator):
         evaluator.check_recipe(template)
         space: Space = parameter_space(spec, template, evaluator)
     else:
-        space = study_space(spec, template, layout, operator, arenas)
-    anchors = (
-        default_anchors(template, layout, space, operator) if spec.anchors == "default" else ()
-    )
-    strategy = _strategy(spec, evaluator, space, len(anchors))
+        space = study_space(spec, template, layout, operator, arenas, survey)
+    anchors: tuple[Anchor, ...] = ()
+    if survey is not None and layout is not None:
+        anchors = survey_anchors(survey, layout)
+    elif spec.anchors == "default":
+        anchors = default_anchors(template, layout, space, operator)
+    strategy = _strategy(spec, evaluator, space, template, len(anchors))
     weights = _weights(spec, evaluator.objectives)
-    plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy)
+    plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy, survey=survey)
     check_references(plan)
     check_capabilities(plan)
     check_fidelity(plan)
     return plan
 
 
-def _strategy(spec: StudySpec, evaluator: Evaluator, space: Space, anchors: int) -> StrategySection:
+def _strategy(
+    spec: StudySpec, evaluator: Evaluator, space: Space, template: Recipe, anchors: int
+) -> StrategySection:
     """The study's strategy, or the one that ``auto`` chooses."""
     if spec.strategy.name != AUTO:
         return spec.strategy
-    trials = trials_of(spec, evaluator)
-    left = None if trials is None else max(trials - anchors, 0)
-    return StrategySection(name=choose(space.lower.size, len(evaluator.objectives), left))
+    left = unanchored_trials(spec, evaluator, anchors)
+    gradients = _offers_gradients(spec, evaluator, space, template)
+    return StrategySection(
+        name=choose(space.lower.size, len(evaluator.objectives), left, gradients=gradients)
+    )
+
+
+def _offers_gradients(
+    spec: StudySpec, evaluator: Evaluator, space: Space, template: Recipe
+) -> bool:
+    """Whether a strategy that follows gradients of a model would be accepted.
+
+    Problems without a model stand in for what has no gradients, and for a large model the memory of
+    a backward pass is not taken for granted.
+    """
+    if evaluator.model_class is None or not isinstance(space, DifferentiableSpace):
+        return False
+    if template.field.size > LARGEST_FOLLOWED:
+        return False
+    try:
+        check_gradients(StrategySection(name="hybrid"), spec, template)
+    except InputError:
+        return False
+    return bool(evaluator.differentiable or evaluator.proxies)
+
+
+def _survey(
+    spec: StudySpec,
+    template: Recipe,
+    layout: Layout | None,
+    evaluator: Evaluator,
+    choice: Choice | None,
+) -> Survey:
+    """The operators that a study with ``operator: auto`` measures, or has measured."""
+    if layout is None or isinstance(evaluator, RoutedEvaluator):
+        raise InputError(
+            "operator: expected the name of one, received auto, which is for merges of base and "
+            "experts into a checkpoint; name an operator"
+        )
+    survey = survey_of(spec, template, layout, evaluator)
+    return survey if choice is None else replace(survey, choice=choice, decided=True)
 
 
 def _template(
-    spec: StudySpec, operator: Operator, fingerprints: Sequence[str]
+    spec: StudySpec, operator: Operator, given: Options, fingerprints: Sequence[str]
 ) -> tuple[Recipe, Layout | None]:
     """The study's recipe with coefficients 0, and the layout of its checkpoints."""
     if spec.base is None:
-        options = operator.complete(spec.operator.options)
+        options = operator.complete(given)
         return _analytic(operator, options), None
     base = open_checkpoint(spec.base, "base")
     experts = [open_checkpoint(path, name) for name, path in spec.experts.items()]
     family = align_family(base, experts, spec.special)
     layout = family.layout
-    options = operator.check(layout, len(experts), spec.operator.options)
+    options = operator.check(layout, len(experts), given)
     family.check(operator)
     prints = fingerprints or [""] * (1 + len(experts))
     recipe = Recipe(

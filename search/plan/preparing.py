@@ -85,7 +85,7 @@ def preparing_of(
         card="" if card is None else card.name,
         card_seconds=None if rates is None else seconds_at(rates),
         chosen=workers.prepare,
-        partial=bool(operator.needs),
+        partial=bool(operator.needs or plan.template.options.get("calibration")),
     )
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from mergesearch.merging import InputError
 from mergesearch.merging.operators import get_operator
 from mergesearch.search.redact import redact
+from mergesearch.search.spec.auto_operator import AUTO_OPERATOR, auto_operator
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.storage_url import database_url
 from mergesearch.search.strategies.table import check_options
@@ -18,7 +19,10 @@ def check_sections(spec: StudySpec) -> None:
     Raises:
         InputError: In one line.
     """
-    get_operator(spec.operator.name).complete(spec.operator.options)
+    if spec.operator.name == AUTO_OPERATOR:
+        auto_operator(spec.operator)
+    else:
+        get_operator(spec.operator.name).complete(spec.operator.options)
     check_options(spec.strategy.name, spec.strategy.options)
     _check_storage(spec.storage)
     if spec.special.vocabulary == "common":

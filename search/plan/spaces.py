@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from mergesearch.evaluators.routing.routed import RoutedEvaluator
 from mergesearch.merging import InputError, Layout, MergesearchError, Recipe
 from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.merging.operators import Operator
+from mergesearch.search.plan.survey import Survey
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.strategies.table import AUTO, StrategyInfo, get_strategy_info
 from mergesearch.spaces import ParameterSpace, Space
+from mergesearch.spaces.blend_space import blend_space
 from mergesearch.spaces.spec import SpaceSpec, build_space, check_keys
 
 
@@ -26,6 +28,7 @@ def study_space(
     layout: Layout | None,
     operator: Operator,
     arenas: Path | None,
+    survey: Survey | None = None,
 ) -> Space:
     """The space that the strategy searches: its own kind, or the coefficients of the study.
 
@@ -35,6 +38,7 @@ def study_space(
         layout: The flat index, or None for analytic problems.
         operator: The study's operator.
         arenas: Where prepared weights are, for spaces that read them.
+        survey: The operators of a study that chooses among them.
 
     Raises:
         InputError: If the study describes a space that the strategy does not search.
@@ -48,17 +52,47 @@ def study_space(
         raise InputError(
             f"strategy.name: {entry.name} searches merges of models; set base and experts"
         )
-    default_bounds = operator.bounds(experts, options)
-    default_start = operator.default(experts, options)
-    return build_space(
-        section,
-        template,
-        layout,
-        default_bounds=default_bounds,
-        default_start=default_start,
+    build = partial(
+        build_space,
+        template=template,
+        layout=layout,
         searched=entry.space,
         change_sums=lambda: _change_sums(template, arenas),
         gram=_inner_products(template, arenas, spec.rows),
+    )
+    if survey is not None:
+        return _blend_space(build, section, survey, entry)
+    return build(
+        section,
+        default_bounds=operator.bounds(experts, options),
+        default_start=operator.default(experts, options),
+    )
+
+
+def _blend_space(
+    build: Callable[..., Space], section: SpaceSpec, survey: Survey, entry: StrategyInfo
+) -> Space:
+    """The space around the best operator of a study that chooses one.
+
+    Raises:
+        InputError: If the strategy searches another space, or the study gives a start.
+    """
+    if entry.space != "coefficients":
+        raise InputError(
+            f"strategy.name: expected one that searches coefficients with operator auto, received "
+            f"{entry.name}; choose cma_es, for example"
+        )
+    if section.start is not None:
+        raise InputError(
+            "space.start: expected none with operator auto, whose search begins at the best "
+            "operator; leave it out"
+        )
+    others = section.model_copy(update={"bounds": None})
+    return blend_space(
+        lambda bounds, start: build(section, default_bounds=bounds, default_start=start),
+        lambda bounds, start: build(others, default_bounds=bounds, default_start=start),
+        survey.leader_rows(),
+        survey.choice.coefficients[0],
     )
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from mergesearch.merging import RunFolderError
 from mergesearch.search.record.storage import Storage, StorageAccess
 
+#: Operators that a study with ``operator: auto`` goes on from.
+OPERATORS_CHOSEN = "operators"
+
 #: Cards that were set aside, and why, in all sessions.
 SET_ASIDE = "set aside"
 

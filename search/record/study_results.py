@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from mergesearch.evaluators import Split
 from mergesearch.search.record.array_text import pack_items, unpack_items
 from mergesearch.search.record.study_attributes import StudyAttributes
@@ -32,6 +34,8 @@ class StudyResults:
             items = {key: pack_items(scores) for key, scores in score.items.items()}
             value = {"values": dict(score.values), "errors": dict(score.errors), "items": items}
             value["violations"] = dict(score.violations)
+            uneven = {key: each for key, each in score.weights.items() if np.ptp(each) > 0}
+            value["weights"] = {key: pack_items(each) for key, each in uneven.items()}
         self._attributes.set(f"score:{split}:{number}", {"score": value})
 
     def score(self, split: Split, number: int) -> tuple[bool, Score | None]:
@@ -43,7 +47,9 @@ class StudyResults:
         if score is None:
             return True, None
         items = {key: unpack_items(packed) for key, packed in score["items"].items()}
-        return True, Score(score["values"], score["errors"], items, score.get("violations", {}))
+        weights = {key: unpack_items(each) for key, each in score.get("weights", {}).items()}
+        missed = score.get("violations", {})
+        return True, Score(score["values"], score["errors"], items, missed, weights)
 
     def set_reference(self, split: Split, name: str, means: Mapping[str, float]) -> None:
         """Record what a model that objectives are relative to scores in every domain of a split."""
@@ -59,7 +65,12 @@ class StudyResults:
         """Record the final choice; its scores have been recorded one by one."""
         self._attributes.set(
             "verdict",
-            {"winner": verdict.winner, "front": verdict.front, "leaders": verdict.leaders},
+            {
+                "winner": verdict.winner,
+                "front": verdict.front,
+                "leaders": verdict.leaders,
+                "front_estimated": verdict.front_estimated,
+            },
         )
 
     def verdict(self) -> Verdict | None:
@@ -72,5 +83,9 @@ class StudyResults:
             known = {record.number: self.score(split, record.number)[1] for record in self._records}
             scores[split] = {number: score for number, score in known.items() if score is not None}
         return Verdict(
-            recorded["winner"], tuple(recorded["front"]), tuple(recorded["leaders"]), scores
+            recorded["winner"],
+            tuple(recorded["front"]),
+            tuple(recorded["leaders"]),
+            scores,
+            tuple(recorded.get("front_estimated", ())),
         )

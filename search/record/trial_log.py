@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import Objective
 from mergesearch.merging import Recipe, RunFolderError, StudyFailedError
+from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.quiet import quiet_optuna
 from mergesearch.search.record.storage import Storage, StorageAccess, batched_writes
 from mergesearch.search.record.study_attributes import StudyAttributes, study_id_of
@@ -139,7 +140,7 @@ class TrialLog:
         number: int,
         outcome: Outcome,
         tell_index: int | None,
-        estimates: Mapping[str, float] | None = None,
+        estimates: Estimates | None = None,
     ) -> TrialRecord:
         """Record the result of a running trial; setting the state comes last and commits it.
 
@@ -156,7 +157,8 @@ class TrialLog:
         record = self.records[number]
         item_count = record.item_count if outcome.stopped is None else outcome.stopped
         finished = round(time.time(), 3)
-        attributes = result_attributes(outcome, tell_index, item_count, finished, estimates or {})
+        estimates = estimates or Estimates()
+        attributes = result_attributes(outcome, tell_index, item_count, finished, estimates)
         state = TrialState.FAIL
         values = None
         if measurement is not None:
@@ -168,9 +170,7 @@ class TrialLog:
             self._access.write(
                 lambda: self._finish(self._trial_ids[number], attributes, state, values)
             )
-        self.records[number] = finished_record(
-            record, outcome, tell_index, finished, estimates or {}
-        )
+        self.records[number] = finished_record(record, outcome, tell_index, finished, estimates)
         return self.records[number]
 
     def set_attr(self, key: str, value: Any) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import Split
 from mergesearch.merging import Recipe
+from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.workers.gradient_steps import GradientResult
 from mergesearch.search.workers.messages import Failure, Outcome
 
@@ -51,6 +52,8 @@ class TrialRecord:
         stopped: Number of items after which a rule ended its evaluation; None where none did.
         estimates: Objective name -> what it would have scored on all items, estimated, for stopped
             trials.
+        estimate_errors: Objective name -> standard error of the estimate, as an estimate of the
+            value on all conceivable items, where it is known.
         rungs: Items -> objective name -> value, at every stage of an early stop rule.
         violations: Bound -> how far it is missed, 0 or less where it is kept.
         batch_size: Items of a forward pass, where its worker had to make them fewer than the study
@@ -79,6 +82,7 @@ class TrialRecord:
     stopped: int | None = None
     cpu_share: float | None = None
     estimates: Mapping[str, float] = field(default_factory=dict)
+    estimate_errors: Mapping[str, float] = field(default_factory=dict)
     rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     violations: Mapping[str, float] = field(default_factory=dict)
     batch_size: int | None = None
@@ -99,7 +103,7 @@ def finished_record(
     outcome: Outcome,
     tell_index: int | None,
     finished: float,
-    estimates: Mapping[str, float],
+    estimates: Estimates,
 ) -> TrialRecord:
     """A running trial with its result.
 
@@ -126,7 +130,8 @@ def finished_record(
         gradient_result=outcome.gradient_result,
         stopped=outcome.stopped,
         cpu_share=outcome.cpu_share,
-        estimates=dict(estimates),
+        estimates=dict(estimates.values),
+        estimate_errors=dict(estimates.errors),
         rungs=dict(outcome.rungs),
         violations=dict(measurement.violations) if measurement else {},
         batch_size=outcome.batch_size,
@@ -135,12 +140,16 @@ def finished_record(
 
 @dataclass(frozen=True)
 class Score:
-    """Values, standard errors, per-item scores and missed bounds of one trial on one split."""
+    """Values, standard errors, per-item scores and missed bounds of one trial on one split.
+
+    ``weights`` are those of the items ``(items,)``, where a value is the sum of weighted items.
+    """
 
     values: Mapping[str, float]
     errors: Mapping[str, float]
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
     violations: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
     @property
     def feasible(self) -> bool:
@@ -160,9 +169,12 @@ class Verdict:
         leaders: Numbers of the trials that were re-evaluated.
         scores: Split -> trial number -> score. ``validation`` holds the leaders and the anchors,
             ``test`` the winner and the anchors.
+        front_estimated: Numbers of the trials on the front by their estimated values; empty where
+            there were no estimates.
     """
 
     winner: int
     front: tuple[int, ...]
     leaders: tuple[int, ...]
     scores: Mapping[Split, Mapping[int, Score]]
+    front_estimated: tuple[int, ...] = ()

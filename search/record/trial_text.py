@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import Measurement
 from mergesearch.merging import Field, Recipe
+from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.record.array_text import (
     decode_array,
     encode_array,
@@ -114,7 +115,7 @@ def result_attributes(
     tell_index: int | None,
     item_count: int | None,
     finished: float,
-    estimates: Mapping[str, float],
+    estimates: Estimates,
 ) -> dict[str, str | list[float]]:
     """What is recorded of a trial's result, attribute by attribute, in the order of writing.
 
@@ -144,7 +145,8 @@ def result_attributes(
     if outcome.rungs:
         result["rungs"] = {str(items): dict(values) for items, values in outcome.rungs.items()}
     if outcome.stopped is not None:
-        result |= {"stopped": outcome.stopped, "estimates": dict(estimates)}
+        result |= {"stopped": outcome.stopped, "estimates": dict(estimates.values)}
+        result["estimate_errors"] = dict(estimates.errors)
     if measurement and measurement.violations:
         result["violations"] = dict(measurement.violations)
         attributes[CONSTRAINTS] = list(measurement.violations.values())
@@ -197,9 +199,8 @@ def read_result(
         cpu_share=result.get("cpu_share"),
         batch_size=result.get("batch_size"),
     )
-    return finished_record(
-        record, outcome, result["tell_index"], result["finished"], result.get("estimates", {})
-    )
+    estimates = Estimates(result.get("estimates", {}), result.get("estimate_errors", {}))
+    return finished_record(record, outcome, result["tell_index"], result["finished"], estimates)
 
 
 def as_recorded(outcome: Outcome) -> Outcome:

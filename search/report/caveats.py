@@ -18,6 +18,8 @@ def caveats(data: ReportData) -> list[str]:
     return [
         *_missed_bounds(data),
         *_ties(data),
+        *_luckier(data),
+        *_luckier_front(data),
         *_repeats(data),
         *_stopped(data),
         *reference_mismatches(
@@ -46,6 +48,18 @@ def ties(data: ReportData) -> list[TrialRecord]:
     ]
 
 
+def _luckier_front(data: ReportData) -> list[str]:
+    estimate = data.front_estimate
+    if estimate is None or round(estimate.observed - estimate.estimated, 2) <= 0:
+        return []
+    line = (
+        "By the scores that it was chosen for, the front covers a hypervolume of "
+        f"{estimate.observed:.2f}; about {estimate.estimated:.2f}, as estimated from all trials "
+        "around its members."
+    )
+    return [line]
+
+
 def _missed_bounds(data: ReportData) -> list[str]:
     bounded = [
         record for record in data.records if record.state == "complete" and record.violations
@@ -72,6 +86,23 @@ def _ties(data: ReportData) -> list[str]:
         return []
     named = ", ".join(label(record) for record in tied[:8]) + (", ..." if len(tied) > 8 else "")
     return [f"These trials cannot be told apart from the winner on validation items: {named}."]
+
+
+def _luckier(data: ReportData) -> list[str]:
+    """That another leader scored better on validation items, where one did."""
+    if data.verdict is None or data.winner is None:
+        return []
+    scores = data.verdict.scores.get("validation", {})
+    kept = {number: score for number, score in scores.items() if score.feasible}
+    if data.winner.number not in kept:
+        return []
+    losses = {number: data.complete.scalarise(score) for number, score in kept.items()}
+    best = min(losses, key=lambda number: losses[number])
+    if losses[best] >= losses[data.winner.number]:
+        return []
+    name = label(data.by_number[best]).capitalize()
+    expected = "given what the search found around both, the winner is expected to be better"
+    return [f"{name} scored better on validation items; {expected}."]
 
 
 def _equal(ours: Score, theirs: Score, name: str) -> bool:

@@ -29,7 +29,9 @@ class Comparison:
         winner_error, anchor_error: Standard errors, None where unknown.
         improvement: How much better the winner is, in the objective's unit; positive is better in
             either direction.
-        low, high: 95 % interval of the improvement, None where no standard error is known.
+        low, high: 95 % interval of the improvement over this anchor alone, None where no standard
+            error is known. :mod:`mergesearch.search.report.gains` has those that hold for all
+            anchors at once.
         paired: Whether the interval comes from item-by-item differences; otherwise it is the wider
             one of two independent samples.
         optimism: How much better the winner looked on the search items than on the test items, None
@@ -78,7 +80,7 @@ def _comparison(
     data: ReportData, objective: Objective, split: Split, winner: Score, anchor: Score
 ) -> Comparison:
     name = objective.name
-    improvement = _improvement(objective, winner, anchor)
+    improvement = improvement_over(objective, winner, anchor)
     error, paired = _difference_error(_paired_items(data, split, name), winner, anchor, name)
     return Comparison(
         objective=name,
@@ -213,10 +215,10 @@ def _improvements(data: ReportData, record: TrialRecord, split: Split) -> dict[s
     theirs = data.score(data.best_anchor, split)
     if ours is None or theirs is None:
         return {}
-    return {o.name: _improvement(o, ours, theirs) for o in data.objectives}
+    return {o.name: improvement_over(o, ours, theirs) for o in data.objectives}
 
 
-def _improvement(objective: Objective, ours: Score, theirs: Score) -> float:
+def improvement_over(objective: Objective, ours: Score, theirs: Score) -> float:
     """How much better ``ours`` is; 0 where values differ by the rounding of a sum alone."""
     value = ours.values[objective.name]
     other = theirs.values[objective.name]

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import Objective, Split
 from mergesearch.merging import InputError, Layout
-from mergesearch.search.front import Front, Normaliser, to_losses
+from mergesearch.search.front import Front, Normaliser, signs, to_losses
 from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
+from mergesearch.search.study.estimated_front import estimated_front, estimated_trials
 
 Array = npt.NDArray[np.float64]
 
@@ -80,6 +81,24 @@ class CompleteTrials:
         assert self.normaliser is not None
         losses = to_losses(score.values, self.objectives)
         return float(self.normaliser.scalarise(losses, self.weights))
+
+
+@dataclass(frozen=True)
+class FrontEstimate:
+    """A front by the scores that it was chosen for, and as estimated from all trials.
+
+    Attributes:
+        observed: Hypervolume of the members that have a point, in normalised losses.
+        estimated: The same by the estimates.
+        values: Trial -> objective -> estimated value, in the user's direction.
+        recommended: The same of the members by the estimates, best scalarised first; empty in runs
+            whose front was not chosen so.
+    """
+
+    observed: float
+    estimated: float
+    values: Mapping[int, Mapping[str, float]]
+    recommended: Mapping[int, Mapping[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +184,61 @@ class ReportData:
         return [record for record in order if record.number in members]
 
     @cached_property
+    def estimates(self) -> dict[int, Array]:
+        """Trial -> estimated losses ``(objectives,)``; none with one objective, without errors."""
+        return estimated_trials(self.complete.records, self.objectives)
+
+    @cached_property
+    def expected(self) -> dict[int, Array]:
+        """Member of the recommended front -> the losses ``(objectives,)`` that are expected of it.
+
+        Estimates choose the members and are their losses, best scalarised first; both are as
+        observed where there are none, and in runs that recorded none.
+        """
+        complete = self.complete
+        estimates = self.estimates if self.by_estimates else {}
+        members = (
+            estimated_front(complete.records, self.objectives, estimates)
+            if self.verdict is None
+            else self.verdict.front_estimated
+        ) or [record.number for record in self.front]
+        observed = {r.number: row for r, row in zip(complete.records, complete.losses, strict=True)}
+        losses = {number: estimates.get(number, observed[number]) for number in members}
+        if complete.normaliser is None or not losses:
+            return losses
+        scalars = complete.normaliser.scalarise([*losses.values()], self.weights)
+        order = np.argsort(scalars, kind="stable")
+        numbers = [*losses]
+        return {numbers[row]: losses[numbers[row]] for row in order}
+
+    @property
+    def by_estimates(self) -> bool:
+        """Whether estimates chose the members of the recommended front."""
+        recorded = self.verdict is None or bool(self.verdict.front_estimated)
+        return recorded and bool(self.estimates)
+
+    @cached_property
+    def recommended(self) -> list[TrialRecord]:
+        """Members of the front by estimated losses; those of the observed one without estimates."""
+        return [self.by_number[number] for number in self.expected]
+
+    @cached_property
+    def front_estimate(self) -> FrontEstimate | None:
+        """What the front would score on other items; None for one objective, or without errors."""
+        complete = self.complete
+        members = [record.number for record in self.front if record.number in self.estimates]
+        if complete.normaliser is None or not members:
+            return None
+        estimated = np.array([self.estimates[number] for number in members])
+        observed = np.array([to_losses(self.by_number[n].values, self.objectives) for n in members])
+        return FrontEstimate(
+            complete.normaliser.hypervolume(observed),
+            complete.normaliser.hypervolume(estimated),
+            _values({number: self.estimates[number] for number in members}, self.objectives),
+            _values(self.expected if self.by_estimates else {}, self.objectives),
+        )
+
+    @cached_property
     def winner(self) -> TrialRecord | None:
         """The winning trial, or None while there is no verdict."""
         return None if self.verdict is None else self.by_number[self.verdict.winner]
@@ -210,6 +284,18 @@ class ReportData:
             if anchor.state == "complete"
         }
         return {number: score for number, score in scores.items() if score is not None}
+
+
+def _values(
+    losses: Mapping[int, Array], objectives: Sequence[Objective]
+) -> dict[int, dict[str, float]]:
+    """Trial -> losses ``(objectives,)`` as values by objective, in the user's direction."""
+    names = [objective.name for objective in objectives]
+    factors = signs(objectives)
+    return {
+        number: dict(zip(names, (factors * row).tolist(), strict=True))
+        for number, row in losses.items()
+    }
 
 
 def label(record: TrialRecord) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mergesearch.evaluators import Split
+from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.report.caveats import caveats
 from mergesearch.search.report.comparison import (
@@ -16,6 +17,7 @@ from mergesearch.search.report.comparison import (
     trade_off,
 )
 from mergesearch.search.report.data import TRANSDUCTIVE, ReportData
+from mergesearch.search.report.gains import AnchorInterval, Gain, anchor_intervals, gains
 from mergesearch.search.report.wording import change, plus_minus, rounded, size_of
 
 
@@ -51,7 +53,10 @@ def headline(data: ReportData) -> list[str]:
             f"{first}.{routing} It is the best anchor: {what}.",
             *(f"{_value(comparison)}{_optimism(comparison)}." for comparison in comparisons),
         ]
-    lines = [_line(data.best_anchor, comparison) for comparison in comparisons]
+    intervals = anchor_intervals(data)
+    lines = [_line(data.best_anchor, comparison, intervals) for comparison in comparisons]
+    errors = {comparison.objective: comparison.winner_error for comparison in comparisons}
+    lines += [_gain(gain, errors[gain.objective]) for gain in gains(data, intervals)]
     traded = trade_off(data)
     if traded is None:
         return [f"{first}.{routing}", *lines]
@@ -126,7 +131,7 @@ def _value(comparison: Comparison) -> str:
     return f"{comparison.objective}: {value} on {comparison.split} items"
 
 
-def _line(anchor: TrialRecord, comparison: Comparison) -> str:
+def _line(anchor: TrialRecord, comparison: Comparison, intervals: Sequence[AnchorInterval]) -> str:
     """The leading trial in one objective: its value, the change, the interval, the optimism."""
     error = comparison.winner_error
     than = "to" if comparison.improvement == 0 else "than"
@@ -134,11 +139,43 @@ def _line(anchor: TrialRecord, comparison: Comparison) -> str:
         f"{_value(comparison)}, {change(comparison.improvement, error)} {than} the best anchor "
         f"({anchor.name})"
     )
-    if comparison.low is not None and comparison.high is not None:
-        low = rounded(comparison.low, error, "+")
-        high = rounded(comparison.high, error, "+")
-        line += f", 95 % interval {low} to {high}" + ("" if comparison.paired else ", unpaired")
-    return line + f"{_optimism(comparison)}."
+    return f"{line}{_interval(anchor, comparison, intervals)}{_optimism(comparison)}."
+
+
+def _interval(
+    anchor: TrialRecord, comparison: Comparison, intervals: Sequence[AnchorInterval]
+) -> str:
+    """The interval of a change: the one that holds for all anchors at once, if there is one."""
+    told: Comparison | AnchorInterval = comparison
+    for each in intervals:
+        if (each.objective, each.trial) == (comparison.objective, anchor.number):
+            told = each
+    if told.low is None or told.high is None:
+        return ""
+    shown = _span(told.low, told.high, comparison.winner_error)
+    return f", 95 % interval {shown}" + ("" if told.paired else ", unpaired")
+
+
+def _gain(gain: Gain, error: float | None) -> str:
+    """Whether the winner is better than every anchor beyond noise, and the anchors that tie."""
+    span = _span(gain.low, gain.high, error)
+    over = f"95 % interval of the gain over the best of {counted(gain.anchors, 'anchor')} {span}"
+    if gain.claimed:
+        return f"{gain.objective}: better than every anchor ({over})."
+    told = [f"; {what}: {_names(names)}" for what, names in _rivals(gain).items() if names]
+    return f"{gain.objective}: no gain over every anchor is shown ({over}){''.join(told)}."
+
+
+def _rivals(gain: Gain) -> dict[str, tuple[str, ...]]:
+    return {"ties": gain.ties, "better than the winner": gain.worse_than}
+
+
+def _span(low: float, high: float, error: float | None) -> str:
+    return f"{rounded(low, error, '+')} to {rounded(high, error, '+')}"
+
+
+def _names(anchors: Sequence[str]) -> str:
+    return ", ".join(anchors[:8]) + (", ..." if len(anchors) > 8 else "")
 
 
 def _optimism(comparison: Comparison) -> str:

@@ -18,11 +18,13 @@ from mergesearch.evaluators import SPLITS
 from mergesearch.search.grammar import counted
 from mergesearch.search.report.costs import busy_share, failures, timings
 from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.gains import anchor_intervals
 from mergesearch.search.report.headline import export_command, sentences
 from mergesearch.search.report.masking import without_secrets
+from mergesearch.search.report.page_style import DRAW, STYLE
 from mergesearch.search.report.plotly_figures import Figure, draw_figures
-from mergesearch.search.report.tables import cell, heading, result_table
-from mergesearch.search.report.wording import plus_minus
+from mergesearch.search.report.tables import MISSING, cell, heading, result_table
+from mergesearch.search.report.wording import plus_minus, rounded
 
 #: Rows of the table of front members; the rest is in report.json.
 LISTED = 100
@@ -56,6 +58,7 @@ def _body(data: ReportData, figures: Mapping[str, Figure]) -> str:
     whose = "the winner" if data.winner is not None else "the best trial so far"
     sections = [
         ("Result", _results(data)),
+        ("Winner against every anchor", _against_anchors(data)),
         ("Progress", _figure("progress", figures)),
         ("Front", _figure("front", figures)),
         (f"Coefficients of {whose}", _figure("coefficients", figures)),
@@ -136,6 +139,28 @@ def _results(data: ReportData) -> str:
     return _table(["trial", "", "objective", *SPLITS, ""], rows, (0, 3, 4, 5)) + note
 
 
+def _against_anchors(data: ReportData) -> str:
+    """The simultaneous intervals, one line for each objective and anchor."""
+    rows = []
+    for each in anchor_intervals(data):
+        span = (
+            MISSING
+            if each.low is None or each.high is None
+            else f"{rounded(each.low, each.error, '+')} to {rounded(each.high, each.error, '+')}"
+        )
+        gain = rounded(each.improvement, each.error, "+")
+        paired = "paired" if each.paired else "unpaired"
+        texts = [each.objective, each.anchor, gain, span, paired, each.verdict]
+        rows.append(f"<tr>{_cells(texts, (2, 3))}</tr>")
+    note = (
+        "<p class=note>How much better the winner is than each anchor on test items. All 95 % "
+        "intervals hold together; a gain is shown only where the winner is better than every "
+        "anchor.</p>\n"
+    )
+    head = ["objective", "anchor", "improvement", "95 % interval", "", "winner is"]
+    return _table(head, rows, (2, 3)) + note if rows else ""
+
+
 def _figure(name: str, figures: Mapping[str, Figure]) -> str:
     if name not in figures:
         return ""
@@ -149,10 +174,13 @@ def _figure(name: str, figures: Mapping[str, Figure]) -> str:
 
 def _members(data: ReportData) -> str:
     rows = []
-    for record in data.front[:LISTED]:
+    estimates = {} if data.front_estimate is None else data.front_estimate.recommended
+    estimated = data.objectives if estimates else ()
+    for record in data.recommended[:LISTED]:
         values = [
             plus_minus(record.values[o.name], record.errors.get(o.name)) for o in data.objectives
         ]
+        values += [f"{estimates[record.number][o.name]:.4g}" for o in estimated]
         numeric = range(len(values) + 1)
         command = f"<td><code>{escape(export_command(data, record.number))}</code></td>"
         named = escape(label(record) if record.name else record.kind)
@@ -161,11 +189,25 @@ def _members(data: ReportData) -> str:
         )
     if not rows:
         return ""
-    left = len(data.front) - LISTED
+    left = len(data.recommended) - LISTED
     verb = "is" if left == 1 else "are"
     more = f"<p class=note>{left} more {verb} in report.json.</p>\n" if left > 0 else ""
-    head = ["trial", *(heading(o) for o in data.objectives), "", "export"]
-    return _table(head, rows, range(len(data.objectives) + 1)) + more
+    numeric = range(len(data.objectives) + len(estimated) + 1)
+    names = [*map(heading, data.objectives), *(f"estimated {o.name}" for o in estimated)]
+    return _table(["trial", *names, "", "export"], rows, numeric) + more + _observed_only(data)
+
+
+def _observed_only(data: ReportData) -> str:
+    """How members were chosen, and who is on the front by its own scores alone."""
+    members = {record.number for record in data.recommended}
+    if members == {record.number for record in data.front}:
+        return ""
+    left = [str(record.number) for record in data.front if record.number not in members]
+    chosen = "Members are chosen by values that are estimated from all trials"
+    if not left:
+        return f"<p class=note>{chosen}.</p>\n"
+    named = ", ".join(left[:LISTED]) + (", …" if len(left) > LISTED else "")
+    return f"<p class=note>{chosen}; on the front by their own scores only: {named}.</p>\n"
 
 
 def _trials(data: ReportData) -> str:
@@ -243,90 +285,3 @@ def _yaml(values: Mapping[str, Any]) -> str:
     plain = json.loads(json.dumps(without_secrets(values), default=str))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
     return f"<pre>{escape(text)}</pre>\n"
-
-
-#: Draws every figure, again when the reader's preference for light or dark changes.
-DRAW = """
-(function () {
-  var dark = window.matchMedia("(prefers-color-scheme: dark)");
-  function colour(name) {
-    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  }
-  function themed(layout) {
-    var ink = colour("--ink"), grid = colour("--grid"), soft = colour("--soft");
-    var axis = function (old) {
-      return Object.assign({gridcolor: grid, zeroline: false, linecolor: grid,
-                            automargin: true}, old);
-    };
-    var out = Object.assign({}, layout, {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: {family: getComputedStyle(document.body).fontFamily, size: 13, color: ink},
-      modebar: {bgcolor: "rgba(0,0,0,0)", color: grid, activecolor: soft},
-      hoverlabel: {bgcolor: colour("--panel"), bordercolor: soft, font: {color: ink}, align: "left"}
-    });
-    Object.keys(layout).forEach(function (key) {
-      if (/^[xy]axis/.test(key)) { out[key] = axis(layout[key]); }
-    });
-    if (layout.scene) {
-      out.scene = Object.assign({}, layout.scene);
-      ["xaxis", "yaxis", "zaxis"].forEach(function (key) {
-        out.scene[key] = Object.assign(axis(layout.scene[key]), {showbackground: false});
-      });
-    }
-    return out;
-  }
-  function draw() {
-    document.querySelectorAll("script[data-for]").forEach(function (source) {
-      var figure = JSON.parse(source.textContent);
-      Plotly.react(source.dataset.for, figure.data, themed(figure.layout), {
-        displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"],
-        // On by default: a button that uploads the data.
-        showSendToCloud: false, plotlyServerURL: ""
-      });
-    });
-  }
-  dark.addEventListener("change", draw);
-  draw();
-})();
-"""
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #202124; --soft: #5f6368; --grid: #e3e5e8; --page: #ffffff;
-  --panel: #f6f7f9; --blue: #0072b2; --star: #b84a00; --mark: #fdf1e7; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --soft: #a2a8b0; --grid: #3a3f45; --page: #17191c;
-    --panel: #22252a; --blue: #56b4e9; --star: #ff9a56; --mark: #3a2a1d; }
-}
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 1.7rem; margin: 0 0 .6rem; letter-spacing: -.01em; overflow-wrap: anywhere; }
-h2 { font-size: 1.12rem; margin: 2.6rem 0 .7rem; padding-top: .9rem;
-  border-top: 1px solid var(--grid); }
-.chip { font-size: .75rem; font-weight: 600; padding: .15rem .6rem; border-radius: 1rem;
-  vertical-align: middle; background: var(--panel); color: var(--soft); letter-spacing: 0; }
-.chip.finished { color: var(--blue); }
-.headline p { margin: .25rem 0; }
-.headline code { font-size: .92em; white-space: normal; overflow-wrap: anywhere; }
-.headline p:first-child { font-size: 1.12rem; font-weight: 600; color: var(--star); }
-.note { color: var(--soft); font-size: .88rem; }
-.scroll { overflow: auto; max-height: 60rem; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--soft); }
-th, td { padding: .28rem .5rem; vertical-align: top; }
-thead th { position: sticky; top: 0; background: var(--page); }
-tr.first td { border-top: 1px solid var(--grid); }
-thead + tbody tr:first-child td { border-top: 0; }
-th.n, td.n { text-align: right; white-space: nowrap; }
-tr.winner { background: var(--mark); }
-tr.winner td.name { font-weight: 600; }
-tr.anchor { background: var(--panel); }
-pre { background: var(--panel); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto;
-  font-size: .85rem; line-height: 1.45; }
-pre.command { display: inline-block; margin: .6rem 0 0; max-width: calc(100% - 2rem); }
-code { font-size: .85rem; white-space: nowrap; }
-ul { padding-left: 1.2rem; margin: .3rem 0 1rem; }
-summary { cursor: pointer; color: var(--soft); }
-.bar { display: inline-block; height: .7em; background: var(--blue); border-radius: 2px; }
-.figure { width: 100%; min-height: 160px; }
-"""

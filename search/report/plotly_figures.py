@@ -196,6 +196,8 @@ def _classes(data: ReportData) -> list[tuple[str, list[TrialRecord], Figure]]:
     anchors = [record for record in data.anchors if record.state == "complete"]
     leading = [] if data.leading is None else [data.leading]
     edge = {"color": "white", "width": 1}
+    ring = {"color": BLUE, "size": 11, "symbol": "circle-open"}
+    recommended = [("recommended front", data.recommended, ring)] if data.by_estimates else []
     return [
         ("trial", dominated, {"color": GREY, "size": 6, "opacity": 0.6}),
         ("front", data.front, {"color": BLUE, "size": 8}),
@@ -205,6 +207,7 @@ def _classes(data: ReportData) -> list[tuple[str, list[TrialRecord], Figure]]:
             leading,
             {"color": VERMILLION, "size": 17, "symbol": "star", "line": edge},
         ),
+        *recommended,
     ]
 
 
@@ -289,6 +292,7 @@ CUBE_SYMBOLS = {
     "anchor": "diamond",
     "winner": "cross",
     "best so far": "cross",
+    "recommended front": "circle-open",
 }
 
 

@@ -204,6 +204,7 @@ def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool])
         "winner" if data.winner is not None else "best so far": [data.leading]
         if data.leading is not None
         else [],
+        "recommended front": data.recommended if data.by_estimates else [],
     }
     styles: list[dict[str, Any]] = [
         {"s": 14, "color": GREY, "alpha": 0.6, "linewidths": 0},
@@ -224,10 +225,12 @@ def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool])
             "linewidths": 0.8,
             "zorder": 5,
         },
+        {"s": 60, "facecolors": "none", "edgecolors": BLUE, "linewidths": 1.2, "zorder": 3},
     ]
     points = {name: _positions(records, first, second) for name, records in shown.items()}
     for (name, positions), style in zip(points.items(), styles, strict=True):
-        axes.scatter(positions[:, 0], positions[:, 1], label=name, **style)
+        if len(positions) or name != "recommended front":
+            axes.scatter(positions[:, 0], positions[:, 1], label=name, **style)
     everything = np.concatenate(list(points.values()))
     keep = np.concatenate([points["front"], points["anchor"]])
     axes.set_xlim(*visible_range(everything[:, 0], keep[:, 0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mergesearch.search.report.coefficients import heat_map
 from mergesearch.search.report.comparison import compare, trade_off
 from mergesearch.search.report.costs import busy_share, failures, timings
 from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.gains import anchor_intervals, gains
 from mergesearch.search.report.headline import export_command, headline
 from mergesearch.search.report.masking import without_secrets
 from mergesearch.search.report.progress import progress
@@ -64,6 +65,7 @@ def write_report(data: ReportData, folder: Path) -> None:
 def as_json(data: ReportData) -> dict[str, Any]:
     """All tables and curves of a report as JSON-able numbers; what is not finite becomes null."""
     normaliser = data.complete.normaliser
+    intervals = anchor_intervals(data)
     content = {
         "study": data.study,
         "run": data.run,
@@ -78,8 +80,12 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "headline": headline(data),
         "trade_off": _trade_off(data),
         "comparison": [asdict(comparison) for comparison in compare(data)],
+        "against_anchors": [asdict(each) | {"verdict": each.verdict} for each in intervals],
+        "gains": [asdict(gain) for gain in gains(data, intervals)],
         "result": [_row(row) for row in result_table(data)],
-        "front": [record.number for record in data.front] if len(data.objectives) > 1 else [],
+        "front": _numbers(data, data.recommended),
+        "front_observed": _numbers(data, data.front),
+        "front_estimate": None if data.front_estimate is None else asdict(data.front_estimate),
         "trials": [
             trial_dict(record) for record in sorted(data.records, key=lambda record: record.number)
         ],
@@ -100,6 +106,11 @@ def as_json(data: ReportData) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _plain(content)
     return plain
+
+
+def _numbers(data: ReportData, members: Sequence[TrialRecord]) -> list[int]:
+    """Numbers of the members of a front; none with one objective."""
+    return [record.number for record in members] if len(data.objectives) > 1 else []
 
 
 def _trade_off(data: ReportData) -> dict[str, Any] | None:
@@ -134,6 +145,7 @@ def trial_dict(record: TrialRecord) -> dict[str, Any]:
         "errors": record.errors,
         "stopped": record.stopped,
         "estimates": record.estimates,
+        "estimate_errors": record.estimate_errors,
         "violations": record.violations,
         "seconds": record.seconds,
     }

@@ -18,6 +18,7 @@ from mergesearch.search.record.storage import open_engine, open_storage
 from mergesearch.search.record.study_attributes import SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.retry import RetryPolicy
+from mergesearch.search.runs.deciding import decide, with_recorded_choice
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.publishing import publish_if_possible
 from mergesearch.search.runs.recording import DeviceRecorder
@@ -25,6 +26,7 @@ from mergesearch.search.runs.resuming import (
     check_same_study,
     check_same_weights,
     with_recorded_start,
+    with_recorded_strategy,
 )
 from mergesearch.search.runs.wiring import open_log, storage_location, worker_spec
 from mergesearch.search.spec.sections import StudySpec
@@ -77,21 +79,24 @@ def run_study(
         retry = RetryPolicy(
             spec.driver.patience_seconds, lambda text: notify(Event("warning", text))
         )
-        log = stack.enter_context(_log_of_only_driver(plan, folder, retry))
+        plan, log = stack.enter_context(_log_of_only_driver(plan, folder, retry))
         check_same_study(plan, log)
         check_same_weights(plan, log)
-        plan = with_recorded_start(plan, log)
+        if not plan.undecided:
+            plan = with_recorded_start(with_recorded_strategy(plan, log), log)
         notify = stack.enter_context(observing(plan, log, folder, notify, metrics))
         _warn(plan, log, notify)
-        if log.results.verdict() is None:
+
+        def study_of(plan: Plan, closing: ExitStack) -> Study:
+            """A study with workers of its own."""
             backend = open_backend(
                 spec.workers,
                 worker_spec(plan, folder),
                 lambda notice: _announce(notice, log, notify),
                 spec.driver.patience_seconds,
             )
-            stack.callback(backend.close)
-            study = Study(
+            closing.callback(backend.close)
+            return Study(
                 plan,
                 log,
                 DeviceRecorder(backend, folder),
@@ -99,8 +104,14 @@ def run_study(
                 trust_log=trust_log,
                 graceful_stop=graceful_stop,
             )
+
+        if log.results.verdict() is None:
             try:
-                study.run()
+                if plan.undecided:
+                    with ExitStack() as survey:
+                        study_of(plan, survey).measure_anchors()
+                    plan = with_recorded_strategy(decide(plan, log, folder.arenas), log)
+                study_of(plan, stack).run()
             finally:
                 publish_if_possible(folder, plan, log, notify)
         elif not (path / "report.html").is_file():
@@ -109,12 +120,18 @@ def run_study(
 
 
 @contextmanager
-def _log_of_only_driver(plan: Plan, folder: RunFolder, retry: RetryPolicy) -> Iterator[TrialLog]:
-    """The study's trial log, open for writing; no other driver writes it meanwhile."""
+def _log_of_only_driver(
+    plan: Plan, folder: RunFolder, retry: RetryPolicy
+) -> Iterator[tuple[Plan, TrialLog]]:
+    """The study's trial log, open for writing, and its plan with the operators that it has chosen.
+
+    No other driver writes the log meanwhile.
+    """
     location = storage_location(plan.spec, folder)
     storage = open_storage(location, retry)
     with _lease(plan.spec, location, retry) as guard:
-        yield open_log(storage, plan, retry=retry, guard=guard)
+        plan = with_recorded_choice(plan, storage, folder.arenas)
+        yield plan, open_log(storage, plan, retry=retry, guard=guard)
 
 
 @contextmanager

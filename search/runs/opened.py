@@ -17,6 +17,7 @@ from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import TrialRecord, Verdict
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.writing import trial_dict
+from mergesearch.search.runs.deciding import with_recorded_choice
 from mergesearch.search.runs.publishing import report_data
 from mergesearch.search.runs.wiring import open_log, storage_location
 from mergesearch.search.study.problem import study_normaliser
@@ -65,7 +66,9 @@ class Run:
         return self.log.records[number]
 
     def preferred(self, pairs: Sequence[str]) -> TrialRecord:
-        """The member of the front that suits ``NAME=WEIGHT`` pairs best, by its search values.
+        """The member of the recommended front that suits ``NAME=WEIGHT`` pairs best.
+
+        Values as estimated from all trials decide, and those on search items without estimates.
 
         Raises:
             InputError: If the pairs do not fit the objectives.
@@ -73,7 +76,8 @@ class Run:
         """
         preference = parse_preference(pairs, self.plan.objectives)
         normaliser = study_normaliser(self.plan, self.log.records)
-        record = preferred(self.log.records, self.plan.objectives, preference, normaliser)
+        losses = self.report_data().expected if len(self.plan.objectives) > 1 else None
+        record = preferred(self.log.records, self.plan.objectives, preference, normaliser, losses)
         if record is None:
             raise RunFolderError(f"{self.folder.path}: expected a complete trial, found none")
         return record
@@ -94,6 +98,7 @@ def open_run(path: Path) -> Run:
     storage = read_storage(storage_location(spec, folder))
     # Recipes are identified by the content that was measured, which the log knows.
     plan = plan_study(spec, study_attr(storage, spec.name, "fingerprints") or (), folder.arenas)
+    plan = with_recorded_choice(plan, storage, folder.arenas)
     return Run(folder, plan, open_log(storage, plan, create=False))
 
 

@@ -65,7 +65,9 @@ def publish(folder: RunFolder, plan: Plan, log: TrialLog) -> None:
             data.run,
             data.objectives,
             winner=winner,
-            front=[record.number for record in data.front] if len(data.objectives) > 1 else [],
+            front=[record.number for record in data.recommended]
+            if len(data.objectives) > 1
+            else [],
             lines=sentences(data),
         )
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mergesearch.merging import InputError, RunFolderError
-from mergesearch.search.plan.plan import Plan
+from mergesearch.search.plan.plan import Plan, unanchored_trials
 from mergesearch.search.record.array_text import decode_array, encode_array
 from mergesearch.search.record.trial_log import TrialLog
-from mergesearch.search.runs.warm_start import warm_start_point, with_warm_start
+from mergesearch.search.runs.warm_start import WarmStart, find_warm_start, with_warm_start
 from mergesearch.search.spec.comparison import differences, listed
 from mergesearch.search.spec.renamed import with_new_names
-from mergesearch.search.spec.sections import EXECUTION_KEYS
+from mergesearch.search.spec.sections import EXECUTION_KEYS, StrategySection
+from mergesearch.search.strategies.auto import choose_unrecorded
+from mergesearch.search.strategies.table import AUTO
 
 
 def check_same_study(plan: Plan, log: TrialLog) -> None:
@@ -62,15 +65,36 @@ def check_same_weights(plan: Plan, log: TrialLog) -> None:
             )
 
 
-def with_recorded_start(plan: Plan, log: TrialLog) -> Plan:
-    """The plan with its warm start, if it takes one from another run.
+def with_recorded_strategy(plan: Plan, log: TrialLog) -> Plan:
+    """The plan with the strategy that the run began with, where the study leaves it to ``auto``.
 
-    The start is recorded, so that a resumed study needs the other run no more.
+    The rule may choose another one in a later version, which could not replay the record.
+    """
+    if plan.spec.strategy.name != AUTO:
+        return plan
+    recorded: str | None = log.get_attr("strategy")
+    if recorded is None:
+        recorded = plan.strategy.name
+        if any(record.kind == "search" for record in log.records):
+            left = unanchored_trials(plan.spec, plan.evaluator, len(plan.anchors))
+            recorded = choose_unrecorded(plan.space.lower.size, len(plan.objectives), left)
+        log.set_attr("strategy", recorded)
+    return replace(plan, strategy=StrategySection(name=recorded))
+
+
+def with_recorded_start(plan: Plan, log: TrialLog) -> Plan:
+    """The plan with its warm start, if it takes one from other runs.
+
+    The start is recorded, so that a resumed study needs the other runs no more.
     """
     if plan.spec.start is None:
         return plan
     recorded: str | None = log.get_attr("start")
     if recorded is None:
-        recorded = encode_array(warm_start_point(plan, plan.spec.start))
+        found = find_warm_start(plan, plan.spec.start)
+        # The start comes last: where it is recorded, its notes are too.
+        log.set_attr("start notes", list(found.notes))
+        recorded = encode_array(found.point)
         log.set_attr("start", recorded)
-    return with_warm_start(plan, decode_array(recorded))
+    notes = tuple(log.get_attr("start notes") or ())
+    return with_warm_start(plan, WarmStart(decode_array(recorded), notes))

@@ -1,13 +1,14 @@
-"""Warm start: a study begins at a trial of another run, read in this study's space.
+"""Warm start: a study begins at a trial of another run, or at what several runs suggest.
 
-The other space may be coarser (one coefficient per expert, then per block, then per tensor):
-refining copies the coefficients exactly where the new space holds them. Operators may differ, since
-a good field for one is often a good start for another; experts may not.
+The space of a study that begins at a trial may be finer (one coefficient per expert, then per
+block, then per tensor): refining copies the coefficients exactly where the new space holds them.
+Operators may differ, since a good field for one is often a good start for another; experts may not.
+Priors (:mod:`mergesearch.search.runs.priors`) are for other experts.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +16,76 @@ import numpy as np
 from mergesearch.merging import InputError, MergesearchError, Recipe
 from mergesearch.search.plan.anchors import Anchor
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.runs.leakage import leakage_notes
+from mergesearch.search.runs.opened import Run, open_run
+from mergesearch.search.runs.priors import prior_point
 from mergesearch.search.spec.sections import StartSection
 from mergesearch.search.strategies.base import Point
 
 
-def with_warm_start(plan: Plan, point: Point) -> Plan:
-    """The plan that begins at ``point``, which becomes an anchor unless one is the same merge."""
+@dataclass(frozen=True, eq=False)
+class WarmStart:
+    """Where a study begins.
+
+    Attributes:
+        point: Position in the study's space, float64 ``(dim,)``.
+        notes: What the study shares with the runs that it comes from, one line each.
+    """
+
+    point: Point
+    notes: tuple[str, ...] = ()
+
+
+def with_warm_start(plan: Plan, start: WarmStart) -> Plan:
+    """The plan that begins at ``start``, which becomes an anchor unless one is the same merge."""
     assert plan.spec.start is not None
-    recipe = plan.space.decode(point)
+    recipe = plan.space.decode(start.point)
     known = {anchor.recipe.digest for anchor in plan.anchors}
-    name = f"winner of {Path(plan.spec.start.run).name}"
-    if plan.spec.start.trial is not None:
-        name = f"trial {plan.spec.start.trial} of {Path(plan.spec.start.run).name}"
-    added = () if recipe.digest in known else (Anchor(name, recipe),)
-    return replace(plan, begin=point, anchors=(*plan.anchors, *added))
+    added = () if recipe.digest in known else (Anchor(_name(plan.spec.start), recipe),)
+    return replace(plan, begin=start.point, anchors=(*plan.anchors, *added), notes=start.notes)
 
 
-def warm_start_point(plan: Plan, section: StartSection) -> Point:
-    """The point of this study's space that stands for a trial of another run, moved into the box.
+def find_warm_start(plan: Plan, section: StartSection) -> WarmStart:
+    """The point of this study's space that other runs give, moved into the box.
+
+    Raises:
+        InputError: If a run or trial is missing or unfinished, or does not fit this study.
+    """
+    if section.priors is None:
+        assert section.run is not None
+        return WarmStart(_trial_point(plan, section.run, section.trial))
+    runs = [_opened(folder) for folder in section.priors]
+    return WarmStart(prior_point(plan, runs), leakage_notes(plan, runs))
+
+
+def _name(section: StartSection) -> str:
+    """Name of the anchor that a start becomes."""
+    names = ", ".join(Path(folder).name for folder in section.folders)
+    if section.priors is not None:
+        return f"priors from {names}"
+    return f"winner of {names}" if section.trial is None else f"trial {section.trial} of {names}"
+
+
+def _opened(folder: str) -> Run:
+    try:
+        return open_run(Path(folder))
+    except MergesearchError as error:
+        raise InputError(f"start.priors: {error}") from None
+
+
+def _trial_point(plan: Plan, run: str, trial: int | None) -> Point:
+    """The point of this study's space that stands for a trial of another run.
 
     Raises:
         InputError: If there is no such run or trial, it has other experts, or the space cannot hold
             its merge.
     """
-    from mergesearch.search.runs.opened import open_run
-
     try:
-        other = open_run(Path(section.run))
-        record = other.trial(section.trial)
+        other = open_run(Path(run))
+        record = other.trial(trial)
     except MergesearchError as error:
         raise InputError(f"start.run: {error}") from None
-    _check_experts(plan, record.recipe, section.run)
+    _check_experts(plan, record.recipe, run)
     try:
         if record.point is not None:
             point = other.plan.space.refine(record.point, plan.space)
@@ -57,7 +97,7 @@ def warm_start_point(plan: Plan, section: StartSection) -> Point:
                 )
             point = encoded
     except MergesearchError as error:
-        raise InputError(f"start.run: {section.run}: {error}") from None
+        raise InputError(f"start.run: {run}: {error}") from None
     return np.clip(point, plan.space.lower, plan.space.upper)
 
 

@@ -39,7 +39,7 @@ def open_log(
         plan.spec.name,
         plan.objectives,
         plan.space.decode,
-        plan.template,
+        plan.recorded_template,
         keep_fields=plan.entry.space == "mixed",
         create=create,
         retry=retry,
@@ -48,16 +48,19 @@ def open_log(
 
 
 def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
-    """What workers of a study are built from."""
+    """What workers of a study are built from.
+
+    While operators are measured, they hold the experts themselves.
+    """
     section = plan.spec.workers
     return WorkerSpec(
-        template=plan.template,
+        template=plan.recorded_template if plan.undecided else plan.template,
         evaluators=tuple(evaluator.model_dump(mode="json") for evaluator in plan.spec.evaluators),
         arenas=section.cache or str(folder.arenas if section.address is None else NODE_CACHE),
         threads=section.threads,
         device=ACCELERATOR if section.gpus_each else "cpu",
         shards=max(int(section.gpus_each), 1),
-        space=plan.differentiable_space,
+        space=None if plan.undecided else plan.differentiable_space,
         rows=plan.spec.rows,
         prepare=section.prepare,
     )

@@ -22,7 +22,10 @@ class Section(BaseModel):
 
 
 class OperatorSection(BaseModel):
-    """``operator: task_arithmetic`` or ``operator: {name: ..., hyperparameter: ...}``."""
+    """``operator: task_arithmetic`` or ``operator: {name: ..., hyperparameter: ...}``.
+
+    ``auto`` chooses by measuring (:mod:`mergesearch.search.spec.auto_operator`).
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "task_arithmetic"
@@ -73,10 +76,29 @@ class BudgetSection(Section):
 
 
 class StartSection(Section):
-    """A start at a trial of another run, in its space or a finer one."""
+    """A start at a trial of another run, or at what several runs suggest by role and depth."""
 
-    run: str = Field(description="folder of a run on the same experts")
+    run: str | None = Field(None, description="folder of a run on the same experts")
     trial: int | None = Field(None, ge=0, description="number of its trial; default its winner")
+    priors: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="folders of finished runs on any experts, whose mean coefficients by role and "
+        "depth are the place to begin",
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StartSection:
+        if (self.run is None) == (self.priors is None):
+            raise ValueError("expected either run or priors")
+        if self.priors is not None and self.trial is not None:
+            raise ValueError("expected trial with run only, not with priors")
+        return self
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of the runs that the start is taken from."""
+        return [*([] if self.run is None else [self.run]), *(self.priors or ())]
 
 
 class FidelitySection(Section):
@@ -271,7 +293,7 @@ class StudySpec(Section):
     evaluators: list[EvaluatorSpec] = Field(min_length=1)
     budget: BudgetSection
     start: StartSection | None = Field(
-        None, description="a trial of another run, where the search begins"
+        None, description="other runs that say where the search begins"
     )
     anchors: Literal["default", "none"] = "default"
     fidelity: Annotated[FidelitySection, BeforeValidator(_ruled)] = FidelitySection()

@@ -177,16 +177,22 @@ def _check_code(spec: StudySpec) -> None:
 
 
 def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | None:
-    """The start with its run's folder, beside the study file or in the current folder.
+    """The start with the folders of its runs, beside the study file or in the current folder.
 
     The latter is where commands make ``runs/``.
     """
     if start is None:
         return None
-    beside = folder / start.run
-    here = Path(start.run)
-    run = here if here.exists() and not beside.exists() else beside
-    return start.model_copy(update={"run": str(run.resolve())})
+
+    def found(run: str) -> str:
+        beside = folder / run
+        here = Path(run)
+        return str((here if here.exists() and not beside.exists() else beside).resolve())
+
+    if start.priors is not None:
+        return start.model_copy(update={"priors": [found(run) for run in start.priors]})
+    assert start.run is not None
+    return start.model_copy(update={"run": found(start.run)})
 
 
 def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:

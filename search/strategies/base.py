@@ -25,13 +25,14 @@ Rules, checked for every member by ``tests/contracts/test_strategies.py``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.evaluators import Batch
 from mergesearch.search.workers.gradient_steps import GradientResult, GradientSteps
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class TrialResult:
             failed.
         estimated: Number of items after which a rule stopped the trial, where the losses are
             estimates of those on all items; else None.
+        errors: Standard errors of the losses as estimates of those on all conceivable items
+            ``(objectives,)``; not finite where one is unknown. None: none is known.
     """
 
     id: int | None
@@ -84,6 +87,7 @@ class TrialResult:
     evaluated: int | None = None
     gradient_result: GradientResult | None = None
     estimated: int | None = None
+    errors: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +111,8 @@ class Problem:
         origin: The start that the study names ``(dim,)``, whatever the anchors showed; None:
             ``start``.
         differentiable: Names of the objectives whose gradients the evaluators provide.
+        proxies: Names of other losses whose gradients they provide, all of them minimised.
+        batch_items: Items of a batch over all domains; None where it is not known.
     """
 
     lower: Point
@@ -123,6 +129,8 @@ class Problem:
     space: Space | None = None
     origin: Point | None = None
     differentiable: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
+    batch_items: Callable[[Batch], int] | None = None
 
     @property
     def dim(self) -> int:
@@ -148,8 +156,9 @@ class Problem:
 class Strategy(Protocol):
     """What every strategy offers: asks, tells, and recommendations."""
 
-    #: What the evaluators must provide: subset of {"items", "gradient"}; only with "gradient" may
-    #: suggestions have gradient steps.
+    #: What the evaluators must provide: subset of {"items", "gradient", "proxy"}. "gradient" is
+    #: that of an objective, "proxy" that of any loss; only with one of them may suggestions have
+    #: gradient steps.
     needs: ClassVar[frozenset[str]]
     #: Whether ``best`` returns points of its own, such as a distribution mean.
     recommends: ClassVar[bool]

@@ -21,16 +21,23 @@ add:
   the best known point. Results of the old run that arrive later are ignored.
 * Noise (Hellwig and Beyer 2016, "Evolution under Strong Noise: A Self-Adaptive Evolution Strategy
   Can Reach the Lower Performance Bound - the pcCMSA-ES"): where the losses of a run have stopped
-  falling before it has converged, noise decides the ranking, and the population grows.
+  falling before it has converged, noise decides the ranking, and the population grows; sooner where
+  standard errors explain much of how losses differ. The distribution stays as it is.
   Re-evaluations would show nothing: the same merge on the same items has the same loss, and what
   misleads is the choice of the items. Unlike the paper we compare ranks, not values, and never
   shrink the population again.
+* Fidelity: a loss with a larger standard error than others of its batch is pulled towards their
+  mean by as much as it is less certain, so an estimate from few items is neither the best nor the
+  worst of them by chance. What the errors of a batch have in common changes no ranking: on fixed
+  items it is shared.
 * Failed trials enter the update ranked below the worst result of their batch.
 * Results of others enter if they are better than the batch: one at most for each update, pulled to
   where the distribution could have drawn them (Hansen 2011, "Injecting External Solutions Into
   CMA-ES", arXiv 1110.4181).
 * Several objectives are combined by the problem's weights, scaled by the range of the anchors.
-* ``best`` recommends the distribution mean, which under noise beats the luckiest trial.
+* ``best`` recommends the distribution mean, which under noise beats the luckiest trial, averaged
+  over the latest updates among which the losses have not fallen (Polyak and Juditsky 1992,
+  "Acceleration of Stochastic Approximation by Averaging").
 """
 
 from __future__ import annotations
@@ -46,6 +53,14 @@ from pydantic import Field as Bound
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.cma_engine import Engine
+from mergesearch.search.strategies.parts.noise import (
+    TREND,
+    fall,
+    noise_share,
+    pooled,
+    settled,
+    squared_error,
+)
 from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
@@ -57,13 +72,11 @@ WIDE_POPULATION = 32
 #: Updates among which the losses must fall, else noise decides; half of them are compared with the
 #: other half.
 WINDOW = 16
-#: How far the newer half must lie below the older, in standard deviations of the rank-sum
-#: statistic.
-TREND = 1.0
+#: The same where known standard errors explain so large a share of the variance of a batch.
+NOISY_WINDOW = 8
+NOISE_SHARE = 0.1
 #: The population grows only while so many updates of the new size are left in the budget.
 LEAST_UPDATES = 10
-#: How much wider the distribution becomes when the population grows.
-WIDEN = 3.0
 #: A restart begins with steps twice as wide as the first run's, up to this fraction of the range.
 RESTART_SIGMA = 0.3
 
@@ -82,50 +95,71 @@ class Run:
         number: Restarts before this run.
 
     Attributes:
-        batch: Sample and losses of each result since the last update; None for a failure.
+        batch: Sample and result of each trial since the last update.
         guest: Score, sample and losses of the best result of others since then.
-        levels: Median loss of each batch since the population last changed.
+        levels: Median loss of each batch.
     """
 
     def __init__(self, engine: Engine, number: int) -> None:
         self.engine = engine
         self.number = number
-        self.batch: list[tuple[Point, Losses | None]] = []
+        self.batch: list[tuple[Point, TrialResult]] = []
         self.guest: tuple[float, Point, Losses] | None = None
         self.levels: list[float] = []
-        self._spreads: list[float] = []  # spread of the distribution after each batch
+        self._means: list[Point] = []  # mean of the distribution after each batch
+        self._spreads: list[float] = []  # its spread
+        self._shares: list[float] = []  # share of noise in the variance of each batch
+        self._resized = 0  # updates before the population last changed
 
     @property
     def standing(self) -> list[tuple[float, Point]]:
-        """Median loss of the latest batch with the mean after it; empty before the first."""
-        return [(self.levels[-1], self.engine.mean)] if self.levels else []
+        """Level and mean of the updates among which the losses have not fallen.
+
+        Empty before the first update.
+        """
+        if not self.levels:
+            return []
+        count = settled(self.levels)
+        return [(float(np.median(self.levels[-count:])), np.mean(self._means[-count:], axis=0))]
 
     def update(self, score: Callable[[Losses], float]) -> bool:
         """Adapt the distribution to the batch; False where there are only failures in it."""
-        batch = self.batch
+        samples = [sample for sample, _ in self.batch]
+        results = [result for _, result in self.batch]
         self.batch = []
-        scores = [math.inf if losses is None else score(losses) for _, losses in batch]
-        if min(scores) == math.inf:
+        plain = np.array([math.inf if r.losses is None else score(r.losses) for r in results])
+        if plain.min() == math.inf:
             return False  # no ranking to learn from
+        squares = np.array([squared_error(result, score) for result in results])
+        scores = list(pooled(plain, squares))
         level = float(np.median(scores))
         if self.guest is not None and (guest_score := score(self.guest[2])) < level:
-            batch = [*batch, (self.guest[1], None)]
+            samples = [*samples, self.guest[1]]
             scores = [*scores, guest_score]
         self.guest = None
-        self.engine.update([sample for sample, _ in batch], _ranked(scores))
+        self.engine.update(samples, _ranked(scores))
         self.levels.append(level)
+        self._shares.append(noise_share(plain, squares))
+        self._means.append(self.engine.mean)
         self._spreads.append(self.engine.spread)
         return True
 
+    def grow(self) -> None:
+        """Go on with a larger population from the same distribution."""
+        self.engine = self.engine.enlarged(_grown(self.engine.population))
+        self._resized = len(self.levels)
+
     def stalled(self, trials_left: int) -> bool:
         """Whether the losses have stopped falling, with budget left for a larger population."""
-        if len(self.levels) < WINDOW:
+        noisy = bool(self._shares) and np.mean(self._shares[-NOISY_WINDOW:]) >= NOISE_SHARE
+        window = NOISY_WINDOW if noisy else WINDOW
+        if len(self.levels) - self._resized < window:
             return False
         if trials_left < LEAST_UPDATES * _grown(self.engine.population):
             return False
         # A distribution that widens meets worse losses while it still makes progress.
-        widens = self._spreads[-1] > self._spreads[-WINDOW]
-        return not widens and fall(self.levels[-WINDOW:]) < TREND
+        widens = self._spreads[-1] > self._spreads[-window]
+        return not widens and fall(self.levels[-window:]) < TREND
 
 
 class CmaEs:
@@ -210,13 +244,13 @@ class CmaEs:
             if ticket is None:
                 self._receive(trial, run)
             elif ticket[0] == run.number:
-                run.batch.append((self._sample_of(trial, ticket[1], run.engine), trial.losses))
+                run.batch.append((self._sample_of(trial, ticket[1], run.engine), trial))
             self._left -= ticket is not None
-            if len(run.batch) == run.engine.population and run.update(self._score):
+            if len(run.batch) >= run.engine.population and run.update(self._score):
                 self._restart_or_grow(run)
 
     def best(self) -> list[Point]:
-        """The mean of the current distribution, or of an earlier one whose level was lower."""
+        """The mean of this run's distribution, or of an earlier run's whose level is lower."""
         if self._run is None:
             return []
         means = [*self._run.standing, *self._finished]
@@ -225,7 +259,7 @@ class CmaEs:
 
     @property
     def level(self) -> float:
-        """Median loss of the batch behind what ``best`` recommends; infinite before the first."""
+        """Median loss of the batches behind what ``best`` recommends; infinite before the first."""
         standing = [] if self._run is None else self._run.standing
         return min((level for level, _ in [*standing, *self._finished]), default=math.inf)
 
@@ -244,17 +278,13 @@ class CmaEs:
             run.guest = score, run.engine.sample_at(self._box.to_unit(trial.point)), trial.losses
 
     def _restart_or_grow(self, run: Run) -> None:
-        """Follow a run that has converged, or that noise rules, by one with a larger population."""
-        converged = self._restarts and run.engine.stopped
-        if not converged and not (self._noise == "auto" and run.stalled(self._left)):
-            return
-        # Keep the mean if it is the best so far: what follows is worse at first.
-        self._finished = [min([*run.standing, *self._finished], key=_level_of)]
-        if converged:
+        """Begin anew after a run that has converged; enlarge the population where noise rules."""
+        if self._restarts and run.engine.stopped:
+            # Keep the mean if it is the best so far: what follows is worse at first.
+            self._finished = [min([*run.standing, *self._finished], key=_level_of)]
             self._restart(run)
-        else:
-            # The number stays: what the narrower distribution drew still counts.
-            self._run = Run(run.engine.enlarged(_grown(run.engine.population), WIDEN), run.number)
+        elif self._noise == "auto" and run.stalled(self._left):
+            run.grow()
 
     def _restart(self, run: Run) -> None:
         """Begin a run with twice the population near the best known mean."""
@@ -275,22 +305,6 @@ def default_population(dim: int) -> int:
     """``4 + 3 ln d`` (Hansen 2016, eq. 48), at least 32 above 256 dimensions."""
     population = 4 + int(3 * math.log(max(dim, 1)))
     return max(population, WIDE_POPULATION) if dim > WIDE_LIMIT else population
-
-
-def fall(levels: Sequence[float]) -> float:
-    """How far newer levels lie below older ones, in standard deviations of the rank sum.
-
-    The halves of ``levels`` are compared.
-
-    Mann and Whitney 1947, "On a Test of Whether one of Two Random Variables is Stochastically
-    Larger than the Other".
-    """
-    half = len(levels) // 2
-    # U = Σ [newer < older] + ½ Σ [newer = older]; its mean is h²/2, its variance h²(2h + 1)/12.
-    older = np.array(levels[:half])[:, None]
-    newer = np.array(levels[-half:])
-    wins = np.sum(newer < older) + 0.5 * np.sum(newer == older)
-    return float((wins - half**2 / 2) / math.sqrt(half**2 * (2 * half + 1) / 12))
 
 
 def _grown(population: int) -> int:

@@ -7,7 +7,8 @@ weighting. What we change:
 
 * CMA-ES searches instead of a Gaussian process, which does not bear hundreds of coordinates; so
   each weighting of a fixed lattice has an instance of its own for the whole study instead of a
-  random one in each iteration.
+  random one in each iteration. Weightings drawn anew, for short runs one after the other or in
+  every update, cover less of the front of merges (experiments/LOG.md).
 * Losses are shifted by the lowest seen of each objective, from anchors and results alike, and
   divided by the range of the anchors (``Problem.scale``), which unlike the range of the results
   does not depend on how bad the worst is.
@@ -46,8 +47,8 @@ class CmaParEgo:
     Args:
         problem: The box and the losses.
         seed: Seed of the strategy's generator.
-        divisions: Weights are multiples of one part in so many; default 4 for two objectives (five
-            weightings), else 1: each objective alone, and all equally.
+        divisions: Weights are multiples of one part in so many; default 1: each objective alone,
+            and all equally.
         sigma: First step size of each CMA-ES as a fraction of the range; default 0.15, and 0.1
             above 100 dimensions.
         population: Results per update of each; default ``4 + 3 ln d``, at least 32 above 256
@@ -74,7 +75,7 @@ class CmaParEgo:
         self._range = high - low
         for anchor in problem.anchors:
             self._see(anchor)
-        weightings = lattice(problem.objectives, divisions or (4 if problem.objectives == 2 else 1))
+        weightings = lattice(problem.objectives, divisions or 1)
         # The first recommendation is that of the weighting nearest to the study's.
         weightings = sorted(
             weightings, key=lambda weights: float(np.sum((weights - problem.weights) ** 2))

@@ -6,13 +6,14 @@ Layer Chunking" (arXiv 2509.25712). It searches a space of chunks
 In the first part of the budget the chunks of a tensor move as
 one, which is Expert Merging; then each goes on by itself from there, and the optimizer begins anew.
 What we changed: chunks are chosen by the change that the merge begins with, not by that which the
-first part found, so that the space is the same all along; and the second part goes on from the
-first one's coefficients.
+first part found, so that the space is the same all along; the second part goes on from the first
+one's coefficients; and walks that run side by side share the budget, so all of them refine once the
+trials of all of them make up the first part.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -45,7 +46,7 @@ class ExpertMergingPp(ParallelWalks):
         gamma: Weight of the distance from the start.
         period: Steps until the learning rate first restarts; each cycle is twice as long as the one
             before.
-        whole: Share of the trials of a walk in which the chunks of a tensor move as one.
+        whole: Share of all trials in which the chunks of a tensor move as one.
         objectives: Names of the objectives to follow, by default all that have gradients.
         shares: Trials among which the batches of a step are split; then each step is a round trip
             to the workers.
@@ -74,30 +75,41 @@ class ExpertMergingPp(ParallelWalks):
         )
         config = replace(config, tied=tensor_numbers(problem))
         start = origin_of(problem)
-        first = max(int(whole * problem.budget), 1)
+        tied = _TiedTrials(max(int(whole * problem.budget), 1))
         super().__init__(
             problem,
-            lambda n: _Refining(varied(config, n), start, steps, shares, first),
+            lambda n: _Refining(varied(config, n), start, steps, shares, tied),
             restarts_in_parallel,
         )
 
 
+@dataclass
+class _TiedTrials:
+    """How many trials of all walks are left until chunks are untied."""
+
+    left: int
+
+
 class _Refining(GradientWalk):
-    """A walk that unties the chunks after so many trials."""
+    """A walk that unties the chunks once all walks together have had so many trials."""
 
     def __init__(
-        self, config: OptimizerConfig, start: Point, steps: int, shares: int, first: int
+        self, config: OptimizerConfig, start: Point, steps: int, shares: int, tied: _TiedTrials
     ) -> None:
         super().__init__(config, start, steps, shares)
-        self._left = first
+        self._tied = tied
 
-    def learn(self, step: WalkStep, result: TrialResult) -> None:
-        """Learn, and untie the chunks when it is time and no share is outstanding."""
-        super().learn(step, result)
-        self._left -= 1
-        if self._left <= 0 and not self._given and self.config.tied is not None:
+    def propose(self) -> WalkStep | None:
+        """The next trial, after untying the chunks when it is time and no share is outstanding."""
+        if self._tied.left <= 0 and not self._given and self.config.tied is not None:
             self.config = replace(self.config, tied=None)
             self.state = init_state(self.config, self.point)
+        return super().propose()
+
+    def learn(self, step: WalkStep, result: TrialResult) -> None:
+        """Learn, and count the trial."""
+        super().learn(step, result)
+        self._tied.left -= 1
 
 
 def tensor_numbers(problem: Problem) -> npt.NDArray[np.intp]:

@@ -129,7 +129,7 @@ def _dimensions(entry: StrategyInfo) -> str:
 
 
 def _needs(entry: StrategyInfo) -> str:
-    words = {"items": "per-item scores", "gradient": "gradients"}
+    words = {"items": "per-item scores", "gradient": "gradients", "proxy": "gradients of any loss"}
     needs = entry.load().needs
     return (
         ", ".join([*(word for need, word in words.items() if need in needs), *_space(entry)])

@@ -1,51 +1,59 @@
-"""A quadratic model in a trust region proposes beside CMA-ES, while it predicts well.
+"""A quadratic model in a trust region proposes beside CMA-ES, while it predicts.
 
 Powell 2006, "The NEWUOA software for unconstrained optimization without derivatives", gave the
 idea: near the base the losses of a merge are nearly quadratic in its coefficients, and a quadratic
 knows its minimum. His interpolation cannot bear noise, so the model is a ridge regression
-(``quadratic_model``), and what governs it is its leave-one-out error:
+(``quadratic_model``), and its evidence and its leave-one-out error govern it:
 
-* Model and CMA-ES take turns while the model predicts better than the mean does; otherwise all
-  turns are those of CMA-ES, which learns from every result, those of the model as injected
-  solutions. With many coordinates and few results the model is of low rank and rarely trusted: then
-  this is CMA-ES.
+* Model and CMA-ES take turns while the results are evidence for the model, against a constant;
+  before, all turns are those of CMA-ES, which learns from every result, those of the model as
+  injected solutions. The evidence does not fade near the optimum, where a leave-one-out error sees
+  nothing but noise.
+* How much the loss varies along each coordinate is learned too, in parts that the coefficients of
+  an expert share, and those of a block (``coordinate_scales``).
 * The trust region is a box around the lowest predicted point among the results. Results far outside
-  it, and losses far above the best ones, weigh less. Each new fit tries a region that is larger or
-  smaller, in turn, and keeps it if that predicts the results near the centre better: on a true
-  quadratic the region grows over the box, elsewhere it shrinks.
+  it, losses far above the best ones, and results with large standard errors weigh less. Each new
+  fit tries a region that is larger or smaller, in turn, and keeps it if that predicts the results
+  near the centre better when they are left out: on a true quadratic the region grows over the box,
+  elsewhere it shrinks.
 * The model proposes its minimum in the region, drawn in until the model is sure of its value there,
   plus a Gaussian whose spread in each direction raises the loss by about the noise: several
   outstanding proposals differ, and tell the model most about where the minimum lies.
-* ``best`` recommends the model's minimum if the model is as sure of it as of a measurement, or sure
-  that it is better than the mean of CMA-ES; else that mean.
+* ``best`` recommends that minimum, or the mean of CMA-ES while the model is not trusted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs
-from mergesearch.search.strategies.parts.quadratic_model import (
-    Array,
-    QuadraticModel,
-    descend,
-    fit_quadratic,
-)
+from mergesearch.search.strategies.parts.coordinate_scales import CoordinateScales
+from mergesearch.search.strategies.parts.noise import squared_error
+from mergesearch.search.strategies.parts.quadratic_model import Array, fit_quadratic
 from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
+from mergesearch.search.strategies.parts.trust_region import (
+    Region,
+    certain_ones,
+    low_ones,
+    make_region,
+)
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
-#: Free coordinates above which a model of few results is no use.
-MOST = 256
-#: The model predicts if its leave-one-out error is below this share of the mean's.
-PREDICTS = 0.9
+#: Free coordinates above which the cost of an ask is too high.
+MOST = 512
+#: The model is trusted if its log evidence exceeds that of the mean alone by so much.
+TRUSTED = 3.0
+#: Results with which fits begin, beside one for every four coordinates, at most two for each.
+LEAST = 30
 #: Results that a fit takes at most, the nearest ones (cost grows with the cube).
-NEAREST = 400
+NEAREST = 1000
 #: A fit is repeated once the results have grown by this share.
 REFIT = 0.05
 #: Half-width of the region at first, its range, and the factor between two that are compared, as
@@ -53,59 +61,8 @@ REFIT = 0.05
 REGION = 0.3
 REGIONS = (0.01, 1.0)
 STEP = 1.4
-#: Losses so many times as far above the best tenth as the median is count half.
-TALL = 2.0
-#: The model is sure of its minimum if its standard deviation there is at most so many times the
-#: noise,
-SURE = 2.0
-#: or at most this share of what it gains over the centre.
-GAIN = 0.25
 #: Ticket of a suggestion that the model made; those of CMA-ES count from 0.
 OF_THE_MODEL = -1
-#: The part of the region that the model is sure of is not made smaller than this.
-LEAST_REACH = 0.02
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A trust region, a box in the unit cube, and the model in it.
-
-    The model's coordinates are ``(unit - centre) / half``.
-
-    Attributes:
-        centre: Unit cube ``(dim,)``.
-        half: Half-width.
-        model: Fitted in the region.
-        lower, upper: The part that the model is sure of, in its coordinates ``(dim,)``.
-        minimum: The model's, in that part ``(dim,)``.
-        axes: Directions of the curvature, in columns ``(dim, dim)``.
-        bends: Curvature along each of them ``(dim,)``.
-    """
-
-    centre: Point
-    half: float
-    model: QuadraticModel
-    lower: Array
-    upper: Array
-    minimum: Array
-    axes: Array
-    bends: Array
-
-    def draw(self, rng: np.random.Generator) -> Point:
-        """A point of the unit cube around the minimum ``(dim,)``."""
-        rise = rng.random() * self.model.noise
-        limit = 0.25 * float(np.max(self.upper - self.lower))
-        spread = np.minimum(np.sqrt(2 * rise / np.maximum(self.bends, 1e-12)), limit)
-        point = self.minimum + self.axes @ (spread * rng.standard_normal(spread.size))
-        return self.to_unit(np.clip(point, self.lower, self.upper))
-
-    def predict(self, unit: Point) -> float:
-        """Loss at a point of the unit cube."""
-        return float(self.model.predict((unit - self.centre) / self.half))
-
-    def to_unit(self, point: Array) -> Point:
-        """Coordinates of the model -> unit cube."""
-        return np.clip(self.centre + self.half * point, 0.0, 1.0)
 
 
 class Quadratic:
@@ -124,8 +81,10 @@ class Quadratic:
         self._score = problem.scalarise
         self._rng = np.random.default_rng(seed)
         self._cma = CmaEs(problem, int(self._rng.integers(2**32)))
+        self._scales = CoordinateScales(_names(problem, self._box.free), self._box.dim)
         self._units: list[Point] = []
         self._losses: list[float] = []
+        self._squares: list[float] = []  # squared standard errors
         self._fitted = 0  # results at the last fit
         self._book = SuggestionBook[int]()  # tickets: ids at CMA-ES, or OF_THE_MODEL
         self._turn = False
@@ -166,52 +125,43 @@ class Quadratic:
                 self._refit()
 
     def best(self) -> list[Point]:
-        """The model's minimum if it is as good as measured, else the mean of CMA-ES."""
+        """The model's minimum if the model is trusted, else the mean of CMA-ES."""
         region = self._trusted()
-        others = self._cma.best()
         if region is None:
-            return others
-        gain = region.predict(self._box.to_unit(others[0])) - float(
-            region.model.predict(region.minimum)
-        )
-        if region.model.deviation(region.minimum) > max(region.model.noise, GAIN * gain):
-            return others
+            return self._cma.best()
         return [self._box.to_point(region.to_unit(region.minimum))]
 
     def _trusted(self) -> Region | None:
-        """The region, if its model predicts."""
-        return (
-            self._region
-            if self._region is not None and self._region.model.error < PREDICTS
-            else None
-        )
+        """The region, if the results are evidence for its model."""
+        region = self._region
+        return None if region is None or region.model.evidence < TRUSTED else region
 
     def _learn(self, trial: TrialResult) -> None:
         """Keep whole results; failures and partial results are no data."""
         if trial.losses is not None and trial.evaluated is None and self._box.dim:
             self._units.append(self._box.to_unit(trial.point))
             self._losses.append(self._score(trial.losses))
+            self._squares.append(squared_error(trial, self._score))
 
     def _refit(self) -> None:
         """Fit in this region and in a larger or smaller one, and keep the better predictor."""
         self._fitted = len(self._losses)
-        if self._fitted < 2 * self._box.dim + 4:
+        dim = self._box.dim
+        if self._fitted < min(2 * dim + 4, LEAST + dim // 4):
             return
         units = np.array(self._units)
         losses = np.array(self._losses)
         self._centre = self._choose_centre(units, losses)
         distance = np.sqrt(np.mean((units - self._centre) ** 2, axis=1))
         near = np.argsort(distance, kind="stable")[:NEAREST]
-        offsets = (units - self._centre)[near]
-        losses = losses[near]
-        distance = distance[near]
-        importance = _low_ones(losses)
+        importance = low_ones(losses[near]) * certain_ones(np.array(self._squares)[near])
         self._factor = 1.0 / self._factor
         halves = self._half, float(np.clip(self._half * self._factor, *REGIONS))
         # w_i = importance_i / (1 + (distance_i / half)²)²
-        weights = [importance / (1.0 + (distance / half) ** 2) ** 2 for half in halves]
+        weights = [importance / (1.0 + (distance[near] / half) ** 2) ** 2 for half in halves]
+        offsets = (units - self._centre)[near]
         models = [
-            fit_quadratic(offsets / half, losses, w)
+            fit_quadratic(offsets / half, losses[near], w, self._scales.scale)
             for half, w in zip(halves, weights, strict=True)
         ]
         errors = [
@@ -221,6 +171,8 @@ class Quadratic:
         self._half = halves[best]
         model = models[best]
         self._region = None if model is None else make_region(self._centre, self._half, model)
+        if model is not None and self._scales.learns:
+            self._scales.follow(model.scale_gradient())
 
     def _choose_centre(self, units: Array, losses: Array) -> Point:
         """The result near the region with the lowest prediction, else the lowest loss."""
@@ -230,30 +182,12 @@ class Quadratic:
                 self._centre if self._region is not None else np.asarray(units[np.argmin(losses)])
             )
         inside = units[np.max(np.abs(units - region.centre), axis=1) <= 1.5 * region.half]
-        if not len(inside):
-            return self._centre
-        return np.asarray(
-            inside[np.argmin(region.model.predict((inside - region.centre) / region.half))]
+        return (
+            np.asarray(inside[np.argmin(region.predict(inside))]) if len(inside) else self._centre
         )
 
 
-def _low_ones(losses: Array) -> Array:
-    """Weight of each loss ``(n,)``: about 1 near the best tenth, small far above the median."""
-    low, middle = np.quantile(losses, [0.1, 0.5])
-    scale = TALL * (middle - low) or float(np.std(losses)) or 1.0
-    return np.asarray(1.0 / (1.0 + (np.maximum(losses - low, 0.0) / scale) ** 2))
-
-
-def make_region(centre: Point, half: float, model: QuadraticModel) -> Region:
-    """The part of the box around ``centre`` in which the model is sure of its minimum."""
-    bends, axes = np.linalg.eigh(model.curvature)
-    step = 1.0 / max(float(np.max(np.abs(bends))), 1e-12)
-    reach = 1.0
-    while True:
-        lower = np.maximum(-reach, -centre / half)
-        upper = np.minimum(reach, (1.0 - centre) / half)
-        minimum = descend(model.slope, model.curvature, step, lower, upper)
-        gain = model.value - float(model.predict(minimum))
-        if reach < LEAST_REACH or model.deviation(minimum) < max(SURE * model.noise, GAIN * gain):
-            return Region(centre, half, model, lower, upper, minimum, axes, bends)
-        reach *= 0.7
+def _names(problem: Problem, free: npt.NDArray[np.intp]) -> list[str]:
+    """Names of the free coordinates; none where the space does not have those of the box."""
+    names = () if problem.space is None else problem.space.names
+    return [names[index] for index in free] if len(names) == problem.dim else []

@@ -59,6 +59,13 @@ class StrategyInfo:
         loaded: type[Strategy] = getattr(importlib.import_module(self.module), self.type_name)
         return loaded
 
+    def needs_with(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """What the evaluators must provide; a portfolio needs what its members need."""
+        loaded = self.load()
+        needs_of = getattr(loaded, "needs_of", None)
+        needs: frozenset[str] = loaded.needs if needs_of is None else needs_of(options)
+        return needs
+
     def options(self) -> dict[str, inspect.Parameter]:
         """Keyword-only parameters: the options of the study file."""
         parameters = inspect.signature(self.load()).parameters.values()
@@ -84,15 +91,14 @@ _ALL = (
     _entry(
         "quadratic",
         "Quadratic",
-        summary="lets a quadratic model in a trust region propose beside CMA-ES while it predicts "
-        "well",
+        summary="lets a quadratic model in a trust region propose beside CMA-ES while it predicts",
         source="Powell 2006, The NEWUOA software for unconstrained optimization without "
         "derivatives",
-        when="for one objective in up to 32 dimensions, where it is the default; it beats cma_es "
-        "in up to some 16 dimensions or with noisy losses",
-        dims=(1, 64),
+        when="for one objective with a trial or more for each coordinate, where it is the default; "
+        "it leads cma_es most on merges",
+        dims=(1, 512),
         budget="50 or more",
-        most=256,
+        most=512,
     ),
     _entry(
         "m2n2",
@@ -340,6 +346,19 @@ _ALL = (
         "gradients",
         dims=(2, 2000),
         budget="100 or more",
+    ),
+    _entry(
+        "hybrid",
+        "Hybrid",
+        summary="walks along gradients of smooth losses, then lets a surrogate search around their "
+        "end, from coarse to fine",
+        source="Yang 2024, AdaMerging: Adaptive Model Merging for Multi-Task Learning "
+        "(2310.02575), and Powell 2006, The NEWUOA software for unconstrained optimization without "
+        "derivatives",
+        when="for one objective wherever the evaluators offer a loss with gradients, such as "
+        "cross-entropy beside accuracy; there it is the default",
+        dims=(1, 2000),
+        budget="40 or more",
     ),
     _entry(
         "portfolio",

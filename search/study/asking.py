@@ -68,7 +68,9 @@ def item_count_of(suggestion: Suggestion, all_items: int) -> int | None:
 def gradient_items_of(plan: Plan, suggestion: Suggestion) -> int:
     """Number of items that a suggestion's gradient steps read."""
     steps = suggestion.gradient_steps
-    return 0 if steps is None else steps.batches * plan.evaluator.batch_cost(steps.config.batch)
+    if steps is None:
+        return 0
+    return steps.batches * plan.evaluator.batch_cost(steps.config.batch, list(steps.config.weights))
 
 
 def _bounds(plan: Plan) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """The budget of a study: trials, evaluations of items, seconds, and hours of workers.
 
 Trials and evaluations are counted when a trial is asked, failures in full, so that no study ever
-exceeds them; evaluations that a stopped trial did not need are given back. Time is known when a
+exceeds them; evaluations that a stopped trial did not need are given back. A gradient of an item
+counts as three evaluations: one pass forward, and twice its cost back. Time is known when a
 trial ends: a study stops asking once it is spent, and running trials finish. Re-evaluations on
 validation and test items are not counted.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.spec.sections import BudgetSection
+from mergesearch.search.workers.gradient_steps import GRADIENT_COST
 
 #: Number of suggestions that a strategy expects when the budget is a time and no trial has been
 #: timed yet.
@@ -26,7 +28,7 @@ class Spent:
 
     Attributes:
         trials: Number of trials, finished or not.
-        evaluations: Number of items that they are evaluated on or take gradients on.
+        evaluations: Number of items that they are evaluated on, and three times that of gradients.
         seconds: Wall time in which at least one ran; breaks between sessions do not count.
         worker_hours: Time of all workers on finished trials, in hours.
     """
@@ -46,10 +48,15 @@ def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> 
     """
     return Spent(
         trials=len(records),
-        evaluations=sum(cost(record.evaluated) + record.gradient_items for record in records),
+        evaluations=sum(_cost(record, cost) for record in records),
         seconds=busy_seconds(records),
         worker_hours=sum(sum(record.seconds.values()) for record in records) / 3600,
     )
+
+
+def _cost(record: TrialRecord, cost: Callable[[int | None], int]) -> int:
+    """Evaluations of a trial and of its gradients."""
+    return cost(record.evaluated) + GRADIENT_COST * record.gradient_items
 
 
 def busy_seconds(records: Iterable[TrialRecord]) -> float:
@@ -122,13 +129,12 @@ class BudgetTracker:
             gradient_items: Items that its gradient steps read.
         """
         for record in self._records[self._counted :]:
-            self._evaluations += self.cost(record.evaluated) + record.gradient_items
+            self._evaluations += _cost(record, self.cost)
         self._counted = len(self._records)
         section = self._section
         reserve = self._reserve
-        evaluations = (
-            self._evaluations + self.cost(item_count) + gradient_items + reserve * self.cost(None)
-        )
+        asked = self.cost(item_count) + GRADIENT_COST * gradient_items
+        evaluations = self._evaluations + asked + reserve * self.cost(None)
         return (
             (section.trials is None or self._counted + 1 + reserve <= section.trials)
             and (section.evaluations is None or evaluations <= section.evaluations)

@@ -15,15 +15,18 @@ from mergesearch.search import front
 from mergesearch.search.fidelity.irt import ItemModel, choose_representatives, estimate, fit_items
 from mergesearch.search.fidelity.rules import (
     EarlyStopRule,
+    Estimates,
     NeverStop,
     Race,
     Rungs,
     Scalar,
     bracket_of,
     by_difference,
+    difference_errors,
     halving_limit,
     race_stages,
     rung_stages,
+    weighted_estimates,
 )
 from mergesearch.search.front import Normaliser, signs, to_losses
 from mergesearch.search.record.trial_record import TrialRecord
@@ -79,25 +82,26 @@ class EarlyStopping:
 
     def estimates(
         self, measured: Measurement, stopped: int, records: Sequence[TrialRecord]
-    ) -> dict[str, float]:
+    ) -> Estimates:
         """Estimates of what a stopped trial would have scored on all items."""
         kind = self.section.estimate
-        if kind == "mean":
-            return dict(measured.values)
+        rival = self._best_at(stopped, records) if kind == "difference" else None
+        if rival is not None:
+            values = by_difference(measured.values, rival.rungs[stopped], rival.values)
+            return Estimates(values, difference_errors(measured, rival.items, rival.errors))
+        if kind in ("difference", "mean"):
+            return Estimates(measured.values, measured.errors)
         if kind == "representative":
             weights = self._representatives(records)[1]
-            return {name: float(weights @ scores) for name, scores in measured.items.items()}
-        if kind == "difference":
-            rival = self._best_at(stopped, records)
-            if rival is None:
-                return dict(measured.values)
-            return by_difference(measured.values, rival.rungs[stopped], rival.values)
-        return {
+            return weighted_estimates(measured.items, weights)
+        values = {
             name: self._by_response(
                 kind, name, measured.items[name], measured.item_indices[name], records
             )
             for name in measured.values
         }
+        # Item parameters say more than a plain mean of the same items, whose error is known.
+        return Estimates(values, measured.errors)
 
     def _by_response(
         self,

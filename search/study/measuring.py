@@ -150,4 +150,10 @@ class Measurer:
 
 def score_of(measurement: Measurement) -> Score:
     """The score that is recorded of a re-evaluation."""
-    return Score(measurement.values, measurement.errors, measurement.items, measurement.violations)
+    return Score(
+        measurement.values,
+        measurement.errors,
+        measurement.items,
+        measurement.violations,
+        measurement.weights,
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.evaluators import Objective
 from mergesearch.search.front import Normaliser, to_losses
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.trial_record import TrialRecord
@@ -51,6 +52,7 @@ def trial_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> Tri
     if values:
         losses = to_losses(values, plan.objectives)
         losses = penalised_losses(losses, record.violations, normaliser)
+    errors = record.errors if record.stopped is None else record.estimate_errors or record.errors
     return TrialResult(
         id=record.suggestion,
         point=record.point,
@@ -59,7 +61,16 @@ def trial_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> Tri
         evaluated=record.item_count,
         gradient_result=record.gradient_result,
         estimated=record.stopped,
+        errors=None if losses is None else loss_errors(errors, plan.objectives),
     )
+
+
+def loss_errors(
+    errors: Mapping[str, float], objectives: Sequence[Objective]
+) -> npt.NDArray[np.float64] | None:
+    """Standard errors of losses ``(objectives,)``, NaN where unknown; None where none is known."""
+    known = np.array([errors.get(objective.name, np.nan) for objective in objectives])
+    return known if np.isfinite(known).any() else None
 
 
 def penalised_losses(
@@ -81,15 +92,12 @@ def penalised_losses(
 
 def _anchor_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult | None:
     """An anchor as a strategy is told it; None where the space does not hold it."""
-    if (
-        record.kind != "anchor"
-        or record.state != "complete"
-        or record.recipe.basis_key != plan.template.basis_key
-    ):
+    if record.kind != "anchor" or record.state != "complete":
         return None
-    point = plan.space.encode(record.recipe.field)
-    if point is None or bool(np.any((point < plan.space.lower) | (point > plan.space.upper))):
+    point = plan.point_of(record.recipe)
+    if point is None:
         return None
     losses = to_losses(record.values, plan.objectives)
     losses = penalised_losses(losses, record.violations, normaliser)
-    return TrialResult(None, point, losses, dict(record.items))
+    errors = loss_errors(record.errors, plan.objectives)
+    return TrialResult(None, point, losses, dict(record.items), errors=errors)

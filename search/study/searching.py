@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.strategies.base import Strategy
 from mergesearch.search.study.asking import ask_suggested, gradient_items_of
@@ -92,7 +96,7 @@ class SearchPhase:
         assert record.suggestion is not None
         steps = self._gradient_steps.get(record.number)
         rule = None
-        if record.item_count is None:
+        if record.item_count is None and not _stopped_before(record, self._context.log.records):
             rule = self._early_stopping.rule(record.suggestion, self._context.log.records)
         return replace(
             self._measurer.task(record),
@@ -111,10 +115,23 @@ class SearchPhase:
         self._strategy.tell([trial_result(self._context.plan, record, normaliser)])
         self._context.reporter.report(record, outcome.failure, self._tells, self._total)
 
-    def _estimates(self, outcome: Outcome) -> dict[str, float] | None:
+    def _estimates(self, outcome: Outcome) -> Estimates | None:
         """Estimates of what a stopped trial would have scored on all items."""
         if outcome.stopped is None or outcome.measurement is None:
             return None
         return self._early_stopping.estimates(
             outcome.measurement, outcome.stopped, self._context.log.records
         )
+
+
+def _stopped_before(record: TrialRecord, records: Sequence[TrialRecord]) -> bool:
+    """Whether a rule stopped an earlier trial at the same point.
+
+    A strategy that asks for it again wants to know its loss on all items: the same rule would only
+    repeat what is known.
+    """
+    return any(
+        other.stopped is not None and np.array_equal(other.point, record.point)
+        for other in records[: record.number]
+        if other.point is not None and record.point is not None
+    )

@@ -1,9 +1,11 @@
 """Choice of the winner on items that the search has not seen.
 
 The best of many noisy scores is partly luck (the optimism gap), so the search's own scores only
-nominate: a few leaders and every anchor are re-evaluated on validation items, and the best of them
-wins and is reported once on test items. Anchors compete too, so a winner is never worse than the
-best anchor on the items that decide.
+nominate: a few leaders and every anchor are re-evaluated on validation items, and one of them wins
+and is reported once on test items. Anchors compete too, and a winner is never worse than the best
+anchor on validation items. Of the leaders that are better than every anchor there, the one wins
+that is best by all that is known of it (:mod:`mergesearch.search.study.posterior`): the luckiest of
+several noisy leaders would often displace a recommendation that is better.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from mergesearch.merging import InputError
 from mergesearch.search import front
 from mergesearch.search.front import Normaliser, nondominated, to_losses
 from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.study.estimated_front import has_estimate
 
 
 def choose_leaders(
@@ -27,6 +30,7 @@ def choose_leaders(
     normaliser: Normaliser,
     count: int,
     confidence: float = 0.0,
+    estimates: Mapping[int, npt.NDArray[np.float64]] | None = None,
 ) -> list[int]:
     """Nominate trials: the strategy's recommendation, then up to ``count`` of the best.
 
@@ -35,6 +39,9 @@ def choose_leaders(
     errors are taken off each score, so that of equal scores the one that is known better comes
     first. Trials of the same merge are counted once; trials that miss a bound are nominated only
     where no trial keeps them all.
+
+    ``estimates`` (trial -> losses ``(objectives,)``) take the place of observed losses. Trials that
+    have none are then not nominated, since their luck is not known.
 
     Returns:
         Numbers of the trials.
@@ -49,7 +56,12 @@ def choose_leaders(
     recommended = [record.number for record in nominees if record.kind == "recommended"]
     if not nominees:
         return []
-    losses = np.array([to_losses(record.values, objectives) for record in nominees])
+    if estimates:
+        nominees = [record for record in nominees if has_estimate(record, estimates)] or nominees
+    known = estimates or {}
+    losses = np.array(
+        [known.get(record.number, to_losses(record.values, objectives)) for record in nominees]
+    )
     errors = np.array([[record.errors.get(o.name, 0.0) for o in objectives] for record in nominees])
     losses = losses + confidence * errors
     scalars = normaliser.scalarise(losses, weights)
@@ -64,11 +76,21 @@ def choose_winner(
     objectives: Sequence[Objective],
     weights: npt.NDArray[np.float64],
     normaliser: Normaliser,
+    posterior: Mapping[int, float] | None = None,
 ) -> int | None:
-    """Number of the trial with the best weighted sum of validation values; None without scores.
+    """Number of the winning trial; None without scores.
 
-    Of equals the earliest wins, so anchors come first. Trials that miss a bound win only where all
-    do, and then the one that misses least.
+    The best weighted sum of validation values wins. With a ``posterior``, that decides only whether
+    an anchor wins, and otherwise which leaders are better than every anchor; of these, the best by
+    the posterior wins. Of equals the earliest wins, so anchors come first. Trials that miss a bound
+    win only where all do, and then the one that misses least.
+
+    Args:
+        scores: Trial -> score on validation items.
+        objectives: The study's.
+        weights: Importance of each objective, summing to 1, ``(objectives,)``.
+        normaliser: Scale of the objectives.
+        posterior: Leader -> expected weighted loss, the recommendation first: it wins ties.
     """
     if not scores:
         return None
@@ -77,7 +99,14 @@ def choose_winner(
         min(sorted(scores), key=lambda number: max(scores[number].violations.values()))
     ]
     losses = np.array([to_losses(scores[number].values, objectives) for number in numbers])
-    return numbers[int(np.argmin(normaliser.scalarise(losses, weights)))]
+    scalars = normaliser.scalarise(losses, weights)
+    best = numbers[int(np.argmin(scalars))]
+    if posterior is None or best not in posterior:
+        return best
+    measured = dict(zip(numbers, scalars.tolist(), strict=True))
+    level = min((measured[n] for n in numbers if n not in posterior), default=np.inf)
+    better = [n for n in posterior if n in measured and measured[n] < level]
+    return min(better, key=lambda number: posterior[number])
 
 
 def preferred(
@@ -85,6 +114,7 @@ def preferred(
     objectives: Sequence[Objective],
     preference: Mapping[str, float],
     normaliser: Normaliser,
+    losses: Mapping[int, npt.NDArray[np.float64]] | None = None,
 ) -> TrialRecord | None:
     """The trial of the front with the best weighted sum of objectives.
 
@@ -95,14 +125,17 @@ def preferred(
         objectives: The study's.
         preference: Importance by objective; those that are not named weigh nothing.
         normaliser: Scale of the objectives.
+        losses: Members of the front and their losses ``(objectives,)``; default: as observed.
     """
-    numbers = {*front_numbers(records, objectives)}
-    members = [record for record in records if record.number in numbers]
+    if losses is None:
+        front = {*front_numbers(records, objectives)}
+        losses = {r.number: to_losses(r.values, objectives) for r in records if r.number in front}
+    members = [record for record in records if record.number in losses]
     if not members:
         return None
     weights = np.array([preference.get(objective.name, 0.0) for objective in objectives])
-    losses = np.array([to_losses(record.values, objectives) for record in members])
-    return members[int(np.argmin(normaliser.scalarise(losses, weights / weights.sum())))]
+    rows = np.array([losses[record.number] for record in members])
+    return members[int(np.argmin(normaliser.scalarise(rows, weights / weights.sum())))]
 
 
 def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> dict[str, float]:

@@ -21,9 +21,11 @@ from mergesearch.search.study.asking import ask_anchor, ask_recommended
 from mergesearch.search.study.budget import BudgetTracker
 from mergesearch.search.study.context import StudyContext
 from mergesearch.search.study.early_stopping import EarlyStopping, anchor_rule, check_fidelity
+from mergesearch.search.study.estimated_front import estimated_front, estimated_trials
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.graceful_stop import GracefulStop
 from mergesearch.search.study.measuring import Measurer
+from mergesearch.search.study.posterior import posterior_losses
 from mergesearch.search.study.problem import study_normaliser, study_problem
 from mergesearch.search.study.reference_scores import reference_mismatches
 from mergesearch.search.study.replay import Replay, one_blas_thread
@@ -94,6 +96,11 @@ class Study:
             self._measure_recommendation(strategy)
         return self._conclude(normaliser)
 
+    def measure_anchors(self) -> None:
+        """Measure what a study knows before it searches: references and anchors."""
+        self._measurer.measure_references("search")
+        self._measure_anchors(self._plan.evaluator.size("search"))
+
     def _measure_anchors(self, items: int) -> None:
         """Measure the known merges that the search is compared with."""
         recorded = {record.name: record for record in self._context.records("anchor")}
@@ -157,8 +164,16 @@ class Study:
         plan = self._plan
         records = self._log.records
         section = plan.spec.selection
+        with one_blas_thread():
+            estimates = estimated_trials(records, plan.objectives)
         leaders = choose_leaders(
-            records, plan.objectives, plan.weights, normaliser, section.leaders, section.confidence
+            records,
+            plan.objectives,
+            plan.weights,
+            normaliser,
+            section.leaders,
+            section.confidence,
+            estimates,
         )
         anchors = [
             record.number
@@ -171,7 +186,16 @@ class Study:
             )
         self._measurer.measure_references("validation")
         validation = self._measurer.evaluate("validation", sorted({*anchors, *leaders}))
-        winner = choose_winner(validation, plan.objectives, plan.weights, normaliser)
+        posterior = posterior_losses(
+            records,
+            leaders,
+            validation,
+            plan.objectives,
+            plan.weights,
+            normaliser,
+            plan.space.upper - plan.space.lower,
+        )
+        winner = choose_winner(validation, plan.objectives, plan.weights, normaliser, posterior)
         if winner is None:
             raise StudyFailedError(
                 "no leader could be evaluated on the validation items; see `mergesearch show "
@@ -185,6 +209,7 @@ class Study:
             front=front_numbers(records, plan.objectives),
             leaders=tuple(leaders),
             scores={"validation": validation, "test": test},
+            front_estimated=estimated_front(records, plan.objectives, estimates),
         )
         self._log.results.set_verdict(verdict)
         return verdict

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
+#: A gradient costs as much as so many evaluations of its batch: forward, and twice that back.
+GRADIENT_COST = 3
 #: Coordinates nearer to the origin than this count as at it: a logit and back is not exact.
 AT_ORIGIN = 1e-12
 #: Where a coordinate on a bound lies for the logistic function, as a share of the range.

@@ -34,6 +34,7 @@ class Recorder:
         self.objectives = (Objective(name, "maximize"),)
         self.provides = frozenset(provides)
         self.differentiable = (name,) if "gradient" in provides else ()
+        self.proxies: tuple[str, ...] = ()
         self.transductive = False
         self.constraints: tuple[str, ...] = ()
         self.additive: tuple[str, ...] = ()

@@ -258,6 +258,29 @@ def test_only_objectives_with_a_weight_count_and_in_proportion(folder: Path) -> 
     assert opened(classification("data", objectives[2]), folder=folder).provides == {"items"}
 
 
+def test_smooth_losses_that_are_no_objectives_are_offered_as_proxies(folder: Path) -> None:
+    right = {"metric": "accuracy"}
+    alone = opened(classification("data", right), folder=folder)
+    listed = opened(classification("data", right, {"metric": "cross_entropy"}), folder=folder)
+    assert (alone.proxies, alone.differentiable) == (("cross_entropy",), ())
+    assert (listed.proxies, listed.differentiable) == ((), ("cross_entropy",))
+    model = pico_vit().double()
+    batch = Batch(number=1, size=4)
+    results = [gradient(e, model, batch, {"cross_entropy": 1.0}) for e in (alone, listed)]
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+    # Beside an evaluator that has it as an objective, the name stands for that one alone.
+    other = classification("data", {"name": "again", "metric": "accuracy"})
+    both = opened(classification("data", {"metric": "cross_entropy"}), other, folder=folder)
+    assert both.proxies == ()
+    assert both.batch_cost(batch) == both.batch_cost(batch, ["cross_entropy"]) == 8
+    entropy = section("entropy", data="data", objectives=[{"name": "entropy"}])
+    mixed = opened(other, entropy, folder=folder)
+    assert (mixed.proxies, mixed.differentiable) == (("cross_entropy",), ("entropy",))
+    assert mixed.batch_cost(batch) == 8
+    assert mixed.batch_cost(batch, ["cross_entropy", "entropy"]) == 16
+
+
 def test_a_loss_that_is_not_finite_stops(folder: Path) -> None:
     evaluator = opened(CASES["entropy"], folder=folder)
     model = pico_vit()

@@ -673,7 +673,7 @@ def test_dare_passes_norms_and_biases() -> None:
 # ----------------------------------------------------------------------------
 
 #: Neither package has them.
-WITHOUT_PEER = frozenset({"lora_sparse", "optmerge", "pcb", "stack", "varm", "widen"})
+WITHOUT_PEER = frozenset({"blend", "lora_sparse", "optmerge", "pcb", "stack", "varm", "widen"})
 
 
 def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:

@@ -78,12 +78,9 @@ class Engine:
                 np.resize(self.sample_at(start), max(start.size, 2)), sigma, options
             )
 
-    def enlarged(self, population: int, widen: float) -> Engine:
-        """The same Gaussian with another population, ``widen`` times as wide.
-
-        Its evolution paths begin anew.
-        """
-        other = Engine(self.mean, widen * self._cma.sigma, population, self._separable, self._rng)
+    def enlarged(self, population: int) -> Engine:
+        """The same Gaussian with another population; its evolution paths begin anew."""
+        other = Engine(self.mean, self._cma.sigma, population, self._separable, self._rng)
         other._cma.sm = self._cma.sm
         other._cma.sigma_vec = self._cma.sigma_vec
         other._cma._updateBDfromSM(other._cma.sm)

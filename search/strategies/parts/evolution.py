@@ -11,7 +11,9 @@ Optimization in Python"); ours is how they are driven:
   around those that no other anchor dominates complete the first population.
 * Failures never become members: that ranks them below every result. Results that nobody asked for
   do become members.
-* No point is proposed that was asked or told before.
+* No point is proposed that was asked or told before, with one exception: a member whose losses are
+  estimates from some of the items, and that no other member dominates, is asked once more for its
+  losses on all items. The same items are never measured twice for the sake of their noise.
 * Losses are scaled by the range of the anchors, as pymoo's normalisation has absolute thresholds.
 
 pymoo draws from this strategy's own generator, which every call is given.
@@ -28,6 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mergesearch.search.front import nondominated
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.parts.seeding import (
     draw_near,
@@ -85,6 +88,8 @@ class Evolution:
         self._unit = UnitBox(problem)
         self._book = SuggestionBook[None]()
         self._seen: set[bytes] = set()  # digests of points asked or told
+        self._doubtful: deque[Point] = deque()  # to be asked again on all items
+        self._confirmed: set[bytes] = set()  # digests of points that were
         self._start_engine(parts)
         known = known_merges(problem)
         self.tell(known)
@@ -115,8 +120,12 @@ class Evolution:
         """Every whole result becomes a member, and survival decides at once who leaves."""
         for trial in trials:
             self._seen.add(_digest(trial.point))
+            if trial.estimated is not None and _digest(trial.point) in self._confirmed:
+                continue  # all items say more
             if trial.losses is not None and trial.evaluated is None and self._unit.dim:
                 self._enter(trial.point, self._problem.normalise(trial.losses))
+                if trial.estimated is not None and self._leads(trial.point):
+                    self._doubtful.append(trial.point)
 
     def best(self) -> list[Point]:
         """Nothing beyond the best trials."""
@@ -130,6 +139,11 @@ class Evolution:
     def _next_point(self) -> Point:
         if not self._unit.dim:
             return self._problem.start.copy()
+        while self._doubtful:
+            point = self._doubtful.popleft()
+            if _digest(point) not in self._confirmed and self._leads(point):
+                self._confirmed.add(_digest(point))
+                return point
         while self._waiting:
             point = self._waiting.popleft()
             if _digest(point) not in self._seen:  # somebody else may have tried it meanwhile
@@ -149,6 +163,12 @@ class Evolution:
                 return point
         parent = self._members[int(self._rng.integers(len(self._members)))]
         return draw_near(self._unit.to_point(parent.X), self._problem, self._rng, self._sigma)
+
+    def _leads(self, point: Point) -> bool:
+        """Whether a point is a member that no other member dominates."""
+        unit = self._unit.to_unit(point)
+        leading = nondominated(self._members.get("F"))
+        return any(np.array_equal(member.X, unit) for member in self._members[leading])
 
     def _enter(self, point: Point, losses: Point) -> None:
         """Add a member, in place of one at the same point, and let the worst of too many leave."""

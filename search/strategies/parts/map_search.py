@@ -24,6 +24,7 @@ from mergesearch.search.strategies.parts.map_front import (
 from mergesearch.search.strategies.parts.map_ridge import Array
 from mergesearch.search.strategies.parts.map_surrogate import Model, fit_models
 from mergesearch.search.strategies.parts.sampling import reflect
+from mergesearch.search.strategies.parts.trust_region import certain_ones
 
 #: A point this share of the front's range behind the front counts half as much for the models.
 NEAR = 0.3
@@ -116,6 +117,7 @@ class FrontSearch:
         self._polish = polish
         self._points: list[Array] = []
         self._losses: list[Array] = []
+        self._errors: list[Array] = []  # standard errors, NaN where unknown
         self._failed: list[Array] = []
         self._queue: list[Array] = []
         self._debt = 0.0  # explorations that are due
@@ -133,6 +135,8 @@ class FrontSearch:
             return
         self._points.append(unit)
         self._losses.append(np.asarray(trial.losses, dtype=np.float64))
+        unknown = np.full(self._problem.objectives, np.nan)
+        self._errors.append(unknown if trial.errors is None else np.asarray(trial.errors))
 
     @property
     def results(self) -> int:
@@ -153,14 +157,19 @@ class FrontSearch:
     def _fit(self) -> tuple[tuple[Model, ...], Array]:
         points = self.points
         losses = np.array(self._losses)
+        squares = np.array(self._errors) ** 2
+        certainty = np.stack([certain_ones(column) for column in squares.T], axis=1)
         near = nearness(self._problem.normalise(losses))
         if len(points) > MOST_RESULTS and points.shape[1] > SMALL:
             keep = np.sort(np.argsort(-near, kind="stable")[:MOST_RESULTS])
             points = points[keep]
             losses = losses[keep]
+            certainty = certainty[keep]
             near = near[keep]
         signs = np.ones(losses.shape[1]) if self._problem.signs is None else self._problem.signs
-        models = fit_models(points, losses, signs, importance=near, polish=self._polish)
+        models = fit_models(
+            points, losses, signs, importance=near, certainty=certainty, polish=self._polish
+        )
         # standard deviation of each coordinate, weighted by nearness
         spread = np.sqrt(
             np.maximum(near @ points**2 / near.sum() - (near @ points / near.sum()) ** 2, 0.0)

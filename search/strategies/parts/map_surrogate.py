@@ -167,10 +167,6 @@ class Model:
         )
 
 
-# --- choosing
-# ----------------------------------------------------------------------------
-
-
 def fit_model(
     points: Array, losses: Array, *, shape: Shape = "free", ridge: float = RIDGES[0]
 ) -> Model:
@@ -194,6 +190,7 @@ def fit_models(
     signs: Sequence[float] | Array,
     *,
     importance: Array | None = None,
+    certainty: Array | None = None,
     polish: bool = False,
 ) -> tuple[Model, ...]:
     """A model of each objective; link, shape, ridge and weights have the least error.
@@ -205,24 +202,27 @@ def fit_models(
         losses: ``(n, objectives)``.
         signs: Factor from a score to its loss, per objective.
         importance: How much the error at each point matters ``(n,)``; default: all the same.
+        certainty: Inverse variances of losses up to factors ``(n, objectives)``; default likewise.
         polish: Follow the closed form by Gauss-Newton steps, where these lower the error.
     """
     frame = Frame.of(points)
     importance = np.ones(len(points)) if importance is None else importance
+    certainty = np.ones(losses.shape) if certainty is None else certainty
     designs = _Designs(frame.offsets(points))
     return tuple(
-        _choose(frame, designs, _Objective(column, links_for(column, sign), importance), polish)
-        for column, sign in zip(losses.T, signs, strict=True)
+        _choose(frame, designs, _Objective(column, links_for(column, s), importance * c, c), polish)
+        for column, s, c in zip(losses.T, signs, certainty.T, strict=True)
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Objective:
-    """Losses ``(n,)``, links to choose from, and importance ``(n,)``."""
+    """Losses ``(n,)``, links to choose from, importance and certainty ``(n,)``."""
 
     losses: Array
     links: tuple[Link, ...]
     importance: Array
+    certainty: Array
 
     def error(self, left_out: Array) -> Array:
         """Weighted root mean square of residuals ``(..., n)``."""
@@ -278,7 +278,7 @@ def _fits(designs: _Designs, objective: _Objective) -> Iterator[_Fit]:
     """Fits with every link, weighting and shape."""
     for link in objective.links:
         target = link.to_latent(objective.losses)
-        for nearness in (np.ones_like(target), objective.importance):
+        for nearness in (objective.certainty, objective.importance):
             for shape in GAINS:
                 yield _fit(designs, objective, link, shape, nearness, link.slope(target), target)
 

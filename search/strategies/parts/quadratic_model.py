@@ -4,9 +4,9 @@ Ridge regression on constant, slopes and all products of coordinates, in its dua
 cost ``n^3``, whatever the number of products, and with fewer results than products the curvature
 has the smallest norm that explains them (Powell 2006, "The NEWUOA software for unconstrained
 optimization without derivatives", with least Frobenius norm). The same is a Gaussian process,
-whence the standard deviation (Rasmussen and Williams 2006, "Gaussian Processes for Machine
-Learning", eq. 2.23-2.26 and 5.12). A curvature that is equal in all directions is hardly penalised
-at all.
+whence the evidence that chooses the ridge and the standard deviation (Rasmussen and Williams 2006,
+"Gaussian Processes for Machine Learning", eq. 2.23-2.26, 2.30, 5.9 and 5.12). A curvature that is
+equal in all directions is hardly penalised at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-#: Ridges that leave-one-out chooses from, in units of the mean eigenvalue of the kernel.
+#: Ridges that the evidence chooses from, in units of the mean eigenvalue of the kernel.
 RIDGES = 10.0 ** np.arange(-9, 3)
 #: Prior variances of the constant and of the common curvature; those of a slope and of a product
 #: are 1.
@@ -34,10 +34,12 @@ class QuadraticModel:
     Attributes:
         value, slope, curvature: Coefficients: a number, ``(dim,)`` and ``(dim, dim)``.
         residuals: Leave-one-out error at each result ``(n,)``.
-        error: Their weighted mean square over that of predicting by the weighted mean alone; below
-            1: it predicts.
-        noise: Their weighted root mean square.
+        evidence: Log evidence, less that of the weighted mean alone; above 0: it predicts.
+        noise: Weighted root mean square of the residuals.
         points, weights: Results that it was fitted to, ``(n, dim)`` and ``(n,)``.
+        scale: How much the loss was expected to vary along each coordinate ``(dim,)``.
+        dual: α = (K + ridge)^-1 y of the weighted, standardised losses y ``(n,)``.
+        fit: y'α.
         whitener: ``(n, n)``: eigenvectors of the kernel over the square roots of its eigenvalues
             plus ridge.
         ridge: The ridge chosen.
@@ -47,10 +49,13 @@ class QuadraticModel:
     slope: Array
     curvature: Array
     residuals: Array
-    error: float
+    evidence: float
     noise: float
     points: Array
     weights: Array
+    scale: Array
+    dual: Array
+    fit: float
     whitener: Array
     ridge: float
 
@@ -65,29 +70,55 @@ class QuadraticModel:
     def deviation(self, point: Array) -> float:
         """Standard deviation of the prediction at ``(dim,)``, without the noise of a result."""
         # k(x, x) − k' (K + ridge)^-1 k (Rasmussen and Williams 2006, eq. 2.26)
-        cross = np.sqrt(self.weights) * kernel(self.points, point[None])[:, 0]
-        variance = kernel(point[None], point[None])[0, 0] - np.sum((self.whitener.T @ cross) ** 2)
+        here = point[None]
+        cross = np.sqrt(self.weights) * kernel(self.points, here, self.scale)[:, 0]
+        own = kernel(here, here, self.scale)[0, 0]
+        variance = own - np.sum((self.whitener.T @ cross) ** 2)
         return float(self.noise * np.sqrt(max(variance, 0.0) / self.ridge))
 
+    def scale_gradient(self) -> Array:
+        """Derivative of the log evidence by the logarithm of each coordinate's scale ``(dim,)``."""
+        # ∂L/∂θ = ½ tr((n α α' / y'α − (K + ridge)^-1) ∂K/∂θ) (Rasmussen and Williams 2006, eq.
+        # 5.9, with the unit of the losses profiled out)
+        root = np.sqrt(self.weights)
+        inner = len(root) * np.outer(self.dual, self.dual) / self.fit
+        inner -= self.whitener @ self.whitener.T
+        inner *= np.outer(root, root)
+        # ∂k/∂θ_i = (2 s_i² + 2 s_i x'Sy / d) x_i y_i / d + COMMON s_i (x_i² |y|² + y_i² |x|²) / d²
+        dim = self.points.shape[1]
+        bent = inner * ((self.points * self.scale) @ self.points.T / dim)
+        slopes = np.sum(self.points * (inner @ self.points), axis=0)
+        products = np.sum(self.points * (bent @ self.points), axis=0)
+        common = (inner @ _size(self.points, self.scale)) @ self.points**2
+        return np.asarray(
+            (self.scale**2 * slopes + self.scale * (products + COMMON * common)) / dim
+        )
 
-def kernel(left: Array, right: Array) -> Array:
+
+def kernel(left: Array, right: Array, scale: Array | float = 1.0) -> Array:
     """Covariance ``(n, m)`` of a random quadratic at points ``(n, dim)`` and ``(m, dim)``.
 
-    k(x, y) = CONSTANT + x'y / d + (x'y / d)² + COMMON · |x|² |y|² / d².
+    k(x, y) = CONSTANT + x'S²y / d + (x'Sy / d)² + COMMON · x'Sx · y'Sy / d², S = diag(scale).
+
+    Slopes vary with the scale of their coordinate, and so do curvatures, so that the distance of
+    the minimum does not depend on it.
     """
     dim = left.shape[1]
-    products = left @ right.T / dim
+    slopes = (left * scale**2) @ right.T / dim
+    products = (left * scale) @ right.T / dim
     return np.asarray(
-        CONSTANT + products + products**2 + COMMON * np.outer(_size(left), _size(right))
+        CONSTANT + slopes + products**2 + COMMON * np.outer(_size(left, scale), _size(right, scale))
     )
 
 
-def _size(points: Array) -> Array:
-    return np.asarray(np.mean(points**2, axis=1))
+def _size(points: Array, scale: Array | float) -> Array:
+    return np.asarray(np.mean(points**2 * scale, axis=1))
 
 
-def fit_quadratic(points: Array, losses: Array, weights: Array) -> QuadraticModel | None:
-    """The quadratic whose ridge has the least leave-one-out error.
+def fit_quadratic(
+    points: Array, losses: Array, weights: Array, scale: Array | None = None
+) -> QuadraticModel | None:
+    """The quadratic whose ridge has the most evidence.
 
     None if the losses do not differ.
 
@@ -95,53 +126,64 @@ def fit_quadratic(points: Array, losses: Array, weights: Array) -> QuadraticMode
         points: ``(n, dim)``, in coordinates of about unit size.
         losses: ``(n,)``.
         weights: ``(n,)``, positive: inverse variance of a loss up to a factor.
+        scale: How much the loss is expected to vary along each coordinate, relative to the others
+            ``(dim,)``; None: equally.
     """
     share = weights / np.sum(weights)
     mean = float(share @ losses)
     spread = float(np.sqrt(share @ (losses - mean) ** 2))
     if not spread > 1e-12 * (1.0 + abs(mean)):
         return None
-    scaled = (losses - mean) / spread
-    root = np.sqrt(weights)
-    eigenvalues, vectors = np.linalg.eigh(kernel(points, points) * np.outer(root, root))
-    eigenvalues = np.maximum(eigenvalues, 0.0)
-    ridge, dual, residuals = _choose_ridge(eigenvalues, vectors, root * scaled)
-    # Leaving one out of a weighted mean changes it by the factor 1 / (1 - share).
-    baseline = float(np.sum((root * scaled / np.maximum(1.0 - share, 1e-12)) ** 2))
-    alpha = spread * root * dual
     dim = points.shape[1]
+    scale = np.ones(dim) if scale is None else scale
+    root = np.sqrt(weights)
+    target = root * (losses - mean) / spread
+    eigenvalues, vectors = np.linalg.eigh(kernel(points, points, scale) * np.outer(root, root))
+    eigenvalues = np.maximum(eigenvalues, 0.0)
+    rotated = vectors.T @ target
+    ridge, evidence = _choose_ridge(eigenvalues, rotated)
+    dual = vectors @ (rotated / (eigenvalues + ridge))
+    # Rasmussen and Williams 2006, eq. 5.12
+    residuals = dual / (vectors**2 @ (1.0 / (eigenvalues + ridge)))
+    alpha = spread * root * dual
+    bent = points * scale
+    curvature = 2 * (bent.T * alpha) @ bent / dim**2
+    curvature += 2 * COMMON * float(_size(points, scale) @ alpha) / dim * np.diag(scale)
     return QuadraticModel(
         value=mean + CONSTANT * float(np.sum(alpha)),
-        slope=points.T @ alpha / dim,
-        curvature=2 * (points.T * alpha) @ points / dim**2
-        + 2 * COMMON * float(_size(points) @ alpha) / dim * np.eye(dim),
+        slope=scale**2 * (points.T @ alpha) / dim,
+        curvature=curvature,
         residuals=spread * residuals / root,
-        error=float(np.sum(residuals**2)) / baseline,
+        evidence=evidence,
         noise=spread * float(np.sqrt(np.sum(residuals**2) / np.sum(weights))),
         points=points,
         weights=weights,
+        scale=scale,
+        dual=dual,
+        fit=float(target @ dual),
         whitener=vectors / np.sqrt(eigenvalues + ridge),
         ridge=ridge,
     )
 
 
-def _choose_ridge(eigenvalues: Array, vectors: Array, target: Array) -> tuple[float, Array, Array]:
-    """The ridge with the least sum of squared leave-one-out residuals.
+def _choose_ridge(eigenvalues: Array, rotated: Array) -> tuple[float, float]:
+    """The ridge with the most evidence, and its log evidence over that of the mean alone.
 
-    Returns:
-        Ridge, dual coefficients ``(n,)`` and leave-one-out residuals ``(n,)``.
+    L = −½ n log(y' (K + ridge)^-1 y / n) − ½ log |K + ridge| (Rasmussen and Williams 2006, eq.
+    2.30, with the unit of the losses profiled out); the mean alone is K = 0.
+
+    Args:
+        eigenvalues: Of the kernel ``(n,)``.
+        rotated: Losses along its eigenvectors ``(n,)``.
     """
-    rotated = vectors.T @ target
-    squared = vectors**2
-    best: tuple[float, Array, Array] | None = None
-    for ridge in RIDGES * np.mean(eigenvalues):
-        inverse = 1.0 / (eigenvalues + ridge)
-        dual = vectors @ (inverse * rotated)
-        residuals = dual / (squared @ inverse)  # Rasmussen and Williams 2006, eq. 5.12
-        if best is None or np.sum(residuals**2) < np.sum(best[2] ** 2):
-            best = float(ridge), dual, residuals
-    assert best is not None
-    return best
+    count = len(rotated)
+    ridges = RIDGES * np.mean(eigenvalues)
+    shifted = eigenvalues + ridges[:, None]
+    evidence = -0.5 * count * np.log(np.sum(rotated**2 / shifted, axis=1) / count)
+    evidence -= 0.5 * np.sum(np.log(shifted), axis=1)
+    best = int(np.argmax(evidence))
+    alone = -0.5 * count * np.log(np.sum(rotated**2) / count)
+    return float(ridges[best]), float(evidence[best] - alone)
 
 
 def descend(slope: Array, curvature: Array, step: float, lower: Array, upper: Array) -> Array:

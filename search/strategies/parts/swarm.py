@@ -1,9 +1,10 @@
 """Swarms that take turns: whose turn it is, and the best point of each particle.
 
 A particle moves when it is asked for, and is ready again when its result is told: a swarm without
-iterations. Where more suggestions are wanted than there are particles, one moves on before its
-result is in. Known merges are particles from the start and need no measurement; a result that
-nobody asked for can become the swarm's best point.
+iterations. A loss that is an estimate from some of the items does not lead the swarm: its point is
+asked once more, on all items. Where more suggestions are wanted than there are particles, one
+moves on before its result is in. Known merges are particles from the start and need no measurement;
+a result that nobody asked for can become the swarm's best point.
 
 Positions are in the unit cube of the free coordinates. A failure is worse than any result.
 """
@@ -19,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
-from mergesearch.search.strategies.parts.seeding import loss_of
+from mergesearch.search.strategies.parts.seeding import key_of, loss_of
 from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 from mergesearch.search.strategies.parts.unit_box import UnitBox
 
@@ -83,6 +84,8 @@ class Swarm:
         self._book = SuggestionBook[Particle]()  # tickets: the particles that asked
         self._lead = self._box.to_unit(problem.start)
         self._lead_loss = math.inf
+        self._doubtful: deque[Point] = deque()  # to be asked again on all items
+        self._confirmed: set[bytes] = set()  # points that were
         for particle in self._particles:
             self._follow(particle.best, particle.loss)
 
@@ -108,7 +111,9 @@ class Swarm:
         for trial in trials:
             position = self._box.to_unit(trial.point)
             loss = loss_of(trial, self._problem)
-            if trial.evaluated is None:
+            if trial.estimated is not None:
+                self._doubt(trial.point, loss)
+            elif trial.evaluated is None:
                 self._follow(position, loss)
             particle = self._book.redeem(trial)
             if particle is not None:
@@ -119,7 +124,15 @@ class Swarm:
         """Nothing beyond the best trials."""
         return []
 
+    def _doubt(self, point: Point, loss: float) -> None:
+        """Ask a point again if its estimated loss would lead the swarm."""
+        if loss < self._lead_loss and key_of(point) not in self._confirmed:
+            self._confirmed.add(key_of(point))
+            self._doubtful.append(point)
+
     def _suggest(self) -> Suggestion:
+        if self._doubtful:
+            return self._book.issue(self._doubtful.popleft())
         turn = self._book.issued % len(self._particles)
         particle = self._ready.popleft() if self._ready else self._particles[turn]
         if not particle.fresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mergesearch.search.fidelity.rules import (
     Scalar,
     bracket_of,
     by_difference,
+    difference_errors,
     halving_limit,
     measure_in_stages,
     paired_difference,
@@ -308,3 +310,27 @@ class TestBounds:
         )
         assert np.all(one > self.normaliser.high)
         assert np.all(two > one)
+
+
+class TestErrors:
+    def test_those_of_a_difference_hold_on_new_items(self) -> None:
+        """Over many draws of items, the estimate misses the truth by about its error."""
+        rng = np.random.default_rng(0)
+        misses = []
+        for _ in range(300):
+            shared = rng.standard_normal(200)
+            rival = shared + 0.3 * rng.standard_normal(200)
+            ours = shared[:50] + 0.5 + 0.3 * rng.standard_normal(50)
+            known = {"f": float(rival.std() / math.sqrt(200))}
+            measured = replace(on(ours, None), errors={"f": 1.0})
+            values = by_difference(
+                measured.values, {"f": float(rival[:50].mean())}, {"f": float(rival.mean())}
+            )
+            error = difference_errors(measured, {"f": rival}, known)["f"]
+            misses.append((values["f"] - 0.5) / error)
+        assert 0.85 < np.std(misses) < 1.15
+
+    def test_without_scores_of_items_it_is_that_of_the_plain_mean(self) -> None:
+        measured = Measurement({"f": 1.0}, errors={"f": 0.2})
+        assert difference_errors(measured, {}, {"f": 0.1}) == {"f": 0.2}
+        assert difference_errors(Measurement({"f": 1.0}), {}, {"f": 0.1}) == {}

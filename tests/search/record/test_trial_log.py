@@ -131,7 +131,10 @@ def test_a_dead_writers_lock_is_removed(tmp_path: Path) -> None:
 def test_scores_of_re_evaluations(tmp_path: Path) -> None:
     log = open_log(tmp_path / "journal.log")
     score = Score(
-        {"accuracy": 0.5, "loss": 2.0}, {"accuracy": 0.1}, {"accuracy": np.array([0.0, 1.0])}
+        {"accuracy": 0.5, "loss": 2.0},
+        {"accuracy": 0.1},
+        {"accuracy": np.array([0.0, 1.0])},
+        weights={"accuracy": np.array([0.25, 0.75]), "loss": np.array([0.5, 0.5])},
     )
     log.results.set_score("validation", 3, score)
     log.results.set_score("validation", 4, None)
@@ -140,6 +143,8 @@ def test_scores_of_re_evaluations(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         again.results.score("validation", 3)[1].items["accuracy"], [0.0, 1.0]
     )
+    weights = again.results.score("validation", 3)[1].weights  # equal ones say nothing
+    assert {name: each.tolist() for name, each in weights.items()} == {"accuracy": [0.25, 0.75]}
     assert again.results.score("validation", 4) == (True, None)
     assert again.results.score("test", 3) == (False, None)
 

@@ -78,12 +78,13 @@ def test_the_command_shows_the_preferred_trial(run: Run) -> None:
 
 
 def test_the_rule_of_auto() -> None:
-    assert [choose(dim, 1, 100) for dim in (1, 32, 33, 2000)] == [
+    assert [choose(dim, 1, 100) for dim in (1, 100, 101, 2000)] == [
         "quadratic",
         "quadratic",
         "cma_es",
         "cma_es",
     ]
+    assert [choose(dim, 1, None) for dim in (512, 513)] == ["quadratic", "cma_es"]
     assert [choose(dim, 2, 300) for dim in (2, 64, 65)] == ["map", "map", "sms_emoa"]
     assert [choose(20, objectives, 50) for objectives in (2, 3, 4)] == [
         "sms_emoa",
@@ -97,7 +98,8 @@ def test_the_rule_of_auto() -> None:
     ("dim", "evaluators", "name"),
     [
         (5, [TWO | {"objectives": 1}], "quadratic"),
-        (40, [TWO | {"objectives": 1}], "cma_es"),
+        (40, [TWO | {"objectives": 1}], "quadratic"),
+        (61, [TWO | {"objectives": 1}], "cma_es"),
         (5, [TWO], "map"),
     ],
 )

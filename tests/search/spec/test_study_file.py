@@ -56,7 +56,10 @@ def refusal(data: dict, tmp_path: Path, *overrides: str) -> str:
         ),
         ({"strategy": "cma"}, "strategy.name: expected one of ['adamerging', 'auto', "),
         ({"strategy": {"name": "auto", "sigma": 1}}, "strategy.sigma: auto takes no options"),
-        ({"start": {"rum": "x"}}, "start.rum: unknown key; did you mean 'run'? known: run, trial"),
+        (
+            {"start": {"rum": "x"}},
+            "start.rum: unknown key; did you mean 'run'? known: priors, run, trial",
+        ),
         (
             {"strategy": {"name": "cma_es", "sigm": 1}},
             "strategy.sigm: unknown option of cma_es; known:",

@@ -12,8 +12,9 @@ from mergesearch.evaluators.synthetic_problems import make_problem
 from mergesearch.merging import InputError
 from mergesearch.search.strategies import cma_es
 from mergesearch.search.strategies.base import Problem, TrialResult
-from mergesearch.search.strategies.cma_es import CmaEs, default_population, fall
+from mergesearch.search.strategies.cma_es import CmaEs, default_population
 from mergesearch.search.strategies.parts.cma_engine import Engine
+from mergesearch.search.strategies.parts.noise import fall, pooled, settled
 from mergesearch.search.strategies.table import build_strategy, check_options
 
 
@@ -38,14 +39,18 @@ def ellipsoid(dim: int, condition: float, seed: int):
     return (lambda x: float(np.sum(scales * (rotation @ (x - optimum)) ** 2))), optimum
 
 
-def minimise(strategy, function, trials: int, in_flight: int = 1, seed: int = 0) -> None:
+def minimise(
+    strategy, function, trials: int, in_flight: int = 1, seed: int = 0, error: float | None = None
+) -> None:
+    errors = None if error is None else np.array([error])
     rng = np.random.default_rng(seed)
     outstanding = []
     for _ in range(trials):
         while len(outstanding) < in_flight:
             outstanding += strategy.ask(1)
         done = outstanding.pop(int(rng.integers(len(outstanding))))
-        strategy.tell([TrialResult(done.id, done.point, np.array([function(done.point)]))])
+        losses = np.array([function(done.point)])
+        strategy.tell([TrialResult(done.id, done.point, losses, errors=errors)])
 
 
 def test_the_program_of_the_module_docstring_finds_the_minimum() -> None:
@@ -251,11 +256,60 @@ def test_under_noise_the_population_grows_and_the_mean_comes_closer() -> None:
             (function, _) = ellipsoid(8, 30.0, seed)
             start = function(np.full(8, 0.3))
             strategy = CmaEs(box(8), seed, noise=noise)
-            minimise(strategy, lambda x: function(x) + 0.05 * start * rng.standard_normal(), 1500)  # noqa: B023
+            sigma = 0.05 * start
+            noisy = lambda x: function(x) + sigma * rng.standard_normal()  # noqa: B023, E731
+            minimise(strategy, noisy, 1500, error=sigma)
             shares.append(function(strategy.best()[0]) / start)
-            assert strategy._run.engine.population == (10 if noise == "off" else 64)
+            grown = strategy._run.engine.population >= 64
+            assert grown if noise == "auto" else strategy._run.engine.population == 10
         ratios[noise] = np.exp(np.mean(np.log(shares)))
     assert ratios["auto"] < 0.5 * ratios["off"]
+
+
+def test_the_population_grows_from_the_same_distribution() -> None:
+    strategy = CmaEs(box(8), 0)
+    minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)), 100)
+    run = strategy._run
+    before = (run.engine.mean, run.engine.spread, run.engine.population)
+    run.grow()
+    np.testing.assert_allclose(run.engine.mean, before[0], atol=1e-12)
+    assert run.engine.spread == pytest.approx(before[1])
+    assert run.engine.population == max(2 * before[2], 32)
+
+
+def test_means_are_averaged_where_the_losses_no_longer_fall() -> None:
+    assert settled([]) == 1
+    assert settled(list(np.arange(40.0)[::-1])) == 1
+    assert settled([*np.arange(40.0)[::-1], *[0.0] * 40]) == 28
+    assert settled([0.0] * 7) == 1
+
+
+def test_a_less_certain_loss_is_pulled_to_the_middle_of_its_batch() -> None:
+    scores = np.array([0.0, 1.0, 2.0, 3.0, np.inf])
+    equal = pooled(scores, np.array([0.3, 0.3, 0.3, 0.3, np.nan]))
+    assert np.array_equal(equal, scores)
+    nearly = pooled(scores, np.array([0.3, 0.4, 0.5, 0.31, np.nan]))
+    assert np.array_equal(nearly, scores)
+    unsure = pooled(scores, np.array([1.35, 0.1, 0.1, np.nan, np.nan]))
+    # The spread is 1.25, as is the excess of the first error: half of the way to 1.5.
+    np.testing.assert_allclose(unsure, [0.75, 1.0, 2.0, 3.0, np.inf])
+
+
+def test_an_estimate_from_few_items_moves_the_mean_less() -> None:
+    def after(errors: np.ndarray) -> np.ndarray:
+        strategy = CmaEs(box(4), 0)
+        for index, suggestion in enumerate(strategy.ask(default_population(4))):
+            losses = np.array([-5.0 if index == 3 else suggestion.point.sum()])
+            error = errors[1 if index == 3 else 0]
+            strategy.tell(
+                [TrialResult(suggestion.id, suggestion.point, losses, errors=np.array([error]))]
+            )
+        return strategy.best()[0]
+
+    lucky = CmaEs(box(4), 0).ask(4)[3].point
+    sure = np.linalg.norm(after(np.array([0.1, 0.1])) - lucky)
+    unsure = np.linalg.norm(after(np.array([0.1, 30.0])) - lucky)
+    assert sure < 0.9 * unsure
 
 
 def test_without_noise_the_population_stays() -> None:

@@ -49,8 +49,9 @@ def test_the_lattice_is_whole(objectives: int, divisions: int) -> None:
     assert (weights > 0).all(axis=1).any()
 
 
-def test_five_weightings_for_two_objectives_the_study_s_first() -> None:
-    assert len(CmaParEgo(box(3), 0).best()) == 5
+def test_each_objective_alone_and_all_equally_the_study_s_first() -> None:
+    assert len(CmaParEgo(box(3), 0).best()) == 3
+    assert len(CmaParEgo(box(3), 0, divisions=4).best()) == 5
     skewed = CmaParEgo(replace(box(3), weights=np.array([0.9, 0.1])), 0)
     skewed.tell([TrialResult(None, np.zeros(3), np.zeros(2))])
     np.testing.assert_allclose(skewed._members[0]._score(np.array([1.0, 0.0])), 1.05)
@@ -67,7 +68,7 @@ def test_the_scalarisation_is_the_augmented_tchebycheff() -> None:
             TrialResult(None, np.full(3, 0.2), None),
         ),
     )
-    strategy = CmaParEgo(problem, 0)
+    strategy = CmaParEgo(problem, 0, divisions=4)
     suggestion = strategy.ask(1)[0]
     strategy.tell([TrialResult(suggestion.id, suggestion.point, np.array([2.0, -1.0]))])
     first = 0.25 * (1.7 - 0.5) / 2

@@ -16,7 +16,7 @@ from mergesearch.merging import InputError
 from mergesearch.search.front import hypervolume
 from mergesearch.search.strategies.base import TrialResult
 from mergesearch.search.strategies.nsga3 import reference_directions
-from mergesearch.search.strategies.parts.evolution import default_population
+from mergesearch.search.strategies.parts.evolution import Evolution, default_population
 from tests.search.strategies.populations import anchor, asked, box, make, run, sphere
 
 NAMES = ["nsga2", "nsga3", "sms_emoa"]
@@ -201,6 +201,26 @@ def test_failures_and_partial_results_never_become_members_and_foreign_results_d
     )  # the same point, measured again
     assert len(strategy._members) == 2
     assert np.any(np.all(strategy._members.get("F") == 0, axis=1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_leading_member_with_estimated_losses_is_asked_once_more(name: str) -> None:
+    strategy = make(name, box(4, 2))
+    lucky, poor = strategy.ask(2)
+    strategy.tell([TrialResult(lucky.id, lucky.point, np.full(2, -1.0), estimated=5)])
+    strategy.tell([TrialResult(poor.id, poor.point, np.full(2, 1.0), estimated=5)])
+    again = strategy.ask(1)[0]
+    assert again.items is None
+    assert np.array_equal(again.point, lucky.point)
+    strategy.tell([TrialResult(again.id, again.point, np.full(2, 0.5))])
+    assert isinstance(strategy, Evolution)
+    # The whole result takes the place of the estimate.
+    assert sorted(strategy._members.get("F").tolist()) == [[0.5, 0.5], [1.0, 1.0]]
+    strategy.tell([TrialResult(None, lucky.point, np.full(2, -1.0), estimated=5)])
+    assert sorted(strategy._members.get("F").tolist()) == [[0.5, 0.5], [1.0, 1.0]]
+    others = [suggestion.point for suggestion in strategy.ask(20)]
+    assert not any(np.array_equal(point, lucky.point) for point in others)
+    assert not any(np.array_equal(point, poor.point) for point in others)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, Tr
 from mergesearch.search.strategies.expert_merging_pp import tensor_numbers
 from mergesearch.search.strategies.frank_wolfe import FrankWolfe, Hull
 from mergesearch.search.strategies.gradient_warm_cma import RANGE, step_scale
+from mergesearch.search.strategies.parts.gradient_walks import ParallelWalks
 from mergesearch.search.strategies.table import build_strategy, check_options
 from mergesearch.search.workers.gradient_steps import GradientResult, take_gradient_steps
 from mergesearch.spaces.spec import SpaceSpec, build_space
@@ -248,6 +249,22 @@ def test_chunks_move_as_one_first_and_by_themselves_later() -> None:
 
     assert [spread(s.point) for s in asked[:6]] == [0.0] * 6
     assert spread(asked[7].point) > 1e-3
+
+
+@pytest.mark.parametrize("workers", [1, 4, 8])
+def test_chunks_are_refined_with_any_number_of_workers(workers: int) -> None:
+    given = problem("chunk", budget=40, chunks={"total": 3.0})
+    strategy = make("expert_merging_pp", given, gamma=0.0, steps=3, whole=0.5)
+    assert isinstance(strategy, ParallelWalks)
+    outstanding: list[Suggestion] = []
+    for _ in range(given.budget):
+        outstanding += strategy.ask(workers - len(outstanding))
+        strategy.tell([Bowls(given.dim).measure(outstanding.pop(0))])
+    assert len(strategy.walks) == workers
+    numbers = tensor_numbers(given)
+    for walk in strategy.walks:
+        spread = [np.ptp(walk.point[numbers == number]) for number in np.unique(numbers)]
+        assert max(spread) > 1e-3
 
 
 class TestFrankWolfe:

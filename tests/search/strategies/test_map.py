@@ -550,3 +550,18 @@ def test_too_many_coordinates_are_refused_with_a_way_out() -> None:
         InputError, match="at most 256 coordinates for map, received 300; choose a coarser space"
     ):
         Map(box(300), 0)
+
+
+def test_a_loss_with_a_large_error_moves_its_model_little() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 1, (40, 2))
+    losses = np.stack([np.sum((points - c) ** 2, axis=1) for c in (0.3, 0.7)], axis=1)
+    spoilt = losses.copy()
+    spoilt[5, 0] += 3.0
+    certainty = np.ones((40, 2))
+    certainty[5, 0] = 1e-4
+    careful, other = fit_models(points, spoilt, [1.0, 1.0], certainty=certainty)
+    trusting, _ = fit_models(points, spoilt, [1.0, 1.0])
+    off = [np.max(np.abs(m.predict(points) - losses[:, 0])) for m in (careful, trusting)]
+    assert off[0] < 0.1 * off[1]
+    np.testing.assert_allclose(other.predict(points), losses[:, 1], atol=1e-3)

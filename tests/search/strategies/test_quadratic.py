@@ -9,12 +9,15 @@ import pytest
 
 from mergesearch.search.strategies.base import Problem, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.parts.coordinate_scales import CoordinateScales
 from mergesearch.search.strategies.parts.quadratic_model import (
     COMMON,
     CONSTANT,
     descend,
     fit_quadratic,
+    kernel,
 )
+from mergesearch.search.strategies.parts.trust_region import certain_ones
 from mergesearch.search.strategies.quadratic import MOST, OF_THE_MODEL, Quadratic
 from tests.search.strategies.test_cma_es import box, ellipsoid, minimise
 
@@ -80,6 +83,84 @@ def test_deviation_is_that_of_the_coefficients(sample) -> None:
     assert model.deviation(where[0]) == pytest.approx(expected, rel=1e-6)
 
 
+def log_evidence(sample, scale: np.ndarray, penalty: float) -> float:
+    """Gaussian likelihood of the standardised losses, at the best unit of the losses."""
+    points, losses, weights = sample
+    mean, spread = standardised(losses, weights)
+    target = np.sqrt(weights) * (losses - mean) / spread
+    root = np.sqrt(weights)
+    covariance = kernel(points, points, scale) * np.outer(root, root)
+    covariance += penalty * np.eye(len(target))
+    fit = target @ np.linalg.solve(covariance, target) / len(target)
+    return -0.5 * len(target) * np.log(fit) - 0.5 * np.linalg.slogdet(covariance)[1]
+
+
+def test_the_ridge_has_the_most_evidence(sample) -> None:
+    points, losses, weights = sample
+    model = fit_quadratic(points, losses, weights)
+    here, *others = (
+        log_evidence(sample, np.ones(3), factor * model.ridge) for factor in (1.0, 0.1, 10.0)
+    )
+    assert here > max(others)
+    mean, spread = standardised(losses, weights)
+    alone = -0.5 * 25 * np.log(np.mean(weights * ((losses - mean) / spread) ** 2))
+    assert model.evidence == pytest.approx(here - alone, rel=1e-9)
+
+
+def test_the_gradient_by_the_scales_is_that_of_the_evidence(sample) -> None:
+    """Reference: finite differences."""
+    scale = np.array([0.7, 1.2, 1.5])
+    model = fit_quadratic(*sample, scale)
+    for place, slope in enumerate(model.scale_gradient()):
+        step = np.exp(1e-5 * np.eye(3)[place])
+        ends = [log_evidence(sample, scale * factor, model.ridge) for factor in (step, 1 / step)]
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+def test_scaled_coordinates_give_the_same_quadratic_where_results_decide() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (40, 4))
+    losses = points @ np.arange(4.0) + 2 * np.sum(points**2, axis=1)
+    plain = fit_quadratic(points, losses, np.ones(40))
+    scaled = fit_quadratic(points, losses, np.ones(40), np.array([0.5, 1.0, 1.5, 0.8]))
+    np.testing.assert_allclose(scaled.curvature, plain.curvature, atol=1e-3)
+    np.testing.assert_allclose(scaled.slope, plain.slope, atol=1e-3)
+
+
+def test_the_scale_of_a_block_that_matters_grows() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{expert}/block {block}" for expert in "abc" for block in range(4)]
+    matters = np.array([name.endswith("2") for name in names])
+    points = rng.uniform(-1, 1, (60, 12))
+    losses = points[:, matters] @ [1.0, -0.5, 0.8] + 0.1 * rng.standard_normal(60)
+    scales = CoordinateScales(names, 12)
+    before = fit_quadratic(points, losses, np.ones(60))
+    for _ in range(40):
+        model = fit_quadratic(points, losses, np.ones(60), scales.scale)
+        scales.follow(model.scale_gradient())
+    assert np.mean(scales.scale**2) == pytest.approx(1.0)
+    assert np.min(scales.scale[matters]) > 1.5 * np.max(scales.scale[~matters])
+    assert model.evidence > before.evidence + 5.0
+    others = rng.uniform(-1, 1, (200, 12))
+    truth = others[:, matters] @ [1.0, -0.5, 0.8]
+    errors = [np.std(m.predict(others) - truth) for m in (model, before)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_coordinates_without_names_keep_their_scale() -> None:
+    scales = CoordinateScales([], 3)
+    assert not scales.learns
+    scales.follow(np.array([1.0, -2.0, 5.0]))
+    np.testing.assert_array_equal(scales.scale, 1.0)
+
+
+def test_results_weigh_by_their_variance() -> None:
+    np.testing.assert_allclose(certain_ones(np.full(5, 0.3)), 1.0)
+    np.testing.assert_allclose(certain_ones(np.full(5, np.nan)), 1.0)
+    weights = certain_ones(np.array([*[0.01] * 8, 0.08, np.nan]))  # one from an eighth of the items
+    np.testing.assert_allclose(weights, [*[1.0] * 8, 0.125, 1.0])
+
+
 def test_a_quadratic_is_recovered() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (40, 4))
@@ -91,7 +172,7 @@ def test_a_quadratic_is_recovered() -> None:
     np.testing.assert_allclose(model.curvature, curvature, atol=1e-4)
     np.testing.assert_allclose(model.slope, slope, atol=1e-4)
     assert model.value == pytest.approx(2.0, abs=1e-4)
-    assert model.error < 1e-6
+    assert np.mean(model.residuals**2) < 1e-6 * np.var(losses)
 
 
 def test_few_results_give_a_curvature_of_low_rank() -> None:
@@ -205,6 +286,35 @@ def test_anchors_are_data() -> None:
     strategy = Quadratic(anchored(box(3), 12), 0)
     np.testing.assert_allclose(strategy.ask(1)[0].point, 0.6, atol=0.02)
     np.testing.assert_allclose(strategy.best()[0], 0.6, atol=1e-3)
+
+
+def with_errors(problem: Problem, errors: list[float | None]) -> Problem:
+    """With standard errors at the anchors."""
+    anchors = tuple(
+        replace(anchor, errors=None if error is None else np.array([error]))
+        for anchor, error in zip(problem.anchors, errors, strict=True)
+    )
+    return replace(problem, anchors=anchors)
+
+
+def test_a_result_with_a_large_error_moves_the_model_little() -> None:
+    problem = anchored(box(3), 24)
+    wrong = replace(problem.anchors[3], losses=problem.anchors[3].losses - 0.5)
+    spoilt = replace(problem, anchors=(*problem.anchors[:3], wrong, *problem.anchors[4:]))
+    errors: list[float | None] = [0.01] * 24
+    trusting = Quadratic(with_errors(spoilt, errors), 0)
+    errors[3] = 0.5
+    careful = Quadratic(with_errors(spoilt, errors), 0)
+    off = [np.max(np.abs(s.best()[0] - 0.6)) for s in (careful, trusting)]
+    assert off[0] < 0.02 < 0.1 < off[1]
+
+
+def test_equal_errors_change_nothing() -> None:
+    problem = anchored(box(3), 24)
+    plain = Quadratic(problem, 0)
+    for errors in ([0.02] * 24, [np.nan] * 24):
+        other = Quadratic(with_errors(problem, errors), 0)
+        assert np.array_equal(plain.best()[0], other.best()[0])
 
 
 def test_outstanding_proposals_of_the_model_differ() -> None:

@@ -174,6 +174,20 @@ def test_a_foreign_result_can_become_the_swarms_best_place(name: str) -> None:
     np.testing.assert_allclose(points[-1], foreign.point, atol=0.05)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_estimate_leads_only_after_a_measurement_on_all_items(name: str) -> None:
+    strategy = make(name, box(4, anchors=known(4, 3)))
+    before = strategy._lead.copy()  # type: ignore[attr-defined]
+    first = strategy.ask(1)[0]
+    strategy.tell([TrialResult(first.id, first.point, np.array([-5.0]), estimated=7)])
+    assert np.array_equal(strategy._lead, before)  # type: ignore[attr-defined]
+    again, other = strategy.ask(2)
+    assert np.array_equal(again.point, first.point)
+    assert not np.array_equal(other.point, first.point)
+    strategy.tell([TrialResult(again.id, again.point, np.array([-4.0]))])
+    assert np.array_equal(strategy._lead, first.point)  # type: ignore[attr-defined]
+
+
 def test_model_swarms_flees_from_a_failure() -> None:
     """A failure is the worst point, which steps lead straight away from.
 

@@ -6,16 +6,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mergesearch.merging import InputError
 from mergesearch.search.cli.check import describe_plan
+from mergesearch.search.front import Normaliser
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.report.caveats import caveats, ties
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.exported import rescore
 from mergesearch.search.runs.opened import Run, open_run
 from mergesearch.search.study.events import Event
+from mergesearch.search.study.problem import trial_result
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, fingerprint, run_in, spec_of
 
@@ -44,8 +47,9 @@ def study(fidelity: Any, *, several: bool = False, **sections: Any) -> dict[str,
     }
     if several:
         problem |= {"problem": "quadratic_tasks", "objectives": 2}
-    sections = {"evaluators": [problem], "fidelity": fidelity, "trials": 60} | sections
-    return analytic("fidelity", strategy="cma_parego" if several else "cma_es", **sections)
+    strategy = "cma_parego" if several else "cma_es"
+    given = {"evaluators": [problem], "fidelity": fidelity, "trials": 60, "strategy": strategy}
+    return analytic("fidelity", **given | sections)
 
 
 def searched(run: Run) -> list[Any]:
@@ -113,6 +117,32 @@ class TestRules:
         best = [run.trial(None).values["ellipsoid"] for run in (full, race)]
         start = full.log.records[0].values["ellipsoid"]
         assert best[1] < best[0] + 0.05 * (start - best[0])
+
+    def test_errors_are_recorded_with_estimates_and_told_to_strategies(
+        self, tmp_path: Path
+    ) -> None:
+        run = run_in(study("race"), tmp_path / "run")
+        for record in searched(run):
+            told = trial_result(run.plan, record, Normaliser(np.zeros(1), np.ones(1)))
+            assert told.errors is not None
+            if record.stopped is None:
+                assert told.errors[0] == record.errors["ellipsoid"]
+            else:
+                assert told.errors[0] == record.estimate_errors["ellipsoid"]
+                # The rival's own error is part of it.
+                best = min(r.errors["ellipsoid"] for r in run.log.records if r.stopped is None)
+                assert told.errors[0] > best
+
+    def test_a_promising_estimate_is_measured_on_all_items_and_not_stopped_again(
+        self, tmp_path: Path
+    ) -> None:
+        rule = {"rule": "halving", "min_items": 40, "estimate": "mean"}
+        run = run_in(study(rule, several=True, strategy="nsga2"), tmp_path / "run")
+        stopped = {r.recipe.digest: r for r in searched(run) if r.stopped is not None}
+        again = [r for r in searched(run) if r.stopped is None and r.recipe.digest in stopped]
+        assert again
+        assert all(r.state == "complete" for r in again)
+        assert all(r.number > stopped[r.recipe.digest].number for r in again)
 
     def test_what_is_left_of_stopped_trials_is_spent_on_others(self, tmp_path: Path) -> None:
         budget = {"evaluations": 40 * ITEMS}

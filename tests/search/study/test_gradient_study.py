@@ -118,6 +118,12 @@ def test_adamerging_begins_as_task_arithmetic_to_the_bit_and_becomes_surer(
             "task_arithmetic",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"name": "hybrid", "batch_size": 2},
+            {"granularity": "block"},
+            "task_arithmetic",
+            marks=pytest.mark.slow,
+        ),
         (
             {"name": "gradient_warm_cma", "warm": 3},
             {"depth": {"basis": "dct", "size": 2}},

@@ -15,6 +15,8 @@ from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import open_run
 from mergesearch.search.study.budget import busy_seconds
 from mergesearch.search.study.events import Event
+from mergesearch.search.study.posterior import posterior_losses
+from mergesearch.search.study.problem import study_normaliser
 from tests.search.studies import analytic, fingerprint, run_in, spec_of
 
 FAULTY = {"kind": "synthetic", "problem": "sphere"}
@@ -30,13 +32,26 @@ def test_the_budget_is_spent_exactly(tmp_path: Path) -> None:
     assert all(record.state == "complete" for record in run.log.records)
 
 
-def test_the_winner_is_chosen_on_validation_items(tmp_path: Path) -> None:
+def test_the_winner_is_the_expected_best_of_leaders_that_beat_every_anchor(tmp_path: Path) -> None:
     run = run_in(analytic(trials=200), tmp_path / "run")
     verdict = run.verdict
     assert verdict is not None
     validation = verdict.scores["validation"]
     name = run.plan.objectives[0].name
-    assert verdict.winner == min(validation, key=lambda n: (validation[n].values[name], n))
+    space = run.plan.space
+    normaliser = study_normaliser(run.plan, run.log.records)
+    expected = posterior_losses(
+        run.log.records,
+        verdict.leaders,
+        validation,
+        run.plan.objectives,
+        run.plan.weights,
+        normaliser,
+        space.upper - space.lower,
+    )
+    assert expected is not None
+    better = [n for n in expected if validation[n].values[name] < validation[0].values[name]]
+    assert verdict.winner == min(better, key=expected.__getitem__)
     assert set(verdict.leaders) <= set(validation)
     assert set(verdict.scores["test"]) == {0, verdict.winner}
 

@@ -284,10 +284,10 @@ class TestNothingIsLeftBehind:
         began = time.monotonic()
         with pytest.raises(
             MergesearchError,
-            match=r"expected an answer within 1\.5 s, received none; raise timeout",
+            match=r"expected an answer within 4 s, received none; raise timeout",
         ):
-            answer(program, timeout=1.5)
-        assert time.monotonic() - began < 10
+            answer(program, timeout=4.0)  # time for the program to start on a busy machine
+        assert time.monotonic() - began < 20
         self.assert_gone(tmp_path / "pids")
 
     def test_children_of_a_program_that_ended_well(self, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_statistics_of_an_expert_are_not_collected_again_after_a_kill(
     assert kept.items() <= written(tmp_path).items(), "and were not written again"
     monkeypatch.setattr(fisher, "_information", information)
     undisturbed = open_arenas(recipe, tmp_path / "undisturbed")
-    assert np.array_equal(arenas.basis, undisturbed.basis)
+    assert np.array_equal(arenas.memory, undisturbed.memory)
 
 
 def fisher_recipe(family: Any, folder: Path) -> Recipe:

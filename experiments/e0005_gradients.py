@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.e0003_0004_strategies import DOMAINS, ZOO
-from experiments.running import ROOT, interval, run_in_pairs, write_between
+from experiments.running import ROOT, folder_name, interval, run_in_pairs, write_between
 
 RUNS = ROOT / "runs" / "gradients"
 README = ROOT / "experiments" / "0005-gradients" / "README.md"
@@ -140,9 +140,7 @@ class Case:
     def name(self) -> str:
         """Name of its run folder."""
         method = METHODS[self.method]
-        words = "".join(
-            char if char.isalnum() else "-" for char in f"{method.label} {method.looks}"
-        )
+        words = folder_name(f"{method.label} {method.looks}")
         spent = f"{self.seconds:g}" if self.evaluations is None else f"{self.evaluations}e"
         return f"{words}-{self.seed}-{spent}"
 

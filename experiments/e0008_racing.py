@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.e0006_skills import ZOO, skills_study
-from experiments.running import ROOT, interval, kept, run_in_pairs, write_between
+from experiments.running import ROOT, folder_name, interval, kept, run_in_pairs, write_between
 
 RUNS = ROOT / "runs" / "racing"
 README = ROOT / "experiments" / "0008-racing" / "README.md"
@@ -53,7 +53,7 @@ class Case:
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        return "".join(char if char.isalnum() else "-" for char in f"{self.rule}-{self.seed}")
+        return folder_name(f"{self.rule}-{self.seed}")
 
 
 def run_case(case: Case) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.running import ROOT, interval, kept, write_between
+from experiments.running import ROOT, folder_name, interval, kept, write_between
 
 RUNS = ROOT / "runs" / "operator_auto"
 ZOO = ROOT / "zoo" / "digits"
@@ -48,7 +48,7 @@ class Case:
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        return "".join(char if char.isalnum() else "-" for char in f"{self.row}-{self.seed}")
+        return folder_name(f"{self.row}-{self.seed}")
 
 
 def calibration(folder: Path) -> dict[str, Any]:

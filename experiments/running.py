@@ -49,6 +49,11 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return figures
 
 
+def folder_name(title: str) -> str:
+    """The name of a run folder or file that stands for a title."""
+    return "".join(char if char.isalnum() else "-" for char in title)
+
+
 def write_between(path: Path, start: str, stop: str, text: str) -> None:
     """Put a text between two marks of a page."""
     before, _, rest = path.read_text().partition(start)

@@ -28,32 +28,16 @@ SIGNALS = tuple(4.0**power for power in range(-3, 6))
 JITTER = 1e-9
 
 
-def estimated_losses(points: Array, losses: Array, errors: Array, members: Rows) -> Array | None:
-    """Losses of the members ``(members, objectives)`` as estimated from all trials.
-
-    Args:
-        points: Positions of the trials ``(trials, dim)``; coordinates count by their ranges.
-        losses: As observed ``(trials, objectives)``.
-        errors: Their standard errors ``(trials, objectives)``.
-        members: Rows of the members.
-
-    Returns:
-        None where there are too few trials, or errors are not known.
-    """
-    around = estimated_around(points, losses, errors, members)
-    if around is None:
-        return None
-    rows, estimates = around
-    return estimates[np.searchsorted(rows, members)]
-
-
 def estimated_around(
     points: Array, losses: Array, errors: Array, members: Rows
 ) -> tuple[Rows, Array] | None:
     """Estimated losses of the members and of the trials nearest to them.
 
     Args:
-        points, losses, errors, members: As in :func:`estimated_losses`.
+        points: Positions of the trials ``(trials, dim)``; coordinates count by their ranges.
+        losses: As observed ``(trials, objectives)``.
+        errors: Their standard errors ``(trials, objectives)``.
+        members: Rows of the members.
 
     Returns:
         Rows of the trials in ascending order, the members among them, and their losses

@@ -15,7 +15,7 @@ in this order::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,27 @@ SCALE_BLOCK = 128
 
 #: Elements that share one start of packed numbers, counted from the start of the span.
 PACK_BLOCK = 64
+
+
+def _packed_bits(dtype: str, density: float) -> float:
+    """Numbers of what is kept, one bit an element, and its part of a start; or what masked takes.
+
+    Of fp32 experts it is what dense takes, which has no mask.
+    """
+    whole = 8.0 * ITEMSIZE[dtype]
+    return min(whole * density + 1 + 32 / PACK_BLOCK, whole + (dtype != "float32"))
+
+
+#: Encoding -> dtype of the expert, share of elements that a row keeps -> bits that an element of a
+#: row takes.
+ROW_BITS: Mapping[str, Callable[[str, float], float]] = {
+    "stored": lambda dtype, _density: 8.0 * ITEMSIZE[dtype],
+    "masked": lambda dtype, _density: 8.0 * ITEMSIZE[dtype] + 1,
+    "packed": _packed_bits,
+    "dense": lambda _dtype, _density: 32.0,
+    "bf16": lambda _dtype, _density: 16.0,
+    "int8": lambda _dtype, _density: 8.0 + 32.0 / SCALE_BLOCK,
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -19,7 +19,7 @@ from mergesearch.merging.checkpoints.adapted import AdaptedCheckpoint
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.kernels.lowrank import matrix_shape
-from mergesearch.merging.kernels.spans import ITEMSIZE, PACK_BLOCK, SCALE_BLOCK, RowsSetting
+from mergesearch.merging.kernels.spans import ITEMSIZE, ROW_BITS, RowsSetting
 from mergesearch.merging.operators.base import Operator, kept_form
 from mergesearch.merging.resident.factor_choice import worth_keeping
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
@@ -27,23 +27,6 @@ from mergesearch.merging.tensors.source import Options
 
 #: Rows that are kept as low-rank factors, which is no encoding of its own.
 FACTORS = "factors"
-
-
-def _packed_bits(dtype: str, density: float) -> float:
-    whole = 8.0 * ITEMSIZE[dtype]
-    return min(whole * density + 1 + 32 / PACK_BLOCK, whole + (dtype != "float32"))
-
-
-#: Encoding -> dtype of the expert, share of elements that are kept -> bits of an element of a row.
-#: The table of encodings itself imports torch, which planning does without; a test compares them.
-ROW_BITS: Mapping[str, Callable[[str, float], float]] = {
-    "stored": lambda dtype, _density: 8.0 * ITEMSIZE[dtype],
-    "masked": lambda dtype, _density: 8.0 * ITEMSIZE[dtype] + 1,
-    "packed": _packed_bits,
-    "dense": lambda _dtype, _density: 32.0,
-    "bf16": lambda _dtype, _density: 16.0,
-    "int8": lambda _dtype, _density: 8.0 + 32.0 / SCALE_BLOCK,
-}
 #: Encodings and forms whose rows keep the bits of fp32 rows.
 EXACT = frozenset({"stored", "masked", "packed", "dense", FACTORS})
 #: Operators whose rows may be kept as factors, where every expert is an adapter of the base.

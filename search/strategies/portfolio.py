@@ -40,8 +40,6 @@ DEFAULT_SEVERAL = ("map", "sms_emoa", "cma_parego")
 #: are leading ones.
 LEAST = 15
 LEADING = 0.1
-#: How strongly the weight of a member follows its part of the leading trials.
-POWER = 1.0
 #: Weight of a member without any leading trial, as a part of its share.
 FLOOR = 0.1
 #: Repeated points of a member that are answered in one turn; then one is measured again.
@@ -174,7 +172,7 @@ class Portfolio:
             return self._shares
         # A member with few results may be as good as the best.
         relative = np.where(np.isnan(yields), 1.0, yields / np.nanmax(yields))
-        weights = self._shares * np.maximum(relative**POWER, FLOOR)
+        weights = self._shares * np.maximum(relative, FLOOR)
         return np.asarray(weights / weights.sum())
 
 

@@ -90,7 +90,9 @@ def fit_nominees(points: Array, losses: Array, count: int, noise: float) -> tupl
         count: Number of nominees, which come first.
         noise: Variance of a measured loss beside what all trials share.
     """
-    squares = np.sum((points[:, None, :] - points[None, :, :]) ** 2, axis=-1)
+    from scipy.spatial.distance import cdist
+
+    squares = cdist(points, points, "sqeuclidean")
     kernel, total = _likeliest_kernel(squares, losses, noise)
     # The scatter that 200 trials leave undecided is counted as noise.
     undecided = noise * 2 * np.sqrt(2 / len(losses))

@@ -85,9 +85,8 @@ class Study:
             ReplayError: If the log does not follow from the study and seed.
             StudyFailedError: After too many failures in a row, or when no trial has succeeded.
         """
-        self._measurer.measure_references("search")
+        self.measure_anchors()
         items = self._plan.evaluator.size("search")
-        self._measure_anchors(items)
         normaliser = study_normaliser(self._plan, self._log.records)
         check_fidelity(self._plan.spec.fidelity, self._log.records, items)
         self._warn_of_mismatches()
@@ -186,15 +185,16 @@ class Study:
             )
         self._measurer.measure_references("validation")
         validation = self._measurer.evaluate("validation", sorted({*anchors, *leaders}))
-        posterior = posterior_losses(
-            records,
-            leaders,
-            validation,
-            plan.objectives,
-            plan.weights,
-            normaliser,
-            plan.space.upper - plan.space.lower,
-        )
+        with one_blas_thread():
+            posterior = posterior_losses(
+                records,
+                leaders,
+                validation,
+                plan.objectives,
+                plan.weights,
+                normaliser,
+                plan.space.upper - plan.space.lower,
+            )
         winner = choose_winner(validation, plan.objectives, plan.weights, normaliser, posterior)
         if winner is None:
             raise StudyFailedError(

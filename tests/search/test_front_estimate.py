@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mergesearch.search.cli.main import app
 from mergesearch.search.front import choose_leaders, hypervolume, nondominated
-from mergesearch.search.front_estimate import MOST, estimated_around, estimated_losses
+from mergesearch.search.front_estimate import MOST, Array, Rows, estimated_around
 from mergesearch.search.report.caveats import caveats
 from mergesearch.search.report.writing import as_json
 from mergesearch.search.runs.opened import Run
@@ -165,3 +165,9 @@ def test_runs_of_older_versions_keep_the_observed_front(run: Run) -> None:
     estimate = older.front_estimate
     assert estimate is not None
     assert not estimate.recommended
+
+
+def estimated_losses(points: Array, losses: Array, errors: Array, members: Rows) -> Array | None:
+    """Estimated losses of the members alone ``(members, objectives)``."""
+    around = estimated_around(points, losses, errors, members)
+    return None if around is None else around[1][np.searchsorted(around[0], members)]

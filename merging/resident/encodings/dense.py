@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mergesearch.merging.kernels.spans import ColumnDtype
+from mergesearch.merging.kernels.spans import ROW_BITS, ColumnDtype
 from mergesearch.merging.resident.encodings.base import (
     EncodedRow,
     EncodedRows,
@@ -35,5 +35,5 @@ def _encode_bf16(tensor: TensorRows) -> EncodedRows:
     )
 
 
-DENSE = Encoding("dense", True, "fp32", lambda _dtype, _density: 32.0, _encode)
-BF16 = Encoding("bf16", False, "rounded to bf16", lambda _dtype, _density: 16.0, _encode_bf16)
+DENSE = Encoding("dense", True, "fp32", ROW_BITS["dense"], _encode)
+BF16 = Encoding("bf16", False, "rounded to bf16", ROW_BITS["bf16"], _encode_bf16)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from mergesearch.merging.kernels.spans import SCALE_BLOCK
+from mergesearch.merging.kernels.spans import ROW_BITS, SCALE_BLOCK
 from mergesearch.merging.resident.encodings.base import (
     EncodedRow,
     EncodedRows,
@@ -43,6 +43,6 @@ INT8 = Encoding(
     "int8",
     False,
     "8 bits, one fp32 scale for 128 elements",
-    lambda _dtype, _density: 8.0 + 32.0 / SCALE_BLOCK,
+    ROW_BITS["int8"],
     _encode,
 )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergesearch.merging.kernels.spans import ITEMSIZE
+from mergesearch.merging.kernels.spans import ROW_BITS
 from mergesearch.merging.resident.encodings.base import (
     EncodedRow,
     EncodedRows,
@@ -69,6 +69,6 @@ MASKED = Encoding(
     "masked",
     True,
     "the expert as its checkpoint has it, one bit an element, a scale",
-    lambda dtype, _density: 8.0 * ITEMSIZE[dtype] + 1,
+    ROW_BITS["masked"],
     _encode,
 )

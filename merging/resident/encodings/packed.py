@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from mergesearch.merging.kernels.spans import ITEMSIZE, PACK_BLOCK
+from mergesearch.merging.kernels.spans import PACK_BLOCK, ROW_BITS
 from mergesearch.merging.resident.encodings.base import (
     EncodedRow,
     EncodedRows,
@@ -61,19 +61,10 @@ def starts_of(kept: torch.Tensor) -> torch.Tensor:
     return counts.cumsum(0, dtype=torch.int32) - counts
 
 
-def _bits(dtype: str, density: float) -> float:
-    """Numbers of what is kept, one bit an element, and its part of a start; or what masked takes.
-
-    Of fp32 experts it is what dense takes, which has no mask.
-    """
-    whole = 8.0 * ITEMSIZE[dtype]
-    return min(whole * density + 1 + 32 / PACK_BLOCK, whole + (dtype != "float32"))
-
-
 PACKED = Encoding(
     "packed",
     True,
     "what a mask keeps of the expert as its checkpoint has it, one bit an element, a scale",
-    _bits,
+    ROW_BITS["packed"],
     _encode,
 )

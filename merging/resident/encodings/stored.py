@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergesearch.merging.kernels.spans import ITEMSIZE, ColumnDtype
+from mergesearch.merging.kernels.spans import ROW_BITS, ColumnDtype
 from mergesearch.merging.resident.encodings.base import (
     EncodedRow,
     EncodedRows,
@@ -124,6 +124,6 @@ STORED = Encoding(
     "stored",
     True,
     "the expert as its checkpoint has it",
-    lambda dtype, _density: 8.0 * ITEMSIZE[dtype],
+    ROW_BITS["stored"],
     _encode,
 )

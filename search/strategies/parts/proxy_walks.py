@@ -16,6 +16,7 @@ A gradient costs as much as three evaluations of its batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,7 @@ from scipy.stats import spearmanr
 from mergesearch.evaluators import Batch
 from mergesearch.search.strategies.base import Point, Problem, TrialResult
 from mergesearch.search.strategies.parts.gradient_walks import GradientWalk, WalkStep
+from mergesearch.search.strategies.parts.noise import squared_error
 from mergesearch.search.workers.gradient_steps import GRADIENT_COST, OptimizerConfig
 
 #: Steps of a whole walk, and the trials that measure it.
@@ -217,10 +219,8 @@ class ProxyWalks:
 
     def error_of(self, result: TrialResult) -> float:
         """Standard error of a result's scalarised loss; 0 where it is not known."""
-        if result.errors is None or not np.all(np.isfinite(result.errors)):
-            return 0.0
-        width = self._problem.scale[:, 1] - self._problem.scale[:, 0]
-        return float(np.linalg.norm(self._problem.weights * result.errors / width))
+        square = squared_error(result, self._problem.scalarise)
+        return 0.0 if math.isnan(square) else math.sqrt(square)
 
     def _tails(self) -> list[tuple[float, Point]]:
         """Mean loss and mean point of each walk's end."""

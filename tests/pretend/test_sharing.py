@@ -102,7 +102,7 @@ def one_card() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def long_study(study: dict[str, Any]) -> dict[str, Any]:
-    return study | {"strategy": "sobol", "budget": {"trials": 500}}
+    return study | {"strategy": "sobol", "budget": {"trials": 1200}}
 
 
 @pytest.fixture(scope="module")

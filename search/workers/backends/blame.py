@@ -12,9 +12,11 @@ class Blame:
     """Counts the device errors of cards and tasks.
 
     A card is at fault after :data:`LIMIT` errors. A task is at fault once it has met errors on
-    :data:`LIMIT` cards that have failed nobody else; its errors then count against no card. Where
-    it had to run on the same card again, it is also at fault if the card has answered another task
-    between its errors, or if a kernel refused what it was given, which is no defect of a card.
+    :data:`LIMIT` cards that have failed nobody else, one of which has answered another task: where
+    no card has ever answered, all of them may be broken. The errors of a guilty task count against
+    no card. Where it had to run on the same card again, it is also at fault if the card has
+    answered another task between its errors, or if a kernel refused what it was given, which is
+    no defect of a card.
 
     The card ``""`` stands for workers without one, and is never at fault.
     """
@@ -23,6 +25,7 @@ class Blame:
         self._cards: dict[str, list[str]] = {}  # task -> cards of its errors
         self._tasks: dict[str, list[str]] = {}  # card -> tasks of its errors
         self._answered: set[tuple[str, str]] = set()  # (task that met an error, card since)
+        self._working: set[str] = set()  # cards that have answered a task
 
     def add(self, task: str, card: str, message: str) -> bool:
         """Note a device error; returns whether the task is at fault."""
@@ -37,6 +40,7 @@ class Blame:
     def succeed(self, task: str, card: str) -> None:
         """Note that a card answered a task."""
         self._cards.pop(task, None)
+        self._working.add(card)
         self._answered |= {(other, card) for other in self._tasks.get(card, ()) if other != task}
 
     def cards_of(self, task: str) -> frozenset[str]:
@@ -54,4 +58,4 @@ class Blame:
         if met.count(card) > 1 and (is_assertion(message) or (task, card) in self._answered):
             return True
         alone = {each for each in met if set(self._tasks[each]) == {task}}
-        return len(alone) >= LIMIT
+        return len(alone) >= LIMIT and not alone.isdisjoint(self._working)

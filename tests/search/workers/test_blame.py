@@ -27,11 +27,22 @@ def test_a_card_that_fails_two_tasks_is_bad_and_neither_task_is_at_fault() -> No
 
 def test_a_task_that_breaks_two_cards_is_at_fault_and_the_cards_are_not() -> None:
     blame = Blame()
+    blame.succeed("0", "right")
     assert not blame.add("1", "left", LAUNCH)
     assert blame.add("1", "right", LAUNCH)
     assert not blame.add("2", "left", LAUNCH)
     assert not blame.is_bad("left")
     assert not blame.is_bad("right")
+
+
+def test_where_no_card_has_ever_answered_the_cards_are_at_fault_and_no_task_is() -> None:
+    blame = Blame()
+    assert not blame.add("1", "left", LAUNCH)
+    assert not blame.add("1", "right", LAUNCH)
+    assert not blame.add("2", "left", LAUNCH)
+    assert not blame.add("2", "right", LAUNCH)
+    assert blame.is_bad("left")
+    assert blame.is_bad("right")
 
 
 def test_two_bad_cards_do_not_make_a_task_guilty() -> None:

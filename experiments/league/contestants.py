@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.league.problems import Setup
+from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.table import AUTO, STRATEGIES, StrategyInfo
 
 #: Strategies of ours that do not play, and why.
@@ -50,6 +51,15 @@ class Contestant:
         fits = self.objectives == "any" or (self.objectives == "one") == (setup.objectives == 1)
         small = setup.dim <= self.most_dim and setup.budget <= self.most_budget
         return fits and small and (self.strategy != "evo_merging" or setup.dim % 2 == 0)
+
+    def code(self, setup: Setup) -> str:
+        """What searches a problem: the strategy that ``auto`` stands for, else the contestant.
+
+        Two contestants with the same code in a cell are twins, and no rivals.
+        """
+        if self.strategy != AUTO:
+            return self.name
+        return choose(setup.dim, setup.objectives, setup.budget, gradients=self.gradients)
 
 
 def contestants() -> tuple[Contestant, ...]:

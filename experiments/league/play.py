@@ -17,6 +17,7 @@ import numpy as np
 from experiments.league.landscape import Array
 from experiments.league.problems import Arena, Setup, make_arena
 from mergesearch.search.front import Normaliser, nondominated
+from mergesearch.search.front_estimate import Rows, estimated_around
 from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.table import AUTO, build_strategy, check_options
@@ -48,10 +49,11 @@ class Outcome:
         gap_observed: Of the point with the best observed score, anchors included.
         cpu_ms: CPU of an ask and a tell together, per evaluation, in milliseconds.
         asked: Number of suggestions that were measured.
-        volume: With several objectives, true hypervolume of the claimed front; a point with the
+        volume: With several objectives, true hypervolume of the observed front; a point with the
             ideal in every objective has 1.
-        claimed: Hypervolume of the claimed front by its observed losses.
+        claimed: Hypervolume of the observed front by its observed losses.
         stopped: Why it ended before its budget; empty: it did not.
+        estimated: True hypervolume of the front by estimated losses, as a study recommends it.
     """
 
     gap: float
@@ -61,6 +63,7 @@ class Outcome:
     volume: float
     claimed: float
     stopped: str = ""
+    estimated: float = 0.0
 
 
 @dataclass
@@ -191,7 +194,8 @@ def _outcome(game: _Game) -> Outcome:
     observed = whole[int(np.argmin(scores))].point
     recommended = game.player.best()
     stopped = "CPU limit" if game.cpu > game.limit else ""
-    volume, claimed = _volumes(arena, whole, losses) if problem.objectives > 1 else (0.0, 0.0)
+    several = problem.objectives > 1
+    volume, claimed, estimated = _volumes(arena, whole, losses) if several else (0.0, 0.0, 0.0)
     return Outcome(
         arena.gap(recommended[0]) if recommended else arena.gap(observed),
         arena.gap(observed),
@@ -200,16 +204,42 @@ def _outcome(game: _Game) -> Outcome:
         volume,
         claimed,
         stopped,
+        estimated,
     )
 
 
-def _volumes(arena: Arena, whole: Sequence[TrialResult], losses: Array) -> tuple[float, float]:
-    """True and claimed hypervolume of the observed front."""
+def _volumes(
+    arena: Arena, whole: Sequence[TrialResult], losses: Array
+) -> tuple[float, float, float]:
+    """True and claimed hypervolume of the observed front, true one of the estimated front."""
     scale = scale_of(arena)
-    front = np.flatnonzero(nondominated(losses)).tolist()
-    true = np.array([arena.true_losses(whole[row].point) for row in front])
     most = float(np.prod(scale.reference))
-    return scale.hypervolume(true) / most, scale.hypervolume(losses[front]) / most
+
+    def true_volume(rows: Rows) -> float:
+        true = np.array([arena.true_losses(whole[row].point) for row in rows.tolist()])
+        return scale.hypervolume(true) / most
+
+    front = np.flatnonzero(nondominated(losses))
+    claimed = scale.hypervolume(losses[front]) / most
+    return true_volume(front), claimed, true_volume(estimated_rows(whole, front))
+
+
+def estimated_rows(whole: Sequence[TrialResult], front: Rows) -> Rows:
+    """Rows of the front that a study recommends; the observed front where it has no estimates.
+
+    Args:
+        whole: Results on all items.
+        front: Rows of the observed front.
+    """
+    losses = np.array([each.losses for each in whole])
+    unknown = np.full(losses.shape[1], np.nan)
+    errors = np.array([unknown if each.errors is None else each.errors for each in whole])
+    points = np.array([each.point for each in whole])
+    around = estimated_around(points, losses, errors, front)
+    if around is None:
+        return front
+    rows, estimates = around
+    return np.asarray(rows[nondominated(estimates)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -236,7 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         player = build(asked.strategy, asked.options, arena.problem, seed, not asked.no_gradients)
         outcome = play(arena, player, asked.workers, seed)
         gaps.append(max(outcome.gap, 1e-4))
-        volumes = f"  volume {outcome.volume:.3f} claimed {outcome.claimed:.3f}"
+        volumes = (
+            f"  volume {outcome.volume:.3f} claimed {outcome.claimed:.3f} "
+            f"estimated front {outcome.estimated:.3f}"
+        )
         print(
             f"seed {seed}  gap {outcome.gap:.3f}  observed {outcome.gap_observed:.3f}  "
             f"{outcome.cpu_ms:.2f} ms  asked {outcome.asked}"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.str_]
 
 #: Within this factor of the best of a cell counts as near it.
 NEAR = 1.1
@@ -30,6 +31,7 @@ class Standing:
         low, high: 95 % interval of the ratio, over seeds.
         worst: Its largest ratio.
         near: Share of its cells in which it is within 10 % of the best.
+        rank_among_rivals, near_rivals: The rank, and the share, without its twins.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Standing:
     high: float
     worst: float
     near: float
+    rank_among_rivals: float
+    near_rivals: float
 
 
 def ratios(means: Array) -> Array:
@@ -54,15 +58,39 @@ def ranks(means: Array) -> Array:
     return np.asarray(rankdata(means, axis=0, nan_policy="omit"))
 
 
-def standings(scores: Scores, rng: np.random.Generator) -> list[Standing]:
+def rivalry(means: Array, codes: Codes) -> tuple[Array, Array]:
+    """Ranks, and ratios to the best rival, in each cell; both ``(contestants, cells)``.
+
+    Whoever runs the same code as a contestant is a twin of it: neither its rank nor the best rival
+    counts twins.
+
+    Args:
+        means: Scores ``(contestants, cells)``; NaN: not played.
+        codes: What each contestant runs in each cell ``(contestants, cells)``.
+    """
+    twins = codes[:, None] == codes
+    rivals = np.where(twins, np.nan, means)
+    own = means[:, None]
+    # As in :func:`ranks`, equal ones share a rank.
+    places = 1.0 + np.sum(rivals < own, axis=1) + 0.5 * np.sum(rivals == own, axis=1)
+    best = np.min(np.where(np.isfinite(rivals), rivals, np.inf), axis=1)
+    return np.where(np.isfinite(means), places, np.nan), np.asarray(means / best)
+
+
+def standings(
+    scores: Scores, rng: np.random.Generator, codes: Mapping[tuple[str, str], str] | None = None
+) -> list[Standing]:
     """Rows by mean rank.
 
     Args:
         scores: Of every match.
         rng: For the bootstrap over seeds, which are drawn alike for all contestants.
+        codes: (contestant, cell) -> what it runs there, where that is not the contestant's name.
     """
-    names, _cells, logs = _stacked(scores)
+    names, cells, logs = _stacked(scores)
     means = np.exp(logs.mean(axis=2))
+    run = [[(codes or {}).get((name, cell), name) for cell in cells] for name in names]
+    alone, to_rivals = rivalry(means, np.array(run))
     exact = ratios(means)
     placed = np.nanmean(ranks(means), axis=1)
     seeds = logs.shape[2]
@@ -78,11 +106,18 @@ def standings(scores: Scores, rng: np.random.Generator) -> list[Standing]:
             float(spread[0, row]),
             float(spread[1, row]),
             float(np.nanmax(exact[row])),
-            float(np.mean(exact[row][np.isfinite(exact[row])] <= NEAR)),
+            _share_near(exact[row]),
+            float(np.nanmean(alone[row])),
+            _share_near(to_rivals[row]),
         )
         for row, name in enumerate(names)
     ]
     return sorted(rows, key=lambda standing: standing.rank)
+
+
+def _share_near(found: Array) -> float:
+    """Share of ratios ``(cells,)`` within 10 % of 1 or below it; NaN: not played."""
+    return float(np.mean(found[np.isfinite(found)] <= NEAR))
 
 
 def cell_means(scores: Scores) -> tuple[list[str], list[str], Array]:

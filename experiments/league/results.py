@@ -21,7 +21,8 @@ class Result:
 
     Attributes:
         contestant, cell, seed: What was played.
-        gap, gap_observed, cpu_ms, asked, volume, claimed, stopped: As in ``Outcome``.
+        gap, gap_observed, cpu_ms, asked, volume, claimed, stopped, estimated: As in ``Outcome``;
+            lines of earlier leagues have no ``estimated``.
         commit: What the strategies were: the commit, with ``+`` where files differed from it.
     """
 
@@ -36,6 +37,7 @@ class Result:
     claimed: float
     stopped: str
     commit: str
+    estimated: float = 0.0
 
     @property
     def key(self) -> tuple[str, str, int]:

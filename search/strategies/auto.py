@@ -2,17 +2,18 @@
 
 One objective: gradients of a smooth loss and then a surrogate, where the evaluators offer such a
 loss; elsewhere a quadratic surrogate beside CMA-ES in up to 512 dimensions, if the budget holds a
-trial for each, and CMA-ES otherwise. Several objectives: MAP's surrogates up to 64 dimensions, if
-the budget holds the points that a model of the curvature in each coordinate needs; otherwise
-NSGA-III for four objectives or more, SMS-EMOA for two and three. It never chooses a strategy that
-searches a space of another kind. Why these: ``docs/decisions/0011-auto.md``.
+trial for each, and CMA-ES otherwise. Several objectives: MAP's surrogates up to 256 dimensions, if
+the budget holds a trial for each; otherwise NSGA-III for four objectives or more, SMS-EMOA for two
+and three. It never chooses a strategy that searches a space of another kind. Why these:
+``docs/decisions/0011-auto.md``.
 """
 
 from __future__ import annotations
 
 #: Above this dimension a quadratic model of one noisy objective costs too much.
 QUADRATIC_LIMIT = 512
-MAP_LIMIT = 64
+#: Above this one MAP refuses.
+MAP_LIMIT = 256
 
 
 def choose_unrecorded(dim: int, objectives: int, budget: int | None) -> str:
@@ -38,9 +39,9 @@ def choose(dim: int, objectives: int, budget: int | None, *, gradients: bool = F
     """
     if objectives == 1 and gradients:
         return "hybrid"
+    enough = budget is None or budget >= dim
     if objectives == 1:
-        enough = budget is None or budget >= dim
         return "quadratic" if dim <= QUADRATIC_LIMIT and enough else "cma_es"
-    if dim <= MAP_LIMIT and (budget is None or budget >= 2 * (2 * dim + 1)):
+    if dim <= MAP_LIMIT and enough:
         return "map"
     return "sms_emoa" if objectives < 4 else "nsga3"

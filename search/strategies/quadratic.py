@@ -19,6 +19,10 @@ knows its minimum. His interpolation cannot bear noise, so the model is a ridge 
 * The model proposes its minimum in the region, drawn in until the model is sure of its value there,
   plus a Gaussian whose spread in each direction raises the loss by about the noise: several
   outstanding proposals differ, and tell the model most about where the minimum lies.
+* Where more results are outstanding than CMA-ES has in a population, its samples come back too late
+  for the distribution that they were drawn from. At most half a population of them is then
+  outstanding, the model takes the other turns, and a proposal is the one of several draws about
+  which the model will know least when the results of those before it are in.
 * ``best`` recommends that minimum, or the mean of CMA-ES while the model is not trusted.
 """
 
@@ -33,7 +37,7 @@ import numpy.typing as npt
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
-from mergesearch.search.strategies.cma_es import CmaEs
+from mergesearch.search.strategies.cma_es import CmaEs, default_population
 from mergesearch.search.strategies.parts.coordinate_scales import CoordinateScales
 from mergesearch.search.strategies.parts.noise import squared_error
 from mergesearch.search.strategies.parts.quadratic_model import Array, fit_quadratic
@@ -61,6 +65,10 @@ REFIT = 0.05
 REGION = 0.3
 REGIONS = (0.01, 1.0)
 STEP = 1.4
+#: Outstanding results that cost nothing in any dimension.
+FEW = 8
+#: Outstanding proposals that a new one keeps apart from, at most, the latest ones.
+PENDING = 64
 #: Ticket of a suggestion that the model made; those of CMA-ES count from 0.
 OF_THE_MODEL = -1
 
@@ -87,6 +95,9 @@ class Quadratic:
         self._squares: list[float] = []  # squared standard errors
         self._fitted = 0  # results at the last fit
         self._book = SuggestionBook[int]()  # tickets: ids at CMA-ES, or OF_THE_MODEL
+        # Proposals of the model without a result: id -> unit cube.
+        self._pending: dict[int, Point] = {}
+        self._share = max(default_population(self._box.dim), FEW) // 2
         self._turn = False
         self._centre = self._box.to_unit(problem.start)
         self._half = REGION
@@ -105,17 +116,33 @@ class Quadratic:
 
     def _suggest(self) -> Suggestion:
         region = self._trusted()
-        self._turn = region is not None and not self._turn
+        outstanding = len(self._book.outstanding)
+        crowded = outstanding > 2 * self._share
+        late = crowded and outstanding - len(self._pending) >= self._share
+        self._turn = region is not None and (late or not self._turn)
         if region is not None and self._turn:
-            return self._book.issue(self._box.to_point(region.draw(self._rng)), OF_THE_MODEL)
+            return self._propose(region, apart=crowded)
         suggestion = self._cma.ask(1)[0]
         return self._book.relay(suggestion, suggestion.id)
+
+    def _propose(self, region: Region, *, apart: bool) -> Suggestion:
+        """A proposal of the model; ``apart`` from outstanding ones."""
+        if apart and self._pending:
+            latest = [*self._pending.values()][-PENDING:]
+            unit = region.draw_apart(self._rng, np.array(latest))
+        else:
+            unit = region.draw(self._rng)
+        suggestion = self._book.issue(self._box.to_point(unit), OF_THE_MODEL)
+        self._pending[suggestion.id] = unit
+        return suggestion
 
     def tell(self, trials: Sequence[TrialResult]) -> None:
         """Pass every result to CMA-ES, and fit the model again when there are enough new ones."""
         for trial in trials:
             ticket = self._book.redeem(trial)
             of_the_model = ticket == OF_THE_MODEL
+            if of_the_model and trial.id is not None:
+                del self._pending[trial.id]
             self._cma.tell([replace(trial, id=None if of_the_model else ticket)])
             if trial.losses is None and of_the_model:
                 # The model led to where merges fail.

@@ -15,12 +15,13 @@ from experiments.league.contestants import LEFT_OUT, Contestant, contestants
 from experiments.league.families import FAMILIES
 from experiments.league.landscape import Items, Task
 from experiments.league.libraries.generations import Generations
-from experiments.league.play import build, play
+from experiments.league.play import build, estimated_rows, play
 from experiments.league.problems import Arena, Setup, make_arena
-from experiments.league.ranking import critical_difference, ranks, ratios, standings
+from experiments.league.ranking import critical_difference, ranks, ratios, rivalry, standings
 from experiments.league.results import Result, append_result, read_results
 from experiments.league.tables import finished, tables
 from mergesearch.evaluators import Batch
+from mergesearch.search.front import nondominated
 from mergesearch.search.strategies.table import STRATEGIES
 
 
@@ -210,6 +211,52 @@ def test_ratios_and_ranks_are_those_made_by_hand() -> None:
     assert rows["a"].low == pytest.approx(rows["a"].high)
 
 
+def test_a_twin_is_no_rival() -> None:
+    codes = np.array([["b", "b", "b"], ["b", "b", "b"], ["c", "c", "c"]])
+    places, to_rivals = rivalry(MEANS, codes)
+    assert places == pytest.approx(
+        np.array([[1, 1.5, 1], [1, 1, 1], [3, 2.5, np.nan]]), nan_ok=True
+    )
+    # The twins are compared with the third alone, and it with the better of them.
+    expected = np.array([[0.25, 1, 0], [0.5, 0.5, 0], [4, 2, np.nan]])
+    assert to_rivals[:, :2] == pytest.approx(expected[:, :2])
+    alone, _ = rivalry(MEANS, np.repeat([["a"], ["b"], ["c"]], 3, axis=1))
+    assert alone == pytest.approx(ranks(MEANS), nan_ok=True)
+
+
+def test_auto_has_the_code_of_what_it_stands_for() -> None:
+    automatic = [player for player in contestants() if player.strategy == "auto"]
+    codes = {player.name: player.code(Setup("merge", 48, 300)) for player in automatic}
+    assert codes == {"auto": "quadratic", "auto, gradients": "hybrid"}
+    assert automatic[0].code(Setup("merge", 48, 300, 2)) == "map"
+    assert Contestant("pycma", True).code(Setup("merge", 48, 300)) == "pycma"
+
+
+def test_the_estimated_front_is_that_of_a_study() -> None:
+    arena = make_arena(Setup("merge", 8, 40, 2, "items", 80, 3))
+    outcome = play(arena, build("sobol", {}, arena.problem, 0))
+    points = [*(anchor.point for anchor in arena.problem.anchors)]
+    told = [arena.measure(point, number) for number, point in enumerate(points)]
+    front = np.flatnonzero(nondominated(np.array([each.losses for each in told])))
+    # Too few trials for an estimate: the observed front is what is left.
+    assert np.array_equal(estimated_rows(told, front), front)
+    assert 0.0 < outcome.estimated != outcome.volume
+
+
+def several(contestant: str, volume: float, estimated: float) -> Result:
+    return replace(result(contestant, "x", 0), volume=volume, claimed=0.6, estimated=estimated)
+
+
+def test_libraries_recommend_what_they_observed() -> None:
+    rows = [several("ours", 0.4, 0.5), several("theirs", 0.4, 0.8)]
+    players = {name: Contestant(name, name == "theirs", "any") for name in ("ours", "theirs")}
+    text = tables(rows, players, "small")
+    assert "| ours | 1 | 1.0 | 1.0 | 1.00 (1.00 to 1.00) | 1.00 | 100% | 100% | 1.0 |" in text
+    assert "| theirs | 1 | 2.0 | 2.0 | 1.25 (1.25 to 1.25) |" in text
+    # Alike: equal by observed fronts, and theirs is better by estimated ones.
+    assert "| 1.00 | 1.60 |" in text
+
+
 def test_the_critical_difference_is_that_of_the_paper() -> None:
     """Demšar 2006: q = 2.569 for four classifiers, 14 data sets: CD = 1.25."""
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
@@ -226,8 +273,8 @@ def test_tables_hold_finished_cells_and_mark_gradients() -> None:
     assert {row.contestant for row in kept} == {"a", "b", "g"}
     players = {name: Contestant(name, False, gradients=name == "g") for name in "abg"}
     text = tables(kept, players, "small")
-    assert "| a | 2 | 1.0 | 1.00 (1.00 to 1.00) | 1.00 | 100% | 1.0 |" in text
-    assert "| b | 2 | 2.0 | 2.00 (2.00 to 2.00) | 2.00 | 0% | 1.0 |" in text
+    assert "| a | 2 | 1.0 | 1.0 | 1.00 (1.00 to 1.00) | 1.00 | 100% | 100% | 1.0 |" in text
+    assert "| b | 2 | 2.0 | 2.0 | 2.00 (2.00 to 2.00) | 2.00 | 0% | 0% | 1.0 |" in text
     assert "commit `abc`" in text
 
 

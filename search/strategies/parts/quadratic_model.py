@@ -76,6 +76,26 @@ class QuadraticModel:
         variance = own - np.sum((self.whitener.T @ cross) ** 2)
         return float(self.noise * np.sqrt(max(variance, 0.0) / self.ridge))
 
+    def unknown(self, points: Array, pending: Array) -> Array:
+        """Variances of the predictions once other results are in, relative to each other ``(n,)``.
+
+        A variance does not depend on the losses, so it is known beforehand.
+
+        Args:
+            points: ``(n, dim)``.
+            pending: Where results are outstanding ``(m, dim)``; each will count like one of
+                weight 1.
+        """
+        both = np.concatenate([pending, points])
+        cross = np.sqrt(self.weights)[:, None] * kernel(self.points, both, self.scale)
+        spanned = self.whitener.T @ cross
+        covariance = kernel(both, both, self.scale) - spanned.T @ spanned
+        count = len(pending)
+        noisy = covariance[:count, :count] + self.ridge * np.eye(count)
+        shared = covariance[:count, count:]
+        told = np.sum(shared * np.linalg.solve(noisy, shared), axis=0)
+        return np.asarray(np.diag(covariance)[count:] - told)
+
     def scale_gradient(self) -> Array:
         """Derivative of the log evidence by the logarithm of each coordinate's scale ``(dim,)``."""
         # ∂L/∂θ = ½ tr((n α α' / y'α − (K + ridge)^-1) ∂K/∂θ) (Rasmussen and Williams 2006, eq.

@@ -18,6 +18,8 @@ SURE = 2.0
 GAIN = 0.25
 #: The part of the region that the model is sure of is not made smaller than this.
 LEAST_REACH = 0.02
+#: Draws of which the least known is taken while many results are outstanding.
+DRAWS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +55,24 @@ class Region:
         point = self.minimum + self.axes @ (spread * rng.standard_normal(spread.size))
         return self.to_unit(np.clip(point, self.lower, self.upper))
 
+    def draw_apart(self, rng: np.random.Generator, pending: Array) -> Point:
+        """The one of some draws whose loss will be least known ``(dim,)``.
+
+        Args:
+            rng: For the draws.
+            pending: Points of the unit cube whose results are outstanding ``(n, dim)``.
+        """
+        draws = np.array([self.draw(rng) for _ in range(DRAWS)])
+        unknown = self.model.unknown(self._offsets(draws), self._offsets(pending))
+        return np.asarray(draws[np.argmax(unknown)])
+
     def predict(self, units: Array) -> Array:
         """Losses ``(...)`` at points of the unit cube ``(..., dim)``."""
-        return self.model.predict((units - self.centre) / self.half)
+        return self.model.predict(self._offsets(units))
+
+    def _offsets(self, units: Array) -> Array:
+        """Unit cube -> coordinates of the model."""
+        return np.asarray((units - self.centre) / self.half)
 
     def to_unit(self, point: Array) -> Point:
         """Coordinates of the model -> unit cube."""

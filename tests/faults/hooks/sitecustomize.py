@@ -30,8 +30,8 @@ def break_worker(module):
     combine = worker._combine
     run = worker.run
 
-    def broken_combine(self, recipe, seconds):
-        model = combine(self, recipe, seconds)
+    def broken_combine(self, recipe, seconds, **exactness):
+        model = combine(self, recipe, seconds, **exactness)
         die("merge")
         return model
 

@@ -28,6 +28,7 @@ from mergesearch.search.fidelity.rules import (
     rung_stages,
 )
 from mergesearch.search.front import Normaliser
+from mergesearch.search.strategies.parts.noise import pooled
 from mergesearch.search.strategies.parts.rungs import bracket_rungs
 from mergesearch.search.study.early_stopping import fitted_count
 from mergesearch.search.study.problem import penalised_losses
@@ -334,3 +335,28 @@ class TestErrors:
         measured = Measurement({"f": 1.0}, errors={"f": 0.2})
         assert difference_errors(measured, {}, {"f": 0.1}) == {"f": 0.2}
         assert difference_errors(Measurement({"f": 1.0}), {}, {"f": 0.1}) == {}
+
+
+class TestToldToCma:
+    @given(
+        behind=st.lists(st.floats(0.001, 2), min_size=3, max_size=13),
+        errors=st.lists(st.floats(0.05, 0.5), min_size=13, max_size=13),
+    )
+    @settings(max_examples=50, deadline=None)
+    def test_estimates_move_to_the_middle_and_never_before_the_leader(
+        self, behind: list[float], errors: list[float]
+    ) -> None:
+        """A leader on all items, and trials that it stopped on few: each is worse, and unsure."""
+        scores = 0.3 + np.array([0.0, *behind])
+        squares = np.array([0.01, *errors[: len(behind)]]) ** 2
+        ranked = pooled(scores, squares)
+        middle = np.median(scores)
+        assert ranked[0] == scores[0]
+        assert np.argmin(ranked) == 0
+        assert np.all(np.abs(ranked - middle) <= np.abs(scores - middle) + 1e-12)
+
+    def test_the_less_sure_of_two_equal_estimates_is_nearer_to_the_middle(self) -> None:
+        ranked = pooled(
+            np.array([0.0, 0.4, 0.4, 0.2, 0.1]), np.array([0.01, 0.1, 0.3, 0.1, 0.1]) ** 2
+        )
+        assert 0.2 < ranked[2] < ranked[1] < 0.4

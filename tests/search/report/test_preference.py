@@ -85,8 +85,9 @@ def test_the_rule_of_auto() -> None:
         "cma_es",
     ]
     assert [choose(dim, 1, None) for dim in (512, 513)] == ["quadratic", "cma_es"]
-    assert [choose(dim, 2, 300) for dim in (2, 64, 65)] == ["map", "map", "sms_emoa"]
-    assert [choose(20, objectives, 50) for objectives in (2, 3, 4)] == [
+    assert [choose(dim, 2, 300) for dim in (2, 256, 257)] == ["map", "map", "sms_emoa"]
+    assert choose(20, 4, 20) == "map"
+    assert [choose(20, objectives, 19) for objectives in (2, 3, 4)] == [
         "sms_emoa",
         "sms_emoa",
         "nsga3",

@@ -83,6 +83,19 @@ def test_deviation_is_that_of_the_coefficients(sample) -> None:
     assert model.deviation(where[0]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_is_unknown_is_the_variance_with_the_outstanding_results(sample) -> None:
+    points, losses, weights = sample
+    model = fit_quadratic(points, losses, weights)
+    rng = np.random.default_rng(3)
+    pending = rng.standard_normal((4, 3))
+    where = rng.standard_normal((5, 3))
+    columns = features(np.concatenate([points, pending]))
+    all_weights = np.concatenate([weights, np.ones(4)])
+    normal = columns.T @ (all_weights[:, None] * columns) / model.ridge + np.eye(columns.shape[1])
+    expected = np.diag(features(where) @ np.linalg.solve(normal, features(where).T))
+    np.testing.assert_allclose(model.unknown(where, pending), expected, rtol=1e-5)
+
+
 def log_evidence(sample, scale: np.ndarray, penalty: float) -> float:
     """Gaussian likelihood of the standardised losses, at the best unit of the losses."""
     points, losses, weights = sample
@@ -324,8 +337,50 @@ def test_outstanding_proposals_of_the_model_differ() -> None:
     asked = strategy.ask(16)
     tickets = strategy._book.outstanding
     own = np.array([s.point for s, it in zip(asked, tickets, strict=True) if it == OF_THE_MODEL])
-    assert len(own) == 8
-    assert np.min(np.linalg.norm(own[:, None] - own, axis=2) + np.eye(8)) > 1e-4
+    assert len(own) == 12
+    assert np.min(np.linalg.norm(own[:, None] - own, axis=2) + np.eye(12)) > 1e-4
+
+
+def trusting(dim: int) -> Quadratic:
+    """Asked and told one after the other until the model is trusted."""
+    rng = np.random.default_rng(0)
+    strategy = Quadratic(box(dim), 0)
+    minimise(strategy, lambda x: float(np.sum((x - 0.6) ** 2)) + 0.01 * rng.standard_normal(), 60)
+    assert strategy._trusted() is not None
+    return strategy
+
+
+def test_turns_change_up_to_a_population_and_then_cma_es_waits_for_its_own() -> None:
+    strategy = trusting(4)
+    strategy.ask(9)  # one more than the population
+    early = strategy._book.outstanding
+    assert [ticket == OF_THE_MODEL for ticket in early] == [True, False] * 4 + [True]
+    strategy.ask(20)
+    late = strategy._book.outstanding[9:]
+    assert set(late) == {OF_THE_MODEL}
+    theirs = next(id for id, ticket in strategy._book._tickets.items() if ticket != OF_THE_MODEL)
+    strategy.tell([TrialResult(theirs, np.full(4, 0.6), np.array([0.0]))])
+    strategy.ask(2)
+    assert sum(ticket != OF_THE_MODEL for ticket in strategy._book.outstanding) == 4
+
+
+def test_proposals_keep_apart_from_outstanding_ones() -> None:
+    strategy = trusting(4)
+    region = strategy._trusted()
+    assert region is not None
+    pending = np.array([region.draw(np.random.default_rng(1)) for _ in range(6)])
+    drawn = {"draw": [], "draw_apart": []}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        drawn["draw"].append(region.draw(rng))
+        rng = np.random.default_rng(seed)
+        drawn["draw_apart"].append(region.draw_apart(rng, pending))
+    offsets = (pending - region.centre) / region.half
+    unknown = [
+        np.mean(region.model.unknown((np.array(units) - region.centre) / region.half, offsets))
+        for units in drawn.values()
+    ]
+    assert unknown[1] > 1.2 * unknown[0]
 
 
 def test_failures_are_no_data_but_draw_the_region_in() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mergesearch.evaluators.synthetic import Synthetic
 from mergesearch.merging import InputError
 from mergesearch.search.cli.check import describe_plan
 from mergesearch.search.front import Normaliser
@@ -144,13 +145,20 @@ class TestRules:
         assert all(r.state == "complete" for r in again)
         assert all(r.number > stopped[r.recipe.digest].number for r in again)
 
-    def test_what_is_left_of_stopped_trials_is_spent_on_others(self, tmp_path: Path) -> None:
+    def test_what_is_left_of_stopped_trials_is_spent_on_others_and_pays(
+        self, tmp_path: Path
+    ) -> None:
         budget = {"evaluations": 40 * ITEMS}
         full = run_in(study("full", budget=budget), tmp_path / "full")
         race = run_in(study("race", budget=budget), tmp_path / "race")
         spent = sum(record.evaluated or ITEMS for record in race.log.records)
         assert len(race.log.records) > len(full.log.records) == 40
         assert spent <= 40 * ITEMS
+        problem = Synthetic("ellipsoid", items=ITEMS, noise=0.01).problem(
+            race.plan.space.lower.size
+        )
+        true = [problem.losses(run.trial(None).point)[0] for run in (full, race)]
+        assert true[1] < 0.8 * true[0]
 
     def test_the_report_says_what_was_stopped_and_what_is_estimated(self, tmp_path: Path) -> None:
         run = run_in(study("race"), tmp_path / "run")

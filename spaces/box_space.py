@@ -123,7 +123,8 @@ def build_box_space(request: SpaceRequest) -> BoxSpace:
     """
     section = request.section
     low, high = coefficient_bounds(request)
-    given = [key for key in ("granularity", "chunks", "depth", "exclude") if getattr(section, key)]
+    of_models = ("granularity", "chunks", "depth", "groups", "exclude")
+    given = [key for key in of_models if getattr(section, key)]
     if given:
         raise InputError(
             f"space.{given[0]}: only allowed with models; an analytic problem has dim, bounds and "

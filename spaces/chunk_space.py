@@ -34,6 +34,10 @@ def build_chunk_space(request: SpaceRequest) -> CoefficientSpace:
     excluded = excluded_tensors(request)
     if request.section.depth is not None:
         raise InputError("space.granularity: 'chunk' cannot be combined with space.depth")
+    if request.section.groups:
+        raise InputError(
+            "space.granularity: 'chunk' cannot be combined with space.groups; choose 'tensor'"
+        )
     start = _start_per_direction(request)
     chunks, held = _chunks(request, excluded, start)
     size = request.directions * len(chunks)

@@ -1,8 +1,13 @@
-"""The spaces over groups of tensors: one coefficient for each group, or curves over depth."""
+"""The spaces over groups of tensors: one coefficient for each group, or curves over depth.
+
+Groups that the study names come first; the others are those of a granularity.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +15,7 @@ from mergesearch.merging import InputError
 from mergesearch.spaces.base import Point
 from mergesearch.spaces.coefficient_space import CoefficientSpace
 from mergesearch.spaces.groups import Granularity, Group, group_tensors
+from mergesearch.spaces.named_groups import REST, named_groups
 from mergesearch.spaces.parts.curves import Curve, make_curves
 from mergesearch.spaces.request import (
     SpaceRequest,
@@ -30,7 +36,8 @@ def build_group_space(request: SpaceRequest) -> CoefficientSpace:
     granularity = request.section.granularity or "block"
     assert granularity != "chunk"
     groups = _groups(request, granularity)
-    return _coefficient_space(request, granularity, groups, (), bounds)
+    title = f"named groups and {granularity}" if request.section.groups else granularity
+    return _coefficient_space(request, title, groups, (), bounds)
 
 
 def build_curve_space(request: SpaceRequest) -> CoefficientSpace:
@@ -62,8 +69,15 @@ def _groups(request: SpaceRequest, granularity: Granularity) -> tuple[Group, ...
             "allowed with curves are 'global' and 'task' (separate attention and MLP curves: "
             "depth.modules: true)"
         )
-    groups = group_tensors(request.model_layout, granularity, excluded)
-    return tuple(group for group in groups if group.parameters)
+    layout = request.model_layout
+    named = named_groups(layout, section.groups or {}, excluded)
+    left_out = excluded.union(*(group.tensors for group in named))
+    others: tuple[Group, ...] = ()
+    if not named or len(left_out) < len(layout.names):
+        others = group_tensors(layout, granularity, left_out)
+    if named and [group.name for group in others] == ["all"]:
+        others = (replace(others[0], name=REST),)
+    return tuple(group for group in (*named, *others) if group.parameters)
 
 
 def _curve_title(depth: DepthSpec, *, shared: bool) -> str:
@@ -97,8 +111,24 @@ def _coefficient_space(
         shared=shared,
         clip=clip,
     )
+    if request.section.groups:
+        _check_names(space)
     check_start(request.section, space)
     return space
+
+
+def _check_names(space: CoefficientSpace) -> None:
+    """Refuse named groups that are called like another coordinate.
+
+    Raises:
+        InputError: In one line.
+    """
+    twice = [name for name, count in Counter(space.names).items() if count > 1]
+    if twice:
+        raise InputError(
+            "space.groups: expected names that no other coordinate has, received two coordinates "
+            f"{twice[0]!r}; choose other names"
+        )
 
 
 def _box(

@@ -12,12 +12,13 @@ from typing import Literal, get_args
 
 from mergesearch.merging import InputError, Layout, TensorSpec
 from mergesearch.merging.tensors.roles import (
+    NO_ROLE,
     ModelPart,
     Module,
     TensorRole,
     block_axes,
-    classify,
-    depth_of,
+    depth_in,
+    roles_of,
 )
 
 #: How finely coefficients vary, from coarse to fine.
@@ -38,6 +39,7 @@ class Group:
         parameters: Number of parameters, padding excluded.
         depth: 0 for the first block of its tower, 1 for the last, None outside the blocks.
         module: The module, where all its tensors are of one, else None.
+        role: Role of its first tensor; none for groups that a study names.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Group:
     parameters: int
     depth: float | None
     module: Module | None
+    role: TensorRole = NO_ROLE
 
 
 def group_tensors(
@@ -72,23 +75,41 @@ def group_tensors(
         raise InputError(
             "space.exclude: expected at least one tensor to stay, received patterns that match all"
         )
-    axes = block_axes(classify(spec.name) for spec in specs)
+    roles = roles_of(layout.names)
+    axes = block_axes(roles[spec.name] for spec in specs)
     if granularity in ("block", "block_module") and not axes:
         raise InputError(
             f"space.granularity: {granularity!r} needs numbered blocks, received {len(specs)} "
             f"tensors without any, such as {specs[0].name!r}; use 'task', 'module' or 'tensor'"
         )
     buckets: dict[str, list[TensorSpec]] = {}
-    for spec in sorted(specs, key=lambda spec: _order(classify(spec.name), granularity)):
-        label = _label(spec.name, granularity, several_towers=len(axes) > 1)
+    for spec in sorted(specs, key=lambda spec: _order(roles[spec.name], granularity)):
+        label = _label(spec.name, roles[spec.name], granularity, several_towers=len(axes) > 1)
         buckets.setdefault(label, []).append(spec)
     ends = dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
     return tuple(
-        _group(name, members, granularity, axes, ends) for name, members in buckets.items()
+        _group(name, members, granularity, roles, axes, ends) for name, members in buckets.items()
     )
 
 
-_PARTS: tuple[ModelPart, ...] = ("embedding", "attention", "mlp", "other", "final", "head")
+def group_of(layout: Layout, name: str, tensors: Collection[str]) -> Group:
+    """The group of these tensors, under a name that says nothing of their role or depth."""
+    ends = dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
+    members = sorted((layout.by_name[tensor] for tensor in tensors), key=lambda spec: spec.start)
+    return Group(
+        name=name,
+        tensors=tuple(spec.name for spec in members),
+        ranges=_join((spec.start, ends[spec.name]) for spec in members),
+        parameters=sum(spec.size for spec in members),
+        depth=None,
+        module=None,
+    )
+
+
+_PARTS: tuple[ModelPart, ...] = (
+    *("embedding", "projector", "attention", "mlp", "convolution", "state_space", "other"),
+    *("final", "head"),
+)
 _MODULES: tuple[Module, ...] = get_args(Module)
 
 
@@ -104,8 +125,7 @@ def _order(role: TensorRole, granularity: Granularity) -> tuple[str, int, int, i
     return (role.tower, _PARTS.index("attention"), role.block, part)
 
 
-def _label(name: str, granularity: Granularity, *, several_towers: bool) -> str:
-    role = classify(name)
+def _label(name: str, role: TensorRole, granularity: Granularity, *, several_towers: bool) -> str:
     tower = f"{role.tower}/" if several_towers and role.tower else ""
     if granularity == "tensor":
         return name
@@ -115,26 +135,30 @@ def _label(name: str, granularity: Granularity, *, several_towers: bool) -> str:
         return tower + role.module
     if role.block is None:
         return tower + role.part
-    return f"{tower}block {role.block}" + (f"/{role.part}" if granularity == "block_module" else "")
+    return f"{tower}block {role.block_name}" + (
+        f"/{role.part}" if granularity == "block_module" else ""
+    )
 
 
 def _group(
     name: str,
     members: list[TensorSpec],
     granularity: Granularity,
+    roles: Mapping[str, TensorRole],
     axes: Mapping[str, tuple[int, ...]],
     ends: Mapping[str, int],
 ) -> Group:
     members = sorted(members, key=lambda spec: spec.start)
-    modules = {classify(spec.name).module for spec in members}
+    modules = {roles[spec.name].module for spec in members}
     blockwise = granularity in ("block", "block_module", "tensor")
     return Group(
         name=name,
         tensors=tuple(spec.name for spec in members),
         ranges=_join((spec.start, ends[spec.name]) for spec in members),
         parameters=sum(spec.size for spec in members),
-        depth=depth_of(members[0].name, axes) if blockwise else None,
+        depth=depth_in(roles[members[0].name], axes) if blockwise else None,
         module=modules.pop() if len(modules) == 1 else None,
+        role=roles[members[0].name],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Key
@@ -98,6 +98,12 @@ class SpaceSpec(BaseModel):
         description="Regular expressions; tensors whose name contains a match stay at the base, "
         "with coefficient 0.",
     )
+    groups: dict[str, str] | None = Key(
+        default=None,
+        description="Groups with a coefficient of their own for each expert, NAME: PATTERN; a "
+        "pattern is a regular expression or a glob that matches whole names of tensors. What no "
+        "pattern matches follows granularity.",
+    )
     dim: int | None = Key(
         default=None,
         strict=True,
@@ -114,4 +120,10 @@ class SpaceSpec(BaseModel):
         strict=True,
         ge=1,
         description="Blocks in a layer group, for strategies that choose operators.",
+    )
+    kind: str | None = Key(
+        default=None, description="A kind of space that a plug-in adds, instead of those above."
+    )
+    options: dict[str, Any] | None = Key(
+        default=None, description="Options of that kind, as its package says."
     )

@@ -8,19 +8,21 @@ To add a kind of space:
 2. Add one row to :data:`KINDS`. New keys of the section go to
    :class:`mergesearch.spaces.section.SpaceSpec`.
 
-The contract tests build the example of every row.
+The contract tests build the example of every row. Packages add kinds by entry points of the group
+``mergesearch.spaces``; a study names them by ``space: {kind: NAME, options: {...}}``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging import InputError, Layout, Recipe
+from mergesearch.merging.extensions.table import Table
 from mergesearch.spaces.adapter_space import build_adapter_space
 from mergesearch.spaces.base import Gram, Space
 from mergesearch.spaces.box_space import build_box_space
@@ -33,6 +35,7 @@ from mergesearch.spaces.segment_space import build_segment_space
 
 __all__ = [
     "KINDS",
+    "SPACE_KINDS",
     "ChunkSpec",
     "DepthSpec",
     "SpaceKind",
@@ -92,7 +95,7 @@ KINDS: tuple[SpaceKind, ...] = (
     SpaceKind(
         "curves",
         "coefficients",
-        keys=frozenset({"granularity", "depth", "bounds", "start", "exclude"}),
+        keys=frozenset({"granularity", "depth", "groups", "bounds", "start", "exclude"}),
         build=build_curve_space,
         example={"depth": {"basis": "linear"}},
         applies=lambda request: request.section.depth is not None,
@@ -100,7 +103,7 @@ KINDS: tuple[SpaceKind, ...] = (
     SpaceKind(
         "groups",
         "coefficients",
-        keys=frozenset({"granularity", "bounds", "start", "exclude"}),
+        keys=frozenset({"granularity", "groups", "bounds", "start", "exclude"}),
         build=build_group_space,
         example={"granularity": "block"},
     ),
@@ -130,6 +133,38 @@ KINDS: tuple[SpaceKind, ...] = (
 )
 
 
+def _as_kind(name: str, value: Any, _origin: str, label: str) -> SpaceKind:
+    """Make a row of what a plug-in gives.
+
+    Raises:
+        InputError: If it is no :class:`SpaceKind`, or has keys of its own.
+    """
+    if not isinstance(value, SpaceKind):
+        raise InputError(f"{label}: expected a SpaceKind, received {type(value).__name__}")
+    odd = sorted(value.keys - set(SpaceSpec.model_fields))
+    if odd:
+        raise InputError(
+            f"{label}: expected keys of the space section, received {odd[0]!r}; read it from "
+            "options instead"
+        )
+    return replace(value, name=name, keys=value.keys | {"kind", "options"})
+
+
+#: The kinds by name, with those of plug-ins.
+SPACE_KINDS: Table[SpaceKind] = Table("spaces", {kind.name: kind for kind in KINDS}, _as_kind)
+
+
+def kind_row(kind: SpaceKind) -> dict[str, Any]:
+    """What ``mergesearch ls spaces`` says about a kind, JSON-able."""
+    example = {**({} if kind.name in SPACE_KINDS.own else {"kind": kind.name}), **kind.example}
+    keys = ", ".join(sorted(kind.keys)) or "none"
+    return {
+        "name": kind.name,
+        "summary": f"searched: {kind.searched}; keys {keys}; for example {example}",
+        "example": example,
+    }
+
+
 def check_keys(section: SpaceSpec, searched: str, who: str) -> None:
     """Refuse keys that mean nothing to a strategy.
 
@@ -141,21 +176,49 @@ def check_keys(section: SpaceSpec, searched: str, who: str) -> None:
     Raises:
         InputError: If such a key is given.
     """
-    allowed = {key for kind in KINDS if kind.searched == searched for key in kind.keys}
+    chosen = KINDS if section.kind is None else (_named_kind(section.kind, searched, who),)
+    allowed = {key for kind in chosen if kind.searched == searched for key in kind.keys}
     odd = sorted(
-        key for key in section.model_fields_set - allowed if getattr(section, key) not in (None, [])
+        key
+        for key in section.model_fields_set - allowed
+        if getattr(section, key) not in (None, [], {})
     )
     if odd:
         known = ", ".join(sorted(allowed)) or "none"
         raise InputError(f"space.{odd[0]}: means nothing to {who}; keys of its space: {known}")
 
 
+def _named_kind(name: str, searched: str, who: str) -> SpaceKind:
+    """The kind of a plug-in that a section names.
+
+    Raises:
+        InputError: If there is none, or the strategy searches another space.
+    """
+    SPACE_KINDS.check(name)
+    if name in SPACE_KINDS.own or name not in SPACE_KINDS:
+        others = sorted({*SPACE_KINDS} - {*SPACE_KINDS.own})
+        known = f"one of {others}" if others else "none, as no installed package adds one"
+        raise InputError(
+            f"space.kind: expected {known}, received {name!r}; built-in spaces are described by "
+            "granularity, depth and the other keys"
+        )
+    kind = SPACE_KINDS[name]
+    if kind.searched != searched:
+        raise InputError(
+            f"space.kind: expected a space that {who} searches, received {name!r}; choose another "
+            "strategy"
+        )
+    return kind
+
+
 def kind_of(request: SpaceRequest) -> SpaceKind:
-    """The first kind that applies.
+    """The kind that the section names, else the first that applies.
 
     Raises:
         ValueError: If there is none.
     """
+    if request.section.kind is not None:
+        return _named_kind(request.section.kind, request.searched, "the strategy")
     for kind in KINDS:
         if kind.searched == request.searched and kind.applies(request):
             return kind

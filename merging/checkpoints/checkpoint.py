@@ -37,6 +37,7 @@ class Checkpoint:
         tensors: Every stored tensor by name, in natural order.
         config: Content of ``config.json``, ``{}`` when there is none.
         memo: Where results that several hyperparameters share are kept, or None.
+        denoiser: Name of ``folder`` where it is the part of a diffusers pipeline that is merged.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
     memo: Memo | None = None
+    denoiser: str = ""
 
     @cached_property
     def aliases(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from mergesearch.merging.checkpoints.adapted import AdaptedCheckpoint, adapted_t
 from mergesearch.merging.checkpoints.adapter_files import AdapterFiles, is_adapter, read_adapter
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.locations import locate, short_name, split_path
+from mergesearch.merging.checkpoints.pipelines import denoiser_of
 from mergesearch.merging.checkpoints.safetensors_files import (
     folder_tensors,
     read_header,
@@ -24,7 +25,7 @@ def open_checkpoint(path: str, name: str = "", memo: Memo | None = None) -> Chec
     """Open a checkpoint: a folder, a file, a model of the hub, or a model with an adapter.
 
     Given as the path of a Hugging Face folder or of a ``.safetensors`` file, or as
-    ``org/name@revision`` of the hub.
+    ``org/name@revision`` of the hub. Of the folder of a diffusers pipeline the denoiser is opened.
 
     ``MODEL+ADAPTER`` is a model with a LoRA adapter, as is the folder of an adapter that names a
     local model. A local path wins over a hub name. Only headers and configurations are read.
@@ -35,17 +36,19 @@ def open_checkpoint(path: str, name: str = "", memo: Memo | None = None) -> Chec
     local = locate(path) if split_path(path) is None else None
     if local is None or is_adapter(local):
         return _open_adapted(path, local, name or short_name(path), memo)
+    denoiser = ""
+    folder: Path | None = None
     if local.is_dir():
-        folder = local
-        tensors = folder_tensors(local)
-        config = _read_config(local)
+        denoiser = denoiser_of(local)
+        folder = local / denoiser
+        tensors = folder_tensors(folder)
+        config = _read_config(folder)
     else:
         refuse_other_files(local)
-        folder = None
         tensors = read_header(local)
         config = {}
     ordered = {key: tensors[key] for key in sorted(tensors, key=natural_key)}
-    return Checkpoint(name or short_name(path), path, folder, ordered, config, memo)
+    return Checkpoint(name or short_name(path), path, folder, ordered, config, memo, denoiser)
 
 
 def _open_adapted(

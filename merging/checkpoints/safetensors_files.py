@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging.checkpoints.pipelines import stem_in
 from mergesearch.merging.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -162,18 +163,19 @@ def _entry(value: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def folder_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Tensors of a Hugging Face folder: of one file, or of shards with an index.
+    """Tensors of a folder of transformers or diffusers: of one file, or of shards with an index.
 
     Where there are both, the one file wins, as in transformers.
 
     Raises:
         CheckpointError: If there are no safetensors weights, or they are damaged or incomplete.
     """
-    if (folder / WEIGHTS).is_file():
-        return read_header(folder / WEIGHTS)
-    if (folder / INDEX).is_file():
-        return _sharded_tensors(folder)
-    raise CheckpointError(_why_no_weights(folder))
+    stem = stem_in(folder)
+    if stem is None:
+        raise CheckpointError(_why_no_weights(folder))
+    if (folder / f"{stem}.safetensors").is_file():
+        return read_header(folder / f"{stem}.safetensors")
+    return _sharded_tensors(folder, folder / f"{stem}.safetensors.index.json")
 
 
 def _why_no_weights(folder: Path) -> str:
@@ -207,18 +209,16 @@ def refuse_other_files(file: Path) -> None:
         )
 
 
-def _sharded_tensors(folder: Path) -> dict[str, TensorInfo]:
-    index = read_json(folder / INDEX)
+def _sharded_tensors(folder: Path, file: Path) -> dict[str, TensorInfo]:
+    index = read_json(file)
     shard_of = index.get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
-        raise CheckpointError(
-            f"{folder / INDEX}: expected a 'weight_map', received keys {sorted(index)}"
-        )
+        raise CheckpointError(f"{file}: expected a 'weight_map', received keys {sorted(index)}")
     stored: dict[str, TensorInfo] = {}
     for shard in sorted({str(shard) for shard in shard_of.values()}):
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise CheckpointError(
-                f"{folder / INDEX}: expected shard {shard!r} in its folder, received no such file"
+                f"{file}: expected shard {shard!r} in its folder, received no such file"
             )
         for name, info in read_header(folder / shard).items():
             if shard_of.get(name) != shard:
@@ -230,8 +230,7 @@ def _sharded_tensors(folder: Path) -> dict[str, TensorInfo]:
     missing = sorted(set(shard_of) - set(stored))
     if missing:
         raise CheckpointError(
-            f"{folder / INDEX}: expected tensor {missing[0]!r} in {shard_of[missing[0]]}, received "
-            "none"
+            f"{file}: expected tensor {missing[0]!r} in {shard_of[missing[0]]}, received none"
         )
     return stored
 

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 
 from mergesearch.merging.checkpoints.safetensors_files import (
     CODES,
-    INDEX,
     ITEMSIZE,
-    WEIGHTS,
     TensorInfo,
 )
 
@@ -26,25 +24,25 @@ if TYPE_CHECKING:
 
 
 def lay_out_files(
-    folder: Path, tensors: Mapping[str, TensorInfo], shard_bytes: int
+    folder: Path, tensors: Mapping[str, TensorInfo], shard_bytes: int, stem: str = "model"
 ) -> dict[str, TensorInfo]:
     """Create the weight files of ``tensors`` in ``folder``, headers written and data still zero.
 
-    One ``model.safetensors`` if they fit in ``shard_bytes``, else shards of at most that (a larger
+    One ``STEM.safetensors`` if they fit in ``shard_bytes``, else shards of at most that (a larger
     tensor gets a shard of its own) and an index.
 
     Returns:
         Where each tensor lies, to be filled by :func:`write_tensor`.
     """
     shards = _split(tensors, shard_bytes)
-    files = (
-        [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    )
+    count = len(shards)
+    files = [f"{stem}-{index + 1:05d}-of-{count:05d}.safetensors" for index in range(count)]
+    files = [f"{stem}.safetensors"] if count == 1 else files
     infos: dict[str, TensorInfo] = {}
     for file, names in zip(files, shards, strict=True):
         infos |= _create(folder / file, {name: tensors[name] for name in names})
     if len(shards) > 1:
-        _write_index(folder / INDEX, infos)
+        _write_index(folder / f"{stem}.safetensors.index.json", infos)
     return infos
 
 
@@ -88,10 +86,6 @@ def _split(tensors: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _shard_name(index: int, count: int) -> str:
-    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _create(file: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:

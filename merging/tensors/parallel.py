@@ -8,6 +8,7 @@ busy machine costs ten times the operation.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,3 +107,8 @@ def _workers(count: int, threads: int | None = None) -> Iterator[ThreadPoolExecu
             yield pool
     finally:
         torch.set_num_threads(before)
+
+
+def usable_cores() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,24 +1,41 @@
-"""From tensor names to their roles in a model: block, module, tower.
+"""From tensor names to their roles in a model: tower, block, module.
 
-:func:`classify` reads one name by anchored patterns. Names are read as transformers stores them and
-as it holds them in memory, with or without the prefix of the model that wraps the tower.
+:func:`roles_of` reads the names of a whole model: towers and blocks are found from how names are
+nested (:mod:`mergesearch.merging.tensors.block_lists`), modules from patterns of known families
+(:mod:`mergesearch.merging.tensors.role_patterns`), else from words
+(:mod:`mergesearch.merging.tensors.role_words`). :func:`classify` reads one name by itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Literal
 
-#: What a tensor is.
-Module = Literal["attention", "mlp", "norm", "embedding", "head", "other"]
-#: Where it acts: a norm is of the module ``norm``, but belongs to the part whose input or output it
-#: scales.
-ModelPart = Literal["attention", "mlp", "embedding", "head", "final", "other"]
+from mergesearch.merging.tensors.block_lists import BlockPlace, block_places
+from mergesearch.merging.tensors.role_patterns import (
+    PREFIX,
+    CompiledPattern,
+    ModelPart,
+    Module,
+    block_patterns,
+    outside_patterns,
+)
+from mergesearch.merging.tensors.role_words import role_in_block, role_outside, words_of
+from mergesearch.merging.tensors.towers import tower_labels, tower_of_prefix, word_of_tower
 
-RolePattern = tuple[str, Module, ModelPart]
+__all__ = [
+    "ModelPart",
+    "Module",
+    "TensorRole",
+    "block_axes",
+    "block_names",
+    "classify",
+    "depth_in",
+    "roles_of",
+]
 
 
 @dataclass(frozen=True)
@@ -26,177 +43,144 @@ class TensorRole:
     """Where a tensor sits in its model.
 
     Attributes:
-        block: Number of the residual block as written in the name, or None outside the blocks.
+        block: Number of the residual block, or None outside the blocks: as written in the name, or
+            counted along the axis where blocks are in stages.
         module: What it is.
-        tower: ``vision``, ``text`` or ``decoder`` where the name says so, else empty. Each has its
-            own depth axis.
+        tower: Label of the tower, empty for the main one. Each has its own depth axis.
         part: Where it acts.
+        written: How the name counts the block where that is not ``block``: ``0.1`` for the second
+            block of the first stage.
     """
 
     block: int | None
     module: Module
     tower: str
     part: ModelPart
+    written: str = ""
+
+    @property
+    def block_name(self) -> str:
+        """The block as tables show it, empty outside the blocks."""
+        return self.written or ("" if self.block is None else str(self.block))
 
 
-#: Family -> (word before the block number, rules for what follows it). The first rule that matches
-#: wins. Norms go with the part inside which their name puts them (BERT's
-#: ``attention.output.LayerNorm``), otherwise with the one they precede; Gemma's second norm after
-#: attention, named as Llama's norm before the MLP, goes with the MLP.
-BLOCK_FAMILIES: Mapping[str, tuple[str, tuple[RolePattern, ...]]] = {
-    # BERT, RoBERTa, DistilBERT
-    "bert": (
-        "layer",
-        (
-            (r"(?:cross)?attention\.output\.LayerNorm\.", "norm", "attention"),
-            (r"output\.LayerNorm\.", "norm", "mlp"),
-            (r"sa_layer_norm\.", "norm", "attention"),
-            (r"output_layer_norm\.", "norm", "mlp"),
-            (r"(?:cross)?attention\.", "attention", "attention"),
-            (r"(?:intermediate|output)\.dense\.|ffn\.", "mlp", "mlp"),
-        ),
-    ),
-    # ViT, DeiT: stored (`encoder.layer.3.`) and in memory (`layers.3.`)
-    "vit": (
-        "layers?",
-        (
-            (r"attention\.", "attention", "attention"),
-            (r"mlp\.|(?:intermediate|output)\.dense\.", "mlp", "mlp"),
-            (r"layernorm_before\.", "norm", "attention"),
-            (r"layernorm_after\.", "norm", "mlp"),
-        ),
-    ),
-    # CLIP, SigLIP: both towers
-    "clip": (
-        "layers",
-        (
-            (r"self_attn\.[a-z]+_proj\.", "attention", "attention"),
-            (r"mlp\.fc\d\.", "mlp", "mlp"),
-            (r"layer_norm1\.", "norm", "attention"),
-            (r"layer_norm2\.", "norm", "mlp"),
-        ),
-    ),
-    "gpt2": (
-        "h",
-        (
-            (r"(?:attn|crossattention)\.", "attention", "attention"),
-            (r"mlp\.", "mlp", "mlp"),
-            (r"(?:ln_1|ln_cross_attn)\.", "norm", "attention"),
-            (r"ln_2\.", "norm", "mlp"),
-        ),
-    ),
-    # Llama, Mistral, Qwen, Gemma, and their mixtures of experts (expert numbers stand after
-    # `mlp.experts.`)
-    "llama": (
-        "layers",
-        (
-            (r"self_attn\.[qk]_norm\.", "norm", "attention"),
-            (r"self_attn\.", "attention", "attention"),
-            (r"(?:mlp|block_sparse_moe|feed_forward)\.", "mlp", "mlp"),
-            (r"input_layernorm\.", "norm", "attention"),
-            (r"(?:post_attention|pre_feedforward|post_feedforward)_layernorm\.", "norm", "mlp"),
-        ),
-    ),
-    # timm, OpenCLIP, and the vision tower of Qwen-VL
-    "timm": (
-        "blocks|resblocks",
-        (
-            (r"attn\.", "attention", "attention"),
-            (r"mlp\.", "mlp", "mlp"),
-            (r"(?:norm1|ln_1)\.", "norm", "attention"),
-            (r"(?:norm2|ln_2)\.", "norm", "mlp"),
-        ),
-    ),
-}
-
-#: Rules for names outside the blocks, tried in this order: the norm of a head is no final norm.
-OUTSIDE_BLOCKS: tuple[RolePattern, ...] = (
-    (r"embeddings\.(?:LayerNorm|layernorm|norm)\.|pre_layrnorm\.|ln_pre\.", "norm", "embedding"),
-    (
-        r"embeddings\.|embed_tokens\.|embed_positions\.|patch_embed\.|shared\.|wte\.|wpe\.",
-        "embedding",
-        "embedding",
-    ),
-    (
-        r"(?:cls_token|pos_embed|positional_embedding|class_embedding)$|token_embedding\.",
-        "embedding",
-        "embedding",
-    ),
-    (
-        r"(?:cls\.predictions\.transform|lm_head|head)\.(?:LayerNorm|layer_norm|layernorm)\.",
-        "norm",
-        "head",
-    ),
-    (r"vocab_layer_norm\.|fc_norm\.", "norm", "head"),
-    (
-        r"(?:\w+_)?classifier\.|lm_head\.|heads?\.|cls\.|pooler\.|score\.|qa_outputs\.",
-        "head",
-        "head",
-    ),
-    (
-        r"(?:visual|text)_projection(?:\.|$)|vocab_(?:transform|projector)\.|logit_(?:scale|bias)$",
-        "head",
-        "head",
-    ),
-    (
-        r"(?:layernorm|norm|ln_f|final_layer_?norm|post_layernorm|ln_post|ln_final)\.",
-        "norm",
-        "final",
-    ),
-)
+NO_ROLE = TensorRole(None, "other", "", "other")
 
 #: Any other numbered block.
 GENERAL_BLOCK = r"(?:layers|blocks|h|layer|block|resblocks)\.(?P<block>\d+)\."
 
-#: Words of a prefix that name a tower. An encoder is the main tower of its model.
-TOWERS: Mapping[str, str] = {
-    "vision_model": "vision",
-    "vision_tower": "vision",
-    "visual": "vision",
-    "text_model": "text",
-    "language_model": "text",
-    "decoder": "decoder",
-}
-
-# Prefixes are words, never numbers: the number of an expert or of a Sequential entry cannot hide in
-# them.
-_PREFIX = r"(?P<prefix>(?:[A-Za-z_]\w*\.){0,5}?)"
-
 
 @cache
-def _patterns() -> tuple[tuple[re.Pattern[str], Module, ModelPart], ...]:
-    """All patterns, compiled and anchored at the start of the name, in the order of trial."""
-    blocks = [
-        (re.compile(rf"{_PREFIX}(?:{stem})\.(?P<block>\d+)\.(?:{pattern})"), module, part)
-        for stem, rules in BLOCK_FAMILIES.values()
-        for pattern, module, part in rules
-    ]
-    outside = [
-        (re.compile(rf"{_PREFIX}(?:{pattern})"), module, part)
-        for pattern, module, part in OUTSIDE_BLOCKS
-    ]
-    return (*blocks, *outside, (re.compile(_PREFIX + GENERAL_BLOCK), "other", "other"))
+def _general_block() -> re.Pattern[str]:
+    return re.compile(PREFIX + GENERAL_BLOCK)
 
 
 @lru_cache(maxsize=65536)
 def classify(name: str) -> TensorRole:
-    """Read the role of a tensor from its name.
+    """Read the role of a tensor from its name alone.
 
-    A name of no known family gets its block from the first ``layers.N.`` (or ``blocks``, ``h``,
-    ``layer``, ``block``, ``resblocks``) after a prefix of words, and the module ``other``.
+    Its block is the first ``layers.N.`` (or ``blocks``, ``h``, ``layer``, ``block``,
+    ``resblocks``) after a prefix of words. :func:`roles_of` knows more: stages, other lists of
+    blocks, and towers that share their words.
     """
-    for pattern, module, part in _patterns():
+    found = _matched(name, block_patterns()) or _matched(name, outside_patterns())
+    if found is not None:
+        match, module, part = found
+        number = match.groupdict().get("block")
+        tower = word_of_tower(match["prefix"].split("."))
+        return TensorRole(None if number is None else int(number), module, tower, part)
+    inside = _general_block().match(name)
+    if inside is None:
+        module, part = role_outside(words_of(name))
+        return TensorRole(None, module, word_of_tower(name.split(".")), part)
+    module, part = role_in_block(words_of(name[inside.end() :]))
+    tower = word_of_tower(inside["prefix"].split("."))
+    return TensorRole(int(inside["block"]), module, tower, part)
+
+
+def roles_of(names: Iterable[str]) -> Mapping[str, TensorRole]:
+    """Name -> role, for the tensors of a model.
+
+    Args:
+        names: All tensors of the model. With fewer of them, towers and stages may not show.
+    """
+    return _roles_of(tuple(names))
+
+
+@lru_cache(maxsize=16)
+def _roles_of(names: tuple[str, ...]) -> Mapping[str, TensorRole]:
+    places = block_places(names)
+    axes = {place.axis: None for place in places.values()}
+    labels = tower_labels(list(axes))
+    roles: dict[str, TensorRole] = {}
+    unsure: list[str] = []
+    for name in names:
+        place = places.get(name)
+        if place is None:
+            module, part = _outside(name)
+            roles[name] = TensorRole(None, module, tower_of_prefix(name, labels), part)
+            continue
+        module, part, sure = _inside(place)
+        roles[name] = TensorRole(place.number, module, labels[place.axis], part, place.written)
+        if not sure:
+            unsure.append(name)
+    return roles | _settled(roles, unsure)
+
+
+def _matched(
+    name: str, patterns: Sequence[CompiledPattern]
+) -> tuple[re.Match[str], Module, ModelPart] | None:
+    for pattern, module, part in patterns:
         match = pattern.match(name)
         if match:
-            number = match.groupdict().get("block")
-            return TensorRole(
-                None if number is None else int(number), module, _tower(match["prefix"]), part
-            )
-    return TensorRole(None, "other", _tower(name), "other")
+            return match, module, part
+    return None
 
 
-def _tower(prefix: str) -> str:
-    return next((TOWERS[word] for word in prefix.split(".") if word in TOWERS), "")
+def _outside(name: str) -> tuple[Module, ModelPart]:
+    found = _matched(name, outside_patterns())
+    return role_outside(words_of(name)) if found is None else found[1:]
+
+
+def _inside(place: BlockPlace) -> tuple[Module, ModelPart, bool]:
+    """What a tensor of a block is, where it acts, and whether its name alone says so."""
+    found = _matched(place.canonical, block_patterns())
+    if found is not None:
+        return (*found[1:], True)
+    rest = place.canonical.split(".", 2)[2]
+    module, part = role_in_block(words_of(rest), [word.lower() for word in place.words])
+    return module, part, module not in ("norm", "modulation")
+
+
+def _settled(roles: Mapping[str, TensorRole], unsure: Sequence[str]) -> dict[str, TensorRole]:
+    """Parts of norms and the like, corrected by what stands beside them.
+
+    A norm of a part that its block does not have, or of none that its name tells, belongs to the
+    commonest part of the nearest module that holds both.
+    """
+    if not unsure:
+        return {}
+    near: dict[str, Counter[ModelPart]] = {}
+    doubtful = set(unsure)
+    for name, role in roles.items():
+        if role.block is not None and name not in doubtful and role.part != "other":
+            for prefix in _prefixes(name):
+                near.setdefault(prefix, Counter())[role.part] += 1
+    settled: dict[str, TensorRole] = {}
+    for name in unsure:
+        role = roles[name]
+        around = next((near[prefix] for prefix in _prefixes(name) if prefix in near), None)
+        if around and (role.part == "other" or role.part not in around):
+            part = max(around, key=lambda one: (around[one], one))
+            settled[name] = replace(role, part=part)
+    return settled
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """The modules that hold a tensor, the innermost first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def block_axes(roles: Iterable[TensorRole]) -> dict[str, tuple[int, ...]]:
@@ -211,12 +195,16 @@ def block_axes(roles: Iterable[TensorRole]) -> dict[str, tuple[int, ...]]:
     return {tower: tuple(sorted(blocks)) for tower, blocks in sorted(axes.items())}
 
 
-def depth_of(name: str, axes: Mapping[str, tuple[int, ...]]) -> float | None:
+def block_names(roles: Iterable[TensorRole]) -> dict[tuple[str, int], str]:
+    """Tower and block number -> the block as tables show it."""
+    return {(r.tower, r.block): r.block_name for r in roles if r.block is not None}
+
+
+def depth_in(role: TensorRole, axes: Mapping[str, tuple[int, ...]]) -> float | None:
     """Depth of a tensor: 0 in the first block of its tower, 1 in the last, None outside.
 
     ``axes`` are those of :func:`block_axes`.
     """
-    role = classify(name)
     if role.block is None:
         return None
     axis = axes[role.tower]

@@ -112,6 +112,7 @@ def _cut(group: Group, count: int) -> list[Group]:
             parameters=last - first,
             depth=group.depth,
             module=group.module,
+            role=group.role,
         )
         for index, (first, last) in enumerate(pairwise(edges))
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging import Field, Layout
-from mergesearch.merging.tensors.roles import classify
+from mergesearch.merging.tensors.roles import roles_of
 from mergesearch.spaces.base import Row
 from mergesearch.spaces.groups import Group, group_tensors
 from mergesearch.spaces.parts.coefficient_coordinates import DirectionCoordinates
@@ -57,7 +57,8 @@ class MeanCoefficients:
         depth = np.array(
             [np.nan if depths[name] is None else depths[name] for name in names], np.float64
         )
-        module = np.array([classify(name).module for name in names])
+        roles = roles_of(self.partition.layout.names)
+        module = np.array([roles[name].module for name in names])
         return {
             "depth early": depth < 1 / 3,
             "depth middle": (depth >= 1 / 3) & (depth <= 2 / 3),

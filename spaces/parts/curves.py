@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mergesearch.merging.tensors.roles import ModelPart, TensorRole, block_axes, classify
+from mergesearch.merging.tensors.roles import ModelPart, TensorRole, block_axes
 from mergesearch.spaces.groups import Group
 from mergesearch.spaces.parts.depth_basis import Basis, BasisName, make_basis
 
@@ -17,7 +17,9 @@ Ends = Literal["own", "curve"]
 
 _Index = npt.NDArray[np.intp]
 
-_BLOCK_PARTS: tuple[ModelPart, ...] = ("attention", "mlp", "other")
+_BLOCK_PARTS: tuple[ModelPart, ...] = (
+    *("attention", "mlp", "convolution", "state_space", "other"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ def make_curves(
     Raises:
         InputError: If ``size`` does not fit the number of blocks.
     """
-    roles = [classify(group.tensors[0]) for group in groups]
+    roles = [group.role for group in groups]
     axes = block_axes(roles)
     curves = []
     for tower, axis in axes.items():

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging import InputError, Layout, Recipe
-from mergesearch.merging.tensors.roles import TensorRole, block_axes, classify
+from mergesearch.merging.tensors.roles import TensorRole, block_axes, block_names, roles_of
 from mergesearch.spaces.base import Point
 from mergesearch.spaces.parts.conditional_box import ConditionalBox, Dimension
 
@@ -135,8 +135,9 @@ def tensors_by_group(layout: Layout, layers: int) -> dict[str, dict[CellPart, li
     Raises:
         InputError: If no block is recognised.
     """
-    roles = {spec.name: classify(spec.name) for spec in layout.tensors}
+    roles = roles_of(layout.names)
     axes = block_axes(roles.values())
+    names = block_names(roles.values())
     if not axes:
         raise InputError(
             f"space.layers: expected numbered blocks, received {len(roles)} tensors without any, "
@@ -144,7 +145,7 @@ def tensors_by_group(layout: Layout, layers: int) -> dict[str, dict[CellPart, li
         )
     groups: dict[str, dict[CellPart, list[str]]] = {}
     for name, role in sorted(roles.items(), key=lambda item: _depth(item[1])):
-        group = groups.setdefault(_label(role, axes, layers), {})
+        group = groups.setdefault(_label(role, axes, names, layers), {})
         part: CellPart = role.module if role.module in ("attention", "mlp") else "other"
         group.setdefault(part, []).append(name)
     return groups
@@ -157,12 +158,17 @@ def _depth(role: TensorRole) -> tuple[bool, str, int]:
     return (False, role.tower, role.block)
 
 
-def _label(role: TensorRole, axes: Mapping[str, tuple[int, ...]], layers: int) -> str:
+def _label(
+    role: TensorRole,
+    axes: Mapping[str, tuple[int, ...]],
+    names: Mapping[tuple[str, int], str],
+    layers: int,
+) -> str:
     if role.block is None:
         return "outside"
     axis = axes[role.tower]
     first = axis.index(role.block) // layers * layers
-    blocks = axis[first : first + layers]
+    blocks = [names[role.tower, block] for block in axis[first : first + layers]]
     tower = f"{role.tower}/" if len(axes) > 1 and role.tower else ""
     if len(blocks) == 1:
         return f"{tower}block {blocks[0]}"

@@ -60,7 +60,7 @@ ROLES = {
     "model.layers.2.mlp.experts.17.gate_proj.weight": TensorRole(2, "mlp", "", "mlp"),
     "model.layers.2.block_sparse_moe.experts.7.w1.weight": TensorRole(2, "mlp", "", "mlp"),
     "model.layers.2.mlp.shared_expert.up_proj.weight": TensorRole(2, "mlp", "", "mlp"),
-    "experts.3.layers.weight": TensorRole(None, "other", "", "other"),
+    "experts.3.layers.weight": TensorRole(None, "mlp", "", "mlp"),
     # towers
     "vision_model.encoder.layers.4.self_attn.k_proj.weight": TensorRole(
         4, "attention", "vision", "attention"
@@ -73,10 +73,13 @@ ROLES = {
     "model.language_model.layers.5.mlp.up_proj.weight": TensorRole(5, "mlp", "text", "mlp"),
     "vision_model.head.layernorm.weight": TensorRole(None, "norm", "vision", "head"),
     "vision_model.post_layernorm.weight": TensorRole(None, "norm", "vision", "final"),
-    # nothing that is known: numbered blocks still count, entries of a Sequential do not
-    "mixer.blocks.12.conv.weight": TensorRole(12, "other", "", "other"),
-    "encoder.block.3.layer.0.SelfAttention.q.weight": TensorRole(3, "other", "", "other"),
-    "projector.0.weight": TensorRole(None, "other", "", "other"),
+    # no known family: words tell the module; entries of a Sequential are no blocks
+    "mixer.blocks.12.conv.weight": TensorRole(12, "convolution", "", "convolution"),
+    "encoder.block.3.layer.0.SelfAttention.q.weight": TensorRole(3, "attention", "", "attention"),
+    "projector.0.weight": TensorRole(None, "projector", "", "projector"),
+    # nothing that is known: numbered blocks still count
+    "model.layers.4.foo.weight": TensorRole(4, "other", "", "other"),
+    "foo.0.weight": TensorRole(None, "other", "", "other"),
     "sublayers.3.weight": TensorRole(None, "other", "", "other"),
 }
 

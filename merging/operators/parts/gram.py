@@ -123,7 +123,7 @@ class Grams:
         def add(
             name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> None:
-            self._add(name, unpadded((args[0] if args else kwargs["input"]).detach(), inputs))
+            self.add(name, unpadded((args[0] if args else kwargs["input"]).detach(), inputs))
 
         with ExitStack() as hooks:
             for name, layer in layers.items():
@@ -147,7 +147,8 @@ class Grams:
             )
         return {_kind(weight.inputs): mean.cpu()}
 
-    def _add(self, name: str, vectors: torch.Tensor) -> None:
+    def add(self, name: str, vectors: torch.Tensor) -> None:
+        """Add inputs ``(vectors, inputs)`` of a layer."""
         import torch
 
         wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))

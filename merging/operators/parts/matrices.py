@@ -2,27 +2,28 @@
 
 A spectral operator is a formula on K matrices ``(out, in)``. :func:`rows_by_matrix` applies it to
 every matrix of a model: plain ones, transposed ones (GPT-2 stores ``(in, out)``), convolution
-kernels on request, and the thirds of a fused query-key-value projection, which are three matrices
-stored as one. Other tensors get a plain row.
+kernels on request, the thirds of a fused query-key-value projection, which are three matrices
+stored as one, and those of stacks (:mod:`mergesearch.merging.tensors.stacks`): experts, fused
+gates, grouped queries. Other tensors get a plain row.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from mergesearch.merging.operators.parts.decomposition import is_large, precise_sum
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import Place, place_of
-from mergesearch.merging.tensors.roles import classify
+from mergesearch.merging.tensors.roles import roles_of
+from mergesearch.merging.tensors.stacks import Rows, StackLayout, heads_of, stack_layouts
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,10 @@ Convolutions = Annotated[
 ]
 Fused = Annotated[
     Literal["split", "whole"],
-    Field(description="fused query-key-value weights: three matrices, or one"),
+    Field(
+        description="fused weights (query-key-value, gate and up projection): the matrices that "
+        "they hold, or one; a stack of experts is always one for each"
+    ),
 ]
 Others = Annotated[
     Literal["mean", "sum", "base"],
@@ -54,9 +58,9 @@ Others = Annotated[
 ]
 
 #: Weights that are query, key and value one below the other, so named in PyTorch, timm, OpenCLIP,
-#: Qwen-VL, MPT, ModernBERT, Phi-3, GPT-2. Left whole: ``query_key_value`` (GPT-NeoX, BLOOM, Falcon)
-#: and CodeGen's ``attn.qkv_proj``, which go by head, and whatever is not made of equal thirds
-#: (grouped queries).
+#: Qwen-VL, MPT, ModernBERT, Phi-3, GPT-2. Grouped queries are stacks; so are GPT-NeoX and BLOOM,
+#: which go by head. Left whole: ``query_key_value`` of Falcon and ChatGLM and CodeGen's
+#: ``attn.qkv_proj``, which go by groups.
 FUSED = re.compile(
     r"(?:^|[._])in_proj_weight$|(?:^|\.)(?:qkv|Wqkv)\.weight$"
     r"|(?:^|\.)self_attn\.qkv_proj\.weight$|\.c_attn\.weight$"
@@ -77,64 +81,38 @@ class Selection:
         conv: See :data:`Convolutions`.
         fused: See :data:`Fused`.
         others: See :data:`Others`.
-        has_blocks: Whether the model shows residual blocks.
+        inner: Names of the tensors that lie inside: in residual blocks, or, in a model without any,
+            outside embeddings and heads.
         conv1d: Whether its linear layers are stored as (in, out).
+        stacks: Layouts of the tensors that hold several matrices or vectors, but equal thirds.
     """
 
     matrices: Literal["all", "blocks"]
     conv: Literal["others", "reshape"]
     fused: Literal["split", "whole"]
     others: Literal["mean", "sum", "base"]
-    has_blocks: bool
+    inner: frozenset[str]
     conv1d: bool
+    stacks: Mapping[str, StackLayout]
 
     @classmethod
     def of(
         cls,
-        shapes: Mapping[str, tuple[int, ...]],
+        source: TensorSource | Layout | Mapping[str, tuple[int, ...]],
         *,
         matrices: Literal["all", "blocks"] = "all",
         conv: Literal["others", "reshape"] = "others",
         fused: Literal["split", "whole"] = "split",
         others: Literal["mean", "sum", "base"] = "mean",
     ) -> Selection:
-        """The selection for a model with tensors of these shapes."""
-        has_blocks = any(classify(name).block is not None for name in shapes)
-        return cls(matrices, conv, fused, others, has_blocks, _stores_transposed(shapes))
+        """The selection for a model with tensors of these shapes.
 
-
-@dataclass(frozen=True)
-class MatrixPart:
-    """A matrix inside a tensor.
-
-    Attributes:
-        name: Of the tensor.
-        shape: ``(out, in)`` of the matrix.
-        start: Its first row, where it is one of several in the tensor.
-        transposed: Whether the tensor holds ``(in, out)``.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    start: int = 0
-    transposed: bool = False
-
-    @property
-    def key(self) -> list[Any]:
-        """What the matrix is remembered by."""
-        return [self.name, *self.shape, self.start, self.transposed]
-
-    def draws(self) -> torch.Generator:
-        """A new random generator, whose draws depend on which matrix this is alone."""
-        import torch
-
-        digest = hashlib.sha256(json.dumps(self.key).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
-
-    def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The matrix as a view into a contiguous tensor."""
-        matrix = tensor.reshape(tensor.shape[0], -1)
-        return (matrix.T if self.transposed else matrix)[self.start : self.start + self.shape[0]]
+        Heads that are packed one after the other are known for sources with a configuration only.
+        """
+        shapes = source if isinstance(source, Mapping) else shapes_of(source)
+        stacks = stack_layouts(shapes, heads_of(source))
+        inner = _inner(shapes)
+        return cls(matrices, conv, fused, others, inner, _stores_transposed(shapes), stacks)
 
 
 #: A part and its K matrices ``(m, n)`` -> the rows of that part, one per direction.
@@ -150,21 +128,21 @@ def shapes_of(source: TensorSource | Layout) -> dict[str, tuple[int, ...]]:
 
 def is_matrix(name: str, shape: Sequence[int], selection: Selection) -> bool:
     """Whether a spectral operator treats the tensor as one or several matrices."""
-    reshaped = selection.conv == "reshape" and len(shape) == 4
-    if not (len(shape) == 2 or reshaped) or shape[0] < 2 or _columns(shape) < 2:
-        return False
-    if selection.matrices == "all":
-        return True
-    role = classify(name)
-    return (
-        role.block is not None if selection.has_blocks else role.module not in ("embedding", "head")
-    )
+    stack = selection.stacks.get(name)
+    if stack is not None:
+        matrices = bool(stack.parts) and min(stack.shape) > 1
+    else:
+        reshaped = selection.conv == "reshape" and len(shape) == 4
+        matrices = (len(shape) == 2 or reshaped) and shape[0] > 1 and _columns(shape) > 1
+    return matrices and (selection.matrices == "all" or name in selection.inner)
 
 
 def matrices_in(name: str, shape: Sequence[int], selection: Selection) -> tuple[MatrixPart, ...]:
     """The matrices inside a tensor, none if it is not treated as one."""
     if not is_matrix(name, shape, selection):
         return ()
+    if name in selection.stacks:
+        return _stacked(name, selection.stacks[name], selection.fused)
     transposed = selection.conv1d and len(shape) == 2 and _CONV1D.search(name) is not None
     out, inner = (shape[1], shape[0]) if transposed else (shape[0], _columns(shape))
     thirds = FUSED.search(name) is not None and out == 3 * inner and len(shape) == 2
@@ -173,6 +151,27 @@ def matrices_in(name: str, shape: Sequence[int], selection: Selection) -> tuple[
     if selection.fused == "whole" or not thirds or ambiguous:
         return (MatrixPart(name, (out, inner), 0, transposed),)
     return tuple(MatrixPart(name, (inner, inner), third * inner, transposed) for third in range(3))
+
+
+def _stacked(
+    name: str, layout: StackLayout, fused: Literal["split", "whole"]
+) -> tuple[MatrixPart, ...]:
+    """The matrices of a stack, member after member."""
+    out, inner = layout.shape
+    parts = layout.parts if fused == "split" else (Rows(0, out),)
+    return tuple(
+        MatrixPart(
+            name,
+            (rows.count, inner),
+            rows.start,
+            layout.transposed,
+            member,
+            rows.step,
+            rows.width,
+        )
+        for member in (range(layout.members) if layout.members else (None,))
+        for rows in parts
+    )
 
 
 def spectral_refuse(
@@ -191,7 +190,7 @@ def spectral_refuse(
     chosen = {
         name: options[name] for name in ("matrices", "conv", "fused", "others") if name in options
     }
-    selection = Selection.of(shapes_of(layout), **chosen)
+    selection = Selection.of(layout, **chosen)
     for spec in layout.tensors:
         for part in matrices_in(spec.name, spec.shape, selection):
             reason = objection(part.shape)
@@ -240,7 +239,7 @@ def _rows(
     for part in matrices:
         results = _followed(place_of(base), formula, part, [part.view(delta) for delta in deltas])
         for row in reversed(rows):  # frees results one by one
-            part.view(row).copy_(results.pop())
+            part.put(results.pop(), row)
     return rows
 
 
@@ -270,6 +269,15 @@ def _of_one_dtype(deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
     double = any(delta.dtype == torch.float64 for delta in deltas)
     return [delta.to(torch.float64 if double else torch.float32) for delta in deltas]
+
+
+def _inner(names: Iterable[str]) -> frozenset[str]:
+    """Tensors in residual blocks; in a model without any, those of no embedding and no head."""
+    roles = roles_of(names)
+    inside = frozenset(name for name, role in roles.items() if role.block is not None)
+    return inside or frozenset(
+        name for name, role in roles.items() if role.module not in ("embedding", "head")
+    )
 
 
 def _columns(shape: Sequence[int]) -> int:

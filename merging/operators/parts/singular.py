@@ -13,7 +13,7 @@ from mergesearch.merging.operators.parts.decomposition import (
     precise,
     precise_sum,
 )
-from mergesearch.merging.operators.parts.matrices import MatrixPart
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
 

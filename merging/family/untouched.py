@@ -1,0 +1,137 @@
+"""What an operator passes over: tensors that stay the base's, or are merged by a plain mean or sum.
+
+Spectral operators follow their formula on matrices, RegMean on linear layers. All else is named by
+kind, so that nobody takes most of a model for merged that is the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mergesearch.merging.family.messages import kind_of
+from mergesearch.merging.operators import OPERATORS
+from mergesearch.merging.operators.base import Operator
+from mergesearch.merging.operators.blend import MEMBERS
+from mergesearch.merging.operators.parts.matrices import Selection, matrices_in, shapes_of
+from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.stacks import stack_layouts
+
+#: What becomes of tensors that an operator passes over.
+Fate = Literal["base", "mean", "sum"]
+
+#: Kinds that a sentence names before the rest is only counted.
+_SHOWN = 4
+#: Share of the parameters from which on it is said that they are merged in a plain way. What stays
+#: the base's is always said.
+_NOTABLE = 0.01
+_FATES: Mapping[Fate, str] = {
+    "base": "stay the base's",
+    "mean": "are merged by the plain mean of the task vectors",
+    "sum": "are merged by the plain sum of the task vectors",
+}
+
+
+@dataclass(frozen=True)
+class UntouchedKind:
+    """Tensors of one kind that an operator passes over.
+
+    Attributes:
+        kind: Their name, with ``#`` for numbers.
+        tensors: How many there are.
+        parameters: How many numbers they hold.
+    """
+
+    kind: str
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """What an operator passes over.
+
+    Attributes:
+        fate: What becomes of it.
+        share: Of the merged parameters.
+        kinds: The largest first.
+    """
+
+    fate: Fate
+    share: float
+    kinds: tuple[UntouchedKind, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The share and the largest kinds; empty where there is nothing to say."""
+        if not self.kinds or (self.fate != "base" and self.share < _NOTABLE):
+            return ""
+        named = ", ".join(
+            f"{one.kind} ({one.parameters:,} in {one.tensors})" for one in self.kinds[:_SHOWN]
+        )
+        more = len(self.kinds) - _SHOWN
+        rest = f" and {more} more kinds" if more > 0 else ""
+        share = "all" if self.share == 1 else f"{100 * self.share:.2g}%"
+        return f"{share} of the parameters {_FATES[self.fate]}: {named}{rest}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return {
+            "fate": self.fate,
+            "share": self.share,
+            "kinds": [vars(one) for one in self.kinds],
+        }
+
+
+def untouched(operator: Operator, layout: Layout, options: Mapping[str, Any]) -> Untouched:
+    """What an operator passes over, whatever the coefficients.
+
+    Args:
+        operator: Which operator; of a blend, what all its members leave in the base.
+        layout: Tensors that are merged.
+        options: Hyperparameters; its defaults where they are missing.
+    """
+    fate, names = _passed_over(operator, layout, options)
+    kinds: dict[str, list[int]] = {}
+    for spec in layout.tensors:
+        if spec.name in names:
+            kinds.setdefault(kind_of(spec.name), []).append(spec.size)
+    found = [UntouchedKind(kind, len(sizes), sum(sizes)) for kind, sizes in kinds.items()]
+    found.sort(key=lambda one: -one.parameters)
+    total = sum(spec.size for spec in layout.tensors)
+    return Untouched(fate, sum(one.parameters for one in found) / max(total, 1), tuple(found))
+
+
+def _passed_over(
+    operator: Operator, layout: Layout, options: Mapping[str, Any]
+) -> tuple[Fate, frozenset[str]]:
+    """What becomes of the tensors that an operator passes over, and their names."""
+    if operator.name == "blend":
+        members = [OPERATORS[name] for name in options.get("members", MEMBERS)]
+        each = [_passed_over(member, layout, {}) for member in members]
+        kept = [names if fate == "base" else frozenset[str]() for fate, names in each]
+        return "base", frozenset.intersection(*kept)
+    if operator.name in ("regmean", "regmean_pp"):
+        return "mean", _without_layer(layout)
+    known = {name: one.default for name, one in operator.hyperparameters.items()}
+    full = {**known, **options}
+    if "matrices" not in full:
+        return "base", frozenset()
+    chosen = {name: full[name] for name in ("matrices", "conv", "fused", "others") if name in full}
+    selection = Selection.of(layout, **chosen)
+    names = frozenset(
+        spec.name for spec in layout.tensors if not matrices_in(spec.name, spec.shape, selection)
+    )
+    return chosen.get("others", "sum"), names  # only OPCM gives no choice: its others are summed
+
+
+def _without_layer(layout: Layout) -> frozenset[str]:
+    """Tensors that are no weights of linear layers or of experts, by their names and shapes."""
+    shapes = shapes_of(layout)
+    stacks = stack_layouts(shapes)
+    return frozenset(
+        name
+        for name, shape in shapes.items()
+        if (name in stacks and not stacks[name].parts) or (len(shape) != 2 and name not in stacks)
+    )

@@ -60,6 +60,8 @@ class Candidate:
     that depend on their input.
 
     Attributes:
+        heads: Expert -> the merged model with that expert's head, where experts keep their own.
+            All share the merged weights.
         references: Anchor -> ``metric/domain`` -> value on the items in question, for objectives
             that are relative to other models; None while those are measured themselves.
         scored: The evaluators' own memory of the items that they have scored already, so that a
@@ -71,6 +73,7 @@ class Candidate:
     merged: Any = None
     references: Mapping[str, Mapping[str, float]] | None = None
     scored: dict[Any, Any] = field(default_factory=dict)
+    heads: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,27 @@ class Evaluator(Protocol):
     def additive(self) -> tuple[str, ...]:
         """Objectives whose value is a weighted sum of item scores, also on a part of the items."""
 
+    def lend(self, share: float) -> None:
+        """Let the search use a share of the validation items; called before :meth:`check`.
+
+        Raises:
+            InputError: If the evaluator cannot.
+        """
+
     def check(self) -> None:
         """Refuse missing data and overlapping or empty splits before any weight is read."""
+
+    def use_heads(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Choose heads for the items, and return those that are used with their auto classes.
+
+        Called after :meth:`check`, and in a worker after :meth:`open`.
+
+        Args:
+            names: Experts whose heads there are (and ``base``); none where all tensors are shared.
+
+        Raises:
+            InputError: If it is not known which head scores some item.
+        """
 
     def references(self) -> frozenset[str]:
         """Anchors that must be measured first, because objectives are relative to them.

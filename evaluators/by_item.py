@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -27,16 +26,10 @@ from mergesearch.evaluators.base import (
     Measurement,
     Split,
 )
-from mergesearch.evaluators.evaluator_base import EvaluatorBase
-from mergesearch.evaluators.items import (
-    balanced_order,
-    batch_indices,
-    check_items,
-    chosen_indices,
-    count_items,
-    item_identities,
-    load_columns,
-)
+from mergesearch.evaluators.data.item_files import ItemFiles
+from mergesearch.evaluators.data.splits import ItemTables
+from mergesearch.evaluators.evaluator_base import EvaluatorBase, model_for, scores_by_head
+from mergesearch.evaluators.items import balanced_order, batch_indices, chosen_indices
 from mergesearch.evaluators.objectives import (
     Metric,
     additive_of,
@@ -46,6 +39,7 @@ from mergesearch.evaluators.objectives import (
     needed_references,
     objectives_of,
 )
+from mergesearch.evaluators.pooling import Pool, is_part, pooled_domains
 from mergesearch.evaluators.reduction import DomainScore, measure, score_domains
 from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, NonFiniteError
@@ -73,7 +67,7 @@ class ByItem(EvaluatorBase, ABC):
     """Scores a model item by item.
 
     Args:
-        data: Folder written by ``DatasetDict.save_to_disk``.
+        data: Folder written by ``DatasetDict.save_to_disk``, or other files of items.
         metrics: The objectives, and bounds.
         splits: ``search``, ``validation``, ``test`` -> name of that split in the folder, where it
             differs.
@@ -93,11 +87,13 @@ class ByItem(EvaluatorBase, ABC):
 
     #: Metrics that have gradients.
     smooth: ClassVar[frozenset[str]]
+    #: Metrics that are made of all items of a domain together -> what makes them of their parts.
+    pooled: ClassVar[Mapping[str, Pool]] = {}
     selects = True
 
     def __init__(
         self,
-        data: Path,
+        data: Path | ItemFiles,
         metrics: Sequence[Metric],
         *,
         splits: Mapping[Split, str] | None = None,
@@ -111,6 +107,7 @@ class ByItem(EvaluatorBase, ABC):
         self._max_items = max_items
         self._experts = dict(experts or {})
         self._data = data
+        self._tables = ItemTables(data, columns, f"{where}.data")
         self._metrics = tuple(metrics)
         self._batch_size = batch_size
         self._where = where
@@ -124,7 +121,9 @@ class ByItem(EvaluatorBase, ABC):
         check_metrics(self._metrics, where, by_domain=columns.get("domain") is not None)
         self.objectives = objectives_of(self._metrics)
         self.constraints = constraints_of(self._metrics)
-        self.additive = additive_of(self._metrics)
+        self._wanted = {metric.metric for metric in self._metrics}
+        apart = {metric.label for metric in self._metrics if metric.metric in self.pooled}
+        self.additive = tuple(name for name in additive_of(self._metrics) if name not in apart)
         plain = (
             m
             for m in metrics
@@ -135,6 +134,19 @@ class ByItem(EvaluatorBase, ABC):
         self.proxies = _proxies(self._metrics, self.smooth)
         self._items: dict[Split, Any] = {}
         self._domains: set[str] = set()  # of all splits, once checked
+
+    def lend(self, share: float) -> None:
+        """Let the search use a share of the validation items, alike in every domain.
+
+        Raises:
+            InputError: If the search uses the test items.
+        """
+        if self.transductive:
+            raise InputError(
+                f"selection.lend: expected a search on items of its own, received {share:g} with "
+                f"{self._where}.transductive; leave one out"
+            )
+        self._tables.lend(share, self._splits["validation"], self._splits["search"])
 
     def check(self) -> None:
         """Refuse a missing folder, split or column, bad splits, and unknown or missing domains.
@@ -147,7 +159,7 @@ class ByItem(EvaluatorBase, ABC):
             for split, name in self._splits.items()
             if not (self.transductive and split == "search")
         }
-        domains = check_items(self._data, roles, self._columns, f"{self._where}.data")
+        domains = self._tables.check(roles)
         domains.setdefault("search", domains["test"])
         for metric in self._metrics:
             for split in SPLITS:
@@ -171,8 +183,7 @@ class ByItem(EvaluatorBase, ABC):
 
     def identities(self, split: Split) -> set[str]:
         """Hashes of the contents of a split's items, by which other studies know them again."""
-        where = f"{self._where}.data"
-        return item_identities(self._data, self._splits[split], self._columns, where)
+        return self._tables.identities(self._splits[split])
 
     def references(self) -> frozenset[str]:
         """Anchors that objectives are relative to; known after :meth:`check`."""
@@ -181,16 +192,18 @@ class ByItem(EvaluatorBase, ABC):
     def open(self) -> None:
         """Read the items of all splits."""
         for split in SPLITS:
-            items = self._read(load_columns(self._data, self._splits[split], self._columns))
+            items = self._read(self._tables.load(self._splits[split]))
+            self._domains |= set(items.domains.tolist())
             self._items[split] = (
                 items.rows(_used_items(items.domains, self._max_items))
                 if split == "search"
                 else items
             )
+        self._tables.release()
 
     def size(self, split: Split) -> int:
         """Number of the items of a split that are used."""
-        size = count_items(self._data, self._splits[split])
+        size = self._tables.count(self._splits[split])
         return size if split != "search" or self._max_items is None else min(size, self._max_items)
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
@@ -205,33 +218,27 @@ class ByItem(EvaluatorBase, ABC):
         def score(fresh: npt.NDArray[np.intp]) -> Mapping[str, Array]:
             whole = len(fresh) == len(of_split.domains)
             part = of_split if whole else of_split.rows(fresh)
-            return self._item_scores(candidate.model, part)
+            return scores_by_head(candidate, part, self._head_of, self._item_scores)
 
         by_metric = scores_at(candidate.scored, (id(self), split), indices, score)
         domains = of_split.domains[indices]
         by_domain = {
             metric: self._by_domain(metric, split, indices, scores, domains)
             for metric, scores in by_metric.items()
+            if metric not in self.pooled and not is_part(metric)
         }
+        for metric, pool in self.pooled.items():
+            if metric in self._wanted:
+                by_domain[metric] = pooled_domains(metric, pool, by_metric, indices, domains)
         return measure(
             self._metrics, by_domain, candidate.references, self._experts, of_split.domains
         )
 
     def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
         """Number of items in the batch's share, over all domains."""
-        by_domain = batch_indices(self._search_domains, batch)
+        domains = self._tables.domains(self._splits["search"])
+        by_domain = batch_indices(domains[_used_items(domains, self._max_items)], batch)
         return sum(len(indices) for indices, _ in by_domain.values())
-
-    @cached_property
-    def _search_domains(self) -> npt.NDArray[np.str_]:
-        """Domain of each search item; the driver, which never opens, reads that column alone."""
-        column = {"domain": self._columns["domain"]}
-        loaded = (
-            load_columns(self._data, self._splits["search"], column) if column["domain"] else {}
-        )
-        count = count_items(self._data, self._splits["search"])
-        domains = domain_names(loaded.get("domain"), count)
-        return domains[_used_items(domains, self._max_items)]
 
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
@@ -250,10 +257,11 @@ class ByItem(EvaluatorBase, ABC):
         total = 0.0
         for domain, (indices, size) in batch_indices(items.domains, batch).items():
             factors = loss_factors(metrics, domain, everywhere, weights)
+            model = model_for(candidate, domain, self._head_of)
             for start in range(0, len(indices), self._batch_size):
                 if factors:
                     part = items.rows(indices[start : start + self._batch_size])
-                    scores = self._scores(candidate.model, part)
+                    scores = self._scores(model, part)
                     total += _add_gradient(scores, factors, batch.shares / size)
         return LossAndGradient(total)
 

@@ -14,6 +14,7 @@ from mergesearch.evaluators.base import (
     Measurement,
     Split,
 )
+from mergesearch.evaluators.evaluator_base import with_head
 from mergesearch.evaluators.objectives import References
 from mergesearch.merging import InputError
 
@@ -48,10 +49,12 @@ class Composite:
         classes = sorted(
             {member.model_class for member in members if member.model_class is not None}
         )
-        if len(classes) > 1:
+        if len(classes) > 1 and not all(
+            getattr(member, "head", None) for member in members if member.model_class is not None
+        ):
             raise InputError(
                 f"{where}: expected evaluators of one kind of model, received {classes}; use two "
-                "studies"
+                "studies, or name a head for each where experts keep their own"
             )
         self.model_class: str | None = classes[0] if classes else None
         self.constraints = tuple(name for member in members for name in member.constraints)
@@ -70,10 +73,31 @@ class Composite:
         self.proxies = tuple(dict.fromkeys(offered))
         self.provides = shared | ({"gradient"} if self.differentiable else frozenset())
 
+    def lend(self, share: float) -> None:
+        """Let every member's search use some of its validation items."""
+        for member in self._members:
+            member.lend(share)
+
     def check(self) -> None:
         """Check every member."""
         for member in self._members:
             member.check()
+
+    def use_heads(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Heads that any member uses, with their auto classes.
+
+        Raises:
+            InputError: If members need one head in different classes.
+        """
+        used: dict[str, str] = {}
+        for member in self._members:
+            for head, kind in member.use_heads(names).items():
+                if used.setdefault(head, kind) != kind:
+                    raise InputError(
+                        f"evaluators: expected one kind of model around head {head!r}, received "
+                        f"{used[head]} and {kind}; use two studies"
+                    )
+        return used
 
     def references(self) -> frozenset[str]:
         """Anchors that the objectives of any member are relative to."""
@@ -103,7 +127,7 @@ class Composite:
         parts = []
         for index, member in enumerate(self._members):
             own = replace(candidate, references=_references_of(index, candidate.references))
-            parts.append(member.evaluate(own, split, items))
+            parts.append(member.evaluate(with_head(own, member), split, items))
         return Measurement(
             values={name: value for part in parts for name, value in part.values.items()},
             errors={name: value for part in parts for name, value in part.errors.items()},
@@ -140,7 +164,7 @@ class Composite:
         for member in self._members:
             own = {name: weights[name] for name in self._own(member, weights)}
             if own:
-                results.append(member.backward(candidate, batch, own))
+                results.append(member.backward(with_head(candidate, member), batch, own))
         fields = [result.field for result in results if result.field is not None]
         return LossAndGradient(
             sum(result.loss for result in results), sum(fields[1:], fields[0]) if fields else None

@@ -7,7 +7,7 @@ as a bound it keeps merges near the base.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.base import Candidate, ItemSubset, Measurement, Objective, Split
@@ -38,6 +38,14 @@ class Distance(EvaluatorBase):
         # A model, and stored name -> view of its parameters.
         self._views: tuple[Any, Mapping[str, Any]] | None = None
 
+    def lend(self, share: float) -> None:
+        """Lend nothing: there are no items."""
+
+    def use_heads(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Any head, as it does not count: the first where the study names none."""
+        self.head = self.head or next(iter(names), None)
+        return super().use_heads(names)
+
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Measure the distance, which is the same on every split.
 
@@ -52,7 +60,8 @@ class Distance(EvaluatorBase):
         return Measurement({self.objectives[0].name: math.sqrt(moved / size)})
 
     def _pairs(self, candidate: Candidate) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the merged and the base tensor of every stored name, sorted by name."""
+        """Yield the merged and the base tensor of every shared name, sorted by name."""
+        from mergesearch.merging.family.family import open_family
         from mergesearch.merging.models.parameter_views import parameter_views
 
         base = open_checkpoint(candidate.recipe.base.path, "base")
@@ -60,6 +69,9 @@ class Distance(EvaluatorBase):
         if self._views is None or self._views[0] is not candidate.model:
             self._views = candidate.model, parameter_views(candidate.model)
         views = self._views[1]
-        for name in sorted(base.merged):
-            if name in views:
-                yield views[name].of(state[views[name].parameter]).cpu(), base.read(name)
+        heads = open_family(candidate.recipe).heads if candidate.heads else None
+        own = {} if heads is None else heads.head(str(self.one_head)).renamed
+        for name in sorted(base.merged if heads is None else {*base.merged} - heads.names):
+            view = views.get(own.get(name, name))
+            if view is not None:
+                yield view.of(state[view.parameter]).cpu(), base.read(name)

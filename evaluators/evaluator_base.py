@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from mergesearch.evaluators.base import Batch, Candidate, LossAndGradient, Split
-from mergesearch.merging import MergesearchError
+from mergesearch.merging import InputError, MergesearchError
+
+#: (model, items) -> metric -> score of each item ``(items, ...)``.
+ItemScores = Callable[[Any, Any], Mapping[str, npt.NDArray[np.float64]]]
+
+
+def with_head(candidate: Candidate, evaluator: Any) -> Candidate:
+    """The candidate whose model has the one head of an evaluator, if it has one."""
+    head = getattr(evaluator, "one_head", None)
+    return candidate if head is None else replace(candidate, model=candidate.heads[head])
+
+
+def model_for(candidate: Candidate, domain: str, head_of: Mapping[str, str]) -> Any:
+    """The model for a domain's items: with the domain's own head, where ``head_of`` has one."""
+    return candidate.heads[head_of[domain]] if head_of else candidate.model
+
+
+def scores_by_head(
+    candidate: Candidate, items: Any, head_of: Mapping[str, str], score: ItemScores
+) -> Mapping[str, npt.NDArray[np.float64]]:
+    """Metric -> score of each item, each domain's by the model with its own head.
+
+    Args:
+        candidate: The model, and those with heads.
+        items: In memory (:class:`mergesearch.evaluators.by_item.Items`).
+        head_of: Domain -> head; empty where one model scores all items.
+        score: Scores items by one model.
+    """
+    if not head_of:
+        return score(candidate.model, items)
+    heads = np.array([head_of[domain] for domain in items.domains.tolist()])
+    scores: dict[str, npt.NDArray[np.float64]] = {}
+    for head in sorted({*heads.tolist()}):
+        rows = np.flatnonzero(heads == head)
+        for metric, own in score(candidate.heads[head], items.rows(rows)).items():
+            scores.setdefault(metric, np.empty((len(heads), *own.shape[1:])))[rows] = own
+    return scores
 
 
 class EvaluatorBase:
@@ -22,6 +63,16 @@ class EvaluatorBase:
     transductive: bool = False
     model_class: str | None = None
     selects: bool = False
+    #: Expert whose head scores the items, as the study names it; None: found by name.
+    head: str | None = None
+    #: The one head that scores all items; None where there are none, or it depends on the domain.
+    one_head: str | None = None
+    #: Domain -> head, where it depends on the domain.
+    _head_of: Mapping[str, str] = MappingProxyType({})
+    #: Domain -> expert, where that has another name.
+    _experts: Mapping[str, str] = MappingProxyType({})
+    #: Domains of all items, once they are known.
+    _domains: Collection[str] = frozenset()
     #: What it is that has no gradients, for the message of :meth:`backward`.
     _subject: ClassVar[str] = "this evaluator"
     #: Key of the study file, for messages.
@@ -33,8 +84,53 @@ class EvaluatorBase:
     #: How often the batch was halved.
     _halvings: int = 0
 
+    def lend(self, share: float) -> None:
+        """Refuse to lend: there are no validation items of files.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"selection.lend: expected evaluators whose items come from files, received {share:g} "
+            f"and {self._subject}; leave it out"
+        )
+
     def check(self) -> None:
         """Refuse nothing: there is no data."""
+
+    def use_heads(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Choose the head that the study names, else those of the domains' experts.
+
+        Without domains it is that of the expert after which an objective is named.
+
+        Raises:
+            InputError: If it is not known which head scores some item.
+        """
+        if not names or self.model_class is None:
+            if self.head is not None:
+                raise InputError(
+                    f"{self._where}.head: expected an evaluator that runs a model, and experts "
+                    "with heads that do not line up (special: {heads: own}), received "
+                    f"{self.head!r} without; leave it out"
+                )
+            return {}
+        by_domain = {name: self._experts.get(name, name) for name in sorted(self._domains) if name}
+        lost = next((name for name, head in by_domain.items() if head not in names), None)
+        if self.head is None and by_domain and lost is None:
+            self._head_of = by_domain
+            return dict.fromkeys(by_domain.values(), self.model_class)
+        objectives = [objective.name for objective in getattr(self, "objectives", ())]
+        named = [*{name for name in objectives if name in names}]
+        head = self.head if self.head is not None or len(named) != 1 else named[0]
+        if head is None or head not in names:
+            items = f" for the items of domain {lost!r}" if head is None and lost else ""
+            raise InputError(
+                f"{self._where}.head: expected one of {', '.join(names)}{items}, received "
+                f"{'none' if head is None else repr(head)}; write head: NAME, or experts: "
+                "{DOMAIN: NAME} where evaluators have domains"
+            )
+        self.one_head = head
+        return {head: self.model_class}
 
     def references(self) -> frozenset[str]:
         """Name no anchor: the values are relative to nothing."""

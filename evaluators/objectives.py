@@ -39,6 +39,17 @@ DIRECTIONS: Mapping[str, Direction] = {
     "tokens": "minimize",
     "log_perplexity": "minimize",
     "perplexity": "minimize",
+    "f1": "maximize",
+    "spearman": "maximize",
+    "pearson": "maximize",
+    "squared_error": "minimize",
+    "recall": "maximize",
+    "ndcg": "maximize",
+    "exact_match": "maximize",
+    "chrf": "maximize",
+    "rouge_l": "maximize",
+    "wer": "minimize",
+    "cer": "minimize",
 }
 
 

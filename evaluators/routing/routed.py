@@ -15,7 +15,7 @@ import numpy as np
 
 from mergesearch.evaluators.base import Candidate, Evaluator, ItemSubset, Measurement, Split
 from mergesearch.evaluators.by_item import Array
-from mergesearch.evaluators.classification import Classification
+from mergesearch.evaluators.images.classification import Classification
 from mergesearch.evaluators.items import balanced_order
 from mergesearch.merging import InputError, Recipe
 

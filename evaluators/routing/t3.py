@@ -20,7 +20,7 @@ class T3(RoutedClassification):
         centred: ``2 · sigmoid - 1`` instead of the published sigmoid
             (:class:`mergesearch.merging.routing.routed.T3`).
         **classification: Arguments of
-            :class:`mergesearch.evaluators.classification.Classification`.
+            :class:`mergesearch.evaluators.images.classification.Classification`.
     """
 
     parameters = (

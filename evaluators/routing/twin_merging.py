@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mergesearch.evaluators.base import Candidate
-from mergesearch.evaluators.items import check_items
 from mergesearch.evaluators.routing.routed import Parameter, RoutedClassification, tensors_at
 from mergesearch.merging import Field, InputError, Recipe
 
@@ -31,7 +30,7 @@ class TwinMerging(RoutedClassification):
         router_steps: Steps of its training, on all search items at once.
         router_seed: Seed of its first weights.
         **classification: Arguments of
-            :class:`mergesearch.evaluators.classification.Classification`.
+            :class:`mergesearch.evaluators.images.classification.Classification`.
 
     Raises:
         InputError: If there is no column of domains.
@@ -76,11 +75,8 @@ class TwinMerging(RoutedClassification):
             InputError: In one line.
         """
         super().check_recipe(template)
-        given = self._source
         where = self._source["where"]
-        domains = check_items(given["data"], self._splits, given["columns"], f"{where}.data")[
-            "search"
-        ]
+        domains = self._tables.check(self._splits)["search"]
         names = [expert.name for expert in template.experts]
         owners = {domain: self._owner(domain) for domain in sorted(domains)}
         lost = next((domain for domain, owner in owners.items() if owner not in names), None)

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import Field as Key
+from pydantic import model_validator
+
+from mergesearch.evaluators.spec.data import DESCRIPTION, DataSpec, domain_column, item_files_of
+from mergesearch.evaluators.spec.section import ModelSection, Section
 
 if TYPE_CHECKING:
     from mergesearch.evaluators.objectives import Metric
 
 
-class Section(BaseModel):
-    """A frozen section that allows no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+__all__ = ["BoundSpec", "ItemSpec", "ScoreSpec", "Section", "metrics_of"]
 
 
 class ScoreSpec(Section):
@@ -70,10 +70,10 @@ def metrics_of(scores: Sequence[ScoreSpec], metric: str | None = None) -> list[M
     return [Metric(**named, **score.model_dump()) for score in scores]
 
 
-class ItemSpec(Section):
-    """Items of a ``datasets`` folder that a model is run on."""
+class ItemSpec(ModelSection):
+    """Items of files that a model is run on."""
 
-    data: str = Key(description="Folder written by DatasetDict.save_to_disk.")
+    data: str | DataSpec = Key(description=DESCRIPTION)
     splits: dict[Literal["search", "validation", "test"], str] = Key(
         default_factory=dict,
         description="Names of the three splits in the folder, where they differ.",
@@ -100,11 +100,12 @@ class ItemSpec(Section):
         self, folder: Path, where: str, metric: str | None, inputs: Mapping[str, str]
     ) -> dict[str, Any]:
         """Arguments that every evaluator of items is built with."""
+        domain = domain_column(self.data, self.domain)
         return {
-            "data": folder / self.data,
+            "data": item_files_of(self.data, folder),
             "metrics": metrics_of([*self.objectives, *self.constraints], metric),
             "splits": self.splits,
-            "columns": {**inputs, "label": None, "domain": self.domain, "id": self.id},
+            "columns": {**inputs, "label": None, "domain": domain, "id": self.id},
             "batch_size": self.batch_size,
             "max_items": self.max_items,
             "experts": self.experts,

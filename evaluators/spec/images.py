@@ -9,7 +9,9 @@ from pydantic import Field as Key
 from pydantic import field_validator, model_validator
 
 from mergesearch.evaluators.base import Evaluator
-from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec, Section, metrics_of
+from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec, metrics_of
+from mergesearch.evaluators.spec.data import DESCRIPTION, DataSpec, domain_column, item_files_of
+from mergesearch.evaluators.spec.section import ModelSection
 
 
 class MetricSpec(ScoreSpec):
@@ -22,17 +24,17 @@ class MetricBoundSpec(BoundSpec, MetricSpec):
     """One bound of a classification evaluator."""
 
 
-class ClassificationSpec(Section):
-    """Image classification on a ``datasets`` folder."""
+class ClassificationSpec(ModelSection):
+    """Classification of images, which are arrays of pixels or pictures."""
 
     kind: Literal["classification"]
-    data: str = Key(description="Folder written by DatasetDict.save_to_disk.")
+    data: str | DataSpec = Key(description=DESCRIPTION)
     splits: dict[Literal["search", "validation", "test"], str] = Key(
         default_factory=dict,
         description="Names of the three splits in the folder, where they differ.",
     )
     input: str = Key(default="pixels", description="Column of the images.")
-    label: str = Key(default="label", description="Column of the class numbers.")
+    label: str = Key(default="label", description="Column of the class numbers, or their names.")
     domain: str | None = Key(
         default=None, description="Column that says which domain an item belongs to."
     )
@@ -53,7 +55,7 @@ class ClassificationSpec(Section):
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
-        from mergesearch.evaluators.classification import Classification
+        from mergesearch.evaluators.images.classification import Classification
 
         return Classification(**_as_classification(self, folder, where))
 
@@ -100,10 +102,15 @@ class TwinMergingSpec(ClassificationSpec):
 def _as_classification(spec: ClassificationSpec, folder: Path, where: str) -> dict[str, Any]:
     """Arguments that every evaluator of image classification is built with."""
     return {
-        "data": folder / spec.data,
+        "data": item_files_of(spec.data, folder),
         "metrics": metrics_of([*spec.objectives, *spec.constraints]),
         "splits": spec.splits,
-        "columns": {"input": spec.input, "label": spec.label, "domain": spec.domain, "id": spec.id},
+        "columns": {
+            "input": spec.input,
+            "label": spec.label,
+            "domain": domain_column(spec.data, spec.domain),
+            "id": spec.id,
+        },
         "batch_size": spec.batch_size,
         "max_items": spec.max_items,
         "experts": spec.experts,
@@ -177,7 +184,7 @@ class SegmentationSpec(ItemSpec):
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
-        from mergesearch.evaluators.segmentation import Segmentation
+        from mergesearch.evaluators.images.segmentation import Segmentation
 
         own = self.model_dump(include={"background", "ignored", "multimask"})
         return Segmentation(

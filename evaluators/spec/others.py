@@ -10,6 +10,7 @@ from pydantic import Field as Key
 
 from mergesearch.evaluators.base import Evaluator
 from mergesearch.evaluators.spec.base import Section
+from mergesearch.evaluators.spec.section import ModelSection
 
 Share = Annotated[float, Key(ge=0, le=1)]
 
@@ -63,7 +64,7 @@ class ObjectiveSpec(Section):
     direction: Literal["maximize", "minimize"]
 
 
-class CommandSpec(Section):
+class CommandSpec(ModelSection):
     """Objectives that another program measures: JSON in, JSON out, one process per trial."""
 
     kind: Literal["command"]
@@ -129,7 +130,7 @@ class CommandSpec(Section):
         )
 
 
-class DistanceSpec(Section):
+class DistanceSpec(ModelSection):
     """How far a merge is from the base, without any item."""
 
     kind: Literal["distance"]

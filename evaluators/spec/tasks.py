@@ -11,6 +11,7 @@ from pydantic import Field as Key
 
 from mergesearch.evaluators.base import Evaluator
 from mergesearch.evaluators.spec.base import BoundSpec, ScoreSpec, Section, metrics_of
+from mergesearch.evaluators.spec.section import ModelSection
 
 
 class TaskSpec(Section):
@@ -89,7 +90,7 @@ class TaskBoundSpec(BoundSpec, TaskMetricSpec):
     """One bound over tasks."""
 
 
-class LmEvalSpec(Section):
+class LmEvalSpec(ModelSection):
     """Tasks of the language-model evaluation harness."""
 
     kind: Literal["lm_eval"]

@@ -1,1 +1,1 @@
-"""Evaluators that run causal language models on texts and token ids."""
+"""Evaluators that run models on texts and token ids."""

@@ -8,7 +8,6 @@ token is scored like any other.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -29,6 +28,7 @@ from mergesearch.evaluators.text.transformers_writer import TransformersWriter
 from mergesearch.evaluators.text.vllm_settings import VllmSettings, check_version
 from mergesearch.evaluators.text.writer import Writer, Written
 from mergesearch.merging import InputError, MergesearchError
+from mergesearch.merging.extensions.references import find_function
 
 if TYPE_CHECKING:
     import torch
@@ -67,23 +67,8 @@ def find_scorer(name: str, where: str) -> Scorer:
                 f"{where}: expected module:function or one of {sorted(SCORERS)}, received {name!r}"
             )
         return SCORERS[name]
-    module, _, attribute = name.partition(":")
-    try:
-        loaded: Any = importlib.import_module(module)
-    except Exception as error:  # whatever a module raises while it is imported
-        text = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}: expected a module that can be imported, received {module!r}: "
-            f"{type(error).__name__}: {text}"
-        ) from None
-    scorer = getattr(loaded, attribute, None)
-    if not callable(scorer):
-        what = "none" if scorer is None else type(scorer).__name__
-        raise InputError(
-            f"{where}: expected a function {attribute!r} in module {module!r}, received {what}"
-        )
-    checked: Scorer = scorer
-    return checked
+    scorer: Scorer = find_function(name, where)
+    return scorer
 
 
 class Generation(ByItem):

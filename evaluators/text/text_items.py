@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators.by_item import domain_names
-from mergesearch.evaluators.items import text_identity
+from mergesearch.evaluators.data.identities import text_identity
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:

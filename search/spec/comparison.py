@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mergesearch.search.spec.code import used_plugins
 from mergesearch.search.spec.sections import EXECUTION_KEYS, StudySpec
 from mergesearch.search.spec.shortening import shortened
 
@@ -20,7 +21,10 @@ def evaluation_digest(spec: StudySpec) -> str:
     from importlib.metadata import version
 
     versions = {name: version(name) for name in ("lm-eval", "torch", "transformers")}
+    versions |= {p.package: p.version for p in used_plugins(spec) if p.kind == "evaluators"}
     content = {"evaluators": spec.to_dict()["evaluators"], "versions": versions}
+    if spec.selection.lend is not None:
+        content["lend"] = spec.selection.lend
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

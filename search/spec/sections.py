@@ -147,6 +147,13 @@ class SelectionSection(Section):
         ge=0,
         description="leaders are nominated by their value minus this many standard errors",
     )
+    lend: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the validation items, alike in every domain, that the search uses "
+        "instead: it fits its own items less, and the others choose the winner",
+    )
     repeats: int = Field(
         1,
         ge=0,
@@ -294,6 +301,10 @@ class StudySpec(Section):
     budget: BudgetSection
     start: StartSection | None = Field(
         None, description="other runs that say where the search begins"
+    )
+    allow_unrelated: Annotated[str, Field(min_length=1)] | bool | None = Field(
+        None,
+        description="why experts are merged that do not come from the base (true: no reason given)",
     )
     anchors: Literal["default", "none"] = "default"
     fidelity: Annotated[FidelitySection, BeforeValidator(_ruled)] = FidelitySection()

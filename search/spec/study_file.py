@@ -15,12 +15,21 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mergesearch.evaluators.spec.data import resolve_data
+from mergesearch.evaluators.spec.evaluators import SECTIONS
 from mergesearch.merging import InputError
 from mergesearch.merging.checkpoints.locations import absolute_path
+from mergesearch.merging.extensions.references import find, is_reference, located
 from mergesearch.merging.models.calibration_spec import absolute as in_full
 from mergesearch.merging.policies import located_special
 from mergesearch.search.spec.renamed import refuse_old_names
-from mergesearch.search.spec.sections import BARE, OperatorSection, StartSection, StudySpec
+from mergesearch.search.spec.sections import (
+    BARE,
+    OperatorSection,
+    StartSection,
+    StrategySection,
+    StudySpec,
+)
 from mergesearch.search.spec.shortening import shortened
 from mergesearch.search.spec.trackers import TrackerSpec
 
@@ -124,8 +133,13 @@ def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> set[str]:
             for m in models
             if any(part in get_args(f.annotation) for f in m.model_fields.values())
         ]
-        models = sections or tagged or models
+        models = sections or tagged or _plugin_sections(part) or models
     return {name for outer in models for name in outer.model_fields}
+
+
+def _plugin_sections(kind: str) -> list[type[BaseModel]]:
+    """The section of an evaluator that a plug-in adds, if the kind is one."""
+    return [SECTIONS[kind]] if kind in SECTIONS else []
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -163,17 +177,60 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
         }
     )
     _check_code(resolved)
-    return resolved
+    return _with_code(resolved, folder)
 
 
 def _check_code(spec: StudySpec) -> None:
-    """Refuse evaluators that run code which the study names, unless the study allows it."""
+    """Refuse to run code which the study names, unless the study allows it."""
+    for key, name in references_of(spec).items():
+        if not spec.allow_code:
+            raise InputError(
+                f"{key}: {name} runs code that the study names; if you trust it, set allow_code: "
+                "true at the top of the study file"
+            )
     for index, evaluator in enumerate(spec.evaluators):
         if getattr(evaluator, "runs_code", False) and not spec.allow_code:
             raise InputError(
                 f"evaluators.{index}: {evaluator.kind} runs code that the study names; if you "
                 "trust it, set allow_code: true at the top of the study file"
             )
+
+
+def references_of(spec: StudySpec) -> dict[str, str]:
+    """Key -> name of the operator and the strategy that are objects of the user's."""
+    named = {"operator.name": spec.operator.name, "strategy.name": spec.strategy.name}
+    return {key: name for key, name in named.items() if is_reference(name)}
+
+
+def find_references(spec: StudySpec) -> None:
+    """Import the operator and the strategy of a study that allows it, so that tables know them.
+
+    Raises:
+        InputError: If one cannot be imported.
+    """
+    for key, name in references_of(spec).items():
+        find(name, key)
+
+
+def _with_code(spec: StudySpec, folder: Path) -> StudySpec:
+    """The study with the code that it names imported, and the digests of its functions."""
+    operator = OperatorSection(
+        **(spec.operator.options | {"name": located(spec.operator.name, folder)})
+    )
+    strategy = StrategySection(
+        **(spec.strategy.options | {"name": located(spec.strategy.name, folder)})
+    )
+    evaluators = [
+        evaluator.loaded(folder, f"evaluators.{index}")
+        if hasattr(evaluator, "loaded")
+        else evaluator
+        for index, evaluator in enumerate(spec.evaluators)
+    ]
+    found = spec.model_copy(
+        update={"operator": operator, "strategy": strategy, "evaluators": evaluators}
+    )
+    find_references(found)
+    return found
 
 
 def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | None:
@@ -214,7 +271,9 @@ def _resolve_evaluator(
     Its tokenizer is by default the base's, and its teachers are by default all experts.
     """
     update: dict[str, Any] = {}
-    for key in ("data", "include_path", "folder"):
+    if getattr(spec, "data", None) is not None:
+        update["data"] = resolve_data(spec.data, folder, base, absolute)
+    for key in ("include_path", "folder"):
         if getattr(spec, key, None) is not None:
             update[key] = str((folder / getattr(spec, key)).resolve())
     if hasattr(spec, "tokenizer"):

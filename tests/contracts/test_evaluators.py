@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from mergesearch.evaluators import SPLITS, Candidate, Evaluator, Measurement
 from mergesearch.evaluators.composite import Composite
 from mergesearch.evaluators.spec.evaluators import EVALUATORS
 from mergesearch.merging import Source
+from tests.evaluators.answered import make_processor, pico_llava, question_folder
+from tests.evaluators.classified import classified_folder, pico_bert
 from tests.evaluators.items import (
     DOMAINS,
     build,
@@ -35,6 +38,20 @@ from tests.evaluators.items import (
 from tests.evaluators.language import lm_section, make_tasks
 from tests.evaluators.masks import pico_sam, stored
 from tests.evaluators.masks import splits as masks
+from tests.evaluators.pairs import (
+    letter_tokenizer,
+    pair_folder,
+    pico_encoder,
+    pico_t5,
+    pico_wav2vec,
+)
+from tests.evaluators.prompted import (
+    CLASSES,
+    image_folder,
+    pico_clip,
+    word_tokenizer,
+    zero_shot,
+)
 from tests.evaluators.texts import make_tokenizer, text_folder, text_llama
 
 CASES = {
@@ -57,8 +74,18 @@ CASES = {
     "perplexity": ["perplexity"],
     "segmentation": ["segmentation"],
     "a program": ["command"],
+    "a function": ["python"],
     "distance": ["distance"],
     "relative": ["classification"],
+    "texts with numbers": ["text_classification"],
+    "words with classes": ["token_classification"],
+    "prompted images": ["zero_shot"],
+    "preferred texts": ["reward"],
+    "written texts": ["sequence_to_sequence"],
+    "similar texts": ["similarity", "retrieval"],
+    "recordings": ["audio_classification"],
+    "speech": ["speech_recognition"],
+    "questions about pictures": ["visual_questions"],
 }
 
 
@@ -123,6 +150,14 @@ def sections(case: str) -> list[dict[str, Any]]:
             )
         ],
         "a program": [program()],
+        "a function": [
+            {
+                "kind": "python",
+                "function": "tests.evaluators.functions:scored",
+                "sizes": {"search": 6, "validation": 5, "test": 4},
+                "model": "none",
+            }
+        ],
         "distance": [{"kind": "distance", "model_class": "AutoModelForImageClassification"}],
         "relative": [
             classification(
@@ -130,7 +165,58 @@ def sections(case: str) -> list[dict[str, Any]]:
             )
             | {"constraints": [{"at_least": 0.5}]}
         ],
+        "texts with numbers": [
+            classified("text_classification", "squared_error", number="score", pair="pair")
+        ],
+        "words with classes": [classified("token_classification", "accuracy", "cross_entropy")],
+        "preferred texts": [classified("reward", "cross_entropy", data="pairs.jsonl")],
+        "written texts": [
+            classified("sequence_to_sequence", "chrf", data="pairs.jsonl", max_new_tokens=4)
+        ],
+        "similar texts": [
+            classified("similarity", "squared_error", data="pairs.jsonl"),
+            classified("retrieval", "ndcg", data="pairs.jsonl"),
+        ],
+        "recordings": [
+            unlabelled(
+                "audio_classification",
+                data="pairs.jsonl",
+                domain=None,
+                batch_size=1,  # convolutions see the padding of shorter recordings
+                objectives=[{"metric": "cross_entropy"}],
+            )
+        ],
+        "speech": [
+            classified(
+                "speech_recognition",
+                "cer",
+                data="pairs.jsonl",
+                tokenizer=str(FOLDER / "letters"),
+                batch_size=1,
+            )
+        ],
+        "questions about pictures": [
+            unlabelled(
+                "visual_questions",
+                data="questions.parquet",
+                tokenizer=str(FOLDER / "processor"),
+                answer="sign",
+                max_new_tokens=1,
+            )
+        ],
+        "prompted images": [zero_shot(FOLDER, "accuracy", "entropy", data=IMAGES)],
     }[case]
+
+
+def classified(kind: str, *metrics: str, **options: Any) -> dict[str, Any]:
+    given = {"data": "texts.jsonl", "tokenizer": str(FOLDER / "tokenizer")}
+    return unlabelled(
+        kind, **given | {"objectives": [{"metric": metric} for metric in metrics]} | options
+    )
+
+
+#: Items of tasks with class names, beside the study.
+IMAGES = {"file": "images", "classes": CLASSES}
 
 
 def unlabelled(kind: str, **options: Any) -> dict[str, Any]:
@@ -182,6 +268,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pico_vit(seed=5).save_pretrained(FOLDER / "base")
     text_folder(folder)
     make_tokenizer(FOLDER / "tokenizer")
+    classified_folder(folder, 40)
+    image_folder(folder)
+    word_tokenizer(FOLDER / "words")
+    pair_folder(folder, 40)
+    question_folder(folder)
+    make_processor(FOLDER / "processor")
+    letter_tokenizer(FOLDER / "letters")
     stored(folder / "masks", masks())
     save(folder / "data", three_splits())
     save(folder / "tokens", token_splits())
@@ -195,6 +288,14 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "AutoModelForImageClassification": pico_vit,
     "AutoModelForCausalLM": text_llama,
     "AutoModelForMaskGeneration": pico_sam,
+    "AutoModelForSequenceClassification": partial(pico_bert, "sequence", num_labels=1),
+    "AutoModelForTokenClassification": partial(pico_bert, "token"),
+    "AutoModelForZeroShotImageClassification": pico_clip,
+    "AutoModelForSeq2SeqLM": pico_t5,
+    "AutoModel": pico_encoder,
+    "AutoModelForAudioClassification": partial(pico_wav2vec, "classes"),
+    "AutoModelForImageTextToText": pico_llava,
+    "AutoModelForCTC": partial(pico_wav2vec, "ctc"),
 }
 
 
@@ -255,7 +356,7 @@ class TestEvaluatorContract:
         assert {objective.direction for objective in nowhere.objectives} <= {"maximize", "minimize"}
         assert nowhere.provides <= {"items", "gradient"}
         assert (nowhere.model_class is None) == all(
-            section["kind"] in ("synthetic", "command") for section in sections(case)
+            section["kind"] in ("synthetic", "command", "python") for section in sections(case)
         )
 
     @pytest.mark.parametrize("split", SPLITS)

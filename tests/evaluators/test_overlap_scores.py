@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergesearch.evaluators.segmentation import (
+from mergesearch.evaluators.images.segmentation import (
     object_logits,
     overlap_scores,
     pixel_cross_entropy,

@@ -1,0 +1,1 @@
+"""Items on disk: tables, folders of images and `datasets` folders, checked, divided and loaded."""

@@ -1,0 +1,131 @@
+"""What stands at a path: one table, a table for each split, or images in folders of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergesearch.evaluators.data.table_files import (
+    READERS,
+    UNREADABLE,
+    class_names,
+    read_datasets_table,
+    read_table_file,
+)
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Suffixes of pictures.
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+#: Columns of a folder of images, whatever the study calls them.
+IMAGE = "image"
+CLASS = "label"
+
+
+@dataclass(frozen=True, eq=False)
+class RawTable:
+    """A table as it is on disk.
+
+    Attributes:
+        table: The rows.
+        names: Column -> names of its classes, where the file says so.
+        folder: Where paths of pictures start.
+        pictures: Whether it is a folder of images, which has columns ``image`` and ``label``.
+    """
+
+    table: pa.Table
+    folder: Path
+    names: Mapping[str, list[str]] = field(default_factory=dict)
+    pictures: bool = False
+
+
+def read_layout(path: Path, texts: Collection[str], where: str) -> dict[str | None, RawTable]:
+    """Split -> table of a path; the key is None where the path names no splits.
+
+    Args:
+        path: A table, a folder of tables or of images, or a folder that ``save_to_disk`` wrote.
+        texts: Columns that stay texts, even where they look like numbers.
+        where: Key of the study file, for messages.
+
+    Raises:
+        InputError: If there is nothing there that can be read.
+    """
+    if path.is_file():
+        return {None: _file(path, texts, where)}
+    if not path.is_dir():
+        raise InputError(
+            f"{where}: expected a file or a folder of items, found no {path}; paths start at the "
+            "study file"
+        )
+    if (path / "state.json").is_file():
+        return {None: _dataset(path, where)}
+    children = sorted(path.iterdir())
+    parts = [child for child in children if (child / "state.json").is_file()]
+    if parts:
+        return {part.name: _dataset(part, where) for part in parts}
+    files = [child for child in children if child.suffix.lower() in READERS]
+    if files:
+        return {file.stem: _file(file, texts, where) for file in files}
+    if any(_images(child) for child in children):
+        return {None: _image_folder(path)}
+    splits = [child for child in children if child.is_dir() and _holds_classes(child)]
+    if splits:
+        return {split.name: _image_folder(split) for split in splits}
+    raise InputError(
+        f"{where}: {path}: expected a folder of {', '.join(READERS)} files, of images in folders "
+        "of their classes, or one that save_to_disk wrote, found none of them"
+    )
+
+
+def _file(path: Path, texts: Collection[str], where: str) -> RawTable:
+    if path.suffix.lower() not in READERS:
+        raise InputError(
+            f"{where}: {path}: expected a file of {', '.join(READERS)}, received "
+            f"{path.suffix or 'one without a suffix'}"
+        )
+    return RawTable(read_table_file(path, texts, where), path.parent)
+
+
+def _dataset(folder: Path, where: str) -> RawTable:
+    import pyarrow as pa
+
+    try:
+        table = read_datasets_table(folder)
+        names = class_names(folder)
+    except (*UNREADABLE, pa.ArrowException) as error:
+        raise InputError(
+            f"{where}: {folder}: expected a readable folder of save_to_disk, received "
+            f"{type(error).__name__}; write it again"
+        ) from None
+    if not table.num_rows:
+        raise InputError(f"{where}: {folder}: expected items, received an empty split")
+    return RawTable(table, folder, names)
+
+
+def _image_folder(folder: Path) -> RawTable:
+    """Images in folders that are named after their classes."""
+    import pyarrow as pa
+
+    found = [
+        (str(image), child.name)
+        for child in sorted(folder.iterdir())
+        for image in (_images(child) if child.is_dir() else [])
+    ]
+    images = pa.array([image for image, _ in found], pa.string())
+    labels = pa.array([label for _, label in found], pa.string())
+    return RawTable(pa.table({IMAGE: images, CLASS: labels}), folder, pictures=True)
+
+
+def _holds_classes(folder: Path) -> bool:
+    return any(child.is_dir() and _images(child) for child in folder.iterdir())
+
+
+def _images(folder: Path) -> list[Path]:
+    """Pictures of a folder, in the order of their names."""
+    if not folder.is_dir():
+        return []
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES]

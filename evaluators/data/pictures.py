@@ -1,0 +1,140 @@
+"""Pictures: bytes or files, opened by Pillow and made pixels by a model's own image processor."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Pictures that a processor gets at once.
+AT_ONCE = 64
+
+
+def picture_array(values: Sequence[Any], folder: Path, where: str) -> pa.Array:
+    """A struct of ``bytes`` and ``path`` for every picture ``(items,)``, one of which is null.
+
+    Args:
+        values: Bytes, a path, or what `datasets` stores: a mapping with ``bytes`` and ``path``.
+        folder: Where relative paths start.
+        where: Key of the study file and column, for messages.
+
+    Raises:
+        InputError: If a file is missing, or is no picture.
+    """
+    import pyarrow as pa
+
+    kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+    return pa.array([_checked(value, folder, where) for value in values], kind)
+
+
+def picture_bytes(picture: Mapping[str, Any]) -> bytes:
+    """The bytes of a row of :func:`picture_array`."""
+    content = picture["bytes"]
+    return bytes(content) if content is not None else Path(picture["path"]).read_bytes()
+
+
+def opened_picture(picture: Mapping[str, Any]) -> Any:
+    """A row of :func:`picture_array` as an image in three colours."""
+    return _open(picture_bytes(picture)).convert("RGB")
+
+
+def pixel_values(
+    pictures: Sequence[Mapping[str, Any]], checkpoint: str | None, where: str
+) -> npt.NDArray[np.float32]:
+    """Pixels ``(items, channels, height, width)`` as a checkpoint's image processor makes them.
+
+    Raises:
+        InputError: If there is no processor, or it makes other pixels than the model reads.
+    """
+    processor = load_processor(checkpoint, where)
+    parts = []
+    for start in range(0, len(pictures), AT_ONCE):
+        opened = [opened_picture(one) for one in pictures[start : start + AT_ONCE]]
+        parts.append(processor(images=opened, return_tensors="np")["pixel_values"])
+    return np.concatenate(parts).astype(np.float32)
+
+
+@cache
+def load_processor(checkpoint: str | None, where: str) -> Any:
+    """Load the image processor of a checkpoint.
+
+    Raises:
+        InputError: If there is none.
+    """
+    from transformers import AutoImageProcessor
+
+    folder = processor_folder(checkpoint, where)
+    try:
+        return AutoImageProcessor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{where}: {folder}: expected an image processor, received "
+            f"{type(error).__name__}: {text}"
+        ) from None
+
+
+def processor_folder(checkpoint: str | None, where: str) -> Path:
+    """The folder of the image processor of a checkpoint, which is only looked for.
+
+    Raises:
+        InputError: If it has none.
+    """
+    folder = None if checkpoint is None else checkpoint_folder(checkpoint, where)
+    names = ("preprocessor_config.json", "processor_config.json")
+    if folder is None or not any((folder / name).is_file() for name in names):
+        raise InputError(
+            f"{where}: expected a preprocessor_config.json for pictures, found none in "
+            f"{checkpoint}; name a checkpoint that has one in data.processor"
+        )
+    return folder
+
+
+def checkpoint_folder(checkpoint: str, where: str) -> Path | None:
+    """The folder of a checkpoint, which may hold a processor or a configuration alone."""
+    from mergesearch.merging.checkpoints.opening import open_checkpoint
+
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    folder = open_checkpoint(checkpoint, where).folder
+    return None if folder is None else Path(folder)
+
+
+def _checked(value: Any, folder: Path, where: str) -> dict[str, Any]:
+    """The struct of one picture, whose header can be read."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, str | bytes):
+        raise InputError(f"{where}: expected a picture for every item, received none for some")
+    path = str(folder / value) if isinstance(value, str) else None
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"{where}: expected a picture, found no {path}")
+    picture = {"bytes": None if path is not None else value, "path": path}
+    try:
+        _open(picture_bytes(picture))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(
+            f"{where}: {path or 'the bytes of an item'}: expected a picture, received "
+            f"{type(error).__name__}; mend or remove it"
+        ) from None
+    return picture
+
+
+def _open(content: bytes) -> Any:
+    """Read the header of a picture."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(content))

@@ -1,0 +1,313 @@
+"""Splits of items: checked, counted, known by their identities, and loaded by role.
+
+Checking loads neither ``datasets`` nor torch. The three splits must be disjoint: an item that the
+search has seen would flatter the winner.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators.base import Split
+from mergesearch.evaluators.data.columns import (
+    LISTS,
+    PICTURES,
+    TEXTS,
+    Columns,
+    check_columns,
+    holds_pictures,
+    inputs,
+)
+from mergesearch.evaluators.data.identities import identities
+from mergesearch.evaluators.data.item_files import ItemFiles, item_files
+from mergesearch.evaluators.data.lending import Mask, joined, lent_items, rows_of
+from mergesearch.evaluators.data.pictures import pixel_values, processor_folder
+from mergesearch.evaluators.data.split_tables import read_splits
+from mergesearch.evaluators.data.table_files import UNREADABLE, class_names, read_datasets_table
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ItemTables:
+    """The splits of files, read when they are first asked for.
+
+    Args:
+        data: Files and folders of items.
+        columns: ``label``, ``domain``, ``id`` and inputs -> column; the first three may be None.
+            Items without an id are identified by their first input.
+        where: Key of the study file, for messages.
+    """
+
+    def __init__(self, data: Path | ItemFiles, columns: Columns, where: str) -> None:
+        self._files = item_files(data)
+        self._columns = columns
+        self._where = where
+        self._read: dict[str, pa.Table] | None = None
+        self._counts: dict[str, int] = {}
+        self._named: dict[str, npt.NDArray[np.str_]] = {}
+        self._lender = ""
+        self._borrower = ""
+        self._share = 0.0
+
+    def lend(self, share: float, lender: str, borrower: str) -> None:
+        """Let a split have some items of another one (:mod:`mergesearch.evaluators.data.lending`).
+
+        Args:
+            share: Part of the lender's items.
+            lender: Split that has them in the files.
+            borrower: Split that counts and loads them, after its own.
+        """
+        self._share = share
+        self._lender = lender
+        self._borrower = borrower
+
+    @cached_property
+    def _lent(self) -> Mask:
+        """Which of the lender's items are lent ``(items,)``."""
+        column = {"domain": self._columns.get("domain")}
+        loaded = self._load(self._lender, column) if column["domain"] else {}
+        count = self._count(self._lender)
+        return lent_items(
+            np.asarray(loaded.get("domain", [""] * count)).astype(np.str_), self._share
+        )
+
+    def check(self, splits: Mapping[Split, str]) -> dict[Split, set[str]]:
+        """Check splits and columns, and return the domains of each split.
+
+        Missing, empty or overlapping splits and missing or wrong columns are refused.
+
+        Args:
+            splits: Role -> name of the split.
+
+        Raises:
+            InputError: In one line.
+        """
+        tables = {role: self._table(name) for role, name in splits.items()}
+        ids = {role: set(identities(table, self._columns)) for role, table in tables.items()}
+        for one, other in combinations(ids, 2):
+            shared = ids[one] & ids[other]
+            if shared:
+                raise InputError(
+                    f"{self._where}: {self._files}: expected disjoint splits, received "
+                    f"{len(shared)} items in both {splits[one]!r} and {splits[other]!r}, for "
+                    f"example {min(shared)!r}"
+                )
+        if any(holds_pictures(kind) for table in tables.values() for kind in table.schema.types):
+            processor_folder(self._files.checkpoint, self._where)
+        return {
+            role: self._domains(splits[role], table, self._columns.get("domain"))
+            for role, table in tables.items()
+        }
+
+    def identities(self, split: str) -> set[str]:
+        """Hashes of the first input of every item, which are the same in every data set.
+
+        Ids are not read, since two data sets may number alike.
+
+        Raises:
+            InputError: If the split or a column is missing.
+        """
+        return set(identities(self._table(split), {**self._columns, "id": None}))
+
+    def domains(self, split: str) -> npt.NDArray[np.str_]:
+        """Domain of each item of a split ``(items,)``, "" without domains; no input is read."""
+        if split not in self._named:
+            column = {"domain": self._columns.get("domain")}
+            found = self.load(split, column)["domain"] if column["domain"] else None
+            self._named[split] = (
+                np.full(self.count(split), "")
+                if found is None
+                else np.asarray(found).astype(np.str_)
+            )
+        return self._named[split]
+
+    def count(self, split: str) -> int:
+        """Number of items of a split that :meth:`check` has seen, with those lent to it."""
+        count = self._count(split)
+        if self._share and split in (self._lender, self._borrower):
+            lent = int(self._lent.sum())
+            count += lent if split == self._borrower else -lent
+        return count
+
+    def _count(self, split: str) -> int:
+        if split not in self._counts:
+            folder = self._plain(split, self._columns)
+            self._counts[split] = (
+                self._table(split).num_rows if folder is None else _count(folder / split)
+            )
+        return self._counts[split]
+
+    def load(self, split: str, columns: Columns | None = None) -> dict[str, Any]:
+        """Load the columns of a split by role: classes as numbers, domains as names.
+
+        Args:
+            split: Name of the split.
+            columns: Some of the columns; None takes all.
+        """
+        own = self._load(split, columns)
+        if self._share and split == self._lender:
+            return {role: rows_of(values, ~self._lent) for role, values in own.items()}
+        if self._share and split == self._borrower:
+            lent = self._load(self._lender, columns)
+            return {
+                role: joined(values, rows_of(lent[role], self._lent))
+                for role, values in own.items()
+            }
+        return own
+
+    def _load(self, split: str, columns: Columns | None) -> dict[str, Any]:
+        wanted = self._columns if columns is None else columns
+        folder = self._plain(split, wanted)
+        if folder is not None:
+            return _load_datasets(folder / split, wanted)
+        table = self._table(split)
+        return {
+            role: _values(table, role, column, self._files, self._where)
+            for role, column in wanted.items()
+            if column is not None
+        }
+
+    def release(self) -> None:
+        """Forget the rows; they are read again when they are asked for."""
+        for split in self._read or ():
+            self.count(split)
+        self._read = None
+
+    def _plain(self, split: str, columns: Columns) -> Path | None:
+        """The `datasets` folder, if `datasets` can load the columns of a split as they are."""
+        folder = self._files.datasets_folder
+        return None if folder is None or _converted(folder / split, columns) else folder
+
+    def _table(self, split: str) -> pa.Table:
+        """A split with the columns in question and at least one item."""
+        folder = self._plain(split, self._columns)
+        if folder is not None:
+            return _datasets_table(folder, split, self._columns, self._where)
+        if self._read is None:
+            self._read = read_splits(self._files, self._columns, self._where)
+        if split not in self._read:
+            raise InputError(
+                f"{self._where}: {self._files}: expected a split {split!r}, found only "
+                f"{sorted(self._read)}; name them in splits"
+            )
+        return self._read[split]
+
+    def _domains(self, split: str, table: pa.Table, column: str | None) -> set[str]:
+        """Names of the domains of a split.
+
+        A column of class numbers has its names in the description of the data.
+        """
+        if column is None:
+            return set()
+        folder = self._plain(split, self._columns)
+        names = {} if folder is None else class_names(folder / split)
+        values = table.column(column).unique().to_pylist()
+        return {names[column][value] if column in names else str(value) for value in values}
+
+
+def _values(table: pa.Table, role: str, column: str, files: ItemFiles, where: str) -> Any:
+    """The values of a column in the form that its role has."""
+    values = table.column(column).to_pylist()
+    if role in (*TEXTS, *LISTS, "domain", "id", "tags", "picture"):
+        return values
+    if role == "label":
+        return np.array(values, np.int64)
+    if role in PICTURES and holds_pictures(table.schema.field(column).type):
+        return pixel_values(values, files.checkpoint, f"{where}: column {column!r}")
+    rows = [np.asarray(value) for value in values]
+    if len({row.shape for row in rows}) == 1:
+        return np.stack(rows)
+    ragged = np.empty(len(rows), dtype=object)
+    ragged[:] = rows
+    return ragged
+
+
+def _count(folder: Path) -> int:
+    """Number of items of a split, from its files' headers."""
+    import pyarrow as pa
+
+    count = 0
+    for file in json.loads((folder / "state.json").read_text())["_data_files"]:
+        with pa.memory_map(str(folder / file["filename"])) as source:
+            count += sum(batch.num_rows for batch in pa.ipc.open_stream(source))
+    return count
+
+
+def _converted(folder: Path, columns: Columns) -> bool:
+    """Whether a column of a split must be converted: pictures, and classes by their names."""
+    info = folder / "dataset_info.json"
+    pictures = {column for role, column in inputs(columns).items() if role in PICTURES}
+    labels = {columns.get("label"), columns.get("tags")} - {None}
+    if not pictures | labels or not info.is_file():
+        return False
+    try:
+        features = json.loads(info.read_text()).get("features") or {}
+    except ValueError:
+        return False
+    return any(_kind(features.get(column)) == "Image" for column in pictures) or any(
+        _kind(features.get(column)) == "string" for column in labels
+    )
+
+
+def _kind(feature: Any) -> str:
+    """Type of a feature or of the elements of a list, or of a plain value."""
+    while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        feature = feature["feature"]
+    if not isinstance(feature, dict):
+        return ""
+    return str(feature.get("dtype") if feature.get("_type") == "Value" else feature.get("_type"))
+
+
+def _load_datasets(folder: Path, columns: Columns) -> dict[str, Any]:
+    """Load columns of a split that ``save_to_disk`` wrote."""
+    from datasets import ClassLabel, load_from_disk
+
+    wanted = {role: column for role, column in columns.items() if column is not None}
+    dataset = load_from_disk(str(folder))
+    lists = (*TEXTS, *LISTS, "tags")
+    arrays = {role: column for role, column in wanted.items() if role not in lists}
+    values = dataset.with_format("numpy", columns=sorted(set(arrays.values())))[:] if arrays else {}
+    loaded = {role: values[column] for role, column in arrays.items()}
+    # An array of texts would take the length of the longest one for each of them.
+    loaded |= {role: list(dataset[column]) for role, column in wanted.items() if role in lists}
+    domain = columns.get("domain")
+    if domain is not None and isinstance(dataset.features[domain], ClassLabel):
+        loaded["domain"] = dataset.features[domain].int2str(loaded["domain"].tolist())
+    return loaded
+
+
+def _datasets_table(data: Path, split: str, columns: Columns, where: str) -> pa.Table:
+    """Read a split as it is on disk; it has the columns in question and at least one item."""
+    import pyarrow as pa
+
+    folder = data / split
+    if not data.is_dir():
+        raise InputError(
+            f"{where}: expected a folder written by save_to_disk, or a file of items, found no "
+            f"{data}"
+        )
+    try:
+        table = read_datasets_table(folder)
+    except (*UNREADABLE, pa.ArrowException) as error:
+        known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
+        raise InputError(
+            f"{where}: {data}: expected a readable split {split!r}, received "
+            f"{type(error).__name__}; splits there: {known}"
+        ) from None
+    # Before the columns: an empty split has no file, and so no column either.
+    if not table.num_rows:
+        raise InputError(
+            f"{where}: {data}: expected items in split {split!r}, received an empty one"
+        )
+    check_columns(table, columns, f"{where}: {folder}")
+    return table

@@ -1,0 +1,1 @@
+"""Evaluators that run models on images."""

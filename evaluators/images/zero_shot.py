@@ -1,0 +1,176 @@
+"""Zero-shot classification of images by class prompts, with a dual encoder such as CLIP or SigLIP.
+
+The head of a domain is the text features of its own classes, so that several tasks share one model.
+Scores are accuracy, cross-entropy and, without labels, the entropy of AdaMerging (Yang 2024, arXiv
+2310.02575). SigLIP's sigmoids are compared within a domain by a softmax over its classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mergesearch.evaluators.base import (
+    Batch,
+    Candidate,
+    ItemSubset,
+    LossAndGradient,
+    Measurement,
+    Split,
+)
+from mergesearch.evaluators.by_item import ByItem
+from mergesearch.evaluators.data.item_files import ItemFiles, item_files
+from mergesearch.evaluators.data.split_tables import classes_of
+from mergesearch.evaluators.images.prompted import (
+    PromptHeads,
+    check_prompts,
+    image_features,
+    scaled,
+    shares_text_tower,
+)
+from mergesearch.evaluators.metrics.answers import answer_scores
+from mergesearch.evaluators.model_items import ModelItems, read_items
+from mergesearch.evaluators.text.text_items import required_tokenizer
+from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Metrics that read no labels.
+UNLABELLED = frozenset({"entropy"})
+
+
+class ZeroShot(ByItem):
+    """Scores a model of images and texts.
+
+    Args:
+        tokenizer: Folder of the tokenizer, or ``org/name@revision``.
+        prompts: Domain -> prompts with ``{}`` for the name of a class; "" stands for all domains.
+        **by_item: Arguments of :class:`ByItem`; the columns are ``pixel_values`` and ``label``.
+
+    Raises:
+        InputError: If the search is on the test items, and an objective reads their labels.
+    """
+
+    smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy", "entropy"})
+    model_class: str | None = "AutoModelForZeroShotImageClassification"
+
+    def __init__(
+        self, tokenizer: str | None, prompts: Mapping[str, Sequence[str]], **by_item: Any
+    ) -> None:
+        super().__init__(**by_item)
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._heads: PromptHeads | None = None
+        self._kept: dict[str, torch.Tensor] | None = None
+        if self.transductive:
+            self.proxies = tuple(name for name in self.proxies if name in UNLABELLED)
+            odd = sorted(self._wanted - UNLABELLED)
+            if odd:
+                raise InputError(
+                    f"{self._where}.transductive: expected objectives without labels (entropy) for "
+                    f"a search on the test items, received {odd[0]}; measure it in a section of "
+                    "its own"
+                )
+
+    def check(self) -> None:
+        """Check as every evaluator of items, and find prompts, names of classes and tokenizer.
+
+        Raises:
+            InputError: In one line.
+        """
+        super().check()
+        domains = sorted(self._domains or {""})
+        check_prompts(self._prompts, domains, self._where)
+        self._classes(domains)
+        self._loaded()
+
+    def warnings(self, sources: Sequence[str]) -> list[str]:
+        """Warnings about tokenizers that differ among base and experts."""
+        return parent_warnings(sources, templates=False)
+
+    def open(self) -> None:
+        """Read the items of all splits, and make the prompts."""
+        super().open()
+        domains = sorted({str(name) for items in self._items.values() for name in items.domains})
+        self._heads = PromptHeads(self._prompts, self._classes(domains), self._loaded())
+
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
+        """Measure as every evaluator of items, by text features without a graph."""
+        assert self._heads is not None
+        self._kept = self._heads.kept(candidate.model, candidate.recipe)
+        return super().evaluate(candidate, split, items)
+
+    def backward(
+        self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
+    ) -> LossAndGradient:
+        """Run backwards; where text towers differ, through the texts too."""
+        assert self._heads is not None
+        fixed = shares_text_tower(candidate.recipe)
+        self._kept = self._heads.kept(candidate.model, candidate.recipe) if fixed else None
+        return super().backward(candidate, batch, weights)
+
+    def _loaded(self) -> Any:
+        """The tokenizer."""
+        return load_tokenizer(
+            required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
+        )
+
+    def _classes(self, domains: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Domain -> names of its classes.
+
+        Raises:
+            InputError: If nothing names those of a domain.
+        """
+        files: ItemFiles = item_files(self._data)
+        given = files.classes or {}
+        if all(domain in given for domain in domains):
+            return {domain: given[domain] for domain in domains}
+        found = classes_of(_of_splits(files), str(self._columns["label"]), f"{self._where}.data")
+        return {domain: found.get(domain, found.get("", [])) for domain in domains}
+
+    def _read(self, columns: Mapping[str, Any]) -> ModelItems:
+        import torch
+
+        items = read_items(columns, self._where)
+        labels = torch.from_numpy(np.ascontiguousarray(columns["label"], dtype=np.int64))
+        return replace(items, extra={"label": labels})
+
+    def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
+        import torch
+
+        features = image_features(model, items.arguments(model)["pixel_values"])
+        names, owner = np.unique(items.domains, return_inverse=True)
+        scores: dict[str, torch.Tensor] = {}
+        for index in range(len(names)):
+            rows = np.flatnonzero(owner == index)
+            part = self._domain_scores(model, features[torch.from_numpy(rows)], items.rows(rows))
+            for metric, values in part.items():
+                whole = scores.setdefault(metric, values.new_empty(len(owner)))
+                scores[metric] = whole.index_copy(
+                    0, torch.from_numpy(rows).to(whole.device), values
+                )
+        return scores
+
+    def _domain_scores(
+        self, model: Any, features: torch.Tensor, items: ModelItems
+    ) -> dict[str, torch.Tensor]:
+        """Metric -> score of each item ``(items,)`` of one domain."""
+        domain = str(items.domains[0])
+        assert self._heads is not None
+        head = self._heads.features(model, domain) if self._kept is None else self._kept[domain]
+        logits = scaled(model, features, head)
+        labels = items.extra["label"]
+        assert not isinstance(labels, list)
+        scores = answer_scores(logits, labels, f"{self._where}.data.classes")
+        log_p = logits.log_softmax(dim=1)
+        return {**scores, "entropy": -(log_p.exp() * log_p).sum(dim=1)}
+
+
+def _of_splits(files: ItemFiles) -> ItemFiles:
+    """The same files; a bare path allows classes in the order of their names."""
+    return files if files.named else replace(files, named=True)

@@ -1,0 +1,1 @@
+"""Metrics: scores of answers, and values that are made of all items of a domain together."""

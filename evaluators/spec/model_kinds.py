@@ -1,0 +1,111 @@
+"""Which kinds of evaluators run which kinds of models, by the class that a checkpoint names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergesearch.merging import InputError
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """Models of one task.
+
+    Attributes:
+        suffixes: Ends of the names of their classes.
+        auto: Their auto class in ``transformers``.
+        use: What to write in the study file.
+    """
+
+    suffixes: tuple[str, ...]
+    auto: str
+    use: str
+
+
+#: Models of images and texts that are compared, all of whose classes end in ``Model``.
+DUAL_ENCODERS = (
+    "CLIPModel",
+    "SiglipModel",
+    "Siglip2Model",
+    "AlignModel",
+    "BlipModel",
+    "MetaClip2Model",
+)
+MODEL_KINDS = (
+    ModelKind(DUAL_ENCODERS, "AutoModelForZeroShotImageClassification", "kind: zero_shot"),
+    ModelKind(
+        ("ForImageClassification",), "AutoModelForImageClassification", "kind: classification"
+    ),
+    ModelKind(
+        ("ForSequenceClassification",),
+        "AutoModelForSequenceClassification",
+        "kind: text_classification",
+    ),
+    ModelKind(
+        ("ForTokenClassification",),
+        "AutoModelForTokenClassification",
+        "kind: token_classification",
+    ),
+    ModelKind(
+        ("ForSemanticSegmentation",), "AutoModelForSemanticSegmentation", "kind: segmentation"
+    ),
+    ModelKind(
+        ("ForCausalLM", "LMHeadModel"),
+        "AutoModelForCausalLM",
+        "kind: perplexity, generation or lm_eval",
+    ),
+    ModelKind(("ForCTC",), "AutoModelForCTC", "kind: speech_recognition"),
+    ModelKind(
+        ("ForAudioClassification",), "AutoModelForAudioClassification", "kind: audio_classification"
+    ),
+    ModelKind(
+        ("ForQuestionAnswering",), "AutoModelForQuestionAnswering", "kind: python or command"
+    ),
+    ModelKind(("ForMaskedLM",), "AutoModelForMaskedLM", "model_class: AutoModelForMaskedLM"),
+)
+
+
+def model_kind(architecture: str) -> ModelKind | None:
+    """The kind of a model's class, or None where the table does not know it."""
+    return next((kind for kind in MODEL_KINDS if architecture.endswith(kind.suffixes)), None)
+
+
+def check_model_kind(
+    model_class: str | None, config: Mapping[str, Any], sections: Sequence[Any]
+) -> None:
+    """Refuse evaluators that cannot run the models of a checkpoint, by its configuration alone.
+
+    Only models that are known to be of another kind are refused.
+
+    Args:
+        model_class: The auto class that the evaluators load.
+        config: The configuration of the base.
+        sections: The study's evaluators.
+
+    Raises:
+        InputError: In one line.
+    """
+    architectures = config.get("architectures") or []
+    if model_class is None or not architectures:
+        return
+    found = str(architectures[0])
+    kind = model_kind(found)
+    if kind is None or kind.auto == model_class:
+        return
+    wanted = next((known for known in MODEL_KINDS if known.auto == model_class), None)
+    bare = model_class == "AutoModel" and kind.auto != MODEL_KINDS[0].auto
+    if wanted is None and not bare:
+        return
+    index = next((n for n, section in enumerate(sections) if hasattr(section, "model_class")), 0)
+    section = sections[index]
+    settable = hasattr(section, "model_class")
+    key = f"evaluators.{index}.{'model_class' if settable else 'kind'}"
+    use = f"model_class: {kind.auto}" if settable else kind.use
+    if bare and not settable:
+        use = "a checkpoint of the encoder alone, as AutoModel saves it"
+    raise InputError(
+        f"{key}: expected an evaluator of the base's {found}, received {section.kind}, which loads "
+        f"{model_class}; use {use}"
+    )

@@ -1,0 +1,145 @@
+"""What an encoder-decoder writes for a text: chrF, ROUGE-L, exact match, and the cross-entropy.
+
+Generation is greedy, so that a recipe writes the same each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators.by_item import Array, domain_names, wide
+from mergesearch.evaluators.metrics.libraries import check_library
+from mergesearch.evaluators.metrics.written import WRITTEN
+from mergesearch.evaluators.model_items import ModelItems, padded, run_model
+from mergesearch.evaluators.pooling import Pool
+from mergesearch.evaluators.text.encoding import encoded
+from mergesearch.evaluators.text.text_classification import TextClassification
+from mergesearch.evaluators.text.token_losses import IGNORED
+from mergesearch.evaluators.transfer import to_device
+from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Texts and what should be written for them.
+
+    Attributes:
+        model: Token ids of texts and, in ``extra``, of what is wanted.
+        wanted: What should be written.
+    """
+
+    model: ModelItems
+    wanted: list[str]
+
+    @property
+    def domains(self) -> npt.NDArray[np.str_]:
+        """Domain of each item ``(items,)``."""
+        return self.model.domains
+
+    def rows(self, indices: npt.NDArray[np.intp] | slice) -> _Pairs:
+        """The items at some indices."""
+        numbers = np.arange(len(self.wanted))[indices].tolist()
+        return replace(
+            self, model=self.model.rows(indices), wanted=[self.wanted[n] for n in numbers]
+        )
+
+
+class SequenceToSequence(TextClassification):
+    """Scores an encoder-decoder.
+
+    Args:
+        tokenizer: Folder of the tokenizer, or ``org/name@revision``.
+        max_length: Tokens of a text at most; None takes what the tokenizer says.
+        max_new_tokens: Tokens that are written at most.
+        prefix: Said before every text, such as ``translate: ``.
+        **by_item: Arguments of :class:`ByItem`; the columns are ``text`` and ``target``.
+    """
+
+    smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
+    pooled: ClassVar[Mapping[str, Pool]] = {}
+    model_class: str | None = "AutoModelForSeq2SeqLM"
+
+    def __init__(
+        self, tokenizer: str | None, *, max_new_tokens: int = 64, prefix: str = "", **options: Any
+    ) -> None:
+        super().__init__(tokenizer, **options)
+        self._max_new_tokens = max_new_tokens
+        self._prefix = prefix
+
+    def check(self) -> None:
+        """Check as for texts, and that the libraries of the metrics are there.
+
+        Raises:
+            InputError: In one line.
+        """
+        super().check()
+        for metric in sorted(self._wanted & set(WRITTEN)):
+            _, name = WRITTEN[metric]
+            if name is not None:
+                check_library(name, f"{self._where}.objectives: {metric}")
+
+    def _read(self, columns: Mapping[str, Any]) -> Any:
+        import torch
+
+        wanted = columns["target"]
+        if any(text is None for text in wanted):
+            raise InputError(f"{self._where}.target: expected a text for every item, received none")
+        texts = [f"{self._prefix}{text}" for text in columns["text"]]
+        tokenizer = self._loaded()
+        inputs, _ = encoded(tokenizer, texts, max_length=self._max_length)
+        rows = tokenizer(text_target=list(wanted), verbose=False)["input_ids"]
+        labels = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        domains = domain_names(columns.get("domain"), len(labels))
+        return _Pairs(
+            ModelItems({"input_ids": inputs["input_ids"]}, domains, {"labels": labels}), wanted
+        )
+
+    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
+        """Metric -> score of each item ``(items,)``, of texts that are written if need be."""
+        metrics = sorted(self._wanted & set(WRITTEN))
+        scores = super()._item_scores(model, items) if "cross_entropy" in self._wanted else {}
+        if metrics:
+            written = self._written(model, items)
+            for metric in metrics:
+                score, _ = WRITTEN[metric]
+                pairs = zip(written, items.wanted, strict=True)
+                scores[metric] = np.array([score(text, wanted) for text, wanted in pairs])
+        return scores
+
+    def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
+        from torch.nn.functional import cross_entropy
+
+        labels = padded(items.model.extra["labels"], IGNORED)
+        device = next(model.parameters()).device
+        labels = to_device(labels, device)
+        output, _ = run_model(model, items.model, labels=labels)
+        losses = cross_entropy(
+            wide(output.logits).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+        )
+        return {"cross_entropy": losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)}
+
+    def _written(self, model: Any, items: Any) -> list[str]:
+        """What the model writes for each item."""
+        import torch
+
+        tokenizer = self._loaded()
+        texts: list[str] = []
+        for start in range(0, len(items.wanted), self._batch_size):
+            part = items.rows(slice(start, start + self._batch_size))
+            with torch.inference_mode():
+                rows = model.generate(
+                    **part.model.arguments(model),
+                    max_new_tokens=self._max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                )
+            texts += tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.item_problem import ItemEvaluator, ItemProblem, Local
-from experiments.running import ROOT, kept, run_in_pairs, write_between
+from experiments.running import ROOT, folder_name, kept, run_in_pairs, write_between
 from mergesearch.evaluators import Split
 from mergesearch.search.plan.anchors import Anchor
 from mergesearch.search.plan.plan import Plan
@@ -49,6 +49,8 @@ STOP = "<!-- end of table -->"
 DIM = 6
 TRIALS = 60
 ITEMS: dict[Split, int] = {"search": 200, "validation": 200, "test": 300}
+#: The same with four fifths of the validation items lent to the search.
+LENT: dict[Split, int] = {"search": 360, "validation": 40, "test": 300}
 #: Anchors beside the start, at random around it.
 RIVALS = 6
 #: Studies that are run and kept together.
@@ -62,6 +64,8 @@ KINDS: Mapping[str, tuple[int, dict[str, Any]]] = {
     "two objectives": (2, {}),
     "race": (1, {"fidelity": {"rule": "race", "min_items": 40}}),
     "subset": (1, {"fidelity": {"rule": "subset", "min_items": 80}}),
+    "one objective, items lent": (1, {}),
+    "one anchor, items lent": (1, {}),
 }
 
 
@@ -88,7 +92,7 @@ class Case:
     @property
     def name(self) -> str:
         """Name of its file."""
-        return f"{self.kind.replace(' ', '-')}-{'effect' if self.effect else 'none'}-{self.block}"
+        return f"{folder_name(self.kind)}-{'effect' if self.effect else 'none'}-{self.block}"
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -108,8 +112,9 @@ def run_case(case: Case) -> dict[str, Any]:
 def run_one(kind: str, seed: int, *, effect: bool) -> dict[str, Any]:
     """Run a study; what it claims, and what is true."""
     objectives, sections = KINDS[kind]
-    problem = ItemProblem(DIM, seed, dict(ITEMS), effect=effect)
-    rivals = 0 if kind == "one anchor" else RIVALS
+    items = LENT if kind.endswith("items lent") else ITEMS
+    problem = ItemProblem(DIM, seed, dict(items), effect=effect)
+    rivals = 0 if kind.startswith("one anchor") else RIVALS
     plan = _plan(problem, objectives, rivals, seed, sections)
     log = _log(plan)
     verdict = Study(plan, log, Local(plan.evaluator)).run()  # type: ignore[arg-type]
@@ -237,7 +242,7 @@ def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
             continue
         single = KINDS[kind][0] == 1  # with several objectives, no anchor is the best
         cells = [
-            f"{kind}, 2 x {len(some)}",
+            f"{kind}, {_counts(none, some)}",
             share([bool(each["false"]) for each in none]),
             share([bool(each["false"]) for each in some]),
             share([each["covered"] for each in some]),
@@ -247,6 +252,11 @@ def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _counts(none: Sequence[Any], some: Sequence[Any]) -> str:
+    """How many studies were without an effect, and with one."""
+    return f"2 x {len(some)}" if len(none) == len(some) else f"{len(none)} + {len(some)}"
 
 
 def _lift(studies: Sequence[Mapping[str, Any]]) -> str:

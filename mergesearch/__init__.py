@@ -7,6 +7,8 @@ The public face of the package. In a notebook or a script::
     recipe = mergesearch.Recipe.task_arithmetic("base", ["french", "code"], coefficient=0.4)
     mergesearch.merge(base_model, {"french": french_model, "code": code_model})
 
+    study = mergesearch.Study("study.yaml").run()
+
 The command line is ``mergesearch``, or ``python -m mergesearch``. Importing this package loads
 nothing: what a name needs is imported when the name is first used.
 """
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     )
     from mergesearch.merging.in_memory import merge
     from mergesearch.merging.recipe import Recipe, Source
+    from mergesearch.search.api.study import Study
 
 __version__ = "0.2.0.dev0"
 
@@ -42,6 +45,7 @@ __all__ = [
     "ReplayError",
     "RunFolderError",
     "Source",
+    "Study",
     "StudyFailedError",
     "__version__",
     "merge",
@@ -51,6 +55,7 @@ __all__ = [
 _HOMES = {
     "Recipe": "mergesearch.merging.recipe",
     "Source": "mergesearch.merging.recipe",
+    "Study": "mergesearch.search.api.study",
     "merge": "mergesearch.merging.in_memory",
 }
 

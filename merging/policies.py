@@ -45,11 +45,18 @@ class TensorPolicies(BaseModel):
         description="tensors without dimensions: merged as any other, as logarithms (positive ones "
         "that are not stored as logarithms already), or copied from the base",
     )
-    absent: Literal["refuse", "base_zero", "average"] = Field(
+    heads: Literal["refuse", "own", "base", "average"] = Field(
+        "refuse",
+        description="heads that do not line up, and classifiers of other label sets: own merges "
+        "the shared part and keeps each expert's head for its tasks; base and average keep the "
+        "base's heads, or the average of the experts', whatever the coefficients",
+    )
+    absent: Literal["refuse", "base_zero", "average", "own"] = Field(
         "refuse",
         description="tensors of all experts that the base lacks: the base's are zero, or the "
-        "average of the experts whatever the coefficients; tensors that experts lack are then "
-        "kept from the base",
+        "average of the experts whatever the coefficients; own: tensors of any expert that the "
+        "base lacks stay that expert's, and those of exactly one are added to the exported model; "
+        "tensors that experts lack are then kept from the base",
     )
     tied: Literal["refuse", "untie"] = Field(
         "refuse",
@@ -62,6 +69,20 @@ class TensorPolicies(BaseModel):
         if (self.batch_norm == "recalibrate") != (self.calibration is not None):
             raise ValueError("expected calibration with batch_norm: recalibrate, and only there")
         return self
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
+        if self.keeps_own and self.batch_norm == "recalibrate":
+            raise ValueError(
+                "batch_norm: expected base or merge where experts keep tensors of their own "
+                "(heads: own, absent: own), received recalibrate"
+            )
+        return self
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether experts may keep tensors of their own, which no merge acts on."""
+        return "own" in (self.heads, self.absent)
 
     @property
     def choices(self) -> Choices:

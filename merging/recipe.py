@@ -93,6 +93,8 @@ class Recipe:
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
         names = [[e.name for e in self.experts]] if by_name else []
         special = [["special", sorted(self.special)]] if self.special else []
+        if operator is not None and operator.revision:
+            special.append(["revision", operator.revision])
         return _digest([*data, *names, sorted(self.hyperparameters), self.layout, *special])
 
     @cached_property

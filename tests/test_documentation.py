@@ -44,7 +44,7 @@ def test_the_readme_lists_every_verb() -> None:
     text = (ROOT / "README.md").read_text()
     for command in app.registered_commands:
         assert command.callback is not None
-        assert f"`mergesearch {command.callback.__name__} " in text
+        assert f"`mergesearch {command.name or command.callback.__name__} " in text
 
 
 def test_the_targets_of_the_makefile_that_documents_name_exist() -> None:

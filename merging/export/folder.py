@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.checkpoints.pipelines import add_other_models, stem_in
 from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, ITEMSIZE, TensorInfo
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
+from mergesearch.merging.export.head_folders import family_to_write, names_written, write_heads
 from mergesearch.merging.export.model_card import render_card
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
+from mergesearch.merging.family.untouched import Untouched, untouched
 from mergesearch.merging.kernels.host import all_finite
 from mergesearch.merging.recipe import Recipe, Source
 from mergesearch.merging.recipe_file import located, save_recipe
@@ -48,10 +51,12 @@ class Export:
     Attributes:
         folder: The model.
         rounding: What storing it in its dtypes cost.
+        untouched: What the operator passed over.
     """
 
     folder: Path
     rounding: Rounding
+    untouched: Untouched
 
 
 def export_model(
@@ -63,12 +68,15 @@ def export_model(
     overwrite: bool = False,
     dtype: str | None = None,
     threads: int = 1,
+    head: str | None = None,
 ) -> Export:
     """Write the merged model of ``recipe`` as a Hugging Face folder.
 
     It holds what the base's folder holds: weights in the base's dtypes (one rounding), the same
     stored names, integer tensors and tied copies included; configuration, tokenizer and
-    preprocessor files; and the recipe with the sources' fingerprints, and a model card.
+    preprocessor files; and the recipe with the sources' fingerprints, and a model card. Where
+    experts keep heads of their own, ``heads/NAME`` has the head of each; or with ``head`` the
+    folder is the whole model of one expert's tasks.
 
     Args:
         recipe: The merge.
@@ -79,11 +87,12 @@ def export_model(
         dtype: Of all merged tensors, instead of the base's own: a name in
             :data:`mergesearch.merging.tensors.layout.FLOATING`.
         threads: Tensors that are merged at once; changes no bit of them.
+        head: Name of the expert (or ``base``) whose head and configuration the model gets.
 
     Raises:
         CheckpointError: If a source is missing, damaged, or does not fit the base.
         RecipeError: If the recipe does not fit its sources, or they changed since it was made.
-        InputError: If ``out`` cannot be written or is in use.
+        InputError: If there is no such head, or ``out`` cannot be written or is in use.
         NonFiniteError: If a merged tensor holds NaN or infinity.
     """
     if recipe.routing:
@@ -94,21 +103,22 @@ def export_model(
         )
     target = out.resolve()
     family = open_family(recipe)
+    written = family_to_write(family, head)
     _check_fit(recipe, family)
     check_target(target, family.sources, overwrite)
-    files = _changed_files(family, dtype)
+    files = _changed_files(written, dtype)
     stamped = _stamped(recipe, family)
-    stored = _stored_as(family.base, dtype)
+    stored = _stored_as(written, dtype)
     try:
         rounding = _write_folder(
-            stamped, target, family, stored, files, facts or {}, shard_bytes, threads
+            stamped, target, written, stored, files, facts or {}, shard_bytes, threads
         )
     except OSError as error:
         raise InputError(
             f"{out}: expected a place to write {_gigabytes(family.base)} GB, received: "
             f"{error.strerror or error}"
         ) from error
-    return Export(out, rounding)
+    return Export(out, rounding, _untouched(recipe, family))
 
 
 def _write_folder(
@@ -124,25 +134,62 @@ def _write_folder(
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     part.mkdir(parents=True)
     try:
-        written = lay_out_files(part, stored, shard_bytes)
+        place = _weights_folder(family.base, part)
+        written = _laid_out(place, stored, shard_bytes, family, _stem(family.base))
         warn_of_integers(family)
         rounding = _write_weights(
             written, family.base, _merger(recipe, family, threads), family.layout, threads
         )
-        _write_companions(family, files, part)
+        _write_companions(family, files, place)
         recalibration = open_recalibration(family)
         if recalibration is not None:
             recalibration.apply_to_folder(part, written, family.special.statistics)
+        if family.heads is not None:
+            write_heads(family.base, family.heads, part)
         save_recipe(recipe, part / "recipe.yaml")
         save_recipe(recipe, part / "recipe.json")
+        left = _untouched(recipe, family).sentence
         known = {**facts, **rounding.facts(), **_policies(recipe)}
-        card = render_card(recipe, family.layout, family.base, family.experts, known)
+        known |= {"passed over": left} if left else {}
+        card = render_card(recipe, family.layout, family.base, family.experts, known, family.heads)
         (part / "README.md").write_text(card, encoding="utf-8")
         _verify(part, stored, family)
         put_folder(part, target)
         return rounding
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
+
+
+def _laid_out(
+    folder: Path,
+    stored: Mapping[str, TensorInfo],
+    shard_bytes: int,
+    family: ModelFamily,
+    stem: str = "model",
+) -> dict[str, TensorInfo]:
+    """Files for tensors, under the names that the family is written with; where each lies."""
+    infos = lay_out_files(folder, names_written(stored, family), shard_bytes, stem)
+    return {name: infos[family.stored_as.get(name, name)] for name in stored}
+
+
+def _weights_folder(base: Checkpoint, part: Path) -> Path:
+    """The folder for the weights: that of the denoiser in a new pipeline, else ``part`` itself."""
+    if not base.denoiser or base.folder is None:
+        return part
+    add_other_models(base.folder.parent, base.denoiser, part)
+    (part / base.denoiser).mkdir()
+    return part / base.denoiser
+
+
+def _stem(base: Checkpoint) -> str:
+    """Beginning of the names of weight files, as the base has it."""
+    return (base.folder and stem_in(base.folder)) or "model"
+
+
+def _untouched(recipe: Recipe, family: ModelFamily) -> Untouched:
+    from mergesearch.merging.operators import get_operator
+
+    return untouched(get_operator(recipe.operator), family.layout, recipe.options)
 
 
 def _policies(recipe: Recipe) -> dict[str, str]:
@@ -218,16 +265,22 @@ def _stamp(source: Source, checkpoint: Checkpoint) -> Source:
     return replace(source, fingerprint=current)
 
 
-def _stored_as(base: Checkpoint, dtype: str | None) -> dict[str, TensorInfo]:
-    """The base's tensors with ``dtype`` for those that are merged, sizes in bytes adjusted."""
+def _stored_as(family: ModelFamily, dtype: str | None) -> dict[str, TensorInfo]:
+    """The base's tensors, those that are merged and heads with ``dtype`` and sizes to match."""
+    base = family.base
     if dtype is None:
         return dict(base.tensors)
     if dtype not in FLOATING:
         raise InputError(
             f"dtype: expected one of {', '.join(sorted(FLOATING))}, received {dtype!r}"
         )
+    own = set() if family.heads is None else {*family.heads.names}
     carried = {
-        *base.carried,
+        *(
+            name
+            for name in base.carried
+            if name not in own or base.tensors[name].dtype not in FLOATING
+        ),
         *(alias for alias, kept in base.aliases.items() if kept in base.carried),
     }
     return {n: info if n in carried else _cast(info, dtype) for n, info in base.tensors.items()}
@@ -263,6 +316,8 @@ def _write_weights(
     threads: int,
 ) -> Rounding:
     """Merge, round and write every tensor; returns what rounding cost."""
+    import torch
+
     from mergesearch.merging.tensors.parallel import parallel_map
 
     copies: dict[str, list[str]] = {}
@@ -284,7 +339,8 @@ def _write_weights(
     if left:
         raise RuntimeError(f"the merge left out {sorted(left)}")
     for name in base.carried:
-        write(name, base.read(name))
+        tensor = base.read(name)
+        write(name, tensor.to(getattr(torch, stored[name].dtype)))
     return rounding
 
 
@@ -303,7 +359,7 @@ def _check_finite(name: str, tensor: torch.Tensor) -> None:
 def _changed_files(family: ModelFamily, dtype: str | None) -> dict[str, str]:
     """File name -> content of the base's companions that policies or ``dtype`` change."""
     config = dict(family.base.config)
-    if dtype is not None:
+    if dtype is not None and "_class_name" not in config:  # diffusers keeps no dtype there
         config |= {"torch_dtype" if "torch_dtype" in config else "dtype": dtype}
     changed = bool(family.base.config) and (family.rebuilt or dtype is not None)
     files = {"config.json": json.dumps(config, indent=2) + "\n"} if changed else {}
@@ -340,7 +396,7 @@ def folder_of_base(family: ModelFamily, beside: Path) -> Iterator[str]:
         return
     beside.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".base-", dir=beside) as name:
-        stored = lay_out_files(Path(name), family.base.tensors, shard_bytes=5_000_000_000)
+        stored = _laid_out(Path(name), family.base.tensors, 5_000_000_000, family)
         _write_weights(stored, family.base, partial(_unmerged, family.base), family.layout, 1)
         _write_companions(family, {"config.json": json.dumps(family.base.config)}, Path(name))
         yield name
@@ -350,7 +406,7 @@ def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: ModelFamily)
     """Check an exported folder by opening it as any reader would."""
     written = open_checkpoint(str(folder))
     if {n: (i.shape, i.dtype) for n, i in written.tensors.items()} != {
-        n: (i.shape, i.dtype) for n, i in stored.items()
+        n: (i.shape, i.dtype) for n, i in names_written(stored, family).items()
     }:
         raise CheckpointError(
             f"{folder}: expected the base's tensors after writing, received others"

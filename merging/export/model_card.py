@@ -12,6 +12,7 @@ import yaml
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.locations import is_hub_name
+from mergesearch.merging.family.heads import Heads
 from mergesearch.merging.recipe import Recipe, Source
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout
@@ -23,9 +24,11 @@ def render_card(
     base: Checkpoint,
     experts: Sequence[Checkpoint],
     facts: Mapping[str, str],
+    heads: Heads | None = None,
 ) -> str:
     """Markdown with the hub's front matter. ``facts`` is shown as a table, for example scores."""
-    licences = [(source.name, declared_licence(source)) for source in (base, *experts)]
+    parent = base if heads is None else heads.base
+    licences = [(source.name, declared_licence(source)) for source in (parent, *experts)]
     opening = (
         f"Merged by mergesearch with the operator `{recipe.operator}`{_options(recipe)} over the "
         f"base `{recipe.base.name}`. The recipe (`recipe.yaml`, the same in `recipe.json`) "
@@ -40,6 +43,8 @@ def render_card(
         "## Coefficients\n\nOver all merged parameters.\n\n"
         + _table(("direction", "mean", "min", "max"), _coefficient_rows(recipe, layout)),
     ]
+    if heads is not None:
+        sections.append("## Heads\n\n" + _heads(heads))
     if facts:
         sections.append("## Facts\n\n" + _table(("fact", "value"), facts.items()))
     if _common(licences) is None:
@@ -189,6 +194,43 @@ def _loading(base: Checkpoint) -> str:
         f"```python\nfrom transformers import {architecture}\n\n"
         f'model = {architecture}.from_pretrained("path/to/this/folder")\n```'
     )
+
+
+def _heads(heads: Heads) -> str:
+    """What of the model is shared, and how the heads that are not are put beside it."""
+    if heads.chosen is not None:
+        return (
+            f"The model has the head of `{heads.chosen}` around weights that all tasks share. "
+            "Other tasks were measured with heads of their own, which are not in this folder."
+        )
+    rows = [
+        (name, str(len(head.names)), f"{head.size:,}")
+        for name, head in heads.of.items()
+        if head.names and head.source is not heads.base
+    ]
+    about = (
+        "The tensors of this folder are shared by all tasks. Heads were not merged: each task was "
+        "measured with its expert's, which is in `heads/NAME` beside its configuration."
+    )
+    code = (
+        "from pathlib import Path\n\nfrom mergesearch.merging.export.head_models import "
+        'load_with_head\n\nmodel = load_with_head(Path("path/to/this/folder"), "NAME", '
+        '"AutoModel...")\n'
+    )
+    lines = [
+        about,
+        _table(("head of", "tensors", "parameters"), rows),
+        "`mergesearch export --head NAME` writes the whole model of one head. In Python:",
+        f"```python\n{code}```",
+    ]
+    if heads.added:
+        owners = sorted({*heads.added.values()})
+        lines.insert(
+            1,
+            f"It also holds {len(heads.added)} tensors that one expert alone has "
+            f"({', '.join(owners)}), as they are.",
+        )
+    return "\n\n".join(lines)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -32,6 +32,7 @@ class Aligned(Checkpoint):
         copied: Floating tensors that a merge copies from the base.
         done: What was done, for :attr:`identity`.
         beside: Other sources that the made tensors come from.
+        renamed: Name -> the name that the origin has for it, where that is another.
     """
 
     origin: Checkpoint
@@ -39,6 +40,7 @@ class Aligned(Checkpoint):
     copied: frozenset[str] = frozenset()
     done: str = ""
     beside: tuple[Checkpoint, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def merged(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -78,7 +80,9 @@ class Aligned(Checkpoint):
             CheckpointError: If there is no such tensor.
         """
         self._info(name)
-        return self.made[name]() if name in self.made else self.origin.read(name)
+        if name in self.made:
+            return self.made[name]()
+        return self.origin.read(self.renamed.get(name, name))
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -106,6 +110,7 @@ def with_tensors(
         {name: tensors[name] for name in sorted(tensors, key=natural_key)},
         source.config if config is None else config,
         source.memo,
+        source.denoiser,
         origin=source,
         made={
             **(source.made if isinstance(source, Aligned) else {}),
@@ -114,6 +119,29 @@ def with_tensors(
         copied=copied | (source.copied if isinstance(source, Aligned) else frozenset()),
         done=done,
         beside=tuple(beside),
+    )
+
+
+def renamed(source: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
+    """The source with other names.
+
+    Args:
+        source: Any.
+        names: New name -> name in the source; others stay.
+    """
+    seen = {old: new for new, old in names.items()}
+    tensors = {seen.get(name, name): info for name, info in source.tensors.items()}
+    return Aligned(
+        source.name,
+        source.path,
+        source.folder,
+        {name: tensors[name] for name in sorted(tensors, key=natural_key)},
+        source.config,
+        source.memo,
+        source.denoiser,
+        origin=source,
+        done=f"renamed {sorted(names.items())}",
+        renamed=names,
     )
 
 

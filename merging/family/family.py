@@ -7,7 +7,7 @@ exports need not know.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,17 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import CheckpointError, RecipeError
 from mergesearch.merging.family.aligned import Aligned, with_tensors
+from mergesearch.merging.family.base_names import with_base_names
 from mergesearch.merging.family.basis import prepare_basis
 from mergesearch.merging.family.common_rows import with_common_rows
+from mergesearch.merging.family.heads import (
+    Heads,
+    own_heads,
+    silent_heads,
+    with_average_heads,
+    with_base_heads,
+    without,
+)
 from mergesearch.merging.family.log_scalars import with_logarithms
 from mergesearch.merging.family.messages import listed, warn
 from mergesearch.merging.family.missing_tensors import completed, untied
@@ -42,6 +51,10 @@ if TYPE_CHECKING:
     from mergesearch.merging.operators import Basis, Operator, Options
 
 
+#: Operators that look at what experts answer, which they run in the model of the base.
+_READ_ANSWERS = frozenset({"concrete", "fisher"})
+
+
 @dataclass(frozen=True, eq=False)
 class ModelFamily:
     """Base and experts, ready to be merged.
@@ -54,6 +67,9 @@ class ModelFamily:
         alignment: How vocabularies go together, where they differ.
         rebuilt: Whether the base has tensors or settings that its files do not hold.
         calibration: Items that running statistics are recomputed on after every merge, if they are.
+        heads: What the sources keep for themselves; None where everything is shared.
+        stored_as: Name of a tensor -> the name under which the model is written, where that is
+            another.
     """
 
     base: Checkpoint
@@ -63,6 +79,8 @@ class ModelFamily:
     alignment: Alignment | None = None
     rebuilt: bool = False
     calibration: CalibrationSpec | None = None
+    heads: Heads | None = None
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
@@ -91,6 +109,12 @@ class ModelFamily:
                 "received special policies that change their tensors; leave vocabulary, absent, "
                 "tied and scalars at their defaults, or choose an operator that needs weights alone"
             )
+        if self.heads is not None and operator.name in _READ_ANSWERS:
+            raise RecipeError(
+                f"operator {operator.name}: expected one head for all experts, whose answers it "
+                "reads, received experts with heads of their own (special: own); choose another "
+                "operator, such as regmean"
+            )
 
 
 def open_family(recipe: Recipe, memo: Memo | None = None) -> ModelFamily:
@@ -118,13 +142,14 @@ def align_family(
             chosen.
     """
     _check_calibration(policies, base, len(experts))
-    sources, copied = _with_same_tensors([base, *experts], policies)
+    sources, copied, heads = _with_same_tensors([base, *experts], policies)
     alignment = None
     if policies.vocabulary != "same":
         alignment = align_vocabularies(sources, policies.vocabulary)
     if alignment is not None:
         sources = with_common_rows(sources, alignment)
-    check_family(sources[0], sources[1:])
+    check_family(sources[0], sources[1:], policies)
+    warn(silent_heads(sources, policies))
     if policies.vocabulary == "same":
         warn(check_same_tokens(sources))
     special, more = _statistics_and_copied(sources[0], policies)
@@ -143,18 +168,29 @@ def align_family(
         alignment,
         rebuilt=first.config != base.config or (isinstance(first, Aligned) and bool(first.made)),
         calibration=policies.calibration,
+        heads=heads,
     )
 
 
 def _with_same_tensors(
     sources: list[Checkpoint], policies: TensorPolicies
-) -> tuple[list[Checkpoint], set[str]]:
-    """Sources with the heads and tensors of each other, and those that no coefficient acts on."""
+) -> tuple[list[Checkpoint], set[str], Heads | None]:
+    """Sources with the same tensors, those that no coefficient acts on, and what each keeps."""
+    names: list[Mapping[str, str]] = [{} for _ in sources]
+    if policies.heads != "refuse" or policies.keeps_own:
+        sources, names = with_base_names(sources)
     if policies.tied == "untie":
         sources = untied(sources)
+    heads = own_heads(sources, policies, names) if policies.keeps_own else None
+    if heads is not None:
+        sources = without(sources, heads.names)
+    if policies.heads == "base":
+        sources = with_base_heads(sources)
+    elif policies.heads == "average":
+        sources = with_average_heads(sources)
     if policies.absent == "refuse":
-        return sources, set()
-    return completed(sources, policies.absent)
+        return sources, set(), heads
+    return *completed(sources, policies.absent), heads
 
 
 def _check_calibration(policies: TensorPolicies, base: Checkpoint, experts: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -17,6 +18,11 @@ def listed(names: Iterable[str]) -> str:
     if len(ordered) <= _SHOWN:
         return text
     return f"{text} and {len(ordered) - _SHOWN} more ({len(ordered)} in all)"
+
+
+def kind_of(name: str) -> str:
+    """A tensor's name with ``#`` for its numbers, which it shares with its like in other blocks."""
+    return re.sub(r"(?<![A-Za-z])\d+(?![A-Za-z])", "#", name)
 
 
 def warn(message: str | None) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: What of a configuration belongs to a head; taken from the experts where they bring one that the
 #: base lacks.
-_HEAD_SETTINGS = ("architectures", "id2label", "label2id", "num_labels", "problem_type")
+HEAD_SETTINGS = ("architectures", "id2label", "label2id", "num_labels", "problem_type")
 
 
 def untied(sources: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -65,7 +65,7 @@ def completed(sources: Sequence[Checkpoint], policy: str) -> tuple[list[Checkpoi
     new = [
         n
         for n in experts[0].merged
-        if n not in base.tensors and all(n in e.merged for e in experts)
+        if policy != "own" and n not in base.tensors and all(n in e.merged for e in experts)
     ]
     lacking = [_lacking(base, expert) for expert in experts]
     nowhere = set.intersection(*lacking)
@@ -76,7 +76,7 @@ def completed(sources: Sequence[Checkpoint], policy: str) -> tuple[list[Checkpoi
     first = with_tensors(
         base,
         made,
-        config=_with_heads_of(base, experts) if new else None,
+        config=with_heads_of(base, experts) if new else None,
         done=f"absent {policy}",
         beside=experts,
     )
@@ -145,13 +145,13 @@ def starting_tensor(tensors: Sequence[torch.Tensor], policy: str) -> torch.Tenso
     return total / len(tensors)
 
 
-def _with_heads_of(base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, Any]:
+def with_heads_of(base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, Any]:
     """The base's configuration with the settings of the experts' heads.
 
     The experts must agree on them.
     """
     changed = dict(base.config)
-    for key in _HEAD_SETTINGS:
+    for key in HEAD_SETTINGS:
         values = [expert.config[key] for expert in experts if key in expert.config]
         if any(value != values[0] for value in values):
             raise CheckpointError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.tied import find_aliases, ties_embeddings
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.family.base_names import with_base_names
+from mergesearch.merging.family.head_names import odd_heads, shapes_of
 from mergesearch.merging.family.messages import listed
 from mergesearch.merging.family.vocabulary import is_vocabulary
+from mergesearch.merging.policies import TensorPolicies
 from mergesearch.merging.tensors.layout import Layout, natural_key
 
 #: Settings that change what tensors of the same shape mean; compared where both configurations have
@@ -19,6 +22,8 @@ _SETTINGS = (
     *("num_attention_heads", "num_key_value_heads", "head_dim", "n_head", "num_heads"),
     *("rope_theta", "rope_scaling", "rope_parameters", "position_embedding_type"),
 )
+#: Said where sources are of other classes.
+_OTHER_HEADS = ", or set special: {heads: own | base | average} if only heads differ"
 
 
 def layout_of(base: Checkpoint) -> Layout:
@@ -34,36 +39,54 @@ def layout_of(base: Checkpoint) -> Layout:
     return Layout.build(base.merged)
 
 
-def check_family(base: Checkpoint, experts: Sequence[Checkpoint]) -> Layout:
+def check_family(
+    base: Checkpoint, experts: Sequence[Checkpoint], policies: TensorPolicies | None = None
+) -> Layout:
     """The common layout of ``base`` and ``experts``, which must be fine-tuned from it.
 
     Dtypes may differ (bfloat16 experts of a float32 base). Tensors that a merge copies from the
     base, such as integer buffers, are not compared. A tied tensor may be stored twice on one side
     only.
 
+    Args:
+        base: The base, as policies make it.
+        experts: Its experts, likewise.
+        policies: Those that were chosen; None for the defaults.
+
     Raises:
         CheckpointError: If an expert has another architecture, other tensors or shapes, or another
             vocabulary.
     """
     layout = layout_of(base)
+    policies = policies or TensorPolicies()
     for expert in experts:
-        _check_settings(base, expert)
+        _check_settings(base, expert, policies)
         _check_kinds(base, expert)
-        _check_names(base, expert)
+        _check_names(base, expert, policies)
         _check_shapes(base, expert)
     return layout
 
 
-def _check_settings(base: Checkpoint, expert: Checkpoint) -> None:
+def _check_settings(base: Checkpoint, expert: Checkpoint, policies: TensorPolicies) -> None:
+    # Another head is another class of the same model; another modality, another model around it.
+    free = {"architectures"} if policies.heads != "refuse" or policies.absent == "own" else set()
+    free |= {"model_type"} if policies.absent == "own" else set()
     for key in _SETTINGS:
-        ours = base.config.get(key)
-        theirs = expert.config.get(key)
+        ours = None if key in free else base.config.get(key)
+        theirs = _setting(expert.config, key)
         if ours is not None and theirs is not None and ours != theirs:
             raise _misfit(
                 expert,
                 base,
                 f"expected {key} {_short(ours)} in config.json, received {_short(theirs)}",
+                _OTHER_HEADS if key == "architectures" else "",
             )
+
+
+def _setting(config: Mapping[str, Any], key: str) -> Any:
+    """A setting of a model, or of the language model inside it."""
+    inner = config.get("text_config")
+    return config.get(key, inner.get(key) if isinstance(inner, Mapping) else None)
 
 
 def _check_kinds(base: Checkpoint, expert: Checkpoint) -> None:
@@ -74,7 +97,7 @@ def _check_kinds(base: Checkpoint, expert: Checkpoint) -> None:
         raise _misfit(expert, base, f"tensor {name!r}: expected {ours}, received {theirs}")
 
 
-def _check_names(base: Checkpoint, expert: Checkpoint) -> None:
+def _check_names(base: Checkpoint, expert: Checkpoint, policies: TensorPolicies) -> None:
     missing = {*base.merged} - {*expert.merged}
     extra = {*expert.merged} - {*base.merged}
     parts = [
@@ -83,18 +106,25 @@ def _check_names(base: Checkpoint, expert: Checkpoint) -> None:
         if names
     ]
     if parts:
-        hint = _hint(base, expert, missing, extra)
+        hint = _hint(base, expert, missing | extra, policies)
         raise _misfit(
             expert, base, f"expected the base's tensors, received {'; '.join(parts)}", hint
         )
 
 
-def _hint(base: Checkpoint, expert: Checkpoint, missing: set[str], extra: set[str]) -> str:
-    """The policy under which tensors that only one side has can be merged, if there is one."""
-    heads = {a for source in (base, expert) for a, _ in find_aliases(source.tensors, tied=True)}
-    if missing | extra <= heads and ties_embeddings(base.config) != ties_embeddings(expert.config):
+def _hint(base: Checkpoint, expert: Checkpoint, odd: set[str], policies: TensorPolicies) -> str:
+    """The policies under which tensors that only one side has can be merged, but those set."""
+    tied = {a for source in (base, expert) for a, _ in find_aliases(source.tensors, tied=True)}
+    if odd <= tied and ties_embeddings(base.config) != ties_embeddings(expert.config):
         return ", or give all sources heads of their own with special: {tied: untie}"
-    return ", or set special: {absent: base_zero | average}"
+    shapes = [shapes_of(source) for source in with_base_names([base, expert])[0]]
+    heads = {*shapes[0]} ^ {*shapes[1]} <= odd_heads(shapes)
+    hints = ["heads: own | base | average"] if heads and policies.heads == "refuse" else []
+    if policies.absent == "refuse":
+        hints.append("absent: base_zero | average")
+    if policies.absent != "own":
+        hints.append("absent: own")
+    return "".join(f", or set special: {{{hint}}}" for hint in hints)
 
 
 def _check_shapes(base: Checkpoint, expert: Checkpoint) -> None:
@@ -109,11 +139,11 @@ def _check_shapes(base: Checkpoint, expert: Checkpoint) -> None:
     ours = base.merged[shown[0]][0]
     theirs = expert.merged[shown[0]][0]
     pair = (ours[0], theirs[0]) if vocabulary else (list(ours), list(theirs))
-    hint = (
-        ", or align rows by token with special: {vocabulary: base | union | common}"
-        if vocabulary
-        else ""
-    )
+    hint = ""
+    if vocabulary:
+        hint = ", or align rows by token with special: {vocabulary: base | union | common}"
+    elif {*odd} <= odd_heads([shapes_of(base), shapes_of(expert)]):
+        hint = ", or set special: {heads: own | base | average}"
     raise _misfit(
         expert, base, f"expected {what} {pair[0]}, received {pair[1]} in {listed(shown)}", hint
     )

@@ -5,10 +5,8 @@ The counterpart of :mod:`mergesearch.merging.family.family`, which does so for f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.family.family import check_statistics
@@ -22,10 +20,9 @@ from mergesearch.merging.family.special_tensors import (
     is_logarithm,
     running_statistics,
 )
+from mergesearch.merging.family.state_dict_heads import StateDict, with_heads
 from mergesearch.merging.policies import TensorPolicies
 from mergesearch.merging.tensors.layout import natural_key
-
-StateDict = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +52,10 @@ def align_states(
         CheckpointError: If tensors need a policy that was not chosen.
     """
     _check_policies(policies)
-    copied: set[str] = set()
+    base, experts, copied = with_heads(base, experts, policies)
     if policies.absent != "refuse":
-        base, experts, copied = _completed(base, experts, policies.absent)
+        base, experts, nowhere = _completed(base, experts, policies.absent)
+        copied |= nowhere
     names = [name for name, tensor in base.items() if tensor.is_floating_point()]
     scalars = [name for name in names if base[name].ndim == 0]
     statistics = running_statistics(names)
@@ -95,7 +93,9 @@ def _completed(
     new = [
         name
         for name, tensor in experts[0].items()
-        if name not in base and all(name in e and e[name].shape == tensor.shape for e in experts)
+        if policy != "own"
+        and name not in base
+        and all(name in e and e[name].shape == tensor.shape for e in experts)
     ]
     floating = [name for name in new if experts[0][name].is_floating_point()]
     made = {

@@ -1,4 +1,7 @@
-"""Operators by name: one file per algorithm, one line here per operator. Loads no torch."""
+"""Operators by name: one file per algorithm, one line here per operator. Loads no torch.
+
+Packages add others by entry points of the group ``mergesearch.operators``.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import difflib
 from collections.abc import Mapping
 
 from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.extensions.references import is_reference
+from mergesearch.merging.extensions.table import Table
 from mergesearch.merging.operators.average import AVERAGE
 from mergesearch.merging.operators.base import IDENTITIES, Basis, Operator
 from mergesearch.merging.operators.blend import blend_of
 from mergesearch.merging.operators.breadcrumbs import BREADCRUMBS
 from mergesearch.merging.operators.concrete import CONCRETE
 from mergesearch.merging.operators.consensus import CONSENSUS
+from mergesearch.merging.operators.custom import as_operator
 from mergesearch.merging.operators.dare import DARE, DARE_TIES
 from mergesearch.merging.operators.della import DELLA, DELLA_LINEAR
 from mergesearch.merging.operators.doge import DOGE
@@ -93,10 +99,10 @@ _ALL = (
 
 _SINGLE: Mapping[str, Operator] = {operator.name: operator for operator in _ALL}
 
-#: ``blend`` has the others as members.
-BLEND = blend_of(_SINGLE)
+#: ``blend`` has the others as members, those of plug-ins among them.
+BLEND = blend_of(Table("operators", _SINGLE, as_operator))
 
-OPERATORS: Mapping[str, Operator] = {**_SINGLE, BLEND.name: BLEND}
+OPERATORS: Table[Operator] = Table("operators", {**_SINGLE, BLEND.name: BLEND}, as_operator)
 
 
 def get_operator(name: str) -> Operator:
@@ -107,6 +113,11 @@ def get_operator(name: str) -> Operator:
     """
     if name in OPERATORS:
         return OPERATORS[name]
+    if is_reference(name):
+        raise RecipeError(
+            f"operator: expected an operator that this process knows, received {name!r}; a study "
+            "with allow_code: true may name one of a module, and a program may give one"
+        )
     close = difflib.get_close_matches(name, OPERATORS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise RecipeError(f"operator: expected one of {sorted(OPERATORS)}, received {name!r}{hint}")

@@ -147,6 +147,8 @@ class Operator:
         order_sensitive: Whether the order of the experts matters (then permutation does not hold).
         stochastic: Whether preparation draws random numbers (then ``seed`` is a hyperparameter).
         by_name: Whether rows may depend on the names of experts for another reason than these.
+        revision: Of an operator that is not the product's own, what tells versions of its code
+            apart; prepared weights of one are not used for another.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Operator:
     order_sensitive: bool = False
     stochastic: bool = False
     by_name: bool = False
+    revision: str = ""
 
     @cached_property
     def hyperparameters(self) -> dict[str, inspect.Parameter]:

@@ -47,7 +47,7 @@ def blend_of(operators: Mapping[str, Operator]) -> Operator:
 
     def members_of(options: Options) -> list[Operator]:
         """The members, the leader first."""
-        unknown = sorted(set(options["members"]) - {*operators})
+        unknown = sorted(name for name in options["members"] if name not in operators)
         if unknown:
             raise RecipeError(
                 f"operator blend: hyperparameter 'members': expected names among "

@@ -11,7 +11,7 @@ follow the authors' example: drop rate 0.3, window 2ε = 0.14.
 
 Unlike there, norms, biases and scalars are not thinned unless asked, a row of one element
 survives with probability density (the ranks' formula gives 0/0), and tensors of more than two
-dimensions have rows of ``(out, in · kh · kw)``.
+dimensions have rows of ``(out, in · kh · kw)``; a stack of experts has the rows of its matrices.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from mergesearch.merging.operators.parts.election import (
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource
+from mergesearch.merging.tensors.stacks import stack_layouts
 
 if TYPE_CHECKING:
     import torch
@@ -100,9 +101,15 @@ def sampled(
     vectors: str = "pass",
 ) -> Vectors:
     """Tensor name -> task vectors thinned by magnitude and chance."""
+    stacks = stack_layouts({name: base.shape(name) for name in base.names})
 
     def thin_one(expert: TensorSource, name: str, vector: torch.Tensor) -> torch.Tensor:
-        keep = density if epsilon == 0 else keep_probabilities(vector, density, epsilon)
+        matrices = vector.flatten(0, 1) if name in stacks and vector.ndim == 3 else vector
+        keep = (
+            density
+            if epsilon == 0
+            else keep_probabilities(matrices, density, epsilon).view(vector.shape)
+        )
         return survivors(vector, seed, expert.name, name, keep, rescale)
 
     def thin(name: str) -> list[torch.Tensor]:

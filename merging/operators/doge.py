@@ -41,13 +41,12 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Others,
     Selection,
     is_matrix,
     rows_by_matrix,
-    shapes_of,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.operators.parts.task_vectors import difference, vector_label
 from mergesearch.merging.tensors.place import place_of
@@ -86,9 +85,7 @@ def prepare(
     others: Others = "base",
 ) -> Basis:
     """The corrected, thinned and scaled task vectors."""
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     thresholds = [_threshold(base, expert, selection, density) for expert in experts]
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -125,7 +122,8 @@ def _threshold(
     def compute() -> dict[str, torch.Tensor]:
         return magnitude_histogram(matrices, place=place_of(base)).to_tensors()
 
-    key = ["magnitudes of matrices", selection.matrices, selection.conv]
+    stacks = ["stacks"] if selection.stacks else []
+    key = ["magnitudes of matrices", selection.matrices, selection.conv, *stacks]
     first = Histogram.from_tensors(remembered([base, expert], key, compute))
     if not first.total:
         return 0.0

@@ -33,12 +33,11 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Others,
     Selection,
     rows_by_matrix,
-    shapes_of,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.singular import singular_of_sum
 from mergesearch.merging.tensors.place import HOST, Place, place_of
 from mergesearch.merging.tensors.source import TensorSource
@@ -85,9 +84,7 @@ def prepare_common(
         rest = svd.left[:, rank:] @ svd.right[rank:] * (mean / len(deltas))
         return [row + rest for row in levelled(kept, mean, deltas)]
 
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
@@ -124,9 +121,7 @@ def prepare_common_and_specific(
         own = [specific(first, delta, each, floor, part.draws(), place) for delta in deltas]
         return [isotropic([first, *own], dtype, place)]
 
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", 1, rows_by_matrix(base, experts, selection, formula, one_row=True))
 
 

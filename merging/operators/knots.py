@@ -29,12 +29,11 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Others,
     Selection,
     rows_by_matrix,
-    shapes_of,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.singular import singular_side_by_side
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -82,9 +81,7 @@ def prepare(
             )
         return [left @ one for one in shared]  # U X_k(Σ V_k)
 
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 

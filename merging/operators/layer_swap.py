@@ -19,7 +19,7 @@ from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.tensors.layout import Layout
-from mergesearch.merging.tensors.roles import block_axes, classify
+from mergesearch.merging.tensors.roles import TensorRole, block_axes, roles_of
 from mergesearch.merging.tensors.source import Options, TensorSource
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def prepare(
 ) -> Basis:
     """The swapped model, as the one row of an interpolation."""
     first, second = experts
-    axes = block_axes(classify(name) for name in base.names)
+    roles = roles_of(base.names)
+    axes = block_axes(roles.values())
 
     def rows(name: str) -> list[torch.Tensor]:
-        origin = swap_source(name, axes, bottom, top, transition, outside)
+        origin = swap_source(roles[name], axes, bottom, top, transition, outside)
         sources = {"first": [first], "second": [second], "both": [first, second], "base": [base]}[
             origin
         ]
@@ -60,7 +61,7 @@ def prepare(
 
 
 def swap_source(
-    name: str,
+    role: TensorRole,
     axes: Mapping[str, tuple[int, ...]],
     bottom: int,
     top: int,
@@ -70,14 +71,13 @@ def swap_source(
     """Where a tensor comes from.
 
     Args:
-        name: Name of the tensor.
+        role: Role of the tensor.
         axes: Tower -> numbers of its blocks, ascending.
         bottom: First blocks, from the first expert.
         top: Last blocks, from the first expert.
         transition: Averaged blocks on either side of the middle.
         outside: Where tensors outside the blocks come from.
     """
-    role = classify(name)
     if role.block is None:
         return outside
     axis = axes[role.tower]
@@ -100,7 +100,7 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _refuse(layout: Layout, _experts: int, options: Options) -> str | None:
-    axes = block_axes(classify(name) for name in layout.names)
+    axes = block_axes(roles_of(layout.names).values())
     if not axes:
         return (
             "expected tensors of numbered blocks (layers.0., h.0., ...), received none; use "

@@ -5,8 +5,9 @@ tensor of block l of L is scaled by α + β · l / (L − 1), a tensor outside t
 norm and the head as well).
 
 α = 1/K is the paper's ‖Σ τ_k‖₁ / ‖τ_MTL‖₁ · 1/K for the merge of task arithmetic, τ_MTL = Σ τ_k.
-The block is read by anchored patterns, each tower with its own depth; the authors' search for ".3."
-anywhere in a name mistakes the number of an expert or of a Sequential entry for a block.
+Blocks are those of :mod:`mergesearch.merging.tensors.roles`, each tower with its own depth; the
+authors' search for ".3." anywhere in a name mistakes the number of an expert or of a Sequential
+entry for a block.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
-from mergesearch.merging.tensors.roles import block_axes, classify, depth_of
+from mergesearch.merging.tensors.roles import block_axes, depth_in, roles_of
 from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -39,11 +40,12 @@ def prepare(
 ) -> Basis:
     """The task vectors times the scale of their depth."""
     first = 1.0 / len(experts) if alpha is None else alpha  # α
-    axes = block_axes(classify(name) for name in base.names)
+    roles = roles_of(base.names)
+    axes = block_axes(roles.values())
 
     def rows(name: str) -> list[torch.Tensor]:
         # α + β · l / (L − 1), and α outside the blocks
-        scale = first + beta * (depth_of(name, axes) or 0.0)
+        scale = first + beta * (depth_in(roles[name], axes) or 0.0)
         return [delta.mul_(scale) for delta in task_vectors(base, experts, name)]
 
     return Basis("delta", len(experts), rows)

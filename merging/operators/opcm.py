@@ -37,11 +37,10 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Selection,
     rows_by_matrix,
-    shapes_of,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import place_of
@@ -76,9 +75,7 @@ def prepare(
         RecipeError: If ``order`` does not hold the name of every expert once.
     """
     joining = _joining_order(order, experts)
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others="sum"
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others="sum")
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         return _cleaned(base, experts, part, deltas, joining, alpha)

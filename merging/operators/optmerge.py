@@ -38,12 +38,11 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Others,
     Selection,
     rows_by_matrix,
-    shapes_of,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
@@ -96,9 +95,7 @@ def prepare(
             [delta * share for delta in deltas], inputs, targets, squared, spectrum, moved
         )
 
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 

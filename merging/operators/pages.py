@@ -81,7 +81,7 @@ def write_pages(folder: Path) -> None:
 def pages() -> dict[str, str]:
     """File name -> Markdown: a page per family, and ``README.md``, the list of all operators."""
     members = {
-        family: [o for o in OPERATORS.values() if o.family == family]
+        family: [o for o in OPERATORS.own.values() if o.family == family]
         for family in get_args(OperatorFamily)
     }
     written = {f"{family}.md": _family_page(family, ops) for family, ops in members.items() if ops}

@@ -8,6 +8,10 @@ contributes τ_k G_k (Σ_j G_j)⁻¹; coefficient 1 is the paper's merge.
 Other implementations invert Σ_k G_k. Here it is factored in fp64, with a small ridge shared equally
 by the experts, so that equal Gram matrices give the mean exactly, and inputs that no item reaches
 are averaged. Tokens that the attention mask calls padding do not count.
+
+The experts of a mixture are a linear layer each, whether they are stored apart or as a stack: their
+inputs are the tokens that are routed to them, among which padding is not told apart. An expert that
+gets none is averaged.
 """
 
 from __future__ import annotations
@@ -20,6 +24,12 @@ from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_cali
 from mergesearch.merging.models.expert_runner import ExpertRunner
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.gram import Grams, Reduce, linear_weights, regressed
+from mergesearch.merging.operators.parts.stack_gram import (
+    StackGrams,
+    may_have_stacks,
+    regressed_members,
+    stack_weights,
+)
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
 from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
 from mergesearch.merging.tensors.place import place_of
@@ -42,39 +52,47 @@ def prepare(
     those of all experts.
     """
     runner = ExpertRunner(calibration, base)
-    # Without `reduce` in the key: its values share the Gram matrices.
+    # Without `reduce` in the key: its values share the Gram matrices. Those of stacks came later.
+    what = ["gram", *(["stacks"] if may_have_stacks(base) else [])]
     grams = [
         memoised_per_tensor(
-            (base, expert), runner.key(["gram"], [expert.name]), partial(_grams, runner, expert)
+            (base, expert), runner.key(what, [expert.name]), partial(_grams, runner, expert)
         )
         for expert in experts
     ]
 
     def rows(name: str) -> list[torch.Tensor]:
         deltas = task_vectors(base, experts, name)
-        if len(base.shape(name)) != 2:
+        axes = len(base.shape(name))
+        if axes not in (2, 3):
             return [delta / len(deltas) for delta in deltas]
         # Eq. 3: τ_k G_k (Σ_j G_j)⁻¹
-        return regressed(deltas, [gram(name) for gram in grams], reduce, place_of(base))
+        solve = regressed if axes == 2 else regressed_members
+        return solve(deltas, [gram(name) for gram in grams], reduce, place_of(base))
 
     return Basis("delta", len(experts), rows)
 
 
 def _grams(runner: ExpertRunner, expert: TensorSource) -> Pieces:
-    """Gram matrices of all linear layers of one expert."""
+    """Gram matrices of all linear layers of one expert, and of its stacks of matrices."""
     import torch
 
     weights = linear_weights(runner.model, runner.views)
     layers = {
         weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
     }
+    stacks = stack_weights(runner.model, runner.views)
     collected = Grams()
+    stacked = StackGrams()
     runner.load_all(expert)
-    for items in runner.items(expert.name):
-        with torch.no_grad(), collected.collecting(layers, items.inputs):
-            runner.run(items)
+    with torch.no_grad(), stacked.collecting(runner.model, stacks):
+        for items in runner.items(expert.name):
+            with collected.collecting(layers, items.inputs):
+                runner.run(items)
     for name, weight in weights.items():
         yield name, collected.mean(weight)
+    for name, stack in stacks.items():
+        yield name, stacked.mean(stack, runner.base.shape(name))
 
 
 REGMEAN = Operator(

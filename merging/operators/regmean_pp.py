@@ -11,7 +11,8 @@ the merged model, not from the expert's own. Embeddings are averaged first. Then
 As in the authors' code, everything outside the blocks is the mean, heads included, as is a tower
 that the calibration items do not pass through.
 
-Inputs are those of the merge at coefficient 1; other coefficients scale these same rows.
+Inputs are those of the merge at coefficient 1; other coefficients scale these same rows. The
+experts of a mixture are linear layers, as in RegMean.
 """
 
 from __future__ import annotations
@@ -33,8 +34,16 @@ from mergesearch.merging.operators.parts.gram import (
     linear_weights,
     regressed,
 )
+from mergesearch.merging.operators.parts.stack_gram import (
+    StackGrams,
+    StackWeight,
+    may_have_stacks,
+    regressed_members,
+    stack_weights,
+)
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
 from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.memo import Tensors
 from mergesearch.merging.tensors.per_tensor import Pieces, memoised_per_tensor
 from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.roles import classify
@@ -60,7 +69,7 @@ def prepare(
     names = [expert.name for expert in experts]
     regressions = memoised_per_tensor(
         (base, *experts),
-        runner.key(["regmean_pp", reduce], names),
+        runner.key(["regmean_pp", reduce, *(["stacks"] if may_have_stacks(base) else [])], names),
         partial(_regressions, runner, experts, reduce),
     )
 
@@ -142,17 +151,20 @@ def _merge_block(
 ) -> Pieces:
     """Rows of the linear layers of one block; afterwards the model holds the merged block."""
     names = [name for name, view in runner.views.items() if view.parameter.startswith(f"{block}.")]
-    weights = linear_weights(runner.model, {name: runner.views[name] for name in names})
+    views = {name: runner.views[name] for name in names}
+    weights = linear_weights(runner.model, views)
+    stacks = stack_weights(runner.model, views)
     grams = []
     for expert, own in zip(experts, batches, strict=True):
         runner.load_all(expert, names)
-        grams.append(_grams(runner, block, weights, own))
+        grams.append(_grams(runner, block, weights, stacks, own))
     for name in names:
         rows = _mean_rows(runner.base, experts, name)
-        if name in weights:
+        if name in weights or name in stacks:
             deltas = task_vectors(runner.base, experts, name)
-            means = [own.mean(weights[name]) for own in grams]
-            rows = regressed(deltas, means, reduce, place_of(runner.base))
+            means = [own[name] for own in grams]
+            solve = regressed_members if deltas[0].ndim == 3 else regressed
+            rows = solve(deltas, means, reduce, place_of(runner.base))
             yield name, {str(k): row.cpu() for k, row in enumerate(rows)}
         _load_merged(runner, name, rows)
 
@@ -161,17 +173,23 @@ def _grams(
     runner: ExpertRunner,
     block: str,
     weights: Mapping[str, LinearWeight],
+    stacks: Mapping[str, StackWeight],
     batches: Sequence[_BatchAtBlock],
-) -> Grams:
-    """Gram matrices of one block, with the weights that the model now holds."""
+) -> dict[str, Tensors]:
+    """Gram matrices of one block by stored name, with the weights that the model now holds."""
     layers = {
         weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
     }
     collected = Grams()
-    for batch in batches:
-        with collected.collecting(layers, batch.items.inputs):
-            _passed(runner, batch, block)
-    return collected
+    stacked = StackGrams()
+    with stacked.collecting(runner.model, stacks):
+        for batch in batches:
+            with collected.collecting(layers, batch.items.inputs):
+                _passed(runner, batch, block)
+    means = {name: collected.mean(weight) for name, weight in weights.items()}
+    return means | {
+        name: stacked.mean(stack, runner.base.shape(name)) for name, stack in stacks.items()
+    }
 
 
 def _load_merged(runner: ExpertRunner, name: str, rows: Sequence[torch.Tensor]) -> None:

@@ -48,7 +48,7 @@ from mergesearch.merging.operators.parts.task_vectors import (
 )
 from mergesearch.merging.tensors.parallel import nested_parallel_map
 from mergesearch.merging.tensors.place import place_of
-from mergesearch.merging.tensors.roles import classify
+from mergesearch.merging.tensors.roles import roles_of
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -126,13 +126,14 @@ def trimming_limits(
             )
         )
     own: dict[str, list[float]] = {}
+    group_of = _group_of(base, scope)
 
     def limits(name: str) -> list[float]:
         shape = base.shape(name)
         if density >= 1 or is_exempt(shape, vectors) or 0 in shape:
             return [0.0] * len(experts)
         if scope != "tensor":
-            return [limit.get(_group(name, scope), 0.0) for limit in whole]
+            return [limit.get(group_of[name], 0.0) for limit in whole]
         if name not in own:  # elections ask for a tensor twice
             own[name] = [_threshold_of(base, expert, name, density) for expert in experts]
         return own[name]
@@ -200,15 +201,18 @@ def _changes(base: TensorSource, expert: TensorSource, names: Sequence[str]) -> 
 def _groups(base: TensorSource, scope: TrimScope, vectors: str) -> dict[str, list[str]]:
     """Group -> names of the tensors that are ranked together; none is empty."""
     groups: dict[str, list[str]] = {}
+    group_of = _group_of(base, scope)
     for name in base.names:
         shape = base.shape(name)
         if not is_exempt(shape, vectors) and 0 not in shape:
-            groups.setdefault(_group(name, scope), []).append(name)
+            groups.setdefault(group_of[name], []).append(name)
     return groups
 
 
-def _group(name: str, scope: TrimScope) -> str:
-    return classify(name).module if scope == "module" else "model"
+def _group_of(base: TensorSource, scope: TrimScope) -> dict[str, str]:
+    if scope != "module":
+        return dict.fromkeys(base.names, "model")
+    return {name: role.module for name, role in roles_of(base.names).items()}
 
 
 def election_default(_experts: int, options: Options) -> float:

@@ -28,13 +28,12 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Others,
     Selection,
     rows_by_matrix,
-    shapes_of,
     spectral_refuse,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import HOST, Place, place_of
@@ -76,9 +75,7 @@ def prepare(
             place_of(base),
         )
 
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 

@@ -12,11 +12,12 @@ directions. Per expert, with w_k a column of the expert and w_0 that of the base
 
 Vectors (norms, biases) are scored by |τ| itself, unranked.
 
-Embeddings are scored per token, as if transposed. Tensors with more axes (convolutions) are read as
-(out, rest); GPT-2 stores its linear layers transposed, so that there the columns are outputs. A
-column of zeros has no direction: the change of direction is 0 if it stays zero, else 1, where the
-authors' code divides by zero. Norms and angles are taken in fp64: 1 − cos of a fine-tuned column is
-often below what fp32 resolves, and ranks would be those of rounding errors.
+Embeddings are scored per token, as if transposed. Stacks of experts and fused projections are read
+as the matrices that they hold, other tensors with more axes (convolutions) as (out, rest); GPT-2
+stores its linear layers transposed, so that there the columns are outputs. A column of zeros has no
+direction: the change of direction is 0 if it stays zero, else 1, where the authors' code divides by
+zero. Norms and angles are taken in fp64: 1 − cos of a fine-tuned column is often below what fp32
+resolves, and ranks would be those of rounding errors.
 
 The scores of a column add up to between 1 and K when s = 1, so that many similar experts overshoot.
 """
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.parts.matrices import Selection, matrices_in
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.roles import classify
 from mergesearch.merging.tensors.source import TensorSource
@@ -59,17 +61,41 @@ def prepare(
             return [
                 v * score for v, score in zip(vectors, _vector_scores(vectors, t, s), strict=True)
             ]
-        matrices = [_columns(vector, name) for vector in vectors]
-        origin = _columns(base.read(name), name)
-        changes = [_changes(matrix, origin) for matrix in matrices]
-        magnitude = _rank_scores([change for change, _ in changes], t, s)
-        direction = _rank_scores([change for _, change in changes], t, s)
-        # (score of the norm + score of the direction) / 2 · τ_k, column by column
-        for matrix, one, other in zip(matrices, magnitude, direction, strict=True):
-            matrix.mul_(((one + other) / 2).to(matrix.dtype))  # the matrix is a view of the vector
+        origin = base.read(name)
+        if name not in selection.stacks:
+            # The matrices are views of the vectors.
+            _score([_columns(v, name) for v in vectors], _columns(origin, name), t, s)
+            return vectors
+        if not selection.stacks[name].parts:
+            return _stacked_vectors(vectors, t, s)
+        for part in matrices_in(name, base.shape(name), selection):
+            matrices = [part.view(vector).clone() for vector in vectors]
+            _score(matrices, part.view(origin), t, s)
+            for matrix, vector in zip(matrices, vectors, strict=True):
+                part.put(matrix, vector)
         return vectors
 
+    selection = Selection.of(base)
     return Basis("delta", len(experts), rows)
+
+
+def _score(matrices: Sequence[torch.Tensor], origin: torch.Tensor, t: float, s: float) -> None:
+    """Multiply the columns of task vectors ``(m, n)`` by their scores, in place."""
+    changes = [_changes(matrix, origin) for matrix in matrices]
+    magnitude = _rank_scores([change for change, _ in changes], t, s)
+    direction = _rank_scores([change for _, change in changes], t, s)
+    # (score of the norm + score of the direction) / 2 · τ_k, column by column
+    for matrix, one, other in zip(matrices, magnitude, direction, strict=True):
+        matrix.mul_(((one + other) / 2).to(matrix.dtype))
+
+
+def _stacked_vectors(vectors: list[torch.Tensor], t: float, s: float) -> list[torch.Tensor]:
+    """A stack of vectors ``(members, n)``, each scored as a vector of its own."""
+    for member in range(vectors[0].shape[0]):
+        own = [vector[member] for vector in vectors]
+        for vector, score in zip(own, _vector_scores(own, t, s), strict=True):
+            vector.mul_(score.to(vector.dtype))
+    return vectors
 
 
 def _columns(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -48,12 +48,11 @@ from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
     Matrices,
-    MatrixPart,
     Others,
     Selection,
     rows_by_matrix,
-    shapes_of,
 )
+from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -100,9 +99,7 @@ def prepare(
         starts = [delta * share for delta in deltas]
         return settled(starts, deltas, deltas.__getitem__, squared, spectrum, moved)
 
-    selection = Selection.of(
-        shapes_of(base), matrices=matrices, conv=conv, fused=fused, others=others
-    )
+    selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -78,6 +79,7 @@ def bind(
     slices: Mapping[str, torch.Tensor],
     copied_from_base: Collection[str],
     device_of: Callable[[str], torch.device],
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Binding:
     """Make the parameters of a model views into buffers, and bring the rest to their devices.
 
@@ -89,6 +91,7 @@ def bind(
         slices: Stored name -> a view into a buffer, on the device on which the tensor is used.
         copied_from_base: Stored tensors that the model has already, and keeps.
         device_of: Name of a parameter or buffer -> the device on which it is used.
+        renamed: Name in the layout -> the model's own stored name, where that is another.
 
     Raises:
         CheckpointError: If a stored tensor is no part of the model, or a parameter is not stored.
@@ -100,7 +103,7 @@ def bind(
     for spec in layout.tensors:
         if spec.size == 0:
             continue
-        target = stored.by_name.get(spec.name)
+        target = stored.by_name.get(renamed.get(spec.name, spec.name))
         name = None if target is None else stored.owner(target)
         if target is None or name is None or tuple(target.shape) != spec.shape:
             raise CheckpointError(
@@ -147,10 +150,14 @@ def _check_filled(
 ) -> None:
     """Refuse parameters that the checkpoint does not hold.
 
-    Buffers may be constants that a merge leaves alone.
+    Buffers may be constants that a merge leaves alone, and so may parameters that the model never
+    saves, such as Marian's sinusoids.
     """
+    computed = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     parameters = {memory_of(parameter) for parameter in model.parameters()}
     for name, tensor in held.items():
+        if name in computed and not filled[name]:
+            continue
         if memory_of(tensor) in parameters and filled[name] != tensor.numel():
             raise CheckpointError(
                 f"parameter {name!r} of {type(model).__name__}: expected in the checkpoint, found "

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from mergesearch.merging.errors import InputError, MergesearchError, NonFiniteError
+from mergesearch.merging.family.heads import Head
 from mergesearch.merging.models.loading import widest_dtype
 from mergesearch.merging.resident.arena import Arenas
-from mergesearch.merging.resident.binding import bind, tensor_devices
+from mergesearch.merging.resident.binding import Binding, bind, tensor_devices
 from mergesearch.merging.resident.device_map import device_lookup
 from mergesearch.merging.resident.gradient import (
     check_smooth,
@@ -39,6 +40,7 @@ class MergedModel:
     Attributes:
         model: The bound model. Its parameters change with every :meth:`write`; do not move or cast
             it.
+        heads: Models with heads of their own around the same merged weights, by name.
         layout: Positions of the tensors in the flat index.
         shards: What is merged on each device. The merged weights have the common dtype of the
             base's tensors, else the widest of them.
@@ -52,6 +54,7 @@ class MergedModel:
         threads: int = 1,
         device: str = "cpu",
         devices: Mapping[str, str] | None = None,
+        head: Head | None = None,
     ) -> None:
         """Bind ``model``, loaded from the base, to the layout of ``arenas``.
 
@@ -62,12 +65,14 @@ class MergedModel:
             device: ``cpu`` reads the mapped arenas; elsewhere they are copied to the device.
             devices: For a model over several devices: module -> device, as in
                 :func:`mergesearch.merging.resident.device_map.device_map`.
+            head: What the model has for itself and is not merged.
 
         Raises:
             CheckpointError: If a stored tensor is no part of the model, or a parameter is not
                 stored.
         """
         self.model = model
+        self.heads: dict[str, nn.Module] = {}
         self.layout = arenas.layout
         self._threads = threads
         self._special = arenas.special
@@ -86,13 +91,44 @@ class MergedModel:
             for shard in self.shards
             for spec in shard.layout.tensors
         }
-        self._binding = bind(model, self.layout, self._slices, arenas.copied, device_of)
+        self._copied = arenas.copied
+        self._device_of = device_of
+        self._binding = self._bound(model, head)
+        self._bindings = [self._binding]
 
     @property
     def merged(self) -> torch.Tensor:
         """The merged weights of a model on one device ``(size,)``."""
         (shard,) = self.shards
         return shard.merged
+
+    def add_head(self, name: str, model: nn.Module, head: Head) -> None:
+        """Bind another model to the same merged weights; no copy of these is made.
+
+        Args:
+            name: Its key in :attr:`heads`.
+            model: In main memory; it shares all stored tensors of the layout.
+            head: What it has for itself.
+
+        Raises:
+            CheckpointError: As for the first model.
+            MergesearchError: If gradients are enabled already.
+        """
+        if self._gradient is not None:
+            raise MergesearchError("heads: expected all of them before enable_gradient()")
+        if model is not self.model:
+            self._bindings.append(self._bound(model, head))
+        self.heads[name] = model
+
+    def _bound(self, model: nn.Module, head: Head | None) -> Binding:
+        names = {} if head is None else head.renamed
+        own = () if head is None else head.names
+        kept = {*own, *(names.get(name, name) for name in self._copied)}
+        return bind(model, self.layout, self._slices, kept, self._device_of, names)
+
+    def _update_copies(self) -> None:
+        for binding in self._bindings:
+            binding.update_copies()
 
     def write(self, field: Field) -> None:
         """Merge with the coefficients of ``field`` into the model.
@@ -115,7 +151,7 @@ class MergedModel:
                 if spec.name not in self._postprocessed:
                     weights = self._slices[spec.name]
                     weights.copy_(weights.to(getattr(torch, spec.dtype)))
-            self._binding.update_copies()
+            self._update_copies()
             self._check_finite()
 
     def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -133,7 +169,7 @@ class MergedModel:
         with torch.no_grad():
             for name, tensor in tensors:
                 self._slices[name].copy_(tensor)
-            self._binding.update_copies()
+            self._update_copies()
             self._check_finite()
 
     def check_binding(self) -> None:
@@ -142,7 +178,8 @@ class MergedModel:
         Raises:
             MergesearchError: If one does not.
         """
-        self._binding.check()
+        for binding in self._bindings:
+            binding.check()
 
     def enable_gradient(self) -> None:
         """Let backward passes through the model accumulate into one buffer.
@@ -160,7 +197,7 @@ class MergedModel:
                 f"{len(self._special.statistics)}, which no backward pass reaches; set "
                 "special.batch_norm: base, or choose a strategy without gradients"
             )
-        self._gradient = GradientBuffer(self._binding, self.shards)
+        self._gradient = GradientBuffer(self._bindings, self.shards)
 
     def clear_gradient(self) -> None:
         """Forget what backward passes have accumulated.

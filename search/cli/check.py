@@ -1,16 +1,17 @@
-"""Describes plans and catalogues: the output of ``mergesearch check`` and ``mergesearch ls``."""
+"""Describes plans: the output of ``mergesearch check``."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mergesearch.merging import InputError, MergesearchError
+from mergesearch.evaluators import SPLITS
+from mergesearch.merging import InputError
 from mergesearch.merging.family.family import open_family
+from mergesearch.merging.family.untouched import Untouched, untouched
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
+from mergesearch.merging.lineage.description import lineage_dict, lineage_line
+from mergesearch.merging.lineage.relation import Lineage
 from mergesearch.merging.operators import get_operator
 from mergesearch.merging.resident.card_memory import weight_bytes
 from mergesearch.search.grammar import counted
@@ -24,19 +25,22 @@ from mergesearch.search.plan.card_needs import settings_of
 from mergesearch.search.plan.card_plan import CardPlan
 from mergesearch.search.plan.card_report import breakdown, gigabytes, plan_lines, refusal, why
 from mergesearch.search.plan.cards import parse_card, smallest_that_fits
+from mergesearch.search.plan.heads import head_bytes, used_heads
+from mergesearch.search.plan.lineage import lineage_warnings
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.preparing import Preparing, preparing_line
 from mergesearch.search.report.data import TRANSDUCTIVE
+from mergesearch.search.spec.code import used_plugins
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.search.study.early_stopping import stages_of
 from mergesearch.spaces import ParameterSpace, Row
 
-#: Numbers with more digits than a list should show.
-_LONG_NUMBER = re.compile(r"\d+\.\d{6,}")
-
 
 def plan_dict(
-    plan: Plan, cards: CardPlan | None = None, preparing: Preparing | None = None
+    plan: Plan,
+    cards: CardPlan | None = None,
+    preparing: Preparing | None = None,
+    lineages: tuple[Lineage, ...] = (),
 ) -> dict[str, Any]:
     """The resolved study with its space, its cards and its preparation, for ``--json``."""
     space = plan.space
@@ -44,10 +48,14 @@ def plan_dict(
         "study": plan.spec.to_dict(),
         "objectives": [vars(objective) for objective in plan.objectives],
         "transductive": plan.evaluator.transductive,
+        "items": {split: plan.evaluator.size(split) for split in SPLITS},
         "constraints": list(plan.evaluator.constraints),
         "references": sorted(plan.evaluator.references()),
         "stages": list(stages_of(plan.spec.fidelity, plan.evaluator.size("search"))),
-        "warnings": list(plan.warnings),
+        "plugins": [vars(plugin) for plugin in used_plugins(plan.spec)],
+        "warnings": [*lineage_warnings(plan, lineages), *plan.warnings],
+        "lineage": [lineage_dict(lineage) for lineage in lineages],
+        "untouched": None if (left := _untouched(plan)) is None else left.to_dict(),
         "operators": None if plan.survey is None else [vars(one) for one in plan.survey.listed],
         "anchors": [anchor.name for anchor in plan.anchors],
         "routing": dict(plan.space.fixed) if isinstance(plan.space, ParameterSpace) else None,
@@ -124,10 +132,11 @@ def memory(plan: Plan) -> dict[str, int]:
     width = 8 if accumulation_dtype(plan.layout) == "float64" else 4
     largest = max(spec.size for spec in plan.layout.tensors) * width
     copies = operator.copies(len(plan.template.experts))
+    heads = head_bytes(plan.template, plan.evaluator, weights.itemsize)
     return {
         "shared": weights.base + weights.rows,
         # Merged weights and, where gradients are followed, as much again for theirs.
-        "worker": weights.merged * (1 if plan.differentiable_space is None else 2),
+        "worker": weights.merged * (1 if plan.differentiable_space is None else 2) + heads,
         "preparing": math.ceil(copies * largest),
     }
 
@@ -168,7 +177,10 @@ def _card_lines(plan: Plan, cards: CardPlan | None) -> list[str]:
 
 
 def describe_plan(
-    plan: Plan, cards: CardPlan | None = None, preparing: Preparing | None = None
+    plan: Plan,
+    cards: CardPlan | None = None,
+    preparing: Preparing | None = None,
+    lineages: tuple[Lineage, ...] = (),
 ) -> list[str]:
     """The lines of ``mergesearch check``: a line for each section, then the groups."""
     space = plan.space
@@ -180,10 +192,15 @@ def describe_plan(
         f"study       {plan.spec.name}",
         f"operator    {plan.spec.operator.name}, {counted(len(plan.spec.experts), 'expert')}",
         *_survey_lines(plan),
+        *_untouched_lines(plan),
+        *(f"lineage     {lineage_line(lineage)}" for lineage in lineages),
+        *(f"plug-in     {plugin} {plugin.version}" for plugin in used_plugins(plan.spec)),
         *([f"special     {_policies(plan)}"] if plan.template.special else []),
+        *_head_lines(plan),
         *_routing_lines(plan),
         f"objectives  {objectives}",
         f"strategy    {_budget_line(plan)}",
+        *_item_lines(plan),
         *([f"items       {TRANSDUCTIVE}"] if plan.evaluator.transductive else []),
         *_fidelity_lines(plan),
         *(
@@ -203,8 +220,44 @@ def describe_plan(
         )
     lines += [] if preparing is None else [preparing_line(preparing)]
     lines += _card_lines(plan, cards)
-    warnings = [f"warning     {line}" for line in plan.warnings]
+    warnings = [
+        f"warning     {line}" for line in (*lineage_warnings(plan, lineages), *plan.warnings)
+    ]
     return [*lines, *warnings, "", *group_lines(space.table())]
+
+
+def _head_lines(plan: Plan) -> list[str]:
+    """The line with the heads that items are scored with; none where all tensors are shared."""
+    used = used_heads(plan.template, plan.evaluator)
+    if used is None or not used[1]:
+        return []
+    heads, names = used
+    sizes = ", ".join(f"{name} ({heads.of[name].size:,} parameters)" for name in names)
+    return [f"heads       {sizes}; not merged, each task has its own"]
+
+
+def _item_lines(plan: Plan) -> list[str]:
+    """The line with the number of items of every split; none where there are no items."""
+    if not plan.evaluator.size("search"):
+        return []
+    sizes = ", ".join(f"{plan.evaluator.size(split)} {split}" for split in SPLITS)
+    lend = plan.spec.selection.lend
+    lent = f" (the search has {lend:.0%} of the files' validation items)" if lend else ""
+    return [f"items       {sizes}{lent}"]
+
+
+def _untouched(plan: Plan) -> Untouched | None:
+    """What the study's operator passes over; None without weights."""
+    if plan.layout is None:
+        return None
+    operator = get_operator(plan.template.operator)
+    return untouched(operator, plan.layout, plan.template.options)
+
+
+def _untouched_lines(plan: Plan) -> list[str]:
+    """The line of what the operator passes over; none where it follows its formula everywhere."""
+    left = _untouched(plan)
+    return [] if left is None or not left.sentence else [f"passed over {left.sentence}"]
 
 
 def _survey_lines(plan: Plan) -> list[str]:
@@ -275,77 +328,3 @@ def _size(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.0f} kB"
-
-
-def listing(what: str) -> list[dict[str, Any]]:
-    """Rows of ``mergesearch ls``, each with a name and its facts."""
-    if what == "strategies":
-        from mergesearch.search.strategies.pages import strategy_row
-        from mergesearch.search.strategies.table import STRATEGIES
-
-        return [strategy_row(entry) for entry in STRATEGIES.values()]
-    if what == "operators":
-        from mergesearch.merging.operators import OPERATORS
-        from mergesearch.merging.operators.pages import operator_row
-
-        return [operator_row(operator) for operator in OPERATORS.values()]
-    if what == "evaluators":
-        from mergesearch.evaluators.spec.evaluators import EVALUATORS
-
-        return [{"name": name, "summary": summary} for name, summary in EVALUATORS.items()]
-    return [_run_row(path.parent) for path in sorted(Path("runs").glob("*/study.yaml"))]
-
-
-def listing_lines(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as text; operators and strategies take several lines each."""
-    width = max((len(row["name"]) for row in rows), default=0)
-    if what == "operators":
-        return [line for row in rows for line in _operator_lines(row, width)]
-    if what == "strategies":
-        return [line for row in rows for line in _strategy_lines(row, width)]
-    return [f"{row['name']:<{width}}  {row['summary']}" for row in rows]
-
-
-def _strategy_lines(row: Mapping[str, Any], width: int) -> list[str]:
-    indent = " " * (width + 2)
-    facts = (
-        f"{row['objectives']}; {row['dimensions']} dimensions; budget {row['budget']}; needs "
-        f"{row['needs']}"
-    )
-    slow = [f"{indent}more than 50 ms of CPU: {row['slow']}"] if row["slow"] else []
-    return [
-        f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
-        f"{indent}{row['when']}; {facts}",
-        f"{indent}options: {_options(row['options']) or 'none'}",
-        *slow,
-    ]
-
-
-def _operator_lines(row: Mapping[str, Any], width: int) -> list[str]:
-    options = _options(row["defaults"])
-    default = f"default coefficient {row['coefficient']}" + (f", {options}" if options else "")
-    return [
-        f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
-        f"{' ' * (width + 2)}needs {', '.join(row['needs'])}; {default}",
-    ]
-
-
-def _options(defaults: Mapping[str, Any]) -> str:
-    """Names of options and their defaults, long numbers with four digits."""
-    return ", ".join(
-        f"{name} {_LONG_NUMBER.sub(lambda match: f'{float(match[0]):.4g}', str(value))}"
-        for name, value in defaults.items()
-    )
-
-
-def _run_row(folder: Path) -> dict[str, str]:
-    from mergesearch.search.runs.opened import open_run
-
-    try:
-        run = open_run(folder)
-    except MergesearchError as error:
-        return {"name": str(folder), "summary": f"cannot be read: {error}"}
-    verdict = run.verdict
-    state = "unfinished" if verdict is None else f"winner: trial {verdict.winner}"
-    trials = counted(len(run.log.records), "trial")
-    return {"name": str(folder), "summary": f"{trials}, {state}"}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from mergesearch.merging import MergesearchError
 from mergesearch.merging.tensors.accelerator import accelerator, device_module
-from mergesearch.search.cli.options import usable_cores
+from mergesearch.merging.tensors.parallel import usable_cores
 from mergesearch.search.grammar import counted
 from mergesearch.search.plan.card_check import check_cards, plan_for_this_machine
 from mergesearch.search.plan.card_report import plan_lines

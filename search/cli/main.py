@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mergesearch.search.cli import comparing
 from mergesearch.search.cli.cluster import register
 from mergesearch.search.cli.options import (
     JsonOption,
@@ -23,7 +24,6 @@ from mergesearch.search.cli.options import (
     SetOption,
     StudyArgument,
     emit,
-    usable_cores,
 )
 
 app = typer.Typer(
@@ -44,6 +44,13 @@ PreferOption = Annotated[
         metavar="NAME=WEIGHT",
         help="Choose the trial of the front that suits this importance of the objectives; "
         "repeatable.",
+    ),
+]
+HeadOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EXPERT",
+        help="Where experts keep heads of their own: write the whole model with this one.",
     ),
 ]
 OutOption = Annotated[
@@ -67,6 +74,7 @@ class Listing(StrEnum):
     strategies = "strategies"
     operators = "operators"
     evaluators = "evaluators"
+    spaces = "spaces"
     runs = "runs"
 
 
@@ -88,9 +96,11 @@ def check(
 ) -> None:
     """Validate a study and print its plan.
 
-    Reads the headers of the checkpoints; only `granularity: chunk` reads weights.
+    Reads the headers of the checkpoints, and samples of their weights to see that the experts come
+    from the base; only `granularity: chunk` reads all weights.
     """
     from mergesearch.search.cli.check import describe_plan, plan_dict, planned_cards
+    from mergesearch.search.plan.lineage import study_lineages
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
     from mergesearch.search.plan.preparing import preparing_of
@@ -101,7 +111,7 @@ def check(
         plan = with_warm_start(plan, find_warm_start(plan, plan.spec.start))
     cards = planned_cards(plan, card, count)
     preparing = preparing_of(plan, None if cards is None else cards.card)
-    described = (plan, cards, preparing)
+    described = (plan, cards, preparing, study_lineages(plan))
     emit(plan_dict(*described), as_json, lambda: describe_plan(*described))
 
 
@@ -142,38 +152,29 @@ def run(
 
     The same command does both: a study resumes where it stopped.
     """
-    from mergesearch.evaluators.spec.evaluators import build_evaluator
     from mergesearch.search.cli.showing import print_run
-    from mergesearch.search.observers.progress import default_style, make_observer
+    from mergesearch.search.observers.progress import default_style
     from mergesearch.search.plan.loading import load_study
-    from mergesearch.search.runs.driver import run_study
-    from mergesearch.search.study.graceful_stop import GracefulStop
+    from mergesearch.search.record.run_folder import RunFolder
+    from mergesearch.search.runs.following import run_and_show
 
+    if folder is not None:
+        RunFolder(folder).check_plugins()
     spec = load_study(
         study, [*(set_ or ()), *([] if address is None else [f"workers.address={address}"])]
     )
     path = folder or Path("runs") / spec.name
     style = default_style() if progress is Style.auto else progress.value
-    objectives = [
-        objective.name for objective in build_evaluator(spec.evaluators, Path()).objectives
-    ]
-    observe, close = make_observer(style, objectives)
-    drain = GracefulStop()
-    seconds = spec.driver.drain_seconds
     try:
-        with drain.on_signals(seconds, lambda: _say_draining(seconds)):
-            finished = run_study(
-                spec, path, observe, trust_log=trust_log, graceful_stop=drain, metrics=metrics
-            )
+        finished = run_and_show(
+            spec, path, style, _say_draining, trust_log=trust_log, metrics=metrics
+        )
     except KeyboardInterrupt:
-        close()
         print(
             f"\nmergesearch: interrupted; `mergesearch run {study}` resumes from here",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    finally:
-        close()
     print_run(finished, as_json)
 
 
@@ -223,6 +224,7 @@ def export(
         int | None, typer.Option(metavar="N", help="Number of the trial; default: the winner.")
     ] = None,
     prefer: PreferOption = None,
+    head: HeadOption = None,
     overwrite: OverwriteOption = False,
     no_rescore: Annotated[
         bool,
@@ -235,32 +237,26 @@ def export(
     transformers loads the folder. The model is scored again and compared with the record.
     """
     from mergesearch.merging import InputError
-    from mergesearch.search.cli.exporting import export_trial
+    from mergesearch.search.runs.exporting import DISAGREES, export_trial
     from mergesearch.search.runs.opened import open_run
 
     opened = open_run(folder)
-    if opened.plan.layout is None:
-        raise InputError(
-            f"{folder}: expected a study of checkpoints, received an analytic problem: nothing to "
-            "export"
-        )
     if prefer and trial is not None:
         raise InputError("--prefer: expected --trial or --prefer, received both")
     record = opened.preferred(prefer) if prefer else opened.trial(trial)
-    exported = export_trial(opened, record, out, overwrite=overwrite, rescored=not no_rescore)
+    exported = export_trial(
+        opened, record, out, overwrite=overwrite, rescored=not no_rescore, head=head
+    )
     emit(exported.result, as_json, lambda: exported.lines)
     if not exported.result.get("agrees", True):
-        _fail(
-            "the exported model does not score as recorded; did device, threads or versions "
-            "changed?",
-            1,
-        )
+        _fail(DISAGREES, 1)
 
 
 @app.command(epilog="Example: mergesearch merge recipe.yaml --out merged-model")
 def merge(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
     out: OutOption,
+    head: HeadOption = None,
     overwrite: OverwriteOption = False,
     dtype: Annotated[
         str | None,
@@ -274,25 +270,46 @@ def merge(
             min=1, help="Tensors merged at once; more take more memory. Default: one for each core."
         ),
     ] = None,
+    allow_unrelated: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Merge experts that do not come from the base; the model card says why.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make one merge by a recipe, without a search."""
     from mergesearch.merging.export.folder import export_model
     from mergesearch.merging.recipe_file import load_recipe
+    from mergesearch.merging.tensors.parallel import usable_cores
+    from mergesearch.search.plan.lineage import recipe_warnings
 
     loaded = load_recipe(recipe)
+    warnings = recipe_warnings(loaded, allow_unrelated)
     started = time.perf_counter()
-    rounding = export_model(
-        loaded, out, overwrite=overwrite, dtype=dtype, threads=threads or usable_cores()
-    ).rounding
+    exported = export_model(
+        loaded,
+        out,
+        facts={"lineage": "; ".join(warnings)} if warnings else None,
+        overwrite=overwrite,
+        dtype=dtype,
+        threads=threads or usable_cores(),
+        head=head,
+    )
+    rounding = exported.rounding
     seconds = time.perf_counter() - started
     result = {
         "digest": loaded.digest,
         "out": str(out),
         "rounding": rounding.share,
         "seconds": seconds,
+        "warnings": warnings,
+        "untouched": exported.untouched.to_dict(),
     }
-    emit(result, as_json, lambda: [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"])
+    lines = [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"]
+    lines += [exported.untouched.sentence] if exported.untouched.sentence else []
+    emit(result, as_json, lambda: [*lines, *(f"warning: {line}" for line in warnings)])
 
 
 @app.command(epilog="Example: mergesearch dashboard runs/digits --port 8080")
@@ -369,16 +386,17 @@ def dashboard(
 def ls(
     what: Annotated[Listing, typer.Argument(help="What to list.")], as_json: JsonOption = False
 ) -> None:
-    """List strategies, operators, evaluators, runs.
+    """List strategies, operators, evaluators, kinds of space, runs.
 
-    Runs are those below ./runs.
+    Those of installed plug-ins are listed too. Runs are those below ./runs.
     """
-    from mergesearch.search.cli.check import listing, listing_lines
+    from mergesearch.search.cli.listing import listing, listing_lines
 
     rows = listing(what.value)
     emit(rows, as_json, lambda: listing_lines(what.value, rows))
 
 
+comparing.register(app)
 register(app)
 
 

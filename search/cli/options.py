@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +27,3 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def emit(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
     """Print a result for programs or for people."""
     print(json.dumps(data, indent=1) if as_json else "\n".join(lines()))
-
-
-def usable_cores() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

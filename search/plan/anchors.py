@@ -8,7 +8,7 @@ import numpy as np
 
 from mergesearch.merging import Field, Layout, Recipe
 from mergesearch.merging.operators import OPERATORS, Operator
-from mergesearch.merging.tensors.roles import classify
+from mergesearch.merging.tensors.roles import roles_of
 from mergesearch.spaces import Space
 from mergesearch.spaces.groups import group_tensors
 
@@ -132,4 +132,4 @@ def lines_field(layout: Layout, directions: int, base: float, rise: float) -> Fi
 
 def has_blocks(layout: Layout) -> bool:
     """Whether any tensor name shows a block number."""
-    return any(classify(name).block is not None for name in layout.names)
+    return any(role.block is not None for role in roles_of(layout.names).values())

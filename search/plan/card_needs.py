@@ -10,7 +10,8 @@ from typing import Any
 
 from mergesearch.evaluators.spec.evaluators import AnySpec
 from mergesearch.merging.family.family import ModelFamily, open_family
-from mergesearch.merging.kernels.spans import RowsSetting
+from mergesearch.merging.family.heads import model_dtype
+from mergesearch.merging.kernels.spans import ITEMSIZE, RowsSetting
 from mergesearch.merging.operators import Operator, get_operator
 from mergesearch.merging.resident.card_memory import (
     TensorBytes,
@@ -27,6 +28,7 @@ from mergesearch.search.plan.batch_memory import (
     model_shape,
 )
 from mergesearch.search.plan.cards import PlannedCard
+from mergesearch.search.plan.heads import head_bytes
 from mergesearch.search.plan.plan import Plan
 
 #: Pinned main memory of a card's uploads: two chunks, one read while the other is sent.
@@ -44,6 +46,7 @@ class Demand:
         operator, options: The study's, with complete hyperparameters.
         evaluators: Sections of its evaluators.
         gradients: Whether its strategy needs backward passes.
+        heads: Bytes of the heads that its experts keep and its items are scored with.
     """
 
     family: ModelFamily
@@ -51,6 +54,7 @@ class Demand:
     options: Options
     evaluators: Sequence[AnySpec]
     gradients: bool = False
+    heads: int = 0
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -86,12 +90,15 @@ def demand_of(plan: Plan) -> Demand | None:
     """What a planned study computes with; None for problems without a model."""
     if plan.layout is None or plan.evaluator.model_class is None:
         return None
+    family = open_family(plan.template)
+    itemsize = ITEMSIZE[model_dtype(family.base)]
     return Demand(
-        open_family(plan.template),
+        family,
         get_operator(plan.template.operator),
         plan.template.options,
         plan.spec.evaluators,
         plan.differentiable_space is not None,
+        head_bytes(plan.template, plan.evaluator, itemsize),
     )
 
 
@@ -135,7 +142,8 @@ class CardBytes:
 
     Attributes:
         base, rows: One copy, which the card's workers share.
-        merged: Merged weights of all workers, with parameters that cannot be views into them.
+        merged: Merged weights of all workers, with parameters that cannot be views into them, and
+            heads.
         gradient: Gradient buffers of all workers.
         batch: Activations, logits and caches of all workers, or what merging needs instead if
             that is more.
@@ -190,7 +198,7 @@ def _one_card(
     return CardBytes(
         base=kept * sum(tensor.base for tensor in part),
         rows=kept * sum(tensor.rows for tensor in part),
-        merged=workers * (merged + sum(tensor.fused for tensor in part)),
+        merged=workers * (merged + sum(tensor.fused for tensor in part) + demand.heads),
         gradient=workers * merged if demand.gradients else 0,
         batch=workers * max(evaluating, merging),
         engine=int(batch.engine * card.total) * workers,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,6 +19,18 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
 
     Raises:
         InputError: In one line, if anything is wrong with it.
+    """
+    data = read_sections(path)
+    for override in overrides:
+        apply_override(data, override)
+    return resolve(checked_study(data, str(path)), path.resolve().parent)
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """The sections of a study file as plain data.
+
+    Raises:
+        InputError: If it cannot be read, or is no YAML mapping.
     """
     try:
         text = path.read_text()
@@ -34,11 +47,18 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
         ) from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of keys, received {type(data).__name__}")
-    for override in overrides:
-        apply_override(data, override)
-    spec = validate(data, str(path))
+    return data
+
+
+def checked_study(data: Mapping[str, Any], where: str) -> StudySpec:
+    """Validate the sections of a study, before paths are resolved; ``where`` begins messages.
+
+    Raises:
+        InputError: In one line, if anything is wrong with them.
+    """
+    spec = validate(data, where)
     try:
         check_sections(spec)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return resolve(spec, path.resolve().parent)
+        raise InputError(f"{where}: {error}") from None
+    return spec

@@ -12,8 +12,10 @@ import numpy.typing as npt
 from mergesearch.evaluators import Evaluator, Objective
 from mergesearch.evaluators.routing.routed import RoutedEvaluator
 from mergesearch.evaluators.spec.evaluators import build_evaluator
+from mergesearch.evaluators.spec.model_kinds import check_model_kind
 from mergesearch.merging import Field, InputError, Layout, Recipe, Source
 from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.family.family import align_family
 from mergesearch.merging.operators import Operator, Options, get_operator
 from mergesearch.search.plan.anchors import Anchor, default_anchors
@@ -23,6 +25,7 @@ from mergesearch.search.plan.checks import (
     check_gradients,
     check_references,
 )
+from mergesearch.search.plan.heads import check_heads
 from mergesearch.search.plan.plan import Plan, unanchored_trials
 from mergesearch.search.plan.sections import check_sections
 from mergesearch.search.plan.short_list import survey_anchors, survey_of
@@ -30,6 +33,7 @@ from mergesearch.search.plan.spaces import parameter_space, study_space
 from mergesearch.search.plan.survey import Choice, Survey
 from mergesearch.search.spec.auto_operator import AUTO_OPERATOR
 from mergesearch.search.spec.sections import StrategySection, StudySpec
+from mergesearch.search.spec.study_file import find_references
 from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.spaces import DifferentiableSpace, Space
@@ -57,8 +61,9 @@ def plan_study(
     Raises:
         InputError: In one line, if anything is wrong.
     """
+    find_references(spec)
     check_sections(spec)
-    evaluator = build_evaluator(spec.evaluators, Path())
+    evaluator = build_evaluator(spec.evaluators, Path(), spec.selection.lend)
     automatic = spec.operator.name == AUTO_OPERATOR
     operator = get_operator("task_arithmetic" if automatic else spec.operator.name)
     options = {} if automatic else spec.operator.options
@@ -67,7 +72,15 @@ def plan_study(
         raise InputError(
             "base: required key is missing: the evaluators need a model (and experts to merge)"
         )
+    if spec.base is not None:
+        config = open_checkpoint(spec.base, "base").config
+        check_model_kind(evaluator.model_class, config or {}, spec.evaluators)
     evaluator.check()
+    check_heads(spec, template, evaluator)
+    if layout is not None and is_reference(evaluator.model_class or ""):
+        from mergesearch.merging.models.loading import check_builder
+
+        check_builder(template.base.path, evaluator.model_class or "")
     survey = _survey(spec, template, layout, evaluator, choice) if automatic else None
     if survey is not None and layout is not None:
         template = survey.blend(layout)

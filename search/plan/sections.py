@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from mergesearch.evaluators.spec.evaluators import SECTIONS
 from mergesearch.merging import InputError
-from mergesearch.merging.operators import get_operator
+from mergesearch.merging.extensions.references import is_reference, known
+from mergesearch.merging.operators import OPERATORS, get_operator
 from mergesearch.search.redact import redact
 from mergesearch.search.spec.auto_operator import AUTO_OPERATOR, auto_operator
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.storage_url import database_url
-from mergesearch.search.strategies.table import check_options
+from mergesearch.search.strategies.table import STRATEGIES, check_options
 
 
 def check_sections(spec: StudySpec) -> None:
@@ -21,9 +23,14 @@ def check_sections(spec: StudySpec) -> None:
     """
     if spec.operator.name == AUTO_OPERATOR:
         auto_operator(spec.operator)
-    else:
+    elif not _is_unknown(spec.operator.name):
+        OPERATORS.check(spec.operator.name)
         get_operator(spec.operator.name).complete(spec.operator.options)
-    check_options(spec.strategy.name, spec.strategy.options)
+    if not _is_unknown(spec.strategy.name):
+        STRATEGIES.check(spec.strategy.name)
+        check_options(spec.strategy.name, spec.strategy.options)
+    for evaluator in spec.evaluators:
+        SECTIONS.check(evaluator.kind)
     _check_storage(spec.storage)
     if spec.special.vocabulary == "common":
         raise InputError(
@@ -35,6 +42,14 @@ def check_sections(spec: StudySpec) -> None:
         raise InputError(
             f"{missing}: expected both base and experts (or neither, for analytic problems)"
         )
+
+
+def _is_unknown(name: str) -> bool:
+    """Whether a name is that of an object of the user's that is not imported yet.
+
+    It is once it is known that the study allows it, and then the sections are checked again.
+    """
+    return is_reference(name) and known(name) is None
 
 
 def _check_storage(url: str | None) -> None:

@@ -27,6 +27,8 @@ import yaml
 
 from mergesearch.merging import RunFolderError
 from mergesearch.merging.checkpoints.atomic import write_atomically
+from mergesearch.merging.extensions.used_plugins import UsedPlugin, demand
+from mergesearch.search.spec.code import used_plugins
 from mergesearch.search.spec.comparison import differences, listed
 from mergesearch.search.spec.renamed import with_new_names
 from mergesearch.search.spec.sections import StudySpec
@@ -77,8 +79,18 @@ class RunFolder:
                 f"{self.path}: expected the folder of a run, found no study.yaml; see `mergesearch "
                 "run`"
             )
+        self.check_plugins()
         recorded = yaml.safe_load(self.study_file.read_text())
         return validate(with_new_names(recorded), str(self.study_file))
+
+    def check_plugins(self) -> None:
+        """Refuse to go on without the packages that the run's study uses, in whatever version.
+
+        Raises:
+            InputError: If one is not installed.
+        """
+        recorded = self.environment().get("plugins", [])
+        demand([UsedPlugin(**entry) for entry in recorded], str(self.path), any_version=True)
 
     def start(self, spec: StudySpec) -> None:
         """Create the run or reopen it, and become its driver.
@@ -93,9 +105,9 @@ class RunFolder:
             if self.exists():
                 self._check_same(spec)
             else:
-                write_atomically(
-                    self.path / "environment.json", json.dumps(environment(), indent=1) + "\n"
-                )
+                plugins = [vars(plugin) for plugin in used_plugins(spec)]
+                text = json.dumps(environment() | {"plugins": plugins}, indent=1) + "\n"
+                write_atomically(self.path / "environment.json", text)
                 # Last: this file is what makes the folder a run.
                 write_atomically(self.study_file, yaml.safe_dump(spec.to_dict(), sort_keys=False))
         except OSError as error:
@@ -157,6 +169,12 @@ class RunFolder:
 
     def _check_same(self, spec: StudySpec) -> None:
         changed = differences(self.load().to_dict(), spec.to_dict())
+        code = [change for change in changed if ".source." in change]
+        if code:
+            raise RunFolderError(
+                f"{self.path}: expected the functions that its trials were measured with, received "
+                f"others: {listed(code)}; restore them or choose another --run"
+            )
         if changed:
             raise RunFolderError(
                 f"{self.path}: expected the study recorded here, received one that differs in "

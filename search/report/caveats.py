@@ -21,6 +21,7 @@ def caveats(data: ReportData) -> list[str]:
         *_luckier(data),
         *_luckier_front(data),
         *_repeats(data),
+        *_lent(data),
         *_stopped(data),
         *reference_mismatches(
             data.records, data.objectives, data.resolved.get("reference_scores") or {}
@@ -135,6 +136,16 @@ def _repeats(data: ReportData) -> list[str]:
     listed = ", ".join(f"{name} by {value:.2g}" for name, value in moved.items() if value)
     line = f"Evaluated again on the same items, the winner's scores moved: {listed}."
     return [f"{line} Differences smaller than this are noise."]
+
+
+def _lent(data: ReportData) -> list[str]:
+    """That the search used validation items, where it did."""
+    lend = (data.resolved.get("selection") or {}).get("lend")
+    if not lend:
+        return []
+    return [
+        f"The search used {lend:.0%} of the files' validation items; the others chose the winner."
+    ]
 
 
 def _stopped(data: ReportData) -> list[str]:

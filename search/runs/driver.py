@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from mergesearch.merging.family.family import open_family
 from mergesearch.search.observers.observing import observing
 from mergesearch.search.observers.trackers.opening import check_installed
 from mergesearch.search.plan.card_check import check_cards
+from mergesearch.search.plan.lineage import lineage_warnings, study_lineages
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.record.lease import Lease
@@ -23,17 +24,19 @@ from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.publishing import publish_if_possible
 from mergesearch.search.runs.recording import DeviceRecorder
 from mergesearch.search.runs.resuming import (
+    check_same_code,
     check_same_study,
     check_same_weights,
     with_recorded_start,
     with_recorded_strategy,
 )
 from mergesearch.search.runs.wiring import open_log, storage_location, worker_spec
+from mergesearch.search.spec.code import given_objects
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.graceful_stop import GracefulStop
 from mergesearch.search.study.study import Study
-from mergesearch.search.workers.backends import open_backend
+from mergesearch.search.workers.backends import check_backend, open_backend
 from mergesearch.search.workers.messages import Notice
 
 
@@ -65,11 +68,14 @@ def run_study(
             resumes.
     """
     plan = plan_study(spec)
+    check_backend(spec.workers, given_objects(spec))
     for text in check_cards(plan):
         notify(Event("warning", text))
     for tracker in spec.trackers:
         check_installed(tracker)
     folder = RunFolder(path)
+    # A run that exists was checked when it began, by the rules of that version.
+    unrelated = [] if folder.exists() else lineage_warnings(plan, study_lineages(plan))
     with ExitStack() as stack:
         folder.start(spec)
         stack.callback(folder.release)
@@ -81,11 +87,12 @@ def run_study(
         )
         plan, log = stack.enter_context(_log_of_only_driver(plan, folder, retry))
         check_same_study(plan, log)
+        check_same_code(plan, log)
         check_same_weights(plan, log)
         if not plan.undecided:
             plan = with_recorded_start(with_recorded_strategy(plan, log), log)
         notify = stack.enter_context(observing(plan, log, folder, notify, metrics))
-        _warn(plan, log, notify)
+        _warn(plan, unrelated, log, notify)
 
         def study_of(plan: Plan, closing: ExitStack) -> Study:
             """A study with workers of its own."""
@@ -156,12 +163,17 @@ def _lease(
         lease.release()
 
 
-def _warn(plan: Plan, log: TrialLog, notify: Callable[[Event], None]) -> None:
+def _warn(
+    plan: Plan, unrelated: Sequence[str], log: TrialLog, notify: Callable[[Event], None]
+) -> None:
     """Announce and record what a user should know of the models before they are evaluated."""
-    for line in plan.warnings:
+    if unrelated:
+        log.set_attr("lineage warnings", list(unrelated))
+    warnings = [*(log.get_attr("lineage warnings") or ()), *plan.warnings]
+    for line in warnings:
         notify(Event("warning", line))
-    if plan.warnings:
-        log.set_attr("warnings", list(plan.warnings))
+    if warnings:
+        log.set_attr("warnings", warnings)
 
 
 def _announce(notice: Notice, log: TrialLog, notify: Callable[[Event], None]) -> None:

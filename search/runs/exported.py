@@ -9,6 +9,7 @@ from typing import Any
 
 from mergesearch.evaluators import Candidate, Evaluator, Measurement, Split
 from mergesearch.evaluators.compute_settings import fix_compute_settings
+from mergesearch.evaluators.evaluator_base import with_head
 from mergesearch.evaluators.spec.evaluators import build_evaluator
 from mergesearch.merging.tensors.accelerator import device_or_cpu
 from mergesearch.search.fidelity.rules import NeverStop, measure_in_stages
@@ -17,6 +18,7 @@ from mergesearch.search.runs.agreement import Agreement, compare_scores
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.wiring import worker_spec
 from mergesearch.search.workers.devices import Device, current_device
+from mergesearch.search.workers.resident_model import own_heads
 from mergesearch.search.workers.worker import Worker
 
 
@@ -35,8 +37,15 @@ class Rescored:
     agreement: Agreement
 
 
-def rescore(run: Run, record: TrialRecord, exported: Path) -> Rescored:
-    """Load an exported model and score it on the items that the record has scores for."""
+def rescore(run: Run, record: TrialRecord, exported: Path, *, whole: bool = False) -> Rescored:
+    """Load an exported model and score it on the items that the record has scores for.
+
+    Args:
+        run: The run.
+        record: The trial.
+        exported: Folder of its model.
+        whole: Whether the folder has the one head that all items need.
+    """
     import torch
 
     from mergesearch.merging.models.loading import load_model
@@ -46,15 +55,20 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> Rescored:
     spec = worker_spec(run.plan, run.folder)
     torch.set_num_threads(spec.threads)
     fix_compute_settings()
-    evaluator = build_evaluator(run.plan.spec.evaluators, Path())
+    study = run.plan.spec
+    evaluator = build_evaluator(study.evaluators, Path(), study.selection.lend)
     evaluator.open()
     _take_batches_of(record, evaluator)
     model: Any = None
+    device = device_or_cpu(spec.device)
+    used = evaluator.use_heads(own_heads(spec))
+    heads = _loaded_heads(exported, used, device, whole)
     if record.recipe.routing:
         model = load(exported)
+    elif heads:
+        model = next(iter(heads.values()))
     elif evaluator.model_class is not None:
         model = load_model(str(exported), evaluator.model_class)
-    device = device_or_cpu(spec.device)
     if model is not None and device != "cpu":
         model = model.to(device)
     verdict = run.verdict
@@ -65,7 +79,9 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> Rescored:
         if split == "test"
         else Score(record.values, record.errors, record.items)
     )
-    candidate = Candidate(record.recipe, model, references=run.log.results.references(split))
+    references = run.log.results.references(split)
+    candidate = Candidate(record.recipe, model, references=references, heads=heads)
+    candidate = with_head(candidate, evaluator)
     # As it was evaluated, in the same stages: batches of another size may round differently.
     stages = sorted(record.rungs) if split == "search" else ()
     measurement = measure_in_stages(
@@ -76,6 +92,18 @@ def rescore(run: Run, record: TrialRecord, exported: Path) -> Rescored:
     on_card = run.plan.spec.workers.prepare == "card"
     agreement = compare_scores(recorded, measurement, devices, here, prepared_on_card=on_card)
     return Rescored(split, measurement, agreement)
+
+
+def _loaded_heads(
+    exported: Path, classes: Mapping[str, str], device: str, whole: bool
+) -> dict[str, Any]:
+    """An exported merge with each head that its items are scored with."""
+    from mergesearch.merging.export.head_models import load_with_head
+    from mergesearch.merging.models.loading import load_model
+
+    if whole:
+        return {name: load_model(str(exported), kind).to(device) for name, kind in classes.items()}
+    return {name: load_with_head(exported, name, kind).to(device) for name, kind in classes.items()}
 
 
 def _take_batches_of(record: TrialRecord, evaluator: Evaluator) -> None:

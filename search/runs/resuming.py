@@ -10,6 +10,7 @@ from mergesearch.search.plan.plan import Plan, unanchored_trials
 from mergesearch.search.record.array_text import decode_array, encode_array
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.runs.warm_start import WarmStart, find_warm_start, with_warm_start
+from mergesearch.search.spec.code import code_revisions
 from mergesearch.search.spec.comparison import differences, listed
 from mergesearch.search.spec.renamed import with_new_names
 from mergesearch.search.spec.sections import EXECUTION_KEYS, StrategySection
@@ -62,6 +63,31 @@ def check_same_weights(plan: Plan, log: TrialLog) -> None:
             raise InputError(
                 f"{source.path}: expected the weights that the recorded trials used "
                 f"({then[:12]}), received others ({now[:12]}); restore them or choose another --run"
+            )
+
+
+def check_same_code(plan: Plan, log: TrialLog) -> None:
+    """Refuse to resume with other code than the recorded trials were measured with.
+
+    That of plug-ins is known by their versions, that of the user's operator and strategy by its
+    digest.
+
+    Raises:
+        RunFolderError: If it differs.
+    """
+    ours = code_revisions(plan.spec)
+    recorded: dict[str, str] | None = log.get_attr("code")
+    if recorded is None:
+        if ours:
+            log.set_attr("code", ours)
+        return
+    for name in sorted({*recorded, *ours}):
+        then = recorded.get(name, "none")
+        now = ours.get(name, "none")
+        if then != now:
+            raise RunFolderError(
+                f"{name}: expected the code that the recorded trials used ({then}), received "
+                f"another ({now}); restore it or choose another --run"
             )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging import Field, Layout
-from mergesearch.merging.tensors.roles import ModelPart, Module, classify
+from mergesearch.merging.tensors.roles import ModelPart, Module
 from mergesearch.spaces.groups import Group, group_tensors
 from mergesearch.spaces.parts.partition import Partition
 
@@ -83,7 +83,7 @@ class RoleProfile:
 
 def role_of(group: Group) -> Role:
     """The role of a group of one tensor."""
-    found = classify(group.tensors[0])
+    found = group.role
     return Role(found.tower, found.module, found.part, found.block is not None)
 
 

@@ -12,6 +12,7 @@ from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.storage import Storage
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.retry import RetryPolicy
+from mergesearch.search.spec.code import given_objects, used_plugins
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.workers.messages import NODE_CACHE, WorkerSpec
 
@@ -63,4 +64,7 @@ def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
         space=None if plan.undecided else plan.differentiable_space,
         rows=plan.spec.rows,
         prepare=section.prepare,
+        objects=given_objects(plan.spec),
+        plugins=used_plugins(plan.spec),
+        lend=plan.spec.selection.lend,
     )

@@ -49,7 +49,9 @@ def strategy_row(entry: StrategyInfo) -> dict[str, Any]:
 
 def strategy_table() -> str:
     """A row for every strategy, those for one objective first."""
-    entries = sorted(STRATEGIES.values(), key=lambda entry: [*_OBJECTIVES].index(entry.objectives))
+    entries = sorted(
+        STRATEGIES.own.values(), key=lambda entry: [*_OBJECTIVES].index(entry.objectives)
+    )
     rows = [
         f"| [`{e.name}`](#{e.name}) | {e.when} | {e.objectives} | {_dimensions(e)} | {e.budget} "
         f"| {_needs(e)} |"
@@ -69,7 +71,7 @@ def page() -> str:
     for objectives, title in _OBJECTIVES.items():
         parts.append(f"## {title.capitalize()}\n")
         parts += [
-            _section(entry) for entry in STRATEGIES.values() if entry.objectives == objectives
+            _section(entry) for entry in STRATEGIES.own.values() if entry.objectives == objectives
         ]
     return without_roles("\n".join(parts))
 

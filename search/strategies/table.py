@@ -2,74 +2,31 @@
 
 A strategy is a class ``Strategy(problem, seed, *, options...)`` in a file of its own; its
 keyword-only arguments, with their annotations and defaults, are its options in the study file.
-There is no second table of option names.
+There is no second table of option names. Packages add others by entry points of the group
+``mergesearch.strategies``.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from mergesearch.merging import InputError
+from mergesearch.merging.extensions.references import is_reference
+from mergesearch.merging.extensions.table import Table
 from mergesearch.search.strategies.base import Problem, Strategy
+from mergesearch.search.strategies.info import StrategyInfo, as_strategy_info
 
-
-@dataclass(frozen=True)
-class StrategyInfo:
-    """A strategy by name, and what a user needs to choose it.
-
-    Attributes:
-        name: As in the study file.
-        module, type_name: Where the class lives.
-        summary: What it does, in one line that begins with a verb.
-        source: Paper or library.
-        when: Completes the sentence "Use it ...".
-        objectives: ``one`` (several are combined by the study's weights), ``several`` (searches for
-            a front), ``any``.
-        dims: Smallest and largest sensible dimension; None: no upper end.
-        budget: Sensible number of trials, in words.
-        space: What its points are: ``coefficients`` (any box), or a space of its own that the study
-            then searches.
-        most: Largest dimension that it accepts; None: any.
-        slow: When an ask or a tell takes more than 50 ms of CPU, in words; empty: never.
-        preset: Keys of the study's ``space`` section that it sets unless the study does.
-    """
-
-    name: str
-    module: str
-    type_name: str
-    summary: str
-    source: str
-    when: str
-    objectives: Literal["one", "several", "any"] = "one"
-    dims: tuple[int, int | None] = (1, None)
-    budget: str = ""
-    space: Literal["coefficients", "segments", "mixed", "product"] = "coefficients"
-    most: int | None = None
-    slow: str = ""
-    preset: Mapping[str, Any] = field(default_factory=dict)
-
-    def load(self) -> type[Strategy]:
-        """Import the class."""
-        loaded: type[Strategy] = getattr(importlib.import_module(self.module), self.type_name)
-        return loaded
-
-    def needs_with(self, options: Mapping[str, Any]) -> frozenset[str]:
-        """What the evaluators must provide; a portfolio needs what its members need."""
-        loaded = self.load()
-        needs_of = getattr(loaded, "needs_of", None)
-        needs: frozenset[str] = loaded.needs if needs_of is None else needs_of(options)
-        return needs
-
-    def options(self) -> dict[str, inspect.Parameter]:
-        """Keyword-only parameters: the options of the study file."""
-        parameters = inspect.signature(self.load()).parameters.values()
-        return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+__all__ = [
+    "AUTO",
+    "STRATEGIES",
+    "StrategyInfo",
+    "build_strategy",
+    "check_options",
+    "get_strategy_info",
+]
 
 
 def _entry(name: str, type_name: str, **facts: Any) -> StrategyInfo:
@@ -84,7 +41,8 @@ _ALL = (
         summary="adapts a Gaussian to where good merges lie, with larger populations after "
         "restarts and under noise",
         source="Hansen 2016, The CMA Evolution Strategy: A Tutorial (pycma)",
-        when="for one objective; the default above 32 dimensions",
+        when="for one objective; the default where trials are fewer than coordinates and nothing "
+        "gives gradients",
         dims=(2, 2000),
         budget="100 or more",
     ),
@@ -217,10 +175,10 @@ _ALL = (
         summary="models every objective by a quadratic, and measures the predicted front where it "
         "adds most volume",
         source="Li 2024, MAP: model merging with amortized Pareto fronts (2406.07529)",
-        when="for several objectives in few dimensions with expensive trials, where it is the "
+        when="for several objectives with a trial or more for each coordinate, where it is the "
         "default",
         objectives="several",
-        dims=(1, 128),
+        dims=(1, 256),
         budget="10 d or more, best (d + 1)(d + 2)",
         most=256,
         slow="up to 1 s where models and front are made anew, which is rare: 4 ms a trial on "
@@ -384,7 +342,9 @@ _ALL = (
 AUTO = "auto"
 
 
-STRATEGIES: Mapping[str, StrategyInfo] = {entry.name: entry for entry in _ALL}
+STRATEGIES: Table[StrategyInfo] = Table(
+    "strategies", {entry.name: entry for entry in _ALL}, as_strategy_info
+)
 
 
 def get_strategy_info(name: str) -> StrategyInfo:
@@ -395,6 +355,11 @@ def get_strategy_info(name: str) -> StrategyInfo:
     """
     if name in STRATEGIES:
         return STRATEGIES[name]
+    if is_reference(name):
+        raise InputError(
+            f"strategy.name: expected a strategy that this process knows, received {name!r}; a "
+            "study with allow_code: true may name one of a module, and a program may give one"
+        )
     known = sorted([*STRATEGIES, AUTO])
     close = [key for key in known if key.startswith(name)] or difflib.get_close_matches(
         name, known, n=1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators import Measurement, Split
 from mergesearch.merging import Recipe
+from mergesearch.merging.extensions.used_plugins import UsedPlugin
 from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.search.fidelity.rules import EarlyStopRule
 from mergesearch.search.workers.devices import Device
@@ -136,6 +137,9 @@ class WorkerSpec:
         space: Meaning of points, for strategies that follow gradients.
         rows: How rows are kept in memory.
         prepare: Where decompositions of preparing run.
+        objects: Name -> function or class that a program gave, which no worker could import.
+        plugins: The plug-ins that the study uses; a worker needs them in the same versions.
+        lend: Share of the validation items that the search uses instead; None: none of them.
     """
 
     template: Recipe
@@ -147,3 +151,6 @@ class WorkerSpec:
     space: DifferentiableSpace | None = None
     rows: RowsSetting = "auto"
     prepare: Literal["cpu", "card"] = "cpu"
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    plugins: tuple[UsedPlugin, ...] = ()
+    lend: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.compute_settings import fix_compute_settings
@@ -45,8 +46,23 @@ def opened_arenas(spec: WorkerSpec, loading: LoadingReporter) -> Arenas:
         )
 
 
+def own_heads(spec: WorkerSpec) -> tuple[str, ...]:
+    """Names of the sources of a study that keep heads of their own; none where they share all."""
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.policies import parse_policies
+
+    if not parse_policies(spec.template.special).keeps_own:
+        return ()
+    heads = open_family(spec.template).heads
+    return () if heads is None else tuple(heads.of)
+
+
 def resident_model(
-    spec: WorkerSpec, model_class: str, loading: LoadingReporter, copy: CardCopy | None = None
+    spec: WorkerSpec,
+    model_class: str,
+    loading: LoadingReporter,
+    copy: CardCopy | None = None,
+    heads: Mapping[str, str] = MappingProxyType({}),
 ) -> MergedModel:
     """The model that tasks are merged into.
 
@@ -55,6 +71,7 @@ def resident_model(
         model_class: Of transformers.
         loading: Told how far it is.
         copy: Base and rows that lie on the card already.
+        heads: Sources with whose heads the merged weights are evaluated -> class of that model.
     """
     import torch
 
@@ -67,14 +84,38 @@ def resident_model(
     fix_compute_settings()
     arenas = opened_arenas(spec, loading)
     loading.begin("loading the model")
+    device = device_here(spec.device)
+    if heads:
+        arenas = arenas if copy is None else copy.in_place_of(arenas, device)
+        return _headed_model(spec, arenas, device, heads)
     with folder_of_base(open_family(spec.template), Path(spec.arenas)) as folder:
         model = load_model(folder, model_class)
     if spec.shards > 1:
         return _sharded_model(spec, model, model_class, arenas)
-    device = device_here(spec.device)
     if copy is not None:
         arenas = copy.in_place_of(arenas, device)
     return MergedModel(model, arenas, threads=spec.threads, device=device)
+
+
+def _headed_model(
+    spec: WorkerSpec, arenas: Arenas, device: str, classes: Mapping[str, str]
+) -> MergedModel:
+    """Models with different heads around the same merged weights; the first is the resident one."""
+    from mergesearch.merging.export.head_models import head_model
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.resident.merged_model import MergedModel
+
+    family = open_family(spec.template)
+    assert family.heads is not None
+    merged = None
+    for name in (name for name in family.heads.of if name in classes):
+        model = head_model(family, name, classes[name], Path(spec.arenas))
+        head = family.heads.of[name]
+        if merged is None:
+            merged = MergedModel(model, arenas, threads=spec.threads, device=device, head=head)
+        merged.add_head(name, model, head)
+    assert merged is not None
+    return merged
 
 
 def _sharded_model(spec: WorkerSpec, model: Any, model_class: str, arenas: Arenas) -> MergedModel:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators import Candidate, Measurement
+from mergesearch.evaluators.evaluator_base import with_head
 from mergesearch.merging import NonFiniteError, Recipe
+from mergesearch.merging.extensions.references import find, give, is_reference
+from mergesearch.merging.extensions.used_plugins import demand
 from mergesearch.merging.tensors.accelerator import empty_cache
 from mergesearch.merging.tensors.device_errors import DeviceError, device_error
 from mergesearch.search.fidelity.rules import NeverStop, StagedMeasurement, measure_in_stages
@@ -28,7 +31,11 @@ from mergesearch.search.workers.gradient_steps import (
 from mergesearch.search.workers.loading import LoadingReporter
 from mergesearch.search.workers.messages import NODE_CACHE, Failure, Outcome, Task, WorkerSpec
 from mergesearch.search.workers.node_cache import node_cache
-from mergesearch.search.workers.resident_model import recalibration_of, resident_model
+from mergesearch.search.workers.resident_model import (
+    own_heads,
+    recalibration_of,
+    resident_model,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
     from mergesearch.evaluators import Batch
     from mergesearch.evaluators.base import ItemSubset
+    from mergesearch.evaluators.objectives import References
     from mergesearch.merging.resident.merged_model import MergedModel
     from mergesearch.merging.resident.recalibration import Recalibration
 
@@ -78,8 +86,12 @@ class Worker:
 
         if spec.arenas == NODE_CACHE:
             spec = replace(spec, arenas=str(node_cache()))
+        give(spec.objects)
+        demand(spec.plugins, f"workers on {socket.gethostname()}")
+        if is_reference(spec.template.operator):
+            find(spec.template.operator, "operator.name")
         self._spec = spec
-        self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path())
+        self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path(), spec.lend)
         self._batch_size: int | None = None  # where memory made it smaller than the study says
         self._broken: Failure | None = None  # why the device can be used no more
         loading = loading or LoadingReporter()
@@ -90,7 +102,8 @@ class Worker:
         self._merged: MergedModel | None = None
         self._recalibration: Recalibration | None = None
         if self._evaluator.model_class is not None:
-            self._merged = resident_model(spec, self._evaluator.model_class, loading, copy)
+            heads = self._evaluator.use_heads(own_heads(spec))
+            self._merged = resident_model(spec, self._evaluator.model_class, loading, copy, heads)
             self._recalibration = recalibration_of(spec)
         if spec.space is not None and self._merged is not None:
             self._merged.enable_gradient()
@@ -173,7 +186,7 @@ class Worker:
         if task.items == 0:
             return StagedMeasurement(Measurement({}), {}, None)
         model = self._combine(task.recipe, seconds, exact=task.split != "search")
-        candidate = Candidate(task.recipe, model, self._merged, task.references)
+        candidate = self._candidate(task.recipe, model, task.references)
 
         def evaluate(items: ItemSubset) -> Measurement:
             measured = self._evaluator.evaluate(candidate, task.split, items)
@@ -212,7 +225,7 @@ class Worker:
             model = self._combine(recipe, seconds)
             if self._merged is not None:
                 self._merged.clear_gradient()
-            result = self._evaluator.backward(Candidate(recipe, model), batch, config.weights)
+            result = self._evaluator.backward(self._candidate(recipe, model), batch, config.weights)
             gradient = result.field
             if gradient is None:
                 assert self._merged is not None
@@ -227,6 +240,14 @@ class Worker:
         finally:
             merging = seconds["merge"] - merged_before
             seconds["descend"] = time.perf_counter() - before - merging
+
+    def _candidate(
+        self, recipe: Recipe, model: Any, references: References | None = None
+    ) -> Candidate:
+        """What the evaluator scores: the merge, with the head that it names, and all heads."""
+        heads = {} if self._merged is None else self._merged.heads
+        candidate = Candidate(recipe, model, self._merged, references, heads=heads)
+        return with_head(candidate, self._evaluator)
 
     def _combine(self, recipe: Recipe, seconds: dict[str, float], *, exact: bool = False) -> Any:
         """The resident model with the recipe's weights, or None for problems without a model.

@@ -7,8 +7,8 @@ keeps workers on the cores and GPUs of a machine or cluster busy. Both members p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from mergesearch.search.spec.sections import WorkersSection
 from mergesearch.search.workers.messages import Notice, Outcome, Task, WorkerSpec
@@ -33,6 +33,22 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Stop all workers and release everything, whatever is in flight."""
+
+
+def check_backend(section: WorkersSection, objects: Mapping[str, Any]) -> None:
+    """Refuse what a program gave and workers cannot be sent, before any weight is read.
+
+    Args:
+        section: Which workers.
+        objects: Name -> function or class.
+
+    Raises:
+        InputError: In one line.
+    """
+    if section.distributed:
+        from mergesearch.search.workers.backends.cluster import check_objects
+
+        check_objects(objects)
 
 
 def open_backend(

@@ -49,6 +49,29 @@ def import_ray() -> Any:
     return ray
 
 
+def check_objects(objects: Mapping[str, Any]) -> None:
+    """Refuse functions and classes that cannot be sent to workers.
+
+    Args:
+        objects: Name -> what a program gave.
+
+    Raises:
+        InputError: If one cannot be serialised, or Ray is not installed.
+    """
+    if not objects:
+        return
+    ray = import_ray()
+    for name, value in objects.items():
+        try:
+            ray.cloudpickle.dumps(value)
+        except Exception as error:  # whatever an object raises
+            raise InputError(
+                f"{name}: expected an object that can be sent to workers, received: "
+                f"{first_line(error)}; open files and connections inside it, or set "
+                "workers.backend: inline"
+            ) from None
+
+
 def connect(section: WorkersSection) -> Any:
     """Connect to the cluster at ``section.address``, or start a Ray on this machine.
 

@@ -28,7 +28,10 @@ def refusal(data: dict, tmp_path: Path, *overrides: str) -> str:
     [
         (
             {"budgett": 1},
-            "budgett: unknown key; did you mean 'budget'? known: allow_code, anchors, base,",
+            (
+                "budgett: unknown key; did you mean 'budget'? known: allow_code, allow_unrelated, "
+                "anchors,"
+            ),
         ),
         (
             {"budget": {"trails": 5}},

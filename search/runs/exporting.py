@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluators import SPLITS
+from mergesearch.merging import InputError
 from mergesearch.merging.export.folder import export_model
-from mergesearch.search.cli.options import usable_cores
+from mergesearch.merging.tensors.parallel import usable_cores
+from mergesearch.search.plan.heads import used_heads
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.report.data import TRANSDUCTIVE
 from mergesearch.search.report.gains import anchor_intervals, gains
@@ -17,17 +19,26 @@ from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.spec.comparison import evaluation_digest
 
+#: What is said where a second score is not the recorded one.
+DISAGREES = "the exported model does not score as recorded; did device, threads or versions change?"
+
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``mergesearch export`` prints: for programs and for people."""
+    """What an export came to, as ``mergesearch export`` prints it: for programs and for people."""
 
     result: dict[str, Any]
     lines: list[str]
 
 
 def export_trial(
-    opened: Run, record: TrialRecord, out: Path, *, overwrite: bool, rescored: bool
+    opened: Run,
+    record: TrialRecord,
+    out: Path,
+    *,
+    overwrite: bool,
+    rescored: bool,
+    head: str | None = None,
 ) -> Exported:
     """Write a trial's model, and score it again where it has scores.
 
@@ -37,7 +48,18 @@ def export_trial(
         out: Folder to write.
         overwrite: Replace a folder that is not empty.
         rescored: Whether to score the exported model against the record.
+        head: Expert whose head the model gets. It answers that expert's tasks alone, and is scored
+            again only if these are all.
+
+    Raises:
+        InputError: If the study merges no checkpoints, there is no such head, or the folder cannot
+            be written.
     """
+    if opened.plan.layout is None:
+        raise InputError(
+            f"{opened.folder.path}: expected a study of checkpoints, received an analytic problem: "
+            "nothing to export"
+        )
     facts = _facts(opened, record.number)
     routing = dict(record.recipe.routing)
     result: dict[str, Any] = {
@@ -46,6 +68,8 @@ def export_trial(
         "routing": routing.get("method"),
     }
     if routing:
+        if head is not None:
+            raise InputError(f"head: expected none with {routing['method']}, received {head!r}")
         export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
         what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
         lines = [
@@ -53,12 +77,20 @@ def export_trial(
         ]
     else:
         exported = export_model(
-            record.recipe, out, facts=facts, overwrite=overwrite, threads=usable_cores()
+            record.recipe,
+            out,
+            facts=facts,
+            overwrite=overwrite,
+            threads=usable_cores(),
+            head=head,
         )
         result["rounding"] = exported.rounding.share
         lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
-    if rescored and record.state == "complete":
-        again = rescore(opened, record, out)
+    others = _other_heads(opened, head)
+    if others:
+        lines.append(f"not scored again: items of {', '.join(others)} need other heads")
+    if rescored and record.state == "complete" and not others:
+        again = rescore(opened, record, out, whole=head is not None)
         values = dict(again.measurement.values)
         result |= {"split": again.split, "values": values} | vars(again.agreement)
         figures = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
@@ -68,6 +100,12 @@ def export_trial(
             f"({_verdict(again.agreement)})"
         )
     return Exported(result, lines)
+
+
+def _other_heads(opened: Run, head: str | None) -> list[str]:
+    """Heads that the study's items need beside the one that a model is exported with."""
+    used = None if head is None else used_heads(opened.plan.template, opened.plan.evaluator)
+    return [] if used is None else [name for name in used[1] if name != head]
 
 
 def _verdict(agreement: Agreement) -> str:
@@ -94,6 +132,8 @@ def _facts(opened: Run, number: int) -> dict[str, str]:
             spread = f" ± {score.errors[name]:.4g}" if name in score.errors else ""
             facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
     facts |= _gains(opened, number)
+    unrelated = opened.log.get_attr("lineage warnings")
+    facts |= {"lineage": "; ".join(unrelated)} if unrelated else {}
     facts["evaluation settings"] = evaluation_digest(opened.plan.spec)
     if opened.plan.evaluator.transductive:
         facts["evaluation"] = TRANSDUCTIVE

@@ -1,0 +1,1 @@
+"""Studies from Python programs and notebooks, by the code that the command line runs too."""

@@ -1,0 +1,1 @@
+"""The contracts of operators, strategies, spaces and evaluators, for the tests of plug-ins."""

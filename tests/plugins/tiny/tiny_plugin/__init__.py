@@ -1,0 +1,1 @@
+"""A plug-in of mergesearch: one operator, strategy, evaluator and kind of space."""

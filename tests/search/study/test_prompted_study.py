@@ -1,0 +1,110 @@
+"""Studies of CLIP by class prompts, and of text classifiers on a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergesearch.merging import InputError
+from mergesearch.search.cli.check import describe_plan, plan_dict
+from mergesearch.search.plan.planning import plan_study
+from mergesearch.search.runs.driver import run_study
+from mergesearch.search.spec.study_file import resolve, validate
+from tests.evaluators.classified import classified_folder, pico_bert
+from tests.evaluators.prompted import CLASSES, image_folder, pico_clip, word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP and two experts of its vision tower, their images; a BERT and two experts, texts."""
+    folder = image_folder(tmp_path_factory.mktemp("study"))
+    classified_folder(folder)
+    for seed, name in enumerate(("base", *CLASSES)):
+        clip = pico_clip()
+        bert = pico_bert("sequence")
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, parameter in [*clip.named_parameters(), *bert.named_parameters()]:
+                if seed and not key.startswith(("text_model", "text_projection", "logit_scale")):
+                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        clip.save_pretrained(folder / "clip" / name)
+        bert.save_pretrained(folder / "bert" / name)
+    word_tokenizer(folder / "clip" / "base")
+    return folder
+
+
+def study(family: str, evaluator: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    return {
+        "name": family,
+        "base": f"{family}/base",
+        "experts": {name: f"{family}/{name}" for name in CLASSES},
+        "evaluators": [evaluator],
+        "budget": {"trials": 3},
+        "anchors": "none",
+        "selection": {"leaders": 1},
+        **sections,
+    }
+
+
+PROMPTED = {
+    "kind": "zero_shot",
+    "data": {"file": "images", "classes": CLASSES},
+    "domain": "domain",
+    "prompts": ["a photo of a {}"],
+    "objectives": [{"metric": "entropy"}],
+    "transductive": True,
+}
+
+
+def resolved(folder: Path, plain: dict[str, Any]) -> Any:
+    return resolve(validate(plain, "study"), folder)
+
+
+@pytest.mark.parametrize("metric", ["entropy", "cross_entropy"])
+def test_gradients_move_the_coefficients(folder: Path, tmp_path: Path, metric: str) -> None:
+    plain = study(
+        "clip",
+        PROMPTED | {"objectives": [{"metric": metric}], "transductive": metric == "entropy"},
+        strategy={"name": "adamerging", "steps": 2},
+        space={"granularity": "tensor"},
+    )
+    run = run_study(resolved(folder, plain), tmp_path / "run")
+    searched = [record for record in run.log.records if record.kind == "search"]
+    assert any(record.gradient_result is not None for record in searched)
+    (chosen,) = (record for record in run.log.records if record.kind == "recommended")
+    start = searched[0].recipe.field.values
+    assert (chosen.recipe.field.values != start).any()
+    assert run.verdict is not None
+
+
+def test_check_prints_the_sizes_of_a_table(folder: Path) -> None:
+    texts = {
+        "kind": "text_classification",
+        "data": "texts.jsonl",
+        "tokenizer": "tokenizer",
+        "objectives": [{"metric": "cross_entropy"}],
+    }
+    spec = resolved(folder, study("bert", texts))
+    assert spec.evaluators[0].data.file == str(folder / "texts.jsonl")
+    assert spec.evaluators[0].data.processor == str(folder / "bert" / "base")
+    plan = plan_study(spec)
+    sizes = plan_dict(plan)["items"]
+    assert sum(sizes.values()) == 60
+    assert f"items       {sizes['search']} search" in "\n".join(describe_plan(plan))
+
+
+def test_a_base_of_another_kind_is_refused(folder: Path) -> None:
+    wrong = {"kind": "classification", "data": "images", "input": "image", "domain": "domain"}
+    with pytest.raises(InputError, match=r"base's CLIPModel, received classification.*zero_shot"):
+        plan_study(resolved(folder, study("clip", wrong)))
+    bare = {
+        "kind": "entropy",
+        "data": "images",
+        "inputs": {"pixel_values": "image"},
+        "model_class": "AutoModel",
+    }
+    with pytest.raises(InputError, match=r"use model_class: AutoModelForSequenceClassification"):
+        plan_study(resolved(folder, study("bert", bare)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -27,19 +27,29 @@ def redact(text: str) -> str:
     Secrets are passwords in URLs, tokens of the hub, and values of environment variables whose
     names say so. Redact plain strings, before encoding: JSON escapes what a secret may hold.
     """
-    for secret in _secrets():
-        text = text.replace(secret, HIDDEN)
-    return _HUB_TOKEN.sub(HIDDEN, _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+    return _redact(text, _secrets())
 
 
 def redacted(value: Any) -> Any:
     """Copy JSON-like data with every string redacted, keys included."""
+    return _redacted(value, _secrets())
+
+
+def _redact(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return _HUB_TOKEN.sub(HIDDEN, _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+
+
+def _redacted(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        return _redact(value, secrets)
     if isinstance(value, Mapping):
-        return {redact(str(key)): redacted(inner) for key, inner in value.items()}
+        return {
+            _redact(str(key), secrets): _redacted(inner, secrets) for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [redacted(inner) for inner in value]
+        return [_redacted(inner, secrets) for inner in value]
     return value
 
 

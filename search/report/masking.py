@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mergesearch.search.redact import HIDDEN, redact
+from mergesearch.search.redact import HIDDEN, redacted
 
 #: Keys whose values are secret.
 SECRET_KEY = re.compile(r"password|passwd|secret|token$|api_?key", re.IGNORECASE)
@@ -14,15 +14,17 @@ SECRET_KEY = re.compile(r"password|passwd|secret|token$|api_?key", re.IGNORECASE
 
 def without_secrets(value: Any) -> Any:
     """JSON-like ``value`` with ``***`` for secrets: of known shape, or under a telling key."""
-    if isinstance(value, str):
-        return redact(value)
+    return redacted(_masked(value))
+
+
+def _masked(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
             key: HIDDEN
             if SECRET_KEY.search(str(key)) and isinstance(item, str) and item
-            else without_secrets(item)
+            else _masked(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [without_secrets(item) for item in value]
+        return [_masked(item) for item in value]
     return value

@@ -40,6 +40,7 @@ def weights(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_zoo(zoo: Path, tmp_path: Path) -> None:
     again = clip.build_clip(tmp_path / "clip", TINY)
     assert weights(again) == weights(zoo)

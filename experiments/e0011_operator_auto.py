@@ -41,6 +41,10 @@ ORACLE_TRIALS = 300
 #: Label -> sections of the study.
 ROWS: Mapping[str, dict[str, Any]] = {
     "operator auto, strategy auto": {"operator": {"name": "auto"}},
+    "operator auto, 0.8 of the validation items lent": {
+        "operator": {"name": "auto"},
+        "selection": {"lend": 0.8},
+    },
     "auto among RegMean++, Iso-CTS, TSV": {
         "operator": {"name": "auto", "among": ["regmean_pp", "iso_cts", "tsv"]}
     },

@@ -101,25 +101,25 @@ def domain_column(data: str | DataSpec, domain: str | None) -> str | None:
 
 
 def resolve_data(
-    data: str | DataSpec, folder: Path, base: str | None, absolute: Callable[[str], str]
+    data: str | DataSpec, folder: Path, owner: str | None, absolute: Callable[[str], str]
 ) -> str | DataSpec:
-    """The key with absolute paths, and the base as the checkpoint of its processor and classes.
+    """The key with absolute paths, and the checkpoint of its processor and classes.
 
     Args:
         data: What the study says.
         folder: Folder of the study file.
-        base: Path of the base.
+        owner: Path of that checkpoint: the base, or the expert whose head scores the items.
         absolute: Makes paths of checkpoints absolute.
     """
     if isinstance(data, str):
         path = (folder / data).resolve()
         if is_datasets_folder(path) or not path.exists():
             return str(path)
-        return DataSpec(file=str(path), processor=base)
+        return DataSpec(file=str(path), processor=owner)
     located = (
         {domain: str((folder / path).resolve()) for domain, path in data.file.items()}
         if isinstance(data.file, dict)
         else str((folder / data.file).resolve())
     )
-    processor = base if data.processor is None else absolute(data.processor)
+    processor = owner if data.processor is None else absolute(data.processor)
     return data.model_copy(update={"file": located, "processor": processor})

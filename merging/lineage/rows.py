@@ -75,7 +75,9 @@ class RowReader:
         None for a tensor that a policy makes when it is read, which is not stored anywhere.
         """
         if isinstance(source, Aligned):
-            return None if name in source.made else self.rows(source.origin, name, indices)
+            if name in source.made:
+                return None
+            return self.rows(source.origin, source.renamed.get(name, name), indices)
         info = source.tensors[name]
         if isinstance(source, AdaptedCheckpoint):
             return self._adapted(source, name, indices)

@@ -272,7 +272,10 @@ def _resolve_evaluator(
     """
     update: dict[str, Any] = {}
     if getattr(spec, "data", None) is not None:
-        update["data"] = resolve_data(spec.data, folder, base, absolute)
+        # An expert's head has classes of its own, which the configuration of the expert names.
+        headed = experts.get(getattr(spec, "head", None) or "", "")
+        owner = headed if (Path(headed) / "config.json").is_file() else base
+        update["data"] = resolve_data(spec.data, folder, owner, absolute)
     for key in ("include_path", "folder"):
         if getattr(spec, key, None) is not None:
             update[key] = str((folder / getattr(spec, key)).resolve())

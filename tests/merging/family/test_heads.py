@@ -16,6 +16,7 @@ from mergesearch.merging.export.folder import export_model
 from mergesearch.merging.family.base_names import own_names
 from mergesearch.merging.family.family import ModelFamily, align_family, open_family
 from mergesearch.merging.family.head_names import classifier_heads, odd_heads
+from mergesearch.merging.lineage.compare import compare_weights
 from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.policies import TensorPolicies, parse_policies
 from tests.merging.headed import headed_recipe, headless, labelled, relabelled, without_prefix
@@ -125,6 +126,15 @@ def test_own_heads_are_in_no_layout(family: Any) -> None:
     }
     assert {*aligned.copied} >= HEAD
     assert not aligned.rebuilt
+
+
+def test_lineage_is_told_behind_another_prefix_too(family: Any, copy_of: Copy) -> None:
+    base, odd, _ = family
+    bare = align(without_prefix(copy_of, base, "vit."), odd, heads="own")
+    behind = compare_weights(bare.base, bare.experts[0])
+    plain = align(base, odd, heads="own")
+    assert {"attention", "mlp"} < {*behind.roles}
+    assert behind.roles == compare_weights(plain.base, plain.experts[0]).roles
 
 
 def test_without_a_policy_the_message_names_the_choices(family: Any, copy_of: Copy) -> None:

@@ -103,6 +103,19 @@ def study(models: Path, items: Path, **sections: Any) -> dict[str, Any]:
     return model_study(models, items, **(data | sections))
 
 
+def test_classes_are_those_of_the_expert_whose_head_scores(
+    headed_models: Path, headed_items: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "table.csv").write_text("text,label\na,right4\n")
+    sections = [
+        {"kind": "text_classification", "data": str(tmp_path / "table.csv"), "head": head}
+        for head in ("right", None)
+    ]
+    spec = spec_of(study(headed_models, headed_items, evaluators=sections), tmp_path)
+    owners = [section.data.processor for section in spec.evaluators]
+    assert owners == [str(headed_models / "right"), str(headed_models / "base")]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, headed_models: Path, headed_items: Path) -> Run:
     folder = tmp_path_factory.mktemp("runs")

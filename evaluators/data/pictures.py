@@ -57,11 +57,25 @@ def pixel_values(
         InputError: If there is no processor, or it makes other pixels than the model reads.
     """
     processor = load_processor(checkpoint, where)
+    # Of a model of grey pictures the processor normalises one channel.
+    grey = len(getattr(processor, "image_mean", None) or ()) == 1
     parts = []
     for start in range(0, len(pictures), AT_ONCE):
         opened = [opened_picture(one) for one in pictures[start : start + AT_ONCE]]
-        parts.append(processor(images=opened, return_tensors="np")["pixel_values"])
-    return np.concatenate(parts).astype(np.float32)
+        images = [np.asarray(one.convert("L"))[..., None] for one in opened] if grey else opened
+        try:
+            parts.append(processor(images=images, return_tensors="np", **_layout(grey)))
+        except (ValueError, TypeError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{where}: expected pictures that the image processor of {checkpoint} takes, "
+                f"received {type(error).__name__}: {text}; name another in data.processor"
+            ) from None
+    return np.concatenate([part["pixel_values"] for part in parts]).astype(np.float32)
+
+
+def _layout(grey: bool) -> dict[str, str]:
+    return {"input_data_format": "channels_last"} if grey else {}
 
 
 @cache

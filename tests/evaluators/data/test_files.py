@@ -182,6 +182,25 @@ class TestPictures:
             shades |= set(shade.tolist())
         assert len(shades) == 12
 
+    @pytest.mark.parametrize("means", [1, 2])
+    def test_a_processor_of_other_channels(self, folder: Path, means: int) -> None:
+        path = folder / "base" / "preprocessor_config.json"
+        changed = {"image_mean": [0.5] * means, "image_std": [0.5] * means}
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+        columns = {"input": "pixels", "label": "label", "domain": None, "id": None}
+        items = tables(folder / "images", columns, checkpoint=str(folder / "base"))
+        items.check(SAME)
+        if means == 1:
+            loaded = items.load("search")
+            assert loaded["input"].shape == (len(loaded["label"]), 1, 8, 8)
+            shade = np.rint((loaded["input"][:, 0, 0, 0] * 0.5 + 0.5) * 255).astype(int)
+            np.testing.assert_array_equal(shade % 20 == 10, loaded["label"] == 1)
+        else:
+            with pytest.raises(
+                InputError, match=r"image processor of .*base takes, received Value"
+            ):
+                items.load("search")
+
     def test_columns_of_paths_and_bytes(self, folder: Path) -> None:
         columns = {"image": "file", "label": "kind", "domain": None, "id": None}
         files = sorted((folder / "images").rglob("*.png"))

@@ -26,10 +26,12 @@ def compare_weights(
     """
     from mergesearch.merging import InputError
     from mergesearch.merging.checkpoints.opening import open_checkpoint
+    from mergesearch.merging.family.base_names import with_base_names
     from mergesearch.merging.lineage.compare import compare_weights as compare
     from mergesearch.merging.lineage.description import lineage_dict, lineage_lines
 
-    lineage = compare(open_checkpoint(base, "base"), open_checkpoint(expert), seed)
+    (first, second), _ = with_base_names([open_checkpoint(base, "base"), open_checkpoint(expert)])
+    lineage = compare(first, second, seed)
     if not lineage.tensors:
         raise InputError(
             f"{expert}: expected tensors of the names and shapes of {base}, received none; compare "

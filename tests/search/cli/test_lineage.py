@@ -129,6 +129,18 @@ def test_compare_weights_prints_a_table(strangers: Path) -> None:
     assert compared["refused"]
 
 
+def test_compare_weights_finds_names_behind_another_prefix(strangers: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(strangers / "base" / "model.safetensors")
+    bare = {n.removeprefix("vit."): t for n, t in tensors.items() if n.startswith("vit.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    args = (tmp_path / "bare.safetensors", strangers / "left", "--json")
+    code, out, err = mergesearch("compare-weights", *args)
+    assert code == 0, err
+    assert json.loads(out)["kind"] == "fine-tuned"
+
+
 def test_compare_weights_refuses_what_cannot_be_compared(strangers: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -351,7 +351,8 @@ def _halve_search_items() -> None:
 
 def _run_all(cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
     """Figures of every case, two at a time; one that fails is reported and left out."""
-    from experiments.zoo.digits import build_digits, silence_transformers
+    from experiments.zoo.building import silence_transformers
+    from experiments.zoo.digits import build_digits
     from experiments.zoo.digits_adapters import extract_adapters
 
     silence_transformers()

@@ -336,7 +336,8 @@ def _save_by_domain() -> None:
 
 def _run_all(cases: Sequence[Case]) -> dict[Case, dict[str, Any]]:
     """Figures of every case, two at a time; one that fails is reported and left out."""
-    from experiments.zoo.digits import build_digits, silence_transformers
+    from experiments.zoo.building import silence_transformers
+    from experiments.zoo.digits import build_digits
 
     silence_transformers()
     build_digits(ZOO)

@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run_all(chosen: Sequence[Case]) -> dict[Case, dict[str, Any]]:
     """Figures of every case, two at a time; one that fails is reported and left out."""
-    from experiments.zoo.digits import silence_transformers
+    from experiments.zoo.building import silence_transformers
     from experiments.zoo.segments import build_segments
 
     silence_transformers()

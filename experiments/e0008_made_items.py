@@ -13,18 +13,17 @@ start. Finished studies are kept in ``runs/racing-made``; the table goes into
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.item_problem import ItemEvaluator, ItemProblem, Local
-from experiments.running import ROOT, folder_name, interval, kept, run_in_pairs, write_between
+from experiments.e0008_racing import Case
+from experiments.item_problem import ItemProblem, Local, with_items
+from experiments.running import ROOT, kept, mean_and_half, run_in_pairs, write_between
 from mergesearch.evaluators import Split
-from mergesearch.search.plan.anchors import Anchor
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.record.trial_record import TrialRecord
@@ -43,8 +42,6 @@ DIM = 30
 ITEMS: dict[Split, int] = {"search": 1500, "validation": 1000, "test": 100}
 #: Trials whose evaluations on all items are the budget, anchors included.
 WHOLE_TRIALS = 60
-#: Anchors beside the start, at random around it.
-RIVALS = 6
 
 #: Label -> the study's fidelity.
 RULES: Mapping[str, dict[str, Any]] = {
@@ -56,19 +53,6 @@ RULES: Mapping[str, dict[str, Any]] = {
     "hyperband": {"rule": "hyperband"},
     "subset of 150": {"rule": "subset", "min_items": 150},
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """A rule with a seed."""
-
-    rule: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its file."""
-        return folder_name(f"{self.rule}-{self.seed}")
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -104,18 +88,7 @@ def _plan(problem: ItemProblem, fidelity: Mapping[str, Any]) -> Plan:
         "selection": {"repeats": 0},
         "fidelity": dict(fidelity),
     }
-    plan = plan_study(resolve(validate(study, "study.yaml"), Path()))
-    rivals = [
-        Anchor(f"rival {number}", plan.space.decode(point))
-        for number, point in enumerate(anchors_of(problem)[1:], 1)
-    ]
-    return replace(plan, evaluator=ItemEvaluator(problem), anchors=(*plan.anchors, *rivals))
-
-
-def anchors_of(problem: ItemProblem) -> list[Array]:
-    """The start, and merges at random around it."""
-    steps = np.random.default_rng([problem.seed, 7]).standard_normal((RIVALS, problem.dim))
-    return [problem.start, *np.clip(problem.start + 0.12 * steps, 0, 1)]
+    return with_items(plan_study(resolve(validate(study, "study.yaml"), Path())), problem)
 
 
 def _gap(problem: ItemProblem, record: TrialRecord) -> float:
@@ -136,21 +109,15 @@ def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
         rows = {case.seed: figures for case, figures in results.items() if case.rule == rule}
         if not rows:
             continue
-        gaps = mean_and_half([figures["gap"] for figures in rows.values()])
+        gaps = mean_and_half([figures["gap"] for figures in rows.values()], 3)
         paired = [figures["gap"] - race[seed] for seed, figures in rows.items() if seed in race]
         trials, complete = (
             float(np.mean([figures[key] for figures in rows.values()]))
             for key in ("trials", "complete")
         )
-        less = "" if rule == "race" or not paired else mean_and_half(paired)
+        less = "" if rule == "race" or not paired else mean_and_half(paired, 3)
         lines.append(f"| {rule} | {trials:.0f} | {100 * complete:.0f} | {gaps} | {less} |")
     return "\n".join(lines)
-
-
-def mean_and_half(values: Sequence[float]) -> str:
-    """Mean and half width of its 95 % interval over seeds."""
-    mean, half = interval(values)
-    return f"{mean:.3f} ± {half:.3f}"
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from experiments.e0008_made_items import DIM, ITEMS, README, anchors_of, mean_and_half
-from experiments.item_problem import ItemProblem
-from experiments.running import write_between
+from experiments.e0008_made_items import DIM, ITEMS, README
+from experiments.item_problem import ItemProblem, anchors_of
+from experiments.running import mean_and_half, write_between
 from mergesearch.search.fidelity.rules import paired_difference, race_stages
 from mergesearch.search.strategies.base import Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.cma_es import CmaEs
@@ -198,7 +198,7 @@ def table(seeds: int) -> str:
         figures = [search(seed, rule, confidence) for seed in range(seeds)]
         generations = np.mean([each.generations for each in figures])
         share = 100 * np.mean([each.share for each in figures])
-        gap = mean_and_half([each.gap for each in figures])
+        gap = mean_and_half([each.gap for each in figures], 3)
         lines.append(f"| {label} | {generations:.0f} | {share:.0f} | {gap} |")
     return "\n".join(lines)
 

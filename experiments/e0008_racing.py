@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.e0006_skills import ZOO, skills_study
-from experiments.running import ROOT, folder_name, interval, kept, run_in_pairs, write_between
+from experiments.running import ROOT, folder_name, kept, mean_and_half, run_in_pairs, write_between
 
 RUNS = ROOT / "runs" / "racing"
 README = ROOT / "experiments" / "0008-racing" / "README.md"
@@ -119,26 +119,19 @@ def table(results: Mapping[Case, Mapping[str, Any]]) -> str:
         if not rows:
             continue
         trials = np.mean([figures["trials"] for figures in rows.values()])
-        share = _mean(
-            100 * figures["share"] * figures["trials"] / whole for figures in rows.values()
+        share = mean_and_half(
+            [100 * figures["share"] * figures["trials"] / whole for figures in rows.values()]
         )
-        complete = _mean(100 * figures["complete"] for figures in rows.values())
-        test = _mean(100 * figures["test"] for figures in rows.values())
-        gap = _mean(
-            100 * (figures["test"] - full[seed]) for seed, figures in rows.items() if seed in full
+        complete = mean_and_half([100 * figures["complete"] for figures in rows.values()])
+        test = mean_and_half([100 * figures["test"] for figures in rows.values()])
+        gap = mean_and_half(
+            [100 * (figures["test"] - full[seed]) for seed, figures in rows.items() if seed in full]
         )
         lines.append(
             f"| {rule} | {len(rows)} | {trials:.0f} | {share} | {complete} | {test} | "
             f"{'' if rule == 'full' else gap} |"
         )
     return "\n".join(lines)
-
-
-def _mean(values: Any) -> str:
-    """Mean and half width of its 95 % interval over seeds; the mean alone of one seed."""
-    known = list(values)
-    mean, half = interval(known)
-    return f"{mean:.1f} ± {half:.1f}" if len(known) > 1 else f"{mean:.1f}"
 
 
 def main() -> None:

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.item_problem import ItemEvaluator, ItemProblem, Local
+from experiments.item_problem import RIVALS, ItemProblem, Local, anchors_of, with_items
 from experiments.running import ROOT, folder_name, kept, run_in_pairs, write_between
 from mergesearch.evaluators import Split
-from mergesearch.search.plan.anchors import Anchor
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.record.trial_log import TrialLog
@@ -51,8 +50,6 @@ TRIALS = 60
 ITEMS: dict[Split, int] = {"search": 200, "validation": 200, "test": 300}
 #: The same with four fifths of the validation items lent to the search.
 LENT: dict[Split, int] = {"search": 360, "validation": 40, "test": 300}
-#: Anchors beside the start, at random around it.
-RIVALS = 6
 #: Studies that are run and kept together.
 BLOCK = 50
 
@@ -142,12 +139,7 @@ def _plan(
         "selection": {"repeats": 0},
     }
     plan = plan_study(resolve(validate(study | sections, "study.yaml"), Path()))
-    rivals = [
-        Anchor(f"rival {number}", plan.space.decode(point))
-        for number, point in enumerate(_anchors(problem)[1 : count + 1], 1)
-    ]
-    evaluator = ItemEvaluator(problem, objectives)
-    return replace(plan, evaluator=evaluator, anchors=(*plan.anchors, *rivals))
+    return with_items(plan, problem, objectives, count)
 
 
 def _log(plan: Plan) -> TrialLog:
@@ -274,7 +266,7 @@ def fixed_winner(draws: int, first: int = 20_000) -> str:
 def _holds(problem: ItemProblem) -> bool:
     """Whether the intervals of a merge near the optimum hold against all anchors."""
     winner = problem.start + 0.85 * (problem.optima[0] - problem.start)
-    gaps = [_gap(problem, winner, anchor) for anchor in _anchors(problem)]
+    gaps = [_gap(problem, winner, anchor) for anchor in anchors_of(problem)]
     deviations = [paired_deviation(gap) for gap, _ in gaps]
     width = critical_value(deviations)
     return all(
@@ -287,13 +279,6 @@ def _gap(problem: ItemProblem, winner: Array, anchor: Array) -> tuple[Array, flo
     """Differences on the test items ``(items,)``, and the true one."""
     items = problem.scores(winner, "test")[0] - problem.scores(anchor, "test")[0]
     return items, float(problem.truth(winner)[0] - problem.truth(anchor)[0])
-
-
-def _anchors(problem: ItemProblem) -> list[Array]:
-    """The start, and merges at random around it."""
-    generator = np.random.default_rng([problem.seed, 7])
-    points = problem.start + 0.12 * generator.standard_normal((RIVALS, problem.dim))
-    return [problem.start, *np.clip(points, 0, 1)]
 
 
 def _studies(

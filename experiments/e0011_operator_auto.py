@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.running import ROOT, folder_name, interval, kept, write_between
+from experiments.running import ROOT, folder_name, kept, mean_and_half, write_between
 from experiments.zoo.calibration import (
     digits_calibration,
     segments_calibration,
@@ -244,7 +244,7 @@ def _studies(results: Mapping[Case, Mapping[str, Any]]) -> str:
     for row in ROWS:
         figures = [one for case, one in results.items() if case.row == row]
         if figures:
-            shown = [_mean([100 * one[key] for one in figures]) for key in SPLITS]
+            shown = [mean_and_half([100 * one[key] for one in figures]) for key in SPLITS]
             first = figures[0]
             what = f"{first['strategy']}, {first['dimensions']}"
             each = ", ".join(f"{100 * one['test']:.1f}" for one in figures)
@@ -274,12 +274,6 @@ def _merges(results: Mapping[Case, Mapping[str, Any]]) -> str:
 SPLITS = ("search", "validation", "test")
 
 
-def _mean(values: list[float]) -> str:
-    """Mean and half width of its 95 % interval over seeds."""
-    mean, half = interval(values)
-    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ± {half:.1f}"
-
-
 def _build(zoo: str) -> None:
     """Make a zoo where it is missing."""
     from experiments.zoo.digits import build_digits
@@ -296,7 +290,7 @@ def _build(zoo: str) -> None:
 
 def main() -> None:
     """Run what is missing, one study after the other, and write the tables of all finished ones."""
-    from experiments.zoo.digits import silence_transformers
+    from experiments.zoo.building import silence_transformers
 
     parser = argparse.ArgumentParser(description="Search on top of the best operator.")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of every row")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.running import ROOT, interval, kept, write_between
+from experiments.running import ROOT, kept, mean_and_half, write_between
 from experiments.zoo.clip import section
 from experiments.zoo.clip_data import CLASSES
 
@@ -167,11 +167,7 @@ def table(known: Mapping[str, Figures], searched: Mapping[str, Sequence[Figures]
     for name, rows in {**single, **searched}.items():
         columns = [[100 * row[task] for row in rows] for task in CLASSES]
         columns.append([100 * float(np.mean([*row.values()])) for row in rows])
-        cells = []
-        for values in columns:
-            mean, half = interval(values)
-            cells.append(f"{mean:.1f}" + (f" ± {half:.1f}" if len(values) > 1 else ""))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(map(mean_and_half, columns))} |")
     return "\n".join(lines)
 
 
@@ -191,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="tensor is the layer-wise variant (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    from experiments.zoo.digits import silence_transformers
+    from experiments.zoo.building import silence_transformers
 
     silence_transformers()
     RUNS.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,8 @@ from mergesearch.evaluators import SPLITS, Candidate, Measurement, Objective, Sp
 from mergesearch.evaluators.base import ItemSubset
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.search.fidelity.rules import NeverStop, measure_in_stages
+from mergesearch.search.plan.anchors import Anchor
+from mergesearch.search.plan.plan import Plan
 from mergesearch.search.workers.messages import Outcome, Task
 
 Array = npt.NDArray[np.float64]
@@ -36,6 +38,8 @@ TOP = 0.95
 FLAT = 0.5
 #: How much answers of single items depend on the merge.
 DIVERSITY = 0.6
+#: Anchors beside the start, at random around it.
+RIVALS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +147,22 @@ class ItemEvaluator(EvaluatorBase):
             weights={name: np.full(count, 1 / count) for name in rows},
             item_indices=dict.fromkeys(rows, indices),
         )
+
+
+def anchors_of(problem: ItemProblem) -> list[Array]:
+    """The start, and :data:`RIVALS` merges at random around it."""
+    steps = np.random.default_rng([problem.seed, 7]).standard_normal((RIVALS, problem.dim))
+    return [problem.start, *np.clip(problem.start + 0.12 * steps, 0, 1)]
+
+
+def with_items(plan: Plan, problem: ItemProblem, objectives: int = 1, rivals: int = RIVALS) -> Plan:
+    """The plan of an analytic study, with this evaluator and several anchors in its place."""
+    added = [
+        Anchor(f"rival {number}", plan.space.decode(point))
+        for number, point in enumerate(anchors_of(problem)[1 : rivals + 1], 1)
+    ]
+    evaluator = ItemEvaluator(problem, objectives)
+    return replace(plan, evaluator=evaluator, anchors=(*plan.anchors, *added))
 
 
 class Local:

@@ -39,6 +39,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     )
 
 
+def mean_and_half(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and half width of its 95 % interval over seeds; the mean alone of one seed."""
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
+
+
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Figures from ``path`` if they are there; otherwise they are made and written there."""
     if path.is_file():
@@ -67,7 +73,7 @@ def run_in_pairs(
 
     A case that fails is reported and left out.
     """
-    from experiments.zoo.digits import silence_transformers
+    from experiments.zoo.building import silence_transformers
 
     results = {}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

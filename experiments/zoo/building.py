@@ -1,14 +1,20 @@
-"""Builds zoos: whole or not at all, on one thread, reused where the settings are the same."""
+"""Builds zoos: whole or not at all, on one thread, reused where the settings are the same.
+
+Their command lines are alike too.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mergesearch.merging import InputError
 
@@ -57,6 +63,83 @@ def holds(out: Path, number: int, settings: DataclassInstance) -> bool:
         return False
     manifest = json.loads(path.read_text())
     return bool(manifest.get("format") == number and manifest.get("settings") == asdict(settings))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What the command line of a zoo makes.
+
+    Attributes:
+        name: Of its folder below ``zoo``.
+        what: What is made, as a sentence.
+        scores: What ``--measure`` prints, in a table.
+        experts: Number of experts.
+        settings: Seed -> settings of the zoo.
+        complete: Whether a folder holds the zoo of settings.
+        build: Makes the zoo of settings in a folder, or reuses it.
+        measure: The rows of the table for a zoo of settings in a folder: name -> column -> score.
+        title: What the table shows.
+        width: Of its columns.
+    """
+
+    name: str
+    what: str
+    scores: str
+    experts: int
+    settings: Callable[[int], Any]
+    complete: Callable[[Path, Any], bool]
+    build: Callable[[Path, Any], Path]
+    measure: Callable[[Path, Any], Mapping[str, Mapping[str, float]]]
+    title: str
+    width: int = 10
+
+
+def make_zoo(maker: Maker, arguments: Sequence[str] | None) -> None:
+    """Run the command line of a zoo."""
+    parser = argparse.ArgumentParser(description=maker.what)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("zoo", maker.name),
+        help="folder to make (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help=f"also print {maker.scores}, and the task-arithmetic line",
+    )
+    options = parser.parse_args(arguments)
+    silence_transformers()
+    settings = maker.settings(options.seed)
+    reused = maker.complete(options.out, settings)
+    try:
+        folder = maker.build(options.out, settings)
+    except InputError as error:
+        parser.error(str(error))
+    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
+    made = f"base, {maker.experts} experts, data; {seconds} s"
+    print(f"{folder}: {'already there, reused' if reused else made}")
+    if options.measure:
+        _print_table(maker, maker.measure(folder, settings))
+
+
+def _print_table(maker: Maker, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the rows in percent, and the mean of each."""
+    columns = [*next(iter(rows.values())), "mean"]
+    print(f"{maker.title:<18}" + "".join(f"{column:>{maker.width}}" for column in columns))
+    for name, row in rows.items():
+        figures = [*row.values(), float(np.mean(list(row.values())))]
+        print(f"{name:<18}" + "".join(f"{100 * figure:>{maker.width}.1f}" for figure in figures))
+
+
+def silence_transformers() -> None:
+    """No progress bars for the saving and loading of small models."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ stays the base's, and the head of a task is the text features of its class promp
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.zoo.building import build_beside, holds
+from experiments.zoo.building import Maker, build_beside, holds, make_zoo
 from experiments.zoo.clip_data import CLASSES, PROMPTS, SIDE, make_items, save_items
-from experiments.zoo.digits import LINE, Training, silence_transformers
-from mergesearch.merging import InputError
+from experiments.zoo.digits import LINE, Training
 
 if TYPE_CHECKING:
     import torch
@@ -272,40 +270,23 @@ def _load(folder: Path) -> Any:
     return CLIPModel.from_pretrained(folder, local_files_only=True).eval()
 
 
-def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(f"{'test accuracy, %':<18}" + "".join(f"{task:>10}" for task in [*CLASSES, "mean"]))
-    for name, row in rows.items():
-        figures = [*row.values(), float(np.mean(list(row.values())))]
-        print(f"{name:<18}" + "".join(f"{100 * figure:>10.1f}" for figure in figures))
+#: What the command line makes.
+MAKER = Maker(
+    "clip",
+    "Make a tiny CLIP, four experts of it and their items.",
+    "accuracies",
+    len(CLASSES),
+    lambda seed: Settings(seed=seed),
+    is_complete,
+    build_clip,
+    measure,
+    "test accuracy, %",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Make a tiny CLIP, four experts of it and their items."
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("zoo/clip"), help="folder to make (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--measure", action="store_true", help="also print accuracies, and the task-arithmetic line"
-    )
-    options = parser.parse_args(arguments)
-    silence_transformers()
-    settings = Settings(seed=options.seed)
-    reused = is_complete(options.out, settings)
-    try:
-        folder = build_clip(options.out, settings)
-    except InputError as error:
-        parser.error(str(error))
-    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    made = f"base, {len(CLASSES)} experts, data; {seconds} s"
-    print(f"{folder}: {'already there, reused' if reused else made}")
-    if options.measure:
-        _print_table(measure(folder, settings))
+    make_zoo(MAKER, arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.zoo.building import build_beside, holds, one_thread
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    one_thread,
+    silence_transformers,
+)
 from experiments.zoo.digits_data import (
     DOMAINS,
     LEVELS,
@@ -28,7 +34,6 @@ from experiments.zoo.digits_data import (
     partition,
     save_items,
 )
-from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -185,13 +190,6 @@ def _make_expert(folder: Path, settings: Settings, index: int) -> dict[str, floa
         return _accuracies(model, _splits(settings)["test"])
 
 
-def silence_transformers() -> None:
-    """No progress bars for the saving and loading of small models."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 def _new_model(settings: Settings) -> Any:
     import torch
     from transformers import ViTConfig, ViTForImageClassification
@@ -284,50 +282,23 @@ def _load(folder: Path) -> Any:
     return ViTForImageClassification.from_pretrained(folder, local_files_only=True).eval()
 
 
-def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(
-        f"{'test accuracy, %':<18}"
-        + "".join(f"{domain:>10}" for domain in DOMAINS)
-        + f"{'mean':>10}"
-    )
-    for name, row in rows.items():
-        figures = [*row.values(), float(np.mean(list(row.values())))]
-        print(f"{name:<18}" + "".join(f"{100 * figure:>10.1f}" for figure in figures))
+#: What the command line makes.
+MAKER = Maker(
+    "digits",
+    "Make a base, four experts and their items from scikit-learn's digits.",
+    "accuracies",
+    len(DOMAINS),
+    lambda seed: Settings(seed=seed),
+    is_complete,
+    build_digits,
+    lambda folder, _settings: measure(folder),
+    "test accuracy, %",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Make a base, four experts and their items from scikit-learn's digits."
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("zoo/digits"), help="folder to make (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--measure", action="store_true", help="also print accuracies, and the task-arithmetic line"
-    )
-    options = parser.parse_args(arguments)
-    silence_transformers()
-    settings = Settings(seed=options.seed)
-    reused = is_complete(options.out, settings)
-    try:
-        folder = build_digits(options.out, settings)
-    except InputError as error:
-        parser.error(str(error))
-    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    print(
-        f"{folder}: "
-        + (
-            "already there, reused"
-            if reused
-            else f"base, {len(DOMAINS)} experts, data; {seconds} s"
-        )
-    )
-    if options.measure:
-        _print_table(measure(folder))
+    make_zoo(MAKER, arguments)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def _factors(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    from experiments.zoo.digits import build_digits, silence_transformers
+    from experiments.zoo.building import silence_transformers
+    from experiments.zoo.digits import build_digits
 
     parser = argparse.ArgumentParser(
         description="Cut the experts of the digits zoo down to LoRA adapters."

@@ -18,7 +18,6 @@ lost.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -31,8 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.zoo.building import build_beside, holds, one_thread
-from experiments.zoo.digits import silence_transformers
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    one_thread,
+    silence_transformers,
+)
 from experiments.zoo.segments_data import (
     DOMAINS,
     SIDE,
@@ -41,7 +46,6 @@ from experiments.zoo.segments_data import (
     save_items,
     split_lesions,
 )
-from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -341,53 +345,24 @@ def _load(folder: Path) -> Any:
     return SamModel.from_pretrained(folder, local_files_only=True).eval()
 
 
-def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(
-        f"{'test Dice, %':<18}" + "".join(f"{domain:>12}" for domain in DOMAINS) + f"{'mean':>12}"
-    )
-    for name, row in rows.items():
-        figures = [*row.values(), float(np.mean(list(row.values())))]
-        print(f"{name:<18}" + "".join(f"{100 * figure:>12.1f}" for figure in figures))
+#: What the command line makes.
+MAKER = Maker(
+    "segments",
+    "Make a small SAM, three experts and their items of four modalities.",
+    "Dice scores",
+    len(EXPERTS),
+    lambda seed: Settings(seed=seed),
+    is_complete,
+    build_segments,
+    lambda folder, _settings: measure(folder),
+    "test Dice, %",
+    width=12,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Make a small SAM, three experts and their items of four modalities."
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("zoo/segments"),
-        help="folder to make (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="also print Dice scores, and the task-arithmetic line",
-    )
-    options = parser.parse_args(arguments)
-    silence_transformers()
-    settings = Settings(seed=options.seed)
-    reused = is_complete(options.out, settings)
-    try:
-        folder = build_segments(options.out, settings)
-    except InputError as error:
-        parser.error(str(error))
-    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    print(
-        f"{folder}: "
-        + (
-            "already there, reused"
-            if reused
-            else f"base, {len(EXPERTS)} experts, data; {seconds} s"
-        )
-    )
-    if options.measure:
-        _print_table(measure(folder))
+    make_zoo(MAKER, arguments)
 
 
 if __name__ == "__main__":

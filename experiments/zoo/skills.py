@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.zoo.building import build_beside, holds, one_thread
-from experiments.zoo.digits import silence_transformers
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    one_thread,
+    silence_transformers,
+)
 from experiments.zoo.skills_data import (
     SKILLS,
     SPLITS,
@@ -30,7 +35,6 @@ from experiments.zoo.skills_data import (
     sentences,
 )
 from experiments.zoo.skills_tasks import write_tasks
-from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -372,42 +376,24 @@ def task_arithmetic(
     }
 
 
-def _print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    print(f"{'accuracy, %':<18}" + "".join(f"{skill:>11}" for skill in SKILLS) + f"{'mean':>11}")
-    for name, row in rows.items():
-        figures = [*row.values(), float(np.mean(list(row.values())))]
-        print(f"{name:<18}" + "".join(f"{100 * figure:>11.1f}" for figure in figures))
+#: What the command line makes.
+MAKER = Maker(
+    "skills",
+    "Make a base, five experts, their questions and task files.",
+    "accuracies",
+    len(SKILLS),
+    lambda seed: Settings(seed=seed),
+    is_complete,
+    build_skills,
+    lambda folder, _settings: measure(folder),
+    "accuracy, %",
+    width=11,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Make a base, five experts, their questions and task files."
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("zoo/skills"), help="folder to make (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--measure", action="store_true", help="also print accuracies, and the task-arithmetic line"
-    )
-    options = parser.parse_args(arguments)
-    silence_transformers()
-    settings = Settings(seed=options.seed)
-    reused = is_complete(options.out, settings)
-    try:
-        folder = build_skills(options.out, settings)
-    except InputError as error:
-        parser.error(str(error))
-    seconds = json.loads((folder / "manifest.json").read_text())["seconds"]
-    print(
-        f"{folder}: "
-        + ("already there, reused" if reused else f"base, {len(SKILLS)} experts, data; {seconds} s")
-    )
-    if options.measure:
-        _print_table(measure(folder))
+    make_zoo(MAKER, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.zoo import digits
+from experiments.zoo.building import silence_transformers
 from experiments.zoo.digits_data import DOMAINS, in_domain, load_images, partition
 from mergesearch.evaluators import SPLITS, Candidate
 from mergesearch.merging import InputError
@@ -58,7 +59,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    digits.silence_transformers()
+    silence_transformers()
     return digits.build_digits(tmp_path_factory.mktemp("real") / "digits")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.zoo import segments
+from experiments.zoo.building import silence_transformers
 from experiments.zoo.segments_data import DOMAINS, SIDE, draw_lesions, split_lesions
 from mergesearch.evaluators import SPLITS, Candidate
 from mergesearch.merging import InputError
@@ -50,7 +51,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    segments.silence_transformers()
+    silence_transformers()
     return segments.build_segments(tmp_path_factory.mktemp("real") / "segments")
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from experiments.zoo import skills
-from experiments.zoo.digits import silence_transformers
+from experiments.zoo.building import silence_transformers
 from experiments.zoo.skills_data import SKILLS, SPLITS, questions, sentences
 from mergesearch.merging import InputError
 from mergesearch.merging.checkpoints.opening import open_checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 #: Padded tokens of a forward pass on an accelerator, where the study states no number.
@@ -12,6 +12,17 @@ ACCELERATOR_TOKENS = 32_768
 KEPT_PLANS = 64
 
 Plan = TypeVar("Plan")
+
+
+def item_batches(items: Any, size: int) -> Iterator[Any]:
+    """Yield the items of each forward pass, in their order.
+
+    Args:
+        items: In memory (:class:`mergesearch.evaluators.by_item.Items`).
+        size: Items of a forward pass.
+    """
+    for start in range(0, len(items.domains), size):
+        yield items.rows(slice(start, start + size))
 
 
 def token_limit(stated: int | None, device: str, halvings: int = 0) -> int | None:

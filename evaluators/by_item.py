@@ -26,6 +26,7 @@ from mergesearch.evaluators.base import (
     Measurement,
     Split,
 )
+from mergesearch.evaluators.batching import item_batches
 from mergesearch.evaluators.data.item_files import ItemFiles
 from mergesearch.evaluators.data.splits import ItemTables
 from mergesearch.evaluators.evaluator_base import EvaluatorBase, model_for, scores_by_head
@@ -42,7 +43,7 @@ from mergesearch.evaluators.objectives import (
 from mergesearch.evaluators.pooling import Pool, is_part, pooled_domains
 from mergesearch.evaluators.reduction import DomainScore, measure, score_domains
 from mergesearch.evaluators.score_memory import scores_at
-from mergesearch.merging import InputError, NonFiniteError
+from mergesearch.merging import InputError, MergesearchError, NonFiniteError
 
 __all__ = ["ByItem", "Items", "Metric", "domain_names", "wide"]
 
@@ -285,8 +286,7 @@ class ByItem(EvaluatorBase, ABC):
 
         by_metric: dict[str, list[torch.Tensor]] = {}
         with torch.inference_mode():
-            for start in range(0, len(items.domains), self._batch_size):
-                part = items.rows(slice(start, start + self._batch_size))
+            for part in item_batches(items, self._batch_size):
                 for metric, scores in self._scores(model, part).items():
                     by_metric.setdefault(metric, []).append(scores)
         # One copy for all metrics: every copy waits until the device has caught up.
@@ -301,12 +301,16 @@ class ByItem(EvaluatorBase, ABC):
     def _read(self, columns: Mapping[str, Any]) -> Items:
         """Make items from columns by role."""
 
-    @abstractmethod
     def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
         """Metric -> score of each item ``(items,)`` of a batch.
 
-        Scores have a graph where gradients are enabled.
+        Scores have a graph where gradients are enabled. A subclass that has no gradients may
+        override :meth:`_item_scores` instead.
+
+        Raises:
+            MergesearchError: If it does.
         """
+        raise MergesearchError(f"{self._where}: expected no gradients of {self._subject}")
 
 
 def _proxies(metrics: Sequence[Metric], smooth: Collection[str]) -> tuple[str, ...]:
@@ -318,7 +322,8 @@ def _proxies(metrics: Sequence[Metric], smooth: Collection[str]) -> tuple[str, .
 
 def _used_items(domains: npt.NDArray[np.str_], max_items: int | None) -> npt.NDArray[np.intp]:
     """Indices of the search items that are used, from the domain of every item ``(items,)``."""
-    return np.sort(balanced_order(domains)[:max_items])
+    every = np.arange(len(domains))
+    return every if max_items is None else np.sort(balanced_order(domains)[:max_items])
 
 
 def _add_gradient(

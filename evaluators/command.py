@@ -25,6 +25,7 @@ from typing import Any
 from mergesearch.evaluators.base import Candidate, ItemSubset, Measurement, Objective, Split
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.model_folder import save_model
+from mergesearch.evaluators.objectives import check_names
 from mergesearch.evaluators.program import run_program
 from mergesearch.evaluators.program_answer import AnswerReader
 from mergesearch.merging import InputError
@@ -66,12 +67,7 @@ class Command(EvaluatorBase):
         folder: Path,
         where: str,
     ) -> None:
-        names = [objective.name for objective in objectives]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(
-                f"{where}.objectives: expected unique names, received {twice} twice; rename one"
-            )
+        names = check_names(objectives, where)
         self._command = tuple(command)
         self.objectives = tuple(objectives)
         self._timeout = timeout
@@ -82,7 +78,7 @@ class Command(EvaluatorBase):
         self._folder = folder
         self._where = where
         self.provides = frozenset({"items"} if sizes else ())
-        self._reader = AnswerReader(tuple(names), bool(self._sizes), where, self._command[0])
+        self._reader = AnswerReader(names, bool(self._sizes), where, self._command[0])
 
     def check(self) -> None:
         """Look for the program.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.base import Candidate, ItemSubset, Measurement, Objective, Split
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Distance(EvaluatorBase):
         self.objectives = (Objective(name, "minimize"),)
         self.model_class = model_class
         self._where = where
-        # A model, and stored name -> view of its parameters.
-        self._views: tuple[Any, Mapping[str, Any]] | None = None
+        # A model, what its tensors follow from, and stored name -> view of its parameters.
+        self._views: tuple[Any, Any, Mapping[str, Any]] | None = None
 
     def lend(self, share: float) -> None:
         """Lend nothing: there are no items."""
@@ -61,17 +62,24 @@ class Distance(EvaluatorBase):
 
     def _pairs(self, candidate: Candidate) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the merged and the base tensor of every shared name, sorted by name."""
+        recipe = candidate.recipe
+        base = open_checkpoint(recipe.base.path, "base")
+        state = candidate.model.state_dict()
+        kept = self._views
+        source = (recipe.base, recipe.experts, recipe.special, bool(candidate.heads), self.one_head)
+        if kept is None or kept[0] is not candidate.model or kept[1] != source:
+            kept = self._views = candidate.model, source, self._shared(candidate, base)
+        for name, view in kept[2].items():
+            yield view.of(state[view.parameter]).cpu(), base.read(name)
+
+    def _shared(self, candidate: Candidate, base: Checkpoint) -> dict[str, Any]:
+        """Stored name -> view of the model's parameters, for every shared name, sorted."""
         from mergesearch.merging.family.family import open_family
         from mergesearch.merging.models.parameter_views import parameter_views
 
-        base = open_checkpoint(candidate.recipe.base.path, "base")
-        state = candidate.model.state_dict()
-        if self._views is None or self._views[0] is not candidate.model:
-            self._views = candidate.model, parameter_views(candidate.model)
-        views = self._views[1]
+        views = parameter_views(candidate.model)
         heads = open_family(candidate.recipe).heads if candidate.heads else None
         own = {} if heads is None else heads.head(str(self.one_head)).renamed
-        for name in sorted(base.merged if heads is None else {*base.merged} - heads.names):
-            view = views.get(own.get(name, name))
-            if view is not None:
-                yield view.of(state[view.parameter]).cpu(), base.read(name)
+        names = sorted(base.merged if heads is None else {*base.merged} - heads.names)
+        stored = {name: own.get(name, name) for name in names}
+        return {name: views[other] for name, other in stored.items() if other in views}

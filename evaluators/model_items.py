@@ -6,7 +6,7 @@ They are arrays of one shape, or sequences of tokens that are padded in a batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,13 +31,13 @@ class ModelItems:
         inputs: Argument of the model -> a tensor ``(items, ...)``, or a tensor ``(tokens,)`` for
             each item.
         domains: Domain of each item ``(items,)``.
-        extra: Further data of each item, ``(items, ...)`` or one tensor for each; the model does
-            not get them.
+        extra: Further data of each item, ``(items, ...)`` or a list with one of each; the model
+            does not get them.
     """
 
     inputs: Mapping[str, torch.Tensor | list[torch.Tensor]]
     domains: npt.NDArray[np.str_]
-    extra: Mapping[str, torch.Tensor | list[torch.Tensor]]
+    extra: Mapping[str, torch.Tensor | list[Any]]
 
     def rows(self, indices: npt.NDArray[np.intp] | slice) -> ModelItems:
         """The items at some indices."""
@@ -93,6 +93,19 @@ def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[
     return model(**batch, **options), batch
 
 
+def generated(
+    model: Any, arguments: Mapping[str, torch.Tensor], max_new_tokens: int
+) -> torch.Tensor:
+    """Tokens that a model writes for a batch ``(items, tokens)``, the likeliest each time."""
+    import torch
+
+    with torch.inference_mode():
+        tokens: torch.Tensor = model.generate(
+            **arguments, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+        )
+    return tokens
+
+
 def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
     """Make items from columns by role.
 
@@ -105,6 +118,14 @@ def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
     }
     count = len(next(iter(inputs.values())))
     return ModelItems(inputs, domain_names(columns.get("domain"), count), {})
+
+
+def read_labelled(columns: Mapping[str, Any], where: str) -> ModelItems:
+    """Make items from columns by role, with their class numbers as the extra ``label``."""
+    import torch
+
+    labels = torch.from_numpy(np.ascontiguousarray(columns["label"], dtype=np.int64))
+    return replace(read_items(columns, where), extra={"label": labels})
 
 
 def padded(values: torch.Tensor | list[torch.Tensor], value: float = 0) -> torch.Tensor:
@@ -140,9 +161,7 @@ def item_means(values: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch
     return (values * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def _picked(
-    values: torch.Tensor | list[torch.Tensor], numbers: list[int]
-) -> torch.Tensor | list[torch.Tensor]:
+def _picked(values: torch.Tensor | list[Any], numbers: list[int]) -> torch.Tensor | list[Any]:
     return [values[number] for number in numbers] if isinstance(values, list) else values[numbers]
 
 

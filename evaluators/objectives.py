@@ -181,6 +181,21 @@ def loss_factors(
     return factors
 
 
+def check_names(objectives: Sequence[Objective], where: str) -> tuple[str, ...]:
+    """Names of objectives, in their order.
+
+    Raises:
+        InputError: If two have one name.
+    """
+    names = tuple(objective.name for objective in objectives)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"{where}.objectives: expected unique names, received {twice} twice; rename one"
+        )
+    return names
+
+
 def check_metrics(metrics: Sequence[Metric], where: str, *, by_domain: bool) -> None:
     """Refuse repeated names and domains, and domains where items have none.
 

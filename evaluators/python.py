@@ -27,8 +27,10 @@ from mergesearch.evaluators.base import (
     Objective,
     Split,
 )
+from mergesearch.evaluators.data.item_files import SHARES
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.items import chosen_indices
+from mergesearch.evaluators.objectives import check_names
 from mergesearch.evaluators.python_answer import Scores, read_scores
 from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, MergesearchError
@@ -72,17 +74,12 @@ class PythonFunction(EvaluatorBase):
         *,
         inputs: Mapping[str, Any] | None = None,
         sizes: Mapping[Split, int] | None = None,
-        divide: tuple[float, float, float] = (0.6, 0.2, 0.2),
+        divide: tuple[float, float, float] = SHARES,
         source: Mapping[str, str] | None = None,
         model_class: str | None,
         where: str,
     ) -> None:
-        names = tuple(objective.name for objective in objectives)
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(
-                f"{where}.objectives: expected unique names, received {twice} twice; rename one"
-            )
+        names = check_names(objectives, where)
         self.objectives = tuple(objectives)
         self.model_class = model_class
         self.provides = frozenset({"items"} if sizes else ())

@@ -7,7 +7,7 @@ is in its model comes from :mod:`mergesearch.merging.tensors.roles`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mergesearch.merging import InputError, Layout, TensorSpec
@@ -86,7 +86,7 @@ def group_tensors(
     for spec in sorted(specs, key=lambda spec: _order(roles[spec.name], granularity)):
         label = _label(spec.name, roles[spec.name], granularity, several_towers=len(axes) > 1)
         buckets.setdefault(label, []).append(spec)
-    ends = dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
+    ends = _ends(layout)
     return tuple(
         _group(name, members, granularity, roles, axes, ends) for name, members in buckets.items()
     )
@@ -94,8 +94,16 @@ def group_tensors(
 
 def group_of(layout: Layout, name: str, tensors: Collection[str]) -> Group:
     """The group of these tensors, under a name that says nothing of their role or depth."""
-    ends = dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
-    members = sorted((layout.by_name[tensor] for tensor in tensors), key=lambda spec: spec.start)
+    return _plain_group(name, [layout.by_name[tensor] for tensor in tensors], _ends(layout))
+
+
+def _ends(layout: Layout) -> dict[str, int]:
+    """Name of a tensor -> where the next one begins."""
+    return dict(zip(layout.names, [*layout.segment_starts(), layout.size][1:], strict=True))
+
+
+def _plain_group(name: str, members: Collection[TensorSpec], ends: Mapping[str, int]) -> Group:
+    members = sorted(members, key=lambda spec: spec.start)
     return Group(
         name=name,
         tensors=tuple(spec.name for spec in members),
@@ -148,17 +156,15 @@ def _group(
     axes: Mapping[str, tuple[int, ...]],
     ends: Mapping[str, int],
 ) -> Group:
-    members = sorted(members, key=lambda spec: spec.start)
-    modules = {roles[spec.name].module for spec in members}
+    group = _plain_group(name, members, ends)
+    role = roles[group.tensors[0]]
+    modules = {roles[tensor].module for tensor in group.tensors}
     blockwise = granularity in ("block", "block_module", "tensor")
-    return Group(
-        name=name,
-        tensors=tuple(spec.name for spec in members),
-        ranges=_join((spec.start, ends[spec.name]) for spec in members),
-        parameters=sum(spec.size for spec in members),
-        depth=depth_in(roles[members[0].name], axes) if blockwise else None,
+    return replace(
+        group,
+        depth=depth_in(role, axes) if blockwise else None,
         module=modules.pop() if len(modules) == 1 else None,
-        role=roles[members[0].name],
+        role=role,
     )
 
 

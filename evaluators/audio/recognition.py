@@ -7,53 +7,25 @@ recordings more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from mergesearch.evaluators.by_item import Array, ByItem
+from mergesearch.evaluators.batching import item_batches
+from mergesearch.evaluators.by_item import Array
 from mergesearch.evaluators.metrics.libraries import check_library
 from mergesearch.evaluators.metrics.written import WRITTEN
-from mergesearch.evaluators.model_items import ModelItems, read_items, run_model
-from mergesearch.evaluators.text.text_items import required_tokenizer
-from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
-from mergesearch.merging import InputError, MergesearchError
-
-if TYPE_CHECKING:
-    import torch
+from mergesearch.evaluators.model_items import ModelItems, generated, read_items, run_model
+from mergesearch.evaluators.text.tokenized import Tokenized
+from mergesearch.merging import InputError
 
 #: The auto class of models that answer at every moment.
 CTC = "AutoModelForCTC"
 
 
-@dataclass(frozen=True, eq=False)
-class _Recordings:
-    """Recordings and what is said in them.
-
-    Attributes:
-        model: Inputs of the model.
-        wanted: What is said.
-    """
-
-    model: ModelItems
-    wanted: list[str]
-
-    @property
-    def domains(self) -> npt.NDArray[np.str_]:
-        """Domain of each item ``(items,)``."""
-        return self.model.domains
-
-    def rows(self, indices: npt.NDArray[np.intp] | slice) -> _Recordings:
-        """The items at some indices."""
-        numbers = np.arange(len(self.wanted))[indices].tolist()
-        wanted = [self.wanted[number] for number in numbers]
-        return replace(self, model=self.model.rows(indices), wanted=wanted)
-
-
-class SpeechRecognition(ByItem):
+class SpeechRecognition(Tokenized):
     """Scores a speech recogniser.
 
     Args:
@@ -66,6 +38,7 @@ class SpeechRecognition(ByItem):
     """
 
     smooth: ClassVar[frozenset[str]] = frozenset()
+    _subject = "error rates"
 
     def __init__(
         self,
@@ -76,9 +49,8 @@ class SpeechRecognition(ByItem):
         ignore_case: bool = True,
         **by_item: Any,
     ) -> None:
-        super().__init__(**by_item)
+        super().__init__(tokenizer, **by_item)
         self.model_class = model_class
-        self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._ignore_case = ignore_case
 
@@ -92,22 +64,12 @@ class SpeechRecognition(ByItem):
         check_library("nltk", f"{self._where}.objectives")
         self._loaded()
 
-    def warnings(self, sources: Sequence[str]) -> list[str]:
-        """Warnings about tokenizers that differ among base and experts."""
-        return parent_warnings(sources, templates=False)
-
-    def _loaded(self) -> Any:
-        """The tokenizer."""
-        return load_tokenizer(
-            required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
-        )
-
-    def _read(self, columns: Mapping[str, Any]) -> Any:
+    def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         wanted = columns["target"]
         if not all(wanted):
             raise InputError(f"{self._where}.text: expected a text for every item, received none")
         inputs = {name: values for name, values in columns.items() if name != "target"}
-        return _Recordings(read_items(inputs, self._where), list(wanted))
+        return replace(read_items(inputs, self._where), extra={"wanted": list(wanted)})
 
     def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``."""
@@ -115,12 +77,11 @@ class SpeechRecognition(ByItem):
 
         written: list[str] = []
         with torch.inference_mode():
-            for start in range(0, len(items.wanted), self._batch_size):
-                part = items.rows(slice(start, start + self._batch_size))
-                written += self._written(model, part.model)
+            for part in item_batches(items, self._batch_size):
+                written += self._written(model, part)
         pairs = [
             (self._plain(text), self._plain(wanted))
-            for text, wanted in zip(written, items.wanted, strict=True)
+            for text, wanted in zip(written, items.extra["wanted"], strict=True)
         ]
         return {
             metric: np.array([WRITTEN[metric][0](text, wanted) for text, wanted in pairs])
@@ -137,19 +98,6 @@ class SpeechRecognition(ByItem):
             logits = run_model(model, items)[0].logits
             texts: list[str] = tokenizer.batch_decode(logits.argmax(dim=-1))
             return texts
-        rows = model.generate(
-            **items.arguments(model),
-            max_new_tokens=self._max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-        )
+        rows = generated(model, items.arguments(model), self._max_new_tokens)
         written: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
         return written
-
-    def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
-        """Refuse to give gradients: error rates have none.
-
-        Raises:
-            MergesearchError: Always.
-        """
-        raise MergesearchError(f"{self._where}: expected no gradients of error rates")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.evaluators.data.columns import is_text, leaf
 from mergesearch.evaluators.data.item_files import ItemFiles
 from mergesearch.evaluators.data.layouts import RawTable
-from mergesearch.evaluators.data.pictures import checkpoint_folder
+from mergesearch.evaluators.data.pretrained import checkpoint_folder
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:

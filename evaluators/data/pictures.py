@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.evaluators.data.pretrained import checkpoint_folder, load_pretrained
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def picture_bytes(picture: Mapping[str, Any]) -> bytes:
 
 def opened_picture(picture: Mapping[str, Any]) -> Any:
     """A row of :func:`picture_array` as an image in three colours."""
-    return _open(picture_bytes(picture)).convert("RGB")
+    return _open(io.BytesIO(picture_bytes(picture))).convert("RGB")
 
 
 def pixel_values(
@@ -88,16 +89,7 @@ def load_processor(checkpoint: str | None, where: str) -> Any:
     from transformers import AutoImageProcessor
 
     folder = processor_folder(checkpoint, where)
-    try:
-        return AutoImageProcessor.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}: {folder}: expected an image processor, received "
-            f"{type(error).__name__}: {text}"
-        ) from None
+    return load_pretrained(AutoImageProcessor, folder, "an image processor", f"{where}: {folder}")
 
 
 def processor_folder(checkpoint: str | None, where: str) -> Path:
@@ -116,17 +108,6 @@ def processor_folder(checkpoint: str | None, where: str) -> Path:
     return folder
 
 
-def checkpoint_folder(checkpoint: str, where: str) -> Path | None:
-    """The folder of a checkpoint, which may hold a processor or a configuration alone."""
-    from mergesearch.merging.checkpoints.opening import open_checkpoint
-
-    path = Path(checkpoint)
-    if path.is_dir():
-        return path
-    folder = open_checkpoint(checkpoint, where).folder
-    return None if folder is None else Path(folder)
-
-
 def _checked(value: Any, folder: Path, where: str) -> dict[str, Any]:
     """The struct of one picture, whose header can be read."""
     if isinstance(value, dict):
@@ -136,19 +117,19 @@ def _checked(value: Any, folder: Path, where: str) -> dict[str, Any]:
     path = str(folder / value) if isinstance(value, str) else None
     if path is not None and not Path(path).is_file():
         raise InputError(f"{where}: expected a picture, found no {path}")
-    picture = {"bytes": None if path is not None else value, "path": path}
     try:
-        _open(picture_bytes(picture))
+        with _open(io.BytesIO(value) if isinstance(value, bytes) else str(path)):
+            pass
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(
             f"{where}: {path or 'the bytes of an item'}: expected a picture, received "
             f"{type(error).__name__}; mend or remove it"
         ) from None
-    return picture
+    return {"bytes": None if path is not None else value, "path": path}
 
 
-def _open(content: bytes) -> Any:
-    """Read the header of a picture."""
+def _open(source: str | io.BytesIO) -> Any:
+    """Open a file or bytes as a picture, of which only the header is read."""
     from PIL import Image
 
-    return Image.open(io.BytesIO(content))
+    return Image.open(source)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergesearch.evaluators.base import SPLITS
 from mergesearch.evaluators.data.columns import (
     LISTS,
     PICTURES,
@@ -27,8 +28,6 @@ from mergesearch.merging import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Splits of a division, in the order of its shares.
-DIVIDED = ("search", "validation", "test")
 #: Classes above which a division does not keep the shares of every one.
 MOST_CLASSES = 200
 
@@ -180,9 +179,9 @@ def _by_content(
 
     contents = _contents(table, columns)
     parts = divide(contents, _strata(table, columns), files.shares, files.seed)
-    found = {
+    found: dict[str, pa.Table] = {
         split: table.filter(pa.array((parts == index).tolist(), pa.bool_()))
-        for index, split in enumerate(DIVIDED)
+        for index, split in enumerate(SPLITS)
     }
     empty = next((split for split, part in found.items() if not part.num_rows), None)
     if empty is not None:

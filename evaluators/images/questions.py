@@ -11,17 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.evaluators.batching import item_batches
 from mergesearch.evaluators.by_item import Array, ByItem, domain_names
 from mergesearch.evaluators.data.pictures import opened_picture, processor_folder
-from mergesearch.merging import InputError, MergesearchError
-
-if TYPE_CHECKING:
-    import torch
+from mergesearch.evaluators.model_items import generated
+from mergesearch.merging import InputError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s]")
@@ -69,6 +68,7 @@ class VisualQuestions(ByItem):
 
     smooth: ClassVar[frozenset[str]] = frozenset()
     model_class: str | None = "AutoModelForImageTextToText"
+    _subject = "written answers"
 
     def __init__(
         self,
@@ -130,15 +130,13 @@ class VisualQuestions(ByItem):
     def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``."""
         written: list[str] = []
-        for start in range(0, len(items.questions), self._batch_size):
-            written += self._written(model, items.rows(slice(start, start + self._batch_size)))
+        for part in item_batches(items, self._batch_size):
+            written += self._written(model, part)
         scores = [agreement(text, row) for text, row in zip(written, items.answers, strict=True)]
         return {"accuracy": np.array(scores)}
 
     def _written(self, model: Any, items: _Questions) -> list[str]:
         """What the model answers."""
-        import torch
-
         texts = [
             self._processor.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}, _text(self._asked(question))]}],
@@ -153,24 +151,13 @@ class VisualQuestions(ByItem):
             name: tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in batch.items()
         }
-        with torch.inference_mode():
-            rows = model.generate(
-                **arguments, max_new_tokens=self._max_new_tokens, do_sample=False, num_beams=1
-            )
+        rows = generated(model, arguments, self._max_new_tokens)
         new = rows[:, arguments["input_ids"].shape[1] :]
         answers: list[str] = self._processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         return answers
 
     def _asked(self, question: str) -> str:
         return f"{question} {self._instruction}".strip()
-
-    def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
-        """Refuse to give gradients: written answers have none.
-
-        Raises:
-            MergesearchError: Always.
-        """
-        raise MergesearchError(f"{self._where}: expected no gradients of written answers")
 
 
 def agreement(answer: str, wanted: Sequence[str]) -> float:

@@ -21,7 +21,6 @@ from mergesearch.evaluators.base import (
     Measurement,
     Split,
 )
-from mergesearch.evaluators.by_item import ByItem
 from mergesearch.evaluators.data.item_files import ItemFiles, item_files
 from mergesearch.evaluators.data.split_tables import classes_of
 from mergesearch.evaluators.images.prompted import (
@@ -32,9 +31,8 @@ from mergesearch.evaluators.images.prompted import (
     shares_text_tower,
 )
 from mergesearch.evaluators.metrics.answers import answer_scores
-from mergesearch.evaluators.model_items import ModelItems, read_items
-from mergesearch.evaluators.text.text_items import required_tokenizer
-from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.evaluators.model_items import ModelItems, read_labelled
+from mergesearch.evaluators.text.tokenized import Tokenized
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
 UNLABELLED = frozenset({"entropy"})
 
 
-class ZeroShot(ByItem):
+class ZeroShot(Tokenized):
     """Scores a model of images and texts.
 
     Args:
@@ -62,8 +60,7 @@ class ZeroShot(ByItem):
     def __init__(
         self, tokenizer: str | None, prompts: Mapping[str, Sequence[str]], **by_item: Any
     ) -> None:
-        super().__init__(**by_item)
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer, **by_item)
         self._prompts = prompts
         self._heads: PromptHeads | None = None
         self._kept: dict[str, torch.Tensor] | None = None
@@ -89,10 +86,6 @@ class ZeroShot(ByItem):
         self._classes(domains)
         self._loaded()
 
-    def warnings(self, sources: Sequence[str]) -> list[str]:
-        """Warnings about tokenizers that differ among base and experts."""
-        return parent_warnings(sources, templates=False)
-
     def open(self) -> None:
         """Read the items of all splits, and make the prompts."""
         super().open()
@@ -114,12 +107,6 @@ class ZeroShot(ByItem):
         self._kept = self._heads.kept(candidate.model, candidate.recipe) if fixed else None
         return super().backward(candidate, batch, weights)
 
-    def _loaded(self) -> Any:
-        """The tokenizer."""
-        return load_tokenizer(
-            required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
-        )
-
     def _classes(self, domains: Sequence[str]) -> dict[str, Sequence[str]]:
         """Domain -> names of its classes.
 
@@ -128,17 +115,16 @@ class ZeroShot(ByItem):
         """
         files: ItemFiles = item_files(self._data)
         given = files.classes or {}
-        if all(domain in given for domain in domains):
-            return {domain: given[domain] for domain in domains}
-        found = classes_of(_of_splits(files), str(self._columns["label"]), f"{self._where}.data")
+        if all(domain in given or "" in given for domain in domains):
+            return {domain: given.get(domain, given.get("", ())) for domain in domains}
+        # Their numbers are those of the prompts, whatever the model's own are.
+        found = classes_of(
+            replace(files, named=True), str(self._columns["label"]), f"{self._where}.data"
+        )
         return {domain: found.get(domain, found.get("", [])) for domain in domains}
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
-        import torch
-
-        items = read_items(columns, self._where)
-        labels = torch.from_numpy(np.ascontiguousarray(columns["label"], dtype=np.int64))
-        return replace(items, extra={"label": labels})
+        return read_labelled(columns, self._where)
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
         import torch
@@ -169,8 +155,3 @@ class ZeroShot(ByItem):
         scores = answer_scores(logits, labels, f"{self._where}.data.classes")
         log_p = logits.log_softmax(dim=1)
         return {**scores, "entropy": -(log_p.exp() * log_p).sum(dim=1)}
-
-
-def _of_splits(files: ItemFiles) -> ItemFiles:
-    """The same files; a bare path allows classes in the order of their names."""
-    return files if files.named else replace(files, named=True)

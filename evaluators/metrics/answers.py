@@ -18,14 +18,15 @@ Array = npt.NDArray[np.float64]
 
 
 def answer_scores(
-    logits: torch.Tensor, labels: torch.Tensor, where: str
+    logits: torch.Tensor, labels: torch.Tensor, where: str, *, f1: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Accuracy and cross-entropy of each item ``(items,)``.
+    """Accuracy and cross-entropy of each item ``(items,)``, and the parts of the macro F1 score.
 
     Args:
         logits: ``(items, classes)``; a row that is not finite scores NaN.
         labels: Class numbers ``(items,)``.
         where: Key of the study file, for messages.
+        f1: Whether the F1 score is wanted; an item's own is its accuracy.
 
     Raises:
         InputError: If the model has no class of such a number.
@@ -37,8 +38,15 @@ def answer_scores(
     labels = to_device(labels, logits.device)
     # A row of NaN has an argmax too; it must not count as an answer.
     finite = torch.isfinite(logits).all(dim=1)
-    right = torch.where(finite, (logits.argmax(dim=1) == labels).to(logits.dtype), torch.nan)
-    return {"accuracy": right, "cross_entropy": cross_entropy(logits, labels, reduction="none")}
+    answers = logits.argmax(dim=1)
+    right = torch.where(finite, (answers == labels).to(logits.dtype), torch.nan)
+    scores = {"accuracy": right, "cross_entropy": cross_entropy(logits, labels, reduction="none")}
+    if f1:
+        own = labels[:, None]
+        every = torch.ones_like(own, dtype=torch.bool)
+        scores["f1"] = right
+        scores |= f1_counts("f1", answers[:, None], own, every, logits.shape[1])
+    return scores
 
 
 def check_numbers(labels: torch.Tensor, classes: int, where: str) -> None:

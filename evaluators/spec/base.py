@@ -111,3 +111,15 @@ class ItemSpec(ModelSection):
             "experts": self.experts,
             "where": where,
         }
+
+
+class TokenizedSpec(ItemSpec):
+    """Items that are texts, and the tokenizer that reads them."""
+
+    tokenizer: str | None = Key(
+        default=None, description="Folder of the tokenizer; by default the base's."
+    )
+    max_length: int | None = Key(
+        default=None, ge=1, description="Tokens of an item; by default as the tokenizer says."
+    )
+    batch_size: int = Key(default=32, ge=1)

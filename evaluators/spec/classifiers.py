@@ -9,7 +9,7 @@ from pydantic import Field as Key
 from pydantic import model_validator
 
 from mergesearch.evaluators.base import Evaluator
-from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec
+from mergesearch.evaluators.spec.base import BoundSpec, ScoreSpec, TokenizedSpec
 
 CLASS_METRICS = ("accuracy", "f1", "cross_entropy")
 NUMBER_METRICS = ("spearman", "pearson", "squared_error")
@@ -31,7 +31,7 @@ class TextBoundSpec(BoundSpec, TextMetricSpec):
     """One bound of a text classification evaluator."""
 
 
-class TextClassificationSpec(ItemSpec):
+class TextClassificationSpec(TokenizedSpec):
     """Classes or numbers that a model gives to texts, or to pairs of texts."""
 
     kind: Literal["text_classification"]
@@ -41,13 +41,6 @@ class TextClassificationSpec(ItemSpec):
     number: str | None = Key(
         default=None, description="Column of numbers to predict, in place of classes."
     )
-    tokenizer: str | None = Key(
-        default=None, description="Folder of the tokenizer; by default the base's."
-    )
-    max_length: int | None = Key(
-        default=None, ge=1, description="Tokens of an item; by default as the tokenizer says."
-    )
-    batch_size: int = Key(default=32, ge=1)
     objectives: list[TextMetricSpec] = Key(  # type: ignore[assignment]
         default_factory=lambda: [TextMetricSpec()], min_length=1
     )
@@ -88,7 +81,7 @@ class TagBoundSpec(BoundSpec, TagMetricSpec):
     """One bound of a token classification evaluator."""
 
 
-class TokenClassificationSpec(ItemSpec):
+class TokenClassificationSpec(TokenizedSpec):
     """Classes that a model gives to words."""
 
     kind: Literal["token_classification"]
@@ -98,13 +91,6 @@ class TokenClassificationSpec(ItemSpec):
         description="Column of the words' class numbers, or their names; negative ones do not "
         "count.",
     )
-    tokenizer: str | None = Key(
-        default=None, description="Folder of the tokenizer; by default the base's."
-    )
-    max_length: int | None = Key(
-        default=None, ge=1, description="Tokens of an item; by default as the tokenizer says."
-    )
-    batch_size: int = Key(default=32, ge=1)
     objectives: list[TagMetricSpec] = Key(  # type: ignore[assignment]
         default_factory=lambda: [TagMetricSpec()], min_length=1
     )

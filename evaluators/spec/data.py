@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import Field as Key
 from pydantic import model_validator
 
-from mergesearch.evaluators.data.item_files import ItemFiles, is_datasets_folder
+from mergesearch.evaluators.data.item_files import SHARES, ItemFiles, is_datasets_folder
 from mergesearch.evaluators.spec.section import Section
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DESCRIPTION = (
     "Items: a folder of save_to_disk, a CSV, TSV, JSON-lines or Parquet file, a folder of such "
     "files named after the splits, or of images in folders of their classes; or a section."
 )
+
+
+def check_shares(divide: tuple[float, float, float]) -> None:
+    """Refuse to leave a split without items.
+
+    Raises:
+        ValueError: If a share is not positive.
+    """
+    if min(divide) <= 0:
+        raise ValueError(f"divide: expected three positive shares, received {list(divide)}")
 
 
 class DataSpec(Section):
@@ -32,7 +39,7 @@ class DataSpec(Section):
         default=None, description="Column that names the split of an item, if there is one."
     )
     divide: tuple[float, float, float] = Key(
-        default=(0.6, 0.2, 0.2),
+        default=SHARES,
         description="Shares of search, validation and test items where files name no splits; "
         "divided by a hash of the content, alike in every class.",
     )
@@ -51,10 +58,7 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if min(self.divide) <= 0:
-            raise ValueError(
-                f"divide: expected three positive shares, received {list(self.divide)}"
-            )
+        check_shares(self.divide)
         if isinstance(self.file, dict) and "" in self.file:
             raise ValueError("file: expected names of domains, received an empty one")
         if isinstance(self.classes, dict) and self.domains and sorted(self.classes) != self.domains:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field as Key
 from pydantic import model_validator
 
-from mergesearch.evaluators.base import Evaluator
+from mergesearch.evaluators.base import Evaluator, Objective
+from mergesearch.evaluators.data.item_files import SHARES
+from mergesearch.evaluators.spec.data import check_shares
 from mergesearch.evaluators.spec.others import ObjectiveSpec
 from mergesearch.evaluators.spec.section import ModelSection
 from mergesearch.merging.extensions.references import (
@@ -40,7 +42,7 @@ class PythonSpec(ModelSection):
         description="Items of each split, where the function takes split and scores items.",
     )
     divide: tuple[float, float, float] = Key(
-        default=(0.6, 0.2, 0.2),
+        default=SHARES,
         description="Shares of the splits, where the function takes no split and scores items.",
     )
     model: Literal["module", "none"] = Key(
@@ -82,10 +84,7 @@ class PythonSpec(ModelSection):
             raise ValueError(
                 f"sizes: expected search, validation and test, received {sorted(self.sizes)}"
             )
-        if min(self.divide) <= 0:
-            raise ValueError(
-                f"divide: expected three positive shares, received {list(self.divide)}"
-            )
+        check_shares(self.divide)
         return self
 
     def loaded(self, folder: Path, where: str) -> Self:
@@ -107,7 +106,6 @@ class PythonSpec(ModelSection):
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
-        from mergesearch.evaluators.base import Objective
         from mergesearch.evaluators.python import PythonFunction
 
         return PythonFunction(

@@ -9,19 +9,7 @@ from pydantic import Field as Key
 from pydantic import field_validator
 
 from mergesearch.evaluators.base import Evaluator
-from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec
-
-
-class TokenizedSpec(ItemSpec):
-    """Items that are texts, and the tokenizer that reads them."""
-
-    tokenizer: str | None = Key(
-        default=None, description="Folder of the tokenizer; by default the base's."
-    )
-    max_length: int | None = Key(
-        default=None, ge=1, description="Tokens of an item; by default as the tokenizer says."
-    )
-    batch_size: int = Key(default=32, ge=1)
+from mergesearch.evaluators.spec.base import BoundSpec, ScoreSpec, TokenizedSpec
 
 
 class RewardMetricSpec(ScoreSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import Field as Key
 from pydantic import model_validator
 
 from mergesearch.evaluators.base import Evaluator
+from mergesearch.evaluators.data.item_files import item_files
 from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec
 from mergesearch.evaluators.spec.data import item_files_of
 
@@ -101,9 +103,6 @@ class VisualQuestionsSpec(ItemSpec):
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
-        from dataclasses import replace
-
-        from mergesearch.evaluators.data.item_files import item_files
         from mergesearch.evaluators.images.questions import VisualQuestions
 
         right = {"answers": self.answers} if self.answer is None else {"target": self.answer}

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from mergesearch.evaluators.model_items import ModelItems
+
 if TYPE_CHECKING:
     import torch
 
+#: What the names of the second texts' inputs begin with.
+SECOND = "second "
 #: Lengths that stand for "no limit" in the settings of tokenizers.
 UNLIMITED = 1_000_000
 
@@ -49,3 +56,27 @@ def encoded(
         if name != "attention_mask"
     }
     return dict(inputs), found
+
+
+def paired(
+    first: Mapping[str, list[torch.Tensor]],
+    second: Mapping[str, list[torch.Tensor]],
+    domains: npt.NDArray[np.str_],
+) -> ModelItems:
+    """Items of two texts, of which the model reads the first; see :func:`second_texts`.
+
+    Args:
+        first, second: Argument of the model -> tensor ``(tokens,)`` of each text.
+        domains: Domain of each item ``(items,)``.
+    """
+    return ModelItems(first, domains, {f"{SECOND}{name}": rows for name, rows in second.items()})
+
+
+def second_texts(items: ModelItems) -> ModelItems:
+    """The second texts of such items, for the model to read."""
+    inputs = {
+        name.removeprefix(SECOND): rows
+        for name, rows in items.extra.items()
+        if name.startswith(SECOND)
+    }
+    return ModelItems(inputs, items.domains, {})

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from mergesearch.evaluators.batching import token_batches, token_limit
-from mergesearch.evaluators.by_item import Array, ByItem
+from mergesearch.evaluators.by_item import Array
 from mergesearch.evaluators.text.text_items import (
     TextItems,
     first_token,
     read_prompts,
     required_tokenizer,
 )
-from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.evaluators.text.tokenized import Tokenized
+from mergesearch.evaluators.text.tokenizers import parent_warnings
 from mergesearch.evaluators.text.transformers_writer import TransformersWriter
 from mergesearch.evaluators.text.vllm_settings import VllmSettings, check_version
 from mergesearch.evaluators.text.writer import Writer, Written
@@ -71,7 +72,7 @@ def find_scorer(name: str, where: str) -> Scorer:
     return scorer
 
 
-class Generation(ByItem):
+class Generation(Tokenized):
     """Scores texts that a causal language model writes.
 
     Args:
@@ -106,8 +107,7 @@ class Generation(ByItem):
         batch_tokens: int | None = None,
         **by_item: Any,
     ) -> None:
-        super().__init__(**by_item)
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer, **by_item)
         self._scorer = scorer
         self._engine = engine
         self._batch_tokens = batch_tokens
@@ -138,12 +138,6 @@ class Generation(ByItem):
     def warnings(self, sources: Sequence[str]) -> list[str]:
         """Warnings about tokenizers and chat templates that differ among base and experts."""
         return parent_warnings(sources, templates=self._chat_template)
-
-    def _loaded(self) -> Any:
-        """The tokenizer."""
-        return load_tokenizer(
-            required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
-        )
 
     def _read(self, columns: Mapping[str, Any]) -> TextItems:
         import torch

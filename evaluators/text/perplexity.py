@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from mergesearch.evaluators.base import Split
 from mergesearch.evaluators.batching import KeptPlans, token_batches, token_limit
-from mergesearch.evaluators.by_item import Array, ByItem, domain_names
+from mergesearch.evaluators.by_item import Array, domain_names
 from mergesearch.evaluators.model_items import ModelItems, padded
 from mergesearch.evaluators.reduction import DomainScore
-from mergesearch.evaluators.text.text_items import first_token, longest, required_tokenizer
+from mergesearch.evaluators.text.text_items import first_token, longest
 from mergesearch.evaluators.text.token_losses import IGNORED, token_losses
-from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.evaluators.text.tokenized import Tokenized
 from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
@@ -75,7 +75,7 @@ class WindowPlan:
     counts: torch.Tensor
 
 
-class Perplexity(ByItem):
+class Perplexity(Tokenized):
     """Scores a causal language model.
 
     Args:
@@ -101,12 +101,11 @@ class Perplexity(ByItem):
         batch_tokens: int | None = None,
         **by_item: Any,
     ) -> None:
-        super().__init__(**by_item)
+        super().__init__(tokenizer, **by_item)
         self._batch_tokens = batch_tokens
         self._plans = KeptPlans[WindowPlan]()
         plain = {metric.label for metric in self._metrics if metric.metric == "log_perplexity"}
         self.additive = tuple(name for name in self.additive if name in plain)
-        self._tokenizer = tokenizer
         self._max_length = max_length
         self._stride = stride
         if max_length is not None and stride is not None and stride > max_length:
@@ -124,20 +123,10 @@ class Perplexity(ByItem):
         super().check()
         self._loaded()
 
-    def warnings(self, sources: Sequence[str]) -> list[str]:
-        """Warnings about tokenizers that differ among base and experts."""
-        return parent_warnings(sources, templates=False)
-
     def weights(self, split: Split) -> npt.NDArray[np.float64]:
         """Number of tokens of each item that count ``(items,)``, in the order of the split."""
         return np.array(
             [len(row) - 1 for row in self._items[split].inputs["input_ids"]], dtype=np.float64
-        )
-
-    def _loaded(self) -> Any:
-        """The tokenizer."""
-        return load_tokenizer(
-            required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
         )
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:

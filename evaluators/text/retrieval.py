@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.evaluators.batching import item_batches
 from mergesearch.evaluators.by_item import Array, domain_names
 from mergesearch.evaluators.model_items import ModelItems
 from mergesearch.evaluators.pooling import Pool
 from mergesearch.evaluators.text.embeddings import Pooling, embeddings, text_inputs
 from mergesearch.evaluators.text.text_classification import TextClassification
-from mergesearch.merging import MergesearchError
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,7 @@ class Retrieval(TextClassification):
     smooth: ClassVar[frozenset[str]] = frozenset()
     pooled: ClassVar[Mapping[str, Pool]] = {}
     model_class: str | None = "AutoModel"
+    _subject = "ranks"
 
     def __init__(
         self,
@@ -122,14 +123,5 @@ class Retrieval(TextClassification):
         """Embeddings of all items ``(items, width)``."""
         import torch
 
-        starts = range(0, len(items.domains), self._batch_size)
-        parts = [items.rows(slice(start, start + self._batch_size)) for start in starts]
+        parts = item_batches(items, self._batch_size)
         return torch.cat([embeddings(model, part, self._pooling) for part in parts])
-
-    def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
-        """Refuse to give gradients: ranks have none.
-
-        Raises:
-            MergesearchError: Always.
-        """
-        raise MergesearchError(f"{self._where}: expected no gradients of ranks")

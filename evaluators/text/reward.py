@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergesearch.evaluators.by_item import domain_names, wide
 from mergesearch.evaluators.model_items import ModelItems, run_model
 from mergesearch.evaluators.pooling import Pool
-from mergesearch.evaluators.text.encoding import encoded
+from mergesearch.evaluators.text.encoding import encoded, paired, second_texts
 from mergesearch.evaluators.text.text_classification import TextClassification
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
-
-#: What the names of the rejected text's inputs begin with.
-REJECTED = "rejected "
 
 
 class Reward(TextClassification):
@@ -42,17 +39,14 @@ class Reward(TextClassification):
             encoded(tokenizer, columns[role], max_length=self._max_length)[0]
             for role in ("text", "pair")
         )
-        extra = {f"{REJECTED}{name}": rows for name, rows in rejected.items()}
-        count = len(columns["text"])
-        return ModelItems(chosen, domain_names(columns.get("domain"), count), extra)
+        return paired(chosen, rejected, domain_names(columns.get("domain"), len(columns["text"])))
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
         import torch
         from torch.nn.functional import softplus
 
-        other = {name.removeprefix(REJECTED): rows for name, rows in items.extra.items()}
-        rejected = ModelItems(other, items.domains, {})
-        rewards = [wide(run_model(model, part)[0].logits) for part in (items, rejected)]
+        pair = (items, second_texts(items))
+        rewards = [wide(run_model(model, part)[0].logits) for part in pair]
         if rewards[0].shape[1] != 1:
             raise InputError(
                 f"{self._where}: expected a model with one answer, the reward, found one with "

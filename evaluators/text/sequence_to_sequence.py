@@ -6,16 +6,15 @@ Generation is greedy, so that a recipe writes the same each time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from mergesearch.evaluators.batching import item_batches
 from mergesearch.evaluators.by_item import Array, domain_names, wide
 from mergesearch.evaluators.metrics.libraries import check_library
 from mergesearch.evaluators.metrics.written import WRITTEN
-from mergesearch.evaluators.model_items import ModelItems, padded, run_model
+from mergesearch.evaluators.model_items import ModelItems, generated, padded, run_model
 from mergesearch.evaluators.pooling import Pool
 from mergesearch.evaluators.text.encoding import encoded
 from mergesearch.evaluators.text.text_classification import TextClassification
@@ -25,31 +24,6 @@ from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    """Texts and what should be written for them.
-
-    Attributes:
-        model: Token ids of texts and, in ``extra``, of what is wanted.
-        wanted: What should be written.
-    """
-
-    model: ModelItems
-    wanted: list[str]
-
-    @property
-    def domains(self) -> npt.NDArray[np.str_]:
-        """Domain of each item ``(items,)``."""
-        return self.model.domains
-
-    def rows(self, indices: npt.NDArray[np.intp] | slice) -> _Pairs:
-        """The items at some indices."""
-        numbers = np.arange(len(self.wanted))[indices].tolist()
-        return replace(
-            self, model=self.model.rows(indices), wanted=[self.wanted[n] for n in numbers]
-        )
 
 
 class SequenceToSequence(TextClassification):
@@ -86,7 +60,7 @@ class SequenceToSequence(TextClassification):
             if name is not None:
                 check_library(name, f"{self._where}.objectives: {metric}")
 
-    def _read(self, columns: Mapping[str, Any]) -> Any:
+    def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         import torch
 
         wanted = columns["target"]
@@ -98,9 +72,8 @@ class SequenceToSequence(TextClassification):
         rows = tokenizer(text_target=list(wanted), verbose=False)["input_ids"]
         labels = [torch.tensor(row, dtype=torch.int64) for row in rows]
         domains = domain_names(columns.get("domain"), len(labels))
-        return _Pairs(
-            ModelItems({"input_ids": inputs["input_ids"]}, domains, {"labels": labels}), wanted
-        )
+        extra = {"labels": labels, "wanted": list(wanted)}
+        return ModelItems({"input_ids": inputs["input_ids"]}, domains, extra)
 
     def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``, of texts that are written if need be."""
@@ -110,36 +83,27 @@ class SequenceToSequence(TextClassification):
             written = self._written(model, items)
             for metric in metrics:
                 score, _ = WRITTEN[metric]
-                pairs = zip(written, items.wanted, strict=True)
+                pairs = zip(written, items.extra["wanted"], strict=True)
                 scores[metric] = np.array([score(text, wanted) for text, wanted in pairs])
         return scores
 
-    def _scores(self, model: Any, items: Any) -> dict[str, torch.Tensor]:
+    def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
         from torch.nn.functional import cross_entropy
 
-        labels = padded(items.model.extra["labels"], IGNORED)
+        labels = padded(items.extra["labels"], IGNORED)
         device = next(model.parameters()).device
         labels = to_device(labels, device)
-        output, _ = run_model(model, items.model, labels=labels)
+        output, _ = run_model(model, items, labels=labels)
         losses = cross_entropy(
             wide(output.logits).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
         )
         return {"cross_entropy": losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)}
 
-    def _written(self, model: Any, items: Any) -> list[str]:
+    def _written(self, model: Any, items: ModelItems) -> list[str]:
         """What the model writes for each item."""
-        import torch
-
         tokenizer = self._loaded()
         texts: list[str] = []
-        for start in range(0, len(items.wanted), self._batch_size):
-            part = items.rows(slice(start, start + self._batch_size))
-            with torch.inference_mode():
-                rows = model.generate(
-                    **part.model.arguments(model),
-                    max_new_tokens=self._max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                )
+        for part in item_batches(items, self._batch_size):
+            rows = generated(model, part.arguments(model), self._max_new_tokens)
             texts += tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts

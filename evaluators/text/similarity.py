@@ -7,6 +7,7 @@ cosine with numbers that are scaled to 0 to 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,14 +17,12 @@ from mergesearch.evaluators.metrics.correlation import pearson, spearman
 from mergesearch.evaluators.model_items import ModelItems
 from mergesearch.evaluators.pooling import Pool
 from mergesearch.evaluators.text.embeddings import Pooling, embeddings, text_inputs
+from mergesearch.evaluators.text.encoding import paired, second_texts
 from mergesearch.evaluators.text.text_classification import TextClassification
 from mergesearch.evaluators.transfer import to_device
 
 if TYPE_CHECKING:
     import torch
-
-#: What the names of the second text's inputs begin with.
-OTHER = "other "
 
 
 class Similarity(TextClassification):
@@ -62,17 +61,12 @@ class Similarity(TextClassification):
         )
         low, high = self._scale
         numbers = (np.asarray(columns["number"], np.float32) - low) / (high - low)
-        extra: dict[str, Any] = {f"{OTHER}{name}": rows for name, rows in two.items()}
-        extra["number"] = torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
-        return ModelItems(one, domain_names(columns.get("domain"), len(numbers)), extra)
+        items = paired(one, two, domain_names(columns.get("domain"), len(numbers)))
+        wanted = torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
+        return replace(items, extra={**items.extra, "number": wanted})
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
-        others = {
-            name.removeprefix(OTHER): rows
-            for name, rows in items.extra.items()
-            if name.startswith(OTHER)
-        }
-        pair = (items, ModelItems(others, items.domains, {}))
+        pair = (items, second_texts(items))
         one, two = (embeddings(model, part, self._pooling) for part in pair)
         numbers = items.extra["number"]
         assert not isinstance(numbers, list)

@@ -6,19 +6,18 @@ similarity, by squared error and by the correlations of Spearman and Pearson.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mergesearch.evaluators.by_item import ByItem, domain_names, wide
-from mergesearch.evaluators.metrics.answers import answer_scores, f1_counts, macro_f1
+from mergesearch.evaluators.by_item import domain_names, wide
+from mergesearch.evaluators.metrics.answers import answer_scores, macro_f1
 from mergesearch.evaluators.metrics.correlation import pearson, spearman
 from mergesearch.evaluators.model_items import ModelItems, run_model
 from mergesearch.evaluators.pooling import Pool
 from mergesearch.evaluators.text.encoding import encoded
-from mergesearch.evaluators.text.text_items import required_tokenizer
-from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.evaluators.text.tokenized import Tokenized
 from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TextClassification(ByItem):
+class TextClassification(Tokenized):
     """Scores a model with one answer for each text.
 
     Args:
@@ -47,10 +46,9 @@ class TextClassification(ByItem):
     def __init__(
         self, tokenizer: str | None, *, max_length: int | None = None, **by_item: Any
     ) -> None:
-        super().__init__(**by_item)
+        super().__init__(tokenizer, **by_item)
         other = "squared_error" if self._columns.get("number") is None else "cross_entropy"
         self.proxies = tuple(name for name in self.proxies if name != other)
-        self._tokenizer = tokenizer
         self._max_length = max_length
 
     def check(self) -> None:
@@ -61,16 +59,6 @@ class TextClassification(ByItem):
         """
         super().check()
         self._loaded()
-
-    def warnings(self, sources: Sequence[str]) -> list[str]:
-        """Warnings about tokenizers that differ among base and experts."""
-        return parent_warnings(sources, templates=False)
-
-    def _loaded(self) -> Any:
-        """The tokenizer."""
-        return load_tokenizer(
-            required_tokenizer(self._tokenizer, self._where), f"{self._where}.tokenizer"
-        )
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         import torch
@@ -94,14 +82,8 @@ class TextClassification(ByItem):
         assert isinstance(targets, torch.Tensor)
         if self._columns.get("number") is not None:
             return self._number_scores(logits, targets)
-        scores = answer_scores(logits, targets, f"{self._where}.label")
-        if "f1" in self._wanted and not torch.is_grad_enabled():
-            labels = to_device(targets, logits.device)[:, None]
-            answers = logits.argmax(dim=1)[:, None]
-            every = torch.ones_like(labels, dtype=torch.bool)
-            scores |= {"f1": scores["accuracy"]}
-            scores |= f1_counts("f1", answers, labels, every, logits.shape[1])
-        return scores
+        f1 = "f1" in self._wanted and not torch.is_grad_enabled()
+        return answer_scores(logits, targets, f"{self._where}.label", f1=f1)
 
     def _number_scores(
         self, logits: torch.Tensor, targets: torch.Tensor

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mergesearch.merging import InputError
+from mergesearch.evaluators.data.pretrained import checkpoint_folder, load_pretrained
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 
 #: Files that say how text becomes tokens.
@@ -34,16 +34,8 @@ def load_tokenizer(path: str, where: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path) if Path(path).is_dir() else open_checkpoint(path, where).folder
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}: {path}: expected a tokenizer, received {type(error).__name__}: {text}"
-        ) from None
+    folder = checkpoint_folder(path, where)
+    return load_pretrained(AutoTokenizer, folder, "a tokenizer", f"{where}: {path}")
 
 
 def parent_warnings(sources: Sequence[str], *, templates: bool) -> list[str]:

@@ -52,8 +52,7 @@ def add_other_models(pipeline: Path, denoiser: str, target: Path) -> None:
 
 
 def _other_files(pipeline: Path, denoiser: str) -> Iterator[Path]:
-    yield from (pipeline / name for name in (INDEX_OF_PIPELINE,) if (pipeline / name).is_file())
-    for pattern in ("LICENSE*", "NOTICE*"):
+    for pattern in (INDEX_OF_PIPELINE, "LICENSE*", "NOTICE*"):
         yield from pipeline.glob(pattern)
     for folder in sorted(path for path in pipeline.iterdir() if path.is_dir()):
         if folder.name != denoiser and not folder.name.startswith("."):

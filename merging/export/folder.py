@@ -110,7 +110,7 @@ def export_model(
     stamped = _stamped(recipe, family)
     stored = _stored_as(written, dtype)
     try:
-        rounding = _write_folder(
+        rounding, left = _write_folder(
             stamped, target, written, stored, files, facts or {}, shard_bytes, threads
         )
     except OSError as error:
@@ -118,7 +118,7 @@ def export_model(
             f"{out}: expected a place to write {_gigabytes(family.base)} GB, received: "
             f"{error.strerror or error}"
         ) from error
-    return Export(out, rounding, _untouched(recipe, family))
+    return Export(out, rounding, left)
 
 
 def _write_folder(
@@ -130,7 +130,7 @@ def _write_folder(
     facts: Mapping[str, str],
     shard_bytes: int,
     threads: int,
-) -> Rounding:
+) -> tuple[Rounding, Untouched]:
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     part.mkdir(parents=True)
     try:
@@ -148,14 +148,14 @@ def _write_folder(
             write_heads(family.base, family.heads, part)
         save_recipe(recipe, part / "recipe.yaml")
         save_recipe(recipe, part / "recipe.json")
-        left = _untouched(recipe, family).sentence
+        left = _untouched(recipe, family)
         known = {**facts, **rounding.facts(), **_policies(recipe)}
-        known |= {"passed over": left} if left else {}
+        known |= {"passed over": left.sentence} if left.sentence else {}
         card = render_card(recipe, family.layout, family.base, family.experts, known, family.heads)
         (part / "README.md").write_text(card, encoding="utf-8")
         _verify(part, stored, family)
         put_folder(part, target)
-        return rounding
+        return rounding, left
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
 

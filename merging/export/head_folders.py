@@ -17,7 +17,6 @@ from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, wr
 from mergesearch.merging.errors import InputError
 from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.family.heads import (
-    BASE,
     Heads,
     extended_base,
     headed_base,
@@ -74,9 +73,7 @@ def write_heads(base: Checkpoint, heads: Heads, folder: Path) -> None:
     """
     if heads.chosen is not None:
         return
-    for name, head in heads.of.items():
-        if not head.names or (name == BASE and head.source is heads.base):
-            continue
+    for name, head in heads.apart.items():
         place = folder / HEADS / name
         place.mkdir(parents=True)
         infos = {one: head.source.tensors[one] for one in sorted(head.names)}

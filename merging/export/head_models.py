@@ -40,15 +40,14 @@ def head_model(family: ModelFamily, name: str, model_class: str, beside: Path) -
     """
     heads = family.heads
     assert heads is not None
+    head = heads.head(name)
     if family.rebuilt:
         base = headed_base(family.base, heads, name)
-        own = heads.head(name).renamed
-        with folder_of_base(replace(family, base=base, stored_as=own), beside) as folder:
+        with folder_of_base(replace(family, base=base, stored_as=head.renamed), beside) as folder:
             model = load_model(folder, model_class)
     else:
-        path = heads.head(name).source.path
-        model = load_model(path, model_class, model_dtype(family.base))
-        _take_carried(model, family.base, heads, heads.head(name).renamed)
+        model = load_model(head.source.path, model_class, model_dtype(family.base))
+        _take_carried(model, family.base, heads, head.renamed)
     return model.requires_grad_(False)
 
 

@@ -203,11 +203,7 @@ def _heads(heads: Heads) -> str:
             f"The model has the head of `{heads.chosen}` around weights that all tasks share. "
             "Other tasks were measured with heads of their own, which are not in this folder."
         )
-    rows = [
-        (name, str(len(head.names)), f"{head.size:,}")
-        for name, head in heads.of.items()
-        if head.names and head.source is not heads.base
-    ]
+    rows = [(name, str(len(head.names)), f"{head.size:,}") for name, head in heads.apart.items()]
     about = (
         "The tensors of this folder are shared by all tasks. Heads were not merged: each task was "
         "measured with its expert's, which is in `heads/NAME` beside its configuration."

@@ -82,7 +82,11 @@ class Aligned(Checkpoint):
         self._info(name)
         if name in self.made:
             return self.made[name]()
-        return self.origin.read(self.renamed.get(name, name))
+        return self.origin.read(self.name_in_origin(name))
+
+    def name_in_origin(self, name: str) -> str:
+        """What the origin calls a tensor that is not made."""
+        return self.renamed.get(name, name)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -102,16 +106,10 @@ def with_tensors(
     """The source with tensors added or replaced; the source itself if nothing changes."""
     if not made and config is None and not copied:
         return source
-    tensors = {**source.tensors, **{name: info for name, (info, _) in made.items()}}
-    return Aligned(
-        source.name,
-        source.path,
-        source.folder,
-        {name: tensors[name] for name in sorted(tensors, key=natural_key)},
+    return _seen(
+        source,
+        {**source.tensors, **{name: info for name, (info, _) in made.items()}},
         source.config if config is None else config,
-        source.memo,
-        source.denoiser,
-        origin=source,
         made={
             **(source.made if isinstance(source, Aligned) else {}),
             **{name: make for name, (_, make) in made.items()},
@@ -130,18 +128,32 @@ def renamed(source: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
         names: New name -> name in the source; others stay.
     """
     seen = {old: new for new, old in names.items()}
-    tensors = {seen.get(name, name): info for name, info in source.tensors.items()}
+    return _seen(
+        source,
+        {seen.get(name, name): info for name, info in source.tensors.items()},
+        source.config,
+        done=f"renamed {sorted(names.items())}",
+        renamed=names,
+    )
+
+
+def _seen(
+    source: Checkpoint,
+    tensors: Mapping[str, TensorInfo],
+    config: Mapping[str, Any],
+    **change: Any,
+) -> Aligned:
+    """The source with other tensors; ``change`` has the attributes that say what was done."""
     return Aligned(
         source.name,
         source.path,
         source.folder,
         {name: tensors[name] for name in sorted(tensors, key=natural_key)},
-        source.config,
+        config,
         source.memo,
         source.denoiser,
         origin=source,
-        done=f"renamed {sorted(names.items())}",
-        renamed=names,
+        **change,
     )
 
 

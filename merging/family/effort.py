@@ -13,11 +13,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mergesearch.merging.family.rates import Rates
-from mergesearch.merging.operators import OPERATORS
+from mergesearch.merging.operators import members_of
 from mergesearch.merging.operators.base import Operator
-from mergesearch.merging.operators.blend import MEMBERS
 from mergesearch.merging.operators.parts.eigenvectors import BLOCKS
-from mergesearch.merging.operators.parts.matrices import Selection, matrices_in, shapes_of
+from mergesearch.merging.operators.parts.matrices import Selection, matrices_in
 from mergesearch.merging.tensors.layout import Layout
 
 if TYPE_CHECKING:
@@ -211,14 +210,13 @@ def preparation_seconds(
 def matrix_work(operator: Operator, layout: Layout, experts: int, options: Options) -> Work:
     """What an operator does with all matrices of a family; a blend, what its members do."""
     if operator.name == "blend":
-        members = [OPERATORS[name] for name in options.get("members", MEMBERS)]
-        return sum((matrix_work(one, layout, experts, {}) for one in members), Work())
+        each = (matrix_work(one, layout, experts, {}) for one in members_of(options))
+        return sum(each, Work())
     if operator.name not in MATRIX_WORK:
         return Work()
     defaults = {name: each.default for name, each in operator.hyperparameters.items()}
     full = {**defaults, **options}
-    chosen = {name: full[name] for name in ("matrices", "conv", "fused", "others") if name in full}
-    selection = Selection.of(shapes_of(layout), **chosen)
+    selection = Selection.chosen(layout, full)
     work = MATRIX_WORK[operator.name]
     total = Work()
     for spec in layout.tensors:

@@ -81,11 +81,6 @@ def prefixes(name: str) -> Iterator[str]:
     return (".".join(parts[:count]) for count in range(1, len(parts)))
 
 
-def shapes_of(source: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a checkpoint that a merge acts on."""
-    return {name: shape for name, (shape, _) in source.merged.items()}
-
-
 def odd_heads(sources: Sequence[Shapes], tied: Collection[str] = ()) -> set[str]:
     """Tensors that do not line up and may be heads, with the rest of their modules.
 
@@ -176,6 +171,23 @@ def refuse_other_depths(names: Collection[str], sources: Sequence[Shapes], where
                 f"{where}: expected {parent!r} of one depth in all sources, received {unit!r} in "
                 f"some only ({listed(extra)}); leave out the sources of another depth"
             )
+
+
+def refuse_uneven(name: str, shapes: Collection[str]) -> None:
+    """Refuse to average heads of several shapes.
+
+    Args:
+        name: Of the tensor.
+        shapes: Those that experts have, in words, ``none`` among them where one lacks it.
+
+    Raises:
+        CheckpointError: If there is more than one.
+    """
+    if len(shapes) > 1:
+        raise CheckpointError(
+            f"special.heads: average: expected one shape of {name!r} in all experts, received "
+            f"{', '.join(sorted(shapes))}; set heads: own or base"
+        )
 
 
 def _lines_up(name: str, sources: Sequence[Shapes]) -> bool:

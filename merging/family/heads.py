@@ -17,22 +17,24 @@ from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorIn
 from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.family.aligned import Make, unstored, with_tensors
 from mergesearch.merging.family.head_names import (
+    Shapes,
     classifier_heads,
     label_count,
     labels_differ,
     odd_heads,
     refuse_other_depths,
-    shapes_of,
+    refuse_uneven,
     tied_apart,
 )
 from mergesearch.merging.family.messages import listed
 from mergesearch.merging.family.missing_tensors import (
     HEAD_SETTINGS,
-    starting_tensor,
+    made_of,
     with_heads_of,
 )
 from mergesearch.merging.policies import TensorPolicies
 from mergesearch.merging.tensors.layout import FLOATING
+from mergesearch.merging.tensors.source import shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +85,15 @@ class Heads:
     added: Mapping[str, str] = field(default_factory=dict)
     chosen: str | None = None
 
+    @property
+    def apart(self) -> dict[str, Head]:
+        """The heads that are written beside the shared part; the base's own is inside it."""
+        return {
+            name: head
+            for name, head in self.of.items()
+            if head.names and head.source is not self.base
+        }
+
     def head(self, name: str) -> Head:
         """The head of an expert.
 
@@ -116,7 +127,7 @@ def own_heads(
     if policies.heads == "own":
         names |= odd_heads(shapes, tied)
         if labels_differ(sources[0], sources[1:]):
-            names |= classifier_heads(shapes, [label_count(s.config) for s in sources])
+            names |= _classifiers(sources, shapes)
     if policies.absent == "own":
         new = {n for own in shapes[1:] for n in own if n not in shapes[0] and n not in tied}
         refuse_other_depths(new, shapes, "special.absent: own")
@@ -167,13 +178,8 @@ def with_average_heads(sources: Sequence[Checkpoint]) -> list[Checkpoint]:
     experts = sources[1:]
     averaged = sorted(name for name in names if any(name in e.merged for e in experts))
     for name in averaged:
-        shapes = {expert.merged[name][0] if name in expert.merged else None for expert in experts}
-        if len(shapes) > 1:
-            received = ", ".join(sorted("none" if s is None else str(list(s)) for s in shapes))
-            raise CheckpointError(
-                f"special.heads: average: expected one shape of {name!r} in all experts, received "
-                f"{received}; set heads: own or base"
-            )
+        shapes = {str([*e.merged[name][0]]) if name in e.merged else "none" for e in experts}
+        refuse_uneven(name, shapes)
     made = {name: _averaged(base, experts, name) for name in averaged}
     other = any(base.merged.get(n, ((),))[0] != experts[0].merged[n][0] for n in averaged)
     config = with_heads_of(base, experts) if other else None
@@ -241,8 +247,11 @@ def model_dtype(base: Checkpoint) -> str:
 
 def _heads_of(sources: Sequence[Checkpoint]) -> set[str]:
     shapes = [shapes_of(source) for source in sources]
-    counts = [label_count(source.config) for source in sources]
-    return odd_heads(shapes, tied_apart(sources)) | classifier_heads(shapes, counts)
+    return odd_heads(shapes, tied_apart(sources)) | _classifiers(sources, shapes)
+
+
+def _classifiers(sources: Sequence[Checkpoint], shapes: Sequence[Shapes]) -> set[str]:
+    return classifier_heads(shapes, [label_count(source.config) for source in sources])
 
 
 def _own_names(source: Checkpoint, names: Collection[str]) -> frozenset[str]:
@@ -267,14 +276,7 @@ def _averaged(
 ) -> tuple[TensorInfo, Make]:
     shape = experts[0].merged[name][0]
     dtype = base.merged[name][1] if name in base.merged else model_dtype(base)
-
-    def make() -> torch.Tensor:
-        import torch
-
-        tensors = [expert.read(name) for expert in experts]
-        return starting_tensor(tensors, "average").to(getattr(torch, dtype))
-
-    return unstored(base, shape, dtype), make
+    return unstored(base, shape, dtype), made_of(experts, name, "average", dtype)
 
 
 def _as_stored(
@@ -296,9 +298,9 @@ def silent_heads(sources: Sequence[Checkpoint], policies: TensorPolicies) -> str
     """A warning about classifiers of other label sets that are merged as any other tensor."""
     if policies.heads != "refuse" or not labels_differ(sources[0], sources[1:]):
         return None
-    shapes: list[Any] = [shapes_of(source) for source in sources]
-    names = classifier_heads(shapes, [label_count(source.config) for source in sources])
-    if not names or any({*own} & names != names for own in shapes):
+    shapes = [shapes_of(source) for source in sources]
+    names = _classifiers(sources, shapes)
+    if not names or any(not names <= own.keys() for own in shapes):
         return None
     return (
         f"label sets (id2label) differ, and the heads {listed(names)} are merged as if they did "

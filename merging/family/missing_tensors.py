@@ -69,9 +69,9 @@ def completed(sources: Sequence[Checkpoint], policy: str) -> tuple[list[Checkpoi
     ]
     lacking = [_lacking(base, expert) for expert in experts]
     nowhere = set.intersection(*lacking)
+    infos = {name: _new_info(base, experts, name) for name in new}
     made = {
-        name: (_new_info(base, experts, name), _new_tensor(base, experts, name, policy))
-        for name in new
+        name: (info, made_of(experts, name, policy, info.dtype)) for name, info in infos.items()
     }
     first = with_tensors(
         base,
@@ -117,13 +117,14 @@ def _new_info(base: Checkpoint, experts: Sequence[Checkpoint], name: str) -> Ten
     return unstored(base, shapes.pop(), usual)
 
 
-def _new_tensor(base: Checkpoint, experts: Sequence[Checkpoint], name: str, policy: str) -> Make:
+def made_of(experts: Sequence[Checkpoint], name: str, policy: str, dtype: str) -> Make:
+    """What makes the :func:`starting_tensor` of the experts' tensors of a name."""
+
     def make() -> torch.Tensor:
         import torch
 
-        dtype = getattr(torch, _new_info(base, experts, name).dtype)
         tensors = [expert.read(name) for expert in experts]
-        return starting_tensor(tensors, policy).to(dtype)
+        return starting_tensor(tensors, policy).to(getattr(torch, dtype))
 
     return make
 

@@ -9,11 +9,12 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.tied import find_aliases, ties_embeddings
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.family.base_names import with_base_names
-from mergesearch.merging.family.head_names import odd_heads, shapes_of
+from mergesearch.merging.family.head_names import odd_heads
 from mergesearch.merging.family.messages import listed
 from mergesearch.merging.family.vocabulary import is_vocabulary
 from mergesearch.merging.policies import TensorPolicies
 from mergesearch.merging.tensors.layout import Layout, natural_key
+from mergesearch.merging.tensors.source import shapes_of
 
 #: Settings that change what tensors of the same shape mean; compared where both configurations have
 #: them.

@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from mergesearch.merging.errors import CheckpointError
-from mergesearch.merging.family.head_names import odd_heads, refuse_other_depths
+from mergesearch.merging.family.head_names import odd_heads, refuse_other_depths, refuse_uneven
 from mergesearch.merging.family.missing_tensors import starting_tensor
 from mergesearch.merging.policies import TensorPolicies
 
@@ -57,13 +56,7 @@ def _without(state: StateDict, names: Collection[str]) -> dict[str, torch.Tensor
 
 
 def _average(name: str, base: StateDict, experts: Sequence[StateDict]) -> torch.Tensor:
-    shapes = {tuple(expert[name].shape) if name in expert else None for expert in experts}
-    if len(shapes) > 1:
-        received = ", ".join(sorted("none" if shape is None else str(shape) for shape in shapes))
-        raise CheckpointError(
-            f"special.heads: average: expected one shape of {name!r} in all experts, received "
-            f"{received}; set heads: own or base"
-        )
+    refuse_uneven(name, {str(tuple(e[name].shape)) if name in e else "none" for e in experts})
     like = base.get(name, experts[0][name])
     return starting_tensor([expert[name] for expert in experts], "average").to(like.dtype)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mergesearch.merging.family.messages import kind_of
-from mergesearch.merging.operators import OPERATORS
+from mergesearch.merging.operators import members_of
 from mergesearch.merging.operators.base import Operator
-from mergesearch.merging.operators.blend import MEMBERS
-from mergesearch.merging.operators.parts.matrices import Selection, matrices_in, shapes_of
+from mergesearch.merging.operators.parts.matrices import Selection, matrices_in
 from mergesearch.merging.tensors.layout import Layout
+from mergesearch.merging.tensors.source import shapes_of
 from mergesearch.merging.tensors.stacks import stack_layouts
 
 #: What becomes of tensors that an operator passes over.
@@ -108,8 +108,7 @@ def _passed_over(
 ) -> tuple[Fate, frozenset[str]]:
     """What becomes of the tensors that an operator passes over, and their names."""
     if operator.name == "blend":
-        members = [OPERATORS[name] for name in options.get("members", MEMBERS)]
-        each = [_passed_over(member, layout, {}) for member in members]
+        each = [_passed_over(member, layout, {}) for member in members_of(options)]
         kept = [names if fate == "base" else frozenset[str]() for fate, names in each]
         return "base", frozenset.intersection(*kept)
     if operator.name in ("regmean", "regmean_pp"):
@@ -118,12 +117,11 @@ def _passed_over(
     full = {**known, **options}
     if "matrices" not in full:
         return "base", frozenset()
-    chosen = {name: full[name] for name in ("matrices", "conv", "fused", "others") if name in full}
-    selection = Selection.of(layout, **chosen)
+    selection = Selection.chosen(layout, full)
     names = frozenset(
         spec.name for spec in layout.tensors if not matrices_in(spec.name, spec.shape, selection)
     )
-    return chosen.get("others", "sum"), names  # only OPCM gives no choice: its others are summed
+    return full.get("others", "sum"), names  # only OPCM gives no choice: its others are summed
 
 
 def _without_layer(layout: Layout) -> frozenset[str]:

@@ -61,12 +61,13 @@ def compare_weights(base: Checkpoint, expert: Checkpoint, seed: int = 0) -> Line
         seed: Of the samples.
     """
     reader = RowReader()
-    names = _chosen(_common(base, expert))
+    common = _common(base, expert)
+    names = _chosen(common)
     modules = {name: role.module for name, role in roles_of(base.names).items()}
     found = (_tensor_agreement(base, expert, name, modules[name], reader, seed) for name in names)
     tensors = [tensor for tensor in found if tensor is not None]
     roles = role_agreements(tensors)
-    heads = _heads(base, expert, tensors, reader, seed)
+    heads = _heads(base, expert, common, tensors, reader, seed)
     moved = _moved(base, expert, tensors, reader, seed)
     kind, finding = verdict(tensors, roles, heads, moved)
     apart = [] if kind == "unknown" else unrelated_matrices(tensors, UNRELATED_BELOW)
@@ -127,12 +128,12 @@ def _tensor_agreement(
 def _heads(
     base: Checkpoint,
     expert: Checkpoint,
+    common: Sequence[str],
     tensors: Sequence[TensorAgreement],
     reader: RowReader,
     seed: int,
 ) -> list[HeadAgreement]:
     """Products of the attentions that moved most."""
-    common = _common(base, expert)
     shapes = {name: base.merged[name][0] for name in common}
     attentions = find_attentions(shapes, base.config)
     if not attentions:

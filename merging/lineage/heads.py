@@ -177,7 +177,7 @@ def _separate(
     query, key, value = (shapes[name] for name in names)
     if len(key) != 2 or key != value:
         return None
-    counts = _matching(query[0], key[0], query[1], known)
+    counts = _matching(query[0], key[0], known)
     if counts is None:
         return None
     sides: tuple[Side, ...] = ("query", "key", "value")
@@ -226,7 +226,7 @@ def _bias_of(name: str, shapes: Shapes) -> str | None:
     return bias if bias in shapes else None
 
 
-def _matching(queries: int, keys: int, inputs: int, known: list[Declared]) -> HeadCounts | None:
+def _matching(queries: int, keys: int, known: list[Declared]) -> HeadCounts | None:
     """The declared heads that fit the features of queries and keys."""
     for one in known:
         width = one.width or queries // one.heads

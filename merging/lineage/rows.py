@@ -77,7 +77,7 @@ class RowReader:
         if isinstance(source, Aligned):
             if name in source.made:
                 return None
-            return self.rows(source.origin, source.renamed.get(name, name), indices)
+            return self.rows(source.origin, source.name_in_origin(name), indices)
         info = source.tensors[name]
         if isinstance(source, AdaptedCheckpoint):
             return self._adapted(source, name, indices)

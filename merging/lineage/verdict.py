@@ -44,13 +44,12 @@ def judged(roles: Mapping[str, Agreement]) -> dict[str, Agreement]:
 
 def unrelated_matrices(tensors: Sequence[TensorAgreement], below: float) -> list[TensorAgreement]:
     """Single matrices of judged roles whose cosine is below a limit."""
-    return [
-        tensor
-        for tensor in tensors
-        if tensor.role not in UNJUDGED
-        and tensor.compared >= APART_FROM
-        and tensor.agreement.cosine < below
-    ]
+    return [tensor for tensor in _judged_matrices(tensors) if tensor.agreement.cosine < below]
+
+
+def _judged_matrices(tensors: Sequence[TensorAgreement]) -> list[TensorAgreement]:
+    """Single matrices of judged roles of which enough was compared."""
+    return [t for t in tensors if t.role not in UNJUDGED and t.compared >= APART_FROM]
 
 
 def verdict(
@@ -131,9 +130,8 @@ def _rescaled_heads(heads: Sequence[HeadAgreement]) -> str:
 def _rescaled_matrices(tensors: Sequence[TensorAgreement]) -> str:
     """The first kind of matrices whose rows keep their direction on another scale."""
     kinds: dict[str, list[TensorAgreement]] = {}
-    for tensor in tensors:
-        if tensor.role not in UNJUDGED and tensor.compared >= APART_FROM:
-            kinds.setdefault(tensor.kind, []).append(tensor)
+    for tensor in _judged_matrices(tensors):
+        kinds.setdefault(tensor.kind, []).append(tensor)
     for kind, members in kinds.items():
         cosine = float(np.median([tensor.row_cosine for tensor in members]))
         octaves = float(np.median([tensor.row_octaves for tensor in members]))

@@ -13,7 +13,7 @@ from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.extensions.table import Table
 from mergesearch.merging.operators.average import AVERAGE
 from mergesearch.merging.operators.base import IDENTITIES, Basis, Operator
-from mergesearch.merging.operators.blend import blend_of
+from mergesearch.merging.operators.blend import MEMBERS, blend_of
 from mergesearch.merging.operators.breadcrumbs import BREADCRUMBS
 from mergesearch.merging.operators.concrete import CONCRETE
 from mergesearch.merging.operators.consensus import CONSENSUS
@@ -103,6 +103,11 @@ _SINGLE: Mapping[str, Operator] = {operator.name: operator for operator in _ALL}
 BLEND = blend_of(Table("operators", _SINGLE, as_operator))
 
 OPERATORS: Table[Operator] = Table("operators", {**_SINGLE, BLEND.name: BLEND}, as_operator)
+
+
+def members_of(options: Options) -> list[Operator]:
+    """The members of a blend, the leader first; its defaults where options name none."""
+    return [OPERATORS[name] for name in options.get("members", MEMBERS)]
 
 
 def get_operator(name: str) -> Operator:

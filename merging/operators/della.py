@@ -36,7 +36,7 @@ from mergesearch.merging.operators.parts.election import (
 )
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
-from mergesearch.merging.tensors.source import Options, TensorSource
+from mergesearch.merging.tensors.source import Options, TensorSource, shapes_of
 from mergesearch.merging.tensors.stacks import stack_layouts
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def sampled(
     vectors: str = "pass",
 ) -> Vectors:
     """Tensor name -> task vectors thinned by magnitude and chance."""
-    stacks = stack_layouts({name: base.shape(name) for name in base.names})
+    stacks = stack_layouts(shapes_of(base))
 
     def thin_one(expert: TensorSource, name: str, vector: torch.Tensor) -> torch.Tensor:
         matrices = vector.flatten(0, 1) if name in stacks and vector.ndim == 3 else vector

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_calibration
 from mergesearch.merging.models.expert_runner import ExpertRunner
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.gram import Grams, Reduce, linear_weights, regressed
+from mergesearch.merging.operators.parts.gram import Reduce, linear_weights, regressed
 from mergesearch.merging.operators.parts.stack_gram import (
-    StackGrams,
+    collected_grams,
     may_have_stacks,
     regressed_members,
     stack_weights,
@@ -75,24 +75,11 @@ def prepare(
 
 def _grams(runner: ExpertRunner, expert: TensorSource) -> Pieces:
     """Gram matrices of all linear layers of one expert, and of its stacks of matrices."""
-    import torch
-
     weights = linear_weights(runner.model, runner.views)
-    layers = {
-        weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
-    }
     stacks = stack_weights(runner.model, runner.views)
-    collected = Grams()
-    stacked = StackGrams()
     runner.load_all(expert)
-    with torch.no_grad(), stacked.collecting(runner.model, stacks):
-        for items in runner.items(expert.name):
-            with collected.collecting(layers, items.inputs):
-                runner.run(items)
-    for name, weight in weights.items():
-        yield name, collected.mean(weight)
-    for name, stack in stacks.items():
-        yield name, stacked.mean(stack, runner.base.shape(name))
+    runs = ((items.inputs, partial(runner.run, items)) for items in runner.items(expert.name))
+    yield from collected_grams(runner, weights, stacks, runs)
 
 
 REGMEAN = Operator(

@@ -28,15 +28,14 @@ from mergesearch.merging.models.calibration_spec import ExpertItems, refuse_cali
 from mergesearch.merging.models.expert_runner import ExpertRunner
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.gram import (
-    Grams,
     LinearWeight,
     Reduce,
     linear_weights,
     regressed,
 )
 from mergesearch.merging.operators.parts.stack_gram import (
-    StackGrams,
     StackWeight,
+    collected_grams,
     may_have_stacks,
     regressed_members,
     stack_weights,
@@ -177,19 +176,8 @@ def _grams(
     batches: Sequence[_BatchAtBlock],
 ) -> dict[str, Tensors]:
     """Gram matrices of one block by stored name, with the weights that the model now holds."""
-    layers = {
-        weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
-    }
-    collected = Grams()
-    stacked = StackGrams()
-    with stacked.collecting(runner.model, stacks):
-        for batch in batches:
-            with collected.collecting(layers, batch.items.inputs):
-                _passed(runner, batch, block)
-    means = {name: collected.mean(weight) for name, weight in weights.items()}
-    return means | {
-        name: stacked.mean(stack, runner.base.shape(name)) for name, stack in stacks.items()
-    }
+    runs = ((batch.items.inputs, partial(_passed, runner, batch, block)) for batch in batches)
+    return dict(collected_grams(runner, weights, stacks, runs))
 
 
 def _load_merged(runner: ExpertRunner, name: str, rows: Sequence[torch.Tensor]) -> None:

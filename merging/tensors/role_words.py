@@ -108,8 +108,8 @@ def role_in_block(words: Sequence[str], around: Sequence[str] = ()) -> tuple[Mod
         return "modulation", _norm_part(words, around)
     if _is_norm(words):
         return "norm", _norm_part(words, around)
-    part = _acting_part(words, around)
-    return ("other" if part == "other" else _MODULE_OF[part]), part
+    part = _strong_or_weak(words, around)
+    return _MODULE_OF[part], part
 
 
 def role_outside(words: Sequence[str]) -> tuple[Module, ModelPart]:
@@ -122,7 +122,7 @@ def role_outside(words: Sequence[str]) -> tuple[Module, ModelPart]:
         return "modulation", "head" if part == "head" else "embedding"
     if part == "embedding" and _says(_CONVOLUTION, words):
         return "convolution", part
-    return ("other" if part == "other" else _MODULE_OF[part]), part
+    return _MODULE_OF[part], part
 
 
 _MODULE_OF: dict[ModelPart, Module] = {
@@ -133,6 +133,7 @@ _MODULE_OF: dict[ModelPart, Module] = {
     "embedding": "embedding",
     "projector": "projector",
     "head": "head",
+    "other": "other",
 }
 
 
@@ -156,10 +157,6 @@ def _norm_part(words: Sequence[str], around: Sequence[str]) -> ModelPart:
             if _NORM.search(word) and pattern.search(word):
                 return _strong_or_weak(around) if _says(_CONVOLUTION, around) else part
     return _strong_or_weak(words[:-1], around)
-
-
-def _acting_part(words: Sequence[str], around: Sequence[str]) -> ModelPart:
-    return _strong_or_weak(words, around)
 
 
 def _strong_or_weak(words: Sequence[str], around: Sequence[str] = ()) -> ModelPart:
@@ -194,7 +191,7 @@ def _outside_part(words: Sequence[str]) -> ModelPart:
         return "head"
     if _says(_PROJECTOR, words):
         return "projector"
-    if any("emb" in word for word in words) or _says(_MODULATION, words):
+    if _says(_EMBEDDED, words) or _says(_MODULATION, words):
         return "embedding"
     strong = _strong_part(words)
     if strong != "other":

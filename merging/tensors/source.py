@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.memo import Memo, Tensors
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor, in its stored dtype; not to be modified."""
+
+
+def shapes_of(source: TensorSource | Layout) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all merged tensors."""
+    if isinstance(source, Layout):
+        return {spec.name: spec.shape for spec in source.tensors}
+    return {name: source.shape(name) for name in source.names}
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class Study:
                 "best_model: expected a study whose evaluators run a model, received one without; "
                 "export() writes its weights"
             )
-        classes = head_classes(record.recipe, run.plan.evaluator)
+        classes = head_classes(run.plan.heads, run.plan.evaluator)
         if classes and head is None:
             raise InputError(f"best_model: expected head=, one of {sorted(classes)}, received none")
         model_class = classes.get(head or "", model_class)

@@ -7,7 +7,6 @@ from typing import Any
 
 from mergesearch.evaluators import SPLITS
 from mergesearch.merging import InputError
-from mergesearch.merging.family.family import open_family
 from mergesearch.merging.family.untouched import Untouched, untouched
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.lineage.description import lineage_dict, lineage_line
@@ -124,15 +123,15 @@ def memory(plan: Plan) -> dict[str, int]:
     part to disk, one tensor after the other; it works on the operator's number of copies of the
     largest tensor, in the accumulation dtype.
     """
-    if plan.layout is None:
+    family = plan.family
+    if family is None:
         return {"shared": 0, "worker": 0, "preparing": 0}
     operator = get_operator(plan.template.operator)
-    family = open_family(plan.template)
     weights = weight_bytes(family, operator, plan.template.options, plan.spec.rows)
-    width = 8 if accumulation_dtype(plan.layout) == "float64" else 4
-    largest = max(spec.size for spec in plan.layout.tensors) * width
+    width = 8 if accumulation_dtype(family.layout) == "float64" else 4
+    largest = max(spec.size for spec in family.layout.tensors) * width
     copies = operator.copies(len(plan.template.experts))
-    heads = head_bytes(plan.template, plan.evaluator, weights.itemsize)
+    heads = head_bytes(family.heads, plan.evaluator, weights.itemsize)
     return {
         "shared": weights.base + weights.rows,
         # Merged weights and, where gradients are followed, as much again for theirs.
@@ -228,11 +227,10 @@ def describe_plan(
 
 def _head_lines(plan: Plan) -> list[str]:
     """The line with the heads that items are scored with; none where all tensors are shared."""
-    used = used_heads(plan.template, plan.evaluator)
-    if used is None or not used[1]:
+    used = used_heads(plan.heads, plan.evaluator)
+    if not used:
         return []
-    heads, names = used
-    sizes = ", ".join(f"{name} ({heads.of[name].size:,} parameters)" for name in names)
+    sizes = ", ".join(f"{name} ({head.size:,} parameters)" for name, head in used.items())
     return [f"heads       {sizes}; not merged, each task has its own"]
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from mergesearch.evaluators.spec.evaluators import AnySpec
-from mergesearch.merging.family.family import ModelFamily, open_family
+from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.family.heads import model_dtype
 from mergesearch.merging.kernels.spans import ITEMSIZE, RowsSetting
 from mergesearch.merging.operators import Operator, get_operator
@@ -88,17 +88,16 @@ def _weights(demand: Demand, rows: RowsSetting) -> WeightBytes:
 
 def demand_of(plan: Plan) -> Demand | None:
     """What a planned study computes with; None for problems without a model."""
-    if plan.layout is None or plan.evaluator.model_class is None:
+    if plan.family is None or plan.evaluator.model_class is None:
         return None
-    family = open_family(plan.template)
-    itemsize = ITEMSIZE[model_dtype(family.base)]
+    itemsize = ITEMSIZE[model_dtype(plan.family.base)]
     return Demand(
-        family,
+        plan.family,
         get_operator(plan.template.operator),
         plan.template.options,
         plan.spec.evaluators,
         plan.differentiable_space is not None,
-        head_bytes(plan.template, plan.evaluator, itemsize),
+        head_bytes(plan.heads, plan.evaluator, itemsize),
     )
 
 

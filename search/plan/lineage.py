@@ -20,7 +20,7 @@ def family_lineages(family: ModelFamily) -> tuple[Lineage, ...]:
 
 def study_lineages(plan: Plan) -> tuple[Lineage, ...]:
     """Lineage of every expert of a study; none for problems without weights."""
-    return () if plan.layout is None else family_lineages(open_family(plan.template))
+    return () if plan.family is None else family_lineages(plan.family)
 
 
 def lineage_warnings(plan: Plan, lineages: tuple[Lineage, ...]) -> list[str]:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import Batch, Evaluator, Objective
 from mergesearch.merging import Field, Layout, Recipe
+from mergesearch.merging.family.family import ModelFamily
+from mergesearch.merging.family.heads import Heads
 from mergesearch.search.front import Normaliser, signs
 from mergesearch.search.plan.anchors import Anchor, reference_recipe
 from mergesearch.search.plan.survey import Survey
@@ -25,7 +27,7 @@ class Plan:
     Attributes:
         spec: The resolved study file.
         template: The study's recipe with coefficients 0; every trial has another field.
-        layout: The flat index, or None for analytic problems without weights.
+        family: Base and experts, opened once, or None for analytic problems without weights.
         space: The space that is searched.
         evaluator: Not opened; only its declarations are used in the driver.
         anchors: Known merges to measure first.
@@ -38,7 +40,7 @@ class Plan:
 
     spec: StudySpec
     template: Recipe
-    layout: Layout | None
+    family: ModelFamily | None
     space: Space
     evaluator: Evaluator
     anchors: tuple[Anchor, ...]
@@ -47,6 +49,16 @@ class Plan:
     begin: Point | None = None
     survey: Survey | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout | None:
+        """The flat index, or None for analytic problems without weights."""
+        return None if self.family is None else self.family.layout
+
+    @property
+    def heads(self) -> Heads | None:
+        """What base and experts keep for themselves; None where they share all tensors."""
+        return None if self.family is None else self.family.heads
 
     @property
     def undecided(self) -> bool:

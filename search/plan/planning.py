@@ -13,10 +13,11 @@ from mergesearch.evaluators import Evaluator, Objective
 from mergesearch.evaluators.routing.routed import RoutedEvaluator
 from mergesearch.evaluators.spec.evaluators import build_evaluator
 from mergesearch.evaluators.spec.model_kinds import check_model_kind
-from mergesearch.merging import Field, InputError, Layout, Recipe, Source
+from mergesearch.merging import Field, InputError, Recipe, Source
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.extensions.references import is_reference
-from mergesearch.merging.family.family import align_family
+from mergesearch.merging.family.family import ModelFamily, align_family
 from mergesearch.merging.operators import Operator, Options, get_operator
 from mergesearch.search.plan.anchors import Anchor, default_anchors
 from mergesearch.search.plan.checks import (
@@ -67,21 +68,22 @@ def plan_study(
     automatic = spec.operator.name == AUTO_OPERATOR
     operator = get_operator("task_arithmetic" if automatic else spec.operator.name)
     options = {} if automatic else spec.operator.options
-    template, layout = _template(spec, operator, options, fingerprints)
+    base = None if spec.base is None else open_checkpoint(spec.base, "base")
+    template, family = _template(spec, base, operator, options, fingerprints)
+    layout = None if family is None else family.layout
     if layout is None and evaluator.model_class is not None:
         raise InputError(
             "base: required key is missing: the evaluators need a model (and experts to merge)"
         )
-    if spec.base is not None:
-        config = open_checkpoint(spec.base, "base").config
-        check_model_kind(evaluator.model_class, config or {}, spec.evaluators)
+    if base is not None:
+        check_model_kind(evaluator.model_class, base.config, spec.evaluators)
     evaluator.check()
-    check_heads(spec, template, evaluator)
+    check_heads(spec, None if family is None else family.heads, evaluator)
     if layout is not None and is_reference(evaluator.model_class or ""):
         from mergesearch.merging.models.loading import check_builder
 
         check_builder(template.base.path, evaluator.model_class or "")
-    survey = _survey(spec, template, layout, evaluator, choice) if automatic else None
+    survey = _survey(spec, template, family, evaluator, choice) if automatic else None
     if survey is not None and layout is not None:
         template = survey.blend(layout)
     if isinstance(evaluator, RoutedEvaluator):
@@ -96,7 +98,7 @@ def plan_study(
         anchors = default_anchors(template, layout, space, operator)
     strategy = _strategy(spec, evaluator, space, template, len(anchors))
     weights = _weights(spec, evaluator.objectives)
-    plan = Plan(spec, template, layout, space, evaluator, anchors, weights, strategy, survey=survey)
+    plan = Plan(spec, template, family, space, evaluator, anchors, weights, strategy, survey=survey)
     check_references(plan)
     check_capabilities(plan)
     check_fidelity(plan)
@@ -138,28 +140,31 @@ def _offers_gradients(
 def _survey(
     spec: StudySpec,
     template: Recipe,
-    layout: Layout | None,
+    family: ModelFamily | None,
     evaluator: Evaluator,
     choice: Choice | None,
 ) -> Survey:
     """The operators that a study with ``operator: auto`` measures, or has measured."""
-    if layout is None or isinstance(evaluator, RoutedEvaluator):
+    if family is None or isinstance(evaluator, RoutedEvaluator):
         raise InputError(
             "operator: expected the name of one, received auto, which is for merges of base and "
             "experts into a checkpoint; name an operator"
         )
-    survey = survey_of(spec, template, layout, evaluator)
+    survey = survey_of(spec, template, family, evaluator)
     return survey if choice is None else replace(survey, choice=choice, decided=True)
 
 
 def _template(
-    spec: StudySpec, operator: Operator, given: Options, fingerprints: Sequence[str]
-) -> tuple[Recipe, Layout | None]:
-    """The study's recipe with coefficients 0, and the layout of its checkpoints."""
-    if spec.base is None:
+    spec: StudySpec,
+    base: Checkpoint | None,
+    operator: Operator,
+    given: Options,
+    fingerprints: Sequence[str],
+) -> tuple[Recipe, ModelFamily | None]:
+    """The study's recipe with coefficients 0, and its checkpoints."""
+    if base is None or spec.base is None:
         options = operator.complete(given)
         return _analytic(operator, options), None
-    base = open_checkpoint(spec.base, "base")
     experts = [open_checkpoint(path, name) for name, path in spec.experts.items()]
     family = align_family(base, experts, spec.special)
     layout = family.layout
@@ -175,7 +180,7 @@ def _template(
         layout=layout.digest,
         special=spec.special.choices,
     )
-    return recipe, layout
+    return recipe, family
 
 
 def _analytic(operator: Operator, options: Options) -> Recipe:

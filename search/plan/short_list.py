@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergesearch.evaluators import Evaluator
 from mergesearch.merging import InputError, Layout, Recipe, RecipeError
 from mergesearch.merging.family.effort import preparation_seconds
-from mergesearch.merging.family.family import ModelFamily, open_family
+from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.operators import OPERATORS, Operator, get_operator
 from mergesearch.merging.operators.blend import member_options
 from mergesearch.search.plan.anchors import Anchor, default_anchors
@@ -40,13 +40,15 @@ SHARE_OF_TRIALS = 0.25
 SHARE_OF_SECONDS = 0.25
 
 
-def survey_of(spec: StudySpec, template: Recipe, layout: Layout, evaluator: Evaluator) -> Survey:
+def survey_of(
+    spec: StudySpec, template: Recipe, family: ModelFamily, evaluator: Evaluator
+) -> Survey:
     """The operators of a study, of which the first stand in for those that will be chosen.
 
     Args:
         spec: The resolved study, with ``operator: auto``.
         template: Task arithmetic on its experts, with coefficients 0.
-        layout: Of its checkpoints.
+        family: Its checkpoints.
         evaluator: Not opened.
 
     Raises:
@@ -54,7 +56,7 @@ def survey_of(spec: StudySpec, template: Recipe, layout: Layout, evaluator: Eval
     """
     options = auto_operator(spec.operator)
     _check(spec, options)
-    listed = _listed(spec, options, template, layout, evaluator)
+    listed = _listed(spec, options, family, evaluator)
     measured = [one.name for one in listed if not one.reason]
     if not measured:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in listed)
@@ -87,12 +89,10 @@ def survey_anchors(survey: Survey, layout: Layout) -> tuple[Anchor, ...]:
 def _listed(
     spec: StudySpec,
     options: AutoOperator,
-    template: Recipe,
-    layout: Layout,
+    family: ModelFamily,
     evaluator: Evaluator,
 ) -> tuple[Listed, ...]:
     """Every candidate in order, with the reason why it is not measured."""
-    family = open_family(template)
     seconds_left = _seconds(spec, options)
     room = min(options.most, _affordable(spec, evaluator))
     found: list[Listed] = []
@@ -103,7 +103,7 @@ def _listed(
         if not reason:
             full = member_options(operator, options.calibration)
             once = preparation_seconds(
-                operator, layout, len(spec.experts), CORE_RATES, full, spec.workers.threads
+                operator, family.layout, len(spec.experts), CORE_RATES, full, spec.workers.threads
             )
             seconds = PREPARATIONS * once
             if not room:

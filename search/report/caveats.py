@@ -10,6 +10,7 @@ import numpy as np
 from mergesearch.search.grammar import counted, times
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.wording import first_of
 from mergesearch.search.study.reference_scores import Z95, reference_mismatches
 
 
@@ -85,7 +86,7 @@ def _ties(data: ReportData) -> list[str]:
     tied = ties(data)
     if not tied:
         return []
-    named = ", ".join(label(record) for record in tied[:8]) + (", ..." if len(tied) > 8 else "")
+    named = first_of([label(record) for record in tied])
     return [f"These trials cannot be told apart from the winner on validation items: {named}."]
 
 

@@ -18,7 +18,13 @@ from mergesearch.search.report.comparison import (
 )
 from mergesearch.search.report.data import TRANSDUCTIVE, ReportData
 from mergesearch.search.report.gains import AnchorInterval, Gain, anchor_intervals, gains
-from mergesearch.search.report.wording import change, plus_minus, rounded, size_of
+from mergesearch.search.report.wording import (
+    change,
+    first_of,
+    interval,
+    plus_minus,
+    size_of,
+)
 
 
 def sentences(data: ReportData) -> list[str]:
@@ -152,30 +158,22 @@ def _interval(
             told = each
     if told.low is None or told.high is None:
         return ""
-    shown = _span(told.low, told.high, comparison.winner_error)
+    shown = interval(told.low, told.high, comparison.winner_error)
     return f", 95 % interval {shown}" + ("" if told.paired else ", unpaired")
 
 
 def _gain(gain: Gain, error: float | None) -> str:
     """Whether the winner is better than every anchor beyond noise, and the anchors that tie."""
-    span = _span(gain.low, gain.high, error)
+    span = interval(gain.low, gain.high, error)
     over = f"95 % interval of the gain over the best of {counted(gain.anchors, 'anchor')} {span}"
     if gain.claimed:
         return f"{gain.objective}: better than every anchor ({over})."
-    told = [f"; {what}: {_names(names)}" for what, names in _rivals(gain).items() if names]
+    told = [f"; {what}: {first_of(names)}" for what, names in _rivals(gain).items() if names]
     return f"{gain.objective}: no gain over every anchor is shown ({over}){''.join(told)}."
 
 
 def _rivals(gain: Gain) -> dict[str, tuple[str, ...]]:
     return {"ties": gain.ties, "better than the winner": gain.worse_than}
-
-
-def _span(low: float, high: float, error: float | None) -> str:
-    return f"{rounded(low, error, '+')} to {rounded(high, error, '+')}"
-
-
-def _names(anchors: Sequence[str]) -> str:
-    return ", ".join(anchors[:8]) + (", ..." if len(anchors) > 8 else "")
 
 
 def _optimism(comparison: Comparison) -> str:

@@ -24,7 +24,7 @@ from mergesearch.search.report.masking import without_secrets
 from mergesearch.search.report.page_style import DRAW, STYLE
 from mergesearch.search.report.plotly_figures import Figure, draw_figures
 from mergesearch.search.report.tables import MISSING, cell, heading, result_table
-from mergesearch.search.report.wording import plus_minus, rounded
+from mergesearch.search.report.wording import interval, plus_minus, rounded
 
 #: Rows of the table of front members; the rest is in report.json.
 LISTED = 100
@@ -146,7 +146,7 @@ def _against_anchors(data: ReportData) -> str:
         span = (
             MISSING
             if each.low is None or each.high is None
-            else f"{rounded(each.low, each.error, '+')} to {rounded(each.high, each.error, '+')}"
+            else interval(each.low, each.high, each.error)
         )
         gain = rounded(each.improvement, each.error, "+")
         paired = "paired" if each.paired else "unpaired"

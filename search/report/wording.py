@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def plus_minus(value: float, error: float | None = None) -> str:
@@ -19,6 +20,11 @@ def rounded(value: float, error: float | None, sign: str = "") -> str:
     return f"{value:{sign}.3g}" if digits is None else f"{value:{sign}.{digits}f}"
 
 
+def interval(low: float, high: float, error: float | None) -> str:
+    """An interval of a difference, rounded by a standard error."""
+    return f"{rounded(low, error, '+')} to {rounded(high, error, '+')}"
+
+
 def size_of(difference: float, error: float | None) -> str:
     """The size of a difference other than 0, rounded by a standard error but never to 0."""
     text = rounded(abs(difference), error)
@@ -30,6 +36,11 @@ def change(improvement: float, error: float | None) -> str:
     if improvement == 0:
         return "equal"
     return f"{size_of(improvement, error)} {'better' if improvement > 0 else 'worse'}"
+
+
+def first_of(names: Sequence[str]) -> str:
+    """At most eight names, with dots for the others."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def _digits(error: float | None) -> int | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mergesearch.merging.family.family import open_family
 from mergesearch.search.observers.observing import observing
 from mergesearch.search.observers.trackers.opening import check_installed
 from mergesearch.search.plan.card_check import check_cards
@@ -187,6 +186,4 @@ def _announce(notice: Notice, log: TrialLog, notify: Callable[[Event], None]) ->
 
 def _fingerprints(plan: Plan) -> list[str]:
     """Content hashes of base and experts; every weight is read once."""
-    if plan.layout is None:
-        return []
-    return [source.fingerprint() for source in open_family(plan.template).sources]
+    return [] if plan.family is None else [each.fingerprint() for each in plan.family.sources]

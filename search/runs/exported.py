@@ -18,7 +18,6 @@ from mergesearch.search.runs.agreement import Agreement, compare_scores
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.wiring import worker_spec
 from mergesearch.search.workers.devices import Device, current_device
-from mergesearch.search.workers.resident_model import own_heads
 from mergesearch.search.workers.worker import Worker
 
 
@@ -61,7 +60,8 @@ def rescore(run: Run, record: TrialRecord, exported: Path, *, whole: bool = Fals
     _take_batches_of(record, evaluator)
     model: Any = None
     device = device_or_cpu(spec.device)
-    used = evaluator.use_heads(own_heads(spec))
+    own = run.plan.heads
+    used = evaluator.use_heads([] if own is None else [*own.of])
     heads = _loaded_heads(exported, used, device, whole)
     if record.recipe.routing:
         model = load(exported)

@@ -104,8 +104,9 @@ def export_trial(
 
 def _other_heads(opened: Run, head: str | None) -> list[str]:
     """Heads that the study's items need beside the one that a model is exported with."""
-    used = None if head is None else used_heads(opened.plan.template, opened.plan.evaluator)
-    return [] if used is None else [name for name in used[1] if name != head]
+    if head is None:
+        return []
+    return [name for name in used_heads(opened.plan.heads, opened.plan.evaluator) if name != head]
 
 
 def _verdict(agreement: Agreement) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators import Objective
-from mergesearch.search.front import Normaliser, to_losses
+from mergesearch.search.front import Normaliser, signs, to_losses
 from mergesearch.search.record.trial_record import Score, TrialRecord
 
 Array = npt.NDArray[np.float64]
@@ -180,11 +180,10 @@ def _covariance(
     """Covariance ``(trials, trials)`` of the weighted losses over items; None where unknown."""
     total = np.zeros((len(measured), len(measured)))
     blocks = []
-    for objective, slope in zip(objectives, slopes, strict=True):
+    for objective, slope in zip(objectives, signs(objectives) * slopes, strict=True):
         items = _items(measured, objective.name)
         if items is not None:
-            sign = -1.0 if objective.direction == "maximize" else 1.0
-            blocks.append(sign * slope * items)
+            blocks.append(slope * items)
             continue
         errors = [each.errors.get(objective.name, np.nan) for each in measured]
         if not np.isfinite(errors).all():

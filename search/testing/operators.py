@@ -49,9 +49,12 @@ class Tensors:
         """A tensor."""
         return self.tensors[name]
 
-    def changed(self, change: Callable[[torch.Tensor], torch.Tensor], name: str) -> Tensors:
-        """Another checkpoint, with every tensor changed."""
-        return Tensors(name, {key: change(tensor) for key, tensor in self.tensors.items()})
+    def map(self, change: Callable[[str, torch.Tensor], torch.Tensor], rename: str = "") -> Tensors:
+        """Another checkpoint, with every tensor changed, given its name and itself."""
+        return Tensors(
+            rename or self.name,
+            {name: change(name, tensor) for name, tensor in self.tensors.items()},
+        )
 
 
 class OperatorContract:
@@ -140,7 +143,7 @@ class OperatorContract:
         """Where it is declared, within rounding."""
         self._needs("zero_vector")
         base, experts = self._family()
-        same = [experts[0], *(base.changed(torch.clone, e.name) for e in experts[1:])]
+        same = [experts[0], *(base.map(lambda _, t: t.clone(), e.name) for e in experts[1:])]
         coefficients = self._coefficients()
         alone = coefficients.copy()
         alone[1:] = 0.0
@@ -152,7 +155,7 @@ class OperatorContract:
         self._needs("homogeneity")
         base = Tensors("base", {name: torch.zeros(shape) for name, shape in SHAPES.items()})
         experts = self._family()[1]
-        doubled = [expert.changed(lambda tensor: 2 * tensor, expert.name) for expert in experts]
+        doubled = [expert.map(lambda _, tensor: 2 * tensor) for expert in experts]
         one = self._change(base, experts, self._coefficients())
         two = self._change(base, doubled, self._coefficients())
         assert np.allclose(two, 2 * one, rtol=0, atol=10 * ROUNDING)
@@ -172,7 +175,7 @@ class OperatorContract:
         draw = torch.Generator().manual_seed(0)
         base = Tensors("base", {n: torch.randn(s, generator=draw) for n, s in SHAPES.items()})
         experts = [
-            base.changed(lambda t: t + 0.1 * torch.randn(t.shape, generator=draw), f"expert {k}")
+            base.map(lambda _, t: t + 0.1 * torch.randn(t.shape, generator=draw), f"expert {k}")
             for k in range(self.experts)
         ]
         return base, experts

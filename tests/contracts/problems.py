@@ -19,6 +19,7 @@ from mergesearch.merging import Field, Layout, Recipe, Source
 from mergesearch.merging.resident.segment_gram import SegmentGram
 from mergesearch.search.strategies.base import Point, Problem, Suggestion, TrialResult
 from mergesearch.search.strategies.table import STRATEGIES
+from mergesearch.search.testing import strategies
 from mergesearch.search.workers.gradient_steps import GradientResult, take_gradient_steps
 from mergesearch.spaces import mixed_space, segment_space
 
@@ -54,21 +55,9 @@ MARKED_CASES = [pytest.param(*case, marks=pytest.mark.slow) if case[1] else case
 
 
 def box(dim: int, objectives: int = 1) -> Problem:
-    """A plain box whose sides have different lengths."""
-    lower = np.linspace(-1.0, 0.0, dim)
-    return Problem(
-        lower=lower,
-        upper=lower + np.linspace(1.0, 2.0, dim),
-        start=lower + 0.3,
-        objectives=objectives,
-        budget=200,
-        scale=np.tile([0.0, 1.0], (objectives, 1)),
-        weights=np.full(objectives, 1 / objectives),
-        signs=np.ones(objectives),
-        names=tuple(f"f{index}" for index in range(objectives)),
-        items=20,
-        differentiable=tuple(f"f{index}" for index in range(objectives)),
-    )
+    """A plain box whose sides have different lengths, and all of whose losses have gradients."""
+    plain = strategies.box(dim, objectives)
+    return replace(plain, differentiable=plain.names)
 
 
 def segments(dim: int, objectives: int = 1) -> Problem:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from mergesearch.merging import Field, Layout, RecipeError
 from mergesearch.merging.in_memory import merge_stream
 from mergesearch.merging.operators import IDENTITIES, OPERATORS, Operator, Options, TensorSource
+from mergesearch.search.testing.operators import Tensors
 from tests.merging.operators.adapted import as_adapters
 from tests.merging.operators.calibrated import AS_DATA, calibration
 
@@ -53,32 +54,6 @@ COUNTS: dict[str, int] = {
 SOURCES: dict[str, Callable[[TensorSource, Sequence[TensorSource]], Sequence[TensorSource]]] = {
     "lora_sparse": as_adapters,
 }
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """A tensor source in memory."""
-
-    name: str
-    tensors: dict[str, torch.Tensor]
-    memo: None = None
-    identity: str = ""
-
-    @property
-    def names(self) -> Sequence[str]:
-        return list(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def read(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
-
-    def map(self, change: Callable[[str, torch.Tensor], torch.Tensor], rename: str = "") -> Tensors:
-        return Tensors(
-            rename or self.name,
-            {name: change(name, tensor) for name, tensor in self.tensors.items()},
-        )
 
 
 Family = tuple[Tensors, list[Tensors]]

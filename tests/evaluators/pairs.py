@@ -64,7 +64,7 @@ def letter_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def seeded(make: Callable[[], Any], seed: int) -> Any:
+def seeded(make: Callable[[], Any], seed: int, std: float = 0.4) -> Any:
     """A model from a seed of its own, with weights that make its answers differ."""
     import torch
 
@@ -73,7 +73,7 @@ def seeded(make: Callable[[], Any], seed: int) -> Any:
         model = make().eval()
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.4)
+                torch.nn.init.normal_(parameter, std=std)
     return model
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.evaluators.items import save
+from tests.evaluators.pairs import seeded
 
 SIDE = 8
 CLASSES = {"colours": ["red", "green", "blue"], "shapes": ["square", "circle"]}
@@ -43,7 +44,6 @@ def word_tokenizer(folder: Path) -> Any:
 
 def pico_clip(seed: int = 0, *, siglip: bool = False) -> Any:
     """A dual encoder of one block on each side."""
-    import torch
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     side = {
@@ -58,13 +58,8 @@ def pico_clip(seed: int = 0, *, siglip: bool = False) -> Any:
     vision = side | {"image_size": SIDE, "patch_size": 4, "num_channels": 3}
     made, config = (SiglipModel, SiglipConfig) if siglip else (CLIPModel, CLIPConfig)
     options = {} if siglip else {"projection_dim": 12}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = made(config(text_config=text, vision_config=vision, **options)).eval()
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    whole = config(text_config=text, vision_config=vision, **options)
+    return seeded(lambda: made(whole), seed, std=0.3)
 
 
 def image_splits(count: int = 12) -> dict[str, dict[str, Any]]:

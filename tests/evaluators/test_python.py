@@ -12,10 +12,10 @@ import torch
 
 from mergesearch.evaluators import Candidate
 from mergesearch.evaluators.python import divided
-from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
+from mergesearch.evaluators.spec.evaluators import build_evaluator
 from mergesearch.merging import InputError, MergesearchError, NonFiniteError
 from mergesearch.search.spec.study_file import resolve, validate
-from tests.evaluators import functions
+from tests.evaluators import functions, items
 from tests.evaluators.items import candidate_at
 from tests.search.studies import analytic
 
@@ -28,10 +28,7 @@ def section(function: str, **options: Any) -> dict[str, Any]:
 
 
 def opened(function: str, **options: Any) -> Any:
-    evaluator = build_evaluator(parse_evaluators([section(function, **options)]), Path())
-    evaluator.check()
-    evaluator.open()
-    return evaluator
+    return items.opened(section(function, **options))
 
 
 def candidate() -> Candidate:

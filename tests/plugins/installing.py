@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,3 +34,9 @@ def describe(
         lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
     (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return target
+
+
+def forget() -> None:
+    """Have the next import of the tiny plug-in read its files again."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tiny_plugin"]:
+        del sys.modules[name]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from transformers import ViTConfig
 
 LABELS = 4
 SIDE = 8
@@ -20,25 +24,31 @@ def pico_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pico_models(tmp_path_factory.mktemp("models"))
 
 
-def make_pico_models(folder: Path) -> Path:
-    """ViTs of two blocks: ``base``, the experts ``left`` and ``right``, and their ``adapters``."""
-    from transformers import ViTConfig, ViTForImageClassification
+def pico_config(width: int = 16) -> ViTConfig:
+    """A ViT of two blocks for the items of :func:`make_pico_items`."""
+    from transformers import ViTConfig
 
-    from experiments.zoo.digits_adapters import write_adapter
-
-    config = ViTConfig(
-        hidden_size=16,
+    return ViTConfig(
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=2 * width,
         image_size=SIDE,
         patch_size=4,
         num_channels=1,
         num_labels=LABELS,
     )
+
+
+def make_pico_models(folder: Path) -> Path:
+    """ViTs of two blocks: ``base``, the experts ``left`` and ``right``, and their ``adapters``."""
+    from transformers import ViTForImageClassification
+
+    from experiments.zoo.digits_adapters import write_adapter
+
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
         torch.manual_seed(0)
-        model = ViTForImageClassification(config)
+        model = ViTForImageClassification(pico_config())
     model.save_pretrained(folder / "base")
     for place, name in enumerate(("left", "right")):
         generator = torch.Generator().manual_seed(place + 1)

@@ -23,6 +23,7 @@ from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.roles import roles_of
+from mergesearch.merging.tensors.source import shapes_of
 from mergesearch.merging.tensors.stacks import Rows, StackLayout, heads_of, stack_layouts
 
 if TYPE_CHECKING:
@@ -114,16 +115,15 @@ class Selection:
         inner = _inner(shapes)
         return cls(matrices, conv, fused, others, inner, _stores_transposed(shapes), stacks)
 
+    @classmethod
+    def chosen(cls, source: TensorSource | Layout, options: Options) -> Selection:
+        """The selection by the hyperparameters of an operator; those of other things are passed."""
+        names = ("matrices", "conv", "fused", "others")
+        return cls.of(source, **{name: options[name] for name in names if name in options})
+
 
 #: A part and its K matrices ``(m, n)`` -> the rows of that part, one per direction.
 Formula = Callable[[MatrixPart, list["torch.Tensor"]], Sequence["torch.Tensor"]]
-
-
-def shapes_of(source: TensorSource | Layout) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all merged tensors."""
-    if isinstance(source, Layout):
-        return {spec.name: spec.shape for spec in source.tensors}
-    return {name: source.shape(name) for name in source.names}
 
 
 def is_matrix(name: str, shape: Sequence[int], selection: Selection) -> bool:
@@ -187,10 +187,7 @@ def spectral_refuse(
     Returns:
         The objection, with the tensor's name before it.
     """
-    chosen = {
-        name: options[name] for name in ("matrices", "conv", "fused", "others") if name in options
-    }
-    selection = Selection.of(layout, **chosen)
+    selection = Selection.chosen(layout, options)
     for spec in layout.tensors:
         for part in matrices_in(spec.name, spec.shape, selection):
             reason = objection(part.shape)

@@ -8,19 +8,21 @@ apart there, as tokens have lost their places.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.operators.parts.gram import Grams, LinearWeight, regressed
 from mergesearch.merging.tensors.memo import Tensors
+from mergesearch.merging.tensors.per_tensor import Pieces
 from mergesearch.merging.tensors.place import HOST, Place
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mergesearch.merging.models.expert_runner import ExpertRunner
     from mergesearch.merging.models.parameter_views import ParameterView
     from mergesearch.merging.tensors.source import TensorSource
 
@@ -117,6 +119,37 @@ class StackGrams:
                 if len(gram) == shape[-2:][layer.inputs]:  # else it has some of the inputs only
                     found[kind if not weight.stacked else f"{member} {kind}"] = gram
         return found
+
+
+def collected_grams(
+    runner: ExpertRunner,
+    weights: Mapping[str, LinearWeight],
+    stacks: Mapping[str, StackWeight],
+    runs: Iterable[tuple[Mapping[str, torch.Tensor], Callable[[], object]]],
+) -> Pieces:
+    """Stored name -> its Gram matrices, with the weights that the model now holds.
+
+    Args:
+        runner: Holds the model.
+        weights: Stored tensors that are weights of linear layers.
+        stacks: Stored tensors that are stacks of matrices.
+        runs: Inputs of the model, which tell what is padding, and what runs the layers on them.
+    """
+    import torch
+
+    layers = {
+        weight.module: runner.model.get_submodule(weight.module) for weight in weights.values()
+    }
+    collected = Grams()
+    stacked = StackGrams()
+    with torch.no_grad(), stacked.collecting(runner.model, stacks):
+        for inputs, run in runs:
+            with collected.collecting(layers, inputs):
+                run()
+    for name, weight in weights.items():
+        yield name, collected.mean(weight)
+    for name, stack in stacks.items():
+        yield name, stacked.mean(stack, runner.base.shape(name))
 
 
 def regressed_members(

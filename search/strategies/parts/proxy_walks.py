@@ -27,6 +27,7 @@ from mergesearch.evaluators import Batch
 from mergesearch.search.strategies.base import Point, Problem, TrialResult
 from mergesearch.search.strategies.parts.gradient_walks import GradientWalk, WalkStep
 from mergesearch.search.strategies.parts.noise import squared_error
+from mergesearch.search.strategies.parts.seeding import loss_of
 from mergesearch.search.workers.gradient_steps import GRADIENT_COST, OptimizerConfig
 
 #: Steps of a whole walk, and the trials that measure it.
@@ -161,12 +162,7 @@ class ProxyWalks:
 
     def learn(self, number: int, step: WalkStep | Point, result: TrialResult) -> None:
         """Learn from the result of a proposal."""
-        known = result.losses is not None and result.evaluated is None
-        loss = (
-            self._problem.scalarise(result.losses)
-            if known and result.losses is not None
-            else np.inf
-        )
+        loss = loss_of(result, self._problem) if result.evaluated is None else np.inf
         if number < 0:
             self._measured_end = loss, result.point
             return

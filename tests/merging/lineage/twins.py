@@ -72,8 +72,8 @@ def save(folder: Path, family: str, state: State) -> Path:
     (folder / "config.json").write_text(json.dumps(config, default=str))
     kept = {name: t.clone().contiguous() for name, t in state.items() if name != "lm_head.weight"}
     tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" in state
-    save_file(kept if tied else {n: t.clone() for n, t in state.items()}, folder / "m.safetensors")
-    (folder / "m.safetensors").rename(folder / "model.safetensors")
+    stored = kept if tied else {name: tensor.clone() for name, tensor in state.items()}
+    save_file(stored, folder / "model.safetensors")
     return folder
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tests.search.cli.test_cli import mergesearch, refused
-from tests.search.conftest import LABELS, SIDE, model_study
+from tests.search.conftest import model_study, pico_config
 from tests.search.studies import write_study
 
 REASON = "a control without a common start"
@@ -19,19 +19,10 @@ REASON = "a control without a common start"
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ViTs of other seeds, as base and ``right``, and a fine-tuned expert ``left``."""
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ViTForImageClassification
 
     folder = tmp_path_factory.mktemp("strangers")
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=SIDE,
-        patch_size=4,
-        num_channels=1,
-        num_labels=LABELS,
-    )
+    config = pico_config(32)
     with torch.random.fork_rng(devices=[]):
         for seed, name in enumerate(("base", "right")):
             torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mergesearch.merging.extensions.used_plugins import UsedPlugin, demand
-from tests.plugins.installing import TINY, describe, install
+from tests.plugins.installing import TINY, describe, forget, install
 from tests.search.cli.test_cli import mergesearch, refused
 from tests.search.studies import analytic, write_study
 from tests.waiting import PATIENT
@@ -31,8 +31,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tiny_plugin"]:
-        del sys.modules[name]
+    forget()
 
 
 @pytest.fixture

@@ -23,15 +23,14 @@ from mergesearch.testing import (
     SpaceContract,
     StrategyContract,
 )
-from tests.plugins.installing import install
+from tests.plugins.installing import forget, install
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(install(tmp_path))
     yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "tiny_plugin"]:
-        del sys.modules[name]
+    forget()
 
 
 class TestTies(OperatorContract):

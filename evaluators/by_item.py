@@ -219,7 +219,7 @@ class ByItem(EvaluatorBase, ABC):
         def score(fresh: npt.NDArray[np.intp]) -> Mapping[str, Array]:
             whole = len(fresh) == len(of_split.domains)
             part = of_split if whole else of_split.rows(fresh)
-            return scores_by_head(candidate, part, self._head_of, self._item_scores)
+            return self._scores_of(candidate, part)
 
         by_metric = scores_at(candidate.scored, (id(self), split), indices, score)
         domains = of_split.domains[indices]
@@ -234,6 +234,10 @@ class ByItem(EvaluatorBase, ABC):
         return measure(
             self._metrics, by_domain, candidate.references, self._experts, of_split.domains
         )
+
+    def _scores_of(self, candidate: Candidate, items: Any) -> Mapping[str, Array]:
+        """Metric -> score of each item, by the head of its domain where there are several."""
+        return scores_by_head(candidate, items, self._head_of, self._item_scores)
 
     def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:
         """Number of items in the batch's share, over all domains."""
@@ -314,7 +318,9 @@ class ByItem(EvaluatorBase, ABC):
 
 
 def _proxies(metrics: Sequence[Metric], smooth: Collection[str]) -> tuple[str, ...]:
-    """Smooth metrics that no objective has, and whose names are free."""
+    """Smooth metrics that no objective has, and whose names are free; none of bounds alone."""
+    if all(metric.bounds for metric in metrics):
+        return ()
     taken = {metric.label for metric in metrics}
     taken |= {metric.metric for metric in metrics if not metric.bounds}
     return tuple(name for name in sorted(smooth) if name not in taken)

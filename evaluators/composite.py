@@ -14,13 +14,13 @@ from mergesearch.evaluators.base import (
     Measurement,
     Split,
 )
-from mergesearch.evaluators.evaluator_base import with_head
+from mergesearch.evaluators.evaluator_base import weights_for, with_head
 from mergesearch.evaluators.objectives import References
 from mergesearch.merging import InputError
 
 
 class Composite:
-    """Runs evaluators one after the other on the same candidate.
+    """Runs evaluators one after the other on the same candidate, each with weights as it wants.
 
     It provides item scores if all members do, and the gradients of those that have some.
 
@@ -64,7 +64,8 @@ class Composite:
             raise InputError(
                 f"{where}: expected unique names of bounds, received {again} twice; give one a name"
             )
-        self.selects = False  # every member has items of its own
+        # Several members have items of their own.
+        self.selects = len(members) == 1 and members[0].selects
         self.transductive = any(member.transductive for member in members)
         shared = frozenset.intersection(*(member.provides for member in members)) - {"gradient"}
         self.differentiable = tuple(name for member in members for name in member.differentiable)
@@ -127,7 +128,9 @@ class Composite:
         parts = []
         for index, member in enumerate(self._members):
             own = replace(candidate, references=_references_of(index, candidate.references))
-            parts.append(member.evaluate(with_head(own, member), split, items))
+            headed = with_head(own, member)
+            with weights_for(headed, member):
+                parts.append(member.evaluate(headed, split, items))
         return Measurement(
             values={name: value for part in parts for name, value in part.values.items()},
             errors={name: value for part in parts for name, value in part.errors.items()},
@@ -164,7 +167,9 @@ class Composite:
         for member in self._members:
             own = {name: weights[name] for name in self._own(member, weights)}
             if own:
-                results.append(member.backward(with_head(candidate, member), batch, own))
+                headed = with_head(candidate, member)
+                with weights_for(headed, member):  # rounding is passed straight through
+                    results.append(member.backward(headed, batch, own))
         fields = [result.field for result in results if result.field is not None]
         return LossAndGradient(
             sum(result.loss for result in results), sum(fields[1:], fields[0]) if fields else None

@@ -30,6 +30,7 @@ class Distance(EvaluatorBase):
 
     constraints: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
+    measures_weights = True
     _subject = "a distance"
 
     def __init__(self, name: str, model_class: str, where: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -21,6 +22,19 @@ def with_head(candidate: Candidate, evaluator: Any) -> Candidate:
     """The candidate whose model has the one head of an evaluator, if it has one."""
     head = getattr(evaluator, "one_head", None)
     return candidate if head is None else replace(candidate, model=candidate.heads[head])
+
+
+@contextmanager
+def weights_for(candidate: Candidate, evaluator: Any) -> Iterator[None]:
+    """The weights of a candidate as an evaluator scores them, within the context."""
+    kind = getattr(evaluator, "quantise", None)
+    if kind is None:
+        yield
+        return
+    from mergesearch.merging.models.quantised import quantised_weights
+
+    with quantised_weights([candidate.model, *candidate.heads.values()], kind):
+        yield
 
 
 def model_for(candidate: Candidate, domain: str, head_of: Mapping[str, str]) -> Any:
@@ -65,6 +79,11 @@ class EvaluatorBase:
     selects: bool = False
     #: Expert whose head scores the items, as the study names it; None: found by name.
     head: str | None = None
+    #: How the model's weights are rounded while it is scored
+    #: (:data:`mergesearch.merging.models.quantised.QuantisedKind`); None: they are not.
+    quantise: str | None = None
+    #: Whether the values are those of weights, rather than of what a model answers.
+    measures_weights: ClassVar[bool] = False
     #: The one head that scores all items; None where there are none, or it depends on the domain.
     one_head: str | None = None
     #: Domain -> head, where it depends on the domain.

@@ -5,7 +5,9 @@ They are arrays of one shape, or sequences of tokens that are padded in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +87,36 @@ def run_model(model: Any, items: ModelItems, **options: Any) -> tuple[Any, dict[
 
     Returns:
         Its output, and the arguments that it was given.
+
+    Raises:
+        InputError: If the model fails at more tokens than it has positions for.
     """
     settings = getattr(getattr(model, "config", None), "get_text_config", None)
     if settings is not None:
         settings().use_cache = False
     batch = items.arguments(model)
-    return model(**batch, **options), batch
+    try:
+        return model(**batch, **options), batch
+    except (IndexError, RuntimeError):
+        _refuse_length(batch, settings)
+        raise
+
+
+def _refuse_length(batch: Mapping[str, torch.Tensor], settings: Any) -> None:
+    """Say so where a model failed at texts that are longer than it reads.
+
+    On a card the failure is an error of the device, which is told as such.
+    """
+    tokens = batch.get("input_ids")
+    places = getattr(settings(), "max_position_embeddings", None) if settings else None
+    if tokens is None or places is None or tokens.device.type != "cpu":
+        return
+    if tokens.shape[-1] > places:
+        raise InputError(
+            f"expected texts of at most {places} tokens, as many as the model has positions, "
+            f"received {tokens.shape[-1]}; cut them with max_length, or set the tokenizer's "
+            "model_max_length"
+        ) from None
 
 
 def generated(
@@ -99,11 +125,24 @@ def generated(
     """Tokens that a model writes for a batch ``(items, tokens)``, the likeliest each time."""
     import torch
 
-    with torch.inference_mode():
+    # A length of the model's own, as Whisper's, is warned of in every batch.
+    with torch.inference_mode(), _only_errors("transformers.generation.utils"):
         tokens: torch.Tensor = model.generate(
             **arguments, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )
     return tokens
+
+
+@contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Keep a logger's warnings back."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def read_items(columns: Mapping[str, Any], where: str) -> ModelItems:
@@ -170,7 +209,9 @@ def _as_input(name: str, values: Any, where: str) -> torch.Tensor | list[torch.T
     import torch
 
     if isinstance(values, np.ndarray) and values.dtype == object:
-        if any(np.ndim(row) != 1 or not len(row) for row in values):
+        # Frames of recordings come in different numbers too.
+        axes = (1, 2) if name == "input_features" else (1,)
+        if any(np.ndim(row) not in axes or not len(row) for row in values):
             raise InputError(
                 f"{where}: column of {name}: expected arrays of one shape, or sequences that are "
                 "not empty"

@@ -50,6 +50,9 @@ DIRECTIONS: Mapping[str, Direction] = {
     "rouge_l": "maximize",
     "wer": "minimize",
     "cer": "minimize",
+    "span_f1": "maximize",
+    "span_precision": "maximize",
+    "span_recall": "maximize",
 }
 
 
@@ -197,7 +200,7 @@ def check_names(objectives: Sequence[Objective], where: str) -> tuple[str, ...]:
 
 
 def check_metrics(metrics: Sequence[Metric], where: str, *, by_domain: bool) -> None:
-    """Refuse repeated names and domains, and domains where items have none.
+    """Refuse repeated names and domains, domains where items have none, and no metric at all.
 
     Raises:
         InputError: In one line.
@@ -221,7 +224,5 @@ def check_metrics(metrics: Sequence[Metric], where: str, *, by_domain: bool) -> 
         raise InputError(
             f"{where}.domain: required key is missing: objective {named!r} needs a domain column"
         )
-    if not any(not metric.bounds for metric in metrics):
-        raise InputError(
-            f"{where}.objectives: expected at least one objective beside bounds, received none"
-        )
+    if not metrics:
+        raise InputError(f"{where}.objectives: expected an objective or a bound, received neither")

@@ -31,7 +31,7 @@ from mergesearch.evaluators.data.item_files import SHARES
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.items import chosen_indices
 from mergesearch.evaluators.objectives import check_names
-from mergesearch.evaluators.python_answer import Scores, read_scores
+from mergesearch.evaluators.python_answer import Scores, declared_answer, read_scores
 from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, MergesearchError
 from mergesearch.merging.extensions.references import (
@@ -108,14 +108,22 @@ class PythonFunction(EvaluatorBase):
             self._taken(find_function(self._function, f"{self._where}.function"))
 
     def warnings(self, sources: Sequence[str]) -> list[str]:
-        """Say that a number alone is not confirmed on items of its own."""
+        """Say that a number alone is not confirmed on items of its own.
+
+        Nothing is said of a function whose annotation promises scores of items, which are divided.
+        """
         function = known(self._function)
         if function is None or "split" in self._taken(function):
             return []
+        answer = declared_answer(function)
+        if answer == "items":
+            return []
+        shares = ", ".join(f"{share:g}" for share in self._divide)
+        doubt = f"unless it returns a score for each item (divided {shares}), "
         text = (
-            f"{self._who} takes no split: a number that it returns stands for search, validation "
-            "and test items alike; add a parameter split, or return a score for each item, to "
-            "hold items out"
+            f"{self._who} takes no split: {'' if answer == 'number' else doubt}its number stands "
+            "for search, validation and test items alike; add a parameter split, or return a "
+            "score for each item, to hold items out"
         )
         return [text]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,25 @@ class Scores:
 
 def _sized(scores: Scores) -> list[tuple[str, Array]]:
     return list(scores.items.items())
+
+
+def declared_answer(function: Callable[..., Any]) -> Literal["number", "items", "unknown"]:
+    """What a function returns by its annotation: one number, scores of items, or not said."""
+    try:
+        answer = get_type_hints(function).get("return")
+    except (AttributeError, NameError, SyntaxError, TypeError):  # no hints, or types not there
+        return "unknown"
+    if _is_kind(answer, Mapping) and len(get_args(answer)) == 2:
+        answer = get_args(answer)[1]
+    if answer in (int, float):
+        return "number"
+    return "items" if _is_kind(answer, (Sequence, np.ndarray)) else "unknown"
+
+
+def _is_kind(answer: Any, kinds: Any) -> bool:
+    """Whether a type, or the type of which it is a kind, is one of the kinds; no text is."""
+    plain = get_origin(answer) or answer
+    return isinstance(plain, type) and issubclass(plain, kinds) and not issubclass(plain, str)
 
 
 def read_scores(answer: Any, names: tuple[str, ...], who: str) -> Scores:

@@ -16,6 +16,9 @@ Messages are one line: what was expected, what was received, what to do next.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MergesearchError(Exception):
     """Root of the tree; catching it catches everything the project raises on purpose."""
@@ -54,3 +57,17 @@ class StudyFailedError(MergesearchError):
 
 class ReplayError(StudyFailedError):
     """Replaying the trial log did not reproduce a recorded point."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'cma_es'? known: ...``, the known names alone where none is close.
+
+    Args:
+        name: As received.
+        known: All names that are accepted.
+    """
+    names = sorted(known)
+    close = [each for each in names if len(name) > 2 and each.startswith(name)]
+    close = close or difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"

@@ -15,11 +15,22 @@ import torch
 
 from mergesearch.merging.errors import CheckpointError, RecipeError
 from mergesearch.merging.family.basis import prepare_basis
+from mergesearch.merging.family.messages import listed, warn
 from mergesearch.merging.family.special_tensors import PLAIN, SpecialTensors, postprocess
+from mergesearch.merging.family.state_dict_checks import (
+    StateDict,
+    check_expert,
+    dtype_name,
+    is_merged,
+    kept_names,
+)
 from mergesearch.merging.family.state_dicts import AlignedStates, align_states, warn_of_integers
+from mergesearch.merging.family.untouched import UNKNOWN, undivided_names
 from mergesearch.merging.kernels.dispatch import accumulation_dtype, combine, term_weights
 from mergesearch.merging.kernels.host import stored_numbers
 from mergesearch.merging.kernels.lowrank import combine_factors
+from mergesearch.merging.lineage.refusal import check_lineages
+from mergesearch.merging.lineage.state_dicts import state_lineages
 from mergesearch.merging.operators import Basis, Operator, Options, TensorSource, get_operator
 from mergesearch.merging.operators.parts.task_vectors import is_stored_whole
 from mergesearch.merging.policies import TensorPolicies, parse_policies
@@ -29,8 +40,10 @@ from mergesearch.merging.tensors.layout import Layout, TensorSpec
 from mergesearch.merging.tensors.parallel import parallel_map, run_single_threaded
 from mergesearch.merging.tensors.rounding import Rounding, rounding_of
 
-StateDict = Mapping[str, torch.Tensor]
 Coefficients = float | Sequence[float] | Field | None
+
+#: How a caller merges experts that do not come from the base, for messages.
+_OVERRIDE = 'pass allow_unrelated="REASON"'
 
 #: Tensor and the name of the dtype to store it in -> the merged tensor, and what rounding it cost.
 TensorMerger = Callable[[TensorSpec, str], tuple[torch.Tensor, Rounding]]
@@ -43,6 +56,8 @@ def merge(
     operator: str = "task_arithmetic",
     coefficients: Coefficients = None,
     special: TensorPolicies | Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    allow_unrelated: str | bool = False,
     **hyperparameters: Any,
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts into a new one, in the order, dtypes and devices of the base.
@@ -60,32 +75,73 @@ def merge(
             default.
         special: Policies for running statistics, scalars, new heads and ties
             (:class:`mergesearch.merging.policies.TensorPolicies`).
+        config: Content of the model's ``config.json`` (``model.config.to_dict()``), which says how
+            fused projections of attention are divided into heads.
+        allow_unrelated: Why experts are merged that do not come from the base, or True.
         **hyperparameters: The operator's own.
 
     Raises:
-        CheckpointError: If an expert has other names, shapes or kinds of tensors, or unties what
-            the base ties.
+        CheckpointError: If an expert has other names, shapes or kinds of tensors, unties what the
+            base ties, or does not come from the base.
         RecipeError: If the operator, a hyperparameter or the coefficients are not what they should
             be.
     """
     labels, states = _labelled(experts)
+    _check_states(["base", *(f"expert {label!r}" for label in labels)], [base, *states])
+    _check_config(config)
     policies = parse_policies(special)
     aligned = align_states(base, states, policies)
-    kept = _kept_names(aligned.base, policies)
-    for label, state in zip(labels, aligned.experts, strict=True):
-        _check_expert(label, state, aligned.base, kept)
+    kept = kept_names(aligned.base, policies)
+    named = list(zip(labels, aligned.experts, strict=True))
+    for label, state in named:
+        check_expert(label, state, aligned.base, kept)
     warn_of_integers(aligned.base, aligned.experts)
     layout = _layout_of(aligned, kept)
     chosen = get_operator(operator)
     options = chosen.check(layout, len(states), hyperparameters)
-    field = _field(coefficients, chosen, len(states), options, layout)
-    sources = [
-        MappingSource(label, state, layout.names)
-        for label, state in zip(labels, aligned.experts, strict=True)
-    ]
-    first = MappingSource("base", aligned.base, layout.names)
-    merged = dict(merge_stream(first, sources, operator, options, field, layout, aligned.special))
+    chosen_field = _field(coefficients, chosen, len(states), options, layout)
+    first = MappingSource("base", aligned.base, layout.names, config=config)
+    sources = [MappingSource(label, one, layout.names, config=config) for label, one in named]
+    lineages = state_lineages(aligned.base, named, layout, config)
+    for line in check_lineages(lineages, allow_unrelated, _OVERRIDE):
+        warn(line)
+    warn(_undivided(chosen, layout, options, config))
+    merged = dict(
+        merge_stream(first, sources, operator, options, chosen_field, layout, aligned.special)
+    )
     return _with_copies(merged, aligned.base, kept)
+
+
+def _check_states(names: Sequence[str], states: Sequence[object]) -> None:
+    """Refuse models in the place of their state dicts."""
+    for name, state in zip(names, states, strict=True):
+        if not isinstance(state, Mapping):
+            hint = "; pass model.state_dict()" if hasattr(state, "state_dict") else ""
+            raise CheckpointError(
+                f"{name}: expected a mapping of names to tensors, received "
+                f"{type(state).__name__}{hint}"
+            )
+
+
+def _check_config(config: object) -> None:
+    if config is not None and not isinstance(config, Mapping):
+        raise RecipeError(
+            "config: expected the content of config.json as a mapping, received "
+            f"{type(config).__name__}; pass model.config.to_dict()"
+        )
+
+
+def _undivided(
+    operator: Operator, layout: Layout, options: Options, config: Mapping[str, Any] | None
+) -> str | None:
+    """A warning of fused projections that are taken for one matrix; None if there are none."""
+    names = undivided_names(operator, layout, options, config)
+    if not names:
+        return None
+    return (
+        f"{operator.name}: fused projections are merged as one matrix, as {UNKNOWN}: "
+        f"{listed(names)}; pass config=model.config.to_dict(), or fused='whole'"
+    )
 
 
 def _labelled(
@@ -98,18 +154,13 @@ def _labelled(
     return [str(name) for name in by_name], list(by_name.values())
 
 
-def _kept_names(base: StateDict, policies: TensorPolicies) -> dict[str, str]:
-    """Every name of the base -> the name under which its memory is merged."""
-    return {name: name for name in base} if policies.tied == "untie" else _tied_names(base)
-
-
 def _layout_of(aligned: AlignedStates, kept: Mapping[str, str]) -> Layout:
     """The layout of the tensors that are merged: floating, each memory once, none of the copied."""
     return Layout.build(
         {
-            name: (tuple(tensor.shape), _dtype_name(tensor))
+            name: (tuple(tensor.shape), dtype_name(tensor))
             for name, tensor in aligned.base.items()
-            if kept[name] == name and name not in aligned.copied and _is_merged(tensor)
+            if kept[name] == name and name not in aligned.copied and is_merged(tensor)
         }
     )
 
@@ -172,6 +223,27 @@ def tensor_merger(
         RecipeError: If the operator or an option is unknown, or the field does not fit layout and
             experts.
     """
+    return partial(
+        merge_tensor,
+        prepared_merge(base, experts, operator, options, field, layout, special, threads),
+    )
+
+
+def prepared_merge(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    operator: str,
+    options: Mapping[str, Any],
+    field: Field,
+    layout: Layout,
+    special: SpecialTensors = PLAIN,
+    threads: int = 1,
+) -> PreparedMerge:
+    """What the merge of single tensors needs.
+
+    Raises:
+        RecipeError: As :func:`tensor_merger`.
+    """
     chosen = get_operator(operator)
     full = chosen.check(layout, len(experts), options)
     basis = run_single_threaded(
@@ -183,11 +255,11 @@ def tensor_merger(
             f"{field.directions} over {field.size}"
         )
     wide = getattr(torch, accumulation_dtype(layout))
-    return partial(_merge_tensor, _PreparedMerge(base, experts, basis, field, special, wide))
+    return PreparedMerge(base, experts, basis, field, special, wide)
 
 
 @dataclass(frozen=True, eq=False)
-class _PreparedMerge:
+class PreparedMerge:
     """All that the merge of a single tensor needs.
 
     Attributes:
@@ -207,21 +279,21 @@ class _PreparedMerge:
     wide: torch.dtype
 
 
-def _merge_tensor(
-    merge: _PreparedMerge, spec: TensorSpec, dtype: str
+def merge_tensor(
+    merge: PreparedMerge, spec: TensorSpec, dtype: str
 ) -> tuple[torch.Tensor, Rounding]:
     """One merged tensor in ``dtype``, and what rounding it cost."""
     stored = getattr(torch, dtype)
     merged = _merge_stored(merge, spec, stored) if _is_merged_as_stored(merge, spec) else None
     if merged is not None:
         return merged
-    exact = _merge_wide(merge, spec)
+    exact = merge_wide(merge, spec)
     rounded = exact.to(stored)
     origin = merge.base.read(spec.name).detach().to(exact.device)
     return rounded, rounding_of(exact, rounded, origin)
 
 
-def _is_merged_as_stored(merge: _PreparedMerge, spec: TensorSpec) -> bool:
+def _is_merged_as_stored(merge: PreparedMerge, spec: TensorSpec) -> bool:
     """Whether a tensor may be merged without widening its sources."""
     if spec.size == 0 or merge.wide == torch.float64 or spec.name in merge.special.postprocessed:
         return False
@@ -229,7 +301,7 @@ def _is_merged_as_stored(merge: _PreparedMerge, spec: TensorSpec) -> bool:
 
 
 def _merge_stored(
-    merge: _PreparedMerge, spec: TensorSpec, dtype: torch.dtype
+    merge: PreparedMerge, spec: TensorSpec, dtype: torch.dtype
 ) -> tuple[torch.Tensor, Rounding] | None:
     """One tensor from the sources as they are stored, in one pass.
 
@@ -246,10 +318,10 @@ def _merge_stored(
     part = merge.field.restrict(spec.start, spec.stop)
     weights = term_weights(part, basis.form)
     sums = basis.direct(spec.name, numbers, weights, part.boundaries, stored_numbers(out))
-    return None if sums is None else (out, Rounding(*sums, frozenset({_dtype_name(out)})))
+    return None if sums is None else (out, Rounding(*sums, frozenset({dtype_name(out)})))
 
 
-def _merge_wide(merge: _PreparedMerge, spec: TensorSpec) -> torch.Tensor:
+def merge_wide(merge: PreparedMerge, spec: TensorSpec) -> torch.Tensor:
     """One tensor in the accumulation dtype."""
     basis = merge.basis
     wide = merge.wide
@@ -281,6 +353,7 @@ class MappingSource:
     names: Sequence[str]
     memo: None = None
     identity: str = ""
+    config: Mapping[str, Any] | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -289,55 +362,6 @@ class MappingSource:
     def read(self, name: str) -> torch.Tensor:
         """The tensor itself."""
         return self.tensors[name].detach()
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _is_merged(tensor: torch.Tensor) -> bool:
-    # Complex and 8-bit floats count, so that the layout refuses them rather than copying them
-    # silently.
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _tied_names(state: StateDict) -> dict[str, str]:
-    """Every name -> the first name of the same memory seen in the same way."""
-    first: dict[object, str] = {}
-    return {name: first.setdefault(_memory(name, tensor), name) for name, tensor in state.items()}
-
-
-def _memory(name: str, tensor: torch.Tensor) -> object:
-    if tensor.numel() == 0:
-        return name  # empty tensors all lie at address 0
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
-def _check_expert(label: str, state: StateDict, base: StateDict, kept: Mapping[str, str]) -> None:
-    missing = sorted(set(base) - set(state))
-    extra = sorted(set(state) - set(base))
-    if missing or extra:
-        raise CheckpointError(
-            f"expert {label}: expected the names of the base, missing {missing}, extra {extra}; "
-            "merge models of one architecture"
-        )
-    for name, tensor in base.items():
-        other = state[name]
-        if other.shape != tensor.shape or _is_merged(other) != _is_merged(tensor):
-            ours, theirs = (f"{_dtype_name(t)} {tuple(t.shape)}" for t in (tensor, other))
-            raise CheckpointError(
-                f"expert {label}: tensor {name!r}: expected {ours} as in the base, received "
-                f"{theirs}"
-            )
-        if kept[name] != name and not _same_values(other, state[kept[name]]):
-            raise CheckpointError(
-                f"expert {label}: expected {name!r} equal to {kept[name]!r}, tied in the base, "
-                "received other values; untie them in the base (clone) to merge them apart"
-            )
-
-
-def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
 
 def _field(

@@ -68,14 +68,10 @@ class TensorPolicies(BaseModel):
     def _check_calibration(self) -> Self:
         if (self.batch_norm == "recalibrate") != (self.calibration is not None):
             raise ValueError("expected calibration with batch_norm: recalibrate, and only there")
-        return self
-
-    @model_validator(mode="after")
-    def _check_own(self) -> Self:
-        if self.keeps_own and self.batch_norm == "recalibrate":
+        if self.calibration is not None and "prompts" in self.calibration:
             raise ValueError(
-                "batch_norm: expected base or merge where experts keep tensors of their own "
-                "(heads: own, absent: own), received recalibrate"
+                "calibration.prompts: expected none, because running statistics need no answers; "
+                "leave them out"
             )
         return self
 

@@ -19,6 +19,10 @@ from mergesearch.merging.tensors.field import Field
 
 FORMAT = 1
 
+#: Key of a recipe on disk with what an export knows of the weights that it wrote; no part of the
+#: merge.
+EXPORTED = "exported"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -134,8 +138,9 @@ class Recipe:
         from mergesearch.merging.policies import parse_policies
 
         expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
-        if set(data) - {"special", "routing"} != expected:
-            odd = sorted((set(data) - {"special", "routing"}) ^ expected)
+        keys = set(data) - {"special", "routing", EXPORTED}
+        if keys != expected:
+            odd = sorted(keys ^ expected)
             raise RecipeError(
                 f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}"
             )

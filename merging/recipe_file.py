@@ -1,45 +1,42 @@
 """Recipes on disk: the exact form, and the shorthand that people write by hand.
 
-The shorthand names checkpoints and says coefficients per expert and, if wanted, per tensor-name
-pattern::
+The shorthand names checkpoints and says coefficients by expert, group, tensor or pattern
+(:mod:`mergesearch.merging.coefficients`)::
 
     base: zoo/base
     experts: {rotated: zoo/rotated, mirrored: zoo/mirrored}
     operator: task_arithmetic
     coefficients:
       default: 0.3
-      '.*\\.layer\\.0\\..*': [0.1, 0.5]     # one number for all experts, or one each
+      block 3: {rotated: 0.4, mirrored: 0.1}
 
-Patterns must match the whole tensor name; the first that does decides. Without coefficients, the
-operator's default holds. Hyperparameters of the operator go under ``hyperparameters``, policies for
-vocabularies, running statistics and other special tensors under ``special``. Relative paths start
-at the recipe's folder.
+Without coefficients, the operator's default holds. Hyperparameters of the operator go under
+``hyperparameters``, policies for vocabularies, running statistics and other special tensors under
+``special``. Relative paths start at the recipe's folder.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from mergesearch.merging.checkpoints.atomic import write_atomically
 from mergesearch.merging.checkpoints.locations import absolute_path, is_hub_name, short_name
 from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.coefficients import Groups, field_of, written_coefficients
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.family.family import align_family
 from mergesearch.merging.family.preflight import layout_of
+from mergesearch.merging.models.calibration_experts import check_experts
 from mergesearch.merging.models.calibration_spec import absolute
 from mergesearch.merging.policies import TensorPolicies, located_special, parse_policies
-from mergesearch.merging.recipe import Recipe, Source
-from mergesearch.merging.tensors.field import Field
+from mergesearch.merging.recipe import EXPORTED, Recipe, Source
 from mergesearch.merging.tensors.layout import Layout
 
 _KEYS = ("base", "experts", "operator", "hyperparameters", "special", "coefficients")
@@ -48,10 +45,14 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 _BREAKS = frozenset("\x85\u2028\u2029")
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, groups_of: Callable[[Layout], Groups] = lambda layout: {}) -> Recipe:
     """Read a recipe in its exact form (as :meth:`Recipe.to_dict` writes it) or in the shorthand.
 
-    The shorthand opens the base's headers to resolve patterns; no weight is read.
+    The shorthand opens the base's headers to resolve names; no weight is read.
+
+    Args:
+        path: The file.
+        groups_of: The groups of tensors that the shorthand may name.
 
     Raises:
         RecipeError: If the file is missing or malformed, or does not fit the base.
@@ -61,7 +62,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         if "format" in data or "field" in data:
             return located(Recipe.from_dict(data), path.parent)
-        return _from_shorthand(data, path.parent)
+        return _from_shorthand(data, path.parent, groups_of)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -70,10 +71,15 @@ def load_recipe(path: Path) -> Recipe:
         ) from error
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: Recipe, path: Path, exported: Mapping[str, Any] | None = None) -> None:
     """Write the exact form of a recipe as YAML or JSON, by the suffix.
 
     The file is replaced in one step: readers see the old one or the new one.
+
+    Args:
+        recipe: The merge.
+        path: The file.
+        exported: What is known of the weights that were written by it.
 
     Raises:
         RecipeError: If the suffix is neither, or the folder cannot be written.
@@ -82,7 +88,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         raise RecipeError(
             f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, received {path.suffix!r}"
         )
-    data = located(recipe, Path.cwd()).to_dict()
+    data = located(recipe, Path.cwd()).to_dict() | ({EXPORTED: dict(exported)} if exported else {})
     text = json.dumps(data, indent=1) if path.suffix == ".json" else _yaml_text(data)
     try:
         write_atomically(path, text)
@@ -90,6 +96,15 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         raise RecipeError(
             f"{path}: expected a writable place, received: {error.strerror}"
         ) from error
+
+
+def exported_of(path: Path) -> Any:
+    """What a recipe's file says of the weights that were written by it; None where it does not.
+
+    Raises:
+        RecipeError: If the file is missing or malformed.
+    """
+    return _read(path).get(EXPORTED)
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:
@@ -120,7 +135,38 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
+def shorthand_of(
+    recipe: Recipe, layout: Layout, groupings: Sequence[Groups]
+) -> dict[str, Any] | None:
+    """A recipe as people write it; None where coefficients vary inside a tensor, or merges route.
+
+    Args:
+        recipe: A merge.
+        layout: Its tensors.
+        groupings: As in :func:`mergesearch.merging.coefficients.written_coefficients`.
+    """
+    names = [expert.name for expert in recipe.experts]
+    written = written_coefficients(recipe.field, layout, names, groupings)
+    if written is None or recipe.routing:
+        return None
+    optional = {"hyperparameters": recipe.options, "special": dict(recipe.special)}
+    return {
+        "base": recipe.base.path,
+        "experts": {expert.name: expert.path for expert in recipe.experts},
+        "operator": recipe.operator,
+        **{key: value for key, value in optional.items() if value},
+        "coefficients": written,
+    }
+
+
+def recipe_text(data: Mapping[str, Any]) -> str:
+    """A recipe as YAML."""
+    return _yaml_text(data)
+
+
+def _from_shorthand(
+    data: Mapping[str, Any], folder: Path, groups_of: Callable[[Layout], Groups]
+) -> Recipe:
     from mergesearch.merging.operators import get_operator
 
     _check_keys(data)
@@ -135,12 +181,19 @@ def _from_shorthand(data: Mapping[str, Any], folder: Path) -> Recipe:
     )
     layout = _layout(base, experts, policies)
     options = operator.check(layout, len(experts), absolute(options, folder))
+    check_experts(options, [expert.name for expert in experts])
     coefficients = data.get("coefficients", operator.default(len(experts), options))
     return Recipe(
         base=base,
         experts=experts,
         operator=data["operator"],
-        field=_field(coefficients, layout, operator.directions(len(experts), options)),
+        field=field_of(
+            coefficients,
+            layout,
+            [expert.name for expert in experts],
+            operator.directions(len(experts), options),
+            groups_of(layout),
+        ),
         hyperparameters=tuple(sorted(options.items())),
         layout=layout.digest,
         special=policies.choices,
@@ -194,7 +247,7 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
     if twice is not None:
         raise RecipeError(
             f"experts: expected different names, received {twice!r} twice; write `experts: {{name: "
-            "path}}`"
+            "path}`"
         )
     return tuple(sources)
 
@@ -218,75 +271,3 @@ def located(recipe: Recipe, folder: Path) -> Recipe:
 def _absolute(source: Source, folder: Path) -> Source:
     # Analytic problems name sources that are no files at all; those stay as they are.
     return replace(source, path=absolute_path(source.path, folder))
-
-
-def _field(value: Any, layout: Layout, directions: int) -> Field:
-    if not isinstance(value, dict):
-        return Field.constant(layout.size, _coefficients("coefficients", value, directions))
-    rules = [
-        (str(key), _coefficients(f"coefficients.{key}", v, directions)) for key, v in value.items()
-    ]
-    default = next((row for key, row in rules if key == "default"), None)
-    patterns = [(_compiled(key), row) for key, row in rules if key != "default"]
-    for pattern, _ in patterns:
-        if not any(pattern.fullmatch(name) for name in layout.names):
-            raise RecipeError(
-                f"coefficients.{pattern.pattern}: matches no tensor; there are "
-                f"{_some(layout.names)}"
-            )
-    return _tensor_field(layout, [_row_of(name, patterns, default) for name in layout.names])
-
-
-def _row_of(
-    name: str, patterns: Sequence[tuple[re.Pattern[str], list[float]]], default: list[float] | None
-) -> list[float]:
-    row = next((row for pattern, row in patterns if pattern.fullmatch(name)), default)
-    if row is None:
-        raise RecipeError(
-            f"coefficients: no pattern matches tensor {name!r}; add `default: NUMBER` or another "
-            "pattern"
-        )
-    return row
-
-
-def _tensor_field(layout: Layout, rows: Sequence[list[float]]) -> Field:
-    # An empty tensor owns no position, so it cannot start a segment.
-    pairs = [(spec.start, row) for spec, row in zip(layout.tensors, rows, strict=True) if spec.size]
-    boundaries = [start for start, _ in pairs] + [layout.size]
-    return Field(np.array(boundaries), np.array([row for _, row in pairs]).T).compact()
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(
-            f"coefficients.{pattern}: expected a regular expression, received: {error}"
-        ) from error
-
-
-def _coefficients(key: str, value: Any, directions: int) -> list[float]:
-    numbers = value if isinstance(value, list) else [value] * directions
-    if len(numbers) != directions:
-        raise RecipeError(
-            f"{key}: expected one number or a list of {directions}, received a list of "
-            f"{len(numbers)}"
-        )
-    return [_number(key, number) for number in numbers]
-
-
-def _number(key: str, value: Any) -> float:
-    try:
-        # YAML 1.1 reads 1e-3 as text; it can only have been meant as a number.
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise RecipeError(f"{key}: expected a finite number, received {value!r}")
-    return number
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (
-        f" and {len(names) - 4} more" if len(names) > 4 else ""
-    )

@@ -177,3 +177,36 @@ def _join(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         elif start < stop:
             joined.append((start, stop))
     return tuple(joined)
+
+
+def groups_by_name(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """Name of a group -> its tensors, of blocks, their modules, and modules of the whole model.
+
+    Of two groups of one name the one beside the blocks is meant: ``embedding`` is what lies before
+    them.
+    """
+    named: dict[str, tuple[str, ...]] = {}
+    granularities: tuple[Granularity, ...] = ("module", "block_module", "block")
+    for granularity in granularities:
+        named |= _named(layout, granularity)
+    return named
+
+
+def groupings_by_name(layout: Layout) -> list[dict[str, tuple[str, ...]]]:
+    """Ways to divide all tensors into groups that :func:`groups_by_name` knows, coarse ones first.
+
+    They are those of modules, blocks, and modules of blocks, as far as a model has them.
+    """
+    known = groups_by_name(layout)
+    granularities: tuple[Granularity, ...] = ("module", "block", "block_module")
+    ways = [_named(layout, granularity) for granularity in granularities]
+    return [way for way in ways if way and all(known[name] == way[name] for name in way)]
+
+
+def _named(layout: Layout, granularity: Granularity) -> dict[str, tuple[str, ...]]:
+    """Name of a group -> its tensors; none where the model has no numbered blocks."""
+    try:
+        groups = group_tensors(layout, granularity)
+    except InputError:
+        return {}
+    return {group.name: group.tensors for group in groups}

@@ -2,17 +2,22 @@
 
 Models of connectionist temporal classification answer with their most likely token at each moment,
 encoder-decoders write greedily. Rates are means over recordings; those of a whole corpus weigh long
-recordings more.
+recordings more. The cross-entropy of the text has gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mergesearch.evaluators.audio.text_losses import (
+    alignment_losses,
+    forced_losses,
+    known_tokens,
+)
 from mergesearch.evaluators.batching import item_batches
 from mergesearch.evaluators.by_item import Array
 from mergesearch.evaluators.metrics.libraries import check_library
@@ -20,6 +25,9 @@ from mergesearch.evaluators.metrics.written import WRITTEN
 from mergesearch.evaluators.model_items import ModelItems, generated, read_items, run_model
 from mergesearch.evaluators.text.tokenized import Tokenized
 from mergesearch.merging import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 #: The auto class of models that answer at every moment.
 CTC = "AutoModelForCTC"
@@ -37,8 +45,7 @@ class SpeechRecognition(Tokenized):
             ``input_values``, and ``target``.
     """
 
-    smooth: ClassVar[frozenset[str]] = frozenset()
-    _subject = "error rates"
+    smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
 
     def __init__(
         self,
@@ -61,7 +68,8 @@ class SpeechRecognition(Tokenized):
             InputError: In one line.
         """
         super().check()
-        check_library("nltk", f"{self._where}.objectives")
+        for metric in sorted(self._wanted & {"wer", "cer"}):
+            check_library("nltk", f"{self._where}.objectives: {metric}")
         self._loaded()
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
@@ -69,12 +77,34 @@ class SpeechRecognition(Tokenized):
         if not all(wanted):
             raise InputError(f"{self._where}.text: expected a text for every item, received none")
         inputs = {name: values for name, values in columns.items() if name != "target"}
-        return replace(read_items(inputs, self._where), extra={"wanted": list(wanted)})
+        extra = {"wanted": list(wanted), "labels": self._tokens(wanted)}
+        return replace(read_items(inputs, self._where), extra=extra)
 
-    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
-        """Metric -> score of each item ``(items,)``."""
+    def _tokens(self, wanted: Sequence[str]) -> list[torch.Tensor]:
+        """Tokens of each text ``(tokens,)``, for its cross-entropy."""
         import torch
 
+        tokenizer = self._loaded()
+        if self.model_class != CTC:
+            rows = tokenizer(text_target=list(wanted), verbose=False)["input_ids"]
+            return [torch.tensor(row, dtype=torch.int64) for row in rows]
+        labels = [known_tokens(tokenizer, t, ignore_case=self._ignore_case) for t in wanted]
+        unknown = next((n for n, row in enumerate(labels) if not len(row)), None)
+        if unknown is not None and "cross_entropy" in self._wanted:
+            raise InputError(
+                f"{self._where}.text: expected texts in letters that the tokenizer knows, received "
+                f"{wanted[unknown]!r}; spell them as the model was trained"
+            )
+        return labels
+
+    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
+        """Metric -> score of each item ``(items,)``, of texts that are written if need be."""
+        import torch
+
+        scores = super()._item_scores(model, items) if "cross_entropy" in self._wanted else {}
+        metrics = sorted(self._wanted & set(WRITTEN))
+        if not metrics:
+            return scores
         written: list[str] = []
         with torch.inference_mode():
             for part in item_batches(items, self._batch_size):
@@ -83,10 +113,20 @@ class SpeechRecognition(Tokenized):
             (self._plain(text), self._plain(wanted))
             for text, wanted in zip(written, items.extra["wanted"], strict=True)
         ]
-        return {
-            metric: np.array([WRITTEN[metric][0](text, wanted) for text, wanted in pairs])
-            for metric in sorted(self._wanted)
-        }
+        for metric in metrics:
+            score, _ = WRITTEN[metric]
+            scores[metric] = np.array([score(text, wanted) for text, wanted in pairs])
+        return scores
+
+    def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
+        targets = items.extra["labels"]
+        assert isinstance(targets, list)
+        if self.model_class == CTC:
+            # A text that does not fit must not stop a study that does not measure this loss.
+            lenient = "cross_entropy" not in self._wanted
+            losses = alignment_losses(model, items, targets, self._where, lenient=lenient)
+            return {"cross_entropy": losses}
+        return {"cross_entropy": forced_losses(model, items, targets)}
 
     def _plain(self, text: str) -> str:
         return text.lower() if self._ignore_case else text

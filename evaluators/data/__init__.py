@@ -1,1 +1,1 @@
-"""Items on disk: tables, folders of images and `datasets` folders, checked, divided and loaded."""
+"""Items on disk: tables, folders of files and `datasets` folders, checked, divided and loaded."""

@@ -19,6 +19,12 @@ TEXTS = ("prompt", "target", "text", "pair")
 LISTS = ("words", "answers")
 #: Roles of columns that may hold pictures.
 PICTURES = ("image", "input", "pixel_values", "picture")
+#: Roles of columns that may hold recordings.
+RECORDINGS = ("input_values", "input_features")
+#: Roles of columns that may hold the bytes or paths of files.
+MEDIA = (*PICTURES, *RECORDINGS)
+#: What a row of such a column has (:mod:`mergesearch.evaluators.data.media`).
+MEDIA_FIELDS = frozenset({"bytes", "path", "size"})
 #: Roles of columns that no model reads.
 ANSWERS = ("label", "domain", "id", "number", "tags", "answers", "target")
 #: Texts of which an item may lack one.
@@ -76,13 +82,13 @@ def inputs(columns: Columns) -> dict[str, str]:
     }
 
 
-def holds_pictures(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds pictures: bytes or a path."""
+def holds_media(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds pictures or recordings in their common form."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):
         return False
-    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+    return pa.types.is_struct(kind) and {field.name for field in kind} == MEDIA_FIELDS
 
 
 def leaf(kind: pa.DataType) -> pa.DataType:
@@ -106,7 +112,7 @@ def _check_numbers(table: pa.Table, role: str, columns: Columns, where: str) -> 
     if column is None or (role not in inputs(columns) and role != "number"):
         return
     kind = table.schema.field(column).type
-    if role in (*TEXTS, *LISTS) or (role in PICTURES and holds_pictures(kind)):
+    if role in (*TEXTS, *LISTS) or (role in MEDIA and holds_media(kind)):
         return
     if not (pa.types.is_integer(leaf(kind)) or pa.types.is_floating(leaf(kind))):
         what = "numbers" if role == "number" else "arrays of numbers"

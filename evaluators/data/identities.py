@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mergesearch.evaluators.data.columns import LISTS, TEXTS, Columns, holds_pictures, inputs
-from mergesearch.evaluators.data.pictures import picture_bytes
+from mergesearch.evaluators.data.columns import LISTS, TEXTS, Columns, holds_media, inputs
+from mergesearch.evaluators.data.media import media_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +28,8 @@ def identities(table: pa.Table, columns: Columns) -> list[str]:
         return [text_identity(text) for text in first.to_pylist()]
     if role in LISTS:
         return [text_identity("\n".join(words)) for words in first.to_pylist()]
-    if holds_pictures(first.type):
-        return [_hash(picture_bytes(picture)) for picture in first.to_pylist()]
+    if holds_media(first.type):
+        return [_hash(media_bytes(item)) for item in first.to_pylist()]
     return [_hash(row.tobytes()) for chunk in first.chunks for row in _rows(chunk)]
 
 

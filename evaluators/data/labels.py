@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.data.columns import is_text, leaf
 from mergesearch.evaluators.data.item_files import ItemFiles
 from mergesearch.evaluators.data.layouts import RawTable
-from mergesearch.evaluators.data.pretrained import checkpoint_folder
+from mergesearch.evaluators.data.pretrained import checkpoint_config
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def path_classes(
             found |= _flat(values.to_pylist())
     if not found:
         return None
-    return _of_checkpoint(files.checkpoint) or (sorted(found) if files.named else None)
+    return classes_of_checkpoint(files.checkpoint) or (sorted(found) if files.named else None)
 
 
 def class_numbers(
@@ -113,12 +112,10 @@ def _check_numbers(
         )
 
 
-def _of_checkpoint(checkpoint: str | None) -> list[str] | None:
+def classes_of_checkpoint(checkpoint: str | None) -> list[str] | None:
     """Names of the classes of a checkpoint, unless they are mere numbers."""
-    folder = None if checkpoint is None else checkpoint_folder(checkpoint, "data.processor")
-    if folder is None or not (folder / "config.json").is_file():
-        return None
-    numbers = json.loads((folder / "config.json").read_text()).get("label2id") or {}
+    config = {} if checkpoint is None else checkpoint_config(checkpoint, "data.processor")
+    numbers = config.get("label2id") or {}
     ordered = sorted(numbers, key=lambda name: int(numbers[name]))
     plain = all(name == f"LABEL_{index}" for index, name in enumerate(ordered))
     whole = sorted(map(int, numbers.values())) == list(range(len(numbers)))

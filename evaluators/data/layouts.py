@@ -1,4 +1,4 @@
-"""What stands at a path: one table, a table for each split, or images in folders of classes."""
+"""What stands at a path: one table, a table for each split, or files in folders of classes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from mergesearch.merging import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Suffixes of pictures.
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
-#: Columns of a folder of images, whatever the study calls them.
+#: Columns of a folder of pictures or recordings, whatever the study calls them.
 IMAGE = "image"
+AUDIO = "audio"
 CLASS = "label"
+#: Column of such a folder -> suffixes of its files.
+SUFFIXES = {
+    IMAGE: frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}),
+    AUDIO: frozenset({".wav", ".flac", ".ogg", ".mp3"}),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,21 +37,22 @@ class RawTable:
     Attributes:
         table: The rows.
         names: Column -> names of its classes, where the file says so.
-        folder: Where paths of pictures start.
-        pictures: Whether it is a folder of images, which has columns ``image`` and ``label``.
+        folder: Where paths of pictures and recordings start.
+        media: Of a folder of classes, the column of its files, :data:`IMAGE` or :data:`AUDIO`; the
+            other is :data:`CLASS`.
     """
 
     table: pa.Table
     folder: Path
     names: Mapping[str, list[str]] = field(default_factory=dict)
-    pictures: bool = False
+    media: str = ""
 
 
 def read_layout(path: Path, texts: Collection[str], where: str) -> dict[str | None, RawTable]:
     """Split -> table of a path; the key is None where the path names no splits.
 
     Args:
-        path: A table, a folder of tables or of images, or a folder that ``save_to_disk`` wrote.
+        path: A table, a folder of tables or of classes, or a folder that ``save_to_disk`` wrote.
         texts: Columns that stay texts, even where they look like numbers.
         where: Key of the study file, for messages.
 
@@ -70,14 +75,16 @@ def read_layout(path: Path, texts: Collection[str], where: str) -> dict[str | No
     files = [child for child in children if child.suffix.lower() in READERS]
     if files:
         return {file.stem: _file(file, texts, where) for file in files}
-    if any(_images(child) for child in children):
-        return {None: _image_folder(path)}
-    splits = [child for child in children if child.is_dir() and _holds_classes(child)]
-    if splits:
-        return {split.name: _image_folder(split) for split in splits}
+    for media in SUFFIXES:
+        if any(_files_of(child, media) for child in children):
+            return {None: _class_folder(path, media)}
+        splits = [child for child in children if child.is_dir() and _holds_classes(child, media)]
+        if splits:
+            return {split.name: _class_folder(split, media) for split in splits}
     raise InputError(
-        f"{where}: {path}: expected a folder of {', '.join(READERS)} files, of images in folders "
-        "of their classes, or one that save_to_disk wrote, found none of them"
+        f"{where}: {path}: expected a folder of {', '.join(READERS)} files, of images or "
+        "recordings in folders of their classes, or one that save_to_disk wrote, found none of "
+        "them"
     )
 
 
@@ -106,26 +113,26 @@ def _dataset(folder: Path, where: str) -> RawTable:
     return RawTable(table, folder, names)
 
 
-def _image_folder(folder: Path) -> RawTable:
-    """Images in folders that are named after their classes."""
+def _class_folder(folder: Path, media: str) -> RawTable:
+    """Pictures or recordings in folders that are named after their classes."""
     import pyarrow as pa
 
     found = [
-        (str(image), child.name)
+        (str(file), child.name)
         for child in sorted(folder.iterdir())
-        for image in (_images(child) if child.is_dir() else [])
+        for file in _files_of(child, media)
     ]
-    images = pa.array([image for image, _ in found], pa.string())
+    files = pa.array([file for file, _ in found], pa.string())
     labels = pa.array([label for _, label in found], pa.string())
-    return RawTable(pa.table({IMAGE: images, CLASS: labels}), folder, pictures=True)
+    return RawTable(pa.table({media: files, CLASS: labels}), folder, media=media)
 
 
-def _holds_classes(folder: Path) -> bool:
-    return any(child.is_dir() and _images(child) for child in folder.iterdir())
+def _holds_classes(folder: Path, media: str) -> bool:
+    return any(_files_of(child, media) for child in folder.iterdir())
 
 
-def _images(folder: Path) -> list[Path]:
-    """Pictures of a folder, in the order of their names."""
+def _files_of(folder: Path, media: str) -> list[Path]:
+    """Pictures or recordings of a folder, in the order of their names; none where it is a file."""
     if not folder.is_dir():
         return []
-    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES]
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES[media]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.evaluators.data.media import Opened, media_array, media_bytes
 from mergesearch.evaluators.data.pretrained import checkpoint_folder, load_pretrained
 from mergesearch.merging import InputError
 
@@ -25,28 +26,24 @@ def picture_array(values: Sequence[Any], folder: Path, where: str) -> pa.Array:
     """A struct of ``bytes`` and ``path`` for every picture ``(items,)``, one of which is null.
 
     Args:
-        values: Bytes, a path, or what `datasets` stores: a mapping with ``bytes`` and ``path``.
+        values: As of :func:`~mergesearch.evaluators.data.media.media_array`.
         folder: Where relative paths start.
         where: Key of the study file and column, for messages.
 
     Raises:
         InputError: If a file is missing, or is no picture.
     """
-    import pyarrow as pa
 
-    kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
-    return pa.array([_checked(value, folder, where) for value in values], kind)
+    def pixels(source: Opened) -> float:
+        with _open(source) as picture:
+            return float(picture.width * picture.height)
 
-
-def picture_bytes(picture: Mapping[str, Any]) -> bytes:
-    """The bytes of a row of :func:`picture_array`."""
-    content = picture["bytes"]
-    return bytes(content) if content is not None else Path(picture["path"]).read_bytes()
+    return media_array(values, folder, where, "picture", pixels)
 
 
 def opened_picture(picture: Mapping[str, Any]) -> Any:
     """A row of :func:`picture_array` as an image in three colours."""
-    return _open(io.BytesIO(picture_bytes(picture))).convert("RGB")
+    return _open(io.BytesIO(media_bytes(picture))).convert("RGB")
 
 
 def pixel_values(
@@ -92,8 +89,8 @@ def load_processor(checkpoint: str | None, where: str) -> Any:
     return load_pretrained(AutoImageProcessor, folder, "an image processor", f"{where}: {folder}")
 
 
-def processor_folder(checkpoint: str | None, where: str) -> Path:
-    """The folder of the image processor of a checkpoint, which is only looked for.
+def processor_folder(checkpoint: str | None, where: str, what: str = "pictures") -> Path:
+    """The folder of the processor of a checkpoint, which is only looked for.
 
     Raises:
         InputError: If it has none.
@@ -102,33 +99,13 @@ def processor_folder(checkpoint: str | None, where: str) -> Path:
     names = ("preprocessor_config.json", "processor_config.json")
     if folder is None or not any((folder / name).is_file() for name in names):
         raise InputError(
-            f"{where}: expected a preprocessor_config.json for pictures, found none in "
+            f"{where}: expected a preprocessor_config.json for {what}, found none in "
             f"{checkpoint}; name a checkpoint that has one in data.processor"
         )
     return folder
 
 
-def _checked(value: Any, folder: Path, where: str) -> dict[str, Any]:
-    """The struct of one picture, whose header can be read."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if not isinstance(value, str | bytes):
-        raise InputError(f"{where}: expected a picture for every item, received none for some")
-    path = str(folder / value) if isinstance(value, str) else None
-    if path is not None and not Path(path).is_file():
-        raise InputError(f"{where}: expected a picture, found no {path}")
-    try:
-        with _open(io.BytesIO(value) if isinstance(value, bytes) else str(path)):
-            pass
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"{where}: {path or 'the bytes of an item'}: expected a picture, received "
-            f"{type(error).__name__}; mend or remove it"
-        ) from None
-    return {"bytes": None if path is not None else value, "path": path}
-
-
-def _open(source: str | io.BytesIO) -> Any:
+def _open(source: Opened) -> Any:
     """Open a file or bytes as a picture, of which only the header is read."""
     from PIL import Image
 

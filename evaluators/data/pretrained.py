@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergesearch.merging import InputError
 
+#: Files of which a folder with a tokenizer or a processor has one.
+_PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+
 
 def checkpoint_folder(checkpoint: str, where: str) -> Path | None:
-    """The folder of a checkpoint, which may hold a processor or a configuration alone."""
+    """The folder of a checkpoint, which may hold a processor or a configuration alone.
+
+    That of an adapter is its model's, unless it has a tokenizer or a processor itself.
+    """
+    from mergesearch.merging.checkpoints.adapter_files import is_adapter
     from mergesearch.merging.checkpoints.opening import open_checkpoint
 
     path = Path(checkpoint)
-    if path.is_dir():
+    alone = any((path / name).is_file() for name in _PROCESSORS)
+    if path.is_dir() and (alone or not is_adapter(path)):
         return path
     folder = open_checkpoint(checkpoint, where).folder
     return None if folder is None else Path(folder)
+
+
+def checkpoint_config(checkpoint: str, where: str) -> Mapping[str, Any]:
+    """The ``config.json`` of a checkpoint, ``{}`` where it has none; an adapter's names its head's.
+
+    Args:
+        checkpoint: Folder or other path of a checkpoint; a folder need not hold weights.
+        where: Name of the checkpoint in messages.
+    """
+    from mergesearch.merging.checkpoints.adapter_files import is_adapter
+    from mergesearch.merging.checkpoints.opening import open_checkpoint
+
+    path = Path(checkpoint)
+    if not path.is_dir() or is_adapter(path):
+        return open_checkpoint(checkpoint, where).config
+    file = path / "config.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
 def load_pretrained(kind: Any, folder: Path | None, what: str, where: str) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.base import SPLITS
 from mergesearch.evaluators.data.columns import (
     LISTS,
+    MEDIA,
     PICTURES,
+    RECORDINGS,
     TEXTS,
     Columns,
     check_columns,
@@ -21,8 +24,9 @@ from mergesearch.evaluators.data.division import divide
 from mergesearch.evaluators.data.identities import identities
 from mergesearch.evaluators.data.item_files import ItemFiles
 from mergesearch.evaluators.data.labels import class_numbers, path_classes
-from mergesearch.evaluators.data.layouts import CLASS, IMAGE, RawTable, read_layout
+from mergesearch.evaluators.data.layouts import AUDIO, CLASS, IMAGE, RawTable, read_layout
 from mergesearch.evaluators.data.pictures import picture_array
+from mergesearch.evaluators.data.recordings import recording_array
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -125,18 +129,19 @@ def _stays_text(role: str) -> bool:
 
 
 def _named(raw: RawTable, columns: Columns) -> RawTable:
-    """A folder of images with the names that the study has for its columns."""
-    if not raw.pictures:
+    """A folder of classes with the names that the study has for its columns."""
+    if not raw.media:
         return raw
-    image = next((c for role, c in columns.items() if role in PICTURES and c), IMAGE)
+    roles = {IMAGE: PICTURES, AUDIO: RECORDINGS}[raw.media]
+    files = next((c for role, c in columns.items() if role in roles and c), raw.media)
     label = columns.get("label") or CLASS
-    return RawTable(raw.table.rename_columns([image, label]), raw.folder, raw.names, True)
+    return replace(raw, table=raw.table.rename_columns([files, label]))
 
 
 def _whole(
     raw: RawTable, names: Mapping[str, list[str] | None], columns: Columns, where: str
 ) -> pa.Table:
-    """The columns in question, with class numbers and pictures in their common form."""
+    """The columns in question, with class numbers, pictures and recordings in their common form."""
     import pyarrow as pa
 
     made: dict[str, Any] = {}
@@ -149,11 +154,11 @@ def _whole(
             values = class_numbers(values, names[column], column, where)
         elif role == "domain" and column in raw.names:
             values = pa.array([raw.names[column][number] for number in values.to_pylist()])
-        elif role in PICTURES and (
+        elif role in MEDIA and (
             is_text(kind) or pa.types.is_struct(kind) or pa.types.is_binary(kind)
         ):
-            pictures = picture_array(values.to_pylist(), raw.folder, f"{where}: column {column!r}")
-            values = pictures
+            made_of = picture_array if role in PICTURES else recording_array
+            values = made_of(values.to_pylist(), raw.folder, f"{where}: column {column!r}")
         elif _stays_text(role) and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             values = values.cast(pa.string())
         made[column] = values

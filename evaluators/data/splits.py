@@ -19,17 +19,20 @@ import numpy.typing as npt
 from mergesearch.evaluators.base import Split
 from mergesearch.evaluators.data.columns import (
     LISTS,
+    MEDIA,
     PICTURES,
+    RECORDINGS,
     TEXTS,
     Columns,
     check_columns,
-    holds_pictures,
+    holds_media,
     inputs,
 )
 from mergesearch.evaluators.data.identities import identities
 from mergesearch.evaluators.data.item_files import ItemFiles, item_files
 from mergesearch.evaluators.data.lending import Mask, joined, lent_items, rows_of
 from mergesearch.evaluators.data.pictures import pixel_values, processor_folder
+from mergesearch.evaluators.data.recordings import check_recordings, features
 from mergesearch.evaluators.data.split_tables import read_splits
 from mergesearch.evaluators.data.table_files import UNREADABLE, class_names, read_datasets_table
 from mergesearch.merging import InputError
@@ -102,12 +105,27 @@ class ItemTables:
                     f"{len(shared)} items in both {splits[one]!r} and {splits[other]!r}, for "
                     f"example {min(shared)!r}"
                 )
-        if any(holds_pictures(kind) for table in tables.values() for kind in table.schema.types):
-            processor_folder(self._files.checkpoint, self._where)
+        for table in tables.values():
+            self._check_media(table)
         return {
             role: self._domains(splits[role], table, self._columns.get("domain"))
             for role, table in tables.items()
         }
+
+    def _check_media(self, table: pa.Table) -> None:
+        """Refuse pictures and recordings that no processor makes a model's inputs of."""
+        from pyarrow import compute
+
+        checkpoint = self._files.checkpoint
+        for role, column in inputs(self._columns).items():
+            values = table.column(column)
+            if not holds_media(values.type):
+                continue
+            if role in RECORDINGS:
+                seconds = compute.max(compute.struct_field(values, "size")).as_py()
+                check_recordings(seconds, role, checkpoint, self._where)
+            else:
+                processor_folder(checkpoint, self._where)
 
     def identities(self, split: str) -> set[str]:
         """Hashes of the first input of every item, which are the same in every data set.
@@ -222,8 +240,11 @@ def _values(table: pa.Table, role: str, column: str, files: ItemFiles, where: st
         return values
     if role == "label":
         return np.array(values, np.int64)
-    if role in PICTURES and holds_pictures(table.schema.field(column).type):
+    media = holds_media(table.schema.field(column).type)
+    if role in PICTURES and media:
         return pixel_values(values, files.checkpoint, f"{where}: column {column!r}")
+    if role in RECORDINGS and media:
+        values = features(values, role, files.checkpoint, where)
     rows = [np.asarray(value) for value in values]
     if len({row.shape for row in rows}) == 1:
         return np.stack(rows)
@@ -244,18 +265,18 @@ def _count(folder: Path) -> int:
 
 
 def _converted(folder: Path, columns: Columns) -> bool:
-    """Whether a column of a split must be converted: pictures, and classes by their names."""
+    """Whether a column of a split must be converted: media, and classes by their names."""
     info = folder / "dataset_info.json"
-    pictures = {column for role, column in inputs(columns).items() if role in PICTURES}
+    media = {column for role, column in inputs(columns).items() if role in MEDIA}
     labels = {columns.get("label"), columns.get("tags")} - {None}
-    if not pictures | labels or not info.is_file():
+    if not media | labels or not info.is_file():
         return False
     try:
-        features = json.loads(info.read_text()).get("features") or {}
+        found = json.loads(info.read_text()).get("features") or {}
     except ValueError:
         return False
-    return any(_kind(features.get(column)) == "Image" for column in pictures) or any(
-        _kind(features.get(column)) == "string" for column in labels
+    return any(_kind(found.get(column)) in ("Image", "Audio") for column in media) or any(
+        _kind(found.get(column)) == "string" for column in labels
     )
 
 

@@ -48,14 +48,18 @@ class Classification(ByItem):
     def _read(self, columns: Mapping[str, Any]) -> _Items:
         return _as_items(columns["input"], columns["label"], columns.get("domain"))
 
+    def _logits(self, model: Any, items: _Items) -> torch.Tensor:
+        """Logits ``(items, classes)``."""
+        parameter = next(model.parameters())
+        logits: torch.Tensor = model(items.images.to(parameter.device, parameter.dtype)).logits
+        return logits
+
     def _scores(self, model: Any, items: _Items) -> dict[str, torch.Tensor]:
         import torch
         from torch.nn.functional import cross_entropy
 
-        parameter = next(model.parameters())
-        images = items.images.to(parameter.device, parameter.dtype)
-        labels = items.labels.to(parameter.device)
-        logits = wide(model(images).logits)
+        logits = wide(self._logits(model, items))
+        labels = items.labels.to(logits.device)
         # A row of NaN has an argmax too; it must not count as an answer.
         finite = torch.isfinite(logits).all(dim=1)
         right = torch.where(finite, (logits.argmax(dim=1) == labels).float(), torch.nan)

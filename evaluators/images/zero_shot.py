@@ -23,17 +23,13 @@ from mergesearch.evaluators.base import (
 )
 from mergesearch.evaluators.data.item_files import ItemFiles, item_files
 from mergesearch.evaluators.data.split_tables import classes_of
-from mergesearch.evaluators.images.prompted import (
-    PromptHeads,
-    check_prompts,
-    image_features,
-    scaled,
-    shares_text_tower,
-)
+from mergesearch.evaluators.images.prompted import shares_text_tower
 from mergesearch.evaluators.metrics.answers import answer_scores
 from mergesearch.evaluators.model_items import ModelItems, read_labelled
 from mergesearch.evaluators.text.tokenized import Tokenized
 from mergesearch.merging import InputError
+from mergesearch.merging.models.prompt_heads import PromptHeads, check_prompts
+from mergesearch.merging.models.task_heads import TaskHead
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +59,7 @@ class ZeroShot(Tokenized):
         super().__init__(tokenizer, **by_item)
         self._prompts = prompts
         self._heads: PromptHeads | None = None
-        self._kept: dict[str, torch.Tensor] | None = None
+        self._head: TaskHead | None = None  # of the model that is scored
         if self.transductive:
             self.proxies = tuple(name for name in self.proxies if name in UNLABELLED)
             odd = sorted(self._wanted - UNLABELLED)
@@ -94,18 +90,27 @@ class ZeroShot(Tokenized):
 
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Measure as every evaluator of items, by text features without a graph."""
-        assert self._heads is not None
-        self._kept = self._heads.kept(candidate.model, candidate.recipe)
+        self._head = self._head_to_score(candidate)
         return super().evaluate(candidate, split, items)
 
     def backward(
         self, candidate: Candidate, batch: Batch, weights: Mapping[str, float]
     ) -> LossAndGradient:
         """Run backwards; where text towers differ, through the texts too."""
-        assert self._heads is not None
-        fixed = shares_text_tower(candidate.recipe)
-        self._kept = self._heads.kept(candidate.model, candidate.recipe) if fixed else None
+        self._head = self._head_of_recipe(candidate)
         return super().backward(candidate, batch, weights)
+
+    def _head_to_score(self, candidate: Candidate) -> TaskHead | None:
+        """The head of a candidate's model, without a graph."""
+        assert self._heads is not None
+        return self._heads.kept(candidate.model, shared=shares_text_tower(candidate.recipe))
+
+    def _head_of_recipe(self, candidate: Candidate) -> PromptHeads:
+        """The head of all merges that base and experts of a candidate allow."""
+        assert self._heads is not None
+        if not shares_text_tower(candidate.recipe):
+            return self._heads
+        return self._heads.kept(candidate.model, shared=True)
 
     def _classes(self, domains: Sequence[str]) -> dict[str, Sequence[str]]:
         """Domain -> names of its classes.
@@ -129,27 +134,32 @@ class ZeroShot(Tokenized):
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
         import torch
 
-        features = image_features(model, items.arguments(model)["pixel_values"])
+        logits = self._logits(model, items)
         names, owner = np.unique(items.domains, return_inverse=True)
         scores: dict[str, torch.Tensor] = {}
-        for index in range(len(names)):
+        for index, name in enumerate(names):
             rows = np.flatnonzero(owner == index)
-            part = self._domain_scores(model, features[torch.from_numpy(rows)], items.rows(rows))
-            for metric, values in part.items():
+            places = torch.from_numpy(rows).to(logits.device)
+            own = logits[places, : self._count(str(name))].contiguous()
+            for metric, values in self._domain_scores(own, items.rows(rows)).items():
                 whole = scores.setdefault(metric, values.new_empty(len(owner)))
-                scores[metric] = whole.index_copy(
-                    0, torch.from_numpy(rows).to(whole.device), values
-                )
+                scores[metric] = whole.index_copy(0, places, values)
         return scores
 
-    def _domain_scores(
-        self, model: Any, features: torch.Tensor, items: ModelItems
-    ) -> dict[str, torch.Tensor]:
-        """Metric -> score of each item ``(items,)`` of one domain."""
-        domain = str(items.domains[0])
+    def _count(self, domain: str) -> int:
+        """Number of the classes of a domain."""
         assert self._heads is not None
-        head = self._heads.features(model, domain) if self._kept is None else self._kept[domain]
-        logits = scaled(model, features, head)
+        return self._heads.count(domain)
+
+    def _logits(self, model: Any, items: ModelItems) -> torch.Tensor:
+        """Logits of a batch ``(items, classes)``, each item's among the classes of its domain."""
+        assert self._head is not None
+        answer = self._head.answer(model, items.arguments(model), items.domains.tolist())
+        logits: torch.Tensor = answer.logits
+        return logits
+
+    def _domain_scores(self, logits: torch.Tensor, items: ModelItems) -> dict[str, torch.Tensor]:
+        """Metric -> score of each item ``(items,)`` of one domain."""
         labels = items.extra["label"]
         assert not isinstance(labels, list)
         scores = answer_scores(logits, labels, f"{self._where}.data.classes")

@@ -16,15 +16,27 @@ def library(name: str) -> Any:
     return import_module(name)
 
 
-def check_library(name: str, where: str) -> None:
+@cache
+def is_installed(name: str) -> bool:
+    """Whether a library is there, which is looked up once."""
+    return find_spec(name) is not None
+
+
+def check_library(name: str, where: str, *, extra: str | None = None) -> None:
     """Refuse a metric whose library is missing.
+
+    Args:
+        name: A module of the library.
+        where: Key of the study file, for messages.
+        extra: The extra of this package that brings it; None where all installations have it.
 
     Raises:
         InputError: In one line.
     """
     top = name.partition(".")[0]
     if find_spec(top) is None:
+        source = top if extra is None else f"'mergesearch[{extra}]'"
         raise InputError(
             f"{where}: expected the library {top}, which computes this metric, found none; install "
-            f"it: pip install {top}"
+            f"it: pip install {source}"
         )

@@ -1,7 +1,7 @@
 """The base of evaluators of input-dependent merges: parameters to search, and scoring.
 
 The result is not a checkpoint: it is merged for every batch or item, from parts that it carries
-along.
+along. It answers as an image classifier, or by class prompts.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from mergesearch.evaluators.base import Candidate, Evaluator, ItemSubset, Measurement, Split
-from mergesearch.evaluators.by_item import Array
+from mergesearch.evaluators.by_item import Array, ByItem, wide
 from mergesearch.evaluators.images.classification import Classification
+from mergesearch.evaluators.images.zero_shot import ZeroShot
 from mergesearch.evaluators.items import balanced_order
 from mergesearch.merging import InputError, Recipe
+from mergesearch.merging.models.task_heads import OwnHead, TaskHead
 
 if TYPE_CHECKING:
+    import torch
+
     from mergesearch.merging import Field
     from mergesearch.merging.routing.routed import Routed, Tensors
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 LINEAR = ("average", "task_arithmetic")
 #: Policies for special tensors under which experts can be reproduced.
 PLAIN_POLICIES = (("batch_norm", "base"), ("batch_norm", "merge"))
+#: What keeps the logits of classes that a task lacks out of every sum, and finite.
+LACKING = -1e30
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ class RoutedEvaluator(Evaluator, Protocol):
         """The input-dependent merge of a candidate."""
 
 
-class RoutedClassification(Classification, ABC):
-    """Scores an input-dependent merge as an image classifier.
+class RoutedItems(ByItem, ABC):
+    """Scores an input-dependent merge item by item.
 
     Checkpoints beside it are scored as they are.
     """
@@ -72,11 +78,25 @@ class RoutedClassification(Classification, ABC):
         It takes the resident model over until the next merge.
         """
 
+    @abstractmethod
+    def head_for(self, candidate: Candidate) -> TaskHead:
+        """What answers by the models that a candidate is merged into."""
+
+    @abstractmethod
+    def arguments(self, model: Any, items: Any) -> Mapping[str, torch.Tensor]:
+        """Keyword arguments of the model for some items."""
+
     def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
         """Score the merge of a recipe with routing, a loaded bundle, or a checkpoint."""
         if candidate.merged is None or not candidate.recipe.routing:
             return super().evaluate(candidate, split, items)
         return super().evaluate(replace(candidate, model=self.routed(candidate)), split, items)
+
+    def _scores_of(self, candidate: Candidate, items: Any) -> Mapping[str, Array]:
+        """A routed merge brings the heads of all domains, whose items run together."""
+        if hasattr(candidate.model, "item_weights"):
+            return self._item_scores(candidate.model, items)
+        return super()._scores_of(candidate, items)
 
     def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
         """Metric -> score of each item ``(items,)``, computed in an order that mixes domains.
@@ -108,6 +128,76 @@ class RoutedClassification(Classification, ABC):
                 f"special.{odd[0]}: expected no policy but batch_norm base or merge for {method}, "
                 "which is merged for each input; leave it out"
             )
+
+
+class OfClassifiers(RoutedItems, Classification):
+    """The items of an image classifier, each by the head of its expert where these have some."""
+
+    def check_recipe(self, template: Recipe) -> None:
+        """As of all routed merges, but for heads of the experts' own, which answer here.
+
+        Raises:
+            InputError: In one line.
+        """
+        shared = tuple(one for one in template.special if one != ("heads", "own"))
+        super().check_recipe(replace(template, special=shared))
+
+    def head_for(self, candidate: Candidate) -> TaskHead:
+        """The model's own head, or those of experts around it.
+
+        Raises:
+            InputError: If weights have to be copied for each head.
+        """
+        from mergesearch.merging.models.own_heads import OwnHeads
+
+        if not candidate.heads:
+            return OwnHead()
+        if candidate.merged.has_copies:
+            raise InputError(
+                f"special.heads: expected a model that keeps every tensor as a parameter for "
+                f"{self.fixed['method']}, received {type(candidate.model).__name__}, which fuses "
+                "some; set heads: base or average"
+            )
+        return OwnHeads(candidate.heads)
+
+    def _logits(self, model: Any, items: Any) -> torch.Tensor:
+        head = self.one_head
+        if not hasattr(model, "item_weights") or (head is None and not self._head_of):
+            return super()._logits(model, items)
+        domains = items.domains.tolist()
+        tasks = [head or self._head_of[domain] for domain in domains]
+        answer = model(tasks=tasks, **self.arguments(model, items))
+        return wide(answer.logits).clamp_min(LACKING)
+
+    def arguments(self, model: Any, items: Any) -> Mapping[str, torch.Tensor]:
+        """The images."""
+        like = next(model.parameters())
+        return {"pixel_values": items.images.to(like.device, like.dtype)}
+
+
+class OfPrompts(RoutedItems, ZeroShot):
+    """The items of a model that answers by class prompts, each among the classes of its domain."""
+
+    def head_for(self, candidate: Candidate) -> TaskHead:
+        """The heads of class prompts: fixed ones where all models have one text tower."""
+        return self._head_of_recipe(candidate)
+
+    def arguments(self, model: Any, items: Any) -> Mapping[str, torch.Tensor]:
+        """The images."""
+        given: Mapping[str, torch.Tensor] = items.arguments(model)
+        return given
+
+    def _head_to_score(self, candidate: Candidate) -> TaskHead | None:
+        """None for a routed merge, which brings its own."""
+        routed = hasattr(candidate.model, "item_weights")
+        return None if routed else super()._head_to_score(candidate)
+
+    def _logits(self, model: Any, items: Any) -> torch.Tensor:
+        if self._head is not None:
+            return super()._logits(model, items)
+        answer = model(tasks=items.domains.tolist(), **items.arguments(model.model))
+        logits: torch.Tensor = answer.logits
+        return logits
 
 
 def tensors_at(candidate: Candidate, field: Field) -> Tensors:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators.base import Candidate
-from mergesearch.evaluators.routing.routed import Parameter, RoutedClassification, tensors_at
+from mergesearch.evaluators.routing.routed import (
+    OfClassifiers,
+    OfPrompts,
+    Parameter,
+    RoutedItems,
+    tensors_at,
+)
 from mergesearch.merging import InputError, Recipe
 
 if TYPE_CHECKING:
     from mergesearch.merging.routing.routed import Routed
 
 
-class T3(RoutedClassification):
-    """Scores T3 as an image classifier.
+class T3Items(RoutedItems):
+    """Scores T3.
 
     Args:
         per: Merge for every ``item``, or for a ``batch`` by its mean divergence.
         centred: ``2 · sigmoid - 1`` instead of the published sigmoid
             (:class:`mergesearch.merging.routing.routed.T3`).
-        **classification: Arguments of
-            :class:`mergesearch.evaluators.images.classification.Classification`.
+        **items: Arguments of the evaluator that scores checkpoints.
     """
 
     parameters = (
@@ -29,10 +34,8 @@ class T3(RoutedClassification):
         Parameter("gamma", 0.0, 20.0, 0.5),
     )
 
-    def __init__(
-        self, *, per: Literal["item", "batch"], centred: bool, **classification: Any
-    ) -> None:
-        super().__init__(**classification)
+    def __init__(self, *, per: Literal["item", "batch"], centred: bool, **items: Any) -> None:
+        super().__init__(**items)
         self.fixed = {"method": "t3", "per": per, "centred": centred}
 
     def check_recipe(self, template: Recipe) -> None:
@@ -55,4 +58,13 @@ class T3(RoutedClassification):
         base, expert = (
             tensors_at(candidate, field) for field in folders(candidate.recipe).values()
         )
-        return t3_of(candidate.merged.model, base, expert, dict(candidate.recipe.routing))
+        head = self.head_for(candidate)
+        return t3_of(candidate.merged.model, base, expert, dict(candidate.recipe.routing), head)
+
+
+class T3(T3Items, OfClassifiers):
+    """Scores T3 as an image classifier."""
+
+
+class PromptedT3(T3Items, OfPrompts):
+    """Scores T3 by class prompts, as its paper does."""

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mergesearch.evaluators.base import Candidate
-from mergesearch.evaluators.routing.routed import Parameter, RoutedClassification, tensors_at
+from mergesearch.evaluators.routing.routed import (
+    OfClassifiers,
+    OfPrompts,
+    Parameter,
+    RoutedItems,
+    tensors_at,
+)
 from mergesearch.merging import Field, InputError, Recipe
+from mergesearch.merging.models.task_heads import TaskHead
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +25,8 @@ if TYPE_CHECKING:
     from mergesearch.merging.routing.routed import Routed
 
 
-class TwinMerging(RoutedClassification):
-    """Scores Twin-Merging as an image classifier.
+class TwinItems(RoutedItems):
+    """Scores Twin-Merging.
 
     The router learns from the search items which expert an item belongs to: the one of its domain.
 
@@ -29,8 +36,7 @@ class TwinMerging(RoutedClassification):
         router_width: Hidden width of the router.
         router_steps: Steps of its training, on all search items at once.
         router_seed: Seed of its first weights.
-        **classification: Arguments of
-            :class:`mergesearch.evaluators.images.classification.Classification`.
+        **items: Arguments of the evaluator that scores checkpoints.
 
     Raises:
         InputError: If there is no column of domains.
@@ -50,21 +56,21 @@ class TwinMerging(RoutedClassification):
         router_width: int,
         router_steps: int,
         router_seed: int,
-        **classification: Any,
+        **items: Any,
     ) -> None:
-        super().__init__(experts=experts, **classification)
-        self._source = classification
+        super().__init__(experts=experts, **items)
+        self._source = items
         self._owners = experts
-        self._batch = classification["batch_size"]
+        self._batch = items["batch_size"]
         router = {
             "router_width": router_width,
             "router_steps": router_steps,
             "router_seed": router_seed,
         }
         self.fixed = {"method": "twin_merging", "per": per, **router}
-        if classification["columns"]["domain"] is None:
+        if items["columns"]["domain"] is None:
             raise InputError(
-                f"{classification['where']}.domain: required key is missing: the router of "
+                f"{items['where']}.domain: required key is missing: the router of "
                 "twin_merging learns which domain an item belongs to"
             )
 
@@ -110,20 +116,27 @@ class TwinMerging(RoutedClassification):
         ]
         candidate.merged.write(shared_field)
         model = candidate.merged.model
-        router = self._trained(model, candidate.recipe)
+        head = self.head_for(candidate)
+        router = self._trained(model, candidate.recipe, head)
         return Merge(
-            model, shared, vectors, router, temperature=values["temperature"], per=values["per"]
+            model,
+            shared,
+            vectors,
+            router,
+            temperature=values["temperature"],
+            per=values["per"],
+            head=head,
         )
 
     def _owner(self, domain: str) -> str:
         """The expert that a domain belongs to."""
         return domain if self._owners is None else self._owners.get(domain, domain)
 
-    def _trained(self, model: Any, recipe: Recipe) -> nn.Module:
+    def _trained(self, model: Any, recipe: Recipe, head: TaskHead) -> nn.Module:
         """Train a router to tell the expert of a search item by the model's features."""
         import torch
 
-        from mergesearch.merging.routing.routed import train_router
+        from mergesearch.merging.routing.router import train_router
 
         values = dict(recipe.routing)
         indices = {expert.name: index for index, expert in enumerate(recipe.experts)}
@@ -131,7 +144,7 @@ class TwinMerging(RoutedClassification):
             [indices[self._owner(str(name))] for name in self._items["search"].domains]
         )
         return train_router(
-            self._features(model),
+            self._features(model, head),
             labels,
             len(indices),
             width=values["router_width"],
@@ -139,17 +152,22 @@ class TwinMerging(RoutedClassification):
             seed=values["router_seed"],
         )
 
-    def _features(self, model: Any) -> torch.Tensor:
-        """The model's features of all search items, with its present weights."""
+    def _features(self, model: Any, head: TaskHead) -> torch.Tensor:
+        """What the router sees of all search items, by the model with its present weights."""
         import torch
 
-        from mergesearch.merging.routing.routed import features
+        items = self._items["search"]
+        parts = [
+            items.rows(slice(start, start + self._batch))
+            for start in range(0, len(items.domains), self._batch)
+        ]
+        with torch.no_grad():
+            return torch.cat([head.features(model, self.arguments(model, part)) for part in parts])
 
-        parameter = next(model.parameters())
-        images = self._items["search"].images
-        return torch.cat(
-            [
-                features(model, {"pixel_values": part.to(parameter.device, parameter.dtype)})
-                for part in images.split(self._batch)
-            ]
-        )
+
+class TwinMerging(TwinItems, OfClassifiers):
+    """Scores Twin-Merging as an image classifier."""
+
+
+class PromptedTwinMerging(TwinItems, OfPrompts):
+    """Scores Twin-Merging by class prompts."""

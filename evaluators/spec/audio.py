@@ -12,14 +12,14 @@ from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec
 
 
 class _AudioSpec(ItemSpec):
-    """Recordings as arrays of numbers, as the model reads them."""
+    """Recordings: files, or arrays of numbers as the model reads them."""
 
     inputs: dict[str, str] = Key(
         default_factory=lambda: {"input_values": "audio"},
         min_length=1,
-        description="Argument of the model -> column of arrays.",
+        description="Argument of the model -> column of arrays, or of paths or bytes of files.",
     )
-    batch_size: int = Key(default=16, ge=1)
+    batch_size: int = Key(default=16, ge=1, description="Items of a forward pass.")
 
 
 class AudioMetricSpec(ScoreSpec):
@@ -38,7 +38,7 @@ class AudioClassificationSpec(_AudioSpec):
     kind: Literal["audio_classification"]
     label: str = Key(default="label", description="Column of the class numbers, or their names.")
     objectives: list[AudioMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [AudioMetricSpec()], min_length=1
+        default_factory=lambda: [AudioMetricSpec()]
     )
     constraints: list[AudioBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -56,8 +56,10 @@ class AudioClassificationSpec(_AudioSpec):
 class RecognitionMetricSpec(ScoreSpec):
     """One objective of a speech recognition evaluator."""
 
-    metric: Literal["wer", "cer", "exact_match"] = Key(
-        default="wer", description="Errors for each word or character, in the mean of items."
+    metric: Literal["wer", "cer", "exact_match", "cross_entropy"] = Key(
+        default="wer",
+        description="wer and cer: errors for each word or character, in the mean of items; "
+        "cross_entropy of the text, for each of its tokens.",
     )
 
 
@@ -81,7 +83,7 @@ class SpeechRecognitionSpec(_AudioSpec):
     )
     ignore_case: bool = Key(default=True, description="Take upper and lower case as the same.")
     objectives: list[RecognitionMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [RecognitionMetricSpec()], min_length=1
+        default_factory=lambda: [RecognitionMetricSpec()]
     )
     constraints: list[RecognitionBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."

@@ -84,11 +84,11 @@ class ItemSpec(ModelSection):
     id: str | None = Key(
         default=None, description="Column of stable ids; by default a hash of the first input."
     )
-    batch_size: int = Key(default=256, ge=1)
+    batch_size: int = Key(default=256, ge=1, description="Items of a forward pass.")
     max_items: int | None = Key(
         default=None, ge=1, description="Use at most this many search items."
     )
-    objectives: list[ScoreSpec] = Key(default_factory=lambda: [ScoreSpec()], min_length=1)
+    objectives: list[ScoreSpec] = Key(default_factory=lambda: [ScoreSpec()])
     constraints: list[BoundSpec] = Key(
         default_factory=list, description="Bounds that merges must keep."
     )
@@ -122,4 +122,4 @@ class TokenizedSpec(ItemSpec):
     max_length: int | None = Key(
         default=None, ge=1, description="Tokens of an item; by default as the tokenizer says."
     )
-    batch_size: int = Key(default=32, ge=1)
+    batch_size: int = Key(default=32, ge=1, description="Items of a forward pass.")

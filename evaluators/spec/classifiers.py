@@ -42,7 +42,7 @@ class TextClassificationSpec(TokenizedSpec):
         default=None, description="Column of numbers to predict, in place of classes."
     )
     objectives: list[TextMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [TextMetricSpec()], min_length=1
+        default_factory=lambda: [TextMetricSpec()]
     )
     constraints: list[TextBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -74,7 +74,13 @@ class TextClassificationSpec(TokenizedSpec):
 class TagMetricSpec(ScoreSpec):
     """One objective of a token classification evaluator."""
 
-    metric: Literal["accuracy", "f1", "cross_entropy"] = "f1"
+    metric: Literal[
+        "accuracy", "f1", "cross_entropy", "span_f1", "span_precision", "span_recall"
+    ] = Key(
+        default="f1",
+        description="accuracy, macro f1 and cross_entropy of words; span_f1, span_precision and "
+        "span_recall of whole spans, by seqeval.",
+    )
 
 
 class TagBoundSpec(BoundSpec, TagMetricSpec):
@@ -92,7 +98,7 @@ class TokenClassificationSpec(TokenizedSpec):
         "count.",
     )
     objectives: list[TagMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [TagMetricSpec()], min_length=1
+        default_factory=lambda: [TagMetricSpec()]
     )
     constraints: list[TagBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."

@@ -15,7 +15,8 @@ from mergesearch.evaluators.spec.section import Section
 
 DESCRIPTION = (
     "Items: a folder of save_to_disk, a CSV, TSV, JSON-lines or Parquet file, a folder of such "
-    "files named after the splits, or of images in folders of their classes; or a section."
+    "files named after the splits, or of images or recordings in folders of their classes; or a "
+    "section."
 )
 
 
@@ -52,8 +53,8 @@ class DataSpec(Section):
     )
     processor: str | None = Key(
         default=None,
-        description="Checkpoint whose image processor and class names are used; by default the "
-        "base.",
+        description="Checkpoint whose image processor or feature extractor, and class names are "
+        "used; by default the base.",
     )
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ from mergesearch.evaluators.spec.pairs import (
     SequenceToSequenceSpec,
     SimilaritySpec,
 )
+from mergesearch.evaluators.spec.quantised import score_quantised
 from mergesearch.evaluators.spec.section import ModelSection
 from mergesearch.evaluators.spec.tasks import LmEvalSpec
 from mergesearch.evaluators.spec.texts import GenerationSpec, PerplexitySpec
@@ -133,25 +134,28 @@ EVALUATORS: Mapping[str, str] = {
     "gradients",
     "python": "objectives that a Python function measures, called with the merged model in the "
     "worker's own process",
-    "retrieval": "recall and discounted gain of the document of a query among all, by embeddings",
+    "retrieval": "recall and discounted gain of the document of a query among all, by embeddings, "
+    "and its contrastive loss; gives gradients",
     "reward": "how often a reward model prefers the chosen of two texts; gives gradients",
     "segmentation": "Dice, IoU and cross-entropy of masks by a promptable or semantic model, on a "
     "datasets folder",
     "sequence_to_sequence": "chrF, ROUGE-L, exact match and cross-entropy of an "
     "encoder-decoder; gives gradients",
     "similarity": "correlations of cosines of embeddings with numbers; gives gradients",
-    "speech_recognition": "word and character error rates of what a model hears in recordings",
+    "speech_recognition": "word and character error rates of what a model hears in recordings, "
+    "and cross-entropy of what is said; gives gradients",
     "synthetic": "analytic problems with known optima, no model; noise and faults for trying out a "
     "cluster",
     "t3": "base and one expert merged for each input by how much they disagree, as an image "
-    "classifier",
+    "classifier or by class prompts",
     "text_classification": "accuracy, macro F1 and cross-entropy of classes of texts or pairs, "
     "or correlations of numbers; gives gradients",
-    "token_classification": "macro F1, accuracy and cross-entropy of classes of words; gives "
-    "gradients",
+    "token_classification": "macro F1, accuracy and cross-entropy of classes of words, and scores "
+    "of whole spans; gives gradients",
     "twin_merging": "shared merge and low-rank vectors of experts, routed for each input, as an "
-    "image classifier",
-    "visual_questions": "right answers to questions about pictures, by a model that writes",
+    "image classifier or by class prompts",
+    "visual_questions": "right answers to questions about pictures, by a model that writes, and "
+    "their cross-entropy; gives gradients",
     "zero_shot": "accuracy, cross-entropy and entropy of CLIP, SigLIP and the like by class "
     "prompts, by task; gives gradients",
 }
@@ -178,14 +182,24 @@ def build_evaluator(specs: Sequence[AnySpec], folder: Path, lend: float | None =
         lend: Share of the validation items that the search uses instead; None: none of them.
 
     Raises:
-        InputError: If two objectives have the same name, the parts do not fit together, or one of
-            them cannot lend.
+        InputError: If there is no objective, two have the same name, the parts do not fit
+            together, or one of them cannot lend, or score rounded weights.
     """
     members = [spec.build(folder, f"evaluators.{index}") for index, spec in enumerate(specs)]
+    if not any(member.objectives for member in members):
+        raise InputError(
+            "evaluators: expected at least one objective, received bounds alone; give one section "
+            "objectives"
+        )
     for member in members:
         if lend is not None:
             member.lend(lend)
     for spec, member in zip(specs, members, strict=True):
         if isinstance(spec, ModelSection) and isinstance(member, EvaluatorBase):
             member.head = spec.head
-    return members[0] if len(members) == 1 else Composite(members)
+    for index, (spec, member) in enumerate(zip(specs, members, strict=True)):
+        kind = spec.quantise if isinstance(spec, ModelSection) else None
+        if kind is not None:
+            score_quantised(member, kind, f"evaluators.{index}")
+    rounds = any(getattr(member, "quantise", None) for member in members)
+    return members[0] if len(members) == 1 and not rounds else Composite(members)

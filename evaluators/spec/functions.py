@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field as Key
 from pydantic import model_validator
@@ -24,6 +24,7 @@ from mergesearch.merging.extensions.references import (
 class PythonSpec(ModelSection):
     """Objectives that a Python function measures, called in the worker's own process."""
 
+    any_library: ClassVar[bool] = True
     kind: Literal["python"]
     function: str = Key(
         description="module:name or file.py:name, called with the model; may also take split, "

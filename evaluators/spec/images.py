@@ -41,11 +41,11 @@ class ClassificationSpec(ModelSection):
     id: str | None = Key(
         default=None, description="Column of stable ids; by default a hash of the image."
     )
-    batch_size: int = Key(default=256, ge=1)
+    batch_size: int = Key(default=256, ge=1, description="Items of a forward pass.")
     max_items: int | None = Key(
         default=None, ge=1, description="Use at most this many search items."
     )
-    objectives: list[MetricSpec] = Key(default_factory=lambda: [MetricSpec()], min_length=1)
+    objectives: list[MetricSpec] = Key(default_factory=lambda: [MetricSpec()])
     constraints: list[MetricBoundSpec] = Key(
         default_factory=list, description="Bounds that merges must keep."
     )
@@ -60,8 +60,46 @@ class ClassificationSpec(ModelSection):
         return Classification(**_as_classification(self, folder, where))
 
 
-class T3Spec(ClassificationSpec):
-    """Image classification by base and one expert, merged for each input by their disagreement."""
+class RoutedSpec(ClassificationSpec):
+    """Keys that merges for each input share: they classify images, or compare them with prompts."""
+
+    prompts: list[str] | dict[str, list[str]] | None = Key(
+        default=None,
+        min_length=1,
+        # Sections without it read, and hash, as those of older studies.
+        exclude_if=lambda prompts: prompts is None,
+        description="For CLIP and its kin, as in zero_shot: texts with {} for the name of a class, "
+        "for all domains or for each.",
+    )
+    tokenizer: str | None = Key(
+        default=None,
+        exclude_if=lambda tokenizer: tokenizer is None,
+        description="Folder of the tokenizer of prompts; by default the base's.",
+    )
+
+    @model_validator(mode="after")
+    def _prompted(self) -> Self:
+        if self.prompts is None and self.tokenizer is not None:
+            raise ValueError("tokenizer: expected none without prompts")
+        return self
+
+    def _items(self, folder: Path, where: str) -> dict[str, Any]:
+        """Arguments of the evaluator that scores checkpoints."""
+        options = _as_classification(self, folder, where)
+        if self.prompts is None:
+            return options
+        columns = options["columns"]
+        prompts = self.prompts if isinstance(self.prompts, dict) else {"": self.prompts}
+        return options | {
+            "columns": {"pixel_values": columns.pop("input"), **columns},
+            "data": item_files_of(self.data, folder, named=True),
+            "tokenizer": self.tokenizer,
+            "prompts": prompts,
+        }
+
+
+class T3Spec(RoutedSpec):
+    """Images by base and one expert, merged for each input by their disagreement."""
 
     kind: Literal["t3"]  # type: ignore[assignment]
     per: Literal["item", "batch"] = Key(
@@ -73,13 +111,14 @@ class T3Spec(ClassificationSpec):
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
-        from mergesearch.evaluators.routing.t3 import T3
+        from mergesearch.evaluators.routing.t3 import T3, PromptedT3
 
-        return T3(per=self.per, centred=self.centred, **_as_classification(self, folder, where))
+        made = T3 if self.prompts is None else PromptedT3
+        return made(per=self.per, centred=self.centred, **self._items(folder, where))
 
 
-class TwinMergingSpec(ClassificationSpec):
-    """Image classification by a shared merge and expert vectors, weighted by a router."""
+class TwinMergingSpec(RoutedSpec):
+    """Images by a shared merge and expert vectors, weighted by a router."""
 
     kind: Literal["twin_merging"]  # type: ignore[assignment]
     per: Literal["item", "batch"] = Key(
@@ -93,10 +132,11 @@ class TwinMergingSpec(ClassificationSpec):
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
-        from mergesearch.evaluators.routing.twin_merging import TwinMerging
+        from mergesearch.evaluators.routing.twin_merging import PromptedTwinMerging, TwinMerging
 
+        made = TwinMerging if self.prompts is None else PromptedTwinMerging
         own = self.model_dump(include={"per", "router_width", "router_steps", "router_seed"})
-        return TwinMerging(**own, **_as_classification(self, folder, where))
+        return made(**own, **self._items(folder, where))
 
 
 def _as_classification(spec: ClassificationSpec, folder: Path, where: str) -> dict[str, Any]:
@@ -156,9 +196,9 @@ class SegmentationSpec(ItemSpec):
         description="Let a promptable model propose several masks, and take what it expects most "
         "of.",
     )
-    batch_size: int = Key(default=32, ge=1)
+    batch_size: int = Key(default=32, ge=1, description="Items of a forward pass.")
     objectives: list[SegmentationMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [SegmentationMetricSpec()], min_length=1
+        default_factory=lambda: [SegmentationMetricSpec()]
     )
     constraints: list[SegmentationBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergesearch.merging import InputError
+from mergesearch.merging.models.model_classes import loads_as
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def model_kind(architecture: str) -> ModelKind | None:
 
 
 def check_model_kind(
-    model_class: str | None, config: Mapping[str, Any], sections: Sequence[Any]
+    model_class: str | None,
+    config: Mapping[str, Any],
+    sections: Sequence[Any],
+    whose: str = "the base's",
 ) -> None:
     """Refuse evaluators that cannot run the models of a checkpoint, by its configuration alone.
 
@@ -81,8 +85,9 @@ def check_model_kind(
 
     Args:
         model_class: The auto class that the evaluators load.
-        config: The configuration of the base.
+        config: The configuration of the base, or of the expert whose head is used.
         sections: The study's evaluators.
+        whose: Model that is.
 
     Raises:
         InputError: In one line.
@@ -98,14 +103,20 @@ def check_model_kind(
     bare = model_class == "AutoModel" and kind.auto != MODEL_KINDS[0].auto
     if wanted is None and not bare:
         return
+    if loads_as(model_class, config) == found:  # classifiers of audio end as those of texts do
+        return
     index = next((n for n, section in enumerate(sections) if hasattr(section, "model_class")), 0)
     section = sections[index]
     settable = hasattr(section, "model_class")
     key = f"evaluators.{index}.{'model_class' if settable else 'kind'}"
     use = f"model_class: {kind.auto}" if settable else kind.use
+    if kind.use.startswith("model_class") and not settable:
+        use = "a checkpoint with such a head, or special: {heads: own} where experts have theirs"
     if bare and not settable:
         use = "a checkpoint of the encoder alone, as AutoModel saves it"
+    if kind is MODEL_KINDS[0] and hasattr(section, "prompts"):
+        use = "prompts, as kind: zero_shot has them"
     raise InputError(
-        f"{key}: expected an evaluator of the base's {found}, received {section.kind}, which loads "
+        f"{key}: expected an evaluator of {whose} {found}, received {section.kind}, which loads "
         f"{model_class}; use {use}"
     )

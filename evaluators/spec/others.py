@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Key
@@ -27,7 +27,9 @@ class SyntheticSpec(Section):
     """An analytic problem; no model, no data."""
 
     kind: Literal["synthetic"]
-    problem: Literal["sphere", "ellipsoid", "quadratic_tasks", "zdt1"]
+    problem: Literal["sphere", "ellipsoid", "quadratic_tasks", "zdt1"] = Key(
+        description="Analytic problem that takes the place of a model."
+    )
     objectives: int | None = Key(
         default=None, ge=1, description="Number of losses, for quadratic_tasks."
     )
@@ -60,13 +62,14 @@ def _words(value: Any) -> Any:
 class ObjectiveSpec(Section):
     """One objective that a program measures."""
 
-    name: str = Key(min_length=1)
-    direction: Literal["maximize", "minimize"]
+    name: str = Key(min_length=1, description="As the scores are called.")
+    direction: Literal["maximize", "minimize"] = Key(description="Which way is better.")
 
 
 class CommandSpec(ModelSection):
     """Objectives that another program measures: JSON in, JSON out, one process per trial."""
 
+    any_library: ClassVar[bool] = True
     kind: Literal["command"]
     command: Annotated[list[str], BeforeValidator(_words), Key(min_length=1)] = Key(
         description="Program and arguments, as a list or one string; no shell."
@@ -133,6 +136,7 @@ class CommandSpec(ModelSection):
 class DistanceSpec(ModelSection):
     """How far a merge is from the base, without any item."""
 
+    any_library: ClassVar[bool] = True
     kind: Literal["distance"]
     name: str = Key(default="distance", min_length=1, description="Name of the objective.")
     model_class: str = Key(

@@ -11,6 +11,11 @@ from pydantic import field_validator
 from mergesearch.evaluators.base import Evaluator
 from mergesearch.evaluators.spec.base import BoundSpec, ScoreSpec, TokenizedSpec
 
+#: Documents and temperature of the loss of retrieval; the temperature is that of
+#: sentence-transformers.
+CANDIDATES = 64
+TEMPERATURE = 0.05
+
 
 class RewardMetricSpec(ScoreSpec):
     """One objective of a reward evaluator."""
@@ -29,7 +34,7 @@ class RewardSpec(TokenizedSpec):
     chosen: str = Key(default="chosen", description="Column of the better texts.")
     rejected: str = Key(default="rejected", description="Column of the worse texts.")
     objectives: list[RewardMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [RewardMetricSpec()], min_length=1
+        default_factory=lambda: [RewardMetricSpec()]
     )
     constraints: list[RewardBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -65,7 +70,7 @@ class SequenceToSequenceSpec(TokenizedSpec):
     prefix: str = Key(default="", description="Said before every text.")
     max_new_tokens: int = Key(default=64, ge=1, description="Tokens that are written at most.")
     objectives: list[WrittenMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [WrittenMetricSpec()], min_length=1
+        default_factory=lambda: [WrittenMetricSpec()]
     )
     constraints: list[WrittenBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -111,7 +116,7 @@ class SimilaritySpec(EmbeddingSpec):
         default=(0.0, 1.0), description="Numbers that stand for cosines of 0 and 1."
     )
     objectives: list[SimilarityMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [SimilarityMetricSpec()], min_length=1
+        default_factory=lambda: [SimilarityMetricSpec()]
     )
     constraints: list[SimilarityBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -138,8 +143,10 @@ class SimilaritySpec(EmbeddingSpec):
 class RetrievalMetricSpec(ScoreSpec):
     """One objective of a retrieval evaluator."""
 
-    metric: Literal["recall", "ndcg"] = Key(
-        default="ndcg", description="Of the first k documents, among all of a split and domain."
+    metric: Literal["recall", "ndcg", "cross_entropy"] = Key(
+        default="ndcg",
+        description="recall or ndcg of the first k documents, among all of a split and domain; "
+        "cross_entropy of the right one among some candidates (InfoNCE).",
     )
 
 
@@ -156,8 +163,21 @@ class RetrievalSpec(EmbeddingSpec):
     k: int = Key(default=10, ge=1, description="How many of the first documents count.")
     query_prefix: str = Key(default="", description="Said before every query.")
     document_prefix: str = Key(default="", description="Said before every document.")
+    candidates: int = Key(
+        default=CANDIDATES,
+        ge=1,
+        # Sections of older studies read, and hash, as they did.
+        exclude_if=lambda candidates: candidates == CANDIDATES,
+        description="Documents of a domain that cross_entropy compares with the right one.",
+    )
+    temperature: float = Key(
+        default=TEMPERATURE,
+        gt=0,
+        exclude_if=lambda temperature: temperature == TEMPERATURE,
+        description="What cross_entropy divides cosines by.",
+    )
     objectives: list[RetrievalMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [RetrievalMetricSpec()], min_length=1
+        default_factory=lambda: [RetrievalMetricSpec()]
     )
     constraints: list[RetrievalBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -170,4 +190,5 @@ class RetrievalSpec(EmbeddingSpec):
         inputs = {"text": self.query, "pair": self.document}
         keys = {"max_length", "pooling", "k", "query_prefix", "document_prefix"}
         own = self.model_dump(include=keys)
+        own |= {"candidates": self.candidates, "temperature": self.temperature}
         return Retrieval(self.tokenizer, **own, **self._options(folder, where, None, inputs))

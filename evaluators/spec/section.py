@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Key
 
@@ -13,7 +15,13 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """A section of an evaluator that runs a model."""
+    """A section of an evaluator that runs a model.
+
+    Attributes:
+        any_library: Whether the model may be of another library than transformers.
+    """
+
+    any_library: ClassVar[bool] = False
 
     head: str | None = Key(
         default=None,
@@ -22,4 +30,10 @@ class ModelSection(Section):
         exclude_if=lambda head: head is None,
         description="Expert whose head scores the items, where experts keep heads of their own "
         "(special.heads: own); by default that of each domain's expert.",
+    )
+    quantise: Literal["int8", "int4", "q4_k"] | None = Key(
+        default=None,
+        exclude_if=lambda kind: kind is None,
+        description="Score the model with its matrices rounded to int8 (a scale for each output), "
+        "int4 (for each 128 inputs of an output), or q4_k (as GGUF has it); by default as merged.",
     )

@@ -127,7 +127,7 @@ class LmEvalSpec(ModelSection):
     max_items: int | None = Key(
         default=None, ge=1, description="Search on so many of the search documents only."
     )
-    objectives: list[TaskMetricSpec] = Key(default_factory=lambda: [TaskMetricSpec()], min_length=1)
+    objectives: list[TaskMetricSpec] = Key(default_factory=lambda: [TaskMetricSpec()])
     constraints: list[TaskBoundSpec] = Key(
         default_factory=list, description="Bounds that merges must keep."
     )

@@ -88,7 +88,7 @@ class GenerationSpec(ItemSpec):
     vllm: VllmSpec | None = Key(
         default=None, description="How the engine is opened; needs engine: vllm."
     )
-    batch_size: int = Key(default=32, ge=1)
+    batch_size: int = Key(default=32, ge=1, description="Items of a forward pass.")
     batch_tokens: int | None = Key(
         default=None,
         ge=1,
@@ -96,7 +96,7 @@ class GenerationSpec(ItemSpec):
         "default 32,768 on a GPU, and no limit on the CPU.",
     )
     objectives: list[GenerationMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [GenerationMetricSpec()], min_length=1
+        default_factory=lambda: [GenerationMetricSpec()]
     )
     constraints: list[GenerationBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -194,7 +194,7 @@ class PerplexitySpec(ItemSpec):
         "and no limit on the CPU.",
     )
     objectives: list[PerplexityMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [PerplexityMetricSpec()], min_length=1
+        default_factory=lambda: [PerplexityMetricSpec()]
     )
     constraints: list[PerplexityBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."

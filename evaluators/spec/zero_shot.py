@@ -43,9 +43,9 @@ class ZeroShotSpec(ItemSpec):
         default=False,
         description="Search on the test items themselves, without their labels, as some papers do.",
     )
-    batch_size: int = Key(default=64, ge=1)
+    batch_size: int = Key(default=64, ge=1, description="Items of a forward pass.")
     objectives: list[ZeroShotMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [ZeroShotMetricSpec()], min_length=1
+        default_factory=lambda: [ZeroShotMetricSpec()]
     )
     constraints: list[ZeroShotBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -65,7 +65,10 @@ class ZeroShotSpec(ItemSpec):
 class QuestionMetricSpec(ScoreSpec):
     """One objective of an evaluator of questions about pictures."""
 
-    metric: Literal["accuracy"] = "accuracy"
+    metric: Literal["accuracy", "cross_entropy"] = Key(
+        default="accuracy",
+        description="accuracy of what is written; cross_entropy of the wanted answer's tokens.",
+    )
 
 
 class QuestionBoundSpec(BoundSpec, QuestionMetricSpec):
@@ -83,13 +86,19 @@ class VisualQuestionsSpec(ItemSpec):
         default=None, description="Column of the answers of several people, a list for each item."
     )
     instruction: str = Key(default="", description="Said after every question.")
+    prompt: str | None = Key(
+        default=None,
+        # Sections without it read, and hash, as those of older studies.
+        exclude_if=lambda prompt: prompt is None,
+        description="Text with {} for the question, for models without a chat template.",
+    )
     tokenizer: str | None = Key(
         default=None, description="Folder of the processor; by default the base's."
     )
     max_new_tokens: int = Key(default=16, ge=1, description="Tokens of an answer at most.")
-    batch_size: int = Key(default=8, ge=1)
+    batch_size: int = Key(default=8, ge=1, description="Items of a forward pass.")
     objectives: list[QuestionMetricSpec] = Key(  # type: ignore[assignment]
-        default_factory=lambda: [QuestionMetricSpec()], min_length=1
+        default_factory=lambda: [QuestionMetricSpec()]
     )
     constraints: list[QuestionBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
@@ -99,6 +108,21 @@ class VisualQuestionsSpec(ItemSpec):
     def _answered(self) -> Self:
         if (self.answer is None) == (self.answers is None):
             raise ValueError("expected a column of answer or of answers, received neither or both")
+        return self
+
+    @model_validator(mode="after")
+    def _asked(self) -> Self:
+        if self.prompt is None:
+            return self
+        if self.prompt.count("{}") != 1:
+            raise ValueError(
+                f"prompt: expected {{}} once, where the question goes, received {self.prompt!r}"
+            )
+        if any(score.metric != "accuracy" for score in [*self.objectives, *self.constraints]):
+            raise ValueError(
+                "objectives: expected accuracy beside prompt, received cross_entropy, which needs "
+                "a chat template"
+            )
         return self
 
     def build(self, folder: Path, where: str) -> Evaluator:
@@ -111,5 +135,5 @@ class VisualQuestionsSpec(ItemSpec):
         options["columns"] |= right
         files = item_files(options["data"])
         options["data"] = replace(files, checkpoint=files.checkpoint or self.tokenizer)
-        own = self.model_dump(include={"max_new_tokens", "instruction"})
+        own = self.model_dump(include={"max_new_tokens", "instruction", "prompt"})
         return VisualQuestions(self.tokenizer, **own, **options)

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mergesearch.evaluators.batching import item_batches
-from mergesearch.evaluators.by_item import Array, domain_names, wide
+from mergesearch.evaluators.by_item import Array, domain_names
 from mergesearch.evaluators.metrics.libraries import check_library
 from mergesearch.evaluators.metrics.written import WRITTEN
-from mergesearch.evaluators.model_items import ModelItems, generated, padded, run_model
+from mergesearch.evaluators.model_items import ModelItems, generated
 from mergesearch.evaluators.pooling import Pool
 from mergesearch.evaluators.text.encoding import encoded
 from mergesearch.evaluators.text.text_classification import TextClassification
-from mergesearch.evaluators.text.token_losses import IGNORED
-from mergesearch.evaluators.transfer import to_device
+from mergesearch.evaluators.text.token_losses import target_losses
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
@@ -88,16 +87,9 @@ class SequenceToSequence(TextClassification):
         return scores
 
     def _scores(self, model: Any, items: ModelItems) -> dict[str, torch.Tensor]:
-        from torch.nn.functional import cross_entropy
-
-        labels = padded(items.extra["labels"], IGNORED)
-        device = next(model.parameters()).device
-        labels = to_device(labels, device)
-        output, _ = run_model(model, items, labels=labels)
-        losses = cross_entropy(
-            wide(output.logits).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
-        )
-        return {"cross_entropy": losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)}
+        targets = items.extra["labels"]
+        assert isinstance(targets, list)
+        return {"cross_entropy": target_losses(model, items.arguments(model), targets)}
 
     def _written(self, model: Any, items: ModelItems) -> list[str]:
         """What the model writes for each item."""

@@ -1,17 +1,21 @@
 """Classes that a model gives to the words of a text, as for names of entities.
 
 The first token of a word answers for it. Scores are the share of right words and the cross-entropy
-of an item, and the macro F1 score over all words, by class. (Scores of whole spans need seqeval,
-which is not among the dependencies.)
+of an item, the macro F1 score over all words, by class, and precision, recall and F1 score of whole
+spans (:mod:`mergesearch.evaluators.metrics.spans`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergesearch.evaluators.by_item import domain_names, wide
+from mergesearch.evaluators.data.item_files import item_files
+from mergesearch.evaluators.data.split_tables import classes_of
 from mergesearch.evaluators.metrics.answers import check_numbers, f1_counts, macro_f1
+from mergesearch.evaluators.metrics.spans import SPAN_SCORES, check_spans, span_counts, span_parts
 from mergesearch.evaluators.model_items import ModelItems, padded, run_model
 from mergesearch.evaluators.pooling import Pool
 from mergesearch.evaluators.text.encoding import encoded
@@ -21,6 +25,8 @@ from mergesearch.evaluators.transfer import to_device
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 
@@ -35,7 +41,7 @@ class TokenClassification(TextClassification):
     """
 
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
-    pooled: ClassVar[Mapping[str, Pool]] = {"f1": macro_f1}
+    pooled: ClassVar[Mapping[str, Pool]] = {"f1": macro_f1, **SPAN_SCORES}
     model_class: str | None = "AutoModelForTokenClassification"
 
     def check(self) -> None:
@@ -50,6 +56,20 @@ class TokenClassification(TextClassification):
                 f"{self._where}.tokenizer: expected one with a tokenizer.json, which knows the "
                 f"words of its tokens, found none in {self._tokenizer}"
             )
+        if self._spans:
+            check_spans(self._names, self._where)
+
+    @property
+    def _spans(self) -> list[str]:
+        """Scores of spans that are wanted."""
+        return sorted(self._wanted & set(SPAN_SCORES))
+
+    @cached_property
+    def _names(self) -> Mapping[str, Sequence[str]]:
+        """Domain -> names of its classes; "" where one path has all."""
+        column = self._columns["tags"]
+        assert column is not None
+        return classes_of(item_files(self._data), column, f"{self._where}.data")
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         inputs, found = encoded(
@@ -98,7 +118,43 @@ class TokenClassification(TextClassification):
         if "f1" in self._wanted and not torch.is_grad_enabled():
             scores |= {"f1": scores["accuracy"]}
             scores |= f1_counts("f1", answers, labels, counted, logits.shape[2])
+        if self._spans and not torch.is_grad_enabled():
+            scores |= self._span_scores(answers, labels, items.domains, finite)
         return scores
+
+    def _span_scores(
+        self,
+        answers: torch.Tensor,
+        labels: torch.Tensor,
+        domains: npt.NDArray[np.str_],
+        finite: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Scores of spans of each item ``(items,)``, and their parts; NaN where not ``finite``.
+
+        Args:
+            answers, labels: Class numbers ``(items, tokens)``, of which labels say what counts.
+            domains: Domain of each item ``(items,)``.
+            finite: Whether the answers of an item are finite ``(items,)``.
+        """
+        import torch
+
+        counts = []
+        rows = zip(answers.cpu(), labels.cpu(), domains.tolist(), strict=True)
+        for answered, wanted, domain in rows:
+            names = self._names.get(domain, self._names.get("", ()))
+            numbers = [row[wanted != IGNORED].tolist() for row in (answered, wanted)]
+            largest = max(map(max, numbers))
+            if largest >= len(names):
+                raise InputError(
+                    f"{self._where}.data.classes: expected names of all classes of the model, "
+                    f"received {len(names)} names and class {largest}; list all of them"
+                )
+            counts.append(span_counts(*([names[number] for number in row] for row in numbers)))
+        parts = {n: v for metric in self._spans for n, v in span_parts(metric, counts).items()}
+        return {
+            name: torch.where(finite, torch.from_numpy(values).to(finite.device), torch.nan)
+            for name, values in parts.items()
+        }
 
 
 def _first_tokens(words: list[int | None], tags: list[int]) -> torch.Tensor:

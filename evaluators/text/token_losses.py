@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.by_item import wide
-from mergesearch.evaluators.model_items import ModelItems, run_model
+from mergesearch.evaluators.model_items import ModelItems, padded, run_model
 from mergesearch.evaluators.text.token_scores import Wanted, positions_at_once, score_tokens
 from mergesearch.evaluators.transfer import to_device
 
@@ -42,6 +43,24 @@ def token_losses(model: Any, items: ModelItems, labels: torch.Tensor) -> torch.T
     log_p = score_tokens(model, arguments, chosen).log_p
     losses = log_p.new_zeros(labels.shape)
     return losses.index_put((lines.to(log_p.device), columns.to(log_p.device)), -log_p)
+
+
+def target_losses(
+    model: Any, arguments: Mapping[str, torch.Tensor], targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Mean nats of the tokens of each item's target ``(items,)``, by teacher forcing.
+
+    Args:
+        model: An encoder-decoder, which reads the target one token behind.
+        arguments: What its encoder reads.
+        targets: Tokens of each target ``(tokens,)``.
+    """
+    from torch.nn.functional import cross_entropy
+
+    labels = to_device(padded(list(targets), IGNORED), next(model.parameters()).device)
+    logits = wide(model(**arguments, labels=labels, use_cache=False).logits)
+    losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+    return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
 def _whole(model: Any, items: ModelItems, labels: torch.Tensor) -> torch.Tensor:

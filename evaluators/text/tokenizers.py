@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mergesearch.evaluators.data.pretrained import checkpoint_folder, load_pretrained
+from mergesearch.evaluators.data.pretrained import checkpoint_folder
 from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.checkpoints.tokenizer_folder import tokenizer_in
 
 #: Files that say how text becomes tokens.
 VOCABULARIES = (
@@ -32,10 +33,7 @@ def load_tokenizer(path: str, where: str) -> Any:
     Raises:
         InputError: If there is none.
     """
-    from transformers import AutoTokenizer
-
-    folder = checkpoint_folder(path, where)
-    return load_pretrained(AutoTokenizer, folder, "a tokenizer", f"{where}: {path}")
+    return tokenizer_in(checkpoint_folder(path, where), f"{where}: {path}")
 
 
 def parent_warnings(sources: Sequence[str], *, templates: bool) -> list[str]:

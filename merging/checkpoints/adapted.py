@@ -10,12 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.checkpoints.adapter_files import AdapterFiles, LowRank, listed
+from mergesearch.merging.checkpoints.adapter_heads import (
+    HeadedModel,
+    relabelled,
+    saved_heads,
+    with_saved_heads,
+)
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint, read_tensor
 from mergesearch.merging.checkpoints.safetensors_files import TensorInfo, hash_bytes
 from mergesearch.merging.checkpoints.skeleton import Skeleton
@@ -39,23 +45,32 @@ class AdaptedCheckpoint(Checkpoint):
     """A stored model with an adapter applied to it, tensor by tensor when asked.
 
     Seen as any other checkpoint: ``tensors`` are those of the model, except that tensors which the
-    adapter stores whole are the adapter's. :meth:`read` gives adapted matrices in fp32 (fp64 where
-    the model's are), not rounded to the model's dtype.
+    adapter stores whole are the adapter's. With a head that the model lacks, they are those of the
+    class that was adapted. :meth:`read` gives adapted matrices in fp32 (fp64 where the model's
+    are), not rounded to the model's dtype.
 
     Attributes:
         model: The model below the adapter.
         adapter: The adapter's files.
         changes: Low-rank changes by stored name, and whether the stored matrix is ``(in, out)``.
+        stored_as: Name of a tensor -> what a checkpoint of the adapted class calls it, where that
+            is another.
     """
 
     model: Checkpoint
     adapter: AdapterFiles
     changes: Mapping[str, tuple[LowRank, bool]]
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that the weights depend on."""
         return tuple(sorted({*self.model.files, *(file.resolve() for file in self.adapter.files)}))
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Names of the tensors of modules that the adapter stores whole."""
+        return tuple(name for name in self._replaced if self.adapter.is_saved(name))
 
     @property
     def adapted(self) -> tuple[str, ...]:
@@ -127,7 +142,7 @@ class AdaptedCheckpoint(Checkpoint):
         return {
             name: info
             for name, info in self.tensors.items()
-            if info is not self.model.tensors[name]
+            if info is not self.model.tensors.get(name)
         }
 
     def _starts_from(self, name: str, base: TensorSource) -> bool:
@@ -151,26 +166,58 @@ class AdaptedCheckpoint(Checkpoint):
         return product(pair[0].to(wide), pair[1].to(wide))
 
 
-def adapted_tensors(
-    model: Checkpoint, adapter: AdapterFiles
-) -> tuple[dict[str, tuple[LowRank, bool]], dict[str, TensorInfo]]:
-    """Low-rank changes with their orientation, and whole tensors, both by stored name.
+@dataclass(frozen=True, eq=False)
+class AdaptedTensors:
+    """What an adapter makes of its model.
+
+    Attributes:
+        tensors: All tensors by stored name.
+        changes: Low-rank changes by stored name, and whether the stored matrix is ``(in, out)``.
+        config: Configuration of the adapted model.
+        stored_as: As in :class:`AdaptedCheckpoint`.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    changes: Mapping[str, tuple[LowRank, bool]]
+    config: Mapping[str, Any]
+    stored_as: Mapping[str, str]
+
+
+def adapted_tensors(model: Checkpoint, adapter: AdapterFiles) -> AdaptedTensors:
+    """What an adapter makes of its model.
 
     Raises:
-        CheckpointError: If a tensor has no home in the model, or another shape than the model's.
+        CheckpointError: If a tensor has no home in the model, or another shape than the model's, or
+            a weight beside an adapter's head is stored nowhere.
     """
-    return _Homes(model, adapter).find()
+    heads = saved_heads(model, adapter)
+    headed = with_saved_heads(model, adapter, heads) if heads else None
+    changes, whole = _Homes(model, adapter, frozenset(heads), headed).find()
+    if headed is None:
+        tensors = {**model.tensors, **whole}
+        return AdaptedTensors(tensors, changes, relabelled(model, adapter), {})
+    kept = {name: info for name, info in model.tensors.items() if name not in headed.dropped}
+    return AdaptedTensors({**kept, **whole}, changes, headed.config, headed.stored_as)
 
 
 @dataclass(frozen=True)
 class _Homes:
-    """Where the tensors of an adapter belong in its model, known by name."""
+    """Where the tensors of an adapter belong in its model, known by name.
+
+    Attributes:
+        model: Below the adapter.
+        adapter: Its files.
+        heads: Whole tensors that the model need not have.
+        headed: The model with these, if there are any.
+    """
 
     model: Checkpoint
     adapter: AdapterFiles
+    heads: frozenset[str]
+    headed: HeadedModel | None
 
     def find(self) -> tuple[dict[str, tuple[LowRank, bool]], dict[str, TensorInfo]]:
-        """See :func:`adapted_tensors`."""
+        """Low-rank changes with their orientation, and whole tensors, both by stored name."""
         low_rank = {f"{change.module}.weight": change for change in self.adapter.low_rank}
         homes = self._stored_names({*low_rank, *self.adapter.whole})
         self._check_ties(homes)
@@ -198,6 +245,7 @@ class _Homes:
             if fused:
                 raise self._misfit(f"parameters that are stored in parts: {listed(fused)}")
             homes |= renamed
+        homes |= {name: name for name in names if name in self.heads and name not in homes}
         lost = [name for name in names if name not in homes]
         if lost:
             raise self._misfit(f"tensors that the model does not store: {listed(lost)}")
@@ -236,6 +284,8 @@ class _Homes:
         shared = {*self.model.aliases, *self.model.aliases.values()}
         vocabulary = _vocabulary(self.model.config)
         for name, stored in homes.items():
+            if name in self.heads:
+                continue
             if stored in shared or (
                 self.model.shape(stored)[:1] == (vocabulary,) and self._is_tied(name)
             ):
@@ -247,7 +297,7 @@ class _Homes:
     @cached_property
     def skeleton(self) -> Skeleton | None:
         """The model without weights; built when asked for, since that takes seconds."""
-        return Skeleton.of(self.model.config)
+        return Skeleton.of(self.model.config) if self.headed is None else self.headed.skeleton
 
     def _misfit(self, received: str) -> CheckpointError:
         return CheckpointError(

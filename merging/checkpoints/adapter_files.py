@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mergesearch.merging.checkpoints.safetensors_files import (
 from mergesearch.merging.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 #: Settings that say how the adapter was trained or loaded, not what it does to weights.
@@ -109,6 +110,11 @@ class AdapterFiles:
         transposed: Whether the settings say that matrices are stored as (in, out); not reliable
             where a model mixes both, since peft writes what held for the last module.
         base: What the adapter was trained on, as its settings say.
+        saved: Modules that were trained whole (``modules_to_save``).
+        task: Kind of task, as ``SEQ_CLS``; empty where the settings name none.
+        model_class: Class of the adapted model; empty where the settings name none.
+        config: Content of the folder's ``config.json``, ``{}`` when there is none; peft writes
+            none.
     """
 
     folder: Path
@@ -116,11 +122,19 @@ class AdapterFiles:
     whole: Mapping[str, TensorInfo]
     transposed: bool
     base: str
+    saved: tuple[str, ...] = ()
+    task: str = ""
+    model_class: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that the weights depend on."""
         return self.folder / CONFIG, self.folder / WEIGHTS
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a tensor is of a module that was trained whole."""
+        return any(f".{module}." in f".{name}" for module in self.saved)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -142,7 +156,8 @@ def read_adapter(folder: Path) -> AdapterFiles:
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         hint = (
-            "pickle is never read, save it with safe_serialization=True"
+            "pickle is never read, write it as safetensors with `mergesearch convert FOLDER --out "
+            "NEW`"
             if pickles
             else "save it with save_pretrained"
         )
@@ -156,6 +171,10 @@ def read_adapter(folder: Path) -> AdapterFiles:
         whole,
         bool(settings.get("fan_in_fan_out")),
         str(settings.get("base_model_name_or_path") or ""),
+        saved=tuple(settings.get("modules_to_save") or ()),
+        task=str(settings.get("task_type") or ""),
+        model_class=str((settings.get("auto_mapping") or {}).get("base_model_class") or ""),
+        config=read_json(folder / MODEL_CONFIG) if (folder / MODEL_CONFIG).is_file() else {},
     )
 
 
@@ -215,7 +234,7 @@ def _low_rank(
             f"{folder / WEIGHTS}: expected lora_A and lora_B of {module!r}, received {received}"
         )
     down, up = (sides[side] for side in wanted)
-    rank = int(_by_pattern(settings.get("rank_pattern"), module, settings.get("r", 8)))
+    rank = int(_number(folder, settings, module, "rank_pattern", "r"))
     if (
         rank < 1
         or down.shape[:1] != (rank,)
@@ -226,7 +245,7 @@ def _low_rank(
             f"{folder / WEIGHTS}: {module!r}: expected rank {rank} as in {CONFIG}, received lora_A "
             f"{list(down.shape)} and lora_B {list(up.shape)}; {_MERGE_FIRST}"
         )
-    alpha = float(_by_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8)))
+    alpha = _number(folder, settings, module, "alpha_pattern", "lora_alpha")
     return LowRank(
         module,
         down,
@@ -234,6 +253,19 @@ def _low_rank(
         alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank),
         embedding,
     )
+
+
+def _number(
+    folder: Path, settings: Mapping[str, Any], module: str, patterns: str, key: str
+) -> float:
+    """A number of a module's adapter, 8 where the settings do not say it, as in peft."""
+    value = _by_pattern(settings.get(patterns), module, settings.get(key, 8))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(
+            f"{folder / CONFIG}: {key}: expected a number, received {_short(value)}; set the one "
+            "that the adapter was trained with"
+        )
+    return float(value)
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,9 +10,15 @@ from pathlib import Path
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, fsync, rename: a crash leaves the old file or the new one.
 
+    A link stays one: the file that it leads to is replaced.
+
     Raises:
-        OSError: If the file cannot be written; nothing is left behind.
+        OSError: If the file cannot be written, or is no file, such as /dev/stdout; nothing is left
+            behind.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         with part.open("wb") as file:

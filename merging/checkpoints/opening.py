@@ -70,19 +70,20 @@ def _open_adapted(
         raise CheckpointError(
             f"{path}: expected MODEL+ADAPTER, received two adapters; merge the first with peft"
         )
-    changes, whole = adapted_tensors(model, adapter)
-    tensors = {stored: whole.get(stored, info) for stored, info in model.tensors.items()}
+    adapted = adapted_tensors(model, adapter)
+    tensors = {key: adapted.tensors[key] for key in sorted(adapted.tensors, key=natural_key)}
     full = f"{model_path}+{adapter_path}"
     return AdaptedCheckpoint(
         name,
         full,
         model.folder,
         tensors,
-        model.config,
+        adapted.config,
         memo,
         model=model,
         adapter=adapter,
-        changes=changes,
+        changes=adapted.changes,
+        stored_as=adapted.stored_as,
     )
 
 

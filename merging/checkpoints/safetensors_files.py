@@ -194,7 +194,9 @@ def _why_no_weights(folder: Path) -> str:
     return f"{expected} no weights; give a folder written by save_pretrained"
 
 
-_CONVERT = "pickle is never read, convert it to safetensors (save_pretrained writes it)"
+_CONVERT = (
+    "pickle is never read, write it as safetensors with `mergesearch convert PATH --out FOLDER`"
+)
 
 
 def refuse_other_files(file: Path) -> None:

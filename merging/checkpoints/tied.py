@@ -72,6 +72,11 @@ def is_carried(name: str, info: TensorInfo) -> bool:
     return len(info.shape) == 4 and info.shape[:2] == (1, 1) and _MASKS.fullmatch(name) is not None
 
 
+def is_vocabulary_head(name: str) -> bool:
+    """Whether a tensor of this name is an output head over the vocabulary."""
+    return _HEADS.fullmatch(name) is not None
+
+
 def ties_embeddings(config: Mapping[str, Any]) -> bool:
     """Whether a model of this ``config.json`` shares its input embeddings with its output head."""
     for part in (config, config.get("text_config") or {}):
@@ -92,7 +97,7 @@ def find_aliases(tensors: Mapping[str, TensorInfo], tied: bool) -> Iterator[tupl
 
 
 def _embedding_of(head: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    if not _HEADS.fullmatch(head):
+    if not is_vocabulary_head(head):
         return None
     for part in _EMBEDDINGS:
         for name, info in tensors.items():

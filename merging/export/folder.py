@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,22 @@ from mergesearch.merging.checkpoints.pipelines import add_other_models, stem_in
 from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, ITEMSIZE, TensorInfo
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
-from mergesearch.merging.export.head_folders import family_to_write, names_written, write_heads
+from mergesearch.merging.export.about import NOTHING, About
+from mergesearch.merging.export.content import content_of
+from mergesearch.merging.export.head_folders import (
+    family_to_write,
+    names_written,
+    write_heads,
+    written_family,
+)
 from mergesearch.merging.export.model_card import render_card
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
 from mergesearch.merging.family.untouched import Untouched, untouched
 from mergesearch.merging.kernels.host import all_finite
+from mergesearch.merging.mergekit_format.exporting import FILE as MERGEKIT
+from mergesearch.merging.mergekit_format.exporting import write_mergekit_config
 from mergesearch.merging.recipe import Recipe, Source
 from mergesearch.merging.recipe_file import located, save_recipe
 from mergesearch.merging.resident.recalibration import open_recalibration
@@ -69,6 +78,7 @@ def export_model(
     dtype: str | None = None,
     threads: int = 1,
     head: str | None = None,
+    about: About = NOTHING,
 ) -> Export:
     """Write the merged model of ``recipe`` as a Hugging Face folder.
 
@@ -88,6 +98,7 @@ def export_model(
             :data:`mergesearch.merging.tensors.layout.FLOATING`.
         threads: Tensors that are merged at once; changes no bit of them.
         head: Name of the expert (or ``base``) whose head and configuration the model gets.
+        about: What the model card says beyond the recipe.
 
     Raises:
         CheckpointError: If a source is missing, damaged, or does not fit the base.
@@ -104,14 +115,15 @@ def export_model(
     target = out.resolve()
     family = open_family(recipe)
     written = family_to_write(family, head)
-    _check_fit(recipe, family)
+    check_fit(recipe, family)
     check_target(target, family.sources, overwrite)
     files = _changed_files(written, dtype)
-    stamped = _stamped(recipe, family)
+    stamped = stamped_recipe(recipe, family)
     stored = _stored_as(written, dtype)
+    about = replace(about, dtype=dtype)
     try:
         rounding, left = _write_folder(
-            stamped, target, written, stored, files, facts or {}, shard_bytes, threads
+            stamped, target, written, stored, files, facts or {}, shard_bytes, threads, about, dtype
         )
     except OSError as error:
         raise InputError(
@@ -130,6 +142,8 @@ def _write_folder(
     facts: Mapping[str, str],
     shard_bytes: int,
     threads: int,
+    about: About,
+    dtype: str | None,
 ) -> tuple[Rounding, Untouched]:
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     part.mkdir(parents=True)
@@ -141,23 +155,45 @@ def _write_folder(
             written, family.base, _merger(recipe, family, threads), family.layout, threads
         )
         _write_companions(family, files, place)
-        recalibration = open_recalibration(family)
-        if recalibration is not None:
-            recalibration.apply_to_folder(part, written, family.special.statistics)
         if family.heads is not None:
             write_heads(family.base, family.heads, part)
-        save_recipe(recipe, part / "recipe.yaml")
-        save_recipe(recipe, part / "recipe.json")
+        _recalibrate(family, part, written)
+        head = None if family.heads is None else family.heads.chosen
+        exported = content_of(part, dtype, head, about).to_dict()
+        save_recipe(recipe, part / "recipe.yaml", exported)
+        save_recipe(recipe, part / "recipe.json", exported)
         left = _untouched(recipe, family)
         known = {**facts, **rounding.facts(), **_policies(recipe)}
         known |= {"passed over": left.sentence} if left.sentence else {}
-        card = render_card(recipe, family.layout, family.base, family.experts, known, family.heads)
+        known |= write_mergekit_config(recipe, family, stored, part)
+        card = render_card(
+            recipe,
+            family.layout,
+            family.base,
+            family.experts,
+            known,
+            family.heads,
+            about,
+            mergekit=(part / MERGEKIT).is_file(),
+        )
         (part / "README.md").write_text(card, encoding="utf-8")
         _verify(part, stored, family)
         put_folder(part, target)
         return rounding, left
     finally:
         shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
+
+
+def _recalibrate(family: ModelFamily, part: Path, written: Mapping[str, TensorInfo]) -> None:
+    """Recompute the statistics of an exported model, with any head where it has none itself."""
+    recalibration = open_recalibration(family)
+    if recalibration is None:
+        return
+    apart = {} if family.heads is None or family.heads.chosen else family.heads.apart
+    whole = written_family(part, next(iter(apart))) if apart else family
+    with folder_of_base(whole, part.parent) if apart else nullcontext(str(part)) as folder:
+        statistics = family.special.statistics
+        recalibration.apply_to_folder(folder, written, statistics, whole.stored_as)
 
 
 def _laid_out(
@@ -189,7 +225,8 @@ def _stem(base: Checkpoint) -> str:
 def _untouched(recipe: Recipe, family: ModelFamily) -> Untouched:
     from mergesearch.merging.operators import get_operator
 
-    return untouched(get_operator(recipe.operator), family.layout, recipe.options)
+    operator = get_operator(recipe.operator)
+    return untouched(operator, family.layout, recipe.options, family.base.config)
 
 
 def _policies(recipe: Recipe) -> dict[str, str]:
@@ -197,7 +234,12 @@ def _policies(recipe: Recipe) -> dict[str, str]:
     return {"special tensors": chosen} if chosen else {}
 
 
-def _check_fit(recipe: Recipe, family: ModelFamily) -> None:
+def check_fit(recipe: Recipe, family: ModelFamily) -> None:
+    """Refuse a recipe that does not fit its sources, before weights are read.
+
+    Raises:
+        RecipeError: In one line.
+    """
     from mergesearch.merging.operators import get_operator
 
     operator = get_operator(recipe.operator)
@@ -244,10 +286,11 @@ def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -
             )
 
 
-def _stamped(recipe: Recipe, family: ModelFamily) -> Recipe:
+def stamped_recipe(recipe: Recipe, family: ModelFamily) -> Recipe:
     """The recipe with the fingerprints of what is read now.
 
-    They must be those that it was made with.
+    Raises:
+        RecipeError: If they are not those that it was made with.
     """
     full = located(recipe, Path.cwd())
     sources = zip((full.base, *full.experts), family.sources, strict=True)

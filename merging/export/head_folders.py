@@ -12,16 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
-from mergesearch.merging.checkpoints.safetensors_files import TensorInfo
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.checkpoints.safetensors_files import TensorInfo, read_json
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import InputError
 from mergesearch.merging.family.family import ModelFamily
-from mergesearch.merging.family.heads import (
-    Heads,
-    extended_base,
-    headed_base,
-    headed_config,
-)
+from mergesearch.merging.family.headed_base import extended_base, headed_base, headed_config
+from mergesearch.merging.family.heads import Head, Heads
+from mergesearch.merging.family.preflight import layout_of
 
 #: Folder of the heads in that of the exported model.
 HEADS = "heads"
@@ -84,3 +82,34 @@ def write_heads(base: Checkpoint, heads: Heads, folder: Path) -> None:
         if head.renamed:
             names = json.dumps(dict(head.renamed), indent=1)
             (place / NAMES).write_text(f"{names}\n", encoding="utf-8")
+
+
+def written_family(folder: Path, name: str) -> ModelFamily:
+    """The base of an exported merge with one of the heads that are written beside it.
+
+    Raises:
+        InputError: If the folder has no such head.
+    """
+    places = {place.name: place for place in sorted((folder / HEADS).glob("*")) if place.is_dir()}
+    if name not in places:
+        raise InputError(
+            f"{folder}: expected one of the heads {', '.join(places) or 'none'}, received {name!r}"
+        )
+    backbone = open_checkpoint(str(folder))
+    of = {one: _stored_head(place, one) for one, place in places.items()}
+    names = frozenset[str]().union(*(head.names for head in of.values()))
+    base = headed_base(backbone, Heads(backbone, names, of), name)
+    return ModelFamily(base, (), layout_of(base), rebuilt=True, stored_as=of[name].renamed)
+
+
+def head_names(folder: Path, name: str) -> frozenset[str]:
+    """Tensors of a head of an exported merge; for the base's, those that may be its own."""
+    places = [place for place in sorted((folder / HEADS).glob("*")) if place.is_dir()]
+    own = [place for place in places if place.name == name] or places
+    return frozenset().union(*(open_checkpoint(str(place)).tensors for place in own))
+
+
+def _stored_head(place: Path, name: str) -> Head:
+    source = open_checkpoint(str(place), name)
+    names = read_json(place / NAMES) if (place / NAMES).is_file() else {}
+    return Head(source, frozenset(source.tensors), names)

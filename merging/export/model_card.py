@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
-from mergesearch.merging.checkpoints.locations import is_hub_name
+from mergesearch.merging.export.about import NOTHING, About
+from mergesearch.merging.export.card_metadata import checked_card, metadata
+from mergesearch.merging.export.parents import (
+    Licences,
+    common_licence,
+    declared_licence,
+    hub_parents,
+    licence_conflict,
+)
 from mergesearch.merging.family.heads import Heads
-from mergesearch.merging.recipe import Recipe, Source
+from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout
+
+#: Lines of a recipe that a card still shows; longer ones are in recipe.yaml alone.
+_LONGEST = 60
 
 
 def render_card(
@@ -25,17 +33,29 @@ def render_card(
     experts: Sequence[Checkpoint],
     facts: Mapping[str, str],
     heads: Heads | None = None,
+    about: About = NOTHING,
+    mergekit: bool = False,
 ) -> str:
-    """Markdown with the hub's front matter. ``facts`` is shown as a table, for example scores."""
+    """Markdown with the hub's front matter.
+
+    Args:
+        recipe: What was merged.
+        layout: Its tensors.
+        base: The base.
+        experts: The experts.
+        facts: Shown as a table, for example scores.
+        heads: What the sources keep for themselves.
+        about: What the recipe does not say.
+        mergekit: Whether mergekit's configuration lies beside the card.
+    """
     parent = base if heads is None else heads.base
-    licences = [(source.name, declared_licence(source)) for source in (parent, *experts)]
+    licences = _licences(parent, experts)
     opening = (
         f"Merged by mergesearch with the operator `{recipe.operator}`{_options(recipe)} over the "
         f"base `{recipe.base.name}`. The recipe (`recipe.yaml`, the same in `recipe.json`) "
         "rebuilds these weights."
     )
     sections = [
-        f"---\n{_front_matter(recipe, base, licences)}---",
         f"# Merge of {', '.join(expert.name for expert in recipe.experts)}",
         opening,
         "## Sources\n\n"
@@ -43,24 +63,35 @@ def render_card(
         "## Coefficients\n\nOver all merged parameters.\n\n"
         + _table(("direction", "mean", "min", "max"), _coefficient_rows(recipe, layout)),
     ]
+    if 0 < about.recipe.count("\n") <= _LONGEST:
+        sections.append(f"## Recipe\n\n```yaml\n{about.recipe.rstrip()}\n```")
     if heads is not None:
         sections.append("## Heads\n\n" + _heads(heads))
-    if facts:
-        sections.append("## Facts\n\n" + _table(("fact", "value"), facts.items()))
-    if _common(licences) is None:
-        sections.append(
-            "## Licences of the parents\n\n"
-            + _table(("parent", "licence"), _licence_rows(licences))
-        )
+    sections += _closing(facts, licences)
+    sections.append("## How to reproduce\n\n" + _reproducing(about, mergekit))
     sections.append("## How to load\n\n" + _loading(base))
-    return "\n\n".join(sections) + "\n"
+    tags = ["merge", "mergesearch", *(["mergekit"] if mergekit else [])]
+    front = _front_matter(recipe, base, experts, licences, tags, about)
+    return checked_card(front, "\n\n".join(sections))
 
 
 def render_bundle_card(
-    recipe: Recipe, base: Checkpoint, experts: Sequence[Checkpoint], facts: Mapping[str, str]
+    recipe: Recipe,
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    facts: Mapping[str, str],
+    tasks: Sequence[str] = (),
 ) -> str:
-    """Markdown of a merge that depends on its input: what it is, and how to load it."""
-    licences = [(source.name, declared_licence(source)) for source in (base, *experts)]
+    """Markdown of a merge that depends on its input: what it is, and how to load it.
+
+    Args:
+        recipe: What was merged.
+        base: The base.
+        experts: The experts.
+        facts: Shown as a table.
+        tasks: Tasks among whose classes it answers, for one with class prompts.
+    """
+    licences = _licences(base, experts)
     routing = dict(recipe.routing)
     opening = (
         f"**This is not a single checkpoint.** Its weights are merged by `{routing['method']}` "
@@ -69,28 +100,40 @@ def render_bundle_card(
         "scored."
     )
     sections = [
-        f"---\n{_front_matter(recipe, base, licences)}---",
         f"# Input-dependent merge of {', '.join(expert.name for expert in recipe.experts)}",
         opening,
         "## Parameters\n\n"
         + _table(("parameter", "value"), [(key, str(value)) for key, value in recipe.routing]),
         "## Sources\n\n"
         + _table(("role", "name", "source", "weights (SHA-256)"), _source_rows(recipe)),
+        *_closing(facts, licences),
     ]
-    if facts:
-        sections.append("## Facts\n\n" + _table(("fact", "value"), facts.items()))
-    if _common(licences) is None:
-        sections.append(
-            "## Licences of the parents\n\n"
-            + _table(("parent", "licence"), _licence_rows(licences))
-        )
     code = (
         "from mergesearch.merging.routing.bundle import load\n\nmodel = "
         'load("path/to/this/folder")\n'
     )
-    code += "logits = model(pixel_values=images).logits  # .weights says how each item was merged"
+    named = f', tasks="{tasks[0]}"' if tasks else ""
+    code += f"logits = model(pixel_values=images{named}).logits"
+    code += "  # .weights says how each item was merged"
     sections.append(f"## How to load\n\nWith mergesearch installed:\n\n```python\n{code}\n```")
-    return "\n\n".join(sections) + "\n"
+    front = _front_matter(recipe, base, experts, licences, ["merge", "mergesearch"], NOTHING)
+    return checked_card(front, "\n\n".join(sections))
+
+
+def _licences(base: Checkpoint, experts: Sequence[Checkpoint]) -> Licences:
+    return [(source.name, declared_licence(source)) for source in (base, *experts)]
+
+
+def _closing(facts: Mapping[str, str], licences: Licences) -> list[str]:
+    """The sections of facts and of licences, where there is something to say."""
+    sections = []
+    if facts:
+        sections.append("## Facts\n\n" + _table(("fact", "value"), facts.items()))
+    if common_licence(licences) is None:
+        rows = [(name, licence or "not declared") for name, licence in licences]
+        told = _table(("parent", "licence"), rows)
+        sections.append(f"## Licences of the parents\n\n{licence_conflict(licences)}\n\n{told}")
+    return sections
 
 
 def coefficient_summary(field: Field, layout: Layout) -> npt.NDArray[np.float64]:
@@ -108,48 +151,33 @@ def coefficient_summary(field: Field, layout: Layout) -> npt.NDArray[np.float64]
     return np.stack((values @ sizes / sizes.sum(), values.min(axis=1), values.max(axis=1)), axis=1)
 
 
-def declared_licence(checkpoint: Checkpoint) -> str | None:
-    """The licence in the front matter of a checkpoint's README.md, or None."""
-    if checkpoint.folder is None:
-        return None
-    data = _read_front_matter(checkpoint.folder / "README.md")
-    licence = data.get("license")
-    return licence if isinstance(licence, str) and licence else None
-
-
-def _read_front_matter(file: Path) -> dict[str, Any]:
-    try:
-        before, head, _ = file.read_text(encoding="utf-8").split("---\n", 2)
-        data = yaml.safe_load(head) if not before else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}  # no card, no front matter, or none that can be read
-    return data if isinstance(data, dict) else {}
-
-
 def _front_matter(
-    recipe: Recipe, base: Checkpoint, licences: Sequence[tuple[str, str | None]]
+    recipe: Recipe,
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    licences: Licences,
+    tags: Sequence[str],
+    about: About,
 ) -> str:
-    data: dict[str, Any] = {
-        "base_model": list(
-            dict.fromkeys(_model_name(source) for source in (recipe.base, *recipe.experts))
-        ),
-        "base_model_relation": "merge",
-        "tags": ["merge", "mergesearch"],
-    }
-    if base.config:
-        data["library_name"] = "transformers"
-    if (licence := _common(licences)) is not None:
-        data["license"] = licence
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return metadata(
+        f"Merge of {', '.join(expert.name for expert in recipe.experts)}",
+        hub_parents(recipe, base, experts),
+        tags,
+        "transformers" if base.config else None,
+        common_licence(licences),
+        about,
+    )
 
 
-def _model_name(source: Source) -> str:
-    return source.path.split("@")[0] if is_hub_name(source.path) else source.name
-
-
-def _common(licences: Sequence[tuple[str, str | None]]) -> str | None:
-    declared = {licence for _, licence in licences}
-    return declared.pop() if len(declared) == 1 else None
+def _reproducing(about: About, mergekit: bool) -> str:
+    """Commands that make the merge again from its sources."""
+    stored = f" --dtype {about.dtype}" if about.dtype else ""
+    lines = ["pip install mergesearch", f"mergesearch merge recipe.yaml --out merged-model{stored}"]
+    lines += [
+        f"{line}{stored}" if line.startswith("mergesearch ") else line for line in about.commands
+    ]
+    lines += ["# or, up to rounding:", "mergekit-yaml mergekit_config.yml merged-model"] * mergekit
+    return "From the sources above, in this folder:\n\n```bash\n" + "\n".join(lines) + "\n```"
 
 
 def _options(recipe: Recipe) -> str:
@@ -177,10 +205,6 @@ def _coefficient_rows(recipe: Recipe, layout: Layout) -> list[tuple[str, ...]]:
     return [
         (name, *(f"{value:.4g}" for value in row)) for name, row in zip(names, summary, strict=True)
     ]
-
-
-def _licence_rows(licences: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
-    return [(name, licence or "not declared") for name, licence in licences]
 
 
 def _loading(base: Checkpoint) -> str:

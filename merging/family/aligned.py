@@ -18,6 +18,8 @@ from mergesearch.merging.tensors.layout import natural_key
 if TYPE_CHECKING:
     import torch
 
+    from mergesearch.merging.models.whole_model import WholeModel
+
 Make = Callable[[], "torch.Tensor"]
 
 
@@ -33,6 +35,7 @@ class Aligned(Checkpoint):
         done: What was done, for :attr:`identity`.
         beside: Other sources that the made tensors come from.
         renamed: Name -> the name that the origin has for it, where that is another.
+        whole: The stored model that this is the shared part of, if it has a head of its own.
     """
 
     origin: Checkpoint
@@ -41,6 +44,7 @@ class Aligned(Checkpoint):
     done: str = ""
     beside: tuple[Checkpoint, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    whole: WholeModel | None = None
 
     @cached_property
     def merged(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -92,6 +96,22 @@ class Aligned(Checkpoint):
     def _fingerprint(self) -> str:
         # Of the weights as they are stored, which recipes speak of.
         return self.origin.fingerprint()
+
+
+def stored_source(source: Checkpoint) -> Checkpoint:
+    """The stored checkpoint that a source is seen from."""
+    while isinstance(source, Aligned):
+        source = source.origin
+    return source
+
+
+def stored_behind(source: Checkpoint, name: str) -> Checkpoint | None:
+    """The stored checkpoint that has a tensor as the source has it; None where it is made."""
+    while isinstance(source, Aligned):
+        if name in source.made or name in source.renamed:
+            return None
+        source = source.origin
+    return source
 
 
 def with_tensors(
@@ -164,3 +184,8 @@ def unstored(source: Checkpoint, shape: Sequence[int], dtype: str) -> TensorInfo
     """
     file = next(iter(source.tensors.values())).file
     return TensorInfo(tuple(shape), dtype, file, 0, math.prod(shape) * ITEMSIZE[dtype])
+
+
+def model_dtype(base: Checkpoint) -> str:
+    """The widest dtype of the tensors that are merged, in which the model is loaded."""
+    return max((dtype for _, dtype in base.merged.values()), key=lambda name: ITEMSIZE[name])

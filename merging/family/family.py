@@ -21,10 +21,10 @@ from mergesearch.merging.family.common_rows import with_common_rows
 from mergesearch.merging.family.heads import (
     Heads,
     own_heads,
+    shared_parts,
     silent_heads,
     with_average_heads,
     with_base_heads,
-    without,
 )
 from mergesearch.merging.family.log_scalars import with_logarithms
 from mergesearch.merging.family.messages import listed, warn
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from mergesearch.merging.operators import Basis, Operator, Options
 
 
-#: Operators that look at what experts answer, which they run in the model of the base.
+#: Operators that look at what experts answer, each with its own head where they have some.
 _READ_ANSWERS = frozenset({"concrete", "fisher"})
 
 
@@ -109,11 +109,12 @@ class ModelFamily:
                 "received special policies that change their tensors; leave vocabulary, absent, "
                 "tied and scalars at their defaults, or choose an operator that needs weights alone"
             )
-        if self.heads is not None and operator.name in _READ_ANSWERS:
+        without = [] if self.heads is None else self.heads.without_head(self.experts)
+        if without and operator.name in _READ_ANSWERS:
             raise RecipeError(
-                f"operator {operator.name}: expected one head for all experts, whose answers it "
-                "reads, received experts with heads of their own (special: own); choose another "
-                "operator, such as regmean"
+                f"operator {operator.name}: expected a head in every expert, whose answers it "
+                f"reads, received none in {listed(without)}; choose another operator, such as "
+                "regmean"
             )
 
 
@@ -183,7 +184,7 @@ def _with_same_tensors(
         sources = untied(sources)
     heads = own_heads(sources, policies, names) if policies.keeps_own else None
     if heads is not None:
-        sources = without(sources, heads.names)
+        sources = shared_parts(sources, heads)
     if policies.heads == "base":
         sources = with_base_heads(sources)
     elif policies.heads == "average":

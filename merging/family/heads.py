@@ -8,39 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mergesearch.merging.checkpoints.adapted import AdaptedCheckpoint
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
-from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
+from mergesearch.merging.checkpoints.safetensors_files import TensorInfo
 from mergesearch.merging.errors import CheckpointError, InputError
-from mergesearch.merging.family.aligned import Make, unstored, with_tensors
+from mergesearch.merging.family.aligned import (
+    Aligned,
+    Make,
+    model_dtype,
+    stored_source,
+    unstored,
+    with_tensors,
+)
 from mergesearch.merging.family.head_names import (
     Shapes,
     classifier_heads,
     label_count,
     labels_differ,
+    labels_of,
     odd_heads,
     refuse_other_depths,
     refuse_uneven,
     tied_apart,
 )
 from mergesearch.merging.family.messages import listed
-from mergesearch.merging.family.missing_tensors import (
-    HEAD_SETTINGS,
-    made_of,
-    with_heads_of,
-)
+from mergesearch.merging.family.missing_tensors import made_of, with_heads_of
+from mergesearch.merging.models.whole_model import WholeModel
 from mergesearch.merging.policies import TensorPolicies
 from mergesearch.merging.tensors.layout import FLOATING
 from mergesearch.merging.tensors.source import shapes_of
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-#: Settings of the language model in a model of several modalities: it is the part that is shared.
-SHARED_SETTINGS = ("text_config", "decoder", "generator")
 #: The head of the base, where no expert has that name.
 BASE = "base"
 
@@ -94,6 +97,10 @@ class Heads:
             if head.names and head.source is not self.base
         }
 
+    def without_head(self, experts: Sequence[Checkpoint]) -> list[str]:
+        """Names of the experts that have nothing of their own."""
+        return [expert.name for expert in experts if not self.of[expert.name].names]
+
     def head(self, name: str) -> Head:
         """The head of an expert.
 
@@ -126,7 +133,7 @@ def own_heads(
     added: dict[str, str] = {}
     if policies.heads == "own":
         names |= odd_heads(shapes, tied)
-        if labels_differ(sources[0], sources[1:]):
+        if labels_differ(sources[0], sources[1:]) or any(map(_trained_apart, sources)):
             names |= _classifiers(sources, shapes)
     if policies.absent == "own":
         new = {n for own in shapes[1:] for n in own if n not in shapes[0] and n not in tied}
@@ -135,7 +142,7 @@ def own_heads(
     if not names:
         return None
     of = {
-        source.name: Head(source, _own_names(source, names), own)
+        source.name: Head(source, _own_names(source, names), _names_in_class(source, own))
         for source, own in zip(sources[1:], renamed[1:], strict=True)
     }
     if policies.absent == "own":
@@ -147,6 +154,18 @@ def own_heads(
 def without(sources: Sequence[Checkpoint], names: Collection[str]) -> list[Checkpoint]:
     """The sources with tensors that no merge acts on."""
     return [with_tensors(source, {}, copied=frozenset(names)) for source in sources]
+
+
+def shared_parts(sources: Sequence[Checkpoint], heads: Heads) -> list[Checkpoint]:
+    """The sources without what each keeps for itself, and where that is."""
+    base, *experts = without(sources, heads.names)
+    return [base, *(_part(expert, heads.of[expert.name]) for expert in experts)]
+
+
+def _part(view: Checkpoint, head: Head) -> Checkpoint:
+    if not isinstance(view, Aligned) or not head.names:
+        return view
+    return replace(view, whole=WholeModel(head.source.path, head.names, head.renamed))
 
 
 def with_base_heads(sources: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -187,64 +206,6 @@ def with_average_heads(sources: Sequence[Checkpoint]) -> list[Checkpoint]:
     return without([first, *experts], names)
 
 
-def headed_base(base: Checkpoint, heads: Heads, name: str) -> Checkpoint:
-    """The base of a family with the head of a source in the place of its own.
-
-    Its configuration is that of the source, with what policies changed in the base's. Heads are in
-    the dtype of the model.
-
-    Raises:
-        InputError: If there is no such source.
-    """
-    head = heads.head(name)
-    dtype = model_dtype(base)
-    made = {n: _as_stored(base, head.source, n, dtype) for n in head.names}
-    whole = with_tensors(
-        base,
-        made,
-        config=headed_config(base, heads, name),
-        copied=frozenset(head.names),
-        done=f"head {name}",
-        beside=[head.source],
-    )
-    gone = {*heads.names, *(a for a, kept in base.aliases.items() if kept in heads.names)}
-    gone -= head.names
-    tensors = {n: info for n, info in whole.tensors.items() if n not in gone}
-    return replace(whole, tensors=tensors, folder=head.source.folder)
-
-
-def headed_config(base: Checkpoint, heads: Heads, name: str) -> dict[str, Any]:
-    """The configuration of a source, with what policies changed in the base's."""
-    changed = {k: v for k, v in base.config.items() if heads.base.config.get(k) != v}
-    return {**heads.head(name).source.config, **changed}
-
-
-def extended_base(base: Checkpoint, heads: Heads) -> Checkpoint:
-    """The base of a family with the tensors that exactly one expert has, as they are.
-
-    Its configuration has those experts' settings that the base lacks.
-    """
-    if not heads.added:
-        return base
-    made = {}
-    config = dict(base.config)
-    not_added = {*HEAD_SETTINGS, *SHARED_SETTINGS}
-    for name, expert in heads.added.items():
-        source = heads.of[expert].source
-        info = source.tensors[name]
-        made[name] = unstored(base, info.shape, info.dtype), partial(source.read, name)
-        config = {
-            **{key: v for key, v in source.config.items() if key not in not_added},
-            **config,
-        }
-    return with_tensors(base, made, config=config, copied=frozenset(made), done="added")
-
-
-def model_dtype(base: Checkpoint) -> str:
-    """The widest dtype of the tensors that are merged, in which the model is loaded."""
-    return max((dtype for _, dtype in base.merged.values()), key=lambda name: ITEMSIZE[name])
-
-
 def _heads_of(sources: Sequence[Checkpoint]) -> set[str]:
     shapes = [shapes_of(source) for source in sources]
     return odd_heads(shapes, tied_apart(sources)) | _classifiers(sources, shapes)
@@ -252,6 +213,29 @@ def _heads_of(sources: Sequence[Checkpoint]) -> set[str]:
 
 def _classifiers(sources: Sequence[Checkpoint], shapes: Sequence[Shapes]) -> set[str]:
     return classifier_heads(shapes, [label_count(source.config) for source in sources])
+
+
+def _trained_apart(source: Checkpoint) -> bool:
+    """Whether a source is an adapter that stores a head whole and does not name its classes."""
+    stored = stored_source(source)
+    if not isinstance(stored, AdaptedCheckpoint):
+        return False
+    return bool(stored.saved) and labels_of(stored.config) is None
+
+
+def _names_in_class(source: Checkpoint, own: Mapping[str, str]) -> dict[str, str]:
+    """Name of a tensor -> what a checkpoint of the source's class calls it, where they differ.
+
+    Args:
+        source: With the names of the base.
+        own: Name -> name in the stored source, where they differ.
+    """
+    stored = stored_source(source)
+    if not isinstance(stored, AdaptedCheckpoint) or not stored.stored_as:
+        return dict(own)
+    seen = {name: own.get(name, name) for name in source.tensors}
+    named = {name: stored.stored_as.get(before, before) for name, before in seen.items()}
+    return {name: last for name, last in named.items() if last != name}
 
 
 def _own_names(source: Checkpoint, names: Collection[str]) -> frozenset[str]:
@@ -277,21 +261,6 @@ def _averaged(
     shape = experts[0].merged[name][0]
     dtype = base.merged[name][1] if name in base.merged else model_dtype(base)
     return unstored(base, shape, dtype), made_of(experts, name, "average", dtype)
-
-
-def _as_stored(
-    base: Checkpoint, source: Checkpoint, name: str, dtype: str
-) -> tuple[TensorInfo, Make]:
-    """A tensor of another source, floating ones in the dtype of the model."""
-    info = source.tensors[name]
-    kept = dtype if info.dtype in FLOATING else info.dtype
-
-    def make() -> torch.Tensor:
-        import torch
-
-        return source.read(name).to(getattr(torch, kept))
-
-    return unstored(base, info.shape, kept), make
 
 
 def silent_heads(sources: Sequence[Checkpoint], policies: TensorPolicies) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mergesearch.merging.checkpoints.adapter_heads import HEAD_SETTINGS
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.safetensors_files import TensorInfo
 from mergesearch.merging.checkpoints.tied import find_aliases, ties_embeddings
@@ -17,10 +18,6 @@ from mergesearch.merging.family.messages import listed
 
 if TYPE_CHECKING:
     import torch
-
-#: What of a configuration belongs to a head; taken from the experts where they bring one that the
-#: base lacks.
-HEAD_SETTINGS = ("architectures", "id2label", "label2id", "num_labels", "problem_type")
 
 
 def untied(sources: Sequence[Checkpoint]) -> list[Checkpoint]:

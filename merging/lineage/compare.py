@@ -82,6 +82,7 @@ def compare_weights(base: Checkpoint, expert: Checkpoint, seed: int = 0) -> Line
         tuple(tensor.name for tensor in apart),
         len(tensors),
         reader.size,
+        tuple(tensor.name for tensor in tensors if not tensor.finite),
     )
 
 
@@ -117,12 +118,14 @@ def _tensor_agreement(
     generator = generator_for(seed, name)
     indices = sampled_rows(count, columns * ITEMSIZE[dtype], TENSOR_BYTES, generator)
     ours = reader.rows(base, name, indices)
+    odd = reader.odd
     theirs = reader.rows(expert, name, indices)
     if ours is None or theirs is None:
         return None
     role = "vectors" if len(shape) < 2 else module
     agreement = Agreement.of(ours, theirs, count * columns)
-    return TensorAgreement(name, role, agreement, ours.size, *row_agreement(ours, theirs))
+    finite = reader.odd == odd
+    return TensorAgreement(name, role, agreement, ours.size, *row_agreement(ours, theirs), finite)
 
 
 def _heads(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mergesearch.merging.family.messages import listed
 from mergesearch.merging.lineage.agreement import Agreement
 from mergesearch.merging.lineage.products import SIDES, HeadAgreement, Pair
 from mergesearch.merging.lineage.relation import Lineage
@@ -37,6 +38,7 @@ def lineage_dict(lineage: Lineage) -> dict[str, Any]:
         },
         "moved": [vars(one) for one in lineage.moved],
         "apart": list(lineage.apart),
+        "broken": list(lineage.broken),
         "tensors": lineage.tensors,
         "bytes_read": lineage.size,
     }
@@ -80,6 +82,7 @@ def lineage_lines(lineage: Lineage) -> list[str]:
         f"expert    {lineage.expert[1]}",
         f"verdict   {verdict}",
         *apart,
+        *([f"broken    NaN or infinity in {listed(lineage.broken)}"] if lineage.broken else []),
         f"read      {lineage.size / 1e6:.1f} MB of both, {lineage.tensors} tensors",
         "",
         *_aligned([("role", "parameters", "cosine", "distance", "scale"), *rows]),

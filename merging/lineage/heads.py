@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.merging.tensors.fused_heads import fused_layout
+
 Side = Literal["query", "key", "value", "output"]
 #: How the features of a matrix belong to heads: one side alone, all queries before all keys before
 #: all values, or group by group (the group's queries, its key, its value).
@@ -149,10 +151,13 @@ def find_attentions(shapes: Shapes, config: Mapping[str, Any]) -> list[Attention
         config: Content of ``config.json``.
     """
     known = list(_declared_heads(config))
-    return [found for name in shapes if (found := _attention(name, shapes, known)) is not None]
+    found = (_attention(name, shapes, known, config) for name in shapes)
+    return [attention for attention in found if attention is not None]
 
 
-def _attention(name: str, shapes: Shapes, known: list[Declared]) -> Attention | None:
+def _attention(
+    name: str, shapes: Shapes, known: list[Declared], config: Mapping[str, Any]
+) -> Attention | None:
     """The attention whose query, or whose fused matrix, a tensor is."""
     match = re.fullmatch(r"(?P<where>(?:.*\.)?)(?P<word>\w+?)[._]weight", name)
     if match is None or len(shapes[name]) != 2:
@@ -162,9 +167,21 @@ def _attention(name: str, shapes: Shapes, known: list[Declared]) -> Attention | 
     for words in SEPARATE:
         if word == words[0] and all(f"{where}{w}.weight" in shapes for w in words):
             return _separate(where, words, shapes, known)
-    if word in FUSED:
-        return _fused(where, name, FUSED[word], shapes, known)
-    return None
+    packing = _packing(name, word, shapes[name][0], config)
+    return None if packing is None else _fused(where, name, packing, shapes, known)
+
+
+def _packing(name: str, word: str, rows: int, config: Mapping[str, Any]) -> Packing | None:
+    """How a fused matrix is packed, by its configuration or else by its name.
+
+    None for all others, and for one whose sides are not in the order of query, key and value.
+    """
+    said = fused_layout(name, rows, config)
+    if said is None:
+        return FUSED.get(word)
+    if said.sides != "qkv":
+        return None
+    return "concatenated" if said.groups == 1 else "by_group"
 
 
 def _separate(

@@ -63,7 +63,13 @@ def check_lineages(
         for lineage in lineages
         if lineage.apart and not lineage.refused
     ]
-    return [*warnings, *distant, *far]
+    broken = [
+        f"expert {lineage.expert[0]!r}: expected finite weights, received NaN or infinity in "
+        f"{listed(lineage.broken)}; merges with it fail: restore the checkpoint"
+        for lineage in lineages
+        if lineage.broken
+    ]
+    return [*warnings, *distant, *far, *broken]
 
 
 def refusal(lineage: Lineage) -> str:

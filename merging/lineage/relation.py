@@ -39,6 +39,7 @@ class TensorAgreement:
         compared: Elements that were compared.
         row_cosine: Median cosine of its rows.
         row_octaves: Median size of the scales of its rows, as binary logarithms.
+        finite: Whether all sampled elements of the expert are finite.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TensorAgreement:
     compared: int
     row_cosine: float
     row_octaves: float
+    finite: bool = True
 
     @property
     def kind(self) -> str:
@@ -69,6 +71,7 @@ class Lineage:
         apart: Single matrices that are unrelated to the base's.
         tensors: Tensors that were compared.
         size: Bytes that were read of both.
+        broken: Tensors of the expert with NaN or infinity among their samples.
     """
 
     base: tuple[str, str]
@@ -81,6 +84,7 @@ class Lineage:
     apart: tuple[str, ...]
     tensors: int
     size: int
+    broken: tuple[str, ...] = ()
 
     @property
     def refused(self) -> bool:

@@ -64,10 +64,12 @@ class RowReader:
 
     Attributes:
         size: Bytes read so far.
+        odd: Numbers among them that were not finite, which are given as zero.
     """
 
     def __init__(self) -> None:
         self.size = 0
+        self.odd = 0
 
     def rows(self, source: Checkpoint, name: str, indices: Indices) -> Rows | None:
         """Rows of a tensor as :func:`matrix_view` sees it, ``(indices, columns)``.
@@ -100,7 +102,7 @@ class RowReader:
         finally:
             os.close(handle)
         self.size += len(raw)
-        return decoded(raw, info.dtype).reshape(len(indices), columns)
+        return self._finite(decoded(raw, info.dtype)).reshape(len(indices), columns)
 
     def _adapted(self, source: AdaptedCheckpoint, name: str, indices: Indices) -> Rows:
         """Rows of a stored matrix with the adapter's low-rank change."""
@@ -125,16 +127,23 @@ class RowReader:
 
     def _read(self, source: Checkpoint, name: str, indices: Indices) -> Rows:
         """Rows of a source of another kind, which may have to read the whole tensor."""
-        tensor = source.read(name).detach().float().numpy()
+        import torch
+
+        tensor = source.read(name).detach()
         self.size += tensor.nbytes
-        return np.asarray(tensor.reshape(matrix_view(tensor.shape))[indices])
+        rows = tensor.reshape(matrix_view(tensor.shape))
+        chosen = rows[torch.from_numpy(indices).to(rows.device)].float().cpu().numpy()
+        return self._finite(chosen)
+
+    def _finite(self, numbers: Rows) -> Rows:
+        """The numbers, with zero for those that are not finite, in place."""
+        self.odd += numbers.size - int(np.count_nonzero(np.isfinite(numbers)))
+        return np.nan_to_num(numbers, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def decoded(raw: bytes, dtype: str) -> Rows:
-    """Stored floating numbers as fp32; numbers that are not finite become zero."""
+    """Stored floating numbers as fp32."""
     if dtype == "bfloat16":
         wide = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
-        numbers = wide.view(np.float32)
-    else:
-        numbers = np.frombuffer(raw, dtype=np.dtype(dtype)).astype(np.float32)
-    return np.nan_to_num(numbers, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        return wide.view(np.float32)
+    return np.frombuffer(raw, dtype=np.dtype(dtype)).astype(np.float32)

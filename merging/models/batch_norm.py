@@ -7,7 +7,7 @@ activations collapses in a merged model, and statistics that are recomputed on d
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def recalibrate(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-    """Replace all running statistics of ``model`` by exact averages over ``batches``.
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    kept: Collection[str] = (),
+) -> None:
+    """Replace running statistics of ``model`` by exact averages over ``batches``.
 
     Every batch counts the same, so batches should be of one size. Layers see activations that are
     normalised by the batch, as in training; everything else of the model (dropout) stays in its
@@ -28,6 +32,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]])
     Args:
         model: The merged model; only running statistics and their counters change.
         batches: Keyword arguments of the model.
+        kept: Modules whose statistics stay what they are.
 
     Raises:
         InputError: If there is no batch, or one holds a single value per channel, which has no
@@ -35,7 +40,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]])
     """
     import torch
 
-    layers = [module for module in model.modules() if _keeps_statistics(module)]
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if _keeps_statistics(module) and name not in kept
+    ]
     if not layers:
         return
     with _averaging(layers), torch.no_grad():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.models.calibration_experts import lacking_domain
 from mergesearch.merging.models.calibration_spec import CalibrationSpec
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ class Items:
     Attributes:
         inputs: Keyword arguments of the model, each ``(items, ...)``.
         labels: Class numbers ``(items,)``, or None.
+        task: The task of all of them, for heads of class prompts.
     """
 
     inputs: Mapping[str, torch.Tensor]
     labels: torch.Tensor | None = None
+    task: str = ""
 
     def one_by_one(self) -> Iterator[Items]:
         """The same items as batches of one."""
@@ -33,11 +36,17 @@ class Items:
         for index in range(count):
             part = slice(index, index + 1)
             labels = None if self.labels is None else self.labels[part]
-            yield Items({name: tensor[part] for name, tensor in self.inputs.items()}, labels)
+            inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
+            yield Items(inputs, labels, self.task)
 
 
-def read_items(spec: CalibrationSpec, folder: str) -> list[Items]:
+def read_items(spec: CalibrationSpec, folder: str, domain: str = "") -> list[Items]:
     """The first ``samples`` items of a folder, in the order that the seed gives, in batches.
+
+    Args:
+        spec: The complete option.
+        folder: Where the items are.
+        domain: Name of the domain whose items are meant, where the option names their column.
 
     Raises:
         InputError: If there are none, or they cannot be stacked.
@@ -48,7 +57,10 @@ def read_items(spec: CalibrationSpec, folder: str) -> list[Items]:
     label = spec["label"]
     columns = {*spec["inputs"].values(), *([] if label is None else [label])}
     path = Path(folder).expanduser() / spec["split"]
-    dataset = load_from_disk(str(path)).with_format("numpy", columns=sorted(columns))
+    dataset = load_from_disk(str(path))
+    if "domain" in spec:
+        dataset = _of_domain(dataset, spec["domain"], domain, path)
+    dataset = dataset.with_format("numpy", columns=sorted(columns))
     chosen = np.random.default_rng(spec["seed"]).permutation(len(dataset))[: spec["samples"]]
     if not len(chosen):
         raise InputError(f"calibration.data: {path}: expected items, received an empty split")
@@ -64,6 +76,22 @@ def read_items(spec: CalibrationSpec, folder: str) -> list[Items]:
         )
         for start in range(0, len(chosen), spec["batch_size"])
     ]
+
+
+def _of_domain(dataset: Any, column: str, domain: str, path: Path) -> Any:
+    """The items of a domain, which numbers or names in a column say.
+
+    Raises:
+        InputError: If there are none.
+    """
+    feature = dataset.features[column]
+    names = [str(name) for name in dataset[column]]
+    if hasattr(feature, "int2str"):
+        names = [feature.int2str(int(name)) for name in names]
+    rows = [row for row, name in enumerate(names) if name == domain]
+    if not rows:
+        raise lacking_domain(path, domain, sorted(set(names)))
+    return dataset.select(rows)
 
 
 def _as_input(name: str, values: Any, path: Path) -> torch.Tensor:

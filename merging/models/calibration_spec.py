@@ -19,18 +19,27 @@ from pydantic import (
 )
 from typing_extensions import TypedDict  # pydantic refuses that of `typing` before Python 3.12
 
+from mergesearch.merging.checkpoints.locations import absolute_path
+from mergesearch.merging.models.calibration_prompts import refuse_prompts
 from mergesearch.merging.tensors.layout import Layout
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mergesearch.merging.models.task_heads import TaskHead
     from mergesearch.merging.tensors.source import Options
+
+#: A list of texts for all tasks, or one for each.
+TextsByTask = list[str] | dict[str, list[str]]
 
 
 @with_config(ConfigDict(extra="forbid"))
 class CalibrationSpec(TypedDict):
-    """A model and items on disk; keys that are left out take the values of :data:`DEFAULTS`."""
+    """A model and items on disk; keys that are left out take the values of :data:`DEFAULTS`.
+
+    Those that have none there stay out, so that recipes without them are the same as ever.
+    """
 
     data: Annotated[
         str | dict[str, str],
@@ -48,6 +57,37 @@ class CalibrationSpec(TypedDict):
     batch_size: NotRequired[Annotated[int, Field(ge=1, description="Items per forward pass.")]]
     seed: NotRequired[Annotated[int, Field(ge=0, description="Chooses the items.")]]
     device: NotRequired[Annotated[str, Field(description="Where the model runs.")]]
+    domain: NotRequired[
+        Annotated[
+            str,
+            Field(description="Column of domains; an expert gets the items of that of its name."),
+        ]
+    ]
+    prompts: NotRequired[
+        Annotated[
+            TextsByTask,
+            Field(
+                min_length=1,
+                description="Class prompts of CLIP and its kin, with {} for the name of a class, "
+                "for all experts or for each.",
+            ),
+        ]
+    ]
+    classes: NotRequired[
+        Annotated[
+            TextsByTask,
+            Field(
+                min_length=1,
+                description="Names of the classes, for all experts or for each; by default those "
+                "of the label column.",
+            ),
+        ]
+    ]
+    tokenizer: NotRequired[
+        Annotated[
+            str, Field(description="Folder of the tokenizer of prompts; by default the base's.")
+        ]
+    ]
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -70,6 +110,8 @@ class Calibration:
             the expert.
         label: The entry of each batch that holds class numbers ``(items,)`` and is not given to the
             model, if any.
+        head: What answers by the model, with the expert's name as the task: class prompts
+            (:class:`mergesearch.merging.models.prompt_heads.PromptHeads`); None: the model itself.
     """
 
     model: nn.Module
@@ -77,6 +119,7 @@ class Calibration:
         Sequence[Mapping[str, torch.Tensor]] | Mapping[str, Sequence[Mapping[str, torch.Tensor]]]
     )
     label: str | None = None
+    head: TaskHead | None = None
 
 
 def _or_object(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -111,10 +154,12 @@ def refuse_calibration(_layout: Layout, _experts: int, options: Options) -> str 
     calibration = options["calibration"]
     if isinstance(calibration, Calibration):
         return None
-    columns = {*calibration["inputs"].values(), calibration["label"]} - {None}
+    columns = {*calibration["inputs"].values(), calibration["label"], calibration.get("domain")}
+    columns -= {None}
     folders = [Path(folder).expanduser() for folder in _by_expert(calibration["data"]).values()]
     reasons = (_refuse_folder(folder, calibration["split"], columns) for folder in folders)
-    return next((f"calibration.data: {reason}" for reason in reasons if reason is not None), None)
+    refused = next((reason for reason in reasons if reason is not None), None)
+    return refuse_prompts(calibration) if refused is None else f"calibration.data: {refused}"
 
 
 def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
@@ -144,7 +189,7 @@ def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
 
 
 def absolute(options: Options, folder: Path) -> dict[str, Any]:
-    """The hyperparameters with the folders of items made absolute.
+    """The hyperparameters with the folders of items and of a tokenizer made absolute.
 
     Relative ones start at ``folder``.
     """
@@ -156,10 +201,10 @@ def absolute(options: Options, folder: Path) -> dict[str, Any]:
         key: os.path.abspath(folder / Path(path).expanduser())
         for key, path in _by_expert(data).items()
     }
-    return {
-        **options,
-        "calibration": {**calibration, "data": paths if isinstance(data, dict) else paths[""]},
-    }
+    located = {**calibration, "data": paths if isinstance(data, dict) else paths[""]}
+    if isinstance(calibration.get("tokenizer"), str):
+        located["tokenizer"] = absolute_path(calibration["tokenizer"], folder)
+    return {**options, "calibration": located}
 
 
 def file_versions(options: Options) -> list[list[Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import reduce
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.extensions.references import is_reference, known
+from mergesearch.merging.models.model_classes import (
+    auto_class,
+    diffusers_class,
+    is_of_diffusers,
+)
 from mergesearch.merging.models.parameter_views import parameter_views
 
 
@@ -29,7 +35,8 @@ def load_model(source_path: str, model_class: str, dtype: str | None = None) -> 
         source_path: Folder, ``org/name@revision`` or ``MODEL+ADAPTER``, as for
             :meth:`Checkpoint.open`; a single file only for a function.
         model_class: A ``transformers`` auto class, for example ``AutoModelForImageClassification``,
-            or ``module:name`` of a function that builds any module, which this process knows.
+            or ``module:name`` of a function that builds any module, which this process knows. For a
+            folder of diffusers it is the class that the folder names instead.
         dtype: Of the model of an auto class, instead of the stored one.
 
     Raises:
@@ -39,20 +46,18 @@ def load_model(source_path: str, model_class: str, dtype: str | None = None) -> 
     """
     if is_reference(model_class):
         return _built_model(source_path, model_class)
-    auto = _auto_class(model_class)
     checkpoint = open_checkpoint(source_path)
     if checkpoint.folder is None or not checkpoint.config:
         raise CheckpointError(
             f"{source_path}: expected a folder with config.json, received none; add the model's own"
         )
-    if "_class_name" in checkpoint.config and "model_type" not in checkpoint.config:
-        raise CheckpointError(
-            f"{source_path}: expected a model of transformers, received "
-            f"{checkpoint.config['_class_name']} of diffusers; name a function that builds it "
-            "(model_class: module:name)"
-        )
+    if is_of_diffusers(checkpoint.config):
+        return _diffusers_model(checkpoint, dtype)
+    auto = auto_class(model_class)
     kept = widest_dtype([dtype] if dtype else (own for _, own in checkpoint.merged.values()))
-    with no_progress_bar():
+    adapted = checkpoint if isinstance(checkpoint, AdaptedCheckpoint) else None
+    # What transformers would report as missing, an adapter brings.
+    with no_progress_bar(), nullcontext() if adapted is None else no_report():
         model, report = auto.from_pretrained(
             str(checkpoint.folder),
             dtype=kept,
@@ -60,15 +65,12 @@ def load_model(source_path: str, model_class: str, dtype: str | None = None) -> 
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **({} if adapted is None else _adapted_class(adapted)),
         )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{source_path}: expected every weight of {type(model).__name__}, missing {missing}; "
-            "choose the auto class that the checkpoint was trained with"
-        )
-    if isinstance(checkpoint, AdaptedCheckpoint):
-        _apply_adapter(checkpoint, model)
+    lost = {*report["missing_keys"]}
+    if adapted is not None:
+        lost -= _apply_adapter(adapted, model)
+    _refuse_missing(source_path, model, lost)
     loaded: nn.Module = model.eval()
     return loaded
 
@@ -79,18 +81,32 @@ def check_builder(source_path: str, builder: str) -> None:
     One that this process does not know is let pass, and so is one that cannot build without memory.
 
     Raises:
-        InputError: If it builds no module.
+        InputError: If it needs arguments, or builds no module.
         CheckpointError: If the module has other tensors.
     """
     build = known(builder)
     if build is None:
         return
+    _check_arguments(build, builder)
     try:
         with torch.device("meta"):
             model: Any = build()
     except Exception:  # whatever a function does that "meta" cannot: loading tells then
         return
     _check_module(model, open_checkpoint(source_path), builder)
+
+
+def _check_arguments(build: Callable[..., Any], builder: str) -> None:
+    """Refuse a function that cannot be called without arguments."""
+    try:
+        signature(build).bind()
+    except TypeError as error:
+        raise InputError(
+            f"model class: expected {builder} to build the module without arguments, received: "
+            f"{error}; give them defaults, or write a function around it"
+        ) from None
+    except ValueError:  # some built-in callables have no signature
+        return
 
 
 def _built_model(source_path: str, builder: str) -> nn.Module:
@@ -137,29 +153,95 @@ def _check_module(model: Any, checkpoint: Checkpoint, builder: str) -> nn.Module
     return model
 
 
-def _auto_class(model_class: str) -> Any:
-    import transformers
+def _diffusers_model(checkpoint: Checkpoint, dtype: str | None) -> nn.Module:
+    """The model of a folder of diffusers, of the class that the folder names.
 
-    auto = getattr(transformers, model_class, None)
-    if not model_class.startswith("AutoModel") or not hasattr(auto, "from_pretrained"):
-        raise InputError(
-            "model class: expected a transformers auto class (AutoModel...), received "
-            f"{model_class!r}"
+    Raises:
+        CheckpointError: If diffusers lacks that class, or the folder lacks weights of the model.
+    """
+    found = diffusers_class(checkpoint.config, checkpoint.path)
+    kept = widest_dtype([dtype] if dtype else (own for _, own in checkpoint.merged.values()))
+    try:
+        model, report = found.from_pretrained(
+            str(checkpoint.folder),
+            torch_dtype=kept,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    return auto
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{checkpoint.path}: expected weights of {found.__name__}, received "
+            f"{type(error).__name__}: {text}"
+        ) from None
+    if report["missing_keys"]:
+        raise CheckpointError(
+            f"{checkpoint.path}: expected every weight of {type(model).__name__}, missing "
+            f"{sorted(report['missing_keys'])}; write the folder again by save_pretrained"
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
 
 
-def _apply_adapter(checkpoint: AdaptedCheckpoint, model: nn.Module) -> None:
+def _refuse_missing(source_path: str, model: nn.Module, names: set[str]) -> None:
+    """Refuse a checkpoint that lacks weights of its model.
+
+    Raises:
+        CheckpointError: If there are any.
+    """
+    if names:
+        raise CheckpointError(
+            f"{source_path}: expected every weight of {type(model).__name__}, missing "
+            f"{sorted(names)}; choose the auto class that the checkpoint was trained with"
+        )
+
+
+def _adapted_class(checkpoint: AdaptedCheckpoint) -> dict[str, Any]:
+    """Arguments that load a model for the head of an adapter, which takes the place of its own."""
+    from transformers import CONFIG_MAPPING
+
+    kind = checkpoint.config.get("model_type")
+    if checkpoint.config == checkpoint.model.config or kind not in CONFIG_MAPPING:
+        return {}
+    config = CONFIG_MAPPING[kind].from_dict(dict(checkpoint.config))
+    return {"config": config, "ignore_mismatched_sizes": True}
+
+
+def _apply_adapter(checkpoint: AdaptedCheckpoint, model: nn.Module) -> set[str]:
+    """Write what an adapter changes into its model.
+
+    Returns:
+        Names in the model of the parameters that were written.
+
+    Raises:
+        CheckpointError: If the model lacks one.
+    """
     views = parameter_views(model)
     state = model.state_dict()
     for name in checkpoint.adapted:
-        if name not in views:
+        own = checkpoint.stored_as.get(name, name)
+        if own not in views:
             raise CheckpointError(
-                f"{checkpoint.path}: tensor {name!r}: expected a parameter of "
+                f"{checkpoint.path}: tensor {own!r}: expected a parameter of "
                 f"{type(model).__name__}, found none; choose the auto class that the adapter was "
                 "trained with"
             )
-        views[name].of(state[views[name].parameter]).copy_(checkpoint.read(name))
+        views[own].of(state[views[own].parameter]).copy_(checkpoint.read(name))
+    return {views[checkpoint.stored_as.get(name, name)].parameter for name in checkpoint.adapted}
+
+
+@contextmanager
+def no_report() -> Iterator[None]:
+    """A context without transformers' account of weights that a folder lacks."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextmanager

@@ -5,10 +5,9 @@ Packages add others by entry points of the group ``mergesearch.operators``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.errors import RecipeError, did_you_mean
 from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.extensions.table import Table
 from mergesearch.merging.operators.average import AVERAGE
@@ -123,6 +122,6 @@ def get_operator(name: str) -> Operator:
             f"operator: expected an operator that this process knows, received {name!r}; a study "
             "with allow_code: true may name one of a module, and a program may give one"
         )
-    close = difflib.get_close_matches(name, OPERATORS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise RecipeError(f"operator: expected one of {sorted(OPERATORS)}, received {name!r}{hint}")
+    raise RecipeError(
+        f"operator: expected an operator, received {name!r}; {did_you_mean(name, OPERATORS)}"
+    )

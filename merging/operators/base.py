@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.errors import RecipeError, did_you_mean
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.operators.schema import count_text, meaning, type_text
 from mergesearch.merging.tensors.layout import Layout
@@ -189,10 +189,8 @@ class Operator:
         known = self.hyperparameters
         for name in options:
             if name not in known:
-                allowed = f"one of {sorted(known)}" if known else "none"
-                raise RecipeError(
-                    f"operator {self.name}: unknown hyperparameter {name!r}, expected {allowed}"
-                )
+                allowed = f"; {did_you_mean(name, known)}" if known else ", expected none"
+                raise RecipeError(f"operator {self.name}: unknown hyperparameter {name!r}{allowed}")
         for name, parameter in known.items():
             if name not in options and parameter.default is parameter.empty:
                 raise RecipeError(self._without_value(parameter))

@@ -85,7 +85,7 @@ def prepare(
     While the mask is learned, memory holds the model and its gradient, and per element of the model
     the summed task vector, the logit with its two moments, and the drawn mask.
     """
-    runner = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base, experts, own_heads=True)
     names = [expert.name for expert in experts]
     learning = _Learning(steps, learning_rate, temperature, scale, seed)
     learned = memoised_per_tensor(

@@ -69,7 +69,7 @@ def prepare(
     While items are run, memory holds the model, one expert's Fisher information and one gradient;
     without a memo, the Fisher information of all experts.
     """
-    runner = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base, experts, own_heads=True)
     information = [
         memoised_per_tensor(
             (base, expert),

@@ -93,12 +93,18 @@ def prepare(
 
 
 def _adapter(expert: TensorSource) -> Adapter:
-    if not _is_adapter(expert):
-        raise RecipeError(
-            "operator lora_sparse: expected LoRA adapters as experts (MODEL+ADAPTER), received "
-            f"{expert.name!r}, a full checkpoint; use breadcrumbs or ties for those"
-        )
-    return expert
+    """The adapter that an expert is, or is seen from without some of its tensors."""
+    source = expert
+    while not _is_adapter(source):
+        changed = getattr(source, "made", None) or getattr(source, "renamed", None)
+        below = None if changed else getattr(source, "origin", None)
+        if below is None:
+            raise RecipeError(
+                "operator lora_sparse: expected LoRA adapters as experts (MODEL+ADAPTER), received "
+                f"{expert.name!r}, a full checkpoint; use breadcrumbs or ties for those"
+            )
+        source = below
+    return source
 
 
 def _is_adapter(expert: TensorSource) -> TypeGuard[Adapter]:

@@ -181,8 +181,9 @@ def _calibration() -> str:
     ]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, annotation in get_type_hints(CalibrationSpec, include_extras=True).items():
-        inner = get_args(annotation)[0] if get_origin(annotation) is NotRequired else annotation
-        known = f"`{shown(DEFAULTS.get(name, 'required'))}`"
+        optional = get_origin(annotation) is NotRequired
+        inner = get_args(annotation)[0] if optional else annotation
+        known = f"`{shown(DEFAULTS.get(name, 'left out' if optional else 'required'))}`"
         what = meaning(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=inner))
         lines.append(f"| `{name}` | {type_text(inner)} | {known} | {what} |")
     return "\n".join(lines)

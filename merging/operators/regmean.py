@@ -51,7 +51,7 @@ def prepare(
     While items are run, memory holds the model and the Gram matrices of one expert; without a memo,
     those of all experts.
     """
-    runner = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base, experts)
     # Without `reduce` in the key: its values share the Gram matrices. Those of stacks came later.
     what = ["gram", *(["stacks"] if may_have_stacks(base) else [])]
     grams = [

@@ -64,7 +64,7 @@ def prepare(
     While items are run, memory holds the model, the hidden states of all items of all experts and
     the Gram matrices of one block; without a memo, also the rows of all linear layers.
     """
-    runner = ExpertRunner(calibration, base)
+    runner = ExpertRunner(calibration, base, experts)
     names = [expert.name for expert in experts]
     regressions = memoised_per_tensor(
         (base, *experts),

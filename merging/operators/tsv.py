@@ -62,8 +62,8 @@ def prepare(
     """``Û_k Σ_k V̂_kᵀ`` for every matrix, and a share of the mean for other tensors."""
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        # r = ⌊min(m, n) / K⌋
-        share = min(part.shape) // len(experts) if rank == "share" else None
+        # r = ⌊min(m, n) / K⌋; 1 for the keys of few heads, of which the layout alone cannot know
+        share = max(1, min(part.shape) // len(experts)) if rank == "share" else None
         svds = [
             singular(base, expert, part, delta, share)
             for expert, delta in zip(experts, deltas, strict=True)

@@ -10,6 +10,7 @@ lock.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.kernels.spans import ITEMSIZE, RowsSetting
 from mergesearch.merging.models.calibration_spec import file_versions
-from mergesearch.merging.operators import Basis, get_operator
+from mergesearch.merging.operators import Basis, Operator, get_operator
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.resident.arena_files import (
     PART,
@@ -45,9 +46,11 @@ from mergesearch.merging.resident.encodings.table import planned_encoding
 from mergesearch.merging.resident.tensor_writer import EncodedTensor, encode_tensor, write_parts
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
-from mergesearch.merging.tensors.memo import Memo
+from mergesearch.merging.tensors.memo import Memo, mark_used
 from mergesearch.merging.tensors.parallel import parallel_map, run_single_threaded
 from mergesearch.merging.tensors.place import HOST, Place
+from mergesearch.merging.tensors.source import shapes_of
+from mergesearch.merging.tensors.stacks import stack_layouts
 
 if TYPE_CHECKING:
     from mergesearch.merging.kernels.forms import Array
@@ -176,6 +179,7 @@ def _plan(recipe: Recipe, family: ModelFamily, rows: RowsSetting, place: Place) 
         "size": layout.size,
         "files": [*_weight_file_versions(recipe, family.sources), *file_versions(options)],
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
+        **_divided(operator, family),
     }
     key = arena_key(recipe, rows, place)
     density = operator.density(options)
@@ -206,6 +210,16 @@ def _version(file: Path) -> list[Any]:
     return [str(file), status.st_size, status.st_mtime_ns]
 
 
+def _divided(operator: Operator, family: ModelFamily) -> dict[str, str]:
+    """How stacked and fused tensors are divided, where rows depend on it and there are some."""
+    combined = ("blend", "stack")  # of operators, which may be on matrices
+    if operator.family not in ("spectral", "column") and operator.name not in combined:
+        return {}
+    found = stack_layouts(shapes_of(family.layout), family.base.config)
+    digest = hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
+    return {"divided": digest[:16]} if found else {}
+
+
 def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
     """The arena if it is there, whole, and what the plan asks for."""
     try:
@@ -220,6 +234,7 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
         if verify and not is_whole(file, content):
             return None
         memory = np.memmap(file, dtype=np.uint8, mode="r")
+        mark_used(sheet_file(folder, plan.key))
         arc = None if angles is None else Field.from_dict(angles)
     except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
         return None  # missing, or a sheet that is not one

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import lock_descriptor
 
 #: Suffix of files that are being written.
 PART = ".part"
@@ -56,5 +57,5 @@ def hash_file(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system frees it when its holder dies."""
     with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno())
         yield

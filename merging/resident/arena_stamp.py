@@ -8,7 +8,6 @@ what it trusts is that host's view of the disk.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -16,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import lock_descriptor
 
 from mergesearch.merging.resident.arena_files import hash_file
 
@@ -86,7 +87,7 @@ def _held(path: Path) -> Iterator[IO[str] | None]:
         yield None
         return
     with stamp:
-        fcntl.flock(stamp, fcntl.LOCK_EX)
+        lock_descriptor(stamp.fileno())
         yield stamp
 
 

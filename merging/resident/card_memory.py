@@ -17,6 +17,7 @@ from itertools import groupby
 
 from mergesearch.merging.checkpoints.adapted import AdaptedCheckpoint
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
+from mergesearch.merging.family.aligned import stored_behind
 from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.kernels.lowrank import matrix_shape
 from mergesearch.merging.kernels.spans import ITEMSIZE, ROW_BITS, RowsSetting
@@ -186,7 +187,8 @@ def _row_dtypes(family: ModelFamily, spec: TensorSpec, directions: int) -> list[
 
 
 def _dtype_read(expert: Checkpoint, spec: TensorSpec) -> str:
-    if isinstance(expert, AdaptedCheckpoint) and spec.name in expert.changes:
+    stored = stored_behind(expert, spec.name)
+    if isinstance(stored, AdaptedCheckpoint) and spec.name in stored.changes:
         return "float32"  # the sum of base and change, which is not rounded
     info = expert.tensors.get(spec.name)
     return spec.dtype if info is None else info.dtype
@@ -196,7 +198,8 @@ def _kept_rank(
     family: ModelFamily, operator: Operator, spec: TensorSpec, directions: int
 ) -> int | None:
     """The total rank of a tensor's factors; None where its rows are kept whole."""
-    adapters = [expert for expert in family.experts if isinstance(expert, AdaptedCheckpoint)]
+    stored = [stored_behind(expert, spec.name) for expert in family.experts]
+    adapters = [source for source in stored if isinstance(source, AdaptedCheckpoint)]
     whole = len(adapters) < len(family.experts) or spec.name in family.special.postprocessed
     if whole or operator.name not in _WITH_FACTORS or not spec.size:
         return None

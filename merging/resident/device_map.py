@@ -20,16 +20,19 @@ def device_lookup(device: str, devices: Mapping[str, str] | None) -> Callable[[s
 
     Args:
         device: Where there is one.
-        devices: Module -> device, as :func:`device_map` gives it; None for one device.
+        devices: Module -> device, as :func:`device_map` gives it; None for one device. What it does
+            not know, such as the head of another model, lies on the last device.
     """
     if devices is None:
         return lambda _name: torch.device(device)
+
+    last = [*devices.values()][-1]
 
     def of(name: str) -> torch.device:
         module = name
         while module not in devices and module:
             module = module.rpartition(".")[0]
-        return torch.device(devices[module])
+        return torch.device(devices.get(module, last))
 
     return of
 
@@ -133,6 +136,25 @@ def place(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if id(tensor) not in but:
             tensor.data = tensor.data.to(device_of(name))
+
+
+def settled(model: nn.Module, fixed: Collection[int]) -> dict[str, str]:
+    """Module or parameter -> the device that it lies on, each whole unit on one.
+
+    Args:
+        model: Some of whose parameters lie where those of another model do.
+        fixed: Ids of these; what is beside them in a unit is brought to them.
+    """
+    result = {}
+    for name, tensors in _units(model, set(getattr(model, "_no_split_modules", None) or [])):
+        if not tensors:
+            continue
+        device = next((one for one in tensors if id(one) in fixed), tensors[0]).device
+        for tensor in tensors:
+            if id(tensor) not in fixed:
+                tensor.data = tensor.data.to(device)
+        result[name] = str(device)
+    return result
 
 
 def dispatch(model: nn.Module, devices: Mapping[str, str]) -> nn.Module:

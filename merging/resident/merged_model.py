@@ -102,6 +102,18 @@ class MergedModel:
         (shard,) = self.shards
         return shard.merged
 
+    @property
+    def placed(self) -> frozenset[int]:
+        """Ids of the parameters that lie where the merge does: views into it, and copies of it."""
+        views = (t for binding in self._bindings for t, _ in binding.bound.values())
+        copies = (one.owner for binding in self._bindings for one in binding.copied)
+        return frozenset(id(tensor) for tensor in (*views, *copies))
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether some tensors are copied into the parameters of each model."""
+        return any(binding.copied for binding in self._bindings)
+
     def add_head(self, name: str, model: nn.Module, head: Head) -> None:
         """Bind another model to the same merged weights; no copy of these is made.
 

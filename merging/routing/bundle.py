@@ -2,7 +2,9 @@
 
 ::
 
-    routing.json          method, parameters, names of the experts, auto class of the model
+    routing.json          method, parameters, names of the experts, auto class of the model,
+                          class prompts or experts' heads if it answers by some
+    tokenizer/            of class prompts
     base/, expert/        T3: two folders that transformers loads
     shared/               Twin-Merging: the shared merge, a folder that transformers loads
     routing.safetensors   Twin-Merging: low-rank vectors of the experts, and the router
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +28,23 @@ from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.export.folder import check_target, export_model, put_folder
 from mergesearch.merging.export.model_card import render_bundle_card
 from mergesearch.merging.family.family import open_family
+from mergesearch.merging.models.prompt_heads import PromptHeads
+from mergesearch.merging.models.task_heads import TaskHead
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.recipe_file import load_recipe, save_recipe
 from mergesearch.merging.tensors.field import Field
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from mergesearch.merging.models.own_heads import OwnHeads
     from mergesearch.merging.routing.routed import LowRank, Routed, TwinMerging
 
 FORMAT = 1
 SHEET = "routing.json"
 TENSORS = "routing.safetensors"
+TOKENIZER = "tokenizer"
 
 
 def write_bundle(
@@ -73,9 +80,10 @@ def write_bundle(
     try:
         part.mkdir(parents=True)
         stamped = _write_models(recipe, part, threads)
-        _write_sheet(recipe, model_class, part / SHEET)
+        _write_sheet(recipe, routed.head, model_class, part)
         _write_tensors(routed, part / TENSORS)
-        card = render_bundle_card(stamped, family.base, family.experts, facts or {})
+        tasks = _named_tasks(routed.head)
+        card = render_bundle_card(stamped, family.base, family.experts, facts or {}, tasks)
         (part / "README.md").write_text(card, encoding="utf-8")
         put_folder(part, target)
     except OSError as error:
@@ -97,14 +105,36 @@ def _write_models(recipe: Recipe, part: Path, threads: int) -> Recipe:
     return whole
 
 
-def _write_sheet(recipe: Recipe, model_class: str, path: Path) -> None:
-    sheet = {
+def _write_sheet(recipe: Recipe, head: TaskHead, model_class: str, part: Path) -> None:
+    """Write what is no tensor: the sheet, and the tokenizer of class prompts."""
+    sheet: dict[str, Any] = {
         "format": FORMAT,
         "routing": dict(recipe.routing),
         "experts": [expert.name for expert in recipe.experts],
         "model_class": model_class,
     }
-    path.write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+    if isinstance(head, PromptHeads):
+        head.tokenizer.save_pretrained(str(part / TOKENIZER))
+        sheet["prompts"] = {key: list(texts) for key, texts in head.prompts.items()}
+        sheet["classes"] = {key: list(names) for key, names in head.classes.items()}
+        sheet["fixed"] = head.fixed is not None
+    if (own := _own_heads(head)) is not None:
+        sheet["heads"] = [*own.models]
+    (part / SHEET).write_text(json.dumps(sheet, indent=1) + "\n", encoding="utf-8")
+
+
+def _own_heads(head: TaskHead) -> OwnHeads | None:
+    """The heads of experts, where these have their own."""
+    from mergesearch.merging.models.own_heads import OwnHeads
+
+    return head if isinstance(head, OwnHeads) else None
+
+
+def _named_tasks(head: TaskHead) -> list[str]:
+    """Tasks with classes of their own."""
+    if (own := _own_heads(head)) is not None:
+        return [*own.models]
+    return [task for task in head.classes if task] if isinstance(head, PromptHeads) else []
 
 
 def folders(recipe: Recipe) -> dict[str, Field]:
@@ -123,7 +153,7 @@ def folders(recipe: Recipe) -> dict[str, Field]:
 def load(folder: Path | str) -> Routed:
     """The merge of a folder that :func:`write_bundle` wrote, in evaluation mode.
 
-    Call it as the model itself.
+    Call it as the model itself, with ``tasks`` where it answers by class prompts of several.
 
     Raises:
         CheckpointError: If the folder is no bundle, or one of a newer version.
@@ -146,30 +176,64 @@ def load(folder: Path | str) -> Routed:
             f"{root}: expected format {FORMAT} and a method among {sorted(_LOADERS)}, received "
             f"{version!r} and {method!r}; load it with the version that wrote it"
         )
-    loaded: Routed = _LOADERS[method](root, routing, len(experts), model_class).eval()
+    names = sheet.get("heads") or []
+    loaded: Routed = _LOADERS[method](root, routing, len(experts), model_class, names).eval()
+    loaded.head = _stored_head(root, sheet, loaded.model) or loaded.head
     return loaded
 
 
-def _load_t3(root: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
+def _stored_head(root: Path, sheet: Mapping[str, Any], model: nn.Module) -> TaskHead | None:
+    """The class prompts of a bundle, or None; the model has weights of one of its folders."""
+    from mergesearch.merging.checkpoints.tokenizer_folder import tokenizer_in
+
+    if "prompts" not in sheet:
+        return None
+    tokenizer = tokenizer_in(root / TOKENIZER, str(root))
+    heads = PromptHeads(sheet["prompts"], sheet["classes"], tokenizer)
+    return heads.fixed_by(model) if sheet["fixed"] else heads
+
+
+def _loaded(
+    folder: Path, model_class: str, names: Sequence[str]
+) -> tuple[nn.Module, TaskHead | None]:
+    """The model of a folder, and the models with each of its heads, if it has several."""
+    from mergesearch.merging.export.head_folders import head_names
+    from mergesearch.merging.export.head_models import load_with_head
     from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.models.own_heads import OwnHeads, share_alike
+
+    if not names:
+        return load_model(str(folder), model_class), None
+    models = {name: load_with_head(folder, name, model_class) for name in names}
+    first, *others = names
+    for name in others:
+        share_alike(models[first], models[name], head_names(folder, name))
+    return models[first], OwnHeads(models)
+
+
+def _load_t3(
+    root: Path, routing: Mapping[str, Any], experts: int, model_class: str, names: Sequence[str]
+) -> Routed:
     from mergesearch.merging.routing.routed import copied_tensors
 
-    model = load_model(str(root / "base"), model_class)
+    model, head = _loaded(root / "base", model_class, names)
     base = copied_tensors(model)
-    return t3_of(
-        model, base, copied_tensors(load_model(str(root / "expert"), model_class)), routing
-    )
+    expert, _ = _loaded(root / "expert", model_class, names[:1])
+    return t3_of(model, base, copied_tensors(expert), routing, head)
 
 
-def _load_twin(root: Path, routing: Mapping[str, Any], experts: int, model_class: str) -> Routed:
+def _load_twin(
+    root: Path, routing: Mapping[str, Any], experts: int, model_class: str, names: Sequence[str]
+) -> Routed:
     from safetensors.torch import load_file
 
-    from mergesearch.merging.models.loading import load_model
-    from mergesearch.merging.routing.routed import TwinMerging, copied_tensors, make_router
+    from mergesearch.merging.models.task_heads import OwnHead
+    from mergesearch.merging.routing.routed import TwinMerging, copied_tensors, without_heads
+    from mergesearch.merging.routing.router import make_router
 
-    model = load_model(str(root / "shared"), model_class)
+    model, head = _loaded(root / "shared", model_class, names)
     stored = load_file(root / TENSORS)
-    shared = copied_tensors(model)
+    shared = without_heads(copied_tensors(model), head or OwnHead())
     vectors = [
         {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}
         for k in range(experts)
@@ -187,10 +251,13 @@ def _load_twin(root: Path, routing: Mapping[str, Any], experts: int, model_class
         router.eval().requires_grad_(False),
         temperature=routing["temperature"],
         per=routing["per"],
+        head=head,
     )
 
 
-def t3_of(model: Any, base: Any, expert: Any, routing: Mapping[str, Any]) -> Routed:
+def t3_of(
+    model: Any, base: Any, expert: Any, routing: Mapping[str, Any], head: TaskHead | None = None
+) -> Routed:
     """T3 with the parameters of a recipe's routing."""
     from mergesearch.merging.routing.routed import T3
 
@@ -203,6 +270,7 @@ def t3_of(model: Any, base: Any, expert: Any, routing: Mapping[str, Any]) -> Rou
         gamma=routing["gamma"],
         per=routing["per"],
         centred=routing["centred"],
+        head=head,
     )
 
 

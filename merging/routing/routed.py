@@ -4,6 +4,7 @@ Such a merge is no checkpoint. It holds the tensors that it is merged from, and 
 does::
 
     routed(pixel_values=images).logits
+    routed(pixel_values=images, tasks="cars").logits    # with a head of class prompts
 
 T3 (Imam 2025, "T3: Test-Time Model Merging in VLMs for Zero-Shot Medical Imaging Analysis")
 interpolates between two models by how much they disagree. Twin-Merging (Lu 2024, "Twin-Merging:
@@ -22,6 +23,8 @@ import torch
 from torch import nn
 
 from mergesearch.merging.errors import NonFiniteError
+from mergesearch.merging.models.own_heads import OwnHeads
+from mergesearch.merging.models.task_heads import OwnHead, TaskHead, Tasks, wide
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,7 +34,7 @@ class Answer:
     """The output of a routed model.
 
     Attributes:
-        logits: ``(items, classes)``.
+        logits: ``(items, classes)``; minus infinity for classes that an item's task lacks.
         weights: How every item was merged ``(items, weights)``, float64.
     """
 
@@ -62,16 +65,18 @@ class Routed(nn.Module, ABC):
         model: The model whose weights are written; it belongs to this one from now on.
         per: Merge for every ``item``, or once for a ``batch``, by the mean of what its items ask
             for.
+        head: What answers by the model; None: the model itself.
     """
 
-    def __init__(self, model: nn.Module, per: str) -> None:
+    def __init__(self, model: nn.Module, per: str, head: TaskHead | None = None) -> None:
         super().__init__()
         self.model = model
         self.per = per
-        self._targets = floating_tensors(model)
+        self.head: TaskHead = head or OwnHead()
+        self._targets = self._shared_tensors()
 
     @abstractmethod
-    def item_weights(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def item_weights(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
         """How every item would be merged ``(items, weights)``, float64."""
 
     @abstractmethod
@@ -79,25 +84,34 @@ class Routed(nn.Module, ABC):
         """A merged tensor, in float32 or wider."""
 
     @torch.no_grad()
-    def forward(self, pixel_values: torch.Tensor | None = None, **inputs: torch.Tensor) -> Answer:
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        tasks: Tasks = None,
+        **inputs: torch.Tensor,
+    ) -> Answer:
         """Logits of every item, by the model that is merged for it.
 
         Items with the same weights run together.
+
+        Args:
+            pixel_values: Images, if the model reads any.
+            tasks: The task of each item, or of all, where the head has several.
+            **inputs: Other arguments of the model.
         """
         named = inputs if pixel_values is None else {"pixel_values": pixel_values, **inputs}
-        weights = self.item_weights(named)
+        weights = self.item_weights(named, tasks)
         if self.per == "batch":
             weights = weights.mean(dim=0, keepdim=True).expand_as(weights)
         rows, owner = torch.unique(weights, dim=0, return_inverse=True)
-        logits: torch.Tensor | None = None
+        parts = []
         for index, row in enumerate(rows.tolist()):
             self.write(row)
             chosen = torch.nonzero(owner == index).flatten()
-            part = self.model(**{key: value[chosen] for key, value in named.items()}).logits
-            logits = part.new_empty(len(owner), *part.shape[1:]) if logits is None else logits
-            logits[chosen] = part
-        assert logits is not None, "a batch has at least one item"
-        return Answer(logits, weights)
+            own = _of_items(tasks, chosen)
+            batch = {key: value[chosen] for key, value in named.items()}
+            parts.append((chosen, self.head.answer(self.model, batch, own).logits))
+        return Answer(_together(parts), weights)
 
     @torch.no_grad()
     def write(self, weights: Sequence[float]) -> None:
@@ -114,8 +128,14 @@ class Routed(nn.Module, ABC):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moving or casting gives the model other memory.
         moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._targets = floating_tensors(self.model)
+        if isinstance(self.head, OwnHeads):
+            self.head.apply(fn)
+        self._targets = self._shared_tensors()
         return moved
+
+    def _shared_tensors(self) -> Tensors:
+        """The memory of all tensors but those of heads."""
+        return without_heads(floating_tensors(self.model), self.head)
 
     def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, target in self._targets.items():
@@ -137,6 +157,7 @@ class T3(Routed):
         low, high, gamma: Of the rule; ``lambda_min`` and ``lambda_max`` in the paper.
         per: ``item`` or ``batch`` (by the mean divergence).
         centred: See above.
+        head: What answers by the model; None: the model itself.
     """
 
     def __init__(
@@ -150,8 +171,9 @@ class T3(Routed):
         gamma: float,
         per: str = "item",
         centred: bool = False,
+        head: TaskHead | None = None,
     ) -> None:
-        super().__init__(model, per)
+        super().__init__(model, per, head)
         self._base = base
         self._expert = expert
         self._low = low
@@ -159,15 +181,15 @@ class T3(Routed):
         self._gamma = gamma
         self._centred = centred
 
-    def item_weights(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def item_weights(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
         """λ of every item: ``(items, 1)``.
 
         Where a batch is merged once, every item has that of the mean divergence.
         """
         self._load(self._base)
-        base = self.model(**inputs).logits
+        base = self.head.answer(self.model, inputs, tasks).logits
         self._load(self._expert)
-        apart = js_divergence(base, self.model(**inputs).logits)
+        apart = js_divergence(base, self.head.answer(self.model, inputs, tasks).logits)
         if self.per == "batch":
             apart = apart.mean().expand_as(apart)
         return self.interpolation(apart)[:, None]
@@ -185,8 +207,8 @@ class T3(Routed):
 class TwinMerging(Routed):
     """``shared + Σ w_k v_k``, with weights w that a router gives for each item.
 
-    w is the softmax of the router's logits, which it makes of the mean last hidden state of the
-    shared model.
+    w is the softmax of the router's logits, which it makes of the features of the shared model: its
+    mean last hidden state or, with class prompts, the features of the image.
 
     Args:
         model: The model whose weights are written.
@@ -195,6 +217,7 @@ class TwinMerging(Routed):
         router: Its logits, from features ``(items, width)``.
         temperature: Of the softmax; towards 0 the expert with the greatest logit alone counts.
         per: ``item`` or ``batch``.
+        head: What answers by the model; None: the model itself.
     """
 
     def __init__(
@@ -206,8 +229,9 @@ class TwinMerging(Routed):
         *,
         temperature: float,
         per: str = "item",
+        head: TaskHead | None = None,
     ) -> None:
-        super().__init__(model, per)
+        super().__init__(model, per, head)
         self.exclusive = exclusive
         self.router = router
         self._shared = shared
@@ -216,10 +240,10 @@ class TwinMerging(Routed):
             {name: part.dense() for name, part in vector.items()} for vector in exclusive
         ]
 
-    def item_weights(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The router's weights ``(items, experts)``."""
+    def item_weights(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
+        """The router's weights ``(items, experts)``; tasks make no difference to them."""
         self._load(self._shared)
-        logits: torch.Tensor = self.router(features(self.model, inputs)).double()
+        logits: torch.Tensor = self.router(self.head.features(self.model, inputs)).double()
         return torch.softmax(logits / self._temperature, dim=1)
 
     def merged_tensor(self, name: str, weights: Sequence[float]) -> torch.Tensor:
@@ -233,13 +257,33 @@ class TwinMerging(Routed):
 def js_divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Jensen-Shannon divergence of the predictions of two logits, in nats.
 
-    ``(items, classes)`` -> float64 ``(items,)``.
+    ``(items, classes)`` -> float64 ``(items,)``. Classes whose logits are minus infinity add 0.
     """
     log_p, log_q = (torch.log_softmax(logits.double(), dim=1) for logits in (one, other))
     log_mean = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
-    halves = [(log.exp() * (log - log_mean)).sum(dim=1) for log in (log_p, log_q)]
+    halves = [
+        torch.where(log.isneginf(), 0.0, log.exp() * (log - log_mean)).sum(dim=1)
+        for log in (log_p, log_q)
+    ]
     # Rounding may leave the least bit below zero.
     return ((halves[0] + halves[1]) / 2).clamp_min(0.0)
+
+
+def _of_items(tasks: Tasks, chosen: torch.Tensor) -> Tasks:
+    """The tasks of some items."""
+    if tasks is None or isinstance(tasks, str):
+        return tasks
+    return [str(tasks[index]) for index in chosen.tolist()]
+
+
+def _together(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Logits of all items, from indices and logits of parts, which may have fewer classes."""
+    count = sum(len(chosen) for chosen, _ in parts)
+    widest = max((part for _, part in parts), key=lambda part: part.shape[1])
+    logits = widest.new_full((count, *widest.shape[1:]), float("-inf"))
+    for chosen, part in parts:
+        logits[chosen, : part.shape[1]] = part
+    return logits
 
 
 def floating_tensors(model: nn.Module) -> Tensors:
@@ -259,9 +303,10 @@ def copied_tensors(model: nn.Module) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in floating_tensors(model).items()}
 
 
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or as it is in float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def without_heads(tensors: Tensors, head: TaskHead) -> Tensors:
+    """The tensors that are merged, where experts have heads of their own."""
+    private = head.private if isinstance(head, OwnHeads) else ()
+    return {name: tensor for name, tensor in tensors.items() if name not in private}
 
 
 def exclusive_vector(
@@ -288,72 +333,3 @@ def low_rank(tensor: torch.Tensor, rank: float) -> LowRank:
         right[:kept].contiguous(),
         tuple(tensor.shape),
     )
-
-
-@torch.no_grad()
-def features(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean last hidden state of every item: float32 ``(items, width)``.
-
-    Over tokens, or over positions of an image.
-    """
-    state: torch.Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
-    if state.ndim == 4:
-        return state.mean(dim=(2, 3))
-    return state.mean(dim=1) if state.ndim == 3 else state
-
-
-def make_router(inputs: int, width: int, experts: int) -> nn.Sequential:
-    """A router without weights: one hidden layer with batch norm."""
-    with torch.device("meta"):  # where nothing is drawn
-        first = nn.Linear(inputs, width)
-        last = nn.Linear(width, experts)
-    router = nn.Sequential(first, nn.BatchNorm1d(width), nn.ReLU(), last)
-    for layer in (first, last):
-        layer.to_empty(device="cpu")
-    return router
-
-
-def train_router(
-    points: torch.Tensor,
-    labels: torch.Tensor,
-    experts: int,
-    *,
-    width: int,
-    steps: int,
-    seed: int,
-    rate: float = 1e-2,
-) -> nn.Sequential:
-    """Train a router to tell which expert a point belongs to.
-
-    Every step of Adam is on all points at once.
-
-    Draws from its own generator alone, so that the same points give the same router.
-
-    Args:
-        points: Features ``(items, inputs)``.
-        labels: Numbers of experts ``(items,)``.
-        experts: Their number.
-        width: Hidden width.
-        steps: Steps on all points.
-        seed: Of the first weights.
-        rate: Learning rate.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    device = points.device
-    router = make_router(points.shape[1], width, experts)
-    for layer, inputs in ((router[0], points.shape[1]), (router[3], width)):
-        bound = inputs**-0.5
-        for parameter in layer.parameters():
-            drawn = torch.rand(parameter.shape, generator=generator)
-            parameter.data = (2 * drawn - 1) * bound
-    router.to(device).train()
-    points = points.clone()
-    labels = labels.to(device)
-    with torch.enable_grad():
-        optimiser = torch.optim.Adam(router.parameters(), lr=rate)
-        for _ in range(steps):
-            optimiser.zero_grad()
-            loss = nn.functional.cross_entropy(router(points), labels)
-            torch.autograd.backward(loss)
-            optimiser.step()
-    return router.eval().requires_grad_(False)

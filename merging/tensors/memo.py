@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +42,21 @@ class Memo:
         text = json.dumps(key, sort_keys=True, default=repr)
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
         tensors = _load(path)
-        if tensors is None:
+        if tensors is not None:
+            mark_used(path)
+        else:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
             _save(tensors, path)
         return tensors
+
+
+def mark_used(path: Path) -> None:
+    """Let the time of access of a file say when it was last used, so that others can be removed.
+
+    File systems are often mounted so that reading alone does not.
+    """
+    with suppress(OSError):  # a folder that may only be read
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def _load(path: Path) -> Tensors | None:

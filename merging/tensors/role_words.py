@@ -46,7 +46,8 @@ _CONVOLUTION = re.compile(
 _WEAK: tuple[tuple[re.Pattern[str], ModelPart], ...] = (
     (
         re.compile(
-            r"^(?:[qkvo]|wqkv|query|key|value|receptance)(?:_proj|_lin|_linear)?$"
+            r"^[qkvo]_(?:proj|lin|linear)$"
+            r"|^(?:wqkv|query|key|value|receptance)(?:_proj|_lin|_linear)?$"
             r"|^to_(?:[qkv]|out)$|^add_[qkv]_proj$|^rel(?:ative)?_pos"
         ),
         "attention",
@@ -58,7 +59,7 @@ _WEAK: tuple[tuple[re.Pattern[str], ModelPart], ...] = (
         ),
         "mlp",
     ),
-    (re.compile(r"^(?:a_log|dt_bias|dt_proj|conv1d|d)$"), "state_space"),
+    (re.compile(r"^(?:a_log|dt_bias|dt_proj|conv1d)$"), "state_space"),
     (_CONVOLUTION, "convolution"),
     (re.compile(r"^mixer$"), "state_space"),
 )

@@ -8,11 +8,14 @@ state dict has:
   outputs of the gate.
 * Gate and up projection one below the other, or row by row in turns (gpt-oss, whose stacks alone
   have biases).
-* Queries, keys and values one below the other where queries share keys (Phi-3): the output
-  projection reads as many features as the queries have. Equal thirds are told by their name alone
+* Queries, keys and values one below the other where queries share keys (Phi-3) or a stage has more
+  features than it reads (Hiera, SAM 2): the output projection reads as many features as the queries
+  have. Thirds as wide as they are high are told by their name alone
   (:mod:`mergesearch.merging.operators.parts.matrices`).
-* Queries, keys and values head by head (GPT-NeoX, BLOOM), if a configuration says how many heads
-  there are.
+* Keys and values one below the other beside their queries (timm's pooling), and what enters the
+  single blocks of Flux: queries, keys, values and the MLP's features.
+* Queries, keys and values in turns, head by head or group by group, where a configuration says how
+  many heads there are (:mod:`mergesearch.merging.tensors.fused_heads`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from mergesearch.merging.tensors.fused_heads import Config, Rows, fused_layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -38,31 +44,11 @@ _BACK = {"down_proj": "gate_up_proj", "output_linear": "input_linear"}
 _QUERIES = re.compile(
     r"(?P<where>.*(?:\.|^))(?:qkv|Wqkv|(?<=self_attn\.)qkv_proj)\.weight|(?P<torch>.*)in_proj_weight"
 )
-#: Model types that pack queries, keys and values head by head -> the key of their heads.
-_BY_HEAD = {
-    "gpt_neox": "num_attention_heads",
-    "gpt_neox_japanese": "num_attention_heads",
-    "persimmon": "num_attention_heads",
-    "bloom": "n_head",
-}
+#: Keys and values one below the other, beside queries of their own.
+_KEYS_VALUES = re.compile(r"(?P<where>.*(?:\.|^))kv\.weight")
+#: Queries, keys, values and the MLP's features of a block in which both read the same (Flux).
+_SINGLE_BLOCK = re.compile(r"(?P<where>.*(?:\.|^)single_blocks\.\d+\.)linear1\.weight")
 _OUTPUTS = ("o_proj", "out_proj", "proj", "Wo", "dense")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a matrix that form another.
-
-    Attributes:
-        start: The first of them.
-        count: How many there are.
-        step: From the beginning of a run of them to the next run.
-        width: Rows of a run.
-    """
-
-    start: int
-    count: int
-    step: int = 1
-    width: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,36 +68,31 @@ class StackLayout:
     parts: tuple[Rows, ...]
 
 
-def stack_layouts(shapes: Shapes, heads: int = 0) -> dict[str, StackLayout]:
+def stack_layouts(shapes: Shapes, config: Config | None = None) -> dict[str, StackLayout]:
     """Name -> layout of every tensor that holds several matrices, or several vectors.
 
     Args:
         shapes: Name -> shape of all tensors of a model.
-        heads: Heads of a model that packs queries, keys and values head by head; 0 for others.
+        config: Content of its ``config.json``, which says how fused heads are divided.
     """
     found = {
-        name: _by_head(name, shape, heads) or _layout(name, shape, shapes)
+        name: _divided(name, shape, config or {}) or _layout(name, shape, shapes)
         for name, shape in shapes.items()
     }
     return {name: layout for name, layout in found.items() if layout is not None}
 
 
-def heads_of(source: object) -> int:
-    """Heads of a source that packs queries, keys and values head by head; 0 for any other."""
+def config_of(source: object) -> Config:
+    """The configuration of a source, or of what it is made from; empty where there is none."""
     while not hasattr(source, "config") and hasattr(source, "origin"):
         source = source.origin
-    config = getattr(source, "config", None) or {}
-    return int(config.get(_BY_HEAD.get(str(config.get("model_type")), ""), 0))
+    found: Any = getattr(source, "config", None)
+    return found or {}
 
 
-def _by_head(name: str, shape: tuple[int, ...], heads: int) -> StackLayout | None:
-    if not heads or len(shape) != 2 or not name.endswith("query_key_value.weight"):
-        return None
-    width, odd = divmod(shape[0], 3 * heads)
-    if odd or not width:
-        return None
-    parts = tuple(Rows(side * width, heads * width, 3 * width, width) for side in range(3))
-    return StackLayout(0, (shape[0], shape[1]), False, parts)
+def _divided(name: str, shape: tuple[int, ...], config: Config) -> StackLayout | None:
+    fused = fused_layout(name, shape[0], config) if config and len(shape) == 2 else None
+    return None if fused is None else StackLayout(0, (shape[0], shape[1]), False, fused.parts)
 
 
 def _layout(name: str, shape: tuple[int, ...], shapes: Shapes) -> StackLayout | None:
@@ -126,7 +107,12 @@ def _layout(name: str, shape: tuple[int, ...], shapes: Shapes) -> StackLayout | 
     down = _beside(name, shapes)
     if down is not None and len(down) == 2 and shape[0] == 2 * down[1]:
         return StackLayout(0, (shape[0], shape[1]), False, _halves(shape[0], in_turns=False))
-    return _shared_keys(name, (shape[0], shape[1]), shapes)
+    rows = (shape[0], shape[1])
+    return (
+        _shared_keys(name, rows, shapes)
+        or _keys_and_values(name, rows, shapes)
+        or _single_block(name, rows, shapes)
+    )
 
 
 def _is_stack(name: str, shapes: Shapes) -> bool:
@@ -184,8 +170,29 @@ def _shared_keys(name: str, shape: tuple[int, int], shapes: Shapes) -> StackLayo
     for word in _OUTPUTS:
         output = shapes.get(f"{where}{word}.weight", ())
         keys, odd = divmod(shape[0] - output[1], 2) if len(output) == 2 else (0, 1)
-        if not odd and 0 < keys < output[1] and output[1] % keys == 0:
+        thirds = shape[0] == 3 * shape[1]  # told by name
+        if not odd and not thirds and 0 < keys <= output[1] and output[1] % keys == 0:
             queries = output[1]
             parts = (Rows(0, queries), Rows(queries, keys), Rows(queries + keys, keys))
             return StackLayout(0, shape, False, parts)
     return None
+
+
+def _keys_and_values(name: str, shape: tuple[int, int], shapes: Shapes) -> StackLayout | None:
+    match = _KEYS_VALUES.fullmatch(name)
+    queries = shapes.get(f"{match['where']}q.weight", ()) if match is not None else ()
+    if len(queries) != 2 or shape[0] != 2 * queries[0]:
+        return None
+    return StackLayout(0, shape, False, _halves(shape[0], in_turns=False))
+
+
+def _single_block(name: str, shape: tuple[int, int], shapes: Shapes) -> StackLayout | None:
+    """Four matrices, if the projection back reads as many features as values and MLP have."""
+    match = _SINGLE_BLOCK.fullmatch(name)
+    hidden = shape[1]
+    mlp = shape[0] - 3 * hidden
+    back = shapes.get(f"{match['where']}linear2.weight") if match is not None else None
+    if mlp <= 0 or back != (hidden, hidden + mlp):
+        return None
+    parts = (*(Rows(side * hidden, hidden) for side in range(3)), Rows(3 * hidden, mlp))
+    return StackLayout(0, shape, False, parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ class Architecture:
     """A row of the table.
 
     Attributes:
-        model: Class in transformers.
-        config: Its configuration class.
+        model: Class in its library.
+        config: Its configuration class; empty in diffusers, where there is none.
         options: Arguments of the configuration.
         auto: The auto class that loads it.
         towers: Label -> number of its blocks, as they should be found.
+        library: ``transformers``, or ``diffusers``.
     """
 
     model: str
@@ -35,13 +37,20 @@ class Architecture:
     options: Options
     auto: str
     towers: Mapping[str, int] = field(default_factory=lambda: {"": 2})
+    library: str = "transformers"
+
+    @property
+    def loader(self) -> Any:
+        """The class of the model."""
+        return getattr(import_module(self.library), self.model)
 
     def build(self) -> nn.Module:
         """The model, with weights from torch's global generator."""
-        import transformers
-
-        config = getattr(transformers, self.config)(**self.options)
-        model: nn.Module = getattr(transformers, self.model)(config)
+        configured = getattr(import_module(self.library), self.config or "-", None)
+        made = (
+            self.loader(configured(**self.options)) if configured else self.loader(**self.options)
+        )
+        model: nn.Module = made
         return model
 
 
@@ -76,10 +85,22 @@ _T5: Options = {
     "d_ff": 32,
     "num_layers": 2,
     "num_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
+_WAVES: Options = _TEXT | {
+    "conv_dim": [8, 8],
+    "conv_stride": [2, 2],
+    "conv_kernel": [3, 3],
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
 }
 
 _CAUSAL = "AutoModelForCausalLM"
 _MASKED = "AutoModelForMaskedLM"
+_CLASSES = "AutoModelForSequenceClassification"
+_SOUNDS = "AutoModelForAudioClassification"
 _SEQUENCES = "AutoModelForSeq2SeqLM"
 _IMAGES = "AutoModelForImageClassification"
 _IMAGE_TEXT = "AutoModelForImageTextToText"
@@ -219,12 +240,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         _CAUSAL,
     ),
     # encoders of texts
-    "bert": Architecture("BertForMaskedLM", "BertConfig", _TEXT, _MASKED),
+    "bert": Architecture("BertForSequenceClassification", "BertConfig", _TEXT, _CLASSES),
     "deberta_v2": Architecture(
-        "DebertaV2ForMaskedLM",
+        "DebertaV2ForTokenClassification",
         "DebertaV2Config",
         _TEXT | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-        _MASKED,
+        "AutoModelForTokenClassification",
     ),
     "modernbert": Architecture(
         "ModernBertForMaskedLM",
@@ -233,13 +254,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         _MASKED,
     ),
     "albert": Architecture(
-        "AlbertForMaskedLM", "AlbertConfig", _TEXT | {"embedding_size": 8}, _MASKED, {"": 1}
+        "AlbertModel", "AlbertConfig", _TEXT | {"embedding_size": 8}, "AutoModel", {"": 1}
     ),
+    "mpnet": Architecture("MPNetModel", "MPNetConfig", _TEXT, "AutoModel"),
     "distilbert": Architecture(
         "DistilBertForSequenceClassification",
         "DistilBertConfig",
         {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
-        "AutoModelForSequenceClassification",
+        _CLASSES,
+    ),
+    "qwen2_reward": Architecture(
+        "Qwen2ForSequenceClassification", "Qwen2Config", _DECODER | {"num_labels": 1}, _CLASSES
     ),
     # encoders and decoders
     "t5": Architecture("T5ForConditionalGeneration", "T5Config", _T5, _SEQUENCES, _BOTH),
@@ -263,16 +288,30 @@ ARCHITECTURES: dict[str, Architecture] = {
     "wav2vec2": Architecture(
         "Wav2Vec2ForCTC",
         "Wav2Vec2Config",
-        _TEXT
-        | {
-            "conv_dim": [8, 8],
-            "conv_stride": [2, 2],
-            "conv_kernel": [3, 3],
-            "num_conv_pos_embeddings": 4,
-            "num_conv_pos_embedding_groups": 2,
-        },
+        _WAVES,
         "AutoModelForCTC",
         {"": 2, "feature_extractor": 2},
+    ),
+    "hubert": Architecture(
+        "HubertForSequenceClassification",
+        "HubertConfig",
+        _WAVES | {"num_labels": 3, "classifier_proj_size": 8},
+        _SOUNDS,
+        {"": 2, "feature_extractor": 2},
+    ),
+    "ast": Architecture(
+        "ASTForAudioClassification",
+        "ASTConfig",
+        _BLOCKS
+        | {
+            "patch_size": 4,
+            "time_stride": 4,
+            "frequency_stride": 4,
+            "max_length": 16,
+            "num_mel_bins": 8,
+            "num_labels": 3,
+        },
+        _SOUNDS,
     ),
     # images
     "vit": Architecture("ViTForImageClassification", "ViTConfig", _VISION, _IMAGES),
@@ -419,9 +458,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         "CLIPModel",
         "CLIPConfig",
         {
-            "text_config": _TEXT | {"max_position_embeddings": 8},
+            "text_config": _TEXT | _TOKENS | {"max_position_embeddings": 8},
             "vision_config": _VISION | {"num_hidden_layers": 3},
             "projection_dim": 8,
+        },
+        "AutoModelForZeroShotImageClassification",
+        {"text": 2, "vision": 3},
+    ),
+    "siglip": Architecture(
+        "SiglipModel",
+        "SiglipConfig",
+        {
+            "text_config": _TEXT | _TOKENS | {"max_position_embeddings": 8},
+            "vision_config": _VISION | {"num_hidden_layers": 3},
         },
         "AutoModelForZeroShotImageClassification",
         {"text": 2, "vision": 3},
@@ -498,6 +547,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             "text_config": _DECODER | {"head_dim": 8},
             "vision_config": _VISION,
             "mm_tokens_per_image": 4,
+            "image_token_index": 3,
+            "boi_token_index": 5,
+            "eoi_token_index": 6,
         },
         _IMAGE_TEXT,
         {"text": 2, "vision": 2},
@@ -510,6 +562,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "qformer_config": _TEXT | {"encoder_hidden_size": 16},
             "text_config": _T5 | {"model_type": "t5"},
             "num_query_tokens": 2,
+            "image_token_index": 3,
         },
         _IMAGE_TEXT,
         {"vision": 2, "qformer": 2, "text": 2, "text_decoder": 2},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -15,8 +17,12 @@ from typer.testing import CliRunner
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.checkpoints.pipelines import STEMS
 from mergesearch.search.cli.main import app
+from tests.architectures.arrays import arrays, inputs_of
 from tests.architectures.catalogue import ARCHITECTURES, Architecture
+from tests.architectures.denoisers import DENOISERS, INSTALLED
+from tests.architectures.evaluations import EXPERTS, sections_of
 from tests.architectures.names_of import LAYOUTS, layout_shapes
+from tests.merging.operators.calibrated import save_items
 
 OPERATORS = ("task_arithmetic", "ties", "tsv", "dare_ties", "regmean")
 #: Columns of the table that a trial fills.
@@ -28,22 +34,25 @@ TRIALS = 10
 ITEMS = 6
 
 
-def try_out(name: str, folder: Path) -> dict[str, str]:
+def try_out(name: str, folder: Path, steps: Sequence[str] = STEPS) -> dict[str, str]:
     """Step -> :data:`WORKS`, :data:`NOT_APPLICABLE`, or what went wrong in one line."""
-    if name in LAYOUTS:
-        return try_layout(name, folder)
-    architecture = ARCHITECTURES[name]
-    make_family(architecture, folder)
-    steps: dict[str, Callable[[], None]] = {"check": partial(_study, folder, architecture, "check")}
-    for operator in OPERATORS:
-        steps[operator] = partial(_merge, folder, architecture, operator)
-    steps["study"] = partial(_study, folder, architecture, "run")
-    return {step: _outcome(act) for step, act in steps.items()}
+    architecture = ARCHITECTURES.get(name) or (DENOISERS.get(name) if INSTALLED else None)
+    if architecture is None:
+        _write_layout(name, folder)
+    else:
+        make_family(architecture, folder)
+    study = _write_study(name, folder)
+    acts: dict[str, Callable[[], None]] = {
+        "check": partial(_command, "check", str(study)),
+        "study": partial(_run, study),
+    }
+    acts |= {operator: partial(_merge, folder, architecture, operator) for operator in OPERATORS}
+    return {step: _outcome(acts[step]) for step in steps}
 
 
-def try_layout(name: str, folder: Path) -> dict[str, str]:
-    """The same of a model that transformers does not build: it is merged from its tensors alone."""
-    for seed, member in enumerate(("base", "left", "right")):
+def _write_layout(name: str, folder: Path) -> None:
+    """A family of a model that transformers does not build, from its names alone."""
+    for seed, member in enumerate(("base", *EXPERTS)):
         generator = torch.Generator().manual_seed(seed)
         (folder / member).mkdir()
         tensors = {
@@ -51,11 +60,6 @@ def try_layout(name: str, folder: Path) -> dict[str, str]:
             for tensor, shape in layout_shapes(name).items()
         }
         save_file(tensors, folder / member / f"{STEMS[name.startswith('diffusers')]}.safetensors")
-    outcomes = dict.fromkeys(STEPS, NOT_APPLICABLE)
-    for operator in OPERATORS:
-        if operator != "regmean":  # needs a model to run
-            outcomes[operator] = _outcome(partial(_merge, folder, None, operator))
-    return outcomes
 
 
 def make_family(architecture: Architecture, folder: Path) -> None:
@@ -65,7 +69,7 @@ def make_family(architecture: Architecture, folder: Path) -> None:
         model = architecture.build()
     model.save_pretrained(folder / "base")
     base = [parameter.detach().clone() for parameter in model.parameters()]
-    for seed, expert in enumerate(("left", "right"), start=1):
+    for seed, expert in enumerate(EXPERTS, start=1):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter, origin in zip(model.parameters(), base, strict=True):
@@ -74,50 +78,12 @@ def make_family(architecture: Architecture, folder: Path) -> None:
         model.save_pretrained(folder / expert)
     inputs = inputs_of(architecture)
     if inputs:
-        _save_items(folder / "items", inputs)
+        save_items(folder / "items", arrays(inputs, ITEMS, np.random.default_rng(3)))
 
 
 def _spread(tensor: torch.Tensor) -> float:
     """Mean size of the elements of a tensor, 1 for one of zeros."""
     return float(tensor.abs().mean()) or 1.0
-
-
-def inputs_of(architecture: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Argument of the model -> kind and shape of one item; empty without plain arrays."""
-    tokens = ("tokens", (8,))
-    side = architecture.options.get("image_size", 32)
-    kinds: Mapping[str, dict[str, tuple[str, tuple[int, ...]]]] = {
-        "AutoModelForCausalLM": {"input_ids": tokens},
-        "AutoModelForMaskedLM": {"input_ids": tokens},
-        "AutoModelForSequenceClassification": {"input_ids": tokens},
-        "AutoModelForSeq2SeqLM": {"input_ids": tokens, "decoder_input_ids": tokens},
-        "AutoModelForSpeechSeq2Seq": {
-            "input_features": ("numbers", (8, 20)),
-            "decoder_input_ids": tokens,
-        },
-        "AutoModelForCTC": {"input_values": ("numbers", (64,))},
-        "AutoModelForImageClassification": {"pixel_values": ("numbers", (3, side, side))},
-        "AutoModelForSemanticSegmentation": {"pixel_values": ("numbers", (3, 32, 32))},
-        "AutoModelForObjectDetection": {"pixel_values": ("numbers", (3, 32, 32))},
-        "AutoModelForZeroShotImageClassification": {
-            "input_ids": tokens,
-            "pixel_values": ("numbers", (3, 8, 8)),
-        },
-    }
-    return kinds.get(architecture.auto, {})
-
-
-def _save_items(folder: Path, inputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    from tests.merging.operators.calibrated import save_items
-
-    generator = torch.Generator().manual_seed(3)
-    columns = {
-        name: torch.randint(3, 40, (ITEMS, *shape), generator=generator).tolist()
-        if kind == "tokens"
-        else torch.randn((ITEMS, *shape), generator=generator).tolist()
-        for name, (kind, shape) in inputs.items()
-    }
-    save_items(folder, columns)
 
 
 def _outcome(act: Callable[[], None]) -> str:
@@ -135,14 +101,14 @@ def _merge(folder: Path, architecture: Architecture | None, operator: str) -> No
     out = folder / f"merged-{operator}"
     recipe: dict[str, Any] = {
         "base": str(folder / "base"),
-        "experts": {name: str(folder / name) for name in ("left", "right")},
+        "experts": {name: str(folder / name) for name in EXPERTS},
         "operator": operator,
         "special": _special(folder),
     }
-    if operator == "regmean" and architecture is not None:
-        inputs = inputs_of(architecture)
-        if not inputs:
-            raise NotImplementedError
+    if operator == "regmean":
+        inputs = {} if architecture is None else inputs_of(architecture)
+        if architecture is None or not inputs:
+            raise NotImplementedError  # it runs the model
         recipe["hyperparameters"] = {
             "calibration": {
                 "data": str(folder / "items"),
@@ -160,10 +126,7 @@ def _merge(folder: Path, architecture: Architecture | None, operator: str) -> No
 
 
 def _reload(out: Path, architecture: Architecture) -> None:
-    import transformers
-
-    loader = getattr(transformers, architecture.model)
-    _, report = loader.from_pretrained(out, output_loading_info=True)
+    _, report = architecture.loader.from_pretrained(out, output_loading_info=True)
     odd = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(odd.values()):
         raise AssertionError(f"expected every key, received {odd}")
@@ -175,22 +138,40 @@ def _special(folder: Path) -> dict[str, str]:
     return {"batch_norm": "base"} if any("running_mean" in name for name in names) else {}
 
 
-def _study(folder: Path, architecture: Architecture, verb: str) -> None:
+def _write_study(name: str, folder: Path) -> Path:
+    """The study file of a family, with the evaluators of its kind."""
+    evaluators = sections_of(name, folder)
     study = {
         "name": "trial",
         "base": str(folder / "base"),
-        "experts": {name: str(folder / name) for name in ("left", "right")},
+        "experts": {expert: str(folder / expert) for expert in EXPERTS},
         "operator": "task_arithmetic",
         "special": _special(folder),
         "space": {"granularity": "block_module"},
         "strategy": "sobol",
-        "evaluators": [{"kind": "distance", "model_class": architecture.auto}],
+        "evaluators": evaluators,
         "budget": {"trials": TRIALS},
+        "allow_code": name in LAYOUTS,
     }
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(study))
-    more = ["--run", str(folder / "run"), "--progress", "quiet"] if verb == "run" else []
-    _command(verb, str(file), *more)
+    return file
+
+
+def _run(study: Path) -> None:
+    """Run the study, all of whose trials must have a value for every objective."""
+    run = study.parent / "run"
+    _command("run", str(study), "--run", str(run), "--progress", "quiet")
+    report = json.loads((run / "report.json").read_text())
+    trials = report["trials"]
+    odd = [trial["number"] for trial in trials if trial["state"] != "complete"]
+    if len(trials) != TRIALS or odd:
+        raise AssertionError(f"expected {TRIALS} complete trials, received {len(trials)}, {odd}")
+    found = [trial["values"] for trial in trials]
+    # Models that have learnt nothing are never right.
+    alike = all(values == found[0] for values in found) and {*found[0]} != {"accuracy"}
+    if alike or not np.isfinite([[*values.values()] for values in found]).all():
+        raise AssertionError(f"expected finite values that differ, received {found}")
 
 
 def _command(*words: str) -> str:

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from mergesearch.merging import InputError
-from mergesearch.search.strategies.base import Problem, Strategy, Suggestion, TrialResult
+from mergesearch.search.strategies.base import (
+    Problem,
+    Strategy,
+    Suggestion,
+    TrialResult,
+    tell_budget,
+)
 from mergesearch.search.strategies.table import STRATEGIES, build_strategy, check_options
 from tests.contracts.problems import MARKED_CASES, gradient_result, make_problem, result_at
 
@@ -175,6 +181,28 @@ class TestStrategyContract:
             else:
                 assert np.array_equal(again.ask(1)[0].point, call.point)
         assert np.array_equal(np.array(strategy.best()), np.array(again.best()))
+
+    def test_another_budget_is_taken_at_any_time_and_replay_tells_it_again(
+        self, name: str, options: dict
+    ) -> None:
+        if not hasattr(STRATEGIES[name].load(), "set_budget"):
+            pytest.skip("does not plan by the budget")
+        problem = replace(self.problem(name, 6), budget=12)
+
+        def trace(*places: int) -> np.ndarray:
+            strategy = make(name, options, problem)
+            asked = []
+            for step in range(16):
+                if step in places:
+                    tell_budget(strategy, 12 + 4 * step)
+                asked += strategy.ask(1)
+                strategy.tell([result(asked[-1], problem)])
+            return points(asked)
+
+        several = trace(2, 12)
+        assert np.array_equal(several, trace(2, 12))
+        assert np.array_equal(several[:2], trace()[:2])
+        assert np.all((several >= problem.lower) & (several <= problem.upper))
 
     def test_results_that_nobody_asked_for_are_accepted(self, name: str, options: dict) -> None:
         problem = self.problem(name, 6)

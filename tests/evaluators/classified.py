@@ -43,7 +43,7 @@ def classified_folder(folder: Path, count: int = 60) -> Path:
     return folder
 
 
-def pico_bert(task: str, seed: int = 0, *, num_labels: int = CLASSES) -> Any:
+def pico_bert(task: str, seed: int = 0, *, num_labels: int = CLASSES, positions: int = 128) -> Any:
     """A BERT of one block for ``sequence`` or ``token`` classification with that tokenizer."""
     import torch
     from transformers import (
@@ -59,7 +59,7 @@ def pico_bert(task: str, seed: int = 0, *, num_labels: int = CLASSES) -> Any:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         num_labels=num_labels,
         initializer_range=0.5,
     )

@@ -32,6 +32,26 @@ def plain(recipe: Any) -> float:
     return float(recipe.field.values.sum())
 
 
+def named(recipe: Any) -> dict[str, float]:
+    """One number, by name."""
+    return {"score": plain(recipe)}
+
+
+def listed(recipe: Any) -> list[float]:
+    """Scores of 20 items as a list."""
+    return undivided(recipe).tolist()
+
+
+def scored_by_name(recipe: Any) -> dict[str, list[float]]:
+    """Scores of 20 items, by name."""
+    return {"score": listed(recipe)}
+
+
+def misspelt(recipe: Any) -> Flaot:  # noqa: F821
+    """One number, by a type that does not exist."""
+    return plain(recipe)
+
+
 def odd(recipe: Any) -> Any:
     """Whatever the test wants."""
     return ANSWER[0]

@@ -14,6 +14,8 @@ from tests.evaluators.language import make_tokenizer, sentence
 
 #: Samples of a recording at least.
 SAMPLES = 400
+#: Bands of a frame.
+BANDS = 8
 
 
 def pair_rows(count: int = 30) -> list[dict[str, Any]]:
@@ -113,3 +115,30 @@ def pico_wav2vec(task: str, seed: int = 0) -> Any:
     )  # fmt: skip
     made = {"ctc": Wav2Vec2ForCTC, "classes": Wav2Vec2ForSequenceClassification}[task]
     return seeded(lambda: made(config), seed)
+
+
+def pico_whisper(seed: int = 0) -> Any:
+    """A Whisper of one block that reads 20 frames of 8 bands."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=BANDS,
+        max_source_positions=10, max_target_positions=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return seeded(lambda: WhisperForConditionalGeneration(config), seed)
+
+
+def spoken_rows(count: int = 15) -> list[dict[str, Any]]:
+    """Recordings that are long enough for their texts, as samples and as frames."""
+    rng = np.random.default_rng([6, 41])
+    return [
+        {
+            "text": f"{'ab' * (1 + index % 3)} x{index}",
+            "audio": rng.standard_normal(1600 + 300 * (index % 3)).round(4).tolist(),
+            "frames": rng.standard_normal((BANDS, 20)).round(4).tolist(),
+            "id": str(index),
+        }
+        for index in range(count)
+    ]

@@ -272,7 +272,6 @@ class TestNames:
         ("key", "value"),
         [
             ("batch_size", 0),
-            ("objectives", []),
             ("objectives", [{"domains": []}]),
             ("folder", "x"),
             ("splits", {"a": "b"}),

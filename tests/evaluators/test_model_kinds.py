@@ -31,6 +31,15 @@ def test_other_kinds_are_refused_with_the_kind_to_use() -> None:
     assert message.endswith("use kind: text_classification")
 
 
+def test_no_advice_names_a_key_that_the_evaluator_lacks() -> None:
+    text = "AutoModelForSequenceClassification"
+    message = refusal(text, "BertForMaskedLM", SimpleNamespace(kind="text_classification"))
+    assert message.endswith(
+        "use a checkpoint with such a head, or special: {heads: own} where experts have theirs"
+    )
+    assert refusal(text, "BertForMaskedLM", OPEN).endswith("use model_class: AutoModelForMaskedLM")
+
+
 def test_bare_models_of_checkpoints_with_a_head_are_refused() -> None:
     message = refusal("AutoModel", "LlamaForCausalLM", OPEN)
     assert message.startswith("evaluators.0.model_class: expected an evaluator of the base's Llama")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import logging.handlers
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,14 @@ import torch
 from scipy.stats import spearmanr
 
 from mergesearch.evaluators import Batch, Evaluator
-from mergesearch.evaluators.metrics import libraries
+from mergesearch.evaluators.metrics import libraries, written
 from mergesearch.evaluators.metrics.written import WRITTEN
+from mergesearch.evaluators.model_items import generated
 from mergesearch.evaluators.spec.evaluators import parse_evaluators
 from mergesearch.merging import InputError
 from tests.evaluators.classified import pico_bert
 from tests.evaluators.items import build, candidate_at, opened
+from tests.evaluators.language import text_llama
 from tests.evaluators.pairs import (
     letter_tokenizer,
     pair_folder,
@@ -79,6 +84,21 @@ def test_rewards(folder: Path) -> None:
     assert loss == pytest.approx(measured.values["cross_entropy"])
     with pytest.raises(InputError, match="use kind: text_classification"):
         evaluator.evaluate(candidate_at([0.0], pico_bert("sequence")), "search")
+
+
+def test_a_length_of_the_models_own_is_not_warned_of() -> None:
+    """Whisper has one; transformers would warn in every batch."""
+    model = text_llama()
+    model.generation_config.max_length = 20
+    said = logging.handlers.BufferingHandler(99)
+    logger = logging.getLogger("transformers.generation.utils")
+    logger.addHandler(said)
+    try:
+        rows = generated(model, {"input_ids": torch.tensor([[5, 6]])}, 2)
+    finally:
+        logger.removeHandler(said)
+    assert rows.shape == (1, 4)
+    assert not said.buffer
 
 
 def test_what_an_encoder_decoder_writes(folder: Path) -> None:
@@ -191,6 +211,23 @@ class TestScores:
         assert WRITTEN["chrf"][0]("the cat", "the cat") == 1
         assert WRITTEN["rouge_l"][0]("the cat sat", "the cat ran") == pytest.approx(2 / 3)
         assert WRITTEN["exact_match"][0](" a ", "a") == 1
+
+    def test_rapidfuzz_counts_as_nltk_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("rapidfuzz")
+        rng = np.random.default_rng(4)
+        texts = [" ".join(rng.choice(["a", "bc", "é", "d\t"], 6)) for _ in range(40)]
+        scores = []
+        for there in (True, False):
+            monkeypatch.setattr(written, "is_installed", lambda name, there=there: there)
+            scores.append(
+                [
+                    WRITTEN[metric][0](one, two)
+                    for metric in ("wer", "cer")
+                    for one, two in pairwise(texts)
+                ]
+            )
+        assert scores[0] == scores[1]
+        assert len(set(scores[0])) > 5
 
     def test_a_missing_library_is_refused(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch

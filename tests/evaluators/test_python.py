@@ -73,7 +73,26 @@ def test_items_without_splits_are_divided_always_alike() -> None:
     np.testing.assert_allclose(together, functions.undivided(candidate().recipe))
     again = divided(20, (0.6, 0.2, 0.2))
     assert all(len(again[split]) == part.size for split, part in parts.items())
-    assert evaluator.warnings([])[0].count("takes no split") == 1
+    assert evaluator.warnings([]) == [], "its annotation says that it scores items"
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("plain", "functions:plain takes no split: its number stands for search, validation and "),
+        ("odd", "unless it returns a score for each item (divided 0.6, 0.2, 0.2), its number "),
+        ("named", "functions:named takes no split: its number stands for "),
+        ("listed", ""),
+        ("scored_by_name", ""),
+        ("misspelt", "functions:misspelt takes no split: unless it returns a score "),
+        ("scored", ""),
+    ],
+)
+def test_a_number_that_stands_for_all_splits_is_warned_of(function: str, said: str) -> None:
+    sizes = {"sizes": functions.SIZES} if function == "scored" else {}
+    warnings = opened(function, **sizes).warnings([])
+    assert len(warnings) == bool(said)
+    assert said in "".join(warnings)
 
 
 def test_a_number_is_the_value() -> None:

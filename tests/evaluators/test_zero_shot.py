@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mergesearch.evaluators import Batch, Candidate, Evaluator
-from mergesearch.evaluators.images import prompted
 from mergesearch.merging import InputError, Source
+from mergesearch.merging.models.prompt_heads import reads_text
 from tests.evaluators.items import build, candidate_at, opened
 from tests.evaluators.prompted import (
     CLASSES,
@@ -238,7 +238,7 @@ class TestRefused:
 
 def test_names_of_towers() -> None:
     names = pico_clip().state_dict()
-    texts = {name.split(".")[0] for name in names if prompted.reads_text(name)}
+    texts = {name.split(".")[0] for name in names if reads_text(name)}
     assert texts == {"text_model", "text_projection"}
     siglip = pico_clip(siglip=True).state_dict()
-    assert {name.split(".")[0] for name in siglip if prompted.reads_text(name)} == {"text_model"}
+    assert {name.split(".")[0] for name in siglip if reads_text(name)} == {"text_model"}

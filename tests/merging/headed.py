@@ -56,7 +56,7 @@ def headed_recipe(
     experts: dict[str, Path],
     coefficients: Sequence[float] = (0.25, 0.5),
     operator: str = "task_arithmetic",
-    **special: str,
+    **special: Any,
 ) -> Recipe:
     """A merge of experts by name under policies."""
     recipe = Recipe(

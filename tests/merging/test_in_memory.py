@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -162,11 +162,20 @@ def test_refuses_experts_that_do_not_fit(change: Callable[[State], Any], message
         ({"coefficients": Field.constant(3, [0.1])}, "field: expected 1 directions over"),
         ({"operator": "task_aritmetic"}, "did you mean 'task_arithmetic'"),
         ({"density": 0.2}, "unknown hyperparameter 'density', expected none"),
+        ({"config": Layout}, "config: expected the content of config.json as a mapping, received "),
     ],
 )
 def test_refuses_recipes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         merge(state(0), [state(1)], **options)
+
+
+def test_refuses_models_in_the_place_of_their_states() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"base: .* received Linear; pass model.state_dict"):
+        merge(cast(Any, model), [model.state_dict()])
+    with pytest.raises(CheckpointError, match=r"expert 'a': expected a mapping.*received Linear"):
+        merge(model.state_dict(), cast(Any, {"a": model}))
 
 
 def test_refuses_to_merge_nothing_or_strange_floats() -> None:

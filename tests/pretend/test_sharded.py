@@ -18,6 +18,10 @@ from tests.pretend.test_merged_model import AUTO, Pico, arenas_of, bind, output
 from tests.pretend.test_study import ON_HOST, run
 from tests.search.conftest import model_study
 from tests.search.studies import fingerprint
+from tests.search.study.test_heads_study import headed_items, headed_models
+from tests.search.study.test_heads_study import study as headed_study
+
+__all__ = ["headed_items", "headed_models"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:integer tensors differ:UserWarning")
 
@@ -91,5 +95,18 @@ def test_a_study_over_two_cards_is_that_in_main_memory(
     study = model_study(pico_models, pico_items, **budget)
     with cards.counting(1) as counted:
         found = run(study, tmp_path / "cards", {"backend": "inline", "gpus": 2})
+    assert fingerprint(found) == fingerprint(run(study, tmp_path / "host", ON_HOST))
+    assert counted.operations > 100
+
+
+@pytest.mark.slow
+def test_heads_of_experts_lie_beside_the_layers_that_they_share(
+    cards: Cards, headed_models: Path, headed_items: Path, tmp_path: Path
+) -> None:
+    sections = {"strategy": "cma_es", "budget": {"trials": 9}}
+    study = headed_study(headed_models, headed_items, **sections)
+    with cards.counting(1) as counted:
+        found = run(study, tmp_path / "cards", {"backend": "inline", "gpus": 2})
+    assert all(record.state == "complete" for record in found.log.records)
     assert fingerprint(found) == fingerprint(run(study, tmp_path / "host", ON_HOST))
     assert counted.operations > 100

@@ -20,11 +20,12 @@ from pydantic import Field
 from mergesearch.merging.operators.parts.decomposition import is_large, precise_sum
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
+from mergesearch.merging.tensors.fused_heads import Config, Rows, is_fused
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.roles import roles_of
 from mergesearch.merging.tensors.source import shapes_of
-from mergesearch.merging.tensors.stacks import Rows, StackLayout, heads_of, stack_layouts
+from mergesearch.merging.tensors.stacks import StackLayout, config_of, stack_layouts
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +60,8 @@ Others = Annotated[
 ]
 
 #: Weights that are query, key and value one below the other, so named in PyTorch, timm, OpenCLIP,
-#: Qwen-VL, MPT, ModernBERT, Phi-3, GPT-2. Grouped queries are stacks; so are GPT-NeoX and BLOOM,
-#: which go by head. Left whole: ``query_key_value`` of Falcon and ChatGLM and CodeGen's
-#: ``attn.qkv_proj``, which go by groups.
+#: Qwen-VL, MPT, ModernBERT, Phi-3, GPT-2. Grouped queries, and all that go by head or by group, are
+#: stacks.
 FUSED = re.compile(
     r"(?:^|[._])in_proj_weight$|(?:^|\.)(?:qkv|Wqkv)\.weight$"
     r"|(?:^|\.)self_attn\.qkv_proj\.weight$|\.c_attn\.weight$"
@@ -105,21 +105,25 @@ class Selection:
         conv: Literal["others", "reshape"] = "others",
         fused: Literal["split", "whole"] = "split",
         others: Literal["mean", "sum", "base"] = "mean",
+        config: Config | None = None,
     ) -> Selection:
         """The selection for a model with tensors of these shapes.
 
-        Heads that are packed one after the other are known for sources with a configuration only.
+        How fused heads are divided is known from the source's configuration, or ``config``.
         """
         shapes = source if isinstance(source, Mapping) else shapes_of(source)
-        stacks = stack_layouts(shapes, heads_of(source))
+        stacks = stack_layouts(shapes, config_of(source) if config is None else config)
         inner = _inner(shapes)
         return cls(matrices, conv, fused, others, inner, _stores_transposed(shapes), stacks)
 
     @classmethod
-    def chosen(cls, source: TensorSource | Layout, options: Options) -> Selection:
+    def chosen(
+        cls, source: TensorSource | Layout, options: Options, config: Config | None = None
+    ) -> Selection:
         """The selection by the hyperparameters of an operator; those of other things are passed."""
         names = ("matrices", "conv", "fused", "others")
-        return cls.of(source, **{name: options[name] for name in names if name in options})
+        own = {name: options[name] for name in names if name in options}
+        return cls.of(source, **own, config=config)
 
 
 #: A part and its K matrices ``(m, n)`` -> the rows of that part, one per direction.
@@ -146,11 +150,18 @@ def matrices_in(name: str, shape: Sequence[int], selection: Selection) -> tuple[
     transposed = selection.conv1d and len(shape) == 2 and _CONV1D.search(name) is not None
     out, inner = (shape[1], shape[0]) if transposed else (shape[0], _columns(shape))
     thirds = FUSED.search(name) is not None and out == 3 * inner and len(shape) == 2
-    # Qwen's c_attn has q, k and v one below the other, GPT-BigCode's goes by head: left whole.
+    # Without a configuration, Qwen's c_attn is not told from GPT-BigCode's, which goes by head.
     ambiguous = name.endswith("c_attn.weight") and not transposed
     if selection.fused == "whole" or not thirds or ambiguous:
         return (MatrixPart(name, (out, inner), 0, transposed),)
     return tuple(MatrixPart(name, (inner, inner), third * inner, transposed) for third in range(3))
+
+
+def is_undivided(name: str, shape: Sequence[int], selection: Selection) -> bool:
+    """Whether a fused projection is one matrix because nothing says how it is divided."""
+    if selection.fused == "whole" or not is_fused(name):
+        return False
+    return len(matrices_in(name, shape, selection)) == 1
 
 
 def _stacked(

@@ -96,10 +96,12 @@ def is_stored_whole(experts: Sequence[TensorSource], name: str) -> bool:
 def _low_rank_source(expert: object, name: str) -> LowRankSource | None:
     """The adapter that a tensor of an expert comes from, or None.
 
-    Sources that pass on what another one reads are followed to that one.
+    Sources that pass on what another one reads are followed to that one, as long as it has the
+    same name there.
     """
     while expert is not None and not isinstance(expert, LowRankSource):
-        expert = None if name in getattr(expert, "made", ()) else getattr(expert, "origin", None)
+        other = name in getattr(expert, "made", ()) or name in getattr(expert, "renamed", ())
+        expert = None if other else getattr(expert, "origin", None)
     return expert
 
 

@@ -7,9 +7,10 @@ number can be mistaken for that of another.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 _SUFFIX = ".alive"
 #: Suffix until the lock is held: what is swept has never been unlocked.
@@ -30,7 +31,7 @@ class Lifeline:
         self.path = folder / f"{name}{_SUFFIX}"
         part = folder / f"{name}{_PART}"
         self._file = part.open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        lock_descriptor(self._file.fileno())
         part.rename(self.path)
 
     def close(self) -> None:
@@ -43,12 +44,9 @@ def is_alive(path: Path) -> bool:
     """Whether the process that made a lifeline still holds it."""
     try:
         with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not lock_descriptor(file.fileno(), blocking=False)
     except FileNotFoundError:
         return False
-    return False
 
 
 def sweep(folder: Path) -> None:

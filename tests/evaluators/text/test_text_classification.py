@@ -80,6 +80,15 @@ def test_texts_and_pairs(folder: Path, columns: list[str]) -> None:
     assert evaluator.additive == ("accuracy", "cross_entropy")
 
 
+def test_texts_longer_than_the_model_reads(folder: Path) -> None:
+    model = pico_bert("sequence", positions=3)
+    evaluator = opened(section(folder, "text_classification", "accuracy"))
+    with pytest.raises(InputError, match=r"texts of at most 3 tokens, .* cut them with max_length"):
+        evaluator.evaluate(candidate_at([0.0], model), "search")
+    cut = opened(section(folder, "text_classification", "accuracy", max_length=3))
+    assert cut.evaluate(candidate_at([0.0], model), "search").values
+
+
 def test_numbers_and_their_correlation(folder: Path) -> None:
     model = pico_bert("sequence", num_labels=1).double()
     names = ("spearman", "pearson", "squared_error")

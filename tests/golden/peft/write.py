@@ -2,7 +2,7 @@
 
 Needs peft 0.21 beside transformers 5; run by hand: ``python tests/golden/peft/write.py``. Each
 folder holds the model, ``adapter``, and ``merged.safetensors`` with the tensors that the adapter
-changes, under their stored names.
+changes, under their stored names. Where the adapted model has another head, it is of another class.
 """
 
 from __future__ import annotations
@@ -74,15 +74,50 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt2": (GPT2, {"target_modules": ["c_attn", "c_proj", "lm_head"]}),
 }
 
+DISTILBERT = (
+    transformers.DistilBertForMaskedLM,
+    transformers.DistilBertConfig(
+        vocab_size=24, dim=8, hidden_dim=12, n_layers=1, n_heads=2, max_position_embeddings=8
+    ),
+)
+ROBERTA = (
+    transformers.RobertaModel,
+    transformers.RobertaConfig(
+        **TOKENS,
+        pad_token_id=0,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=10,
+    ),
+)
+#: Name -> base, number of classes, settings: a classifier on top of a model without one. Names
+#: behind a prefix and without; heads of two modules, and of two layers.
+CLASSIFIERS: dict[str, tuple[Any, int, dict[str, Any]]] = {
+    "distilbert": (
+        DISTILBERT,
+        3,
+        {"target_modules": ["q_lin", "lin1"], "modules_to_save": ["pre_classifier", "classifier"]},
+    ),
+    "roberta": (ROBERTA, 5, {"target_modules": ["query", "dense"], "exclude_modules": "class.*"}),
+}
+
 
 def write(name: str) -> None:
     """Write the folder of one case."""
-    (model_class, config), settings = CASES[name]
+    classifier = name in CLASSIFIERS
+    (model_class, config), settings = CASES[name] if not classifier else CLASSIFIERS[name][::2]
     folder = HERE / name
     torch.manual_seed(0)
     model = model_class(config)
     model.save_pretrained(folder)
     before = load_file(folder / "model.safetensors")
+    if classifier:
+        settings = settings | {"task_type": "SEQ_CLS"}
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=CLASSIFIERS[name][1]
+        )
     adapted = peft.get_peft_model(
         model, peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, **settings)
     )
@@ -94,7 +129,11 @@ def write(name: str) -> None:
     _tidy(folder / "adapter")
     adapted.merge_and_unload().save_pretrained(folder / "merged")
     after = load_file(folder / "merged" / "model.safetensors")
-    changed = {key: tensor for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+    changed = {
+        key: tensor
+        for key, tensor in after.items()
+        if key not in before or not torch.equal(tensor, before[key])
+    }
     save_file(changed, folder / "merged.safetensors")
     for file in [*(folder / "merged").iterdir(), folder / "generation_config.json"]:
         file.unlink(missing_ok=True)
@@ -112,5 +151,5 @@ def _tidy(adapter: Path) -> None:
 
 
 if __name__ == "__main__":
-    for case in CASES:
+    for case in [*CASES, *CLASSIFIERS]:
         write(case)

@@ -439,6 +439,8 @@ class TestRefusals:
             ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa', which changes the base"),
             ({"r": 4}, r"expected rank 4 .* received lora_A \[2, 16\]"),
             ({"rank_pattern": {"q_proj": 0}}, "expected rank 0"),
+            ({"lora_alpha": None}, "lora_alpha: expected a number, received None"),
+            ({"r": "eight"}, "r: expected a number, received 'eight'"),
         ],
     )
     def test_settings(

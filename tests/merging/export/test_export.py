@@ -266,6 +266,7 @@ def test_tokenizer_configuration_and_licence_come_along_but_no_code(pico, tmp_pa
             "recipe.yaml",
             "recipe.json",
             "README.md",
+            "mergekit_config.yml",
         ),
         *(
             "tokenizer.json",
@@ -292,7 +293,7 @@ def test_card_says_what_was_merged(pico, tmp_path):
     head, text = _card(
         export_model(_recipe(family.base, family.experts), tmp_path / "merged", facts=facts)
     )
-    assert head["base_model"] == ["base", "one", "two"]
+    assert "base_model" not in head  # names of folders are no models of the hub
     assert {"merge", "mergesearch"} <= set(head["tags"])
     assert head["library_name"] == "transformers"
     assert "license" not in head
@@ -312,14 +313,15 @@ def test_hub_parents_are_listed_by_their_hub_name(hub, pico, tmp_path, monkeypat
     recipe = _recipe(family.base, family.experts)
     recipe = replace(recipe, base=Source("origin", "org/tiny@v1"))
     out = export_model(recipe, tmp_path / "merged")
-    assert _card(out)[0]["base_model"] == ["org/tiny", "one", "two"]
+    assert _card(out)[0]["base_model"] == ["org/tiny"]
+    assert _card(out)[0]["base_model_relation"] == "merge"
     assert load_recipe(out / "recipe.yaml").base.path == "org/tiny@v1"
     assert recipe.layout == layout.digest
 
     monkeypatch.chdir(family.base.parent)
     local = replace(recipe, base=Source("origin", "base"))
     out = export_model(local, tmp_path / "local")
-    assert _card(out)[0]["base_model"] == ["origin", "one", "two"]
+    assert "base_model" not in _card(out)[0]
     assert load_recipe(out / "recipe.yaml").base.path == str(family.base)
 
 
@@ -440,7 +442,7 @@ def test_recipes_that_do_not_fit(pico, tmp_path):
         "it was made for another base": good.with_field(
             Field.constant(good.field.size + 64, [1.0, 1.0])
         ),
-        "operator: expected one of": _recipe(family.base, family.experts, operator="magic"),
+        "operator: expected an operator": _recipe(family.base, family.experts, operator="magic"),
     }
     for message, recipe in bad.items():
         with pytest.raises(RecipeError, match=message):

@@ -19,10 +19,12 @@ from mergesearch.merging.export.head_models import head_model, load_with_head
 from mergesearch.merging.family.family import open_family
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident.arena import open_arenas
+from mergesearch.merging.resident.device_map import device_map, dispatch, settled
 from mergesearch.merging.resident.merged_model import MergedModel
 from tests.merging.headed import (
     headed_recipe,
     headless,
+    labelled,
     relabelled,
     save_modalities,
     without_prefix,
@@ -91,6 +93,33 @@ def test_all_heads_share_one_memory(folders: Any, tmp_path: Path, read_tensors: 
         assert torch.equal(model.get_parameter("classifier.weight"), head)
 
 
+def test_heads_lie_beside_the_layers_of_several_devices(
+    folders: Any, tmp_path: Path, pixels: torch.Tensor
+) -> None:
+    """Main memory under two names stands for two devices."""
+    recipe = recipe_of(folders)
+    whole = searched(recipe, tmp_path)
+    family = open_family(recipe)
+    assert family.heads is not None
+    merged = None
+    for name in HEADS:
+        model = head_model(family, name, CLASS, tmp_path)
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        devices = device_map(model, {"cpu": size, "cpu:0": size})
+        head = family.heads.of[name]
+        arenas = open_arenas(recipe, tmp_path)
+        merged = merged or MergedModel(model, arenas, devices=devices, head=head)
+        merged.add_head(name, model, head)
+        places = settled(model, merged.placed)
+        assert {*places} == {*devices}
+        dispatch(model, places)
+    assert merged is not None
+    assert len(merged.shards) == 2
+    merged.write(recipe.field)
+    for name, model in merged.heads.items():
+        assert torch.equal(model(pixels).logits, whole.heads[name](pixels).logits)
+
+
 @pytest.mark.parametrize("base", ["with a head", "without", "with other names"])
 def test_the_exported_models_are_the_evaluated_ones(
     base: str,
@@ -152,6 +181,33 @@ def test_one_backbone_and_the_heads(
     whole = export_model(recipe, tmp_path / "even", head="even").folder
     assert not (whole / "heads").exists()
     assert "has the head of `even`" in (whole / "README.md").read_text()
+
+
+def test_a_classifier_has_no_copy_of_the_embedding(
+    pico: Any, copy_of: Copy, read_tensors: Any, tmp_path: Path
+) -> None:
+    """Older files of masked language models store the tied decoder beside the embedding."""
+    family = pico("bert")
+    tied = "cls.predictions.decoder.weight"
+    words = "bert.embeddings.word_embeddings.weight"
+    base = copy_of(family.base, lambda tensors: tensors | {tied: tensors[words].clone()})
+    changed = {"architectures": ["BertForSequenceClassification"], **labelled(["no", "yes"])}
+    head = {
+        "bert.pooler.dense.weight": torch.ones(16, 16),
+        "bert.pooler.dense.bias": torch.ones(16),
+        "classifier.weight": torch.ones(2, 16),
+        "classifier.bias": torch.ones(2),
+    }
+
+    def classifier(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: t for n, t in tensors.items() if not n.startswith("cls.")} | head
+
+    experts = {"mood": copy_of(family.experts[0], classifier, **changed)}
+    recipe = headed_recipe(base, experts, (0.5,), heads="own")
+    whole = export_model(recipe, tmp_path / "mood", head="mood").folder
+    assert {*read_tensors(whole)} == {*read_tensors(experts["mood"])}
+    assert tied in read_tensors(export_model(recipe, tmp_path / "shared").folder)
+    assert tied in read_tensors(export_model(recipe, tmp_path / "base", head="base").folder)
 
 
 def test_other_precisions(folders: Any, copy_of: Copy, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from mergesearch.merging.family.base_names import own_names
 from mergesearch.merging.family.family import ModelFamily, align_family, open_family
 from mergesearch.merging.family.head_names import classifier_heads, odd_heads
 from mergesearch.merging.lineage.compare import compare_weights
-from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.policies import TensorPolicies, parse_policies
 from tests.merging.headed import headed_recipe, headless, labelled, relabelled, without_prefix
 
@@ -238,13 +237,6 @@ def test_other_classes_of_a_model_share_its_backbone(
     assert all(name.startswith("cls.") for name in heads.of["base"].names)
 
 
-def test_operators_that_read_answers_need_one_head(family: Any) -> None:
-    aligned = align(*family, heads="own")
-    with pytest.raises(RecipeError, match="operator fisher: expected one head for all experts"):
-        aligned.check(OPERATORS["fisher"])
-    aligned.check(OPERATORS["regmean"])
-
-
 # --- modules that only some experts have
 # ----------------------------------------------------------------------------
 
@@ -325,14 +317,6 @@ def test_state_dicts(policy: str) -> None:
     [
         ({"heads": "mine"}, "special: heads: input should be 'refuse', 'own', 'base' or 'average'"),
         ({"absent": "mine"}, "special: absent: input should be .*'own', received 'mine'"),
-        (
-            {
-                "heads": "own",
-                "batch_norm": "recalibrate",
-                "calibration": {"data": "x", "model_class": "AutoModel", "inputs": {"a": "b"}},
-            },
-            "batch_norm: expected base or merge where experts keep tensors of their own",
-        ),
     ],
 )
 def test_choices_that_are_none(given: Any, message: str) -> None:

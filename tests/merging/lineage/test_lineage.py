@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.lineage.compare import compare_weights
+from mergesearch.merging.lineage.description import lineage_lines
 from mergesearch.merging.lineage.refusal import check_lineages
 from mergesearch.merging.lineage.relation import Lineage
 from mergesearch.merging.lineage.units import moved_units
@@ -114,6 +115,19 @@ def test_one_matrix_that_was_trained_anew_is_a_warning(tmp_path: Path) -> None:
     lineage = _lineage(tmp_path, "llama", base, expert)
     assert lineage.apart == (name,)
     assert name in check_lineages([lineage], None, "")[0]
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    base = _state("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    holed = base[name].clone()
+    holed[3, 4] = torch.nan
+    lineage = _lineage(tmp_path, "llama", base, dict(base, **{name: holed}))
+    assert lineage.broken == (name,)
+    (warning,) = check_lineages([lineage], None, "")
+    assert f"received NaN or infinity in {name!r}; merges with it fail" in warning
+    assert f"broken    NaN or infinity in {name!r}" in lineage_lines(lineage)
+    assert not _lineage(tmp_path / "whole", "llama", base, base).broken
 
 
 @pytest.mark.parametrize("kind", ["convolution", "perceptron"])

@@ -70,7 +70,7 @@ def test_refuses_what_cannot_work_before_weights_are_read() -> None:
     [
         (
             {"densty": 0.2},
-            r"unknown hyperparameter 'densty', expected one of \['density', 'rule', 'seed'\]",
+            "unknown hyperparameter 'densty'; did you mean 'density'. known: density, rule, seed",
         ),
         ({}, "'density' has no default"),
         ({"density": 1.5}, "'density': .*less than or equal to 1, received 1.5"),
@@ -88,10 +88,11 @@ def test_refuses_options_outside_the_schema(options: Mapping[str, Any], message:
 
 def test_unknown_operators_list_the_known_ones_and_the_closest() -> None:
     with pytest.raises(
-        RecipeError, match=r"\['average', .*'task_arithmetic'.*'averge'; did you mean 'average'\?"
+        RecipeError,
+        match=r"received 'averge'; did you mean 'average'\? known: average, .*task_arithmetic",
     ):
         get_operator("averge")
-    with pytest.raises(RecipeError, match=r"received 'zzz'$"):
+    with pytest.raises(RecipeError, match="received 'zzz'; known: average, "):
         get_operator("zzz")
 
 

@@ -211,6 +211,17 @@ def test_layouts_of_stacks_follow_from_names_and_shapes() -> None:
         "glm.mlp.dense_4h_to_h.weight": (16, 12),
         "neox.mlp.dense_h_to_4h.weight": (24, 16),
         "neox.mlp.dense_4h_to_h.weight": (16, 24),
+        "hiera.blocks.2.attn.qkv.weight": (72, 16),
+        "hiera.blocks.2.attn.proj.weight": (24, 24),
+        "vit.blocks.2.attn.qkv.weight": (48, 16),
+        "vit.blocks.2.attn.proj.weight": (16, 16),
+        "attn_pool.kv.weight": (16, 8),
+        "attn_pool.q.weight": (8, 8),
+        "alone.kv.weight": (16, 8),
+        "single_blocks.0.linear1.weight": (112, 16),
+        "single_blocks.0.linear2.weight": (16, 80),
+        "single_blocks.1.linear1.weight": (112, 16),
+        "single_blocks.1.linear2.weight": (16, 48),
     }
     layouts = stack_layouts(shapes)
     found = {n: (one.shape, one.transposed, len(one.parts)) for n, one in layouts.items()}
@@ -223,7 +234,18 @@ def test_layouts_of_stacks_follow_from_names_and_shapes() -> None:
         "moe.block_sparse_moe.input_linear.weight": ((24, 16), False, 2),
         "moe.block_sparse_moe.output_linear.weight": ((16, 12), False, 1),
         "glm.mlp.dense_h_to_4h.weight": ((24, 16), False, 2),
+        "hiera.blocks.2.attn.qkv.weight": ((72, 16), False, 3),
+        "attn_pool.kv.weight": ((16, 8), False, 2),
+        "single_blocks.0.linear1.weight": ((112, 16), False, 4),
     }
+    assert [
+        (rows.start, rows.count) for rows in layouts["single_blocks.0.linear1.weight"].parts
+    ] == [
+        (0, 16),
+        (16, 16),
+        (32, 16),
+        (48, 64),
+    ]
 
 
 def test_della_ranks_the_rows_of_each_matrix() -> None:

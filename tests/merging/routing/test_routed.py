@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mergesearch.merging import CheckpointError, Field, Recipe, RecipeError, Source
+from mergesearch.merging import CheckpointError, Field, InputError, Recipe, RecipeError, Source
 from mergesearch.merging.export.folder import export_model
+from mergesearch.merging.models.prompt_heads import PromptHeads
 from mergesearch.merging.routing.bundle import load
 from mergesearch.merging.routing.routed import (
     T3,
@@ -20,9 +21,10 @@ from mergesearch.merging.routing.routed import (
     floating_tensors,
     js_divergence,
     low_rank,
-    train_router,
 )
+from mergesearch.merging.routing.router import train_router
 from tests.evaluators.items import pico_vit
+from tests.evaluators.prompted import CLASSES, pico_clip, word_tokenizer
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -87,6 +89,58 @@ def test_a_batch_is_merged_by_its_mean_divergence() -> None:
     expected = 0.1 + 0.7 / (1 + math.exp(-3 * float(apart)))
     weights = t3(per="batch")(IMAGES).weights
     assert weights.flatten().tolist() == pytest.approx([expected] * len(IMAGES), abs=1e-6)
+
+
+class TestPrompts:
+    """A CLIP whose towers both differ, and images of two tasks with three and two classes."""
+
+    PIXELS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+    TASKS = ("colours", "shapes", "shapes", "colours")
+
+    def t3(self, folder: Path, **options: object) -> T3:
+        heads = PromptHeads({"": ["a photo of a {}"]}, CLASSES, word_tokenizer(folder))
+        sources = [copied_tensors(pico_clip(seed)) for seed in (0, 1)]
+        values = {"low": 0.1, "high": 0.8, "gamma": 3.0, "head": heads} | options
+        return T3(pico_clip(0), *sources, **values)
+
+    def logits(self, model: object, folder: Path, index: int) -> torch.Tensor:
+        """Of one image among the classes of its task, by the model's own comparison."""
+        names = CLASSES[self.TASKS[index]]
+        texts = word_tokenizer(folder)([f"a photo of a {n}" for n in names], return_tensors="pt")
+        pixels = self.PIXELS[index : index + 1]
+        with torch.no_grad():
+            output = model(  # type: ignore[operator]
+                pixel_values=pixels,
+                input_ids=texts["input_ids"],
+                attention_mask=texts["attention_mask"],
+            )
+        answer: torch.Tensor = output.logits_per_image[0]
+        return answer
+
+    def test_each_image_is_merged_by_the_classes_of_its_task(self, tmp_path: Path) -> None:
+        answer = self.t3(tmp_path)(self.PIXELS, tasks=self.TASKS)
+        base, expert = pico_clip(0), pico_clip(1)
+        for index, task in enumerate(self.TASKS):
+            pair = (self.logits(model, tmp_path, index)[None] for model in (base, expert))
+            apart = float(js_divergence(*pair))
+            weight = 0.1 + 0.7 / (1 + math.exp(-3 * apart))
+            assert float(answer.weights[index]) == pytest.approx(weight, abs=1e-5)
+            merged = pico_clip(0)
+            sources = [copied_tensors(model) for model in (base, expert)]
+            for name, target in floating_tensors(merged).items():
+                target.copy_(torch.lerp(*(tensors[name] for tensors in sources), weight))
+            count = len(CLASSES[task])
+            expected = self.logits(merged, tmp_path, index)
+            torch.testing.assert_close(answer.logits[index, :count], expected, rtol=1e-3, atol=1e-3)
+            assert bool(answer.logits[index, count:].isneginf().all())
+
+    def test_one_task_has_its_own_classes_alone(self, tmp_path: Path) -> None:
+        routed = self.t3(tmp_path, per="batch")
+        assert routed(self.PIXELS, tasks="shapes").logits.shape == (4, 2)
+        with pytest.raises(InputError, match="tasks: expected one of colours, shapes"):
+            routed(self.PIXELS)
+        with pytest.raises(InputError, match="expected one of the tasks colours, shapes, received"):
+            routed(self.PIXELS, tasks="cars")
 
 
 def test_low_rank_is_the_best_of_its_rank() -> None:

@@ -1,0 +1,1 @@
+"""Merges as adapters of their base: what can be held, the files, and the card."""

@@ -1,0 +1,1 @@
+"""Model folders as GGUF files: hyperparameters, tokenizer, and tensors."""

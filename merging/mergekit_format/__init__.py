@@ -1,0 +1,1 @@
+"""mergekit's configuration files: read as our recipes, and written beside our exports."""

@@ -100,18 +100,18 @@ def _run(case: Case) -> dict[str, Any]:
 
 def _figures(run: Any) -> dict[str, Any]:
     """Test Dice by domain of the winner, the anchors, and the front's best for each objective."""
-    from mergesearch.search.study.problem import study_normaliser
-    from mergesearch.search.study.selection import preferred
+    from mergesearch.search.front import to_losses
 
     records = run.log.records
     objectives = run.plan.objectives
     score = _scorer(run.plan.template)
-    scale = study_normaliser(run.plan, records)
+    complete = [record for record in records if record.state == "complete" and record.feasible]
     members: dict[str, float] = {}
-    for objective in objectives:
-        record = preferred(records, objectives, {objective.name: 1.0}, scale)
-        if record is not None and objective.name in DOMAINS:
-            members[objective.name] = score(record.recipe)[objective.name]
+    for column, objective in enumerate(objectives):
+        if complete and objective.name in DOMAINS:
+            losses = [to_losses(record.values, objectives)[column] for record in complete]
+            best = complete[losses.index(min(losses))]
+            members[objective.name] = score(best.recipe)[objective.name]
     return {
         "dim": len(run.plan.space.names),
         "winner": score(records[run.verdict.winner].recipe),

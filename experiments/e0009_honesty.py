@@ -216,7 +216,8 @@ def _improvements(data: ReportData, problem: ItemProblem, number: int) -> dict[s
 
 
 def _truth(data: ReportData, problem: ItemProblem, number: int) -> Array:
-    return problem.truth(data.by_number[number].recipe.field.values.ravel())
+    (record,) = [record for record in data.complete_records if record.number == number]
+    return problem.truth(record.recipe.field.values.ravel())
 
 
 def _loss(data: ReportData, problem: ItemProblem, number: int) -> float:

@@ -125,9 +125,9 @@ class Answers:
         field = Field.constant(1, point)
         score = _score(result)
         record = TrialRecord(
-            number,
-            kind,
-            "",
+            number=number,
+            kind=kind,
+            name="",
             suggestion=number,
             point=point,
             recipe=Recipe(base, experts, "task_arithmetic", field, layout="none"),

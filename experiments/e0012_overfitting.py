@@ -152,9 +152,9 @@ class Searched:
         experts = tuple(Source(f"e{row}", f"e{row}") for row in range(len(result.point)))
         field = Field.constant(1, result.point)
         record = TrialRecord(
-            number,
-            kind,
-            "",
+            number=number,
+            kind=kind,
+            name="",
             suggestion=number,
             point=result.point,
             recipe=Recipe(Source("base", "base"), experts, "task_arithmetic", field, layout="none"),

@@ -7,6 +7,10 @@ from coefficients of 0.3, Adam follows the entropy of the answers with learning 
 a row of its own, 1e-2), 16 items of every task at each step. Search items are the test items
 without labels (transductive) or other ones. Finished studies are kept in ``runs/clip``; the table
 goes into ``experiments/0013-clip/README.md``, between its marks.
+
+Beside it stand the methods that run the experts on items (Fisher, RegMean, Concrete) and those that
+merge for each input (T3, Twin-Merging), with the same prompts, on search items, with the settings
+of :data:`CALIBRATED` and :data:`ROUTED` and nothing searched.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import numpy as np
 
 from experiments.running import ROOT, kept, mean_and_half, write_between
 from experiments.zoo.clip import section
-from experiments.zoo.clip_data import CLASSES
+from experiments.zoo.clip_data import CLASSES, PROMPTS
 
 RUNS = ROOT / "runs" / "clip"
 ZOO = ROOT / "zoo" / "clip"
@@ -35,6 +39,15 @@ ROWS = ((True, RATE), (True, 10 * RATE), (False, RATE))
 STEPS_EACH = 50
 #: Coefficients of task arithmetic in the table: AdaMerging's start, and a line.
 LINE = (0.3, *(round(0.1 * step, 1) for step in range(1, 11)))
+#: Operators that run the experts on items, with options; all others have their defaults.
+CALIBRATED: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("fisher", {}),
+    ("regmean", {}),
+    ("concrete", {"steps": 300}),
+    ("concrete", {"steps": 300, "learning_rate": 1e-2}),
+)
+#: Merges for each input, of base and each expert or of all experts, with parameters at their start.
+ROUTED = (*(("t3", (task,)) for task in CLASSES), ("twin_merging", tuple(CLASSES)))
 
 Figures = Mapping[str, float]
 
@@ -129,15 +142,72 @@ def line() -> dict[str, Figures]:
     return kept(RUNS / "line.json", measured)
 
 
-def accuracies(recipe: Any) -> dict[str, float]:
-    """Test accuracy of a merge by task, by a worker that has seen nothing of the study."""
+def calibrated(operator: str, own: Mapping[str, Any]) -> dict[str, Figures]:
+    """Test accuracies of an operator that runs the experts, at its default coefficient."""
+    from mergesearch.merging import Field
+    from mergesearch.merging.operators import get_operator
+    from mergesearch.search.plan.planning import plan_study
+
+    given = {
+        "data": str(ZOO / "data"),
+        "split": "search",
+        "domain": "domain",
+        "model_class": "AutoModelForZeroShotImageClassification",
+        "inputs": {"pixel_values": "image"},
+        "prompts": PROMPTS,
+        "classes": CLASSES,
+    }
+
+    settings = [f"{key} {value:g}" for key, value in own.items()]
+
+    def measured() -> dict[str, Any]:
+        options = {"name": operator, "calibration": given, **own}
+        study = Case("task", False, 0, STEPS_EACH).study() | {"operator": options}
+        plan = plan_study(_resolved(study | {"strategy": "cma_es"}))
+        template = plan.template
+        coefficient = get_operator(operator).default(len(CLASSES), template.options)
+        row = np.full(len(CLASSES), coefficient)
+        field = Field.constant(template.field.size, row)
+        label = ", ".join([f"{operator} {coefficient:g}", *settings]).replace("_", " ")
+        return {label: accuracies(template.with_field(field))}
+
+    return kept(RUNS / f"{'-'.join([operator, *settings]).replace(' ', '-')}.json", measured)
+
+
+def routed(kind: str, experts: Sequence[str]) -> dict[str, Figures]:
+    """Test accuracies of a merge for each input."""
+    from mergesearch.search.plan.planning import plan_study
+
+    options = {"kind": kind, "input": "image"}
+    label = f"T3, base and expert {experts[0]}" if kind == "t3" else "Twin-Merging"
+
+    def measured() -> dict[str, Any]:
+        study = Case("task", False, 0, STEPS_EACH).study() | {
+            "experts": {task: str(ZOO / task) for task in experts},
+            "evaluators": [section(ZOO, "accuracy") | options],
+            "strategy": "cma_es",
+        }
+        del study["space"]
+        plan = plan_study(_resolved(study))
+        return {label: accuracies(plan.space.decode(plan.space.start), **options)}
+
+    return kept(RUNS / f"{kind}-{'-'.join(experts)}.json", measured)
+
+
+def accuracies(recipe: Any, **options: Any) -> dict[str, float]:
+    """Test accuracy of a merge by task, by a worker that has seen nothing of the study.
+
+    Args:
+        recipe: The merge.
+        **options: Keys of the evaluator's section beside those of the zoo.
+    """
     from mergesearch.search.workers.messages import Task, WorkerSpec
     from mergesearch.search.workers.worker import Worker
 
     objectives = [{"name": task, "metric": "accuracy", "domains": [task]} for task in CLASSES]
     evaluators = _resolved(
         Case("task", False, 0, STEPS_EACH).study()
-        | {"evaluators": [section(ZOO) | {"objectives": objectives}]}
+        | {"evaluators": [section(ZOO) | options | {"objectives": objectives}]}
     ).evaluators
     spec = WorkerSpec(recipe, tuple(e.model_dump() for e in evaluators), str(RUNS / ".arenas"))
     outcome = Worker(spec).run(Task("", recipe, "test"))
@@ -151,7 +221,11 @@ def _resolved(study: Mapping[str, Any]) -> Any:
     return resolve(validate(dict(study), str(study["name"])), ROOT)
 
 
-def table(known: Mapping[str, Figures], searched: Mapping[str, Sequence[Figures]]) -> str:
+def table(
+    known: Mapping[str, Figures],
+    searched: Mapping[str, Sequence[Figures]],
+    others: Mapping[str, Figures],
+) -> str:
     """A row for each merge: accuracy by task, and the mean."""
     best = max(
         (name for name in known if name.startswith("task arithmetic")),
@@ -164,7 +238,8 @@ def table(known: Mapping[str, Figures], searched: Mapping[str, Sequence[Figures]
         f"| merge | {' | '.join(CLASSES)} | mean |",
         f"|---|{'---|' * (len(CLASSES) + 1)}",
     ]
-    for name, rows in {**single, **searched}.items():
+    alone = {name: [row] for name, row in others.items()}
+    for name, rows in {**single, **searched, **alone}.items():
         columns = [[100 * row[task] for row in rows] for task in CLASSES]
         columns.append([100 * float(np.mean([*row.values()])) for row in rows])
         lines.append(f"| {name} | {' | '.join(map(mean_and_half, columns))} |")
@@ -198,7 +273,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case = Case(options.granularity, transductive, seed, options.steps, rate)
             searched.setdefault(case.label, []).append(run_case(case)["accuracy"])
             print(case.name, flush=True)
-    text = table(known, searched)
+    others: dict[str, Figures] = {}
+    for operator, own in CALIBRATED:
+        others |= calibrated(operator, own)
+        print(operator, flush=True)
+    for kind, experts in ROUTED:
+        others |= routed(kind, experts)
+        print(kind, *experts, flush=True)
+    text = table(known, searched, others)
     print(text)
     write_between(README, START, STOP, text)
 

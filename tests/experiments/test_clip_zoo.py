@@ -13,9 +13,9 @@ from experiments.zoo import clip
 from experiments.zoo.clip_data import CLASSES, NOISE, SIDE, draw, make_items
 from experiments.zoo.digits import Training
 from mergesearch.evaluators import Candidate
-from mergesearch.evaluators.images.prompted import reads_text
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.models.loading import load_model
+from mergesearch.merging.models.prompt_heads import reads_text
 from tests.evaluators.items import opened, recipe_at
 
 #: The zoo of this file is made once, by one worker.

@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow bench gpu-check lint format faults golden peers docs clean
+.PHONY: help install demo test test-fast test-slow bench gpu-check lint format faults golden peers docs docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,9 +62,13 @@ peers: .venv-peers/.installed  ## rewrite the golden tensors of other packages, 
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/requirements.txt
 	touch $@
 
-docs: install  ## write the pages of operators and strategies from their declarations
+docs: install  ## write the pages of operators, strategies and study keys from their declarations
 	$(BIN)/python -c "from pathlib import Path; from mergesearch.merging.operators.pages import write_pages; write_pages(Path('docs/operators'))"
 	$(BIN)/python -c "from pathlib import Path; from mergesearch.search.strategies.pages import write_pages; write_pages(Path('.'))"
+	$(BIN)/python -c "from pathlib import Path; from mergesearch.search.plan.study_reference import write_page; write_page(Path('.'))"
+
+docs-site: install  ## build the documentation site in build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: install  ## format the sources
 	$(BIN)/ruff format .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from tests.search.studies import analytic, write_study
 
 ROOT = Path(__file__).parents[1]
 #: What a build reads.
-SOURCES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 FOLDERS = ("mergesearch", "merging", "spaces", "evaluators", "search", "tests")
 BUILD = "from setuptools import build_meta as b; print(b.build_{}({!r}))"
 
@@ -73,13 +75,34 @@ def test_both_archives_hold_mergesearch_and_nothing_else(archives: tuple[Path, P
     tops = {PurePosixPath(name).parts[0] for name in names}
     metadata = {"PKG-INFO", "setup.cfg", "mergesearch.egg-info"}
     assert tops == {"mergesearch", *SOURCES, *metadata}
-    assert {name for name in names if name.endswith(".py")} == modules()
+    assert {name for name in names if name.endswith(".py")} == modules() | {"setup.py"}
     with zipfile.ZipFile(wheel) as archive:
         installed = set(archive.namelist())
     tops = {PurePosixPath(name).parts[0] for name in installed}
     assert tops == {"mergesearch", f"mergesearch-{mergesearch.__version__}.dist-info"}
     assert {name for name in installed if name.endswith(".py")} == modules()
     assert "mergesearch/py.typed" in installed
+
+
+def test_no_link_of_the_description_needs_the_repository(archives: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(archives[1]) as archive:
+        name = f"mergesearch-{mergesearch.__version__}.dist-info/METADATA"
+        metadata = archive.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in metadata
+    description = metadata.partition("\n\n")[2]
+    assert "mergesearch finds them by search" in description
+    targets = re.findall(r"\]\(([^)]+)\)", description)
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+
+
+def test_links_of_the_description_lead_to_the_repository_where_it_has_an_address() -> None:
+    text = (ROOT / "README.md").read_text()
+    described = runpy.run_path(str(ROOT / "setup.py"))["described"]
+    lines = described(text, "https://host/org/repo/")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        kind = "raw" if target.endswith(".png") else "blob"
+        assert f"](https://host/org/repo/{kind}/HEAD/{target}" in lines
+    assert "]()" not in described(text, None)
 
 
 def test_the_wheel_works_beside_packages_that_own_the_names_of_its_folders(

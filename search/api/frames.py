@@ -23,8 +23,18 @@ def rows_of(
         records: The trials.
         objectives: The study's.
         coordinates: Names of the coordinates, to add those of each trial; none to leave them out.
+            One that is also the name of another column, as that of an expert may be the name of an
+            objective, is called a coefficient.
     """
-    return [_row(record, objectives, coordinates) for record in records]
+    columns = _columns(objectives, coordinates)[len(_columns(objectives, ())) :]
+    return [_row(record, objectives, columns) for record in records]
+
+
+def _columns(objectives: Sequence[Objective], coordinates: Sequence[str]) -> list[str]:
+    """Names of all columns, each of which is another."""
+    scores = [name for o in objectives for name in (o.name, f"{o.name} error")]
+    plain = ["trial", "kind", "name", "state", *scores, "seconds", "failure"]
+    return plain + [f"{name} coefficient" if name in plain else name for name in coordinates]
 
 
 def _row(record: TrialRecord, objectives: Sequence[Objective], coordinates: Sequence[str]) -> Row:
@@ -62,6 +72,5 @@ def frame(rows: Sequence[Row], objectives: Sequence[Objective], coordinates: Seq
             "trials: expected pandas, which is not installed; `pip install pandas`, or ask for "
             "rows=True"
         ) from None
-    scores = [name for o in objectives for name in (o.name, f"{o.name} error")]
-    columns = ["trial", "kind", "name", "state", *scores, "seconds", "failure", *coordinates]
+    columns = _columns(objectives, coordinates)
     return pandas.DataFrame(list(rows), columns=columns).set_index("trial")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mergesearch.merging import InputError, StudyFailedError
 from mergesearch.merging.extensions.references import give
@@ -92,6 +92,7 @@ class Study:
         progress: Progress = "auto",
         *,
         trust_log: bool = False,
+        retry_failed: bool = False,
         metrics: str | None = None,
     ) -> Study:
         """Run the study, or resume it where it stands.
@@ -99,6 +100,7 @@ class Study:
         Args:
             progress: How it is shown, on standard error.
             trust_log: Go on from the recorded points even if the strategy asks for others now.
+            retry_failed: Measure failed trials again, anchors too, before going on.
             metrics: ``HOST:PORT`` or ``PORT`` to serve Prometheus metrics at.
 
         Raises:
@@ -106,6 +108,10 @@ class Study:
             StudyFailedError: If the study cannot go on; the same call resumes.
             KeyboardInterrupt: If it was interrupted; the same call resumes.
         """
+        if progress not in get_args(Progress):
+            raise InputError(
+                f"progress: expected one of {', '.join(get_args(Progress))}, received {progress!r}"
+            )
         give(self._objects)
         style = default_style() if progress == "auto" else progress
         run_and_show(
@@ -116,6 +122,7 @@ class Study:
                 f"stopping; running trials have {seconds:g} s to finish", file=sys.stderr
             ),
             trust_log=trust_log,
+            retry_failed=retry_failed,
             metrics=metrics,
         )
         return self

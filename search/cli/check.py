@@ -7,7 +7,6 @@ from typing import Any
 
 from mergesearch.evaluators import SPLITS
 from mergesearch.merging import InputError
-from mergesearch.merging.family.untouched import Untouched, untouched
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.lineage.description import lineage_dict, lineage_line
 from mergesearch.merging.lineage.relation import Lineage
@@ -25,6 +24,7 @@ from mergesearch.search.plan.card_plan import CardPlan
 from mergesearch.search.plan.card_report import breakdown, gigabytes, plan_lines, refusal, why
 from mergesearch.search.plan.cards import parse_card, smallest_that_fits
 from mergesearch.search.plan.heads import head_bytes, used_heads
+from mergesearch.search.plan.known import passed_over
 from mergesearch.search.plan.lineage import lineage_warnings
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.preparing import Preparing, preparing_line
@@ -54,7 +54,7 @@ def plan_dict(
         "plugins": [vars(plugin) for plugin in used_plugins(plan.spec)],
         "warnings": [*lineage_warnings(plan, lineages), *plan.warnings],
         "lineage": [lineage_dict(lineage) for lineage in lineages],
-        "untouched": None if (left := _untouched(plan)) is None else left.to_dict(),
+        "untouched": None if (left := passed_over(plan)) is None else left.to_dict(),
         "operators": None if plan.survey is None else [vars(one) for one in plan.survey.listed],
         "anchors": [anchor.name for anchor in plan.anchors],
         "routing": dict(plan.space.fixed) if isinstance(plan.space, ParameterSpace) else None,
@@ -244,17 +244,9 @@ def _item_lines(plan: Plan) -> list[str]:
     return [f"items       {sizes}{lent}"]
 
 
-def _untouched(plan: Plan) -> Untouched | None:
-    """What the study's operator passes over; None without weights."""
-    if plan.layout is None:
-        return None
-    operator = get_operator(plan.template.operator)
-    return untouched(operator, plan.layout, plan.template.options)
-
-
 def _untouched_lines(plan: Plan) -> list[str]:
     """The line of what the operator passes over; none where it follows its formula everywhere."""
-    left = _untouched(plan)
+    left = passed_over(plan)
     return [] if left is None or not left.sentence else [f"passed over {left.sentence}"]
 
 

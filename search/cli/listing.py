@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergesearch.merging import MergesearchError
 from mergesearch.merging.extensions.table import Table
-from mergesearch.search.grammar import counted
 
 T = TypeVar("T")
 
@@ -41,7 +39,9 @@ def listing(what: str) -> list[dict[str, Any]]:
         from mergesearch.spaces.spec import SPACE_KINDS, kind_row
 
         return _rows(SPACE_KINDS, kind_row)
-    return [_run_row(path.parent) for path in sorted(Path("runs").glob("*/study.yaml"))]
+    from mergesearch.search.runs.listed import list_runs
+
+    return [row.to_dict() for row in list_runs(Path("runs"))]
 
 
 def _rows(table: Table[T], describe: Callable[[T], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,16 +106,3 @@ def _options(defaults: Mapping[str, Any]) -> str:
         f"{name} {_LONG_NUMBER.sub(lambda match: f'{float(match[0]):.4g}', str(value))}"
         for name, value in defaults.items()
     )
-
-
-def _run_row(folder: Path) -> dict[str, str]:
-    from mergesearch.search.runs.opened import open_run
-
-    try:
-        run = open_run(folder)
-    except MergesearchError as error:
-        return {"name": str(folder), "summary": f"cannot be read: {error}"}
-    verdict = run.verdict
-    state = "unfinished" if verdict is None else f"winner: trial {verdict.winner}"
-    trials = counted(len(run.log.records), "trial")
-    return {"name": str(folder), "summary": f"{trials}, {state}"}

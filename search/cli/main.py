@@ -9,17 +9,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from mergesearch.search.cli import comparing
+from mergesearch.search.cli import (
+    comparing,
+    converting,
+    exporting,
+    helping,
+    importing,
+    initiating,
+    replaying,
+    reports,
+)
 from mergesearch.search.cli.cluster import register
+from mergesearch.search.cli.completing import complete_run
 from mergesearch.search.cli.options import (
     JsonOption,
+    PreferOption,
     RunArgument,
     SetOption,
     StudyArgument,
@@ -29,33 +39,11 @@ from mergesearch.search.cli.options import (
 app = typer.Typer(
     name="mergesearch",
     help="Finds good coefficients for merging fine-tuned models, by search rather than by hand.",
-    epilog="Start with: mergesearch check study.yaml && mergesearch run study.yaml",
+    epilog="Start with: mergesearch init BASE EXPERT EXPERT --data FILE",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")
-]
-PreferOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=WEIGHT",
-        help="Choose the trial of the front that suits this importance of the objectives; "
-        "repeatable.",
-    ),
-]
-HeadOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="EXPERT",
-        help="Where experts keep heads of their own: write the whole model with this one.",
-    ),
-]
-OutOption = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder to write the model to.")
-]
 
 
 class Style(StrEnum):
@@ -76,6 +64,26 @@ class Listing(StrEnum):
     evaluators = "evaluators"
     spaces = "spaces"
     runs = "runs"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mergesearch {version('mergesearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Finds good coefficients for merging fine-tuned models, by search rather than by hand."""
 
 
 @app.command(epilog="Example: mergesearch check study.yaml --set space.granularity=block_module")
@@ -104,11 +112,10 @@ def check(
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
     from mergesearch.search.plan.preparing import preparing_of
-    from mergesearch.search.runs.warm_start import find_warm_start, with_warm_start
+    from mergesearch.search.runs.start.warm_start import started
 
     plan = plan_study(load_study(study, set_ or ()))
-    if plan.spec.start is not None:
-        plan = with_warm_start(plan, find_warm_start(plan, plan.spec.start))
+    plan = started(plan)
     cards = planned_cards(plan, card, count)
     preparing = preparing_of(plan, None if cards is None else cards.card)
     described = (plan, cards, preparing, study_lineages(plan))
@@ -146,12 +153,20 @@ def run(
             help="Resume from the recorded points even if the strategy asks for others now.",
         ),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Measure failed trials again, anchors too, before going on."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study, or resume it.
 
-    The same command does both: a study resumes where it stopped.
+    The same command does both: a study resumes where it stopped. With another budget, such as
+    --set budget.trials=500, it goes on where it ended.
     """
+    from mergesearch.search.cli.resuming import resume_command
     from mergesearch.search.cli.showing import print_run
     from mergesearch.search.observers.progress import default_style
     from mergesearch.search.plan.loading import load_study
@@ -167,15 +182,19 @@ def run(
     style = default_style() if progress is Style.auto else progress.value
     try:
         finished = run_and_show(
-            spec, path, style, _say_draining, trust_log=trust_log, metrics=metrics
+            spec,
+            path,
+            style,
+            _say_draining,
+            trust_log=trust_log,
+            retry_failed=retry_failed,
+            metrics=metrics,
         )
     except KeyboardInterrupt:
-        print(
-            f"\nmergesearch: interrupted; `mergesearch run {study}` resumes from here",
-            file=sys.stderr,
-        )
+        again = resume_command(study, folder, set_ or (), address, trust_log=trust_log)
+        print(f"\nmergesearch: interrupted; `{again}` resumes from here", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_run(finished, as_json)
+    print_run(finished.report_data(), as_json)
 
 
 @app.command(
@@ -199,124 +218,34 @@ def show(
     Members of the front are chosen by values that are estimated from all trials; the members by
     their own scores follow.
     """
-    from mergesearch.search.cli.showing import print_front, print_run, trial_lines
-    from mergesearch.search.runs.opened import as_dict, open_run
+    from mergesearch.search.cli.showing import as_dict, print_front, print_run, trial_lines
+    from mergesearch.search.record.trial_record import standing_failures
+    from mergesearch.search.report.preference import preferred
+    from mergesearch.search.runs.reading import read_run
 
-    opened = open_run(folder)
+    data = read_run(folder)
     if not (front or failed or prefer):
-        print_run(opened, as_json)
+        print_run(data, as_json)
         return
     if prefer:
-        chosen = [opened.preferred(prefer)]
+        chosen = [preferred(data, prefer)]
     elif front:
-        print_front(opened, as_json)
+        print_front(data, as_json)
         return
     else:
-        chosen = [record for record in opened.log.records if record.state == "failed"]
+        chosen = standing_failures(data.records)
     emit([as_dict(record) for record in chosen], as_json, lambda: trial_lines(chosen))
-
-
-@app.command(epilog="Example: mergesearch export runs/digits --out best-model")
-def export(
-    folder: RunArgument,
-    out: OutOption,
-    trial: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of the trial; default: the winner.")
-    ] = None,
-    prefer: PreferOption = None,
-    head: HeadOption = None,
-    overwrite: OverwriteOption = False,
-    no_rescore: Annotated[
-        bool,
-        typer.Option("--no-rescore", help="Do not score the exported model against the record."),
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a trial's model as a folder.
-
-    transformers loads the folder. The model is scored again and compared with the record.
-    """
-    from mergesearch.merging import InputError
-    from mergesearch.search.runs.exporting import DISAGREES, export_trial
-    from mergesearch.search.runs.opened import open_run
-
-    opened = open_run(folder)
-    if prefer and trial is not None:
-        raise InputError("--prefer: expected --trial or --prefer, received both")
-    record = opened.preferred(prefer) if prefer else opened.trial(trial)
-    exported = export_trial(
-        opened, record, out, overwrite=overwrite, rescored=not no_rescore, head=head
-    )
-    emit(exported.result, as_json, lambda: exported.lines)
-    if not exported.result.get("agrees", True):
-        _fail(DISAGREES, 1)
-
-
-@app.command(epilog="Example: mergesearch merge recipe.yaml --out merged-model")
-def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
-    out: OutOption,
-    head: HeadOption = None,
-    overwrite: OverwriteOption = False,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Store merged tensors in this dtype; default: the base's own."
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tensors merged at once; more take more memory. Default: one for each core."
-        ),
-    ] = None,
-    allow_unrelated: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REASON",
-            help="Merge experts that do not come from the base; the model card says why.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make one merge by a recipe, without a search."""
-    from mergesearch.merging.export.folder import export_model
-    from mergesearch.merging.recipe_file import load_recipe
-    from mergesearch.merging.tensors.parallel import usable_cores
-    from mergesearch.search.plan.lineage import recipe_warnings
-
-    loaded = load_recipe(recipe)
-    warnings = recipe_warnings(loaded, allow_unrelated)
-    started = time.perf_counter()
-    exported = export_model(
-        loaded,
-        out,
-        facts={"lineage": "; ".join(warnings)} if warnings else None,
-        overwrite=overwrite,
-        dtype=dtype,
-        threads=threads or usable_cores(),
-        head=head,
-    )
-    rounding = exported.rounding
-    seconds = time.perf_counter() - started
-    result = {
-        "digest": loaded.digest,
-        "out": str(out),
-        "rounding": rounding.share,
-        "seconds": seconds,
-        "warnings": warnings,
-        "untouched": exported.untouched.to_dict(),
-    }
-    lines = [f"merged into {out} in {seconds:.1f} s, {rounding.sentence()}"]
-    lines += [exported.untouched.sentence] if exported.untouched.sentence else []
-    emit(result, as_json, lambda: [*lines, *(f"warning: {line}" for line in warnings)])
 
 
 @app.command(epilog="Example: mergesearch dashboard runs/digits --port 8080")
 def dashboard(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="Folder of a run; give this or --storage."),
+        typer.Argument(
+            metavar="[RUN]",
+            help="Folder of a run; give this or --storage.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database whose studies are all shown.")
@@ -396,12 +325,19 @@ def ls(
     emit(rows, as_json, lambda: listing_lines(what.value, rows))
 
 
+initiating.register(app)
+helping.register(app)
+reports.register(app)
 comparing.register(app)
+converting.register(app)
+importing.register(app)
+exporting.register(app)
+replaying.register(app)
 register(app)
 
 
 def main() -> None:
-    """Entry point: an error is one line, with its exit code."""
+    """Entry point: every problem is one line, and the exit code says what kind it is."""
     from mergesearch.merging import InputError, MergesearchError
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -436,5 +372,6 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     from mergesearch.search.redact import redact
 
-    print(f"mergesearch: error: {redact(message)}", file=sys.stderr)
+    for line in redact(message).splitlines():
+        print(f"mergesearch: error: {line}", file=sys.stderr)
     sys.exit(code)

@@ -9,9 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from mergesearch.search.cli.completing import complete_run, complete_setting
+
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a run, for example runs/digits.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="Folder of a run, for example runs/digits.",
+        autocompletion=complete_run,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -19,6 +26,21 @@ SetOption = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Override a key of the study file, for example budget.trials=50.",
+        autocompletion=complete_setting,
+    ),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder to write the model to.")
+]
+PreferOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=WEIGHT",
+        help="Choose the trial of the front that suits this importance of the objectives; "
+        "repeatable.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from mergesearch.search.cli.options import emit
 from mergesearch.search.grammar import counted
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import TrialSummary
+from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.headline import sentences
 from mergesearch.search.report.tables import text_lines
 from mergesearch.search.report.writing import as_json as report_dict
-from mergesearch.search.runs.opened import Run, as_dict
+from mergesearch.search.report.writing import trial_dict
 
 STATES = ("complete", "partial", "failed", "running")
 
 
-def print_run(opened: Run, as_json: bool) -> None:
+def print_run(data: ReportData, as_json: bool) -> None:
     """Print the report as JSON, or the result table and the headline."""
-    data = opened.report_data()
     if as_json:
         emit(report_dict(data), True, list)
         return
@@ -31,16 +33,15 @@ def print_run(opened: Run, as_json: bool) -> None:
         Console().print(rich_table(data))
     else:
         lines = text_lines(data)
-    states = [record.state for record in opened.log.records]
+    states = [record.state for record in data.records]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
-    report = opened.folder.path / "report.html"
+    report = Path(data.run) / "report.html"
     closing = f"{counted(len(states), 'trial')} ({counts}); report: {report}"
     emit(None, False, lambda: [*lines, "", *sentences(data), closing])
 
 
-def print_front(opened: Run, as_json: bool) -> None:
+def print_front(data: ReportData, as_json: bool) -> None:
     """Print the recommended front, and as text also who else is on the observed one."""
-    data = opened.report_data()
     estimates = {} if data.front_estimate is None else data.front_estimate.recommended
     recommended = {record.number for record in data.recommended}
     observed = {record.number for record in data.front}
@@ -67,7 +68,14 @@ def print_front(opened: Run, as_json: bool) -> None:
     emit(None, False, lambda: lines)
 
 
-def trial_lines(records: Sequence[TrialRecord]) -> list[str]:
+def as_dict(record: TrialSummary) -> dict[str, Any]:
+    """A trial with the reason of its failure, for ``--json``."""
+    return trial_dict(record) | {
+        "failure": None if record.failure is None else vars(record.failure)
+    }
+
+
+def trial_lines(records: Sequence[TrialSummary]) -> list[str]:
     """One line for each trial: its values, or the reason of its failure."""
     lines = []
     for record in records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mergesearch.evaluators import Objective
 
@@ -47,6 +47,20 @@ def note_markdown(
         f"```sh\n{command}\n```",
         "Parameters are summaries of each merge's coefficients; the exact ones are in its recipe.",
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def trial_note(title: str, lines: Sequence[str], commands: Mapping[str, str]) -> str:
+    """The note of a trial in the dashboard.
+
+    Args:
+        title: What to call it.
+        lines: Its scores and coefficients, one line each.
+        commands: What each command does -> the command.
+    """
+    told = "\n".join(f"- {_escaped(line)}" for line in lines)
+    parts = [f"## {_escaped(title)}", told]
+    parts += [f"{what}:\n\n```sh\n{command}\n```" for what, command in commands.items()]
     return "\n\n".join(parts) + "\n"
 
 

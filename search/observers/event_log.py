@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.search.grammar import counted
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.redact import redacted
 from mergesearch.search.study.events import Event
 
@@ -129,7 +129,9 @@ def _line(event: Event) -> dict[str, Any]:
     }
     if event.kind == "score":
         fields["split"] = event.text
-    elif event.kind not in ("phase", "trial"):
+        assert event.record is not None
+        return fields | _score_fields(event.record, event.score)
+    if event.kind not in ("phase", "trial"):
         fields["message"] = event.text
     return fields if event.record is None else fields | _trial_fields(event.record)
 
@@ -156,6 +158,18 @@ def _trial_fields(record: TrialRecord) -> dict[str, Any]:
         "seconds": _finite(record.seconds),
         "worker": record.worker,
         "failure": None if failure is None else {"kind": failure.kind, "message": failure.message},
+    }
+
+
+def _score_fields(record: TrialRecord, score: Score | None) -> dict[str, Any]:
+    """What a re-evaluation measured; none of the scores of the search."""
+    return {
+        "number": record.number,
+        "name": record.name,
+        "kind": record.kind,
+        "state": "failed" if score is None else "complete",
+        "values": {} if score is None else _finite(score.values),
+        "errors": {} if score is None else _finite(score.errors),
     }
 
 

@@ -6,9 +6,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from mergesearch.search.observers.event_log import EventLog
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.best_so_far import BestSoFar
 from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.study.events import Event
@@ -33,8 +35,12 @@ def observing(
         InputError: If metrics cannot be served there.
     """
     observers: list[Observer] = [notify]
+    best = BestSoFar(plan.objectives, log.records)
 
     def observe(event: Event) -> None:
+        if event.kind == "trial" and event.record is not None:
+            best.add(event.record)
+        event = replace(event, best=dict(best.values))
         for observer in observers:
             observer(event)
 

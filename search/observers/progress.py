@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from mergesearch.search.grammar import counted
+from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.redact import redacted
 from mergesearch.search.study.events import Event
+from mergesearch.search.workers.loading import left_text
 
-#: Plain output: at most one line in this many seconds, besides new phases and failures.
+#: Plain output: best so far, time left and what is loaded at most once in so many seconds.
 PLAIN_SECONDS = 5.0
 #: Kinds of events that are printed as text.
 TEXT_EVENTS = ("warning", "workers", "metrics")
@@ -38,28 +40,41 @@ def default_style(stream: TextIO | None = None) -> str:
 
 
 class PlainProgress:
-    """Lines such as ``search 40/120  trial 47: accuracy 0.8125``."""
+    """Lines such as ``search 40/120  trial 47: accuracy 0.8125``, one for every trial.
+
+    Every few seconds a line ends with the best so far and the time that is left.
+    """
 
     def __init__(self, objectives: list[str]) -> None:
         self._objectives = objectives
-        self._shown = 0.0
+        self._pace = Pace()
+        self._shown = -PLAIN_SECONDS  # when something was printed
+        self._told = -PLAIN_SECONDS  # when best and time left were
 
     def observe(self, event: Event) -> None:
-        """Print warnings, phases, failures, and results every few seconds."""
+        """Print warnings, phases and results, and what is loaded every few seconds."""
         if event.kind in TEXT_EVENTS:
             self._print(f"{event.kind}: {event.text}")
         elif event.kind == "loading":
             if time.monotonic() - self._shown >= PLAIN_SECONDS:
                 self._print(f"{event.kind}: {event.text}")
         elif event.kind == "phase":
+            self._pace = Pace(event.done)
             total = f" ({event.done} of {event.total} done)" if event.total else ""
             self._print(f"{event.text}{total} ...")
-        elif event.kind == "trial":
-            failed = event.record is not None and event.record.state == "failed"
-            last = event.done == event.total
-            if failed or last or time.monotonic() - self._shown >= PLAIN_SECONDS:
-                count = f"{event.done}/{event.total}" if event.total else f"{event.done}"
-                self._print(f"{event.text} {count}  {describe(event, self._objectives)}")
+        elif event.kind in ("trial", "score"):
+            count = f"{event.done}/{event.total}" if event.total else f"{event.done}"
+            line = f"{event.text} {count}  {describe(event, self._objectives)}"
+            self._print(f"{line}{self._standing(event)}")
+
+    def _standing(self, event: Event) -> str:
+        """Best so far and time left, every few seconds."""
+        now = time.monotonic()
+        if now - self._told < PLAIN_SECONDS or event.done == event.total:
+            return ""
+        self._told = now
+        told = [*_best(event, self._objectives), *self._pace.left(event)]
+        return f"  ({'; '.join(told)})" if told else ""
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -67,7 +82,7 @@ class PlainProgress:
 
 
 class RichProgress:
-    """A progress bar per phase, with the latest result beside it."""
+    """A progress bar per phase, with the latest result and the best so far beside it."""
 
     def __init__(self, objectives: list[str]) -> None:
         from rich.console import Console
@@ -77,6 +92,7 @@ class RichProgress:
             Progress,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
         )
 
         self._objectives = objectives
@@ -85,37 +101,51 @@ class RichProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[latest]}"),
             console=Console(stderr=True),
         )
         self._task: Any = None
         self._loading: Any = None
-        self._phase = ""
         self._progress.start()
 
     def observe(self, event: Event) -> None:
         """Move the bar."""
         if event.kind == "phase":
-            self._phase = event.text
-            total = event.total or None
-            self._task = self._progress.add_task(
-                event.text, total=total, completed=event.done, latest=""
-            )
-            return
-        if event.kind in TEXT_EVENTS:
+            self._begin(event)
+        elif event.kind in TEXT_EVENTS:
             self._progress.console.print(f"{event.kind}: {event.text}", highlight=False)
-            return
-        if event.kind == "loading":
+        elif event.kind == "loading":
             self._show_loading(event)
+        else:
+            self._show(event)
+
+    def _begin(self, event: Event) -> None:
+        """End the bar of the phase before, and begin one."""
+        self._end()
+        self._task = self._progress.add_task(
+            event.text, total=event.total or None, completed=event.done, latest=""
+        )
+
+    def _end(self) -> None:
+        """A phase without a count, such as opening, is over when the next begins."""
+        if self._task is None:
             return
-        if event.kind == "trial" and event.record is not None and event.record.state == "failed":
-            self._progress.console.print(
-                f"{event.text}: {describe(event, self._objectives)}", highlight=False
-            )
-        if self._task is not None:
+        (task,) = (each for each in self._progress.tasks if each.id == self._task)
+        if task.total is None:
             self._progress.update(
-                self._task, completed=event.done, latest=describe(event, self._objectives)[:60]
+                self._task, total=task.completed or 1, completed=task.completed or 1
             )
+        self._progress.stop_task(self._task)
+
+    def _show(self, event: Event) -> None:
+        """Move the bar of a phase by a trial, and keep the line of one that failed."""
+        text = describe(event, self._objectives)
+        if event.kind == "trial" and event.record is not None and event.record.state == "failed":
+            self._progress.console.print(f"{event.text}: {text}", highlight=False)
+        if self._task is not None:
+            latest = "  ".join([*_best(event, self._objectives), text])
+            self._progress.update(self._task, completed=event.done, latest=latest[:80])
 
     def _show_loading(self, event: Event) -> None:
         """Move the bar of what is loaded before the first trial."""
@@ -127,7 +157,35 @@ class RichProgress:
 
     def close(self) -> None:
         """Restore the terminal."""
+        self._end()
         self._progress.stop()
+
+
+class Pace:
+    """How fast a phase goes on.
+
+    Args:
+        done: What was done when it began.
+    """
+
+    def __init__(self, done: int = 0) -> None:
+        self._done = done
+        self._began = time.monotonic()
+
+    def left(self, event: Event) -> list[str]:
+        """The time that is left, in words; nothing while it cannot be known."""
+        new = event.done - self._done
+        if new < 1 or event.total <= event.done:
+            return []
+        seconds = (time.monotonic() - self._began) / new * (event.total - event.done)
+        return [left_text(seconds)]
+
+
+def _best(event: Event, objectives: list[str]) -> list[str]:
+    """The best value of each objective so far, at most three of them."""
+    known = [f"{name} {event.best[name]:.4g}" for name in objectives[:3] if name in event.best]
+    more = ", ..." if known and len(objectives) > 3 else ""
+    return [f"best {', '.join(known)}{more}"] if known else []
 
 
 def describe(event: Event, objectives: list[str]) -> str:
@@ -137,15 +195,20 @@ def describe(event: Event, objectives: list[str]) -> str:
         return ""
     name = record.name or f"trial {record.number}"
     if event.kind == "score":
-        return name
+        return f"{name}: {_values(event.score, objectives)}"
     if record.failure is not None:
         return f"{name}: {record.failure.kind}: {record.failure.message}"
-    values = "  ".join(
-        f"{key} {record.values[key]:.4g}" for key in objectives if key in record.values
-    )
-    return f"{name}: {values}" + (
+    return f"{name}: {_values(record, objectives)}" + (
         "" if record.stopped is None else f" (stopped after {counted(record.stopped, 'item')})"
     )
+
+
+def _values(measured: TrialRecord | Score | None, objectives: list[str]) -> str:
+    """Values by objective; that there are none where measuring failed."""
+    if measured is None:
+        return "failed"
+    known = (name for name in objectives if name in measured.values)
+    return "  ".join(f"{name} {measured.values[name]:.4g}" for name in known)
 
 
 def _json_lines(event: Event) -> None:
@@ -163,5 +226,8 @@ def _json_lines(event: Event) -> None:
             "state": record.state,
             "values": dict(record.values),
         }
+        if event.kind == "score":
+            data["state"] = "failed" if event.score is None else "complete"
+            data["values"] = {} if event.score is None else dict(event.score.values)
         data["failure"] = None if record.failure is None else record.failure.message
     print(json.dumps(redacted(data)), file=sys.stderr, flush=True)

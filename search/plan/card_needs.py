@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from mergesearch.evaluators.spec.evaluators import AnySpec
+from mergesearch.merging.family.aligned import model_dtype
 from mergesearch.merging.family.family import ModelFamily
-from mergesearch.merging.family.heads import model_dtype
 from mergesearch.merging.kernels.spans import ITEMSIZE, RowsSetting
 from mergesearch.merging.operators import Operator, get_operator
 from mergesearch.merging.resident.card_memory import (
@@ -74,6 +74,11 @@ class Demand:
             gradients=self.gradients,
             divisor=divisor,
         )
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are rounded for an evaluator, and kept as they were meanwhile."""
+        return any(getattr(spec, "quantise", None) is not None for spec in self.evaluators)
 
     @property
     def largest_batch(self) -> int:
@@ -144,8 +149,8 @@ class CardBytes:
         merged: Merged weights of all workers, with parameters that cannot be views into them, and
             heads.
         gradient: Gradient buffers of all workers.
-        batch: Activations, logits and caches of all workers, or what merging needs instead if
-            that is more.
+        batch: Activations, logits and caches of all workers, with copies of weights that are
+            rounded for an evaluator; or what merging needs instead if that is more.
         engine: Of an engine beside the resident models.
         context: Of processes, beside tensors.
     """
@@ -192,6 +197,7 @@ def _one_card(
     processes = workers + (workers > 1)
     kept = 0 if settings.on_host else 1
     evaluating = batch.passing + batch.cache * len(part) // max(tensors, 1)
+    evaluating += merged if demand.rounds_weights else 0
     directions = demand.operator.directions(len(demand.family.experts), demand.options)
     merging = kept * merge_scratch(demand.family.layout, directions)
     return CardBytes(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mergesearch.evaluators import Evaluator
-from mergesearch.merging import InputError
+from mergesearch.evaluators.spec.loadable import check_loadable
+from mergesearch.evaluators.spec.model_kinds import check_model_kind
 from mergesearch.merging.family.heads import Head, Heads
 from mergesearch.search.spec.sections import StudySpec
 
@@ -28,11 +29,11 @@ def check_heads(spec: StudySpec, heads: Heads | None, evaluator: Evaluator) -> N
         InputError: In one line.
     """
     used = evaluator.use_heads([] if heads is None else [*heads.of])
-    if used and spec.workers.gpus > 1:
-        raise InputError(
-            "workers.gpus: expected at most 1 where experts keep heads of their own (special: "
-            f"{{heads: own}}), received {spec.workers.gpus:g}; lower it"
-        )
+    if heads is not None:
+        for name, kind in used.items():
+            source = heads.of[name].source
+            check_model_kind(kind, source.config, spec.evaluators, f"expert {name}'s")
+            check_loadable(kind, source, spec.evaluators, f"expert {name}")
 
 
 def head_bytes(heads: Heads | None, evaluator: Evaluator, itemsize: int) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from mergesearch.merging import InputError
-from mergesearch.search.plan.sections import check_sections
+from mergesearch.search.plan.sections import section_problems
 from mergesearch.search.spec.sections import StudySpec
-from mergesearch.search.spec.study_file import apply_override, resolve, validate
+from mergesearch.search.spec.study_file import all_of, apply_override, resolve, validate
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
@@ -57,8 +57,7 @@ def checked_study(data: Mapping[str, Any], where: str) -> StudySpec:
         InputError: In one line, if anything is wrong with them.
     """
     spec = validate(data, where)
-    try:
-        check_sections(spec)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    problems = section_problems(spec)
+    if problems:
+        raise InputError(all_of(where, problems))
     return spec

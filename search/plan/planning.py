@@ -12,12 +12,14 @@ import numpy.typing as npt
 from mergesearch.evaluators import Evaluator, Objective
 from mergesearch.evaluators.routing.routed import RoutedEvaluator
 from mergesearch.evaluators.spec.evaluators import build_evaluator
+from mergesearch.evaluators.spec.loadable import check_loadable
 from mergesearch.evaluators.spec.model_kinds import check_model_kind
 from mergesearch.merging import Field, InputError, Recipe, Source
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.family.family import ModelFamily, align_family
+from mergesearch.merging.models.calibration_experts import check_experts, check_model
 from mergesearch.merging.operators import Operator, Options, get_operator
 from mergesearch.search.plan.anchors import Anchor, default_anchors
 from mergesearch.search.plan.checks import (
@@ -75,8 +77,10 @@ def plan_study(
         raise InputError(
             "base: required key is missing: the evaluators need a model (and experts to merge)"
         )
-    if base is not None:
-        check_model_kind(evaluator.model_class, base.config, spec.evaluators)
+    if base is not None and (family is None or family.heads is None):
+        config = base.config if family is None else family.base.config
+        check_model_kind(evaluator.model_class, config, spec.evaluators)
+        check_loadable(evaluator.model_class, base, spec.evaluators)
     evaluator.check()
     check_heads(spec, None if family is None else family.heads, evaluator)
     if layout is not None and is_reference(evaluator.model_class or ""):
@@ -169,6 +173,8 @@ def _template(
     family = align_family(base, experts, spec.special)
     layout = family.layout
     options = operator.check(layout, len(experts), given)
+    check_experts(options, [expert.name for expert in experts])
+    check_model(options, base)
     family.check(operator)
     prints = fingerprints or [""] * (1 + len(experts))
     recipe = Recipe(

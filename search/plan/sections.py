@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from mergesearch.evaluators.spec.evaluators import SECTIONS
-from mergesearch.merging import InputError
+from mergesearch.merging import InputError, MergesearchError
 from mergesearch.merging.extensions.references import is_reference, known
 from mergesearch.merging.operators import OPERATORS, get_operator
 from mergesearch.search.redact import redact
@@ -16,22 +16,48 @@ from mergesearch.search.strategies.table import STRATEGIES, check_options
 
 
 def check_sections(spec: StudySpec) -> None:
-    """Check operator, strategy, storage and sources.
+    """Check operator, strategy, evaluators, storage and sources.
 
     Raises:
-        InputError: In one line.
+        InputError: With a line for each problem.
     """
+    problems = section_problems(spec)
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def section_problems(spec: StudySpec) -> list[str]:
+    """A line for each thing that is wrong with the sections of a study."""
+    checks = (_check_operator, _check_strategy, _check_kinds, _check_storage, _check_sources)
+    problems = []
+    for check in checks:
+        try:
+            check(spec)
+        except MergesearchError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_operator(spec: StudySpec) -> None:
     if spec.operator.name == AUTO_OPERATOR:
         auto_operator(spec.operator)
     elif not _is_unknown(spec.operator.name):
         OPERATORS.check(spec.operator.name)
         get_operator(spec.operator.name).complete(spec.operator.options)
+
+
+def _check_strategy(spec: StudySpec) -> None:
     if not _is_unknown(spec.strategy.name):
         STRATEGIES.check(spec.strategy.name)
         check_options(spec.strategy.name, spec.strategy.options)
+
+
+def _check_kinds(spec: StudySpec) -> None:
     for evaluator in spec.evaluators:
         SECTIONS.check(evaluator.kind)
-    _check_storage(spec.storage)
+
+
+def _check_sources(spec: StudySpec) -> None:
     if spec.special.vocabulary == "common":
         raise InputError(
             "special.vocabulary: expected same, base or union in a study, whose items hold the "
@@ -52,8 +78,9 @@ def _is_unknown(name: str) -> bool:
     return is_reference(name) and known(name) is None
 
 
-def _check_storage(url: str | None) -> None:
+def _check_storage(spec: StudySpec) -> None:
     """Refuse a password in plain text, as the study is copied to run folder and cluster."""
+    url = spec.storage
     if url is None:
         return
     password = urlsplit(url).password

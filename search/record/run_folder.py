@@ -3,7 +3,7 @@
 ::
 
     runs/NAME/
-        study.yaml          the resolved study; running a changed one here is refused
+        study.yaml          the resolved study; with results, budget and workers may still change
         environment.json    versions and machine of the first session, and the devices of workers
         journal.log         the trial log (absent when the study names another storage)
         events.jsonl        what happened, a JSON line for each event
@@ -13,23 +13,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import yaml
+from filelock import lock_descriptor
 
 from mergesearch.merging import RunFolderError
 from mergesearch.merging.checkpoints.atomic import write_atomically
 from mergesearch.merging.extensions.used_plugins import UsedPlugin, demand
 from mergesearch.search.spec.code import used_plugins
-from mergesearch.search.spec.comparison import differences, listed
+from mergesearch.search.spec.comparison import code_changes, conflicts, differences, listed
 from mergesearch.search.spec.renamed import with_new_names
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.study_file import validate
@@ -60,6 +61,11 @@ class RunFolder:
         return self.path / "journal.log"
 
     @property
+    def _lock_file(self) -> Path:
+        """Locked by the live driver, whose name is in it."""
+        return self.path / "driver.lock"
+
+    @property
     def arenas(self) -> Path:
         """Arena files, shared by all runs beside this one."""
         return self.path.parent / ".arenas"
@@ -67,6 +73,10 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a study was ever started here."""
         return self.study_file.is_file()
+
+    def holds(self, spec: StudySpec) -> bool:
+        """Whether a study was started here that this one may be, with what may change changed."""
+        return self.exists() and not conflicts(self.load().to_dict(), spec.to_dict(), mended=True)
 
     def load(self) -> StudySpec:
         """The resolved study of an existing run.
@@ -80,8 +90,27 @@ class RunFolder:
                 "run`"
             )
         self.check_plugins()
-        recorded = yaml.safe_load(self.study_file.read_text())
-        return validate(with_new_names(recorded), str(self.study_file))
+        return validate(with_new_names(self.recorded()), str(self.study_file))
+
+    def recorded(self) -> dict[str, Any]:
+        """The resolved study as it is written, unchecked but for its name.
+
+        Raises:
+            RunFolderError: If the file cannot be read.
+        """
+        try:
+            recorded = yaml.safe_load(self.study_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            recorded = None
+            found = " ".join(str(error).split())[:200] or type(error).__name__
+        else:
+            found = f"{type(recorded).__name__} without a name"
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("name"), str):
+            raise RunFolderError(
+                f"{self.study_file}: expected the study of a run, received {found}; restore the "
+                "file, or start the run anew in another folder"
+            )
+        return recorded
 
     def check_plugins(self) -> None:
         """Refuse to go on without the packages that the run's study uses, in whatever version.
@@ -92,8 +121,22 @@ class RunFolder:
         recorded = self.environment().get("plugins", [])
         demand([UsedPlugin(**entry) for entry in recorded], str(self.path), any_version=True)
 
-    def start(self, spec: StudySpec) -> None:
+    def start(
+        self,
+        spec: StudySpec,
+        give_up: Callable[[StudySpec], bool] = lambda recorded: False,
+        *,
+        mended: bool = False,
+    ) -> StudySpec:
         """Create the run or reopen it, and become its driver.
+
+        Args:
+            spec: The study as it is given now; its budget may differ from the recorded one.
+            give_up: Called with the recorded study where another is given; whether it makes way.
+            mended: Whether the functions of evaluators may have other code.
+
+        Returns:
+            The recorded study.
 
         Raises:
             RunFolderError: If the folder cannot be written, another driver is active, or it holds
@@ -102,9 +145,14 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            if self.exists():
-                self._check_same(spec)
-            else:
+            recorded = self.load() if self.exists() else None
+            if recorded is not None and conflicts(
+                recorded.to_dict(), spec.to_dict(), mended=mended
+            ):
+                if not give_up(recorded):
+                    self._refuse(recorded, spec)
+                recorded = None
+            if recorded is None:
                 plugins = [vars(plugin) for plugin in used_plugins(spec)]
                 text = json.dumps(environment() | {"plugins": plugins}, indent=1) + "\n"
                 write_atomically(self.path / "environment.json", text)
@@ -115,6 +163,14 @@ class RunFolder:
                 f"{self.path}: expected a folder that can be written, received: {error.strerror}; "
                 "choose another --run"
             ) from None
+        return recorded or spec
+
+    def renew(self, spec: StudySpec) -> None:
+        """Record what the study may spend now, and the code of its evaluators."""
+        recorded = self.load()
+        now = recorded.model_copy(update={"budget": spec.budget, "evaluators": spec.evaluators})
+        if now != recorded:
+            write_atomically(self.study_file, yaml.safe_dump(now.to_dict(), sort_keys=False))
 
     def release(self) -> None:
         """Release the driver's lock."""
@@ -127,6 +183,15 @@ class RunFolder:
         path = self.path / "environment.json"
         loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return loaded
+
+    def driver(self) -> str | None:
+        """The process that drives the run now; None where none does."""
+        try:
+            with self._lock_file.open() as lock:
+                free = lock_descriptor(lock.fileno(), blocking=False)
+                return None if free else lock.read().strip() or "an unknown process"
+        except OSError:  # no lock yet, or a file system that lets nobody look
+            return None
 
     def devices(self) -> dict[str, Device]:
         """Worker -> what it computed on, of the workers whose devices are recorded."""
@@ -150,36 +215,39 @@ class RunFolder:
         write_atomically(self.path / "environment.json", text)
 
     def _take_lock(self) -> None:
-        path = self.path / "driver.lock"
-        lock = path.open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        lock = self._lock_file.open("a+")
+        # Whoever looks for a driver holds the lock for an instant.
+        for pause in (0.02, 0.1, 0.3, 0.0):
+            if lock_descriptor(lock.fileno(), blocking=False):
+                break
+            time.sleep(pause)
+        else:
             lock.seek(0)
             holder = lock.read().strip() or "an unknown process"
             lock.close()
             raise RunFolderError(
                 f"{self.path}: expected no other driver, found {holder}; wait for it, or stop it "
                 "first"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         self._lock = lock
 
-    def _check_same(self, spec: StudySpec) -> None:
-        changed = differences(self.load().to_dict(), spec.to_dict())
-        code = [change for change in changed if ".source." in change]
+    def _refuse(self, recorded: StudySpec, spec: StudySpec) -> NoReturn:
+        changed = differences(recorded.to_dict(), spec.to_dict())
+        code = code_changes(changed)
         if code:
             raise RunFolderError(
                 f"{self.path}: expected the functions that its trials were measured with, received "
-                f"others: {listed(code)}; restore them or choose another --run"
+                f"others: {listed(code)}; restore them or choose another --run (--retry-failed "
+                "accepts functions that were mended for trials that failed)"
             )
-        if changed:
-            raise RunFolderError(
-                f"{self.path}: expected the study recorded here, received one that differs in "
-                f"{listed(changed)}; restore these keys or choose another --run"
-            )
+        raise RunFolderError(
+            f"{self.path}: expected the study recorded here, received one that differs in "
+            f"{listed(changed)}; restore these keys or choose another --run (with results, only "
+            "budget, workers, driver and trackers may change)"
+        )
 
 
 def environment() -> dict[str, Any]:

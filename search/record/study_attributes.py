@@ -11,6 +11,22 @@ from mergesearch.search.record.storage import Storage, StorageAccess
 #: Operators that a study with ``operator: auto`` goes on from.
 OPERATORS_CHOSEN = "operators"
 
+#: Whether the search has spent its budget.
+SEARCHED = "searched"
+
+#: What the study may spend, and since when, once that has changed.
+ALLOWANCES = "allowances"
+
+#: Functions of evaluators whose code changed while the study had results, one line each.
+MENDED = "mended"
+
+#: How many trials other runs gave with their scores, one line each, once all are recorded.
+TAKEN = "taken scores"
+
+#: Where experts come from, and what phases were expected to take.
+LINEAGES = "lineages"
+PREDICTED = "predicted seconds"
+
 #: Cards that were set aside, and why, in all sessions.
 SET_ASIDE = "set aside"
 

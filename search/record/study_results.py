@@ -73,6 +73,26 @@ class StudyResults:
             },
         )
 
+    def reopen(self) -> None:
+        """Take back the final choice, so that the study goes on; measured scores stay."""
+        if self._attributes.get("verdict") is not None:
+            self._attributes.set("repeats", None)
+            self._attributes.set("verdict", None)
+
+    def failed_scores(self) -> list[tuple[Split, int]]:
+        """Split and trial of the re-evaluations that failed."""
+        splits: tuple[Split, ...] = ("validation", "test")
+        return [
+            (split, record.number)
+            for split in splits
+            for record in self._records
+            if self.score(split, record.number) == (True, None)
+        ]
+
+    def forget_score(self, split: Split, number: int) -> None:
+        """Let a re-evaluation be made again."""
+        self._attributes.set(f"score:{split}:{number}", None)
+
     def verdict(self) -> Verdict | None:
         """The recorded final choice, or None while the study is unfinished."""
         recorded = self._attributes.get("verdict")

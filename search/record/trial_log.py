@@ -9,9 +9,11 @@ meaningful. Only the driver writes.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +41,9 @@ from mergesearch.search.workers.messages import Outcome
 
 if TYPE_CHECKING:
     import optuna
+
+#: Digits of a recipe's digest that dashboards show.
+SHOWN_DIGITS = 12
 
 
 class TrialLog:
@@ -103,6 +108,7 @@ class TrialLog:
         tells_at_ask: int = 0,
         item_count: int | None = None,
         gradient_items: int = 0,
+        retry_of: int | None = None,
         notes: Mapping[str, float] | None = None,
         summary: Mapping[str, float],
         bounds: tuple[float, float],
@@ -111,7 +117,7 @@ class TrialLog:
 
         Args:
             kind, recipe, name, point, suggestion, tells_at_ask: As in :class:`TrialRecord`.
-            item_count, gradient_items: As in :class:`TrialRecord`.
+            item_count, gradient_items, retry_of: As in :class:`TrialRecord`.
             notes: Named numbers that dashboards show as user attributes.
             summary: Named numbers that dashboards plot as parameters.
             bounds: Lowest and highest of the coordinates.
@@ -128,6 +134,7 @@ class TrialLog:
             state="running",
             item_count=item_count,
             gradient_items=gradient_items,
+            retry_of=retry_of,
         )
         text = asked_text(record, self._template, keep_field=self._keep_fields)
         trial = _running_trial(record, text, notes or {}, summary, bounds)
@@ -185,19 +192,40 @@ class TrialLog:
         """Writes inside reach the disk at once, at the end; only a journal has such a way."""
         return batched_writes(self._storage)
 
-    def publish_note(self, markdown: str) -> None:
-        """Set the study's note in the dashboard."""
-        import optuna
+    def publish_note(self, markdown: str, number: int | None = None) -> None:
+        """Set the note of the study, or of the trial of this number, in the dashboard."""
         import optuna_dashboard
 
-        def save() -> None:
+        told = self._shown() if number is None else self._shown_trial(self._trial_ids[number])
+        self._access.write(lambda: optuna_dashboard.save_note(told, markdown))
+
+    def publish_figure(self, name: str, figure: Mapping[str, Any]) -> None:
+        """Set a figure of plotly, as plain data, that the dashboard shows of the study."""
+        import optuna_dashboard
+
+        text = json.dumps(figure, allow_nan=False, separators=(",", ":"))
+        # All that is asked of a figure is its JSON; plotly's own takes seconds to import.
+        drawn = SimpleNamespace(to_json=lambda: text)
+        study = self._shown()
+        self._access.write(
+            lambda: optuna_dashboard.save_plotly_graph_object(study, drawn, graph_object_id=name)
+        )
+
+    def _shown(self) -> optuna.Study:
+        """The study as the dashboard's functions want it."""
+        import optuna
+
+        def load() -> optuna.Study:
             with quiet_optuna():
                 name = self._storage.get_study_name_from_id(self._study_id)
-                optuna_dashboard.save_note(
-                    optuna.load_study(storage=self._storage, study_name=name), markdown
-                )
+                return optuna.load_study(storage=self._storage, study_name=name)
 
-        self._access.write(save)
+        return self._access.read(load)
+
+    def _shown_trial(self, trial_id: int) -> Any:
+        """A trial as `save_note` wants it: one of Optuna's own would be asked for parameters."""
+        study = SimpleNamespace(_study_id=self._study_id)
+        return SimpleNamespace(storage=self._storage, study=study, _trial_id=trial_id)
 
     def _create(self, number: int, trial: optuna.trial.FrozenTrial) -> int:
         """Id of the new trial of this number."""
@@ -268,14 +296,22 @@ def _running_trial(
     from optuna.distributions import FloatDistribution
     from optuna.trial import TrialState, create_trial
 
-    finite = {key: float(value) for key, value in summary.items() if np.isfinite(value)}
+    # Rounded for people; the exact point is in the text.
+    finite = {key: float(f"{value:.6g}") for key, value in summary.items() if np.isfinite(value)}
     low = min(bounds[0], *finite.values()) if finite else bounds[0]
     high = max(bounds[1], *finite.values()) if finite else bounds[1]
+    # The dashboard shows these as columns, and sends them whole to every viewer.
+    about: dict[str, Any] = {
+        "kind": record.name or record.kind,
+        "recipe": record.recipe.digest[:SHOWN_DIGITS],
+    }
+    if record.retry_of is not None:
+        about["retry of"] = record.retry_of
     return create_trial(
         state=TrialState.RUNNING,
         params=finite,
         distributions={key: FloatDistribution(low, high) for key in finite},
-        user_attrs={"kind": record.name or record.kind, "recipe": record.recipe.digest, **notes},
+        user_attrs=about | {key: float(f"{value:.4g}") for key, value in notes.items()},
         system_attrs={ASKED: text},
     )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,76 +16,60 @@ from mergesearch.search.workers.gradient_steps import GradientResult
 from mergesearch.search.workers.messages import Failure, Outcome
 
 #: anchor: a known merge, measured before the search; search: asked by the strategy;
-#: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end.
-Kind = Literal["anchor", "search", "recommended"]
+#: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end;
+#: taken: measured by another run, whose scores the study takes over.
+Kind = Literal["anchor", "search", "recommended", "taken"]
 #: partial: evaluated on some of the items, for the strategy alone; never compared with complete
 #: trials.
 TrialState = Literal["running", "complete", "partial", "failed"]
 
 
-@dataclass(frozen=True, eq=False)
-class TrialRecord:
-    """One trial as recorded.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrialSummary:
+    """What is known of a trial without the weights that its recipe merges.
 
     Attributes:
         number: Position in the log, from 0.
         kind: Who proposed it.
         name: Anchor's name (``base``, ``expert rotated``, ``average``, ...), else empty.
-        suggestion: The strategy's id of a search trial, else None.
-        point: Position in the space, float64 ``(dim,)``; None for an anchor that the space does not
-            hold.
-        recipe: The merge itself.
-        tells_at_ask: How many results the strategy had been told when this trial was asked.
-        tell_index: Position of a finished search trial in the order of tells, from 0, else None.
         state: ``running`` until a result is recorded.
         item_count: Number of items that it is to be evaluated on, the first ones; None means all.
-        gradient_items: Items that its gradient steps read, beside those it is evaluated on.
         values: Objective name -> value in the user's direction, empty unless complete or partial.
         errors: Objective name -> standard error over items.
-        items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
         seconds: Where the time went: ``merge``, ``evaluate``, ``overhead``.
         failure: Why it failed, for failed trials.
         worker: Host and process that ran it.
         finished: When the result was recorded, seconds since 1970; 0 while running.
-        gradient_result: The result of its gradient steps, if there were any and they ended well.
         cpu_share: CPU time of its worker over wall time; None where it was not measured.
         stopped: Number of items after which a rule ended its evaluation; None where none did.
         estimates: Objective name -> what it would have scored on all items, estimated, for stopped
             trials.
         estimate_errors: Objective name -> standard error of the estimate, as an estimate of the
             value on all conceivable items, where it is known.
-        rungs: Items -> objective name -> value, at every stage of an early stop rule.
         violations: Bound -> how far it is missed, 0 or less where it is kept.
         batch_size: Items of a forward pass, where its worker had to make them fewer than the study
             says because memory ran out; else None.
+        retry_of: Number of the failed trial that this one is another attempt at; else None.
     """
 
     number: int
     kind: Kind
     name: str
-    suggestion: int | None
-    point: npt.NDArray[np.float64] | None
-    recipe: Recipe
-    tells_at_ask: int
-    tell_index: int | None
     state: TrialState
     item_count: int | None = None
-    gradient_items: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
-    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     failure: Failure | None = None
     worker: str = ""
     finished: float = 0.0
-    gradient_result: GradientResult | None = None
-    stopped: int | None = None
     cpu_share: float | None = None
+    stopped: int | None = None
     estimates: Mapping[str, float] = field(default_factory=dict)
     estimate_errors: Mapping[str, float] = field(default_factory=dict)
-    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     violations: Mapping[str, float] = field(default_factory=dict)
     batch_size: int | None = None
+    retry_of: int | None = None
 
     @property
     def evaluated(self) -> int | None:
@@ -93,9 +77,52 @@ class TrialRecord:
         return self.item_count if self.stopped is None else self.stopped
 
     @property
+    def charged(self) -> bool:
+        """Whether it costs the budget a trial: no other attempt, and no trial of another run."""
+        return self.retry_of is None and self.kind != "taken"
+
+    @property
     def feasible(self) -> bool:
         """Whether it keeps all bounds."""
         return all(missed <= 0 for missed in self.violations.values())
+
+
+#: A trial, with what is known of its recipe or without.
+Summary = TypeVar("Summary", bound=TrialSummary)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrialRecord(TrialSummary):
+    """One trial as recorded.
+
+    Attributes:
+        suggestion: The strategy's id of a search trial, else None.
+        point: Position in the space, float64 ``(dim,)``; None for an anchor that the space does not
+            hold.
+        recipe: The merge itself.
+        tells_at_ask: How many results the strategy had been told when this trial was asked.
+        tell_index: Position of a finished search trial in the order of tells, from 0, else None.
+        gradient_items: Items that its gradient steps read, beside those it is evaluated on.
+        items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
+        gradient_result: The result of its gradient steps, if there were any and they ended well.
+        rungs: Items -> objective name -> value, at every stage of an early stop rule.
+    """
+
+    suggestion: int | None
+    point: npt.NDArray[np.float64] | None
+    recipe: Recipe
+    tells_at_ask: int
+    tell_index: int | None
+    gradient_items: int = 0
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    gradient_result: GradientResult | None = None
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+
+def standing_failures(records: Sequence[Summary]) -> list[Summary]:
+    """Failed trials that no later trial is another attempt at, by number."""
+    tried_again = {record.retry_of for record in records}
+    return [r for r in records if r.state == "failed" and r.number not in tried_again]
 
 
 def finished_record(

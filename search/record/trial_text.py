@@ -68,6 +68,8 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
         asked["item_count"] = record.item_count
     if record.gradient_items:
         asked["gradient_items"] = record.gradient_items
+    if record.retry_of is not None:
+        asked["retry_of"] = record.retry_of
     if point is None and recipe.basis_key != template.basis_key:
         asked |= {"operator": recipe.operator, "hyperparameters": recipe.options}
     if point is None and recipe.routing:
@@ -107,6 +109,7 @@ def read_asked(
         state="running",
         item_count=asked.get("item_count"),
         gradient_items=asked.get("gradient_items", 0),
+        retry_of=asked.get("retry_of"),
     )
 
 

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mergesearch.search.grammar import counted, times
-from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialSummary
+from mergesearch.search.report.coefficients import heat_map
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.wording import first_of
 from mergesearch.search.study.reference_scores import Z95, reference_mismatches
+
+#: An expert hardly counts if none of its coefficients reaches this share of the largest.
+IDLE_SHARE = 0.05
 
 
 def caveats(data: ReportData) -> list[str]:
@@ -24,6 +28,7 @@ def caveats(data: ReportData) -> list[str]:
         *_repeats(data),
         *_lent(data),
         *_stopped(data),
+        *_idle_experts(data),
         *reference_mismatches(
             data.records, data.objectives, data.resolved.get("reference_scores") or {}
         ),
@@ -32,7 +37,7 @@ def caveats(data: ReportData) -> list[str]:
     ]
 
 
-def ties(data: ReportData) -> list[TrialRecord]:
+def ties(data: ReportData) -> list[TrialSummary]:
     """Contenders that validation items cannot tell from the winner in any objective."""
     if data.verdict is None or data.winner is None:
         return []
@@ -165,6 +170,28 @@ def _stopped(data: ReportData) -> list[str]:
     return [line if share is None else f"{line} The search evaluated {share:.0%} of its items."]
 
 
+def _idle_experts(data: ReportData) -> list[str]:
+    """Experts that hardly count in the leading trial, if any do."""
+    table = heat_map(data)
+    if table is None or table.rows != tuple(data.experts):
+        return []
+    sizes = np.abs(table.values).max(axis=1)
+    idle = [
+        name
+        for name, size in zip(table.rows, sizes, strict=True)
+        if size < IDLE_SHARE * sizes.max()
+    ]
+    if not idle:
+        return []
+    return [
+        f"{counted(len(idle), 'expert')} of {len(table.rows)} hardly count in trial {table.trial} "
+        f"(coefficients below {IDLE_SHARE:.0%} of the largest in every block): {first_of(idle)}."
+        if len(idle) > 1
+        else f"Expert {idle[0]} hardly counts in trial {table.trial} (coefficients below "
+        f"{IDLE_SHARE:.0%} of the largest in every block)."
+    ]
+
+
 def _devices(data: ReportData) -> list[str]:
     """Cards that broke, and trials whose batches had to be smaller than the study says."""
     lines = [
@@ -181,7 +208,7 @@ def _devices(data: ReportData) -> list[str]:
     return lines
 
 
-def _evaluated_share(data: ReportData, searched: Sequence[TrialRecord]) -> float | None:
+def _evaluated_share(data: ReportData, searched: Sequence[TrialSummary]) -> float | None:
     if not data.search_items:
         return None
     evaluated = sum(data.search_items if r.evaluated is None else r.evaluated for r in searched)

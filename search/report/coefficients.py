@@ -1,33 +1,20 @@
-"""The coefficients of the leading trial as a table of experts and blocks."""
+"""The coefficients of trials: those of the leading one by expert and block, and means of all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging import Field, InputError, Layout
+from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.kept import HeatMap, Kept
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class HeatMap:
-    """A trial's coefficients.
-
-    Attributes:
-        trial: Its number.
-        rows: Names of the directions, ``(directions,)``.
-        columns: Names of the blocks, ``(blocks,)``.
-        values: Mean coefficients, ``(directions, blocks)``.
-    """
-
-    trial: int
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: Array
 
 
 def heat_map(data: ReportData) -> HeatMap | None:
@@ -37,20 +24,62 @@ def heat_map(data: ReportData) -> HeatMap | None:
     head and final norm have columns of their own; they are modules for a model without numbered
     blocks. Without a layout the columns are the segments of the field.
     """
-    if data.leading is None or data.leading.recipe.routing:
+    if data.kept is not None:
+        return data.kept.coefficients
+    if not isinstance(data.leading, TrialRecord) or data.leading.recipe.routing:
         return None
     field_ = data.leading.recipe.field
-    experts = data.experts or tuple(source.name for source in data.leading.recipe.experts)
-    rows = (
-        experts
-        if len(experts) == field_.directions
-        else tuple(f"direction {k}" for k in range(field_.directions))
-    )
+    rows = _directions(data, data.leading)
     if data.layout is None:
         columns = tuple(f"segment {s}" for s in range(field_.segments))
         return HeatMap(data.leading.number, rows, columns, np.array(field_.values))
     columns, values = block_means(field_, data.layout)
     return HeatMap(data.leading.number, rows, columns, values)
+
+
+def kept_of(data: ReportData) -> Kept:
+    """What a report shows of the points and recipes of trials."""
+    if data.kept is not None:
+        return data.kept
+    leading = data.leading if isinstance(data.leading, TrialRecord) else None
+    directions = () if leading is None else _directions(data, leading)
+    return Kept(
+        estimates=data.estimates,
+        members=() if data.verdict is not None else data.estimated_members,
+        coefficients=heat_map(data),
+        routing=routing(data),
+        means={
+            record.number: tuple(mean_coefficients(record.recipe.field).tolist())
+            for record in data.complete_records
+            if record.recipe.field.directions == len(directions)
+        },
+        directions=directions,
+    )
+
+
+def with_kept(data: ReportData) -> ReportData:
+    """``data`` with what is made of points and recipes made once."""
+    return data if data.kept is not None else replace(data, kept=kept_of(data))
+
+
+def routing(data: ReportData) -> Mapping[str, Any]:
+    """How the leading trial routes its input; empty where it is one checkpoint."""
+    if data.kept is not None:
+        return data.kept.routing
+    return dict(data.leading.recipe.routing) if isinstance(data.leading, TrialRecord) else {}
+
+
+def mean_coefficients(field_: Field) -> Array:
+    """Mean coefficient of each direction over all parameters, ``(directions,)``."""
+    lengths = np.diff(field_.boundaries)
+    return np.asarray(field_.values @ (lengths / lengths.sum()))
+
+
+def _directions(data: ReportData, record: TrialRecord) -> tuple[str, ...]:
+    """Names of the directions of a trial's coefficients."""
+    experts = data.experts or tuple(source.name for source in record.recipe.experts)
+    count = record.recipe.field.directions
+    return experts if len(experts) == count else tuple(f"direction {k}" for k in range(count))
 
 
 def block_means(field_: Field, layout: Layout) -> tuple[tuple[str, ...], Array]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mergesearch.evaluators import SPLITS, Objective, Split
 from mergesearch.search.front import signs
-from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.study.reference_scores import Z95
 
@@ -200,7 +200,7 @@ def _alternative(data: ReportData, split: Split) -> Alternative | None:
     return Alternative(number, {each: values for each, values in measured.items() if values})
 
 
-def _candidates(data: ReportData) -> list[TrialRecord]:
+def _candidates(data: ReportData) -> list[TrialSummary]:
     """Leaders and front members that are no anchors."""
     leaders = () if data.verdict is None else data.verdict.leaders
     numbers = sorted({*leaders, *(record.number for record in data.front)})
@@ -208,7 +208,7 @@ def _candidates(data: ReportData) -> list[TrialRecord]:
     return [record for record in records if record.kind != "anchor"]
 
 
-def _improvements(data: ReportData, record: TrialRecord, split: Split) -> dict[str, float]:
+def _improvements(data: ReportData, record: TrialSummary, split: Split) -> dict[str, float]:
     """Objective -> how much better a trial is than the best anchor; empty where not measured."""
     assert data.best_anchor is not None
     ours = data.score(record, split)

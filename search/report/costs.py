@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.masking import without_secrets
 
@@ -31,7 +31,7 @@ class FailureGroup:
 
 def failures(data: ReportData) -> list[FailureGroup]:
     """Failures by kind and message (numbers inside a message aside), most frequent first."""
-    groups: dict[tuple[str, str], list[TrialRecord]] = {}
+    groups: dict[tuple[str, str], list[TrialSummary]] = {}
     for record in sorted(data.records, key=lambda r: r.number):
         if record.failure is not None:
             key = (record.failure.kind, re.sub(r"\d+", "#", record.failure.message))

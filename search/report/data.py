@@ -13,7 +13,8 @@ import numpy.typing as npt
 from mergesearch.evaluators import Objective, Split
 from mergesearch.merging import InputError, Layout
 from mergesearch.search.front import Front, Normaliser, signs, to_losses
-from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
+from mergesearch.search.record.trial_record import Score, TrialRecord, TrialSummary, Verdict
+from mergesearch.search.report.kept import Kept
 from mergesearch.search.study.estimated_front import estimated_front, estimated_trials
 
 Array = npt.NDArray[np.float64]
@@ -33,7 +34,7 @@ class CompleteTrials:
         scale: The study's normaliser; made from the anchors when it is None.
     """
 
-    records: tuple[TrialRecord, ...]
+    records: tuple[TrialSummary, ...]
     objectives: tuple[Objective, ...]
     weights: Sequence[float]
     scale: Normaliser | None = None
@@ -128,13 +129,18 @@ class ReportData:
         search_items: Number of search items.
         warnings: What was said before the study began.
         set_aside: Cards that were set aside after device errors, each with its last one.
+        untouched: What the operator leaves in the base or merges in a plain way; empty for nothing.
+        lineages: ``expert``, ``kind``, ``cosine``, ``distance`` and ``finding`` of every expert.
+        predicted_seconds: Phase -> seconds that the plan expected it to take.
+        kept: What was made of points and recipes, in a report that is read back; None makes it from
+            the records.
     """
 
     study: str
     run: str
     objectives: tuple[Objective, ...]
     weights: Sequence[float]
-    records: Sequence[TrialRecord]
+    records: Sequence[TrialSummary]
     verdict: Verdict | None = None
     layout: Layout | None = None
     experts: tuple[str, ...] = ()
@@ -152,6 +158,10 @@ class ReportData:
     search_items: int = 0
     warnings: tuple[str, ...] = ()
     set_aside: tuple[str, ...] = ()
+    untouched: str = ""
+    lineages: tuple[Mapping[str, Any], ...] = ()
+    predicted_seconds: Mapping[str, float] = field(default_factory=dict)
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.objectives) or not self.objectives:
@@ -168,12 +178,17 @@ class ReportData:
         return CompleteTrials(tuple(records), self.objectives, self.weights, self.scale)
 
     @cached_property
-    def by_number(self) -> dict[int, TrialRecord]:
+    def complete_records(self) -> list[TrialRecord]:
+        """The complete trials whose points and recipes are at hand, by number."""
+        return [record for record in self.complete.records if isinstance(record, TrialRecord)]
+
+    @cached_property
+    def by_number(self) -> dict[int, TrialSummary]:
         """Trials by number."""
         return {record.number: record for record in self.records}
 
     @cached_property
-    def front(self) -> list[TrialRecord]:
+    def front(self) -> list[TrialSummary]:
         """Front members, best scalarised first; with one objective the best ten trials."""
         complete = self.complete
         order = [complete.records[row] for row in np.argsort(complete.scalars, kind="stable")]
@@ -186,7 +201,9 @@ class ReportData:
     @cached_property
     def estimates(self) -> dict[int, Array]:
         """Trial -> estimated losses ``(objectives,)``; none with one objective, without errors."""
-        return estimated_trials(self.complete.records, self.objectives)
+        if self.kept is not None:
+            return dict(self.kept.estimates)
+        return estimated_trials(self.complete_records, self.objectives)
 
     @cached_property
     def expected(self) -> dict[int, Array]:
@@ -197,11 +214,7 @@ class ReportData:
         """
         complete = self.complete
         estimates = self.estimates if self.by_estimates else {}
-        members = (
-            estimated_front(complete.records, self.objectives, estimates)
-            if self.verdict is None
-            else self.verdict.front_estimated
-        ) or [record.number for record in self.front]
+        members = self.estimated_members or [record.number for record in self.front]
         observed = {r.number: row for r, row in zip(complete.records, complete.losses, strict=True)}
         losses = {number: estimates.get(number, observed[number]) for number in members}
         if complete.normaliser is None or not losses:
@@ -211,6 +224,17 @@ class ReportData:
         numbers = [*losses]
         return {numbers[row]: losses[numbers[row]] for row in order}
 
+    @cached_property
+    def estimated_members(self) -> tuple[int, ...]:
+        """Members of the front by the estimates; none without estimates."""
+        if self.verdict is not None:
+            return self.verdict.front_estimated
+        if self.kept is not None:
+            return self.kept.members
+        return estimated_front(
+            self.complete_records, self.objectives, self.estimates if self.by_estimates else {}
+        )
+
     @property
     def by_estimates(self) -> bool:
         """Whether estimates chose the members of the recommended front."""
@@ -218,7 +242,7 @@ class ReportData:
         return recorded and bool(self.estimates)
 
     @cached_property
-    def recommended(self) -> list[TrialRecord]:
+    def recommended(self) -> list[TrialSummary]:
         """Members of the front by estimated losses; those of the observed one without estimates."""
         return [self.by_number[number] for number in self.expected]
 
@@ -239,24 +263,26 @@ class ReportData:
         )
 
     @cached_property
-    def winner(self) -> TrialRecord | None:
+    def winner(self) -> TrialSummary | None:
         """The winning trial, or None while there is no verdict."""
         return None if self.verdict is None else self.by_number[self.verdict.winner]
 
     @cached_property
-    def leading(self) -> TrialRecord | None:
+    def leading(self) -> TrialSummary | None:
         """The winner, or until there is one the best trial by its search values."""
         if self.winner is not None or not self.complete.records:
             return self.winner
         return self.complete.records[int(np.argmin(self.complete.scalars))]
 
     @cached_property
-    def anchors(self) -> list[TrialRecord]:
-        """All anchors, failed ones included, by number."""
-        return sorted((r for r in self.records if r.kind == "anchor"), key=lambda r: r.number)
+    def anchors(self) -> list[TrialSummary]:
+        """All anchors, failed ones included, by number; of several attempts at one the last."""
+        tried_again = {record.retry_of for record in self.records}
+        anchors = [r for r in self.records if r.kind == "anchor" and r.number not in tried_again]
+        return sorted(anchors, key=lambda record: record.number)
 
     @cached_property
-    def best_anchor(self) -> TrialRecord | None:
+    def best_anchor(self) -> TrialSummary | None:
         """The best complete anchor on the items that decide; None where none is complete.
 
         These are the validation items, or the search items while no anchor is scored on others.
@@ -266,7 +292,7 @@ class ReportData:
             return None
         return self.by_number[min(scores, key=lambda n: self.complete.scalarise(scores[n]))]
 
-    def score(self, record: TrialRecord, split: Split) -> Score | None:
+    def score(self, record: TrialSummary, split: Split) -> Score | None:
         """Values and standard errors of a trial on a split, or None where it was not measured."""
         if split == "search":
             if record.state != "complete":
@@ -298,6 +324,6 @@ def _values(
     }
 
 
-def label(record: TrialRecord) -> str:
+def label(record: TrialSummary) -> str:
     """What to call a trial: the anchor's name, else ``trial 37``."""
     return record.name or f"trial {record.number}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergesearch.evaluators import Objective
-from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.comparison import improvement_over
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.simultaneous import Deviation, critical_value, paired_deviation
@@ -93,7 +93,7 @@ def anchor_intervals(data: ReportData) -> list[AnchorInterval]:
     if ours is None or not rivals:
         return []
     pairs = [(objective, number) for objective in data.objectives for number in rivals]
-    deviations = [_deviation(objective.name, ours, scores[number]) for objective, number in pairs]
+    deviations = [deviation_of(objective.name, ours, scores[number]) for objective, number in pairs]
     width = critical_value([each for each in deviations if each is not None])
     intervals = [
         _interval(
@@ -147,7 +147,7 @@ def _gain(intervals: Sequence[AnchorInterval]) -> Gain | None:
 
 
 def _interval(
-    record: TrialRecord,
+    record: TrialSummary,
     objective: Objective,
     improvement: float,
     deviation: Deviation | None,
@@ -167,7 +167,7 @@ def _interval(
     )
 
 
-def _deviation(name: str, ours: Score, theirs: Score) -> Deviation | None:
+def deviation_of(name: str, ours: Score, theirs: Score) -> Deviation | None:
     """The sampling error of our value less theirs: paired where items explain the values."""
     difference = ours.values[name] - theirs.values[name]
     size = max(abs(ours.values[name]), 1.0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mergesearch.evaluators import Split
 from mergesearch.search.grammar import counted
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.caveats import caveats
+from mergesearch.search.report.coefficients import routing
 from mergesearch.search.report.comparison import (
     Alternative,
     Comparison,
@@ -41,6 +43,11 @@ def export_command(data: ReportData, number: int) -> str:
     )
 
 
+def recipe_command(data: ReportData, number: int) -> str:
+    """The command that prints the merge of trial ``number``."""
+    return f"mergesearch recipe {shlex.quote(data.run)} --trial {number}"
+
+
 def headline(data: ReportData) -> list[str]:
     """The outcome: which trial won or leads, what it trades, and a line for each objective."""
     leading = data.leading
@@ -49,14 +56,14 @@ def headline(data: ReportData) -> list[str]:
     title = "Winner" if data.winner is not None else "Best so far"
     named = f" ({leading.name})" if leading.name else ""
     first = f"{title}: trial {leading.number}{named}"
-    routing = _routing(leading)
+    routed = _routing(routing(data))
     if data.best_anchor is None:
-        return [f"{first}.{routing} No anchor is complete."]
+        return [f"{first}.{routed} No anchor is complete."]
     comparisons = compare(data)
     if leading is data.best_anchor:
         what = "no trial beat it" if data.winner is not None else "no trial has beaten it yet"
         return [
-            f"{first}.{routing} It is the best anchor: {what}.",
+            f"{first}.{routed} It is the best anchor: {what}.",
             *(f"{_value(comparison)}{_optimism(comparison)}." for comparison in comparisons),
         ]
     intervals = anchor_intervals(data)
@@ -65,18 +72,18 @@ def headline(data: ReportData) -> list[str]:
     lines += [_gain(gain, errors[gain.objective]) for gain in gains(data, intervals)]
     traded = trade_off(data)
     if traded is None:
-        return [f"{first}.{routing}", *lines]
+        return [f"{first}.{routed}", *lines]
     changes = _changes(data, leading, traded.split, traded.improvements)
     than = f"than the best anchor ({data.best_anchor.name}) on {traded.split} items"
     return [
-        f"{first}, a trade-off: {changes} {than}.{routing}",
+        f"{first}, a trade-off: {changes} {than}.{routed}",
         _alternative(data, leading, traded),
         *lines,
     ]
 
 
 def _changes(
-    data: ReportData, record: TrialRecord, split: Split, improvements: Mapping[str, float]
+    data: ReportData, record: TrialSummary, split: Split, improvements: Mapping[str, float]
 ) -> str:
     """```speed` 0.011 better, `length` 0.004 worse``: what is worse comes last."""
     score = data.score(record, split)
@@ -85,7 +92,7 @@ def _changes(
     return ", ".join(f"`{name}` {change(improvements[name], errors.get(name))}" for name in order)
 
 
-def _alternative(data: ReportData, leading: TrialRecord, traded: TradeOff) -> str:
+def _alternative(data: ReportData, leading: TrialSummary, traded: TradeOff) -> str:
     """Which trial loses in no objective, by the items that decide, and how to export it."""
     alternative = traded.alternative
     split = traded.decided_on
@@ -108,7 +115,7 @@ def _alternative(data: ReportData, leading: TrialRecord, traded: TradeOff) -> st
     )
 
 
-def _on_test_items(data: ReportData, record: TrialRecord, alternative: Alternative) -> str:
+def _on_test_items(data: ReportData, record: TrialSummary, alternative: Alternative) -> str:
     """The alternative's figures on test items, or that there are none."""
     if data.verdict is None:
         return ""
@@ -118,13 +125,12 @@ def _on_test_items(data: ReportData, record: TrialRecord, alternative: Alternati
     return f", {_changes(data, record, 'test', improvements)} on test items"
 
 
-def _routing(record: TrialRecord) -> str:
+def _routing(values: Mapping[str, Any]) -> str:
     """What an input-dependent merge is, if the trial is one."""
-    values = dict(record.recipe.routing)
     if not values:
         return ""
     listed = ", ".join(
-        f"{key} {value:.4g}" for key, value in record.recipe.routing if isinstance(value, float)
+        f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, float)
     )
     return (
         f" It is not a single checkpoint: {values['method']} merges for each {values['per']} "
@@ -137,7 +143,7 @@ def _value(comparison: Comparison) -> str:
     return f"{comparison.objective}: {value} on {comparison.split} items"
 
 
-def _line(anchor: TrialRecord, comparison: Comparison, intervals: Sequence[AnchorInterval]) -> str:
+def _line(anchor: TrialSummary, comparison: Comparison, intervals: Sequence[AnchorInterval]) -> str:
     """The leading trial in one objective: its value, the change, the interval, the optimism."""
     error = comparison.winner_error
     than = "to" if comparison.improvement == 0 else "than"
@@ -149,7 +155,7 @@ def _line(anchor: TrialRecord, comparison: Comparison, intervals: Sequence[Ancho
 
 
 def _interval(
-    anchor: TrialRecord, comparison: Comparison, intervals: Sequence[AnchorInterval]
+    anchor: TrialSummary, comparison: Comparison, intervals: Sequence[AnchorInterval]
 ) -> str:
     """The interval of a change: the one that holds for all anchors at once, if there is one."""
     told: Comparison | AnchorInterval = comparison

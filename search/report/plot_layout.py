@@ -6,6 +6,7 @@ vision can tell apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,6 +100,29 @@ def visible_range(values: npt.ArrayLike, keep: npt.ArrayLike) -> tuple[float, fl
     high = float(seen.max())
     air = 0.06 * (high - low) or 0.05 * max(abs(high), 1.0)
     return low - air, high + air
+
+
+def focus_range(
+    core: Sequence[float], others: Sequence[float], anchors: Sequence[float]
+) -> tuple[float, float]:
+    """Axis limits that show what matters large, whatever lies far from it.
+
+    Args:
+        core: Values of the front and the winner, which are always inside.
+        others: Values of the search, which widen the limits by two widths of the core at most.
+        anchors: Values of anchors; those farther than the width of all that are left outside.
+    """
+    if not core:
+        return visible_range([], [*others, *anchors])
+    low = min(core)
+    high = max(core)
+    bulk = np.percentile(others, [5, 95]) if others else np.array([low, high])
+    width = high - low or float(bulk[1] - bulk[0])
+    low = min(low, max(float(bulk[0]), low - 2 * width))
+    high = max(high, min(float(bulk[1]), high + 2 * width))
+    width = high - low or math.inf
+    near = [value for value in anchors if low - width <= value <= high + width]
+    return visible_range([], [low, high, *near])
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

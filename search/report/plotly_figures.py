@@ -6,61 +6,43 @@ or dark.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.report.coefficients import heat_map
+from mergesearch.search.report.coefficients import heat_map, with_kept
 from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.front_figures import front_figure, matrix_figure
+from mergesearch.search.report.front_points import Figure, hover
 from mergesearch.search.report.plot_layout import (
     BLUE,
     GREY,
     ORANGE,
     TEXT_HEIGHT,
-    VERMILLION,
     colour_range,
-    label_sides,
     spread,
-    staircase,
     visible_range,
 )
 from mergesearch.search.report.png_plots import anchors_hypervolume
 from mergesearch.search.report.progress import progress
-from mergesearch.search.report.tables import heading
-from mergesearch.search.report.wording import plus_minus
 
-Figure = dict[str, Any]
-Array = npt.NDArray[np.float64]
-
-#: Most dominated trials that each panel of a matrix of pairs draws; vector graphics are slow.
-THINNED = 1000
+__all__ = ["Figure", "draw_figures", "front_figure", "heat_figure", "progress_figure"]
 
 
 def draw_figures(data: ReportData) -> dict[str, Figure]:
     """Section name -> figure, for those sections that the study has something for."""
     if not data.complete.records:
         return {}
+    data = with_kept(data)
     figures = {
         "progress": progress_figure(data),
         "front": front_figure(data),
+        "pairs": matrix_figure(data) if len(data.objectives) == 3 else None,
         "coefficients": heat_figure(data),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def hover(data: ReportData, record: TrialRecord) -> str:
-    """The text beside a point under the mouse: trial, name, every value."""
-    name = f" · {escape(record.name)}" if record.name else ""
-    values = [
-        f"{escape(o.name)}: {plus_minus(record.values[o.name], record.errors.get(o.name))}"
-        for o in data.objectives
-    ]
-    return "<br>".join([f"<b>trial {record.number}</b>{name}", *values])
 
 
 def progress_figure(data: ReportData) -> Figure:
@@ -68,6 +50,7 @@ def progress_figure(data: ReportData) -> Figure:
 
     There is one with several objectives.
     """
+    data = with_kept(data)
     course = progress(data)
     numbers = course.numbers.tolist()
     best = course.best
@@ -94,6 +77,7 @@ def progress_figure(data: ReportData) -> Figure:
             "x": numbers,
             "y": _floats(course.values),
             "text": [hover(data, record) for record in data.complete.records],
+            "customdata": numbers,
             "hovertemplate": "%{text}<extra></extra>",
             "marker": {"color": GREY, "size": 5, "opacity": 0.7},
         },
@@ -187,172 +171,6 @@ def _add_hypervolume(data: ReportData, traces: list[Figure], layout: Figure) -> 
         layout["annotations"].append(
             {**common, "y": alone, "text": "anchors alone", "font": {"size": 11}}
         )
-
-
-def _classes(data: ReportData) -> list[tuple[str, list[TrialRecord], Figure]]:
-    """The groups of points of a front: name, trials, marker."""
-    members = {record.number for record in data.front}
-    dominated = [r for r in data.complete.records if r.number not in members and r.kind != "anchor"]
-    anchors = [record for record in data.anchors if record.state == "complete"]
-    leading = [] if data.leading is None else [data.leading]
-    edge = {"color": "white", "width": 1}
-    ring = {"color": BLUE, "size": 11, "symbol": "circle-open"}
-    recommended = [("recommended front", data.recommended, ring)] if data.by_estimates else []
-    return [
-        ("trial", dominated, {"color": GREY, "size": 6, "opacity": 0.6}),
-        ("front", data.front, {"color": BLUE, "size": 8}),
-        ("anchor", anchors, {"color": ORANGE, "size": 9, "symbol": "diamond", "line": edge}),
-        (
-            "winner" if data.winner is not None else "best so far",
-            leading,
-            {"color": VERMILLION, "size": 17, "symbol": "star", "line": edge},
-        ),
-        *recommended,
-    ]
-
-
-def _points(data: ReportData, records: Sequence[TrialRecord], axes: Mapping[str, int]) -> Figure:
-    """Coordinates on the named axes and hover texts."""
-    names = {axis: data.objectives[m].name for axis, m in axes.items()}
-    values: Figure = {
-        axis: [record.values[name] for record in records] for axis, name in names.items()
-    }
-    texts = [hover(data, record) for record in records]
-    return {**values, "mode": "markers", "text": texts, "hovertemplate": "%{text}<extra></extra>"}
-
-
-def front_figure(data: ReportData) -> Figure | None:
-    """The front: a plane for two objectives, a cube for three, one panel per pair above."""
-    draw = {1: lambda _: None, 2: _plane, 3: _cube}.get(len(data.objectives), _pairs)
-    return draw(data)
-
-
-def _plane(data: ReportData) -> Figure:
-    first, second = data.objectives
-    classes = _classes(data)
-    traces = [
-        {
-            "type": "scatter",
-            "name": name,
-            "marker": marker,
-            **_points(data, records, {"x": 0, "y": 1}),
-        }
-        for name, records, marker in classes
-    ]
-    ranges = [_range(data, 0), _range(data, 1)]
-    members, anchors = (
-        np.array([[r.values[o.name] for o in data.objectives] for r in classes[i][1]])
-        for i in (1, 2)
-    )
-    _name_anchors(traces[2], anchors.reshape(-1, 2), members.reshape(-1, 2), ranges)
-    steps = staircase(members.reshape(-1, 2), first, second)
-    line = {"color": BLUE, "width": 1.5}
-    edge = {"x": _floats(steps[:, 0]), "y": _floats(steps[:, 1]), "line": line, "hoverinfo": "skip"}
-    traces.insert(1, {"type": "scatter", "mode": "lines", "showlegend": False, **edge})
-    layout: Figure = {
-        "height": 540,
-        "margin": {"l": 64, "r": 24, "t": 24, "b": 48},
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
-    }
-    for axis, objective, bounds in zip(("xaxis", "yaxis"), data.objectives, ranges, strict=True):
-        layout[axis] = {"title": {"text": escape(heading(objective))}, "range": bounds}
-    return {"data": traces, "layout": layout}
-
-
-def _name_anchors(
-    trace: Figure, anchors: Array, members: Array, ranges: Sequence[Sequence[float]]
-) -> None:
-    """Turn hover texts into labels beside the points, placed as for a page of the usual width."""
-    low, high = np.array(ranges).T
-    page = np.array([750.0, 340.0])  # typographic points, less margins
-    anchors, members = ((points - low) / (high - low) * page for points in (anchors, members))
-    names = [text.partition("<br>")[0].partition("</b> · ")[2] for text in trace["text"]]
-    obstacles = np.concatenate([anchors, members])
-    sides = label_sides(anchors, names, obstacles, (0.0, 0.0, float(page[0]), float(page[1])))
-    words = [
-        f"{('bottom', 'middle', 'top')[dy + 1]} {('left', 'center', 'right')[dx + 1]}"
-        for dx, dy in sides
-    ]
-    trace.update(mode="markers+text", hovertext=trace["text"], text=names, textposition=words)
-    trace.update(hovertemplate="%{hovertext}<extra></extra>", textfont={"size": 11})
-
-
-def _range(data: ReportData, m: int) -> list[float]:
-    name = data.objectives[m].name
-    keep = [r.values[name] for r in data.complete.records if r.kind == "anchor"] + [
-        r.values[name] for r in data.front
-    ]
-    return list(visible_range([record.values[name] for record in data.complete.records], keep))
-
-
-#: Three-dimensional scatter knows few symbols: a cross stands out as the star does in the plane.
-CUBE_SYMBOLS = {
-    "trial": "circle",
-    "front": "circle",
-    "anchor": "diamond",
-    "winner": "cross",
-    "best so far": "cross",
-    "recommended front": "circle-open",
-}
-
-
-def _cube(data: ReportData) -> Figure:
-    traces = []
-    for name, records, marker in _classes(data):
-        marker = {**marker, "size": marker["size"] * 0.6, "symbol": CUBE_SYMBOLS[name]}
-        points = _points(data, records, {"x": 0, "y": 1, "z": 2})
-        traces.append({"type": "scatter3d", "name": name, "marker": marker, **points})
-    axes = zip(("xaxis", "yaxis", "zaxis"), data.objectives, strict=True)
-    scene: Figure = {
-        axis: {"title": {"text": escape(heading(objective))}} for axis, objective in axes
-    }
-    scene["camera"] = {
-        "eye": {"x": 1.5, "y": 1.5, "z": 0.9},
-        "center": {"x": 0, "y": 0, "z": -0.15},
-    }
-    return {
-        "data": traces,
-        "layout": {"height": 640, "margin": {"l": 0, "r": 0, "t": 24, "b": 0}, "scene": scene},
-    }
-
-
-def _pairs(data: ReportData) -> Figure:
-    count = len(data.objectives)
-    traces: list[Figure] = []
-    layout: Figure = {
-        "height": 230 * (count - 1) + 60,
-        "margin": {"l": 64, "r": 24, "t": 24, "b": 48},
-        "grid": {
-            "rows": count - 1,
-            "columns": count - 1,
-            "pattern": "coupled",
-            "xgap": 0.06,
-            "ygap": 0.06,
-        },
-        "legend": {"x": 1, "xanchor": "right", "y": 1},
-    }
-    for m in range(count - 1):
-        layout[_axis("xaxis", m)] = {
-            "title": {"text": escape(heading(data.objectives[m]))},
-            "range": _range(data, m),
-        }
-        title = {"text": escape(heading(data.objectives[m + 1]))}
-        layout[_axis("yaxis", m)] = {"title": title, "range": _range(data, m + 1)}
-    for x, y in itertools.combinations(range(count), 2):
-        for name, records, marker in _classes(data):
-            step = -(-len(records) // THINNED) or 1
-            points = _points(data, records[::step], {"x": x, "y": y})
-            panel = {"xaxis": _axis("x", x), "yaxis": _axis("y", y - 1)}
-            once = {"legendgroup": name, "showlegend": (x, y) == (0, 1)}
-            traces.append(
-                {"type": "scatter", "name": name, "marker": marker, **points, **panel, **once}
-            )
-    return {"data": traces, "layout": layout}
-
-
-def _axis(name: str, index: int) -> str:
-    """plotly's name of axis ``index`` counted from 0: ``x``, ``x2``, ``x3``."""
-    return name + (str(index + 1) if index else "")
 
 
 def heat_figure(data: ReportData) -> Figure | None:

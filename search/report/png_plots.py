@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators import Objective
-from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.report.coefficients import HeatMap, heat_map
+from mergesearch.search.record.trial_record import TrialSummary
+from mergesearch.search.report.coefficients import heat_map
 from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.kept import HeatMap
 from mergesearch.search.report.plot_layout import (
     BLUE,
     GREY,
@@ -195,7 +196,7 @@ def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool])
     first = data.objectives[x]
     second = data.objectives[y]
     members = {record.number for record in data.front}
-    shown: dict[str, list[TrialRecord]] = {
+    shown: dict[str, list[TrialSummary]] = {
         "trial": [
             r for r in data.complete.records if r.number not in members and r.kind != "anchor"
         ],
@@ -244,7 +245,7 @@ def _pair(axes: Any, data: ReportData, x: int, y: int, outer: tuple[bool, bool])
         _name_points(axes, points["anchor"], [label(r) for r in shown["anchor"]], avoid=keep)
 
 
-def _positions(records: Sequence[TrialRecord], first: Objective, second: Objective) -> Array:
+def _positions(records: Sequence[TrialSummary], first: Objective, second: Objective) -> Array:
     return np.array([[r.values[first.name], r.values[second.name]] for r in records]).reshape(-1, 2)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.search.front import signs
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.data import ReportData, label
 
 Array = npt.NDArray[np.float64]
@@ -76,7 +76,7 @@ def _improves(values: Array, higher: bool) -> npt.NDArray[np.bool_]:
     return np.asarray(values > before)
 
 
-def _error(data: ReportData, record: TrialRecord) -> float:
+def _error(data: ReportData, record: TrialSummary) -> float:
     """Standard error of a trial's progress value, NaN where it is unknown.
 
     Objectives count as independent.

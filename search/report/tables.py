@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergesearch.evaluators import SPLITS, Objective, Split
-from mergesearch.search.record.trial_record import Score, TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.wording import plus_minus
 
@@ -60,7 +60,7 @@ def result_table(data: ReportData) -> list[Row]:
     return [_row(data, record) for record in records]
 
 
-def _row(data: ReportData, record: TrialRecord) -> Row:
+def _row(data: ReportData, record: TrialSummary) -> Row:
     scores = {split: score for split in SPLITS if (score := data.score(record, split)) is not None}
     return Row(
         trial=record.number,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+#: Smaller errors are rounding: in the digits that are shown they would be 0.
+LEAST = 5e-9
+
 
 def plus_minus(value: float, error: float | None = None) -> str:
     """``0.842 ± 0.012``: two significant digits of the standard error, or four of the value."""
@@ -45,7 +48,7 @@ def first_of(names: Sequence[str]) -> str:
 
 def _digits(error: float | None) -> int | None:
     """Digits after the point that a standard error deserves; None without a useful error."""
-    if error is None or not math.isfinite(error) or error <= 0:
+    if error is None or not math.isfinite(error) or error < LEAST:
         return None
     # Of the error as it is shown: 0.00996 is 0.010.
     return min(max(1 - math.floor(math.log10(float(f"{error:.1e}"))), 0), 8)

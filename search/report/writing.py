@@ -13,9 +13,9 @@ import numpy as np
 
 from mergesearch.merging import RunFolderError
 from mergesearch.merging.checkpoints.atomic import write_atomically
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.caveats import caveats, ties
-from mergesearch.search.report.coefficients import heat_map
+from mergesearch.search.report.coefficients import heat_map, with_kept
 from mergesearch.search.report.comparison import compare, trade_off
 from mergesearch.search.report.costs import busy_share, failures, timings
 from mergesearch.search.report.data import ReportData
@@ -23,16 +23,22 @@ from mergesearch.search.report.gains import anchor_intervals, gains
 from mergesearch.search.report.headline import export_command, headline
 from mergesearch.search.report.masking import without_secrets
 from mergesearch.search.report.progress import progress
+from mergesearch.search.report.saved import FILE, saved_text
 from mergesearch.search.report.tables import Row, result_table
+from mergesearch.search.report.trials_csv import trials_csv
 
 __all__ = ["ReportData", "as_json", "write_report"]
 
 #: Every file that a report may have; those that no longer apply are removed.
-FILES = ("report.html", "report.json", "best_so_far.png", "front.png", "coefficients.png")
+FILES = (
+    *("report.html", "report.json", "trials.csv"),
+    *("best_so_far.png", "front.png", "coefficients.png"),
+    FILE,
+)
 
 
 def write_report(data: ReportData, folder: Path) -> None:
-    """Write ``report.html``, ``report.json`` and the pictures into ``folder``.
+    """Write ``report.html``, ``report.json``, ``trials.csv`` and the pictures into ``folder``.
 
     ``front.png`` needs two objectives or more; no picture is drawn before the first complete trial.
     Files appear whole or not at all: each is written under a temporary name, then renamed.
@@ -40,15 +46,19 @@ def write_report(data: ReportData, folder: Path) -> None:
     Raises:
         RunFolderError: If the folder cannot be written.
     """
-    from mergesearch.search.report.html_page import render
+    from mergesearch.search.report.page.html_page import render
     from mergesearch.search.report.png_plots import draw_all
 
+    data = with_kept(data)
     contents = {
         **draw_all(data),
         "report.json": (
             json.dumps(as_json(data), indent=1, allow_nan=False, default=str) + "\n"
         ).encode(),
+        "trials.csv": trials_csv(data).encode(),
         "report.html": render(data).encode(),
+        # Last: who finds it need not look at anything else.
+        FILE: saved_text(data).encode(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +111,9 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "failures": [asdict(group) for group in failures(data)],
         "normaliser": None if normaliser is None else normaliser.to_dict(),
         "space": {"names": list(data.names), "lower": list(data.lower), "upper": list(data.upper)},
+        "untouched": data.untouched,
+        "lineages": list(data.lineages),
+        "predicted_seconds": dict(data.predicted_seconds),
         "resolved": without_secrets(data.resolved),
         "fingerprint": without_secrets(data.fingerprint),
     }
@@ -108,7 +121,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
     return plain
 
 
-def _numbers(data: ReportData, members: Sequence[TrialRecord]) -> list[int]:
+def _numbers(data: ReportData, members: Sequence[TrialSummary]) -> list[int]:
     """Numbers of the members of a front; none with one objective."""
     return [record.number for record in members] if len(data.objectives) > 1 else []
 
@@ -134,7 +147,7 @@ def _row(row: Row) -> dict[str, Any]:
     return {"trial": row.trial, "name": row.name, "state": row.state, "scores": scores, **marks}
 
 
-def trial_dict(record: TrialRecord) -> dict[str, Any]:
+def trial_dict(record: TrialSummary) -> dict[str, Any]:
     """A trial as JSON-able numbers."""
     return {
         "number": record.number,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from mergesearch.search.observers.observing import observing
 from mergesearch.search.observers.trackers.opening import check_installed
 from mergesearch.search.plan.card_check import check_cards
+from mergesearch.search.plan.known import lineage_rows, predicted_seconds
 from mergesearch.search.plan.lineage import lineage_warnings, study_lineages
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
-from mergesearch.search.record.lease import Lease
 from mergesearch.search.record.run_folder import RunFolder
-from mergesearch.search.record.storage import open_engine, open_storage
-from mergesearch.search.record.study_attributes import SET_ASIDE
+from mergesearch.search.record.study_attributes import LINEAGES, MENDED, PREDICTED, SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
+from mergesearch.search.report.saved import forget_saved, saved_data
 from mergesearch.search.retry import RetryPolicy
-from mergesearch.search.runs.deciding import decide, with_recorded_choice
+from mergesearch.search.runs.corrections import give_up_folder
+from mergesearch.search.runs.deciding import decide
+from mergesearch.search.runs.going_on import go_on
+from mergesearch.search.runs.only_driver import log_of_only_driver
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.publishing import publish_if_possible
 from mergesearch.search.runs.recording import DeviceRecorder
@@ -29,7 +33,7 @@ from mergesearch.search.runs.resuming import (
     with_recorded_start,
     with_recorded_strategy,
 )
-from mergesearch.search.runs.wiring import open_log, storage_location, worker_spec
+from mergesearch.search.runs.wiring import worker_spec
 from mergesearch.search.spec.code import given_objects
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.study.events import Event
@@ -45,10 +49,11 @@ def run_study(
     notify: Callable[[Event], None] = lambda event: None,
     *,
     trust_log: bool = False,
+    retry_failed: bool = False,
     graceful_stop: GracefulStop | None = None,
     metrics: str | None = None,
 ) -> Run:
-    """Run a study in a folder, or resume it where it stands.
+    """Run a study in a folder, or resume it where it stands, with the budget that it is given now.
 
     Once the study has started, the report is written whatever happens.
 
@@ -57,6 +62,7 @@ def run_study(
         path: The run folder.
         notify: Called with each event.
         trust_log: Go on from the recorded points even where replay does not reproduce them.
+        retry_failed: Measure failed trials again.
         graceful_stop: Asks the study to stop; it then ends with KeyboardInterrupt once its running
             trials have finished.
         metrics: ``HOST:PORT`` or ``PORT`` to serve Prometheus metrics at.
@@ -74,26 +80,35 @@ def run_study(
         check_installed(tracker)
     folder = RunFolder(path)
     # A run that exists was checked when it began, by the rules of that version.
-    unrelated = [] if folder.exists() else lineage_warnings(plan, study_lineages(plan))
+    lineages = () if folder.holds(spec) else study_lineages(plan)
+    unrelated = lineage_warnings(plan, lineages)
     with ExitStack() as stack:
-        folder.start(spec)
         stack.callback(folder.release)
+        recorded = folder.start(
+            spec, lambda then: give_up_folder(then, folder), mended=retry_failed
+        )
         notify(Event("phase", "opening"))
-        plan = plan_study(spec, _fingerprints(plan), folder.arenas)
         # By the name, so that observers which are opened below hear of a storage that is away.
         retry = RetryPolicy(
             spec.driver.patience_seconds, lambda text: notify(Event("warning", text))
         )
-        plan, log = stack.enter_context(_log_of_only_driver(plan, folder, retry))
-        check_same_study(plan, log)
+        plan, log = stack.enter_context(
+            log_of_only_driver(spec, recorded, _fingerprints(plan), folder, retry)
+        )
+        check_same_study(plan, log, mended=retry_failed)
         check_same_code(plan, log)
         check_same_weights(plan, log)
+        go_on(plan, spec, recorded, log, folder, retry_failed=retry_failed)
         if not plan.undecided:
             plan = with_recorded_start(with_recorded_strategy(plan, log), log)
+            plan = replace(plan, spec=spec)
         notify = stack.enter_context(observing(plan, log, folder, notify, metrics))
         _warn(plan, unrelated, log, notify)
+        if lineages:
+            log.set_attr(LINEAGES, lineage_rows(lineages))
+            log.set_attr(PREDICTED, predicted_seconds(plan))
 
-        def study_of(plan: Plan, closing: ExitStack) -> Study:
+        def study_of(plan: Plan, closing: ExitStack, *, retry_failed: bool) -> Study:
             """A study with workers of its own."""
             backend = open_backend(
                 spec.workers,
@@ -109,57 +124,25 @@ def run_study(
                 notify,
                 trust_log=trust_log,
                 graceful_stop=graceful_stop,
+                retry_failed=retry_failed,
             )
 
         if log.results.verdict() is None:
+            forget_saved(path)
             try:
+                again = retry_failed
                 if plan.undecided:
                     with ExitStack() as survey:
-                        study_of(plan, survey).measure_anchors()
+                        study_of(plan, survey, retry_failed=again).measure_anchors()
                     plan = with_recorded_strategy(decide(plan, log, folder.arenas), log)
-                study_of(plan, stack).run()
+                    plan = replace(plan, spec=spec)
+                    again = False
+                study_of(plan, stack, retry_failed=again).run()
             finally:
                 publish_if_possible(folder, plan, log, notify)
-        elif not (path / "report.html").is_file():
+        elif saved_data(path) is None:
             publish_if_possible(folder, plan, log, notify)
     return Run(folder, plan, log)
-
-
-@contextmanager
-def _log_of_only_driver(
-    plan: Plan, folder: RunFolder, retry: RetryPolicy
-) -> Iterator[tuple[Plan, TrialLog]]:
-    """The study's trial log, open for writing, and its plan with the operators that it has chosen.
-
-    No other driver writes the log meanwhile.
-    """
-    location = storage_location(plan.spec, folder)
-    storage = open_storage(location, retry)
-    with _lease(plan.spec, location, retry) as guard:
-        plan = with_recorded_choice(plan, storage, folder.arenas)
-        yield plan, open_log(storage, plan, retry=retry, guard=guard)
-
-
-@contextmanager
-def _lease(
-    spec: StudySpec, location: str | Path, retry: RetryPolicy
-) -> Iterator[Callable[[], None]]:
-    """The study's lease, where it is in a database that other drivers reach.
-
-    Yields:
-        A check to be made before every write.
-    """
-    if isinstance(location, Path):
-        yield lambda: None  # the run folder's lock is enough
-        return
-    from sqlalchemy.exc import SQLAlchemyError
-
-    lease = Lease(open_engine(location), spec.name, spec.driver.lease_seconds, retry.warn)
-    retry(lease.take, (SQLAlchemyError,), "storage")
-    try:
-        yield lease.check
-    finally:
-        lease.release()
 
 
 def _warn(
@@ -168,7 +151,8 @@ def _warn(
     """Announce and record what a user should know of the models before they are evaluated."""
     if unrelated:
         log.set_attr("lineage warnings", list(unrelated))
-    warnings = [*(log.get_attr("lineage warnings") or ()), *plan.warnings]
+    kept = [*(log.get_attr("lineage warnings") or ()), *(log.get_attr(MENDED) or ())]
+    warnings = [*kept, *plan.warnings]
     for line in warnings:
         notify(Event("warning", line))
     if warnings:

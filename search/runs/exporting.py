@@ -1,4 +1,4 @@
-"""Exports a trial: its model or bundle, the facts of the model card, and the scores once more."""
+"""Exports trials: their models or bundles, and the scores once more."""
 
 from __future__ import annotations
 
@@ -6,21 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergesearch.evaluators import SPLITS
 from mergesearch.merging import InputError
 from mergesearch.merging.export.folder import export_model
 from mergesearch.merging.tensors.parallel import usable_cores
 from mergesearch.search.plan.heads import used_heads
-from mergesearch.search.record.trial_record import Score, TrialRecord
-from mergesearch.search.report.data import TRANSDUCTIVE
-from mergesearch.search.report.gains import anchor_intervals, gains
+from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.runs.agreement import Agreement
+from mergesearch.search.runs.card_facts import about_trial, facts_of
 from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.opened import Run
-from mergesearch.search.spec.comparison import evaluation_digest
 
 #: What is said where a second score is not the recorded one.
 DISAGREES = "the exported model does not score as recorded; did device, threads or versions change?"
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How merged tensors are stored.
+
+    Attributes:
+        dtype: Of all of them, or None for the base's own.
+        shard_bytes: Size above which weights are split over several files.
+    """
+
+    dtype: str | None = None
+    shard_bytes: int = 5_000_000_000
+
+
+#: As the base is.
+AS_BASE = Storing()
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ def export_trial(
     overwrite: bool,
     rescored: bool,
     head: str | None = None,
+    storing: Storing = AS_BASE,
 ) -> Exported:
     """Write a trial's model, and score it again where it has scores.
 
@@ -50,6 +65,8 @@ def export_trial(
         rescored: Whether to score the exported model against the record.
         head: Expert whose head the model gets. It answers that expert's tasks alone, and is scored
             again only if these are all.
+        storing: How merged tensors are stored. In another dtype than the base's they are scored
+            again, but not compared with the record.
 
     Raises:
         InputError: If the study merges no checkpoints, there is no such head, or the folder cannot
@@ -60,7 +77,6 @@ def export_trial(
             f"{opened.folder.path}: expected a study of checkpoints, received an analytic problem: "
             "nothing to export"
         )
-    facts = _facts(opened, record.number)
     routing = dict(record.recipe.routing)
     result: dict[str, Any] = {
         "trial": record.number,
@@ -68,21 +84,18 @@ def export_trial(
         "routing": routing.get("method"),
     }
     if routing:
-        if head is not None:
-            raise InputError(f"head: expected none with {routing['method']}, received {head!r}")
-        export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
-        what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
-        lines = [
-            f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"
-        ]
+        lines = [_write_bundle(opened, record, out, overwrite, head, storing)]
     else:
         exported = export_model(
             record.recipe,
             out,
-            facts=facts,
+            facts=facts_of(opened, record.number),
+            shard_bytes=storing.shard_bytes,
             overwrite=overwrite,
+            dtype=storing.dtype,
             threads=usable_cores(),
             head=head,
+            about=about_trial(opened, record),
         )
         result["rounding"] = exported.rounding.share
         lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
@@ -90,16 +103,84 @@ def export_trial(
     if others:
         lines.append(f"not scored again: items of {', '.join(others)} need other heads")
     if rescored and record.state == "complete" and not others:
-        again = rescore(opened, record, out, whole=head is not None)
-        values = dict(again.measurement.values)
-        result |= {"split": again.split, "values": values} | vars(again.agreement)
-        figures = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
-        how = "mergesearch" if routing else "transformers"
-        lines.append(
-            f"loaded with {how} and scored again on {again.split} items: {figures} "
-            f"({_verdict(again.agreement)})"
-        )
+        again = _scored_again(opened, record, out, head, storing)
+        result |= again.result
+        lines += again.lines
     return Exported(result, lines)
+
+
+def export_front(
+    opened: Run, out: Path, *, overwrite: bool, rescored: bool, storing: Storing = AS_BASE
+) -> Exported:
+    """Write the model of every member of the recommended front, each into a numbered folder.
+
+    Args:
+        opened: The run.
+        out: Folder for these folders, such as ``01-trial-17``.
+        overwrite: Replace folders that are not empty.
+        rescored: Whether to score exported models against the record.
+        storing: How merged tensors are stored.
+
+    Raises:
+        InputError: As :func:`export_trial`, or if no trial is complete.
+    """
+    members = [record.number for record in opened.report_data().recommended]
+    if not members:
+        raise InputError(f"{opened.folder.path}: expected a front, received no complete trial")
+    exported = [
+        export_trial(
+            opened,
+            opened.trial(number),
+            out / f"{place:02d}-trial-{number}",
+            overwrite=overwrite,
+            rescored=rescored,
+            storing=storing,
+        )
+        for place, number in enumerate(members, 1)
+    ]
+    agrees = all(each.result.get("agrees", True) for each in exported)
+    lines = [line for each in exported for line in each.lines]
+    return Exported({"front": [each.result for each in exported], "agrees": agrees}, lines)
+
+
+def _write_bundle(
+    opened: Run,
+    record: TrialRecord,
+    out: Path,
+    overwrite: bool,
+    head: str | None,
+    storing: Storing,
+) -> str:
+    """Write a trial whose merge depends on its input, and say so."""
+    routing = dict(record.recipe.routing)
+    if head is not None:
+        raise InputError(f"head: expected none with {routing['method']}, received {head!r}")
+    if storing != AS_BASE:
+        raise InputError(
+            f"dtype: expected the base's own and one shard size with {routing['method']}, received "
+            "others"
+        )
+    facts = facts_of(opened, record.number)
+    export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
+    what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
+    return f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"
+
+
+def _scored_again(
+    opened: Run, record: TrialRecord, out: Path, head: str | None, storing: Storing
+) -> Exported:
+    """The scores of an exported model, compared with the record where it is stored alike."""
+    again = rescore(opened, record, out, whole=head is not None)
+    values = dict(again.measurement.values)
+    result: dict[str, Any] = {"split": again.split, "values": values}
+    verdict = f"stored as {storing.dtype}, so not compared with the record"
+    if storing.dtype is None:
+        result |= vars(again.agreement)
+        verdict = _verdict(again.agreement)
+    figures = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
+    how = "mergesearch" if record.recipe.routing else "transformers"
+    told = f"loaded with {how} and scored again on {again.split} items: {figures} ({verdict})"
+    return Exported(result, [told])
 
 
 def _other_heads(opened: Run, head: str | None) -> list[str]:
@@ -117,38 +198,3 @@ def _verdict(agreement: Agreement) -> str:
         return f"as close to the record as another device allows; {agreement.reason}"
     more = f"; {agreement.reason}" if agreement.reason else ""
     return f"DIFFERENT from the record{more}"
-
-
-def _facts(opened: Run, number: int) -> dict[str, str]:
-    """Scores for the model card, and what they were measured with."""
-    record = opened.log.records[number]
-    scores = {} if opened.verdict is None else opened.verdict.scores
-    facts = {"study": opened.plan.spec.name, "trial": str(number)}
-    for split in SPLITS:
-        searched = Score(record.values, record.errors)
-        score = searched if split == "search" else scores.get(split, {}).get(number)
-        if score is None:
-            continue
-        for name, value in score.values.items():
-            spread = f" ± {score.errors[name]:.4g}" if name in score.errors else ""
-            facts[f"{name}, {split} items"] = f"{value:.4g}{spread}"
-    facts |= _gains(opened, number)
-    unrelated = opened.log.get_attr("lineage warnings")
-    facts |= {"lineage": "; ".join(unrelated)} if unrelated else {}
-    facts["evaluation settings"] = evaluation_digest(opened.plan.spec)
-    if opened.plan.evaluator.transductive:
-        facts["evaluation"] = TRANSDUCTIVE
-    return facts
-
-
-def _gains(opened: Run, number: int) -> dict[str, str]:
-    """What the winner gains over all anchors, for its model card; nothing for other trials."""
-    if opened.verdict is None or number != opened.verdict.winner:
-        return {}
-    data = opened.report_data()
-    return {
-        f"{gain.objective}, gain over the best of {gain.anchors} anchors": (
-            f"{gain.low:+.4g} to {gain.high:+.4g} (95 % simultaneous interval, test items)"
-        )
-        for gain in gains(data, anchor_intervals(data))
-    }

@@ -22,6 +22,7 @@ def run_and_show(
     say_draining: Callable[[float], None] = lambda seconds: None,
     *,
     trust_log: bool = False,
+    retry_failed: bool = False,
     metrics: str | None = None,
 ) -> Run:
     """Run a study in a folder, or resume it.
@@ -31,7 +32,7 @@ def run_and_show(
         path: The run folder.
         style: How progress is shown: ``rich``, ``plain``, ``json`` or ``quiet``.
         say_draining: Called at the first interrupt with the seconds that running trials have.
-        trust_log, metrics: As for :func:`mergesearch.search.runs.driver.run_study`.
+        trust_log, retry_failed, metrics: As for :func:`mergesearch.search.runs.driver.run_study`.
 
     Raises:
         KeyboardInterrupt: If it was interrupted; the same call resumes.
@@ -45,5 +46,11 @@ def run_and_show(
         if threading.current_thread() is threading.main_thread():  # signals reach no other
             stack.enter_context(drain.on_signals(seconds, lambda: say_draining(seconds)))
         return run_study(
-            spec, path, observe, trust_log=trust_log, graceful_stop=drain, metrics=metrics
+            spec,
+            path,
+            observe,
+            trust_log=trust_log,
+            retry_failed=retry_failed,
+            graceful_stop=drain,
+            metrics=metrics,
         )

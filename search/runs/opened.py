@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mergesearch.merging import RunFolderError
 from mergesearch.search.plan.plan import Plan
@@ -16,12 +15,11 @@ from mergesearch.search.record.study_attributes import study_attr
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import TrialRecord, Verdict
 from mergesearch.search.report.data import ReportData
-from mergesearch.search.report.writing import trial_dict
+from mergesearch.search.report.preference import preferred
+from mergesearch.search.runs.beginning import spec_of_beginning
 from mergesearch.search.runs.deciding import with_recorded_choice
 from mergesearch.search.runs.publishing import report_data
 from mergesearch.search.runs.wiring import open_log, storage_location
-from mergesearch.search.study.problem import study_normaliser
-from mergesearch.search.study.selection import parse_preference, preferred
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,7 @@ class Run:
             InputError: If the pairs do not fit the objectives.
             RunFolderError: If no trial is complete.
         """
-        preference = parse_preference(pairs, self.plan.objectives)
-        normaliser = study_normaliser(self.plan, self.log.records)
-        losses = self.report_data().expected if len(self.plan.objectives) > 1 else None
-        record = preferred(self.log.records, self.plan.objectives, preference, normaliser, losses)
-        if record is None:
-            raise RunFolderError(f"{self.folder.path}: expected a complete trial, found none")
-        return record
+        return self.log.records[preferred(self.report_data(), pairs).number]
 
     def report_data(self) -> ReportData:
         """The data of the report and the result table."""
@@ -97,13 +89,8 @@ def open_run(path: Path) -> Run:
     spec = folder.load()
     storage = read_storage(storage_location(spec, folder))
     # Recipes are identified by the content that was measured, which the log knows.
-    plan = plan_study(spec, study_attr(storage, spec.name, "fingerprints") or (), folder.arenas)
+    fingerprints = study_attr(storage, spec.name, "fingerprints") or ()
+    plan = plan_study(spec_of_beginning(spec, spec, storage), fingerprints, folder.arenas)
     plan = with_recorded_choice(plan, storage, folder.arenas)
+    plan = replace(plan, spec=spec)
     return Run(folder, plan, open_log(storage, plan, create=False))
-
-
-def as_dict(record: TrialRecord) -> dict[str, Any]:
-    """A trial with the reason of its failure, for ``--json``."""
-    return trial_dict(record) | {
-        "failure": None if record.failure is None else vars(record.failure)
-    }

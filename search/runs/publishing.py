@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from mergesearch.evaluators import SPLITS
 from mergesearch.merging import MergesearchError
-from mergesearch.search.dashboard.note import note_markdown
+from mergesearch.search.dashboard.note import note_markdown, trial_note
+from mergesearch.search.plan.known import passed_over
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.run_folder import RunFolder
-from mergesearch.search.record.study_attributes import SET_ASIDE
+from mergesearch.search.record.study_attributes import LINEAGES, PREDICTED, SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
-from mergesearch.search.report.data import ReportData
-from mergesearch.search.report.headline import sentences
+from mergesearch.search.record.trial_record import TrialSummary
+from mergesearch.search.report.coefficients import with_kept
+from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.front_figures import front_figure, matrix_figure
+from mergesearch.search.report.headline import export_command, recipe_command, sentences
+from mergesearch.search.report.kept import Kept
+from mergesearch.search.report.wording import plus_minus
 from mergesearch.search.report.writing import write_report
 from mergesearch.search.retry import reason
 from mergesearch.search.spec.comparison import evaluation_digest
@@ -20,11 +27,19 @@ from mergesearch.search.study.budget import busy_seconds
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.problem import study_normaliser
 
+#: Members of the front that have a note of their own in the dashboard.
+NOTED = 20
+#: Dominated trials in the dashboard's figures: browsers fetch all of them again and again.
+SHOWN_TRIALS = 300
+#: Pixels of a figure's place in the dashboard.
+SHOWN_HEIGHT = 450
+
 
 def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
     """The plain data that a report is made of."""
     verdict = log.results.verdict()
     test_scores = {} if verdict is None else verdict.scores.get("test", {})
+    left = passed_over(plan)
     has_anchors = any(record.kind == "anchor" for record in log.records)
     return ReportData(
         study=plan.spec.name,
@@ -49,27 +64,69 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         search_items=plan.evaluator.size("search"),
         warnings=tuple(log.get_attr("warnings") or ()),
         set_aside=tuple(log.get_attr(SET_ASIDE) or ()),
+        untouched=left.sentence if left is not None else "",
+        lineages=tuple(log.get_attr(LINEAGES) or ()),
+        predicted_seconds=log.get_attr(PREDICTED) or {},
     )
 
 
 def publish(folder: RunFolder, plan: Plan, log: TrialLog) -> None:
-    """Write the report, and the note that the dashboard shows; nothing before the first trial."""
+    """Write the report, and what the dashboard shows; nothing before the first trial."""
     if not log.records:
         return
-    data = report_data(folder, plan, log)
+    data = with_kept(report_data(folder, plan, log))
     write_report(data, folder.path)
+    with log.batched_writes():
+        _show(data, log)
+
+
+def _show(data: ReportData, log: TrialLog) -> None:
+    """Set the figures of the dashboard, and the notes of the study and of trials that matter."""
     winner = None if data.winner is None else data.winner.number
+    several = len(data.objectives) > 1
     log.publish_note(
         note_markdown(
             data.study,
             data.run,
             data.objectives,
             winner=winner,
-            front=[record.number for record in data.recommended]
-            if len(data.objectives) > 1
-            else [],
+            front=[record.number for record in data.recommended] if several else [],
             lines=sentences(data),
         )
+    )
+    leading = [] if data.leading is None else [data.leading]
+    front = data.recommended if several else []
+    shown = [*leading, *data.anchors, *front[:NOTED]]
+    for record in {r.number: r for r in shown if r.state == "complete"}.values():
+        log.publish_note(_trial_note(data, record), record.number)
+    pairs = matrix_figure(data, SHOWN_TRIALS) if len(data.objectives) == 3 else None
+    figures = {"front": front_figure(data, SHOWN_TRIALS), "pairs": pairs}
+    for name, figure in figures.items():
+        if figure is not None:
+            log.publish_figure(
+                name, figure | {"layout": figure["layout"] | {"height": SHOWN_HEIGHT}}
+            )
+
+
+def _trial_note(data: ReportData, record: TrialSummary) -> str:
+    """Name, scores, mean coefficients and commands of a trial."""
+    lines = [
+        f"{objective.name} on {split} items: "
+        + plus_minus(score.values[objective.name], score.errors.get(objective.name))
+        for split in SPLITS
+        if (score := data.score(record, split)) is not None
+        for objective in data.objectives
+        if objective.name in score.values
+    ]
+    kept = data.kept or Kept()
+    means = zip(kept.directions, kept.means.get(record.number, ()), strict=False)
+    listed = ", ".join(f"{name} {mean:.3g}" for name, mean in means)
+    commands = {
+        "Export it as a model folder": export_command(data, record.number),
+        "Print its recipe": recipe_command(data, record.number),
+    }
+    return trial_note(
+        label(record), [*lines, *([f"mean coefficients: {listed}"] if listed else [])], commands
     )
 
 

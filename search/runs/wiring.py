@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mergesearch.merging.tensors.accelerator import ACCELERATOR
 from mergesearch.search.plan.plan import Plan
@@ -23,7 +24,13 @@ def storage_location(spec: StudySpec, folder: RunFolder) -> str | Path:
     ``${NAME}`` in the URL is filled in from the environment here, and only here, so that a password
     never reaches the run folder.
     """
-    return os.path.expandvars(spec.storage) if spec.storage else folder.journal
+    return recorded_location({"storage": spec.storage}, folder)
+
+
+def recorded_location(study: Mapping[str, Any], folder: RunFolder) -> str | Path:
+    """:func:`storage_location` from the study as it is recorded, unchecked."""
+    storage = study.get("storage")
+    return os.path.expandvars(storage) if storage else folder.journal
 
 
 def open_log(

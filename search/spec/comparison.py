@@ -43,6 +43,30 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ]
 
 
+def conflicts(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, mended: bool = False
+) -> list[str]:
+    """:func:`differences`, if two resolved studies differ in more than may change; else none.
+
+    That is the budget and, where scorers were ``mended``, the code of their functions.
+    """
+    changed = differences(ours, theirs)
+    code = code_changes(changed)
+    other = [each for each in changed if not each.startswith("budget.") and each not in code]
+    return changed if other or (code and not mended) else []
+
+
+def code_changes(changed: Sequence[str]) -> list[str]:
+    """Those of :func:`differences` that are in the code of functions."""
+    return [change for change in changed if ".source." in change]
+
+
+def searched_keys(spec: StudySpec) -> dict[str, Any]:
+    """What a study is and where it is kept aside: its sections without the execution keys."""
+    left_out = (*EXECUTION_KEYS, "storage")
+    return {key: value for key, value in spec.to_dict().items() if key not in left_out}
+
+
 def listed(changed: Sequence[str]) -> str:
     """The first few of :func:`differences`, and how many more there are."""
     more = f" (and {len(changed) - 4} more)" if len(changed) > 4 else ""

@@ -76,7 +76,10 @@ class BudgetSection(Section):
 
 
 class StartSection(Section):
-    """A start at a trial of another run, or at what several runs suggest by role and depth."""
+    """What is taken from other runs: where the search begins, and scores that it need not measure.
+
+    It begins at a trial of one run, or at what several suggest by role and depth.
+    """
 
     run: str | None = Field(None, description="folder of a run on the same experts")
     trial: int | None = Field(None, ge=0, description="number of its trial; default its winner")
@@ -86,18 +89,31 @@ class StartSection(Section):
         description="folders of finished runs on any experts, whose mean coefficients by role and "
         "depth are the place to begin",
     )
+    scores: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="folders of runs on the same models with the same evaluators, whose complete "
+        "trials are known results here, at no cost of the budget",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> StartSection:
-        if (self.run is None) == (self.priors is None):
+        if self.run is not None and self.priors is not None:
             raise ValueError("expected either run or priors")
-        if self.priors is not None and self.trial is not None:
-            raise ValueError("expected trial with run only, not with priors")
+        if self.run is None and self.priors is None and self.scores is None:
+            raise ValueError("expected one of run, priors, scores")
+        if self.run is None and self.trial is not None:
+            raise ValueError("expected trial with run only")
         return self
 
     @property
+    def has_origin(self) -> bool:
+        """Whether other runs say where the search begins."""
+        return self.run is not None or self.priors is not None
+
+    @property
     def folders(self) -> list[str]:
-        """Folders of the runs that the start is taken from."""
+        """Folders of the runs that say where the search begins."""
         return [*([] if self.run is None else [self.run]), *(self.priors or ())]
 
 
@@ -278,14 +294,18 @@ class StudySpec(Section):
     """A whole study, resolved."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run folder")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of every random draw; the same study runs the same")
     base: str | None = Field(
         None, description="folder, .safetensors file or org/name@revision of the common base"
     )
-    experts: Annotated[dict[str, str], BeforeValidator(_experts)] = Field(
-        default_factory=dict, description="name -> checkpoint of each expert"
+    experts: Annotated[
+        dict[str, str], BeforeValidator(_experts, json_schema_input_type=dict[str, str] | list[str])
+    ] = Field(default_factory=dict, description="name -> checkpoint of each expert")
+    operator: Annotated[
+        OperatorSection, BeforeValidator(_named, json_schema_input_type=OperatorSection | str)
+    ] = Field(
+        OperatorSection(), description="how weights combine: a name, or name and hyperparameters"
     )
-    operator: Annotated[OperatorSection, BeforeValidator(_named)] = OperatorSection()
     special: TensorPolicies = Field(
         TensorPolicies(),
         description="policies for vocabularies, running statistics, new heads, ties",
@@ -295,19 +315,32 @@ class StudySpec(Section):
         description="how prepared rows are kept in memory: auto takes the smallest exact form; "
         "int8 and bf16 are approximate, and winners are then chosen and exported from exact rows",
     )
-    space: SpaceSpec = SpaceSpec()
-    strategy: Annotated[StrategySection, BeforeValidator(_named)] = StrategySection()
-    evaluators: list[EvaluatorSpec] = Field(min_length=1)
-    budget: BudgetSection
+    space: SpaceSpec = Field(
+        SpaceSpec(), description="which coefficients there are, and between which bounds"
+    )
+    strategy: Annotated[
+        StrategySection, BeforeValidator(_named, json_schema_input_type=StrategySection | str)
+    ] = Field(StrategySection(), description="what is tried next: a name, or name and options")
+    evaluators: list[EvaluatorSpec] = Field(
+        min_length=1, description="what a good merge is: one section for each kind of score"
+    )
+    budget: BudgetSection = Field(description="how much the study may spend")
     start: StartSection | None = Field(
-        None, description="other runs that say where the search begins"
+        None, description="other runs: where the search begins, and scores that are taken over"
     )
     allow_unrelated: Annotated[str, Field(min_length=1)] | bool | None = Field(
         None,
         description="why experts are merged that do not come from the base (true: no reason given)",
     )
-    anchors: Literal["default", "none"] = "default"
-    fidelity: Annotated[FidelitySection, BeforeValidator(_ruled)] = FidelitySection()
+    anchors: Literal["default", "none"] = Field(
+        "default", description="known merges that are measured before the search, or none of them"
+    )
+    fidelity: Annotated[
+        FidelitySection, BeforeValidator(_ruled, json_schema_input_type=FidelitySection | str)
+    ] = Field(
+        FidelitySection(),
+        description="whether trials that lose are stopped early, and by which rule",
+    )
     selection: SelectionSection = SelectionSection()
     allow_code: bool = Field(
         False, description="let evaluators run code that this file names: scorers, commands, tasks"
@@ -327,7 +360,9 @@ class StudySpec(Section):
         description="a database's URL, ${NAME} is read from the environment; default: a journal in "
         "the run folder",
     )
-    max_consecutive_failures: int = Field(10, ge=1)
+    max_consecutive_failures: int = Field(
+        10, ge=1, description="failed trials in a row after which the study gives up"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form with every default filled in."""
@@ -339,3 +374,11 @@ BARE = {"operator": "name", "strategy": "name", "fidelity": "rule"}
 
 #: Keys that may differ when a run is resumed: they say who does the work, not what is searched.
 EXECUTION_KEYS = ("workers", "driver", "trackers", "max_consecutive_failures")
+
+
+def study_schema() -> dict[str, Any]:
+    """The JSON Schema of the study file, for editors; kinds that plug-ins add are not in it."""
+    return StudySpec.model_json_schema() | {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mergesearch study",
+    }

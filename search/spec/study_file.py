@@ -7,7 +7,6 @@ reads weights.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,10 +14,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mergesearch.evaluators.data.labels import classes_of_checkpoint
 from mergesearch.evaluators.spec.data import resolve_data
 from mergesearch.evaluators.spec.evaluators import SECTIONS
 from mergesearch.merging import InputError
-from mergesearch.merging.checkpoints.locations import absolute_path
+from mergesearch.merging.checkpoints.locations import absolute_path, split_path
+from mergesearch.merging.errors import did_you_mean
 from mergesearch.merging.extensions.references import find, is_reference, located
 from mergesearch.merging.models.calibration_spec import absolute as in_full
 from mergesearch.merging.policies import located_special
@@ -73,33 +74,43 @@ def validate(data: Mapping[str, Any], where: str) -> StudySpec:
     """Validate a mapping; ``where`` names the file in errors.
 
     Raises:
-        InputError: One line for the first problem, and how many more there are.
+        InputError: With a line for each problem.
     """
     refuse_old_names(data, where)
     try:
         spec = StudySpec.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {explain(error, StudySpec)}") from None
+        raise InputError(all_of(where, explain(error, StudySpec))) from None
     return spec
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for the first problem of a pydantic error: key, value, what is allowed."""
-    problems = error.errors()
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in _path(first["loc"]))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = sorted(known_keys(model, first["loc"][:-1]))
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{key}: unknown key; {hint}known: {', '.join(known)}{more}"
-    if first["type"] == "missing":
-        return f"{key}: required key is missing{more}"
-    return (
-        f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, received "
-        f"{shortened(first['input'])}{more}"
-    )
+def all_of(where: str, problems: Sequence[str]) -> str:
+    """A message with a line for each problem; ``where`` begins each."""
+    return "\n".join(f"{where}: {problem}" for problem in problems)
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line for each problem of a pydantic error, unknown keys first.
+
+    Each has the key, the value and what is allowed.
+    """
+    problems = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    return list(dict.fromkeys(_line(problem, model) for problem in problems))
+
+
+def _line(problem: Any, model: type[BaseModel]) -> str:
+    loc = problem["loc"]
+    whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    if whole and len(loc) > 1 and isinstance(loc[-2], int):
+        loc = loc[:-1]  # the tag of a union
+    key = ".".join(str(part) for part in _path(loc))
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {did_you_mean(str(loc[-1]), known_keys(model, loc[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: required key is missing"
+    message = f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    # What is wrong with a whole section is said in the message; the section would hide it.
+    return message if whole else f"{message}, received {shortened(problem['input'])}"
 
 
 def _path(loc: Sequence[int | str]) -> Iterator[int | str]:
@@ -172,7 +183,10 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "start": _resolve_start(spec.start, folder),
             "trackers": [_resolve_tracker(tracker, folder) for tracker in spec.trackers],
             "evaluators": [
-                _resolve_evaluator(e, folder, base, experts, absolute) for e in spec.evaluators
+                _resolve_evaluator(
+                    e, folder, base, experts, absolute, own_heads=spec.special.heads == "own"
+                )
+                for e in spec.evaluators
             ],
         }
     )
@@ -246,10 +260,14 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
         here = Path(run)
         return str((here if here.exists() and not beside.exists() else beside).resolve())
 
-    if start.priors is not None:
-        return start.model_copy(update={"priors": [found(run) for run in start.priors]})
-    assert start.run is not None
-    return start.model_copy(update={"run": found(start.run)})
+    resolved: dict[str, Any] = {}
+    if start.run is not None:
+        resolved["run"] = found(start.run)
+    for key in ("priors", "scores"):
+        runs = getattr(start, key)
+        if runs is not None:
+            resolved[key] = [found(run) for run in runs]
+    return start.model_copy(update=resolved)
 
 
 def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:
@@ -259,27 +277,52 @@ def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:
     return tracker.model_copy(update={"folder": str((folder / tracker.folder).resolve())})
 
 
+def _has_config(path: str) -> bool:
+    """Whether a local checkpoint, or its adapter's folder, has a configuration of a model."""
+    parts = split_path(path)
+    return (Path(path if parts is None else parts[1]) / "config.json").is_file()
+
+
+def _with_classes(data: Any, spec: Any, experts: Mapping[str, str]) -> Any:
+    """A section of data with the classes of each domain's expert, where each names its own."""
+    if getattr(data, "classes", True) is not None or not data.domains:
+        return data
+    named = getattr(spec, "experts", None) or {}
+    paths = {domain: experts.get(named.get(domain, domain), "") for domain in data.domains}
+    classes = {
+        domain: classes_of_checkpoint(path) if _has_config(path) else None
+        for domain, path in paths.items()
+    }
+    return data.model_copy(update={"classes": classes}) if all(classes.values()) else data
+
+
 def _resolve_evaluator(
     spec: Any,
     folder: Path,
     base: str | None,
     experts: Mapping[str, str],
     absolute: Callable[[str], str],
+    *,
+    own_heads: bool,
 ) -> Any:
     """An evaluator's section with absolute paths.
 
-    Its tokenizer is by default the base's, and its teachers are by default all experts.
+    Its tokenizer is by default the base's, and its teachers are by default all experts. Where
+    experts keep their heads, the classes of each domain are those of its expert.
     """
     update: dict[str, Any] = {}
     if getattr(spec, "data", None) is not None:
         # An expert's head has classes of its own, which the configuration of the expert names.
         headed = experts.get(getattr(spec, "head", None) or "", "")
-        owner = headed if (Path(headed) / "config.json").is_file() else base
+        owner = headed if _has_config(headed) else base
         update["data"] = resolve_data(spec.data, folder, owner, absolute)
+        if own_heads and getattr(spec, "head", None) is None:
+            update["data"] = _with_classes(update["data"], spec, experts)
     for key in ("include_path", "folder"):
         if getattr(spec, key, None) is not None:
             update[key] = str((folder / getattr(spec, key)).resolve())
-    if hasattr(spec, "tokenizer"):
+    # Merges for each input read texts only where they answer by class prompts.
+    if hasattr(spec, "tokenizer") and getattr(spec, "prompts", True) is not None:
         update["tokenizer"] = base if spec.tokenizer is None else absolute(spec.tokenizer)
     if hasattr(spec, "teachers"):
         given = dict(experts) if spec.teachers is None else spec.teachers

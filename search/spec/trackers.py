@@ -21,7 +21,7 @@ class TrackerSpec(BaseModel):
     """A tracker: its bare name, or a mapping of ``name`` and options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Literal["tensorboard", "mlflow", "wandb"]
+    name: Literal["tensorboard", "mlflow", "wandb"] = Field(description="which tracker it is")
     project: str | None = Field(
         None, min_length=1, description="experiment or project; default mergesearch"
     )

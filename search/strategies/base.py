@@ -19,6 +19,8 @@ Rules, checked for every member by ``tests/contracts/test_strategies.py``:
   touched.
 * Results that the strategy did not ask for come with ``id`` None (a neighbour in a portfolio); it
   may learn from them or ignore them, but it must accept them.
+* A strategy that plans by ``Problem.budget`` has a method ``set_budget``, which tells it another
+  number of suggestions (:func:`tell_budget`); the others go on as they are.
 * A dimension, a number of objectives or a space that it cannot work in is refused in the
   constructor, with an :class:`InputError` that says why and what to choose instead.
 """
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -151,6 +153,20 @@ class Problem:
     def scalarise(self, losses: npt.NDArray[np.float64]) -> float:
         """Weighted sum of the losses after scaling each by the range of the anchors."""
         return float(np.sum(self.weights * self.normalise(losses)))
+
+
+@runtime_checkable
+class PlansByBudget(Protocol):
+    """A strategy whose course depends on how many suggestions it expects."""
+
+    def set_budget(self, budget: int) -> None:
+        """Expect another number of suggestions in all than ``Problem.budget`` said, from now on."""
+
+
+def tell_budget(strategy: Strategy, budget: int) -> None:
+    """Tell a strategy that ``budget`` suggestions will be asked in all, if it plans by that."""
+    if isinstance(strategy, PlansByBudget):
+        strategy.set_budget(budget)
 
 
 class Strategy(Protocol):

@@ -90,9 +90,11 @@ class BayesianMap:
         self._temperature = temperature
         dim = self._search.box.free.size
         self._initial = self._initial_points(2 * dim + 1 if initial is None else initial)
-        design = max(int(share * problem.budget) - len(self._initial), 0)
-        self._round = -(-design // (rounds - 1))
-        self._later = design  # points of later rounds that are left
+        self._share = share
+        self._rounds = rounds
+        self._design = self._later_points(problem.budget)
+        self._round = -(-self._design // (rounds - 1))
+        self._later = self._design  # points of later rounds that are left
         self._queue = list(self._initial)
         self._book = SuggestionBook[Point]()  # tickets: the points themselves
 
@@ -107,6 +109,18 @@ class BayesianMap:
         order = itertools.cycle(self._rng.permutation(self._rays.bins).tolist())
         rays = (self._rays.sample(number, self._rng) for number in order)
         return list(itertools.islice(itertools.chain(first, rays), count))
+
+    def _later_points(self, budget: int) -> int:
+        """Points of all rounds but the first."""
+        return max(int(self._share * budget) - len(self._initial), 0)
+
+    def set_budget(self, budget: int) -> None:
+        """Give the design its share of another budget, unless it is over."""
+        before = self._design
+        self._design = self._later_points(budget)
+        if self._later > 0:
+            self._later += self._design - before
+            self._round = -(-self._design // (self._rounds - 1))
 
     def ask(self, count: int) -> list[Suggestion]:
         """Points of the rounds, then of the predicted front."""

@@ -198,6 +198,7 @@ class CmaEs:
     ) -> None:
         self._score = score or problem.scalarise
         self._start = problem.start
+        self._budget = problem.budget
         self._left = problem.budget
         self._box = UnitBox(problem)
         self._rng = np.random.default_rng(seed)
@@ -256,6 +257,11 @@ class CmaEs:
         means = [*self._run.standing, *self._finished]
         _, mean = min(means, key=_level_of, default=(math.inf, self._run.engine.mean))
         return [self._box.to_point(mean)]
+
+    def set_budget(self, budget: int) -> None:
+        """Let the population grow while enough of another budget is left."""
+        self._left += budget - self._budget
+        self._budget = budget
 
     @property
     def level(self) -> float:

@@ -112,6 +112,11 @@ class CmaParEgo:
             for number, member in enumerate(self._members):
                 member.tell([replace(trial, id=own_id if number == owner else None)])
 
+    def set_budget(self, budget: int) -> None:
+        """Every member gets an equal part of another budget."""
+        for member in self._members:
+            member.set_budget(budget // len(self._members))
+
     def best(self) -> list[Point]:
         """The mean of each member, that of the weighting nearest to the study's first."""
         return [point for member in self._members for point in member.best()]

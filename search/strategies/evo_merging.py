@@ -67,6 +67,7 @@ class EvoMerging:
         self._population = population
         self._penalty = penalty
         self._seeds = np.random.SeedSequence(seed).generate_state(2)
+        self._denoise = denoise
         self._first = round(denoise * problem.budget)
         self._book = SuggestionBook[tuple[Stage, int]]()  # tickets: stage, its own id
         half = problem.dim // 2
@@ -91,6 +92,15 @@ class EvoMerging:
     def best(self) -> list[Point]:
         """The mean of the current stage's distribution, beside what it holds fixed."""
         return self._stage.recommended()
+
+    def set_budget(self, budget: int) -> None:
+        """Divide another budget between the stages, as far as stage 1 is not over."""
+        self._problem = replace(self._problem, budget=budget)
+        if self._book.issued <= self._first:
+            self._first = max(round(self._denoise * budget), self._book.issued)
+            self._stage.set_budget(max(self._first, 1))
+        else:
+            self._stage.set_budget(max(budget - self._first, 1))
 
     def _suggest(self) -> Suggestion:
         if self._book.issued == self._first:
@@ -144,6 +154,10 @@ class Stage:
             if self._best is None or score < self._best[0]:
                 self._best = score, inner.copy()
         self._search.tell([TrialResult(own_id, inner, losses)])
+
+    def set_budget(self, budget: int) -> None:
+        """Tell CMA-ES how many suggestions the stage has in all."""
+        self._search.set_budget(budget)
 
     def winner(self) -> Point:
         """The best point of the whole box by the stage's own score, or the start."""

@@ -13,7 +13,7 @@ trials of all of them make up the first part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -75,19 +75,35 @@ class ExpertMergingPp(ParallelWalks):
         )
         config = replace(config, tied=tensor_numbers(problem))
         start = origin_of(problem)
-        tied = _TiedTrials(max(int(whole * problem.budget), 1))
+        self._whole = whole
+        tied = _TiedTrials(self._tied_trials(problem.budget))
+        self._tied = tied
         super().__init__(
             problem,
             lambda n: _Refining(varied(config, n), start, steps, shares, tied),
             restarts_in_parallel,
         )
 
+    def set_budget(self, budget: int) -> None:
+        """Untie the chunks after the same part of another budget, unless it has been done."""
+        if self._tied.left > 0:
+            self._tied.left += self._tied_trials(budget) - self._tied.of
+        self._tied.of = self._tied_trials(budget)
+
+    def _tied_trials(self, budget: int) -> int:
+        """Trials before the chunks are untied."""
+        return max(int(self._whole * budget), 1)
+
 
 @dataclass
 class _TiedTrials:
-    """How many trials of all walks are left until chunks are untied."""
+    """How many trials of all walks are left until chunks are untied, and how many there were."""
 
-    left: int
+    of: int
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.of
 
 
 class _Refining(GradientWalk):

@@ -81,8 +81,10 @@ class GradientWarmCma:
         self._parallel_walks = ParallelWalks(
             problem, lambda number: self._new_walk(varied(config, number), steps), None
         )
-        self._left = max(min(warm, problem.budget // 4), 1)
+        self._warm = warm
+        self._left = _warm_trials(warm, problem.budget)
         self._cma: CmaEs | None = None
+        self._begun = 0  # suggestions before CMA-ES
         self._book = SuggestionBook[int]()  # tickets: ids at CMA-ES
         # Where the walks led: while it has not been asked for, its id, and its loss once measured.
         self._end: Point | None = None
@@ -133,6 +135,15 @@ class GradientWarmCma:
             return [self._measured_end[1]]
         return self._cma.best()
 
+    def set_budget(self, budget: int) -> None:
+        """Warm up by another budget, or tell CMA-ES once it has begun."""
+        before = self._problem.budget
+        self._problem = replace(self._problem, budget=budget)
+        if self._cma is None:
+            self._left += _warm_trials(self._warm, budget) - _warm_trials(self._warm, before)
+        else:
+            self._cma.set_budget(max(budget - self._begun, 1))
+
     def _begin(self) -> CmaEs:
         """CMA-ES from where the best walk stands."""
         leader = self._parallel_walks.leader()
@@ -143,11 +154,17 @@ class GradientWarmCma:
             start = walk.point
             scale = step_scale(walk.state.moments[1])
         self._end = start
-        budget = max(self._problem.budget - self._book.issued, 1)
+        self._begun = self._book.issued
+        budget = max(self._problem.budget - self._begun, 1)
         problem = replace(self._problem, start=start, budget=budget)
         return CmaEs(
             problem, self._seed, None, scale, sigma=self._sigma, population=self._population
         )
+
+
+def _warm_trials(warm: int, budget: int) -> int:
+    """Trials with gradient steps: at most a quarter of the budget, and at least one."""
+    return max(min(warm, budget // 4), 1)
 
 
 def step_scale(second_moments: Point) -> Point | None:

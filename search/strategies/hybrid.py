@@ -27,7 +27,14 @@ import numpy as np
 from pydantic import Field as Bound
 
 from mergesearch.merging import InputError
-from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion, TrialResult
+from mergesearch.search.strategies.base import (
+    Point,
+    Problem,
+    Strategy,
+    Suggestion,
+    TrialResult,
+    tell_budget,
+)
 from mergesearch.search.strategies.cma_es import CmaEs
 from mergesearch.search.strategies.parts.coarse_box import Array, CoarseBox, coarse_levels
 from mergesearch.search.strategies.parts.gradient_walks import WalkStep
@@ -50,12 +57,14 @@ class _Stage:
     Attributes:
         box: The coordinates.
         strategy: Searches them.
+        budget: Suggestions that the strategy expects.
         left: Suggestions until the next stage begins.
         losses: Of its own results.
     """
 
     box: CoarseBox
     strategy: Strategy
+    budget: int
     left: int
     losses: list[float] = field(default_factory=list)
 
@@ -175,6 +184,16 @@ class Hybrid:
                 return [stage.box.to_fine(points[0])]
         return [] if end is None else [end[1]]
 
+    def set_budget(self, budget: int) -> None:
+        """Divide another budget: between walks that go on, and the stages that are to come."""
+        more = budget - self._problem.budget
+        self._problem = replace(self._problem, budget=budget)
+        self._walks.set_budget(budget)
+        if self._stages and self._stages[-1].box.columns is None:
+            stage = self._stages[-1]
+            stage.budget = max(stage.budget + more, 1)
+            tell_budget(stage.strategy, stage.budget)
+
     def _left(self) -> int:
         searched = sum(len(stage.losses) for stage in self._stages)
         return max(int(self._problem.budget - self._walks.spent) - searched, 1)
@@ -187,7 +206,7 @@ class Hybrid:
         box = CoarseBox(self._problem, self._centre(), columns, HALF)
         left = self._left()
         budget = left if columns is None else max(int(COARSE * left), 1)
-        self._stages.append(_Stage(box, self._search(box, budget), budget))
+        self._stages.append(_Stage(box, self._search(box, budget), budget, budget))
         return self._stages[-1]
 
     def _centre(self) -> Point:

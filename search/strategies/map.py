@@ -19,6 +19,8 @@ Li 2024, "MAP: Low-compute Model Merging with Amortized Pareto Fronts via Quadra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -76,7 +78,8 @@ class Map:
         self._rng = np.random.default_rng(seed)
         self._search = FrontSearch(problem, self._rng, explore=explore, batch=batch, polish=polish)
         self._design = design_points(problem, self._search, self._rng, sigma)
-        self._left = design_size(problem, design, share)
+        self._design_size = partial(design_size, multiple=design, share=share)
+        self._left = self._design_size(problem)
         self._book = SuggestionBook[Point]()  # tickets: the points themselves
 
     def ask(self, count: int) -> list[Suggestion]:
@@ -92,6 +95,13 @@ class Map:
     def best(self) -> list[Point]:
         """The predicted compromise at the study's weights."""
         return [self.query(self._problem.weights)] if self._search.results >= LEAST_RESULTS else []
+
+    def set_budget(self, budget: int) -> None:
+        """Give the design its share of another budget, unless it is over."""
+        before = self._design_size(self._problem)
+        self._problem = replace(self._problem, budget=budget)
+        if self._left > 0:
+            self._left += self._design_size(self._problem) - before
 
     def query(self, preference: Sequence[float] | Array) -> Point:
         """The point of the predicted front for a preference.

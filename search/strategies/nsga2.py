@@ -51,3 +51,9 @@ class Nsga2(Evolution):
         super().__init__(
             problem, rng, parts, population or default_population(problem.budget), sigma
         )
+        self._by_budget = population is None
+
+    def set_budget(self, budget: int) -> None:
+        """Let the default population grow with the budget."""
+        if self._by_budget:
+            self.keep_at_least(default_population(budget))

@@ -26,7 +26,14 @@ from pydantic import Field as Bound
 
 from mergesearch.merging import InputError
 from mergesearch.search.front import front_ranks
-from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion, TrialResult
+from mergesearch.search.strategies.base import (
+    Point,
+    Problem,
+    Strategy,
+    Suggestion,
+    TrialResult,
+    tell_budget,
+)
 from mergesearch.search.strategies.parts.seeding import key_of
 from mergesearch.search.strategies.parts.suggestion_book import SuggestionBook
 
@@ -81,7 +88,7 @@ class Portfolio:
             _build(
                 name,
                 options,
-                replace(problem, budget=max(int(problem.budget * share), 1)),
+                replace(problem, budget=_part(problem.budget, share)),
                 int(own),
             )
             for (name, options, _), share, own in zip(specs, self._shares, seeds, strict=True)
@@ -123,6 +130,11 @@ class Portfolio:
         """What the members recommend, that of the member with the largest weight first."""
         order = np.argsort(-self._weights, kind="stable")
         return [point for number in order for point in self._members[number].best()]
+
+    def set_budget(self, budget: int) -> None:
+        """Every member gets its first share of another budget."""
+        for member, share in zip(self._members, self._shares, strict=True):
+            tell_budget(member, _part(budget, share))
 
     def _next(self) -> Suggestion | None:
         credit = self._credit + self._weights
@@ -184,6 +196,11 @@ def leading(losses: Array, problem: Problem) -> npt.NDArray[np.bool_]:
     wanted = math.ceil(LEADING * len(losses))
     ranks = losses[:, 0] if problem.objectives == 1 else front_ranks(losses)
     return np.asarray(np.isfinite(ranks) & (ranks <= np.sort(ranks)[wanted - 1]))
+
+
+def _part(budget: int, share: float) -> int:
+    """A member's part of a budget."""
+    return max(int(budget * share), 1)
 
 
 def _place(point: Point, items: int | None) -> tuple[bytes, int | None]:

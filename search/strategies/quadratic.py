@@ -158,6 +158,10 @@ class Quadratic:
             return self._cma.best()
         return [self._box.to_point(region.to_unit(region.minimum))]
 
+    def set_budget(self, budget: int) -> None:
+        """Tell CMA-ES; the model needs no budget."""
+        self._cma.set_budget(budget)
+
     def _trusted(self) -> Region | None:
         """The region, if the results are evidence for its model."""
         region = self._region

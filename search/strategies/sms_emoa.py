@@ -67,3 +67,9 @@ class SmsEmoa(Evolution):
         parts = Parts(cv_and_dom_tournament, {"eta": 15, "prob": 0.9}, survive)
         size = population or default_population(problem.budget)
         super().__init__(problem, np.random.default_rng(seed), parts, size, sigma)
+        self._by_budget = population is None
+
+    def set_budget(self, budget: int) -> None:
+        """Let the default population grow with the budget."""
+        if self._by_budget:
+            self.keep_at_least(default_population(budget))

@@ -8,12 +8,12 @@ There is no second table of option names. Packages add others by entry points of
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from mergesearch.merging import InputError
+from mergesearch.merging.errors import did_you_mean
 from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.extensions.table import Table
 from mergesearch.search.strategies.base import Problem, Strategy
@@ -360,12 +360,8 @@ def get_strategy_info(name: str) -> StrategyInfo:
             f"strategy.name: expected a strategy that this process knows, received {name!r}; a "
             "study with allow_code: true may name one of a module, and a program may give one"
         )
-    known = sorted([*STRATEGIES, AUTO])
-    close = [key for key in known if key.startswith(name)] or difflib.get_close_matches(
-        name, known, n=1
-    )
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"strategy.name: expected one of {known}, received {name!r}{hint}")
+    hint = did_you_mean(name, [*STRATEGIES, AUTO])
+    raise InputError(f"strategy.name: expected a strategy, received {name!r}; {hint}")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -399,7 +395,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(
-                f"strategy.{key}: unknown option of {name}; known: {sorted(known)}"
+                f"strategy.{key}: unknown option of {name}; {did_you_mean(key, known)}"
             ) from None
         raise InputError(f"strategy.{key}: {first['msg']}, received {first['input']!r}") from None
     return validated

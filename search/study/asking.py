@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mergesearch.merging import Recipe
 from mergesearch.search.plan.anchors import Anchor
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.trial_log import TrialLog
@@ -11,13 +12,40 @@ from mergesearch.search.strategies.base import Point, Suggestion
 
 def ask_anchor(plan: Plan, log: TrialLog, anchor: Anchor) -> TrialRecord:
     """Record an anchor as a running trial."""
-    # The numbers that dashboards plot are those of the study's own operator.
-    own = anchor.recipe.basis_key == plan.template.basis_key
     return log.ask(
         "anchor",
         anchor.recipe,
         name=anchor.name,
-        summary=plan.space.summary_of(anchor.recipe.field) if own else {},
+        summary=_anchor_summary(plan, anchor.recipe),
+        bounds=_bounds(plan),
+    )
+
+
+def ask_taken(plan: Plan, log: TrialLog, name: str, point: Point) -> TrialRecord:
+    """Record a trial of another run as a running trial, whose result is known."""
+    return log.ask(
+        "taken",
+        plan.space.decode(point),
+        name=name,
+        point=point,
+        summary=plan.space.summary(point),
+        bounds=_bounds(plan),
+    )
+
+
+def ask_again(plan: Plan, log: TrialLog, failed: TrialRecord) -> TrialRecord:
+    """Record another attempt at a failed trial as a running trial, without gradient steps."""
+    point = failed.point
+    return log.ask(
+        failed.kind,
+        failed.recipe,
+        name=failed.name,
+        point=point,
+        item_count=failed.item_count,
+        retry_of=failed.number,
+        summary=_anchor_summary(plan, failed.recipe)
+        if point is None
+        else plan.space.summary(point),
         bounds=_bounds(plan),
     )
 
@@ -71,6 +99,12 @@ def gradient_items_of(plan: Plan, suggestion: Suggestion) -> int:
     if steps is None:
         return 0
     return steps.batches * plan.evaluator.batch_cost(steps.config.batch, list(steps.config.weights))
+
+
+def _anchor_summary(plan: Plan, recipe: Recipe) -> dict[str, float]:
+    """The numbers that dashboards plot, for recipes of the study's own operator."""
+    own = recipe.basis_key == plan.template.basis_key
+    return dict(plan.space.summary_of(recipe.field)) if own else {}
 
 
 def _bounds(plan: Plan) -> tuple[float, float]:

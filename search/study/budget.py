@@ -4,7 +4,9 @@ Trials and evaluations are counted when a trial is asked, failures in full, so t
 exceeds them; evaluations that a stopped trial did not need are given back. A gradient of an item
 counts as three evaluations: one pass forward, and twice its cost back. Time is known when a
 trial ends: a study stops asking once it is spent, and running trials finish. Re-evaluations on
-validation and test items are not counted.
+validation and test items are not counted, and another attempt at a failed trial is one of neither
+trials nor evaluations: these were counted when it was first asked. Nor is a trial whose scores
+another run has measured.
 """
 
 from __future__ import annotations
@@ -46,9 +48,10 @@ def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> 
         records: Every trial.
         cost: Number of items (None: all) -> evaluations of a trial on them.
     """
+    first = [record for record in records if record.charged]
     return Spent(
-        trials=len(records),
-        evaluations=sum(_cost(record, cost) for record in records),
+        trials=len(first),
+        evaluations=sum(_cost(record, cost) for record in first),
         seconds=busy_seconds(records),
         worker_hours=sum(sum(record.seconds.values()) for record in records) / 3600,
     )
@@ -100,7 +103,8 @@ class BudgetTracker:
         self._cost = cost
         before = spent(records, self.cost)
         self._evaluations = before.evaluations
-        self._counted = before.trials
+        self._trials = before.trials
+        self._seen = len(records)
         self._seconds = before.seconds
         self._started = clock()
         self._worker_seconds = 3600 * before.worker_hours
@@ -118,7 +122,8 @@ class BudgetTracker:
     def add_finished(self, record: TrialRecord) -> None:
         """Count the time of a finished trial, and give back evaluations that it did not need."""
         self._worker_seconds += sum(record.seconds.values())
-        if record.stopped is not None and record.number < self._counted:
+        counted = record.charged and record.number < self._seen
+        if record.stopped is not None and counted:
             self._evaluations -= self.cost(record.item_count) - self.cost(record.stopped)
 
     def allows(self, item_count: int | None = 1, gradient_items: int = 0) -> bool:
@@ -128,21 +133,29 @@ class BudgetTracker:
             item_count: Items that it is evaluated on (None: all); by default the smallest trial.
             gradient_items: Items that its gradient steps read.
         """
-        for record in self._records[self._counted :]:
-            self._evaluations += _cost(record, self.cost)
-        self._counted = len(self._records)
         section = self._section
-        reserve = self._reserve
-        asked = self.cost(item_count) + GRADIENT_COST * gradient_items
-        evaluations = self._evaluations + asked + reserve * self.cost(None)
         return (
-            (section.trials is None or self._counted + 1 + reserve <= section.trials)
-            and (section.evaluations is None or evaluations <= section.evaluations)
+            self.has_room(item_count, gradient_items)
             and (
                 section.seconds is None
                 or self._seconds + self._clock() - self._started < section.seconds
             )
             and (section.worker_hours is None or self._worker_seconds < 3600 * section.worker_hours)
+        )
+
+    def has_room(self, item_count: int | None = 1, gradient_items: int = 0) -> bool:
+        """Whether one more trial fits into trials and evaluations; arguments as above."""
+        for record in self._records[self._seen :]:
+            if record.charged:
+                self._trials += 1
+                self._evaluations += _cost(record, self.cost)
+        self._seen = len(self._records)
+        section = self._section
+        reserve = self._reserve
+        asked = self.cost(item_count) + GRADIENT_COST * gradient_items
+        evaluations = self._evaluations + asked + reserve * self.cost(None)
+        return (section.trials is None or self._trials + 1 + reserve <= section.trials) and (
+            section.evaluations is None or evaluations <= section.evaluations
         )
 
     def expected(self, slots: int) -> int:

@@ -30,6 +30,7 @@ from mergesearch.search.fidelity.rules import (
 )
 from mergesearch.search.front import Normaliser, signs, to_losses
 from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.study.attempts import known_before_search
 
 if TYPE_CHECKING:
     from mergesearch.search.plan.plan import Plan
@@ -129,7 +130,7 @@ class EarlyStopping:
     ) -> tuple[npt.NDArray[np.intp], Array]:
         """Items that stand for others by the anchors' scores, and their weights."""
         if not self.representatives:
-            known = [r for r in records if r.kind == "anchor" and r.state == "complete" and r.items]
+            known = [r for r in known_before_search(records) if r.state == "complete" and r.items]
             scores = np.concatenate(
                 [np.array([r.items[o.name] for r in known]) for o in self.plan.objectives]
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import Score, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Event:
         text: Name of the phase or split, else a message.
         record: The trial that the event is about.
         done, total: Progress within the phase, or of what is loaded.
+        score: Of a re-evaluation, what was measured; None where that failed.
+        best: Objective -> the best search value so far, of complete trials that keep all bounds.
     """
 
     kind: str
@@ -26,3 +29,5 @@ class Event:
     record: TrialRecord | None = None
     done: int = 0
     total: int = 0
+    score: Score | None = None
+    best: Mapping[str, float] = field(default_factory=dict)

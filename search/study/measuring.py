@@ -6,7 +6,7 @@ No strategy learns from them. Each is recorded and made once in the life of a st
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mergesearch.evaluators import Measurement, Split
@@ -73,6 +73,7 @@ class Measurer:
         records: Iterable[TrialRecord],
         total: int,
         early_stop_rule: EarlyStopRule | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Run recorded trials that have no result yet.
 
@@ -81,6 +82,7 @@ class Measurer:
             records: The trials.
             total: Number of trials of the phase, with those that have a result.
             early_stop_rule: Rule that sees their values at its stages.
+            check: Called after each result; raises where the study must stop.
         """
         waiting = deque(records)
         done = total - len(waiting)
@@ -96,7 +98,9 @@ class Measurer:
             nonlocal done
             done += 1
             record = self._context.log.tell(int(outcome.task), outcome, None)
-            self._context.reporter.report(record, outcome.failure, done, total)
+            self._context.reporter.announce(record, done, total)
+            check()
+            self._context.reporter.count(record)
 
         self._context.pump.run(next_task, finish)
 
@@ -118,7 +122,8 @@ class Measurer:
             measured = outcome.measurement
             score = None if measured is None else score_of(measured)
             log.results.set_score(split, number, score)
-            self._context.notify(Event("score", split, log.records[number], done, len(numbers)))
+            event = Event("score", split, log.records[number], done, len(numbers), score)
+            self._context.notify(event)
 
         self._context.pump.run(next_task, finish)
         scores = {number: log.results.score(split, number)[1] for number in numbers}

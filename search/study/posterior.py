@@ -209,6 +209,9 @@ def _items(measured: Sequence[TrialRecord | Score], name: str) -> Array | None:
 
 
 def _noise_of_differences(covariance: Array) -> float:
-    """Half the mean variance of a difference between two trials."""
+    """Half the mean variance of a difference between two trials.
+
+    That of trials that score alike on every item may round to less than none.
+    """
     count = len(covariance)
-    return float((np.trace(covariance) - covariance.sum() / count) / (count - 1))
+    return max(float((np.trace(covariance) - covariance.sum() / count) / (count - 1)), 0.0)

@@ -27,14 +27,15 @@ def study_normaliser(plan: Plan, records: Sequence[TrialRecord]) -> Normaliser:
 def study_problem(
     plan: Plan, records: Sequence[TrialRecord], normaliser: Normaliser, budget: int
 ) -> Problem:
-    """The problem that a strategy is told: the box, the anchors in it, and where to begin.
+    """The problem that a strategy is told: the box, known merges in it, and where to begin.
 
-    It begins at the best anchor, unless the study takes its start from another run.
+    Known are the anchors, and trials of other runs whose scores the study takes over. It begins at
+    the best of them, unless the study takes its start from another run.
     """
     anchors = [
-        anchor
+        known
         for record in records
-        if (anchor := _anchor_result(plan, record, normaliser)) is not None
+        if (known := _known_result(plan, record, normaliser)) is not None
     ]
     start = plan.space.start if plan.begin is None else plan.begin
     if anchors and plan.begin is None:
@@ -43,9 +44,20 @@ def study_problem(
     return plan.problem(normaliser, budget, start, tuple(anchors))
 
 
+def result_of_others(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult | None:
+    """A finished attempt at a failed trial as the strategy is told it: as a result of others.
+
+    None where there is nothing to tell: it failed again, or the space does not hold the merge.
+    """
+    if record.state == "failed":
+        return None
+    if record.kind == "anchor":
+        return _anchor_result(plan, record, normaliser)
+    return trial_result(plan, record, normaliser)
+
+
 def trial_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult:
     """A finished search trial as its strategy is told it."""
-    assert record.suggestion is not None
     assert record.point is not None
     values = record.estimates or record.values
     losses = None
@@ -88,6 +100,13 @@ def penalised_losses(
     low = normaliser.low
     high = normaliser.high
     return np.asarray(np.maximum(losses, high) + (high - low) * missed)
+
+
+def _known_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult | None:
+    """A result from before the search as a strategy is told it; None where it is told nothing."""
+    if record.kind == "taken":
+        return trial_result(plan, record, normaliser) if record.state == "complete" else None
+    return _anchor_result(plan, record, normaliser)
 
 
 def _anchor_result(plan: Plan, record: TrialRecord, normaliser: Normaliser) -> TrialResult | None:

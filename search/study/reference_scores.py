@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mergesearch.evaluators import Objective
-from mergesearch.search.record.trial_record import TrialRecord
+from mergesearch.search.record.trial_record import TrialSummary
 
 #: Half width of a 95 % interval in standard errors.
 Z95 = 1.96
 
 
 def reference_mismatches(
-    records: Sequence[TrialRecord],
+    records: Sequence[TrialSummary],
     objectives: Sequence[Objective],
     declared: Mapping[str, Mapping[str, float]],
 ) -> list[str]:

@@ -15,10 +15,18 @@ import numpy as np
 from mergesearch.merging import ReplayError
 from mergesearch.search.front import Normaliser
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.allowances import Allowance
 from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion
+from mergesearch.search.strategies.base import (
+    Point,
+    Problem,
+    Strategy,
+    Suggestion,
+    TrialResult,
+    tell_budget,
+)
 from mergesearch.search.study.asking import item_count_of
-from mergesearch.search.study.problem import trial_result
+from mergesearch.search.study.problem import result_of_others, trial_result
 from mergesearch.search.workers.gradient_steps import GradientSteps
 
 #: How far a replayed point may lie from the recorded one, relative to the range of its coordinate.
@@ -42,14 +50,19 @@ class Replay:
         self._trust_log = trust_log
 
     def run(
-        self, strategy: Strategy, problem: Problem, records: Sequence[TrialRecord]
+        self,
+        strategy: Strategy,
+        problem: Problem,
+        records: Sequence[TrialRecord],
+        changes: Sequence[Allowance] = (),
     ) -> dict[int, GradientSteps]:
-        """Repeat the recorded interleaving of asks and tells.
+        """Repeat the recorded interleaving of asks, tells and changes of the budget.
 
         Args:
             strategy: Freshly seeded; afterwards it is where the record stands.
             problem: What it was told of the study.
-            records: Search trials, by number.
+            records: Trials of the search, by number.
+            changes: Other budgets that it was told while it searched, in order.
 
         Returns:
             Trial number -> its gradient steps, for trials that are still running.
@@ -58,28 +71,39 @@ class Replay:
             ReplayError: If the strategy does not ask the recorded points.
         """
         gradient_steps: dict[int, GradientSteps] = {}
-        asks = deque(records)
+        asks = deque(record for record in records if record.retry_of is None)
+        budgets = _Budgets(strategy, changes)
         tells = sorted(
             (record for record in records if record.tell_index is not None),
             key=lambda record: record.tell_index or 0,
         )
         width = np.maximum(problem.upper - problem.lower, np.finfo(float).tiny)
         for told in range(len(tells) + 1):
+            budgets.reach(told)
             while asks and asks[0].tells_at_ask == told:
                 record = asks.popleft()
                 suggestions = strategy.ask(1)
+                budgets.asked += 1
                 self._check(record, suggestions, width)
                 steps = suggestions[0].gradient_steps if suggestions else None
                 if steps is not None and record.state == "running":
                     gradient_steps[record.number] = steps
+                budgets.reach(told)
             if told < len(tells):
-                strategy.tell([trial_result(self._plan, tells[told], self._normaliser)])
+                strategy.tell(self._results(tells[told]))
         if asks:
             raise ReplayError(
                 f"trial {asks[0].number} was asked after {asks[0].tells_at_ask} results, the log "
                 "holds fewer"
             )
         return gradient_steps
+
+    def _results(self, record: TrialRecord) -> list[TrialResult]:
+        """What the strategy was told of a finished trial."""
+        if record.retry_of is None:
+            return [trial_result(self._plan, record, self._normaliser)]
+        other = result_of_others(self._plan, record, self._normaliser)
+        return [] if other is None else [other]
 
     def _check(self, record: TrialRecord, suggestions: list[Suggestion], width: Point) -> None:
         """Refuse suggestions that are not the recorded trial, unless the log is trusted."""
@@ -101,6 +125,26 @@ class Replay:
                 np.all(np.abs(suggestions[0].point - record.point) <= REPLAY_TOLERANCE * width)
             )
         )
+
+
+class _Budgets:
+    """Tells a strategy other budgets where the record says that it was told them.
+
+    Attributes:
+        asked: Suggestions so far.
+    """
+
+    def __init__(self, strategy: Strategy, changes: Sequence[Allowance]) -> None:
+        self._strategy = strategy
+        self._left = deque(changes)
+        self.asked = 0
+
+    def reach(self, told: int) -> None:
+        """Tell what is due after so many asks and tells."""
+        while self._left and (self._left[0].asked, self._left[0].told) == (self.asked, told):
+            suggestions = self._left.popleft().suggestions
+            assert suggestions is not None
+            tell_budget(self._strategy, suggestions)
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

@@ -9,15 +9,17 @@ from dataclasses import replace
 import numpy as np
 
 from mergesearch.search.fidelity.rules import Estimates
-from mergesearch.search.record.trial_record import TrialRecord
-from mergesearch.search.strategies.base import Strategy
-from mergesearch.search.study.asking import ask_suggested, gradient_items_of
+from mergesearch.search.record.study_attributes import SEARCHED
+from mergesearch.search.record.trial_record import TrialRecord, standing_failures
+from mergesearch.search.strategies.base import Point, Strategy
+from mergesearch.search.study.asking import ask_again, ask_suggested, gradient_items_of
+from mergesearch.search.study.attempts import suggested, tells_of, trials_of_search
 from mergesearch.search.study.budget import BudgetTracker
 from mergesearch.search.study.context import StudyContext
 from mergesearch.search.study.early_stopping import EarlyStopping
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.measuring import Measurer
-from mergesearch.search.study.problem import trial_result
+from mergesearch.search.study.problem import result_of_others, trial_result
 from mergesearch.search.workers.gradient_steps import GradientSteps
 from mergesearch.search.workers.messages import Outcome, Task
 
@@ -34,6 +36,7 @@ class SearchPhase:
         expected: Number of suggestions that the strategy expects.
         gradient_steps: Trial number -> its gradient steps, for trials that run since an earlier
             session.
+        retry_failed: Whether failed trials are measured again first.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class SearchPhase:
         early_stopping: EarlyStopping,
         expected: int,
         gradient_steps: dict[int, GradientSteps],
+        *,
+        retry_failed: bool = False,
     ) -> None:
         self._context = context
         self._measurer = measurer
@@ -52,24 +57,42 @@ class SearchPhase:
         self._budget = budget
         self._early_stopping = early_stopping
         self._gradient_steps = dict(gradient_steps)  # of the trials that have no result yet
-        records = context.records("search")
+        if retry_failed:
+            self._ask_failed_again()
+        records = trials_of_search(context.log.records)
         self._waiting = deque(record for record in records if record.state == "running")
-        self._tells = sum(record.tell_index is not None for record in records)
+        self._tells = tells_of(records)
+        # Suggestions that have a result.
+        self._done = sum(record.state != "running" for record in suggested(records))
         by_time = context.plan.search_trials is None
         sized = any(record.item_count is not None for record in records)
         self._total = 0 if by_time or sized else expected  # 0: not known
-        self._over = bool(context.log.get_attr("searched"))
+        self._over = bool(context.log.get_attr(SEARCHED))
 
     def run(self) -> None:
         """Search, or finish a search that was interrupted."""
         context = self._context
-        context.notify(Event("phase", "search", done=self._tells, total=self._total))
+        context.notify(Event("phase", "search", done=self._done, total=self._total))
         context.pump.run(self._next_task, self._finish)
-        if not self._over and context.plan.recommended_trials and not self._strategy.best():
+        if not self._over and context.plan.recommended_trials and not self._new_recommendations():
             # There is nothing to recommend, so the trial kept back for it goes to the search.
             self._budget.release()
             context.pump.run(self._next_task, self._finish)
-        context.log.set_attr("searched", True)
+        context.log.set_attr(SEARCHED, True)
+
+    def _new_recommendations(self) -> list[Point]:
+        """What the strategy recommends, unless that was measured before the budget changed."""
+        measured = self._context.records("recommended")
+        known = {record.point.tobytes() for record in measured if record.point is not None}
+        return [point for point in self._strategy.best()[:1] if point.tobytes() not in known]
+
+    def _ask_failed_again(self) -> None:
+        """Record other attempts at all trials that failed, together."""
+        context = self._context
+        with context.log.batched_writes():
+            for failed in standing_failures(context.log.records):
+                if failed.kind != "recommended":
+                    ask_again(context.plan, context.log, failed)
 
     def _next_task(self) -> Task | None:
         if self._waiting:
@@ -93,11 +116,13 @@ class SearchPhase:
 
     def _task(self, record: TrialRecord) -> Task:
         """The task of a trial, with the rule that may stop it by what is known now."""
-        assert record.suggestion is not None
         steps = self._gradient_steps.get(record.number)
+        records = self._context.log.records
         rule = None
-        if record.item_count is None and not _stopped_before(record, self._context.log.records):
-            rule = self._early_stopping.rule(record.suggestion, self._context.log.records)
+        suggestion = record.suggestion  # None: another attempt, which no rule stops
+        on_all_items = record.item_count is None and not _stopped_before(record, records)
+        if suggestion is not None and on_all_items:
+            rule = self._early_stopping.rule(suggestion, records)
         return replace(
             self._measurer.task(record),
             point=None if steps is None else record.point,
@@ -106,14 +131,33 @@ class SearchPhase:
         )
 
     def _finish(self, outcome: Outcome) -> None:
-        log = self._context.log
-        record = log.tell(int(outcome.task), outcome, self._tells, self._estimates(outcome))
+        context = self._context
+        number = int(outcome.task)
+        index = self._tells if self._is_told(context.log.records[number], outcome) else None
+        record = context.log.tell(number, outcome, index, self._estimates(outcome))
         self._gradient_steps.pop(record.number, None)
         self._budget.add_finished(record)
-        self._tells += 1
-        normaliser = self._early_stopping.normaliser
-        self._strategy.tell([trial_result(self._context.plan, record, normaliser)])
-        self._context.reporter.report(record, outcome.failure, self._tells, self._total)
+        if index is not None:
+            self._tells += 1
+            normaliser = self._early_stopping.normaliser
+            told = result_of_others if record.retry_of is not None else trial_result
+            result = told(context.plan, record, normaliser)
+            assert result is not None
+            self._strategy.tell([result])
+        self._done += record.retry_of is None
+        context.reporter.announce(record, self._done, self._total)
+        context.reporter.count(record)
+
+    def _is_told(self, record: TrialRecord, outcome: Outcome) -> bool:
+        """Whether the strategy is told a result.
+
+        Of another attempt at a failed trial it is told nothing new unless that has succeeded, and
+        the space holds it.
+        """
+        if record.retry_of is None:
+            return True
+        held = record.point is not None or self._context.plan.point_of(record.recipe) is not None
+        return held and outcome.measurement is not None
 
     def _estimates(self, outcome: Outcome) -> Estimates | None:
         """Estimates of what a stopped trial would have scored on all items."""

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators import Objective
-from mergesearch.merging import InputError
 from mergesearch.search import front
 from mergesearch.search.front import Normaliser, nondominated, to_losses
 from mergesearch.search.record.trial_record import Score, TrialRecord
@@ -107,61 +106,6 @@ def choose_winner(
     level = min((measured[n] for n in numbers if n not in posterior), default=np.inf)
     better = [n for n in posterior if n in measured and measured[n] < level]
     return min(better, key=lambda number: posterior[number])
-
-
-def preferred(
-    records: Sequence[TrialRecord],
-    objectives: Sequence[Objective],
-    preference: Mapping[str, float],
-    normaliser: Normaliser,
-    losses: Mapping[int, npt.NDArray[np.float64]] | None = None,
-) -> TrialRecord | None:
-    """The trial of the front with the best weighted sum of objectives.
-
-    Each objective is in units of the anchors' range.
-
-    Args:
-        records: Every trial.
-        objectives: The study's.
-        preference: Importance by objective; those that are not named weigh nothing.
-        normaliser: Scale of the objectives.
-        losses: Members of the front and their losses ``(objectives,)``; default: as observed.
-    """
-    if losses is None:
-        front = {*front_numbers(records, objectives)}
-        losses = {r.number: to_losses(r.values, objectives) for r in records if r.number in front}
-    members = [record for record in records if record.number in losses]
-    if not members:
-        return None
-    weights = np.array([preference.get(objective.name, 0.0) for objective in objectives])
-    rows = np.array([losses[record.number] for record in members])
-    return members[int(np.argmin(normaliser.scalarise(rows, weights / weights.sum())))]
-
-
-def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> dict[str, float]:
-    """Parse ``NAME=WEIGHT`` pairs.
-
-    Raises:
-        InputError: If a name is not one of the objectives, a weight is not a number, or all are
-            zero.
-    """
-    names = [objective.name for objective in objectives]
-    preference = {}
-    for pair in pairs:
-        name, _, text = pair.rpartition("=")
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = -1.0
-        if name not in names or not 0 <= weight < float("inf"):
-            raise InputError(
-                f"--prefer {pair}: expected NAME=WEIGHT with a name among {names} and a weight "
-                "from 0 on"
-            )
-        preference[name] = weight
-    if not any(preference.values()):
-        raise InputError(f"--prefer: expected a positive weight for at least one of {names}")
-    return preference
 
 
 def front_numbers(

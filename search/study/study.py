@@ -13,23 +13,26 @@ from collections.abc import Callable
 from mergesearch.merging import StudyFailedError
 from mergesearch.search.front import Normaliser
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.study_attributes import SEARCHED
 from mergesearch.search.record.trial_log import TrialLog
-from mergesearch.search.record.trial_record import Verdict
+from mergesearch.search.record.trial_record import TrialRecord, Verdict, standing_failures
 from mergesearch.search.strategies.base import Strategy
 from mergesearch.search.strategies.table import build_strategy, check_options
-from mergesearch.search.study.asking import ask_anchor, ask_recommended
+from mergesearch.search.study.asking import ask_again, ask_anchor, ask_recommended
+from mergesearch.search.study.attempts import known_before_search, trials_of_search
 from mergesearch.search.study.budget import BudgetTracker
 from mergesearch.search.study.context import StudyContext
 from mergesearch.search.study.early_stopping import EarlyStopping, anchor_rule, check_fidelity
 from mergesearch.search.study.estimated_front import estimated_front, estimated_trials
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.graceful_stop import GracefulStop
+from mergesearch.search.study.horizon import Horizon
 from mergesearch.search.study.measuring import Measurer
 from mergesearch.search.study.posterior import posterior_losses
 from mergesearch.search.study.problem import study_normaliser, study_problem
 from mergesearch.search.study.reference_scores import reference_mismatches
 from mergesearch.search.study.replay import Replay, one_blas_thread
-from mergesearch.search.study.reporting import TrialReporter, first_failure
+from mergesearch.search.study.reporting import TrialReporter, check_anchors, first_failure
 from mergesearch.search.study.searching import SearchPhase
 from mergesearch.search.study.selection import choose_leaders, choose_winner, front_numbers
 from mergesearch.search.study.task_pump import TaskPump
@@ -46,6 +49,7 @@ class Study:
         notify: Called with each event.
         trust_log: Go on from the recorded points even where replay does not reproduce them.
         graceful_stop: Asks the study to stop once its running trials have finished.
+        retry_failed: Measure trials that failed again, before the search goes on.
     """
 
     def __init__(
@@ -57,12 +61,13 @@ class Study:
         *,
         trust_log: bool = False,
         graceful_stop: GracefulStop | None = None,
+        retry_failed: bool = False,
     ) -> None:
         self._plan = plan
         self._log = log
-        self._backend = backend
         self._notify = notify
         self._trust_log = trust_log
+        self._retry_failed = retry_failed
         self._context = StudyContext(
             plan=plan,
             log=log,
@@ -75,8 +80,9 @@ class Study:
             plan.spec.budget,
             log.records,
             lambda count: plan.evaluator.cost("search", count),
-            reserve=0 if log.get_attr("searched") else plan.recommended_trials,
+            reserve=0 if log.get_attr(SEARCHED) else plan.recommended_trials,
         )
+        self._horizon = Horizon(plan, log, lambda: self._budget.expected(backend.slots))
 
     def run(self) -> Verdict:
         """Run, or finish, the study.
@@ -87,29 +93,44 @@ class Study:
         """
         self.measure_anchors()
         items = self._plan.evaluator.size("search")
-        normaliser = study_normaliser(self._plan, self._log.records)
         check_fidelity(self._plan.spec.fidelity, self._log.records, items)
         self._warn_of_mismatches()
         with one_blas_thread():
-            strategy = self._search(normaliser, items)
+            strategy = self._search(items)
             self._measure_recommendation(strategy)
-        return self._conclude(normaliser)
+        return self._conclude(study_normaliser(self._plan, self._log.records))
 
     def measure_anchors(self) -> None:
-        """Measure what a study knows before it searches: references and anchors."""
+        """Measure what a study knows before it searches: references and anchors.
+
+        Raises:
+            StudyFailedError: If the base or every anchor failed.
+        """
         self._measurer.measure_references("search")
         self._measure_anchors(self._plan.evaluator.size("search"))
 
     def _measure_anchors(self, items: int) -> None:
         """Measure the known merges that the search is compared with."""
-        recorded = {record.name: record for record in self._context.records("anchor")}
+        known = known_before_search(self._log.records)
+        recorded = {record.name: record for record in known if record.kind == "anchor"}
         records = [
             recorded.get(anchor.name) or ask_anchor(self._plan, self._log, anchor)
             for anchor in self._plan.anchors
         ]
+        if self._retry_failed and not self._context.records("search"):
+            records = [self._again(record) for record in records]
         running = [record for record in records if record.state == "running"]
         rule = anchor_rule(self._plan.spec.fidelity, items)
-        self._measurer.measure_trials("anchors", running, len(self._plan.anchors), rule)
+
+        def check() -> None:
+            check_anchors(self._log.records)
+
+        self._measurer.measure_trials("anchors", running, len(self._plan.anchors), rule, check)
+        check()
+
+    def _again(self, record: TrialRecord) -> TrialRecord:
+        """Another attempt at a trial, where it failed; else the trial itself."""
+        return ask_again(self._plan, self._log, record) if record.state == "failed" else record
 
     def _warn_of_mismatches(self) -> None:
         for line in reference_mismatches(
@@ -117,44 +138,51 @@ class Study:
         ):
             self._notify(Event("warning", line))
 
-    def _search(self, normaliser: Normaliser, items: int) -> Strategy:
+    def _search(self, items: int) -> Strategy:
         """Spend the budget on what a strategy asks for, after a replay of what it asked before."""
         section = self._plan.strategy
-        problem = study_problem(
-            self._plan, self._log.records, normaliser, self._expected_suggestions()
-        )
+        records = self._log.records
+        self._horizon.note_change()
+        anchors = known_before_search(records)
+        normaliser = study_normaliser(self._plan, anchors)
+        problem = study_problem(self._plan, anchors, normaliser, self._horizon.first)
         options = check_options(section.name, section.options)
         strategy = build_strategy(section.name, options, problem, self._plan.spec.seed)
         replay = Replay(self._plan, normaliser, items, trust_log=self._trust_log)
-        gradient_steps = replay.run(strategy, problem, self._context.records("search"))
+        gradient_steps = replay.run(
+            strategy, problem, trials_of_search(records), self._horizon.changes
+        )
         SearchPhase(
             self._context,
             self._measurer,
             strategy,
             self._budget,
             EarlyStopping(self._plan, normaliser, items),
-            problem.budget,
+            self._horizon.last,
             gradient_steps,
+            retry_failed=self._retry_failed,
         ).run()
         return strategy
 
-    def _expected_suggestions(self) -> int:
-        """Number of suggestions that the strategy is told to expect: the same in every session."""
-        if self._plan.search_trials is not None:
-            return self._plan.search_trials
-        recorded: int | None = self._log.get_attr("suggestions")
-        if recorded is None:
-            recorded = self._budget.expected(self._backend.slots)
-            self._log.set_attr("suggestions", recorded)
-        return recorded
-
     def _measure_recommendation(self, strategy: Strategy) -> None:
-        """Measure the point that the strategy itself recommends; the budget kept a trial for it."""
+        """Measure the point that the strategy itself recommends; the budget kept a trial for it.
+
+        After a change of the budget it recommends again.
+        """
         records = self._context.records("recommended")
         running = [record for record in records if record.state == "running"]
-        if not records and strategy.recommends:
+        if self._retry_failed:
+            failed = standing_failures(records)
+            running += [ask_again(self._plan, self._log, each) for each in failed]
+        self._budget.release()
+        begun = self._horizon.begun
+        due = strategy.recommends and all(each.number < begun for each in records)
+        if due and (not begun or self._budget.has_room(None)):
+            known = {record.point.tobytes() for record in records if record.point is not None}
             running += [
-                ask_recommended(self._plan, self._log, point) for point in strategy.best()[:1]
+                ask_recommended(self._plan, self._log, point)
+                for point in strategy.best()[:1]
+                if point.tobytes() not in known
             ]
         self._measurer.measure_trials("recommendation", running, len(running))
 

@@ -9,7 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from mergesearch.search.strategies.base import Point, Problem, Strategy, Suggestion, TrialResult
+from mergesearch.search.strategies.base import (
+    Point,
+    Problem,
+    Strategy,
+    Suggestion,
+    TrialResult,
+    tell_budget,
+)
 from mergesearch.search.strategies.table import build_strategy, check_options, get_strategy_info
 
 #: Asks and tells of a test.
@@ -107,6 +114,22 @@ class StrategyContract:
             else:
                 assert np.array_equal(again.ask(1)[0].point, call.point)
         assert np.array_equal(np.array(strategy.best()), np.array(again.best()))
+
+    def test_another_budget_is_told_again_by_a_replay(self) -> None:
+        """A strategy that plans by the budget has ``set_budget``; others go on as they are."""
+        problem = self._problem(self.dims[0])
+        courses = []
+        for _ in range(2):
+            strategy = self._make(problem)
+            asked: list[Suggestion] = []
+            for step in range(STEPS):
+                if step == STEPS // 2:
+                    tell_budget(strategy, 2 * problem.budget)
+                asked += strategy.ask(1)
+                self._check_inside(asked[-1].point, problem)
+                strategy.tell([_result(asked[-1], problem)])
+            courses.append(_points(asked))
+        assert np.array_equal(courses[0], courses[1])
 
     def test_nothing_but_failures_does_not_stop_it(self) -> None:
         """Failures are told as None, never as numbers."""

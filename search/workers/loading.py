@@ -47,8 +47,17 @@ def describe_loading(loading: Loading) -> str:
         parts.append(f"{loading.size / 1e9:.2g} GB")
     left = loading.seconds_left
     if left is not None:
-        parts.append(f"{left / 60:.0f} min left" if left >= 60 else "less than a minute left")
+        parts.append(left_text(left))
     return f"{loading.phase}: {', '.join(parts)}" if parts else loading.phase
+
+
+def left_text(seconds: float) -> str:
+    """``4 min left``, ``2.5 h left``, ``less than a minute left``."""
+    if seconds < 60:
+        return "less than a minute left"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min left"
+    return f"{seconds / 3600:.1f} h left"
 
 
 class LoadingReporter:

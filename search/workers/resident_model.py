@@ -100,9 +100,15 @@ def resident_model(
 def _headed_model(
     spec: WorkerSpec, arenas: Arenas, device: str, classes: Mapping[str, str]
 ) -> MergedModel:
-    """Models with different heads around the same merged weights; the first is the resident one."""
+    """Models with different heads around the same merged weights; the first is the resident one.
+
+    Raises:
+        InputError: If the model is to lie on several cards that have no room for what it is merged
+            from.
+    """
     from mergesearch.merging.export.head_models import head_model
     from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.resident.device_map import dispatch, settled
     from mergesearch.merging.resident.merged_model import MergedModel
 
     family = open_family(spec.template)
@@ -112,8 +118,13 @@ def _headed_model(
         model = head_model(family, name, classes[name], Path(spec.arenas))
         head = family.heads.of[name]
         if merged is None:
-            merged = MergedModel(model, arenas, threads=spec.threads, device=device, head=head)
+            devices = _spread(spec, model, arenas) if spec.shards > 1 else None
+            merged = MergedModel(
+                model, arenas, threads=spec.threads, device=device, devices=devices, head=head
+            )
         merged.add_head(name, model, head)
+        if spec.shards > 1:
+            dispatch(model, settled(model, merged.placed))
     assert merged is not None
     return merged
 
@@ -123,16 +134,28 @@ def _sharded_model(spec: WorkerSpec, model: Any, model_class: str, arenas: Arena
     from mergesearch.merging.resident.device_map import device_map, device_memory, dispatch
     from mergesearch.merging.resident.merged_model import MergedModel
 
-    # Ray shows a worker its own GPUs only.
-    memory = device_memory(device_here(spec.device), spec.shards)
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
-        devices = device_map(model, memory, needed=1 + arenas.memory.nbytes / weights)
+        devices = _spread(spec, model, arenas)
     except InputError:
+        memory = device_memory(device_here(spec.device), spec.shards)
         return _followed_model(spec, model, model_class, arenas, device_map(model, memory))
     merged = MergedModel(model, arenas, threads=spec.threads, devices=devices)
     dispatch(model, devices)
     return merged
+
+
+def _spread(spec: WorkerSpec, model: Any, arenas: Arenas) -> dict[str, str]:
+    """Where the modules of a model lie with what they are merged from.
+
+    Raises:
+        InputError: If the cards have no room for it.
+    """
+    from mergesearch.merging.resident.device_map import device_map, device_memory
+
+    # Ray shows a worker its own GPUs only.
+    memory = device_memory(device_here(spec.device), spec.shards)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return device_map(model, memory, needed=1 + arenas.memory.nbytes / weights)
 
 
 def _followed_model(

@@ -155,7 +155,8 @@ class Worker:
 
         assert isinstance(self._evaluator, RoutedEvaluator)
         model = self._combine(recipe, {"merge": 0.0})
-        return self._evaluator.routed(Candidate(recipe, model, self._merged))
+        heads = {} if self._merged is None else self._merged.heads
+        return self._evaluator.routed(Candidate(recipe, model, self._merged, heads=heads))
 
     def _attempt(self, task: Task, seconds: dict[str, float]) -> _Attempt:
         """Measure a task and take its gradient steps once."""

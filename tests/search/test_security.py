@@ -231,7 +231,7 @@ def test_an_evaluators_error_is_recorded_without_secrets(
 
     monkeypatch.setattr(Synthetic, "evaluate", fail)
     with pytest.raises(StudyFailedError, match="failed in a row") as error:
-        run_study(spec_of(analytic("leak"), tmp_path), tmp_path / "run")
+        run_study(spec_of(analytic("leak", anchors="none"), tmp_path), tmp_path / "run")
     assert SECRET not in str(error.value)
     assert "403 for token ***" in str(error.value)
     assert not [

@@ -77,6 +77,12 @@ ROLES = {
     "mixer.blocks.12.conv.weight": TensorRole(12, "convolution", "", "convolution"),
     "encoder.block.3.layer.0.SelfAttention.q.weight": TensorRole(3, "attention", "", "attention"),
     "projector.0.weight": TensorRole(None, "projector", "", "projector"),
+    # a single letter tells a projection only where attention stands around it
+    "layers.0.attn.o.weight": TensorRole(0, "attention", "", "attention"),
+    "layers.0.O.weight": TensorRole(0, "other", "", "other"),
+    "O.0.weight": TensorRole(None, "other", "", "other"),
+    "D.0.weight": TensorRole(None, "other", "", "other"),
+    "layers.0.mixer.D": TensorRole(0, "state_space", "", "state_space"),
     # nothing that is known: numbered blocks still count
     "model.layers.4.foo.weight": TensorRole(4, "other", "", "other"),
     "foo.0.weight": TensorRole(None, "other", "", "other"),

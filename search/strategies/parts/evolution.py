@@ -127,6 +127,10 @@ class Evolution:
                 if trial.estimated is not None and self._leads(trial.point):
                     self._doubtful.append(trial.point)
 
+    def keep_at_least(self, size: int) -> None:
+        """Let the population grow to so many members; it never shrinks."""
+        self._size = max(self._size, size)
+
     def best(self) -> list[Point]:
         """Nothing beyond the best trials."""
         return []

@@ -125,6 +125,7 @@ class ProxyWalks:
         self._problem = problem
         self._seed = seed
         self._proxies = proxies
+        self._share = share
         self._limit = share * problem.budget
         self._pace = pace(problem, self._limit, rate)
         self._items = items
@@ -180,6 +181,10 @@ class ProxyWalks:
             course.left = 0
         if not course.left:
             self._settle(course, self.error_of(result))
+
+    def set_budget(self, budget: int) -> None:
+        """Let walks cost their share of another budget; the pace stays."""
+        self._limit = self._share * budget
 
     def finish(self) -> None:
         """Begin no walk any more, and measure where those so far have led."""

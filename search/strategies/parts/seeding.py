@@ -20,6 +20,9 @@ from mergesearch.search.strategies.parts.sampling import reflect
 SPREAD = 0.2
 SPREAD_LIMIT = 10
 
+#: Of so many known merges, the best, midpoints are worth measuring; other runs may give thousands.
+PAIRED = 64
+
 
 def known_merges(problem: Problem) -> list[TrialResult]:
     """The anchors that were measured whole, each point once, best first."""
@@ -42,7 +45,8 @@ def starting_points(problem: Problem) -> list[Point]:
     Points that are known already are left out.
     """
     known = [anchor.point for anchor in known_merges(problem)]
-    pairs = sorted(itertools.combinations(range(len(known)), 2), key=lambda pair: (sum(pair), pair))
+    paired = range(min(len(known), PAIRED))
+    pairs = sorted(itertools.combinations(paired, 2), key=lambda pair: (sum(pair), pair))
     middles = (0.5 * (known[first] + known[second]) for first, second in pairs)
     return distinct([*known, problem.start, *middles])[len(known) :]
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch import nn
 
 import mergesearch
 from mergesearch import InputError, RunFolderError, Study
+from mergesearch.evaluators import Objective
 from mergesearch.merging.extensions import references
 from mergesearch.merging.operators import Basis
 from mergesearch.merging.recipe_file import load_recipe
+from mergesearch.search.api.frames import frame, rows_of
 from mergesearch.search.workers.backends.cluster import check_objects
 from tests.search.cli.test_cli import mergesearch as command
 from tests.search.cli.test_cli import refused
@@ -296,6 +299,7 @@ def test_a_study_is_refused_in_one_line(
     [
         (lambda: nn.Linear(3, 4), "tensor '0.bias': expected shape none: the module has no such"),
         (lambda: 3, "to build a torch module, received int"),
+        (lambda width: nn.Linear(3, width), "arguments, received: missing a required argument"),
         (
             lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)),
             "tensor '0.bias': expected shape (5,) as",
@@ -305,6 +309,30 @@ def test_a_study_is_refused_in_one_line(
 def test_a_builder_of_another_module_is_refused(changed: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         modules(tmp_path, model_class=changed).check()
+
+
+def test_an_unknown_style_of_progress_is_refused(tmp_path: Path) -> None:
+    style: Any = "loud"
+    with pytest.raises(InputError, match=r"progress: expected one of auto, rich, .*'loud'"):
+        small(tmp_path).run(style)
+    assert not (tmp_path / "run").exists()
+
+
+def test_coordinates_that_are_called_as_objectives_have_columns_of_their_own() -> None:
+    point = np.array([0.25, 0.75])
+    record: Any = SimpleNamespace(
+        number=0, kind="search", name="", state="complete", point=point, failure=None
+    )
+    record.values = {"left": 1.0}
+    record.errors = {}
+    record.seconds = {}
+    left = [Objective("left", "maximize")]
+    names = ("left", "right")
+    rows = rows_of([record], left, names)
+    assert rows[0]["left"] == 1.0
+    table = frame(rows, left, names)
+    assert table.columns.is_unique
+    assert table.loc[0, ["left coefficient", "right"]].tolist() == [0.25, 0.75]
 
 
 def test_reading_needs_a_run_and_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,14 @@ def test_check_run_show_export(tmp_path: Path, pico_models: Path, pico_items: Pa
     )
     assert json.loads(out)["identical"] is True
 
+    code, out, err = mergesearch("recipe", run)
+    assert code == 0, err
+    assert "block 1: {" in out
+    (tmp_path / "by-hand.yaml").write_text(out)
+    assert mergesearch("merge", tmp_path / "by-hand.yaml", "--out", tmp_path / "by-hand")[0] == 0
+    same = [load_file(tmp_path / name / "model.safetensors") for name in ("best", "by-hand")]
+    assert all(torch.equal(tensor, same[1][name]) for name, tensor in same[0].items())
+
 
 def test_exported_tensors_are_the_evaluated_ones_bit_for_bit(
     tmp_path: Path, pico_models: Path, pico_items: Path
@@ -174,7 +182,7 @@ def test_resuming_says_nothing_new_and_ls_lists_the_run(
     _, out, _ = mergesearch("ls", "runs", "--json")
     rows = json.loads(out)
     assert [row["name"] for row in rows] == ["runs/tiny"]
-    assert rows[0]["summary"].startswith("12 trials, winner: trial")
+    assert rows[0]["summary"].startswith("finished, 12 trials, winner: trial")
 
 
 @pytest.mark.parametrize("what", ["strategies", "operators", "evaluators"])

@@ -94,7 +94,8 @@ def test_check_shows_it_and_a_run_records_it(
     recorded = json.loads((run / "environment.json").read_text())["plugins"]
     assert {entry["name"] for entry in recorded} == {"median", "walk", "smallness", "capped"}
     assert {(entry["package"], entry["version"]) for entry in recorded} == {("tiny-plugin", "1.0")}
-    # The same code resumes; another version does not; without the package nothing reads it.
+    # The same code resumes; another version does not; without the package what the run shows is
+    # read all the same, and nothing goes on.
     assert mergesearch("run", study, "--run", run, "--progress", "quiet")[0] == 0
     (tiny / "tiny_plugin-1.0.dist-info").rename(tiny / "away")
     (tiny / "tiny_plugin-1.1.dist-info").mkdir()
@@ -107,7 +108,8 @@ def test_check_shows_it_and_a_run_records_it(
     assert mergesearch("show", run)[0] == 0
     shutil.rmtree(tiny / "tiny_plugin-1.1.dist-info")
     monkeypatch.syspath_prepend(tmp_path / "third")
-    for verb in (("show", run), ("run", study, "--run", run)):
+    assert mergesearch("show", run)[0] == 0
+    for verb in (("export", run, "--out", tmp_path / "out"), ("run", study, "--run", run)):
         line = refused(*verb)
         assert line.endswith("received none; `pip install tiny-plugin==1.0`")
 

@@ -73,7 +73,10 @@ def test_failures_have_a_level_and_no_traceback(tmp_path: Path) -> None:
 
 def test_a_resumed_study_goes_on_in_the_same_file(tmp_path: Path) -> None:
     faulty = {"kind": "synthetic", "problem": "sphere", "faults": {"error": 1.0}}
-    spec = spec_of(analytic(trials=40, evaluators=[faulty], max_consecutive_failures=3), tmp_path)
+    spec = spec_of(
+        analytic(trials=40, evaluators=[faulty], max_consecutive_failures=3, anchors="none"),
+        tmp_path,
+    )
     for _ in range(2):
         log = EventLog(tmp_path / "events.jsonl", "sphere", "host:1")
         with pytest.raises(StudyFailedError):

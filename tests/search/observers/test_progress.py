@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from mergesearch.merging import Field, Recipe, Source
 from mergesearch.search.observers.progress import make_observer
+from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.study.events import Event
 from mergesearch.search.workers.loading import Loading, describe_loading
 
@@ -34,6 +39,66 @@ def test_plain_lines_do_not_crowd(capsys: pytest.CaptureFixture[str]) -> None:
     observe(Event("phase", "search"))
     close()
     assert capsys.readouterr().err.splitlines() == [f"loading: {TEXT}", "search ..."]
+
+
+def trial(number: int, value: float) -> TrialRecord:
+    recipe = Recipe(Source("", ""), (), "average", Field.constant(1, [1.0]))
+    return TrialRecord(
+        number=number,
+        kind="search",
+        name="",
+        state="complete",
+        suggestion=number,
+        point=np.zeros(1),
+        recipe=recipe,
+        tells_at_ask=0,
+        tell_index=number,
+        values={"accuracy": value},
+    )
+
+
+def test_plain_lines_leave_out_no_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    observe, close = make_observer("plain", ["accuracy"])
+    observe(Event("phase", "search", total=400))
+    for number in range(300):
+        event = Event("trial", "search", trial(number, 0.5), number + 1, 400)
+        observe(replace(event, best={"accuracy": 0.75}))
+    close()
+    _, *lines = capsys.readouterr().err.splitlines()
+    numbers = [int(re.search(r"trial (\d+): accuracy 0.5", line)[1]) for line in lines]
+    assert numbers == [*range(300)]
+    assert lines[0].endswith("(best accuracy 0.75; less than a minute left)")
+    assert sum("best accuracy" in line for line in lines) < 20
+
+
+@pytest.mark.parametrize("style", ["plain", "rich"])
+def test_re_evaluations_show_their_own_scores(
+    style: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    observe, close = make_observer(style, ["accuracy"])
+    observe(Event("phase", "test", total=2))
+    score = Score({"accuracy": 0.875}, {})
+    observe(Event("score", "test", trial(7, 0.5), 1, 2, score))
+    observe(Event("score", "test", trial(8, 0.5), 2, 2, None))
+    close()
+    shown = capsys.readouterr().err
+    assert "trial 8: failed" in shown
+    assert "0.5" not in shown
+    assert ("accuracy 0.875" in shown) == (style == "plain")  # a bar shows the latest alone
+
+
+def test_a_bar_has_the_best_so_far_and_every_phase_ends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    observe, close = make_observer("rich", ["accuracy"])
+    observe(Event("phase", "opening"))
+    observe(Event("phase", "search", total=2))
+    event = Event("trial", "search", trial(0, 0.5), 1, 2)
+    observe(replace(event, best={"accuracy": 0.75}))
+    close()
+    opening, search = capsys.readouterr().err.splitlines()[-2:]
+    assert re.match(r"opening +.* 1/1 ", opening)
+    assert re.match(r"search +.* 1/2 .*best accuracy 0.75  trial 0: accuracy 0.5", search)
 
 
 def test_programs_get_every_event(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,7 @@ def best_of(run: Run) -> list[float]:
 
 FAILING = analytic(
     trials=40,
+    anchors="none",
     evaluators=[{"kind": "synthetic", "problem": "sphere", "faults": {"error": 1.0}}],
     max_consecutive_failures=4,
 )

@@ -74,6 +74,13 @@ def test_8b_and_four_experts_take_100_gb_by_task_arithmetic(demand: MakeDemand) 
     assert planned.node.disk == 10 * PARAMETERS_8B
 
 
+def test_rounded_weights_take_a_copy_of_them(demand: MakeDemand) -> None:
+    plain = plan(demand(QWEN_HALF_B, 2), "h200-141").fullest
+    rounded = plan(demand(QWEN_HALF_B, 2, quantise="int4"), "h200-141").fullest
+    assert rounded.batch == plain.batch + plain.merged
+    assert rounded.total == plain.total + plain.merged
+
+
 def test_8b_and_four_experts_take_53_gb_by_ties(demand: MakeDemand) -> None:
     """Of 4.7 bits an element: 16 for a fifth of them, one of the mask, half a one of starts."""
     ties = demand(LLAMA_8B, 4, "ties")

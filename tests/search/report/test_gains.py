@@ -15,7 +15,7 @@ from mergesearch.search.report.caveats import caveats
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.gains import anchor_intervals, gains
 from mergesearch.search.report.headline import headline
-from mergesearch.search.report.html_page import render
+from mergesearch.search.report.page.html_page import render
 from mergesearch.search.report.simultaneous import (
     Deviation,
     critical_value,
@@ -37,9 +37,9 @@ def study(
         anchor = number < len(scores) - 1
         field = Field.constant(1, np.array([float(number)]))
         return TrialRecord(
-            number,
-            "anchor" if anchor else "search",
-            f"anchor {number}" if anchor else "",
+            number=number,
+            kind="anchor" if anchor else "search",
+            name=f"anchor {number}" if anchor else "",
             suggestion=None if anchor else 0,
             point=None,
             recipe=Recipe(source, (Source("one", "one"),), "average", field, layout="none"),

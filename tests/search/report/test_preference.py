@@ -12,10 +12,10 @@ from mergesearch.merging import InputError
 from mergesearch.search.cli.main import app
 from mergesearch.search.front import to_losses
 from mergesearch.search.plan.planning import plan_study
+from mergesearch.search.report.preference import parse_preference
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.strategies.auto import choose
 from mergesearch.search.study.problem import study_normaliser
-from mergesearch.search.study.selection import parse_preference
 from tests.search.studies import analytic, run_in, spec_of
 
 #: The study of this file is made once, by one worker.

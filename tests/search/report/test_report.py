@@ -18,10 +18,11 @@ from mergesearch.evaluators import Objective
 from mergesearch.merging import Field, Layout, Recipe, RunFolderError, Source
 from mergesearch.search.front import Normaliser, hypervolume, nondominated, to_losses
 from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
-from mergesearch.search.report.coefficients import block_means, heat_map
+from mergesearch.search.report.coefficients import block_means, heat_map, kept_of
 from mergesearch.search.report.comparison import compare
 from mergesearch.search.report.costs import busy_share, failures
 from mergesearch.search.report.headline import sentences
+from mergesearch.search.report.kept import HeatMap
 from mergesearch.search.report.masking import without_secrets
 from mergesearch.search.report.progress import progress
 from mergesearch.search.report.tables import result_table, rich_table, text_lines
@@ -217,7 +218,10 @@ class TestFiles:
     @pytest.mark.parametrize("objectives", [1, 2, 3, 4])
     def test_each_report_holds_its_files_and_no_temporary_ones(self, reports, objectives):
         _, folder = reports[objectives]
-        expected = {"report.html", "report.json", "best_so_far.png", "coefficients.png"}
+        expected = {
+            *("report.html", "report.json", "report_data.json", "trials.csv"),
+            *("best_so_far.png", "coefficients.png"),
+        }
         assert {p.name for p in folder.iterdir()} == expected | (
             {"front.png"} if objectives > 1 else set()
         )
@@ -345,7 +349,7 @@ class TestPage:
         page = Links((tmp_path / "report.html").read_text())
         assert "img" not in page.tags
         assert page.fetched == []
-        assert page.tags.count("script") == 5  # plotly, drawing, three figures
+        assert page.tags.count("script") == 6  # plotly, drawing, the trials, three figures
 
     def test_passwords_do_not_reach_any_file(self, reports):
         folder = reports[2][1]
@@ -648,3 +652,25 @@ def test_secrets_are_masked_wherever_they_stand():
 def test_as_json_survives_a_round_trip():
     content = as_json(make_study(2, 30))
     assert json.loads(json.dumps(content, allow_nan=False)) == content
+
+
+@pytest.mark.parametrize("idle", [(), ("mirrored",), ("upright", "inverted")])
+def test_experts_that_hardly_count_are_named(idle: tuple[str, ...]) -> None:
+    data = make_study(1, 20)
+    kept = kept_of(data)
+    values = np.full((4, 3), 0.5)
+    for name in idle:
+        values[EXPERTS.index(name)] = (0.0, -0.01, 0.02)
+    table = HeatMap(7, EXPERTS, ("block 0", "block 1", "block 2"), values)
+    said = [
+        line
+        for line in sentences(replace(data, kept=replace(kept, coefficients=table)))
+        if "hardly" in line
+    ]
+    below = "(coefficients below 5% of the largest in every block)"
+    expected = {
+        0: [],
+        1: [f"Expert mirrored hardly counts in trial 7 {below}."],
+        2: [f"2 experts of 4 hardly count in trial 7 {below}: upright, inverted."],
+    }
+    assert said == expected[len(idle)]

@@ -12,8 +12,8 @@ from mergesearch.merging import Field, InputError, Layout
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import Run
-from mergesearch.search.runs.role_profile import RoleProfile, field_by_profiles, profile_of
-from mergesearch.search.runs.warm_start import WarmStart, find_warm_start
+from mergesearch.search.runs.start.role_profile import RoleProfile, field_by_profiles, profile_of
+from mergesearch.search.runs.start.warm_start import WarmStart, find_warm_start
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, fingerprint, run_in, spec_of
 
@@ -204,7 +204,7 @@ def test_items_that_no_one_names_are_said_to_be_unknown(
         ({"start": {"priors": ["nowhere"]}}, "start.priors: .*expected the folder of a run"),
         ({"start": {"priors": ["unfinished"]}}, "start.priors: .*expected a finished study"),
         ({"start": {"priors": ["box"]}}, "box: expected a space of coefficients over tensors"),
-        ({"start": {}}, "expected either run or priors"),
+        ({"start": {}}, "expected one of run, priors, scores"),
         ({"start": {"priors": ["a"], "trial": 3}}, "expected trial with run only"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,21 +59,27 @@ def refusal(data: dict, tmp_path: Path, *overrides: str) -> str:
             {"workers": {"backend": "rya"}},
             "workers.backend: input should be 'auto', 'inline' or 'ray', received \"rya\"",
         ),
-        ({"strategy": "cma"}, "strategy.name: expected one of ['adamerging', 'auto', "),
+        (
+            {"strategy": "cma"},
+            (
+                "strategy.name: expected a strategy, received 'cma'; did you mean 'cma_es'? known: "
+                "adamerging, auto, "
+            ),
+        ),
         ({"strategy": {"name": "auto", "sigma": 1}}, "strategy.sigma: auto takes no options"),
         (
             {"start": {"rum": "x"}},
-            "start.rum: unknown key; did you mean 'run'? known: priors, run, trial",
+            "start.rum: unknown key; did you mean 'run'? known: priors, run, scores, trial",
         ),
         (
             {"strategy": {"name": "cma_es", "sigm": 1}},
-            "strategy.sigm: unknown option of cma_es; known:",
+            "strategy.sigm: unknown option of cma_es; did you mean 'sigma'? known: covariance, ",
         ),
         ({"operator": "task_aritmetic"}, "operator: "),
         ({"name": "../x"}, "name: string should match pattern"),
         ({"evaluators": []}, "evaluators: list should have at least 1 item"),
         (
-            {"evaluators": [{"kind": "synthetic", "problm": "sphere"}]},
+            {"evaluators": [{"kind": "synthetic", "problem": "zdt1", "problm": "sphere"}]},
             "evaluators.0.problm: unknown key; did you mean",
         ),
         ({"space": {"dimm": 3}}, "space.dimm: unknown key; did you mean 'dim'? known:"),
@@ -88,6 +96,47 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path, sections: dict, messag
         assert "task_arithmetic" in text
     else:
         assert text.startswith(message)
+
+
+def test_what_is_wrong_with_a_whole_section_does_not_repeat_it(tmp_path: Path) -> None:
+    section = {"kind": "visual_questions", "data": "questions.csv"}
+    assert refusal(analytic() | {"evaluators": [section]}, tmp_path) == (
+        "evaluators.0: value error, expected a column of answer or of answers, received neither or "
+        "both"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "lines"),
+    [
+        (
+            {"budgett": 1, "seed": -1, "evaluators": [{"kind": "synthetic"}]},
+            [
+                "budgett: unknown key; did you mean 'budget'?",
+                "seed: input should be greater than or equal to 0, received -1",
+                "evaluators.0.problem: required key is missing",
+            ],
+        ),
+        (
+            {"operator": "tise", "strategy": {"name": "cma_es", "sigm": 1}, "base": "some/base"},
+            [
+                "operator: expected an operator, received 'tise'; did you mean 'ties'?",
+                "strategy.sigm: unknown option of cma_es; did you mean 'sigma'?",
+                "experts: expected both base and experts",
+            ],
+        ),
+    ],
+)
+def test_all_mistakes_are_told_at_once(
+    tmp_path: Path, sections: dict[str, Any], lines: list[str]
+) -> None:
+    path = write_study(analytic() | sections, tmp_path)
+    with pytest.raises(InputError) as error:
+        load_study(path)
+    told = str(error.value).splitlines()
+    assert len(told) == len(lines)
+    for line, wanted in zip(told, lines, strict=True):
+        assert line.startswith(f"{path}: {wanted}")
 
 
 def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
@@ -155,3 +204,31 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     path.write_text("name: !!python/object/apply:os.system ['true']")
     with pytest.raises(InputError, match="expected YAML"):
         load_study(path)
+
+
+def test_classes_of_domains_are_those_of_their_experts_where_heads_are_own(tmp_path: Path) -> None:
+    names = {"maths": ["sum", "product"], "code": ["c", "python", "rust"]}
+    for expert, classes in names.items():
+        (tmp_path / expert).mkdir()
+        numbers = {name: number for number, name in enumerate(classes)}
+        (tmp_path / expert / "config.json").write_text(json.dumps({"label2id": numbers}))
+        (tmp_path / f"{expert}.csv").write_text("text,label\n")
+    section = {
+        "kind": "text_classification",
+        "data": {"file": {"maths": "maths.csv", "code": "code.csv"}},
+        "text": "text",
+        "label": "label",
+    }
+    study = analytic() | {
+        "base": "maths",
+        "experts": ["./maths", "./code"],
+        "evaluators": [section],
+        "special": {"heads": "own"},
+    }
+    (evaluator,) = spec_of(study, tmp_path).evaluators
+    assert evaluator.data.classes == names
+    (shared,) = spec_of(study | {"special": {}}, tmp_path).evaluators
+    assert shared.data.classes is None
+    given = section | {"data": section["data"] | {"classes": {"maths": ["a"], "code": ["b"]}}}
+    (kept,) = spec_of(study | {"evaluators": [given]}, tmp_path).evaluators
+    assert kept.data.classes == {"maths": ["a"], "code": ["b"]}

@@ -397,8 +397,10 @@ def test_population_and_covariance_rules() -> None:
     [
         (
             {"sigm": 0.1},
-            "strategy.sigm: unknown option of cma_es; known: "
-            + str(["covariance", "noise", "population", "restarts", "sigma"]),
+            (
+                "strategy.sigm: unknown option of cma_es; did you mean 'sigma'? known: "
+                "covariance, noise, population, restarts, sigma"
+            ),
         ),
         ({"sigma": -1}, "strategy.sigma: Input should be greater than 0, received -1"),
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,17 @@ def trial(
     number: int, *, item_count: int | None = None, seconds: float = 0.0, finished: float = 0.0
 ) -> TrialRecord:
     state = "complete" if finished else "running"
-    return replace(
-        TrialRecord(number, "search", "", number, None, RECIPE, 0, None, state, item_count),
+    return TrialRecord(
+        number=number,
+        kind="search",
+        name="",
+        suggestion=number,
+        point=None,
+        recipe=RECIPE,
+        tells_at_ask=0,
+        tell_index=None,
+        state=state,
+        item_count=item_count,
         seconds={"evaluate": seconds},
         finished=finished,
     )

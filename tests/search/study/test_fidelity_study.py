@@ -316,6 +316,37 @@ class TestBounds:
         assert any("miss a bound" in line for line in caveats(run.report_data()))
         assert open_run(tmp_path / "run").log.records[3].violations == run.log.records[3].violations
 
+    def test_an_evaluator_may_be_a_guard_alone(
+        self, tmp_path: Path, pico_models: Path, pico_items: Path
+    ) -> None:
+        bound = {"metric": "cross_entropy", "domains": ["odd"], "at_most": "base"}
+        apart = relative(pico_items, {"metric": "accuracy", "domains": ["even"]})
+        guard = relative(pico_items) | {"objectives": [], "constraints": [bound]}
+        data = model_study(pico_models, pico_items, evaluators=[apart, guard])
+        run = run_in(data | {"budget": {"trials": 20}}, tmp_path / "run")
+        together = apart | {"constraints": [bound]}
+        data = model_study(pico_models, pico_items, evaluators=[together])
+        other = run_in(data | {"budget": {"trials": 20}}, tmp_path / "other")
+        assert [objective.name for objective in run.plan.objectives] == ["accuracy[even]"]
+        assert [r.violations for r in run.log.records] == [r.violations for r in other.log.records]
+        assert any(not record.feasible for record in run.log.records)
+        assert run.verdict is not None
+        assert other.verdict is not None
+        assert run.verdict.winner == other.verdict.winner
+
+    def test_bounds_alone_are_no_study(
+        self, tmp_path: Path, pico_models: Path, pico_items: Path
+    ) -> None:
+        bound = {"metric": "cross_entropy", "at_most": "base"}
+        guard = relative(pico_items) | {"objectives": [], "constraints": [bound]}
+        data = model_study(pico_models, pico_items, evaluators=[guard])
+        with pytest.raises(InputError, match="at least one objective, received bounds alone"):
+            run_in(data, tmp_path / "run")
+        nothing = guard | {"constraints": []}
+        data = model_study(pico_models, pico_items, evaluators=[nothing])
+        with pytest.raises(InputError, match="an objective or a bound, received neither"):
+            run_in(data, tmp_path / "run")
+
 
 class TestHonestWinner:
     def test_ties_are_those_that_validation_items_cannot_tell_apart(self, tmp_path: Path) -> None:

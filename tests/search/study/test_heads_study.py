@@ -20,6 +20,7 @@ from mergesearch.search.plan.card_needs import CardSettings, card_bytes, demand_
 from mergesearch.search.plan.cards import PlannedCard
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.exporting import export_trial
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.workers.messages import Task, WorkerSpec
@@ -287,17 +288,74 @@ def test_an_objective_may_name_the_expert(
     assert plan.evaluator.use_heads(["left", "right", "base"]) == {"right": CLASS}
 
 
-def test_several_gpus_and_routing_are_refused(
+def routed_study(models: Path, items: Path, kind: str, **options: Any) -> dict[str, Any]:
+    section = by_domain(items, kind=kind, **options)
+    section["objectives"].append({"metric": "cross_entropy"})
+    data = study(models, items, evaluators=[section], strategy="cma_es", budget={"trials": 10})
+    del data["space"]
+    return data
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "twin_merging", "per": "batch", "router_steps": 15, "router_width": 8},
+        pytest.param(
+            {"kind": "twin_merging", "router_steps": 15, "router_width": 8},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"kind": "t3", "head": "right"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_merges_for_each_input_answer_by_the_head_of_the_task(
+    options: dict[str, Any], tmp_path: Path, headed_models: Path, headed_items: Path
+) -> None:
+    from mergesearch.merging.models.own_heads import OwnHeads
+    from mergesearch.merging.routing.bundle import load
+
+    if options["kind"] == "t3":
+        options = options | {"label": "few", "domain": None}
+    data = routed_study(headed_models, headed_items, **options)
+    if options["kind"] == "t3":
+        del data["experts"]["left"]
+    run = run_study(spec_of(data, tmp_path), tmp_path / "run")
+    assert all(record.state == "complete" for record in run.log.records)
+    record = [one for one in run.log.records if one.recipe.routing][-1]
+    out = tmp_path / "out"
+    export_bundle(run, record, out, facts={}, overwrite=False, threads=1)
+    assert rescore(run, record, out).agreement.identical
+    routed = load(out)
+    assert isinstance(routed.head, OwnHeads)
+    images = torch.rand((3, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    answer = routed(pixel_values=images, tasks="right")
+    assert answer.logits.shape == (3, LABELS["right"])
+    assert not {n for n in routed._targets if n.startswith("classifier.")} & routed.head.private
+    if len(routed.head.models) > 1:
+        both = routed(pixel_values=images, tasks=["left", "right", "left"]).logits
+        assert torch.isneginf(both[0, LABELS["left"] :]).all()
+        assert torch.isfinite(both[1]).all()
+    with pytest.raises(InputError, match=r"tasks: expected one of .*, received none"):
+        routed(pixel_values=images)
+    # A weight that is written for one head is that of all.
+    first, *others = routed.head.models.values()
+    name = next(n for n, _ in first.named_parameters() if n not in routed.head.private)
+    routed.double()
+    assert all(other.get_parameter(name) is first.get_parameter(name) for other in others)
+    assert {p.dtype for other in others for p in other.parameters()} <= {torch.float64}
+
+
+def test_modules_of_single_experts_do_not_go_with_merges_for_each_input(
     tmp_path: Path, headed_models: Path, headed_items: Path
 ) -> None:
-    data = study(headed_models, headed_items, strategy="cma_es")
-    data["workers"] = {"backend": "ray", "gpus": 2}
-    with pytest.raises(InputError, match=r"workers\.gpus: expected at most 1 where experts keep"):
+    options: dict[str, Any] = {"kind": "twin_merging"}
+    data = routed_study(headed_models, headed_items, **options)
+    data["special"] = {"absent": "own"}
+    with pytest.raises(InputError, match=r"special\.absent: expected no policy but") as caught:
         plan_study(spec_of(data, tmp_path))
-    routed = by_domain(headed_items, kind="t3")
-    data = study(headed_models, headed_items, evaluators=[routed], strategy="cma_es")
-    with pytest.raises(InputError, match=r"special\.heads: expected no policy"):
-        plan_study(spec_of(data, tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_studies_without_heads_are_what_they_were(

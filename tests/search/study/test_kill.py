@@ -6,6 +6,7 @@ No recorded result is lost, no point is asked twice, and the end is the same.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -62,7 +63,7 @@ def lines(folder: Path) -> int:
 
 
 def start_and_signal(
-    study: Path, folder: Path, at_line: int, delay: float, signum: int
+    study: Path, folder: Path, at_line: int, delay: float, signum: int, *more: str
 ) -> tuple[int, str]:
     """Start the command, and signal it ``delay`` seconds after its journal reaches a size.
 
@@ -70,7 +71,10 @@ def start_and_signal(
         Exit code and messages.
     """
     process = subprocess.Popen(
-        run_command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        run_command(study, folder, *more),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while lines(folder) < at_line and process.poll() is None:
         time.sleep(0.002)
@@ -145,6 +149,35 @@ def test_every_strategy_asks_the_same_points_after_a_kill(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_budget_that_grows_across_kills(seed: int, tmp_path: Path) -> None:
+    """The strategy is told of it in the middle of its design, at the same place ever after."""
+    problem = {"kind": "synthetic", "problem": "quadratic_tasks", "objectives": 2, "seconds": 0.01}
+    data = analytic("grow", trials=40, dim=12, strategy="map", evaluators=[problem])
+    more = ("--set", "budget.trials=90")
+    study = write_study(data, tmp_path)
+    folder = tmp_path / "run"
+    rng = np.random.default_rng(seed)
+    code, _ = start_and_signal(study, folder, 30 + 10 * seed, 0.0, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    before = finished_trials(folder)
+    shutil.copytree(folder, tmp_path / "undisturbed")
+    for moment in np.sort(rng.integers(lines(folder), 400, 3)):
+        start_and_signal(study, folder, int(moment), 0.0, signal.SIGKILL, *more)
+        after = finished_trials(folder)
+        assert {n: after[n] for n in before} == before, "a finished trial was lost or changed"
+        before = after
+    ends = []
+    for one in (folder, tmp_path / "undisturbed"):
+        command = run_command(study, one, *more)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENT)
+        run = open_run(one)
+        ends.append((fingerprint(run), run.verdict))
+        assert len(run.log.records) == 90
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
 def test_a_resumed_study_may_have_other_threads(tmp_path: Path) -> None:
     """Linear algebra rounds otherwise with more threads; what strategies ask must not."""
     problem = {"kind": "synthetic", "problem": "quadratic_tasks", "objectives": 2}
@@ -197,7 +230,10 @@ def test_what_takes_too_long_is_left_and_runs_again(
     study = write_study(data, tmp_path)
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        run_command(study, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        run_command(study, folder, "--set", "budget.trials=61"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while (
         b"mergesearch:asked" not in (folder / "journal.log").read_bytes() if lines(folder) else True
@@ -210,6 +246,8 @@ def test_what_takes_too_long_is_left_and_runs_again(
     _, errors = process.communicate(timeout=PATIENT)
     assert process.returncode == 130
     assert ("running trials have" in errors) == (drain > 0)
+    again = f"mergesearch run {study} --run {folder} --set budget.trials=61"
+    assert f"`{again}` resumes from here" in errors
     assert [record.state for record in open_run(folder).log.records] == ["running"]
 
 

@@ -136,3 +136,19 @@ def test_a_killed_driver_resumes_exactly_in_either_phase(
     assert lines(folder) < lines(whole.folder.path)
     subprocess.run(run_command(file, folder), check=True, capture_output=True, timeout=PATIENT)
     assert fingerprint(open_run(folder)) == fingerprint(whole)
+
+
+@pytest.mark.slow
+def test_a_larger_budget_leaves_the_choice_as_it_was(study: dict[str, Any], tmp_path: Path) -> None:
+    """With so many trials from the beginning, a third operator would have been measured."""
+    among = {**study["operator"], "among": ["regmean", "tsv", "iso_c"]}
+    data = study | {"operator": among}
+    first = run_study(spec_of(data, tmp_path), tmp_path / "run")
+    more = data | {"budget": {"trials": 30}}
+    grown = run_study(spec_of(more, tmp_path), tmp_path / "run")
+    assert fingerprint(grown)[: len(first.log.records)] == fingerprint(first)
+    assert len(grown.log.records) == 30
+    assert grown.plan.survey == first.plan.survey
+    again = open_run(tmp_path / "run")
+    assert [anchor.name for anchor in again.plan.anchors] == [a.name for a in first.plan.anchors]
+    assert again.plan.spec.budget.trials == 30

@@ -24,9 +24,9 @@ def trial(number: int, point: np.ndarray, items: np.ndarray, kind: str = "search
     source = Source("base", "base")
     field = Field.constant(1, np.array([float(number)]))
     return TrialRecord(
-        number,
-        kind,
-        "",
+        number=number,
+        kind=kind,
+        name="",
         suggestion=number,
         point=point,
         recipe=Recipe(source, (Source("one", "one"),), "average", field, layout="none"),
@@ -141,6 +141,20 @@ class TestPosterior:
         values = expected(records, validation)
         assert set(values) == set(numbers)
         assert np.isfinite(list(values.values())).all()
+
+    @pytest.mark.filterwarnings("error")
+    def test_trials_that_all_score_alike_are_expected_to(self):
+        """Classifiers that name one class whatever the coefficients, for instance."""
+        items = np.repeat([1.0, 0.0], [24, ITEMS - 24])  # whose covariance rounds to below zero
+        points = np.random.default_rng(0).random((13, 3))
+        records = [trial(number, point, items) for number, point in enumerate(points)]
+        validation = {number: scored(items) for number in (12, 3, 7)}
+        alike = Normaliser(np.full(1, items.mean()), np.full(1, items.mean() + 1))
+        values = posterior_losses(
+            records, [*validation], validation, (LOSS,), ALL, alike, np.ones(3)
+        )
+        assert values is not None
+        assert np.ptp([*values.values()]) < 1e-9
 
     @pytest.mark.parametrize("trials", [3, 60])
     def test_without_trials_or_errors_nothing_is_expected(self, trials):

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from mergesearch.merging import InputError
+from mergesearch.merging.routing.bundle import load
 from mergesearch.search.cli.check import describe_plan, plan_dict
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.spec.study_file import resolve, validate
 from tests.evaluators.classified import classified_folder, pico_bert
 from tests.evaluators.prompted import CLASSES, image_folder, pico_clip, word_tokenizer
@@ -78,6 +80,57 @@ def test_gradients_move_the_coefficients(folder: Path, tmp_path: Path, metric: s
     start = searched[0].recipe.field.values
     assert (chosen.recipe.field.values != start).any()
     assert run.verdict is not None
+
+
+def routed_study(kind: str) -> dict[str, Any]:
+    section = PROMPTED | {"kind": kind, "input": "image", "objectives": [{"metric": "accuracy"}]}
+    del section["transductive"]
+    options = {"router_steps": 5, "router_width": 4} if kind == "twin_merging" else {}
+    made = study("clip", section | options, strategy="cma_es")
+    return made if options else made | {"experts": {"colours": "clip/colours"}}
+
+
+@pytest.mark.parametrize("kind", ["t3", "twin_merging"])
+def test_merges_for_each_input_answer_by_class_prompts(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    run = run_study(resolved(folder, routed_study(kind)), tmp_path / "run")
+    record = run.log.records[0]
+    assert dict(record.recipe.routing)["method"] == kind
+    assert all(record.state == "complete" for record in run.log.records)
+    out = tmp_path / "out"
+    export_bundle(run, record, out, facts={}, overwrite=False, threads=1)
+    assert rescore(run, record, out).agreement.identical
+    bundle = load(out)
+    images = torch.zeros(2, 3, 8, 8)
+    assert bundle(images, tasks="colours").logits.shape == (2, 3)
+    assert bundle(images, tasks=["colours", "shapes"]).logits[1, 2] == float("-inf")
+    assert 'tasks="colours"' in (out / "README.md").read_text()
+
+
+def test_merges_for_each_input_need_prompts_for_clip(folder: Path) -> None:
+    plain = routed_study("t3")
+    del plain["evaluators"][0]["prompts"]
+    with pytest.raises(InputError, match=r"base's CLIPModel, received t3.*use prompts"):
+        plan_study(resolved(folder, plain))
+
+
+def test_fisher_goes_by_the_prompts_of_the_study(folder: Path, tmp_path: Path) -> None:
+    calibration = {
+        "data": "images",
+        "split": "search",
+        "domain": "domain",
+        "model_class": "AutoModelForZeroShotImageClassification",
+        "inputs": {"pixel_values": "image"},
+        "prompts": PROMPTED["prompts"],
+        "classes": CLASSES,
+        "samples": 2,
+    }
+    section = PROMPTED | {"objectives": [{"metric": "accuracy"}], "transductive": False}
+    plain = study("clip", section, operator={"name": "fisher", "calibration": calibration})
+    run = run_study(resolved(folder, plain), tmp_path / "run")
+    assert run.plan.template.operator == "fisher"
+    assert all(record.state == "complete" for record in run.log.records)
 
 
 def test_check_prints_the_sizes_of_a_table(folder: Path) -> None:

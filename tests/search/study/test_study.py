@@ -89,7 +89,10 @@ def test_too_many_failures_in_a_row_stop_with_the_last_traceback_and_can_be_resu
     tmp_path: Path,
 ) -> None:
     data = analytic(
-        trials=40, evaluators=[FAULTY | {"faults": {"error": 1.0}}], max_consecutive_failures=4
+        trials=40,
+        anchors="none",
+        evaluators=[FAULTY | {"faults": {"error": 1.0}}],
+        max_consecutive_failures=4,
     )
     with pytest.raises(StudyFailedError, match=r"4 trials failed in a row(.|\n)*Traceback"):
         run_in(data, tmp_path / "run")

@@ -143,7 +143,17 @@ def test_several_evaluators_halve_their_batches_together(pico_items: Path) -> No
 def test_the_batch_is_in_the_record_and_in_the_report(size: int | None) -> None:
     field = Field(np.arange(3), np.zeros((1, 2)))
     recipe = Recipe(Source("", ""), (), "task_arithmetic", field)
-    asked = TrialRecord(0, "search", "", 0, np.zeros(2), recipe, 0, None, "running")
+    asked = TrialRecord(
+        number=0,
+        kind="search",
+        name="",
+        suggestion=0,
+        point=np.zeros(2),
+        recipe=recipe,
+        tells_at_ask=0,
+        tell_index=None,
+        state="running",
+    )
     outcome = Outcome("0", Measurement({"f": 1.0}), None, batch_size=size)
     attributes = result_attributes(outcome, 0, None, 0.0, {})
     assert ("batch_size" in str(attributes[RESULT])) == (size is not None)

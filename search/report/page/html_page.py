@@ -1,27 +1,23 @@
-"""One self-contained HTML page for a study: tables, and figures drawn by the plotly.js inside it.
-
-The page loads nothing. Its content security policy allows exactly its own scripts, by their hashes,
-so that even a name that slipped through escaping could not run.
-"""
+"""The page of a study: tables, and figures drawn by the plotly.js inside it."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from mergesearch.evaluators import SPLITS
 from mergesearch.search.grammar import counted
+from mergesearch.search.report.coefficients import with_kept
 from mergesearch.search.report.costs import busy_share, failures, timings
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.gains import anchor_intervals
 from mergesearch.search.report.headline import export_command, sentences
 from mergesearch.search.report.masking import without_secrets
-from mergesearch.search.report.page_style import DRAW, STYLE
+from mergesearch.search.report.page.elements import cells, document, figure, section, table
+from mergesearch.search.report.page.panel import panel
 from mergesearch.search.report.plotly_figures import Figure, draw_figures
 from mergesearch.search.report.tables import MISSING, cell, heading, result_table
 from mergesearch.search.report.wording import interval, plus_minus, rounded
@@ -32,49 +28,33 @@ LISTED = 100
 
 def render(data: ReportData) -> str:
     """The whole page."""
-    from plotly.offline import get_plotlyjs
-
+    data = with_kept(data)
     figures = draw_figures(data)
-    scripts = [get_plotlyjs(), DRAW] if figures else []
-    allowed = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
-    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; "
-    policy += f"style-src 'unsafe-inline'; script-src {allowed}"
-    code = "".join(f"<script>{script}</script>\n" for script in scripts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(data.study)} – mergesearch</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{_body(data, figures)}</main>\n{code}</body>\n</html>\n"
-    )
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return document(data.study, _body(data, figures), figures=bool(figures))
 
 
 def _body(data: ReportData, figures: Mapping[str, Figure]) -> str:
     several = len(data.objectives) > 1
     whose = "the winner" if data.winner is not None else "the best trial so far"
+    heat = figure("coefficients", figures, f"coefficients of {whose}, by block")
     sections = [
-        ("Result", _results(data)),
-        ("Winner against every anchor", _against_anchors(data)),
-        ("Progress", _figure("progress", figures)),
-        ("Front", _figure("front", figures)),
-        (f"Coefficients of {whose}", _figure("coefficients", figures)),
+        (f"Coefficients of {whose}", heat),
         ("Front members" if several else "Best trials", _members(data)),
-        ("Trials and time", _trials(data) + _times(data)),
+        ("Cost", _trials(data) + _times(data)),
         ("Failures", _failures(data)),
+        ("Left untouched by the operator", _untouched(data)),
+        ("Lineage of the experts", _lineages(data)),
         ("Space", _space(data)),
         ("Study", _yaml(data.resolved)),
         ("Environment", _yaml(data.fingerprint)),
     ]
-    shown = (
-        f"<section>\n<h2>{escape(title)}</h2>\n{html}</section>\n"
-        for title, html in sections
-        if html
+    return (
+        _headline(data)
+        + section("Result", _results(data))
+        + section("Winner against every anchor", _against_anchors(data))
+        + _explored(data, figures)
+        + "".join(section(title, html) for title, html in sections)
     )
-    return _headline(data) + "".join(shown)
 
 
 def _headline(data: ReportData) -> str:
@@ -94,24 +74,8 @@ def _with_code(line: str) -> str:
 def _export(data: ReportData) -> str:
     if data.leading is None:
         return ""
-    return f'<pre class="command">{escape(export_command(data, data.leading.number))}</pre>\n'
-
-
-def _table(head: Sequence[str], rows: Sequence[str], numeric: Sequence[int] = ()) -> str:
-    """A table from header texts and ready ``<tr>`` rows."""
-    cells = "".join(
-        f"<th{' class=n' if i in numeric else ''}>{escape(t)}</th>" for i, t in enumerate(head)
-    )
-    body = "\n".join(rows)
-    table = f"<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return f'<div class="scroll"><table>\n{table}</table></div>\n'
-
-
-def _cells(texts: Sequence[str], numeric: Sequence[int] = ()) -> str:
-    return "".join(
-        f"<td{' class=n' if i in numeric else ''}>{escape(text)}</td>"
-        for i, text in enumerate(texts)
-    )
+    command = escape(export_command(data, data.leading.number))
+    return f'<pre class="command" tabindex=0>{command}</pre>\n'
 
 
 def _results(data: ReportData) -> str:
@@ -121,22 +85,25 @@ def _results(data: ReportData) -> str:
     for row in result_table(data):
         style = "winner" if row.winner or row.leading else "anchor" if row.best_anchor else ""
         for index, objective in enumerate(data.objectives):
-            figures = [heading(objective), *(cell(row, split, objective) for split in SPLITS)]
-            line = _cells(figures, (1, 2, 3))
+            line = f"<td class=objective>{escape(heading(objective))}</td>" + "".join(
+                f'<td class=n data-label="{split}">{escape(cell(row, split, objective))}</td>'
+                for split in SPLITS
+            )
             if index == 0:
                 span = f' rowspan="{count}"' if count > 1 else ""
                 first = (
                     f"<td{span} class=n>{row.trial}</td><td{span} "
                     f"class=name>{escape(row.name)}</td>"
                 )
-                line = f"{first}{line}<td{span} class=name>{escape(row.marks)}</td>"
+                line = f'{first}{line}<td{span} class="name marks">{escape(row.marks)}</td>'
             rows.append(f'<tr class="{style}{" first" if index == 0 else ""}">{line}</tr>')
     note = (
         "<p class=note>Values ± standard error over items. The search saw the search items "
         "alone; the winner was chosen on the validation items and measured once on the test "
         "items.</p>\n"
     )
-    return _table(["trial", "", "objective", *SPLITS, ""], rows, (0, 3, 4, 5)) + note
+    head = ["trial", "", "objective", *SPLITS, ""]
+    return f'<div class="results">{table(head, rows, (0, 3, 4, 5), name="results")}</div>\n{note}'
 
 
 def _against_anchors(data: ReportData) -> str:
@@ -151,25 +118,27 @@ def _against_anchors(data: ReportData) -> str:
         gain = rounded(each.improvement, each.error, "+")
         paired = "paired" if each.paired else "unpaired"
         texts = [each.objective, each.anchor, gain, span, paired, each.verdict]
-        rows.append(f"<tr>{_cells(texts, (2, 3))}</tr>")
+        rows.append(f"<tr>{cells(texts, (2, 3))}</tr>")
     note = (
         "<p class=note>How much better the winner is than each anchor on test items. All 95 % "
         "intervals hold together; a gain is shown only where the winner is better than every "
         "anchor.</p>\n"
     )
     head = ["objective", "anchor", "improvement", "95 % interval", "", "winner is"]
-    return _table(head, rows, (2, 3)) + note if rows else ""
+    return table(head, rows, (2, 3), name="winner against anchors") + note if rows else ""
 
 
-def _figure(name: str, figures: Mapping[str, Figure]) -> str:
-    if name not in figures:
+def _explored(data: ReportData, figures: Mapping[str, Figure]) -> str:
+    """The figures of trials, and beside them the panel that shows one trial."""
+    if not figures:
         return ""
-    # "<" would let a name close the script element.
-    text = json.dumps(figures[name], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        f'<div class="figure" id="{name}"></div>\n<script type="application/json" '
-        f'data-for="{name}">{text}</script>\n'
-    )
+    drawn = {
+        "Front": figure("front", figures, "figure of the front"),
+        "Pairs of objectives": figure("pairs", figures, "figures of all pairs of objectives"),
+        "Progress": figure("progress", figures, "figure of the progress"),
+    }
+    sections = "".join(section(title, html) for title, html in drawn.items())
+    return f'<div class="explore">\n<div>\n{sections}</div>\n{panel(data)}</div>\n'
 
 
 def _members(data: ReportData) -> str:
@@ -185,7 +154,7 @@ def _members(data: ReportData) -> str:
         command = f"<td><code>{escape(export_command(data, record.number))}</code></td>"
         named = escape(label(record) if record.name else record.kind)
         rows.append(
-            f"<tr>{_cells([str(record.number), *values], numeric)}<td>{named}</td>{command}</tr>"
+            f"<tr>{cells([str(record.number), *values], numeric)}<td>{named}</td>{command}</tr>"
         )
     if not rows:
         return ""
@@ -194,7 +163,8 @@ def _members(data: ReportData) -> str:
     more = f"<p class=note>{left} more {verb} in report.json.</p>\n" if left > 0 else ""
     numeric = range(len(data.objectives) + len(estimated) + 1)
     names = [*map(heading, data.objectives), *(f"estimated {o.name}" for o in estimated)]
-    return _table(["trial", *names, "", "export"], rows, numeric) + more + _observed_only(data)
+    listed = table(["trial", *names, "", "export"], rows, numeric, name="members")
+    return listed + more + _observed_only(data)
 
 
 def _observed_only(data: ReportData) -> str:
@@ -217,7 +187,7 @@ def _trials(data: ReportData) -> str:
     }
     kinds = {
         kind: sum(r.kind == kind for r in data.records)
-        for kind in ("anchor", "search", "recommended")
+        for kind in ("anchor", "taken", "search", "recommended")
     }
     listed = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     trials = counted(len(data.records), "trial")
@@ -233,14 +203,38 @@ def _trials(data: ReportData) -> str:
 
 
 def _times(data: ReportData) -> str:
+    """What phases cost, beside what the plan expected where it did."""
     finished = max(sum(record.state != "running" for record in data.records), 1)
     rows = []
+    for phase, seconds in data.predicted_seconds.items():
+        expected = duration(seconds) if seconds >= 1 else "below 1 s"
+        rows.append(f"<tr>{cells([phase, expected, MISSING, '', '', ''], (1, 2, 3, 4))}</tr>")
     for timing in timings(data):
         per_trial = f"{timing.seconds / finished:.3g}"
-        texts = [timing.phase, f"{timing.seconds:.1f}", f"{timing.share:.1%}", per_trial]
+        texts = [timing.phase, MISSING, f"{timing.seconds:.1f}", f"{timing.share:.1%}", per_trial]
         bar = f'<td><span class="bar" style="width:{timing.share * 10:.2f}em"></span></td>'
-        rows.append(f"<tr>{_cells(texts, (1, 2, 3))}{bar}</tr>")
-    return _table(["phase", "seconds", "share", "s / trial", ""], rows, (1, 2, 3))
+        rows.append(f"<tr>{cells(texts, (1, 2, 3, 4))}{bar}</tr>")
+    head = ["phase", "predicted", "measured s", "share", "s / trial", ""]
+    return table(head, rows, (1, 2, 3, 4), name="cost")
+
+
+def _lineages(data: ReportData) -> str:
+    """Where the experts come from, as told from samples of their weights."""
+    rows = []
+    for lineage in data.lineages:
+        figures = [
+            MISSING if lineage[key] is None else f"{lineage[key]:.4f}"
+            for key in ("cosine", "distance")
+        ]
+        texts = [lineage["expert"], lineage["kind"], *figures, lineage["finding"]]
+        rows.append(f"<tr>{cells(texts, (2, 3))}</tr>")
+    head = ["expert", "of the base", "cosine", "distance", ""]
+    return table(head, rows, (2, 3), name="lineage") if rows else ""
+
+
+def _untouched(data: ReportData) -> str:
+    told = data.untouched[:1].upper() + data.untouched[1:]
+    return f"<p>{escape(told)}.</p>\n" if told else ""
 
 
 def duration(seconds: float) -> str:
@@ -259,21 +253,25 @@ def _failures(data: ReportData) -> str:
     for group in groups:
         numbers = ", ".join(map(str, group.trials[:8])) + (", …" if len(group.trials) > 8 else "")
         rows.append(
-            f"<tr>{_cells([group.kind, str(len(group.trials)), group.message, numbers], (1,))}</tr>"
+            f"<tr>{cells([group.kind, str(len(group.trials)), group.message, numbers], (1,))}</tr>"
         )
-    return _table(["kind", "count", "first message", "trials"], rows, (1,)) if rows else ""
+    return (
+        table(["kind", "count", "first message", "trials"], rows, (1,), name="failures")
+        if rows
+        else ""
+    )
 
 
 def _space(data: ReportData) -> str:
     if not data.names:
         return ""
     rows = [
-        f"<tr>{_cells([name, f'{low:.4g}', f'{high:.4g}'], (1, 2))}</tr>"
+        f"<tr>{cells([name, f'{low:.4g}', f'{high:.4g}'], (1, 2))}</tr>"
         for name, low, high in zip(data.names, data.lower, data.upper, strict=True)
     ]
-    table = _table(["dimension", "lower", "upper"], rows, (1, 2))
+    listed = table(["dimension", "lower", "upper"], rows, (1, 2), name="space")
     return (
-        f"<details><summary>{counted(len(data.names), 'dimension')}</summary>\n{table}</details>\n"
+        f"<details><summary>{counted(len(data.names), 'dimension')}</summary>\n{listed}</details>\n"
     )
 
 
@@ -284,4 +282,4 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
     plain = json.loads(json.dumps(without_secrets(values), default=str))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
-    return f"<pre>{escape(text)}</pre>\n"
+    return f"<pre tabindex=0>{escape(text)}</pre>\n"

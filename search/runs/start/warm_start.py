@@ -3,7 +3,7 @@
 The space of a study that begins at a trial may be finer (one coefficient per expert, then per
 block, then per tensor): refining copies the coefficients exactly where the new space holds them.
 Operators may differ, since a good field for one is often a good start for another; experts may not.
-Priors (:mod:`mergesearch.search.runs.priors`) are for other experts.
+Priors (:mod:`mergesearch.search.runs.start.priors`) are for other experts.
 """
 
 from __future__ import annotations
@@ -16,33 +16,50 @@ import numpy as np
 from mergesearch.merging import InputError, MergesearchError, Recipe
 from mergesearch.search.plan.anchors import Anchor
 from mergesearch.search.plan.plan import Plan
-from mergesearch.search.runs.leakage import leakage_notes
 from mergesearch.search.runs.opened import Run, open_run
-from mergesearch.search.runs.priors import prior_point
+from mergesearch.search.runs.start.leakage import leakage_notes
+from mergesearch.search.runs.start.priors import prior_point
+from mergesearch.search.runs.start.scores import find_scores
 from mergesearch.search.spec.sections import StartSection
 from mergesearch.search.strategies.base import Point
 
 
 @dataclass(frozen=True, eq=False)
 class WarmStart:
-    """Where a study begins.
+    """Where a study begins, or that other runs do not say it.
 
     Attributes:
-        point: Position in the study's space, float64 ``(dim,)``.
+        point: Position in the study's space, float64 ``(dim,)``, or None.
         notes: What the study shares with the runs that it comes from, one line each.
     """
 
-    point: Point
+    point: Point | None
     notes: tuple[str, ...] = ()
 
 
 def with_warm_start(plan: Plan, start: WarmStart) -> Plan:
     """The plan that begins at ``start``, which becomes an anchor unless one is the same merge."""
     assert plan.spec.start is not None
+    if start.point is None:
+        return plan
     recipe = plan.space.decode(start.point)
     known = {anchor.recipe.digest for anchor in plan.anchors}
     added = () if recipe.digest in known else (Anchor(_name(plan.spec.start), recipe),)
     return replace(plan, begin=start.point, anchors=(*plan.anchors, *added), notes=start.notes)
+
+
+def started(plan: Plan) -> Plan:
+    """The plan with what it takes from other runs, as a study that begins now would take it.
+
+    Raises:
+        InputError: If a run is missing, or does not fit this study.
+    """
+    section = plan.spec.start
+    if section is None:
+        return plan
+    begun = with_warm_start(plan, find_warm_start(plan, section))
+    notes = () if section.scores is None else find_scores(begun, section.scores).notes
+    return replace(begun, notes=(*begun.notes, *notes))
 
 
 def find_warm_start(plan: Plan, section: StartSection) -> WarmStart:
@@ -52,8 +69,8 @@ def find_warm_start(plan: Plan, section: StartSection) -> WarmStart:
         InputError: If a run or trial is missing or unfinished, or does not fit this study.
     """
     if section.priors is None:
-        assert section.run is not None
-        return WarmStart(_trial_point(plan, section.run, section.trial))
+        run = section.run
+        return WarmStart(None if run is None else _trial_point(plan, run, section.trial))
     runs = [_opened(folder) for folder in section.priors]
     return WarmStart(prior_point(plan, runs), leakage_notes(plan, runs))
 

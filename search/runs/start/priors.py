@@ -1,7 +1,7 @@
 """Priors from other runs: where a study begins whose experts and depth no earlier run had.
 
 Of each finished run the coefficients of its best merge are summarised by role and depth
-(:mod:`mergesearch.search.runs.role_profile`); the study begins at their mean.
+(:mod:`mergesearch.search.runs.start.role_profile`); the study begins at their mean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mergesearch.merging.operators import get_operator
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.runs.opened import Run
-from mergesearch.search.runs.role_profile import (
+from mergesearch.search.runs.start.role_profile import (
     RoleProfile,
     field_by_profiles,
     profile_of,

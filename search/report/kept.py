@@ -1,0 +1,52 @@
+"""What a report shows of the points and recipes of trials, without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """A trial's coefficients.
+
+    Attributes:
+        trial: Its number.
+        rows: Names of the directions, ``(directions,)``.
+        columns: Names of the blocks, ``(blocks,)``.
+        values: Mean coefficients, ``(directions, blocks)``.
+    """
+
+    trial: int
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What was made of the points and recipes of a run's trials, so that a report needs neither.
+
+    A report that is read back has this and no weights beside it.
+
+    Attributes:
+        estimates: Trial -> estimated losses ``(objectives,)``.
+        members: Trials of the front by the estimates, where no verdict names them.
+        coefficients: Coefficients of the leading trial by block; None without any.
+        routing: How the leading trial routes its input; empty where it is one checkpoint.
+        means: Trial -> mean coefficient of each direction.
+        directions: Names of the directions.
+    """
+
+    estimates: Mapping[int, Array] = field(default_factory=dict)
+    members: tuple[int, ...] = ()
+    coefficients: HeatMap | None = None
+    routing: Mapping[str, Any] = field(default_factory=dict)
+    means: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    directions: tuple[str, ...] = ()

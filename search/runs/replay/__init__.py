@@ -1,0 +1,1 @@
+"""Merges rebuilt from their recipes, and compared with what was recorded of them."""

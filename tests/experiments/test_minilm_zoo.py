@@ -83,6 +83,7 @@ class TestReading:
             gather("modules", 100_000)
 
 
+@pytest.mark.slow
 def test_items_of_the_splits_differ_and_are_read_back(tmp_path: Path) -> None:
     sizes = {"search": 12, "test": 12}
     items = make_items(sizes, 0)

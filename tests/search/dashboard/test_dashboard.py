@@ -388,6 +388,7 @@ def call(application: Any, path: str, **environ: str) -> tuple[str, dict[str, st
     return started[0], dict(started[1]), b"".join(chunks)
 
 
+@pytest.mark.slow
 class TestCost:
     def test_a_second_poll_reads_no_finished_trial_again(self, tmp_path):
         import sqlalchemy

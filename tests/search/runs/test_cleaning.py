@@ -55,6 +55,7 @@ def test_weights_of_another_time_belong_to_nobody(runs: Path) -> None:
     assert sum(each.bytes for each in found) == sum(file.stat().st_size for file in old)
 
 
+@pytest.mark.slow
 def test_opening_them_marks_them_as_used(runs: Path, pico_models: Path, pico_items: Path) -> None:
     files = [file for file in (runs / ".arenas").rglob("*") if file.is_file() and "." in file.name]
     age(files, 30 * DAY)
@@ -63,6 +64,7 @@ def test_opening_them_marks_them_as_used(runs: Path, pico_models: Path, pico_ite
     assert not [each for each in unused_weights(runs) if not each.name.startswith("shared/")]
 
 
+@pytest.mark.slow
 def test_nothing_is_unused_while_a_driver_is_at_work(runs: Path) -> None:
     run_in(analytic(trials=8), runs / "other")
     age([file for file in (runs / ".arenas").rglob("*.*") if file.is_file()], 30 * DAY)

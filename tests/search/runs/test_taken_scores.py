@@ -65,7 +65,7 @@ def test_another_strategy_knows_all_trials_and_spends_nothing_on_them(
     assert [line for line in caveats(run.report_data()) if "29 trials taken over from a" in line]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.8])
+@pytest.mark.parametrize("share", [0.3, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_an_interrupted_study_goes_on_as_if_nothing_had_happened(
     measured: Path, tmp_path: Path, share: float
 ) -> None:

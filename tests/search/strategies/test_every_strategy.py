@@ -18,7 +18,14 @@ CUTS = (0.4, pytest.param(0.8, marks=pytest.mark.slow))
 #: For the long suite: a strategy of the same family stays, and the contract replays each of them.
 LONG = {
     *("nested_map", "nsga3", "sms_emoa", "cma_parego", "model_swarms", "pcb_es"),
-    *("gradient_warm_cma", "frank_wolfe", "expert_merging", "expert_merging_pp"),
+    *(
+        "evo_merging",
+        "medsamix",
+        "gradient_warm_cma",
+        "frank_wolfe",
+        "expert_merging",
+        "expert_merging_pp",
+    ),
 }
 RESUMED = [
     pytest.param(*case, marks=pytest.mark.slow) if case[1] or case[0] in LONG else case

@@ -164,6 +164,7 @@ def test_a_study_resumes_to_the_same_trials_from_anywhere(
     assert resumed.verdict == whole.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_ray_workers_share_a_step_and_arrive_where_one_worker_does(
     tmp_path: Path, pico_models: Path, pico_items: Path

@@ -190,6 +190,7 @@ def test_weights_are_prepared_once_for_all_workers_of_a_node(
     assert "identical to the record" in exported.stdout, exported.stderr
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     study = write_study(slow_study("ill"), tmp_path)
     done = mergesearch(cluster, "doctor", str(study), "--address", cluster.address, "--json")

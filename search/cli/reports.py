@@ -145,7 +145,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(epilog="Example: mergesearch clean --runs runs, then with --yes")(clean)
     app.command(epilog="Example: mergesearch recipe runs/digits > recipe.yaml")(recipe)
-    app.command(epilog="Example: mergesearch report runs/digits --out /tmp/digits-report")(report)
+    app.command(epilog="Example: mergesearch report runs/digits --out digits-report")(report)
     app.command(
         epilog="Example: mergesearch compare runs/digits-cma runs/digits-map --out compare.html",
     )(compare)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,6 +24,7 @@ from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.operators.pages import default
 from mergesearch.merging.operators.schema import meaning, type_text
 from mergesearch.search.spec.sections import StudySpec
+from mergesearch.search.spec.study_file import models_in
 from mergesearch.search.strategies.pages import described, without_roles
 from mergesearch.search.strategies.table import STRATEGIES
 
@@ -190,7 +191,7 @@ def _section_topic(
         key = _one_of(part, model.model_fields, ".".join(above) or ROOT)
         field = model.model_fields[key]
         above = (*above, key)
-        inner = sections_in(field.annotation)
+        inner = models_in(field.annotation)
         if not inner:
             return Topic(name, field.description or "", (_row(above, field),))
         model = inner[0]
@@ -200,7 +201,7 @@ def _section_topic(
 
 
 def _row(path: tuple[str, ...], field: FieldInfo) -> KeyRow:
-    inner = sections_in(field.annotation)
+    inner = models_in(field.annotation)
     several = path[-1] in ("evaluators", "operator", "strategy")
     text = field.description or SHARED.get(path[-1], "")
     if not text and inner and not several:
@@ -210,7 +211,7 @@ def _row(path: tuple[str, ...], field: FieldInfo) -> KeyRow:
 
 
 def _type(field: FieldInfo) -> str:
-    if sections_in(field.annotation):
+    if models_in(field.annotation):
         return "list of sections" if get_origin(field.annotation) is list else "section"
     if field.metadata:
         return _plain(type_text(Annotated[(field.annotation, *field.metadata)]))
@@ -236,13 +237,6 @@ def _text(value: Any) -> str:
 def _plain(text: str) -> str:
     """A type in words, for a terminal."""
     return text.replace("`", "")
-
-
-def sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models of the sections that a key may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in sections_in(inner)]
 
 
 def _first_line(model: type[BaseModel]) -> str:

@@ -15,7 +15,12 @@ from mergesearch.evaluators import Objective
 from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.comparison import improvement_over
 from mergesearch.search.report.data import ReportData, label
-from mergesearch.search.report.simultaneous import Deviation, critical_value, paired_deviation
+from mergesearch.search.report.simultaneous import (
+    Deviation,
+    critical_value,
+    interval_around,
+    paired_deviation,
+)
 
 
 @dataclass(frozen=True)
@@ -154,16 +159,16 @@ def _interval(
     width: float,
 ) -> AnchorInterval:
     """The interval of an improvement, ``width`` standard errors to either side."""
-    half = None if deviation is None else width * deviation.error
+    low, high = interval_around(improvement, deviation, width)
     return AnchorInterval(
         objective=objective.name,
         trial=record.number,
         anchor=label(record),
         improvement=improvement,
         error=None if deviation is None else deviation.error,
-        low=None if half is None else improvement - half,
-        high=None if half is None else improvement + half,
-        paired=deviation is not None and deviation.items is not None,
+        low=low,
+        high=high,
+        paired=deviation is not None and deviation.paired,
     )
 
 

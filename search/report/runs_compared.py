@@ -17,7 +17,7 @@ from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.comparison import improvement_over
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.gains import deviation_of
-from mergesearch.search.report.simultaneous import critical_value
+from mergesearch.search.report.simultaneous import critical_value, interval_around
 from mergesearch.search.report.wording import change, interval, plus_minus
 from mergesearch.search.spec.comparison import differences
 
@@ -169,15 +169,15 @@ def _differences(
     for (other, objective), deviation in zip(pairs, deviations, strict=True):
         theirs, ours = _pair(first, other)
         improvement = improvement_over(objective, ours, theirs)
-        half = None if deviation is None else width * deviation.error
+        low, high = interval_around(improvement, deviation, width)
         found.append(
             RunDifference(
                 run=other.run,
                 objective=objective.name,
                 improvement=improvement,
-                low=None if half is None else improvement - half,
-                high=None if half is None else improvement + half,
-                paired=deviation is not None and deviation.items is not None,
+                low=low,
+                high=high,
+                paired=deviation is not None and deviation.paired,
             )
         )
     return tuple(found)

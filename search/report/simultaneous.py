@@ -41,6 +41,21 @@ class Deviation:
     error: float
     items: Array | None = None
 
+    @property
+    def paired(self) -> bool:
+        """Whether it comes from item-by-item differences."""
+        return self.items is not None
+
+
+def interval_around(
+    difference: float, deviation: Deviation | None, width: float
+) -> tuple[float | None, float | None]:
+    """A difference less and plus ``width`` standard errors; None twice where none is known."""
+    if deviation is None:
+        return None, None
+    half = width * deviation.error
+    return difference - half, difference + half
+
 
 def paired_deviation(differences: Array, weights: Array | None = None) -> Deviation:
     """The sampling error of ``Σ weight · difference``.

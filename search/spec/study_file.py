@@ -136,7 +136,7 @@ def known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> set[str]:
             inner
             for outer in models
             if part in outer.model_fields
-            for inner in _models_in(outer.model_fields[part].annotation)
+            for inner in models_in(outer.model_fields[part].annotation)
         ]
         # A union tag is the value of a discriminator (`kind`), not a field name.
         tagged = [
@@ -153,10 +153,11 @@ def _plugin_sections(kind: str) -> list[type[BaseModel]]:
     return [SECTIONS[kind]] if kind in SECTIONS else []
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models of the sections that a key of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+    return [model for inner in get_args(annotation) for model in models_in(inner)]
 
 
 def resolve(spec: StudySpec, folder: Path) -> StudySpec:

@@ -26,6 +26,7 @@ BELOW: dict[str, set[str]] = {
 #: entry that its name begins with, so that a folder's `base` may stand below its other files.
 ROOMS = [
     "merging.errors",
+    "merging.foreign",
     "merging.extensions",
     "merging.tensors",
     "merging.kernels",

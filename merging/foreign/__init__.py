@@ -1,0 +1,1 @@
+"""Readers of what we did not write: bounded, typed, and with one kind of error."""

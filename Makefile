@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow bench gpu-check lint format faults golden peers docs docs-site clean
+.PHONY: help install demo test test-fast test-slow bench gpu-check lint format faults fuzz soak golden peers docs docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,13 @@ gpu-check: $(if $(filter kernels,$(TIER)),,install)  ## what needs a GPU, in ten
 
 faults: install  ## a sweep through everything that clusters do; rewrites docs/faults.md
 	$(BIN)/python -m tests.faults.report
+
+# SEED= is the first seed, COUNT= how many of every kind, KIND= which kinds (with commas).
+fuzz: install  ## 5,000 seeded mutations of every kind of file, read by the real readers
+	$(BIN)/python -m tests.fuzz.run --seed $(or $(SEED),0) --count $(or $(COUNT),5000) --kind "$(KIND)"
+
+soak: install  ## two hours of studies that are killed, moved, starved and resumed
+	$(BIN)/python -m tests.soak.run --seed $(or $(SEED),0) --minutes $(or $(MINUTES),120)
 
 golden: install  ## rewrite the golden recommendations (an algorithm change: say so in CHANGELOG.md)
 	$(BIN)/python -m tests.golden.write

@@ -77,6 +77,36 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Output:
+    """What a model made of one prompt, for a person to look at.
+
+    Attributes:
+        prompt: The prompt as the data has it.
+        kind: ``text``, or the format of a picture: ``png``, ``jpeg``, ``gif`` or ``webp``.
+        content: The picture's file, or the text in UTF-8.
+    """
+
+    prompt: str
+    kind: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What a person must judge before an objective has its value.
+
+    Attributes:
+        question: What the person is asked of two outputs for the same prompt.
+        choices: How many pairs with this model in them are shown.
+        outputs: The model's outputs, in a fixed order of the prompts.
+    """
+
+    question: str
+    choices: int
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The result of one evaluation.
 
@@ -92,6 +122,11 @@ class Measurement:
             weighted items.
         item_indices: The same objectives -> indices of the items among all that the split has for
             them ``(items,)``.
+        resampled: Other objectives -> value on each of
+            :data:`mergesearch.evaluators.items.RESAMPLES` resamples of the items ``(resamples,)``,
+            which are the same for all merges; where it is known, on held-out items.
+        exhibits: Objective that a person judges -> what is to be judged. Its value and error are
+            what is believed before, until the driver puts in what the choices say.
     """
 
     values: Mapping[str, float]
@@ -101,6 +136,8 @@ class Measurement:
     violations: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     item_indices: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
+    resampled: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    exhibits: Mapping[str, Exhibit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,13 @@ from mergesearch.evaluators.objectives import (
     loss_factors,
     needed_references,
     objectives_of,
+    tolerances_of,
 )
-from mergesearch.evaluators.pooling import Pool, is_part, pooled_domains
+from mergesearch.evaluators.pooling import Pool, is_part, pooled_domains, with_resamples
 from mergesearch.evaluators.reduction import DomainScore, measure, score_domains
 from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, MergesearchError, NonFiniteError
+from mergesearch.merging.foreign.shown import shown
 
 __all__ = ["ByItem", "Items", "Metric", "domain_names", "wide"]
 
@@ -122,6 +124,7 @@ class ByItem(EvaluatorBase, ABC):
         check_metrics(self._metrics, where, by_domain=columns.get("domain") is not None)
         self.objectives = objectives_of(self._metrics)
         self.constraints = constraints_of(self._metrics)
+        self._tolerances = tolerances_of(self._metrics)
         self._wanted = {metric.metric for metric in self._metrics}
         apart = {metric.label for metric in self._metrics if metric.metric in self.pooled}
         self.additive = tuple(name for name in additive_of(self._metrics) if name not in apart)
@@ -161,6 +164,7 @@ class ByItem(EvaluatorBase, ABC):
             if not (self.transductive and split == "search")
         }
         domains = self._tables.check(roles)
+        self.largest_classes = self._tables.largest
         domains.setdefault("search", domains["test"])
         for metric in self._metrics:
             for split in SPLITS:
@@ -169,7 +173,7 @@ class ByItem(EvaluatorBase, ABC):
                     raise InputError(
                         f"{self._where}.objectives: expected domains among "
                         f"{sorted(domains[split])} (those of the {split} items), received "
-                        f"{odd[0]!r}"
+                        f"{shown(odd[0])}"
                     )
         everywhere = self._domains = set.union(*domains.values())
         for split in SPLITS:
@@ -231,9 +235,10 @@ class ByItem(EvaluatorBase, ABC):
         for metric, pool in self.pooled.items():
             if metric in self._wanted:
                 by_domain[metric] = pooled_domains(metric, pool, by_metric, indices, domains)
-        return measure(
-            self._metrics, by_domain, candidate.references, self._experts, of_split.domains
-        )
+        references = candidate.references
+        scores = (self._metrics, by_domain, references, self._experts)
+        measured = measure(*scores, of_split.domains)
+        return measured if split == "search" else with_resamples(measured, *scores)
 
     def _scores_of(self, candidate: Candidate, items: Any) -> Mapping[str, Array]:
         """Metric -> score of each item, by the head of its domain where there are several."""

@@ -9,7 +9,8 @@ last line of its standard output::
 
 ``count`` asks for the first so many items of the split, in an order that never changes; null means
 all. ``errors`` and ``items`` are optional; items are expected where the study says how many there
-are.
+are. Where bounds are about scores that are no objectives, ``"scores": [NAME, …]`` lists these, and
+their values are expected too.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ from typing import Any
 from mergesearch.evaluators.base import Candidate, ItemSubset, Measurement, Objective, Split
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.model_folder import save_model
-from mergesearch.evaluators.objectives import check_names
+from mergesearch.evaluators.objectives import (
+    Metric,
+    check_names,
+    constraints_of,
+    extra_scores,
+    needed_references,
+    tolerances_of,
+)
 from mergesearch.evaluators.program import run_program
-from mergesearch.evaluators.program_answer import AnswerReader
+from mergesearch.evaluators.program_answer import AnswerReader, with_bounds
 from mergesearch.merging import InputError
 
 
@@ -39,6 +47,7 @@ class Command(EvaluatorBase):
         objectives: What it measures.
         timeout: Seconds that it may take at most.
         inputs: Anything that JSON can hold, handed to the program as it is.
+        bounds: Limits of scores, which are asked for beside the objectives.
         sizes: Items of each split; None where the program knows no items.
         model_class: ``transformers`` auto class of the model that is saved for it; None hands over
             the recipe alone.
@@ -50,7 +59,6 @@ class Command(EvaluatorBase):
         InputError: If two objectives have one name.
     """
 
-    constraints: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
     _subject = "a program"
 
@@ -61,13 +69,17 @@ class Command(EvaluatorBase):
         *,
         timeout: float,
         inputs: Any = None,
+        bounds: Sequence[Metric] = (),
         sizes: Mapping[Split, int] | None = None,
         model_class: str | None,
         tokenizer: str | None = None,
         folder: Path,
         where: str,
     ) -> None:
-        names = check_names(objectives, where)
+        self._names = check_names(objectives, where)
+        self._bounds = tuple(bounds)
+        self.constraints = constraints_of(bounds)
+        self._tolerances = tolerances_of(bounds)
         self._command = tuple(command)
         self.objectives = tuple(objectives)
         self._timeout = timeout
@@ -78,7 +90,10 @@ class Command(EvaluatorBase):
         self._folder = folder
         self._where = where
         self.provides = frozenset({"items"} if sizes else ())
-        self._reader = AnswerReader(names, bool(self._sizes), where, self._command[0])
+        self._extra = extra_scores(self._names, bounds)
+        self._reader = AnswerReader(
+            self._names, bool(self._sizes), where, self._command[0], self._extra
+        )
 
     def check(self) -> None:
         """Look for the program.
@@ -87,6 +102,10 @@ class Command(EvaluatorBase):
             InputError: If there is none, or it may not be executed.
         """
         self._program()
+
+    def references(self) -> frozenset[str]:
+        """Models whose scores are limits."""
+        return needed_references(self._bounds, {""}, {})
 
     def size(self, split: Split) -> int:
         """Number of items as the study file states it."""
@@ -110,11 +129,18 @@ class Command(EvaluatorBase):
             "objectives": [{"name": o.name, "direction": o.direction} for o in self.objectives],
             "inputs": self._inputs,
         }
+        if self._extra:
+            request["scores"] = list(self._extra)
+        measured = self._reader.measurement(self._answered(request, candidate), expected)
+        return with_bounds(measured, self._names, self._bounds, candidate.references)
+
+    def _answered(self, request: Mapping[str, Any], candidate: Candidate) -> Mapping[str, Any]:
+        """Answer of the program, for which the model is saved if it needs one."""
         if self.model_class is None:
-            return self._reader.measurement(self._answer(request), expected)
+            return self._answer(request)
         with TemporaryDirectory(prefix="mergesearch-") as name:
             save_model(candidate.model, Path(name), self._tokenizer)
-            return self._reader.measurement(self._answer(request | {"model": name}), expected)
+            return self._answer({**request, "model": name})
 
     def _program(self) -> str:
         """Path of the program."""

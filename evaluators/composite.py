@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from mergesearch.evaluators.base import (
@@ -58,6 +58,11 @@ class Composite:
             )
         self.model_class: str | None = classes[0] if classes else None
         self.constraints = tuple(name for member in members for name in member.constraints)
+        self.tolerances = {
+            name: told
+            for member in members
+            for name, told in getattr(member, "tolerances", {}).items()
+        }
         self.additive = tuple(name for member in members for name in member.additive)
         again = sorted({name for name in self.constraints if self.constraints.count(name) > 1})
         if again:
@@ -99,6 +104,13 @@ class Composite:
                         f"{used[head]} and {kind}; use two studies"
                     )
         return used
+
+    def check_classes(self, count_of: Callable[[str | None], int | None]) -> None:
+        """Refuse class numbers that a member's model has no class for."""
+        for member in self._members:
+            check = getattr(member, "check_classes", None)
+            if check is not None:
+                check(count_of)
 
     def references(self) -> frozenset[str]:
         """Anchors that the objectives of any member are relative to."""
@@ -145,6 +157,8 @@ class Composite:
             item_indices={
                 name: indices for part in parts for name, indices in part.item_indices.items()
             },
+            resampled={name: each for part in parts for name, each in part.resampled.items()},
+            exhibits={name: each for part in parts for name, each in part.exhibits.items()},
         )
 
     def batch_cost(self, batch: Batch, names: Collection[str] | None = None) -> int:

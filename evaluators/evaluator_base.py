@@ -14,6 +14,13 @@ import numpy.typing as npt
 from mergesearch.evaluators.base import Batch, Candidate, LossAndGradient, Split
 from mergesearch.merging import InputError, MergesearchError
 
+#: Auto classes of models that give one of their classes to an item or a word.
+CLASSIFIERS = (
+    "AutoModelForImageClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForAudioClassification",
+)
 #: (model, items) -> metric -> score of each item ``(items, ...)``.
 ItemScores = Callable[[Any, Any], Mapping[str, npt.NDArray[np.float64]]]
 
@@ -77,6 +84,10 @@ class EvaluatorBase:
     transductive: bool = False
     model_class: str | None = None
     selects: bool = False
+    #: Domain ("" without) -> largest class number of its items, after the check; empty without.
+    largest_classes: Mapping[str, int] = MappingProxyType({})
+    #: Bound -> its tolerance with the unit, for those that have one.
+    _tolerances: Mapping[str, str] = MappingProxyType({})
     #: Expert whose head scores the items, as the study names it; None: found by name.
     head: str | None = None
     #: How the model's weights are rounded while it is scored
@@ -102,6 +113,11 @@ class EvaluatorBase:
     _batch_tokens: int | None = None
     #: How often the batch was halved.
     _halvings: int = 0
+
+    @property
+    def tolerances(self) -> Mapping[str, str]:
+        """Bound -> its tolerance with the unit, for those that have one."""
+        return self._tolerances
 
     def lend(self, share: float) -> None:
         """Refuse to lend: there are no validation items of files.
@@ -150,6 +166,28 @@ class EvaluatorBase:
             )
         self.one_head = head
         return {head: self.model_class}
+
+    def check_classes(self, count_of: Callable[[str | None], int | None]) -> None:
+        """Refuse class numbers that a classifier has no class for.
+
+        Args:
+            count_of: Head (None: the model's own) -> number of its classes, None where it is not
+                known.
+
+        Raises:
+            InputError: In one line.
+        """
+        if self.model_class not in CLASSIFIERS:
+            return
+        for domain, largest in self.largest_classes.items():
+            count = count_of(self.one_head or self._head_of.get(domain))
+            if count is not None and largest >= count:
+                whose = f" for the items of {domain!r}" if domain else ""
+                raise InputError(
+                    f"{self._where}.data: expected class numbers 0 to {count - 1}{whose}, as the "
+                    f"model has {count} classes, received {largest}; number the classes as the "
+                    "model does, or name its classes in data.classes"
+                )
 
     def references(self) -> frozenset[str]:
         """Name no anchor: the values are relative to nothing."""

@@ -1,11 +1,18 @@
-"""Fixed and shuffled orders of items: which of them a part, a batch or a share holds."""
+"""Fixed and shuffled orders of items: which of them a part, a batch or a resample holds."""
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators.base import Batch, ItemSubset
+
+#: Resamples behind the interval of a value that is no weighted sum over items; a standard error is
+#: then known to 3 %.
+RESAMPLES = 500
 
 
 def balanced_order(domains: npt.NDArray[np.str_]) -> npt.NDArray[np.intp]:
@@ -64,3 +71,20 @@ def batch_indices(
         share = taken[batch.share * size // batch.shares : (batch.share + 1) * size // batch.shares]
         by_domain[name] = share, size
     return by_domain
+
+
+def resamples(domain: str, count: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Items of a domain that each of :data:`RESAMPLES` resamples draws with replacement ``(n,)``.
+
+    One item fewer is drawn than there are, so that the spread of a mean over a small domain is not
+    too small (Rao and Wu 1988, "Resampling inference with complex survey data", section 2). The
+    draws follow from the domain's name and size alone, so that all merges are valued on the same
+    resamples, and differences between them are paired.
+
+    Args:
+        domain: Its name.
+        count: Number of its items.
+    """
+    rng = np.random.default_rng([zlib.crc32(domain.encode()), count])
+    for _ in range(RESAMPLES):
+        yield rng.integers(count, size=max(count - 1, 1))

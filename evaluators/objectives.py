@@ -54,6 +54,16 @@ DIRECTIONS: Mapping[str, Direction] = {
     "span_precision": "maximize",
     "span_recall": "maximize",
 }
+_SHARE = "a share from 0 to 1"
+#: Metric -> unit of its values, for people.
+UNITS: Mapping[str, str] = {
+    **dict.fromkeys(("accuracy", "dice", "iou", "f1", "recall", "ndcg", "exact_match"), _SHARE),
+    **dict.fromkeys(("span_f1", "span_precision", "span_recall", "rouge_l"), _SHARE),
+    **dict.fromkeys(("cross_entropy", "entropy", "log_perplexity"), "nats"),
+    **dict.fromkeys(("wer", "cer"), "errors for each word or letter"),
+    **dict.fromkeys(("spearman", "pearson"), "a correlation from -1 to 1"),
+    "tokens": "tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,10 @@ class Metric:
         normalise: What a domain's value is compared with first, if anything.
         chance: Value of a guess, for all domains or by domain; 0 where it is not given.
         direction: Direction in which it is optimised; None takes the metric's own.
-        at_least, at_most: Makes it a bound: a number, or ``base`` for what the base reaches.
-        tolerance: How far the bound may be missed.
+        at_least, at_most: Makes it a bound: a number, or the model whose value is the limit
+            (``base``, ``expert NAME``).
+        tolerance: How far the bound may be missed, in the unit of the value.
+        unit: Of the value, for people; None takes that of :data:`UNITS`.
     """
 
     name: str | None = None
@@ -79,9 +91,10 @@ class Metric:
     normalise: Literal["expert", "base", "chance", "forgetting"] | None = None
     chance: float | Mapping[str, float] = 0.0
     direction: Direction | None = None
-    at_least: float | Literal["base"] | None = None
-    at_most: float | Literal["base"] | None = None
+    at_least: float | str | None = None
+    at_most: float | str | None = None
     tolerance: float = 0.0
+    unit: str | None = None
 
     @property
     def label(self) -> str:
@@ -113,6 +126,18 @@ class Metric:
         """Whether this is a bound, not an objective."""
         return self.at_least is not None or self.at_most is not None
 
+    @property
+    def allowance(self) -> str:
+        """The tolerance with its unit, such as ``0.02 of accuracy (a share from 0 to 1)``."""
+        if self.normalise in ("expert", "base", "chance"):
+            what = f"{self.metric} relative to {self.normalise} (1 is as good)"
+        elif self.unit is not None:
+            return f"{self.tolerance:g} {self.unit}"
+        else:
+            unit = UNITS.get(self.metric, "its own unit")
+            what = f"{self.metric} ({unit})"
+        return f"{self.tolerance:g} of {what}"
+
     def chance_in(self, domain: str) -> float:
         """Value of a guess in a domain."""
         return self.chance.get(domain, 0.0) if isinstance(self.chance, Mapping) else self.chance
@@ -133,10 +158,8 @@ def needed_references(
     names = set()
     for metric in metrics:
         known = domains[metric.metric] if isinstance(domains, Mapping) else domains
-        if metric.normalise in ("base", "forgetting") or "base" in (
-            metric.at_least,
-            metric.at_most,
-        ):
+        names |= {limit for limit in (metric.at_least, metric.at_most) if isinstance(limit, str)}
+        if metric.normalise in ("base", "forgetting"):
             names.add("base")
         if metric.normalise == "expert":
             names |= {f"expert {experts.get(domain, domain)}" for domain in metric.domains or known}
@@ -159,6 +182,16 @@ def additive_of(metrics: Sequence[Metric]) -> tuple[str, ...]:
 def constraints_of(metrics: Sequence[Metric]) -> tuple[str, ...]:
     """Names of the bounds."""
     return tuple(metric.label for metric in metrics if metric.bounds)
+
+
+def extra_scores(names: Sequence[str], bounds: Sequence[Metric]) -> tuple[str, ...]:
+    """Scores that bounds are about and that are no objectives, each once."""
+    return tuple(dict.fromkeys(b.metric for b in bounds if b.metric not in names))
+
+
+def tolerances_of(metrics: Sequence[Metric]) -> dict[str, str]:
+    """Bound -> its tolerance with the unit, for those that have one."""
+    return {m.label: m.allowance for m in metrics if m.bounds and m.tolerance}
 
 
 def loss_factors(

@@ -3,17 +3,25 @@
 An evaluator scores their parts item by item: scores named ``metric/part``. Standard errors are
 those of a jackknife that leaves out one of some groups of items at a time (Efron 1982, "The
 Jackknife, the Bootstrap and Other Resampling Plans"), equation (3.1) for groups.
+
+Differences between merges need more than the errors of both: values that are no weighted sums of
+items, of these metrics and of worst domains and geometric means, are worked out on resamples of the
+items too, which are the same for all merges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from mergesearch.evaluators.reduction import DomainScore, score_domains
+from mergesearch.evaluators.base import Measurement
+from mergesearch.evaluators.items import resamples
+from mergesearch.evaluators.objectives import Metric, References
+from mergesearch.evaluators.reduction import DomainScore, reduce_metric, score_domains
 
 Array = npt.NDArray[np.float64]
 #: The parts of a metric, each ``(items,)`` -> its value.
@@ -56,8 +64,14 @@ def pooled_domains(
             error=jackknife_error(pool, chosen),
             item_indices=indices[rows],
             mean=False,
+            value_of=partial(_value_of, pool, chosen),
         )
     return found
+
+
+def _value_of(pool: Pool, parts: Sequence[Array], rows: npt.NDArray[np.intp]) -> float:
+    """The value of the items at some rows."""
+    return pool([part[rows] for part in parts])
 
 
 def jackknife_error(pool: Pool, parts: Sequence[Array]) -> float:
@@ -70,3 +84,67 @@ def jackknife_error(pool: Pool, parts: Sequence[Array]) -> float:
     values = np.array([pool([part[member != left] for part in parts]) for left in range(groups)])
     spread = float(((values - values.mean()) ** 2).sum())
     return float(np.sqrt((groups - 1) / groups * spread))
+
+
+def with_resamples(
+    measured: Measurement,
+    metrics: Sequence[Metric],
+    scores: Mapping[str, Mapping[str, DomainScore]],
+    references: References | None,
+    experts: Mapping[str, str],
+) -> Measurement:
+    """The measurement with the values, on resamples of the items, of what is no sum over items.
+
+    Values of references count as known.
+
+    Args:
+        measured: As :func:`mergesearch.evaluators.reduction.measure` made it of the rest.
+        metrics: Objectives and bounds.
+        scores: Metric -> domain -> score.
+        references: Values of other models; None gives NaN where they are needed.
+        experts: Domain -> its expert, where that has another name.
+    """
+    resampled = {}
+    for metric in metrics:
+        by_domain = {
+            name: score
+            for name, score in scores[metric.metric].items()
+            if metric.domains is None or name in metric.domains
+        }
+        known = all(each.mean or each.value_of is not None for each in by_domain.values())
+        if not metric.bounds and metric.label not in measured.weights and known:
+            drawn = {name: resampled_values(score, name) for name, score in by_domain.items()}
+            values = _reduced(metric, drawn, references, experts)
+            if np.isfinite(values).all():
+                resampled[metric.label] = values
+    return replace(measured, resampled=resampled)
+
+
+def resampled_values(score: DomainScore, name: str) -> Array:
+    """A domain's value on each resample of its items ``(resamples,)``.
+
+    Args:
+        score: Of the domain.
+        name: Of the domain, which seeds the draws.
+    """
+    value_of = score.value_of or (lambda rows: float(score.items[rows].mean()))
+    return np.array([value_of(rows) for rows in resamples(name, len(score.items))])
+
+
+def _reduced(
+    metric: Metric,
+    drawn: Mapping[str, Array],
+    references: References | None,
+    experts: Mapping[str, str],
+) -> Array:
+    """A metric's values ``(resamples,)`` from those of its domains ``(resamples,)``."""
+    no_items = np.empty(0)
+    nowhere = np.empty(0, np.intp)
+    values = []
+    for row in zip(*drawn.values(), strict=True):
+        scores = {
+            name: DomainScore(float(value), 0.0, no_items, nowhere, mean=False)
+            for name, value in zip(drawn, row, strict=True)
+        }
+        values.append(reduce_metric(metric, scores, references, experts).value)
+    return np.array(values)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from mergesearch.merging.extensions.import_path import environment_of_programs
+
 #: Bytes of standard output that are read.
 OUTPUT_LIMIT = 16 * 2**20
 #: Lines of standard error that are kept.
@@ -58,7 +60,13 @@ def run_program(command: Sequence[str], text: str, timeout: float, folder: Path)
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=folder, start_new_session=True
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=folder,
+            env=environment_of_programs(),
+            start_new_session=True,
         )
     except OSError as error:
         result.problem = f"expected a program that starts, received {error.strerror or error}"

@@ -1,10 +1,10 @@
-"""Checks the JSON object with which a program answers, and makes a measurement of it."""
+"""Checks the JSON object with which a program answers; makes a measurement and its bounds of it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators.base import Measurement
-from mergesearch.merging import MergesearchError, NonFiniteError
+from mergesearch.evaluators.objectives import Metric, References
+from mergesearch.evaluators.reduction import DomainScore, measure
+from mergesearch.merging import InputError, MergesearchError, NonFiniteError
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.shown import cut, name_shown, printable, shown
 
 Array = npt.NDArray[np.float64]
 
@@ -26,12 +30,14 @@ class AnswerReader:
         itemised: Whether item scores are expected.
         where: Key of the study file, for messages.
         program: Name of the program, for messages.
+        extra: Other scores that are expected, which need no item scores.
     """
 
     names: tuple[str, ...]
     itemised: bool
     where: str
     program: str
+    extra: tuple[str, ...] = ()
 
     def parse(self, output: str, last_words: str) -> Mapping[str, Any]:
         """Parse the JSON object in the last line of the output that is not blank.
@@ -45,13 +51,14 @@ class AnswerReader:
         """
         line = next((text for text in reversed(output.splitlines()) if text.strip()), "")
         try:
-            answer = json.loads(line)
-        except ValueError:
+            answer = parse_json(line, "output", unique=True)
+        except InputError as error:
             answer = None
+            last_words = f" ({error}){last_words}" if line.lstrip()[:1] == "{" else last_words
         if not isinstance(answer, dict):
             raise self.error(
                 "expected a JSON object in the last line of its output, "
-                f"received {line[:80]!r}{last_words}"
+                f"received {shown(line)}{cut(printable(last_words), 150)}"
             )
         return answer
 
@@ -68,7 +75,7 @@ class AnswerReader:
         """
         odd = sorted(set(answer) - {"values", "errors", "items"})
         if odd:
-            raise self.error(f"expected keys values, errors, items, received {odd[0]!r}")
+            raise self.error(f"expected keys values, errors, items, received {shown(odd[0])}")
         values = self._numbers(answer, "values", required=True)
         errors = self._numbers(answer, "errors", required=False)
         negative = next((name for name, error in errors.items() if error < 0), None)
@@ -89,15 +96,20 @@ class AnswerReader:
     def _by_name(self, answer: Mapping[str, Any], key: str, *, required: bool) -> dict[str, Any]:
         """Objective -> what the answer holds for it under a key, in the order of the objectives."""
         given = answer.get(key) or {}
-        names = list(self.names)
+        names = [*self.names, *self.extra]
         if not isinstance(given, dict):
             raise self.error(f"{key}: expected an object, received {type(given).__name__}")
         unknown = sorted(set(given) - set(names))
-        missing = [name for name in names if name not in given]
+        expected = self.names if key == "items" else names
+        missing = [name for name in expected if name not in given]
         if unknown:
-            raise self.error(f"{key}: expected objectives among {names}, received {unknown[0]!r}")
+            raise self.error(
+                f"{key}: expected objectives among {names}, received {shown(unknown[0])}"
+            )
         if missing and required:
-            raise self.error(f"{key}: expected all of {names}, received none for {missing[0]!r}")
+            raise self.error(
+                f"{key}: expected all of {list(expected)}, received none for {missing[0]!r}"
+            )
         return {name: given[name] for name in names if name in given}
 
     def _numbers(self, answer: Mapping[str, Any], key: str, *, required: bool) -> dict[str, float]:
@@ -106,9 +118,9 @@ class AnswerReader:
         for name, value in self._by_name(answer, key, required=required).items():
             if not _is_number(value):
                 raise self.error(
-                    f"{key}: expected a number for {name!r}, received {json.dumps(value)[:40]}"
+                    f"{key}: expected a number for {name!r}, received {_as_json(value)}"
                 )
-            if not math.isfinite(value):
+            if not _is_finite(value):
                 raise NonFiniteError(f"{self.where}: {key} of {name!r}")
             numbers[name] = float(value)
         return numbers
@@ -130,12 +142,64 @@ class AnswerReader:
             odd = [score for score in scores if not _is_number(score)]
             if odd:
                 raise self.error(
-                    f"items: expected numbers for {name!r}, received {json.dumps(odd[0])[:40]}"
+                    f"items: expected numbers for {name!r}, received {_as_json(odd[0])}"
                 )
-            items[name] = np.array(scores, dtype=np.float64)
-            if not np.isfinite(items[name]).all():
+            if not all(map(_is_finite, scores)):
                 raise NonFiniteError(f"{self.where}: items of {name!r}")
+            items[name] = np.array(scores, dtype=np.float64)
         return items
+
+
+def with_bounds(
+    measured: Measurement,
+    names: Sequence[str],
+    bounds: Sequence[Metric],
+    references: References | None,
+) -> Measurement:
+    """The measurement of a program that judges itself, with how far its bounds are missed.
+
+    Args:
+        measured: Values of objectives, and of what only bounds are about.
+        names: The objectives; all else is dropped.
+        bounds: About values that were measured, without domains.
+        references: Values of other models; None gives NaN where they are needed.
+
+    Raises:
+        NonFiniteError: If a value is not finite.
+    """
+    if not bounds:
+        return measured
+    nothing = np.empty(0, np.intp)
+    scores = {
+        bound.metric: {
+            "": DomainScore(measured.values[bound.metric], 0.0, np.empty(0), nothing, mean=False)
+        }
+        for bound in bounds
+    }
+    checked = measure(bounds, scores, references, {}, np.empty(0, np.str_))
+    return Measurement(
+        {name: measured.values[name] for name in names},
+        _only(measured.errors, names),
+        _only(measured.items, names),
+        means=checked.means,
+        violations=checked.violations,
+        weights=_only(measured.weights, names),
+        item_indices=_only(measured.item_indices, names),
+    )
+
+
+def _only(by_name: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in by_name.items() if name in names}
+
+
+def _as_json(value: Any) -> str:
+    """A value for a message, as the program wrote it."""
+    return shown(value) if isinstance(value, dict | list) else name_shown(json.dumps(value), 40)
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number is one of 64 bits; whole numbers may have thousands of digits."""
+    return math.isfinite(value) if isinstance(value, float) else abs(value).bit_length() < 1024
 
 
 def _is_number(value: Any) -> bool:

@@ -30,7 +30,15 @@ from mergesearch.evaluators.base import (
 from mergesearch.evaluators.data.item_files import SHARES
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.items import chosen_indices
-from mergesearch.evaluators.objectives import check_names
+from mergesearch.evaluators.objectives import (
+    Metric,
+    check_names,
+    constraints_of,
+    extra_scores,
+    needed_references,
+    tolerances_of,
+)
+from mergesearch.evaluators.program_answer import with_bounds
 from mergesearch.evaluators.python_answer import Scores, declared_answer, read_scores
 from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, MergesearchError
@@ -53,6 +61,7 @@ class PythonFunction(EvaluatorBase):
         function: ``module:name`` or ``file.py:name``.
         objectives: What it measures.
         inputs: Further arguments, by name.
+        bounds: Limits of scores, which the function returns beside the objectives.
         sizes: Items of each split; None where that is not known.
         divide: Shares of search, validation and test items, where the function takes no split.
         source: Name -> digest of the code that the study began with.
@@ -64,7 +73,6 @@ class PythonFunction(EvaluatorBase):
         InputError: If two objectives have one name.
     """
 
-    constraints: tuple[str, ...] = ()
     _subject = "a function"
 
     def __init__(
@@ -73,6 +81,7 @@ class PythonFunction(EvaluatorBase):
         objectives: Sequence[Objective],
         *,
         inputs: Mapping[str, Any] | None = None,
+        bounds: Sequence[Metric] = (),
         sizes: Mapping[Split, int] | None = None,
         divide: tuple[float, float, float] = SHARES,
         source: Mapping[str, str] | None = None,
@@ -84,7 +93,11 @@ class PythonFunction(EvaluatorBase):
         self.model_class = model_class
         self.provides = frozenset({"items"} if sizes else ())
         self.additive = names if sizes else ()
-        self._names = names
+        self.constraints = constraints_of(bounds)
+        self._tolerances = tolerances_of(bounds)
+        self._bounds = tuple(bounds)
+        self._own = names
+        self._names = (*names, *extra_scores(names, bounds))
         self._function = function
         self._inputs = dict(inputs or {})
         self._sizes = dict(sizes or {})
@@ -139,6 +152,10 @@ class PythonFunction(EvaluatorBase):
             find_function(self.model_class, f"{self._where}.model_class")
         self._check_source()
 
+    def references(self) -> frozenset[str]:
+        """Models whose scores are limits."""
+        return needed_references(self._bounds, {""}, {})
+
     def size(self, split: Split) -> int:
         """Number of items as the study states it."""
         return self._sizes.get(split, 0)
@@ -150,6 +167,11 @@ class PythonFunction(EvaluatorBase):
             MergesearchError: If it returns something else than was asked for; one line.
             NonFiniteError: If a value is not finite.
         """
+        measured = self._measured(candidate, split, items)
+        return with_bounds(measured, self._own, self._bounds, candidate.references)
+
+    def _measured(self, candidate: Candidate, split: Split, items: ItemSubset) -> Measurement:
+        """All scores of the function, those of bounds among them."""
         key = (id(self), split)
         if self._sizes and "items" in self._parameters:
             indices = _chosen(self._sizes[split], items)
@@ -185,7 +207,7 @@ class PythonFunction(EvaluatorBase):
         """The scores of all items of a split."""
         scores = self._asked(candidate, {"split": split, "items": None})
         if self._sizes:
-            self._check_count(scores, self._sizes[split])
+            self._check_count(scores, self._sizes[split], self._own)
         if "split" in self._parameters or not scores.items:
             return scores
         count = len(next(iter(scores.items.values())))
@@ -200,7 +222,7 @@ class PythonFunction(EvaluatorBase):
         self, candidate: Candidate, split: Split, indices: npt.NDArray[np.intp]
     ) -> Mapping[str, npt.NDArray[np.float64]]:
         scores = self._asked(candidate, {"split": split, "items": indices})
-        self._check_count(scores, indices.size)
+        self._check_count(scores, indices.size, self._names)
         return scores.items
 
     def _asked(self, candidate: Candidate, own: Mapping[str, Any]) -> Scores:
@@ -217,8 +239,8 @@ class PythonFunction(EvaluatorBase):
             answer = self._call(candidate.model.eval(), **arguments, **self._inputs)
         return read_scores(answer, self._names, self._who)
 
-    def _check_count(self, scores: Scores, count: int) -> None:
-        for name in self._names:
+    def _check_count(self, scores: Scores, count: int, names: Sequence[str]) -> None:
+        for name in names:
             received = scores.items[name].size if name in scores.items else "one number"
             if received != count:
                 raise MergesearchError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,8 @@ class DomainScore:
             the metric is.
         item_indices: Indices of those items in the split ``(n,)``.
         mean: Whether the value is the mean of the items.
+        value_of: Rows of its items ``(n,)`` -> the value of those; None where that is their mean,
+            or not known.
     """
 
     value: float
@@ -39,6 +41,7 @@ class DomainScore:
     items: Array
     item_indices: Indices
     mean: bool = True
+    value_of: Callable[[Indices], float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,22 +291,25 @@ def _violation(
         if bound is None:
             continue
         level = (
-            _base_level(metric, scores, references, experts) if bound == "base" else float(bound)
+            _level(bound, metric, scores, references, experts)
+            if isinstance(bound, str)
+            else float(bound)
         )
         missed.append((sign * (level - value) - metric.tolerance) / max(1.0, abs(level)))
     return max(missed)
 
 
-def _base_level(
+def _level(
+    model: str,
     metric: Metric,
     scores: Mapping[str, Mapping[str, DomainScore]],
     references: References | None,
     experts: Mapping[str, str],
 ) -> float:
-    """The value of the metric that the base reaches."""
+    """The value of the metric that a model reaches."""
     if references is None:
         return math.nan
-    means = references["base"]
+    means = references[model]
     known = {
         domain: DomainScore(
             means[f"{metric.metric}/{domain}"], 0.0, score.items, score.item_indices, mean=False

@@ -13,7 +13,16 @@ The command line is ``mergesearch``, or ``python -m mergesearch``. Importing thi
 nothing: what a name needs is imported when the name is first used.
 """
 
-from __future__ import annotations
+import itertools
+import sys
+
+# `python -m mergesearch` puts the current folder first on the import path, and runs are looked at
+# where others have put files: nothing but this package may come from there. The words of the
+# command line say who asked; a program that imports this package keeps its path.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    _words = sys.orig_argv
+    if "-mmergesearch" in _words or ("-m", "mergesearch") in itertools.pairwise(_words):
+        del sys.path[0]
 
 import importlib
 from typing import TYPE_CHECKING, Any

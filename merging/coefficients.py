@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mergesearch.merging.errors import RecipeError, did_you_mean
+from mergesearch.merging.foreign.shown import name_shown, shown
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout
 
@@ -51,7 +53,7 @@ def field_of(
     if not isinstance(value, dict) or _by_expert(value, experts):
         return Field.constant(layout.size, _row("coefficients", value, experts, directions))
     rows = {
-        str(key): _row(f"coefficients.{key}", each, experts, directions)
+        str(key): _row(f"coefficients.{name_shown(str(key))}", each, experts, directions)
         for key, each in value.items()
     }
     found = _Rows(rows, layout, groups)
@@ -135,18 +137,19 @@ def _add_group(
 
 
 def _pattern(key: str, layout: Layout, groups: Groups) -> re.Pattern[str]:
+    where = f"coefficients.{name_shown(key)}"
     try:
-        pattern = re.compile(key)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of sets inside sets
+            pattern = re.compile(key)
+    except (re.error, RecursionError, OverflowError) as error:
         raise RecipeError(
-            f"coefficients.{key}: expected a regular expression, or the name of a group or tensor, "
+            f"{where}: expected a regular expression, or the name of a group or tensor, "
             f"received: {error}"
         ) from error
     if not any(pattern.fullmatch(name) for name in layout.names):
         hint = f"; of groups, {did_you_mean(key, groups)}" if groups else ""
-        raise RecipeError(
-            f"coefficients.{key}: matches no tensor; there are {_some(layout.names)}{hint}"
-        )
+        raise RecipeError(f"{where}: matches no tensor; there are {_some(layout.names)}{hint}")
     return pattern
 
 
@@ -177,7 +180,8 @@ def _expert_row(
     for name in value:
         if name not in experts:
             raise RecipeError(
-                f"{key}.{name}: expected the name of an expert; {did_you_mean(str(name), experts)}"
+                f"{key}.{name_shown(str(name))}: expected the name of an expert; "
+                f"{did_you_mean(str(name), experts)}"
             )
     return [_number(f"{key}.{name}", value.get(name, 0.0)) for name in experts]
 
@@ -186,10 +190,10 @@ def _number(key: str, value: Any) -> float:
     try:
         # YAML 1.1 reads 1e-3 as text; it can only have been meant as a number.
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise RecipeError(f"{key}: expected a finite number, received {value!r}")
+        raise RecipeError(f"{key}: expected a finite number, received {shown(value)}")
     return number
 
 

@@ -9,11 +9,13 @@ how the concerned ones are combined is the :class:`SpecialTensors` of a merge.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from mergesearch.merging.alignment.spec import AlignSpec, named_method
 from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.foreign.shown import shown
 from mergesearch.merging.models.calibration_spec import CalibrationSpec
 
 Choices = tuple[tuple[str, Any], ...]
@@ -63,6 +65,22 @@ class TensorPolicies(BaseModel):
         description="output heads that some sources tie to the embedding and others do not: untie "
         "all",
     )
+    align: dict[
+        str,
+        Annotated[AlignSpec, BeforeValidator(named_method, json_schema_input_type=AlignSpec | str)],
+    ] = Field(
+        default_factory=dict,
+        description="expert -> how it is brought into the coordinates of the base, if it was "
+        "trained from another start: a method, or a mapping with its options; an expert's own "
+        "`align: METHOD` says the same",
+    )
+    unlock: tuple[str, ...] = Field(
+        (),
+        description="names of experts that were locked against merging, or turned inside their "
+        "heads: these are brought back to where they are nearest to the base's, by least squares, "
+        "which leaves each expert's function as it was; an expert's own `unlock: true` says the "
+        "same",
+    )
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Self:
@@ -72,6 +90,15 @@ class TensorPolicies(BaseModel):
             raise ValueError(
                 "calibration.prompts: expected none, because running statistics need no answers; "
                 "leave them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_align(self) -> Self:
+        if self.align and self.heads == "own":
+            raise ValueError(
+                "align: expected heads that are merged or the base's, because a head of its own "
+                "reads units in the expert's order; set heads to base or average"
             )
         return self
 
@@ -86,17 +113,72 @@ class TensorPolicies(BaseModel):
         return tuple(sorted(self.model_dump(exclude_defaults=True).items()))
 
 
+def choices_text(choices: Choices) -> str:
+    """Chosen policies in one line."""
+    texts = {name: ", ".join(v) if isinstance(v, tuple | list) else str(v) for name, v in choices}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+def split_options(experts: Any, special: Any) -> tuple[Any, Any]:
+    """Experts by path alone, and policies with what ``{path: ..., align: ...}`` said of them.
+
+    The options of an expert are ``align`` and ``unlock``.
+
+    Anything else is returned as it is, for its own check.
+
+    Raises:
+        RecipeError: If an expert has other keys.
+    """
+    if not isinstance(experts, Mapping):
+        return experts, special
+    own = {name: value for name, value in experts.items() if isinstance(value, Mapping)}
+    if not own or not isinstance(special, Mapping | None):
+        return experts, special
+    for name, value in own.items():
+        _check_expert(name, value)
+    unlocked = [str(name) for name, value in own.items() if value.get("unlock")]
+    placed = {str(name): value["align"] for name, value in own.items() if value.get("align")}
+    paths = {name: own[name]["path"] if name in own else value for name, value in experts.items()}
+    said = dict(special or {})
+    if unlocked:
+        said["unlock"] = list(dict.fromkeys([*said.get("unlock", ()), *unlocked]))
+    if placed:
+        said["align"] = {**said.get("align", {}), **placed}
+    return paths, said if unlocked or placed else special
+
+
+def _check_expert(name: Any, value: Mapping[str, Any]) -> None:
+    fits = {"path"} <= set(value) <= {"path", "align", "unlock"} and isinstance(value["path"], str)
+    if not fits or not isinstance(value.get("unlock", False), bool):
+        raise RecipeError(
+            f"experts.{shown(name)}: expected a path, or {{path: PATH}} with align or "
+            f"unlock, received {shown(dict(value))}"
+        )
+
+
 def located_special(policies: TensorPolicies, absolute: Callable[[str], str]) -> TensorPolicies:
     """The policies with the paths of their data made absolute."""
-    if policies.calibration is None:
-        return policies
-    data = policies.calibration["data"]
+    update: dict[str, Any] = {}
+    if policies.calibration is not None:
+        update["calibration"] = _located(policies.calibration, absolute)
+    if any(spec.calibration is not None for spec in policies.align.values()):
+        update["align"] = {
+            name: spec
+            if spec.calibration is None
+            else spec.model_copy(update={"calibration": _located(spec.calibration, absolute)})
+            for name, spec in policies.align.items()
+        }
+    return policies.model_copy(update=update) if update else policies
+
+
+def _located(calibration: CalibrationSpec, absolute: Callable[[str], str]) -> dict[str, Any]:
+    data = calibration["data"]
     paths = (
         absolute(data)
         if isinstance(data, str)
         else {name: absolute(path) for name, path in data.items()}
     )
-    return policies.model_copy(update={"calibration": {**policies.calibration, "data": paths}})
+    return {**calibration, "data": paths}
 
 
 def parse_policies(value: TensorPolicies | Mapping[str, Any] | Choices | None) -> TensorPolicies:
@@ -124,7 +206,7 @@ def _explained(error: Exception) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; known keys are {', '.join(TensorPolicies.model_fields)}"
+        return f"unknown key {shown(key)}; known keys are {', '.join(TensorPolicies.model_fields)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, received {first['input']!r}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, received {shown(first['input'])}"

@@ -15,6 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.shown import shown
+from mergesearch.merging.models.layer_bits import WIDTHS
 from mergesearch.merging.tensors.field import Field
 
 FORMAT = 1
@@ -61,6 +64,8 @@ class Recipe:
             where they are not the default, sorted ``(name, value)`` pairs.
         routing: Of a merge that depends on its input: the method and its parameters, sorted
             ``(name, value)`` pairs; empty for a checkpoint.
+        bits: Of a merge that is rounded: tensor and its number of bits
+            (:mod:`mergesearch.merging.models.layer_bits`), sorted pairs; empty for one that is not.
     """
 
     base: Source
@@ -71,6 +76,7 @@ class Recipe:
     layout: str = ""
     special: tuple[tuple[str, Any], ...] = ()
     routing: tuple[tuple[str, Any], ...] = ()
+    bits: tuple[tuple[str, int], ...] = ()
 
     def with_field(self, field: Field) -> Recipe:
         """The same merge with other coefficients."""
@@ -85,8 +91,8 @@ class Recipe:
     def basis_key(self) -> str:
         """Identity of the prepared basis: everything but the coefficients.
 
-        Names of experts count only where masks are drawn, an order declared, or items given, by
-        name.
+        Names of experts count only where masks are drawn, an order declared, items given, or
+        policies chosen, by name.
         """
         from mergesearch.merging.operators import OPERATORS
 
@@ -94,6 +100,7 @@ class Recipe:
         by_name = operator is not None and bool(
             operator.stochastic or operator.order_sensitive or operator.needs or operator.by_name
         )
+        by_name = by_name or any(name in ("align", "unlock") for name, _ in self.special)
         data = [self.base.identity, [e.identity for e in self.experts], self.operator]
         names = [[e.name for e in self.experts]] if by_name else []
         special = [["special", sorted(self.special)]] if self.special else []
@@ -112,6 +119,8 @@ class Recipe:
         )
         if self.routing:
             data += _digest(["routing", sorted(self.routing)]).encode()
+        if self.bits:
+            data += _digest(["bits", sorted(self.bits)]).encode()
         return hashlib.sha256(data).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +134,7 @@ class Recipe:
             "layout": self.layout,
             **({"special": dict(self.special)} if self.special else {}),
             **({"routing": dict(self.routing)} if self.routing else {}),
+            **({"bits": dict(self.bits)} if self.bits else {}),
             "field": self.field.to_dict(),
         }
 
@@ -138,24 +148,45 @@ class Recipe:
         from mergesearch.merging.policies import parse_policies
 
         expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
-        keys = set(data) - {"special", "routing", EXPORTED}
+        keys = set(data) - {"special", "routing", "bits", EXPORTED}
         if keys != expected:
-            odd = sorted(keys ^ expected)
+            odd = ", ".join(shown(key) for key in sorted(map(str, keys ^ expected))[:8])
             raise RecipeError(
                 f"recipe: expected keys {sorted(expected)}, missing or unknown: {odd}"
             )
         if data["format"] != FORMAT:
-            raise RecipeError(f"recipe: expected format {FORMAT}, received {data['format']!r}")
+            raise RecipeError(f"recipe: expected format {FORMAT}, received {shown(data['format'])}")
+        whole = Node(data, "recipe", RecipeError)
+        experts = whole.at("experts").elements()
+        if not experts and data["experts"]:
+            raise whole.at("experts").wrong("a list of sources")
         return cls(
-            base=Source(**data["base"]),
-            experts=tuple(Source(**expert) for expert in data["experts"]),
-            operator=data["operator"],
-            field=Field.from_dict(data["field"]),
-            hyperparameters=tuple(sorted(data["hyperparameters"].items())),
-            layout=data["layout"],
+            base=_source(whole.at("base")),
+            experts=tuple(_source(expert) for expert in experts),
+            operator=whole.at("operator").text(),
+            field=Field.from_dict(whole.at("field").mapping()),
+            hyperparameters=tuple(sorted(whole.at("hyperparameters").mapping().items())),
+            layout=whole.at("layout").text(),
             special=parse_policies(data.get("special")).choices,
-            routing=tuple(sorted(data.get("routing", {}).items())),
+            routing=tuple(sorted(whole.get("routing", {}).mapping().items())),
+            bits=_bits(whole.get("bits", {})),
         )
+
+
+def _bits(node: Node) -> tuple[tuple[str, int], ...]:
+    """Tensor -> bits, as :meth:`Recipe.to_dict` writes it."""
+    for _, each in node.members():
+        if each.integer() not in WIDTHS:
+            raise each.wrong(f"one of {list(WIDTHS)}")
+    return tuple(sorted((name, each.integer()) for name, each in node.members()))
+
+
+def _source(node: Node) -> Source:
+    """A source as :func:`_source_dict` writes it."""
+    odd = set(node.mapping()) ^ {"name", "path", "fingerprint"}
+    if odd - {"fingerprint"}:
+        raise node.wrong("the keys name, path and fingerprint")
+    return Source(**{key: each.text() for key, each in node.members()})
 
 
 def _source_dict(source: Source) -> dict[str, str]:

@@ -33,16 +33,25 @@ from mergesearch.merging.coefficients import Groups, field_of, written_coefficie
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.family.family import align_family
 from mergesearch.merging.family.preflight import layout_of
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.reading import read_text
+from mergesearch.merging.foreign.shown import name_shown, printable, shown
+from mergesearch.merging.foreign.yaml_text import read_yaml
 from mergesearch.merging.models.calibration_experts import check_experts
 from mergesearch.merging.models.calibration_spec import absolute
-from mergesearch.merging.policies import TensorPolicies, located_special, parse_policies
+from mergesearch.merging.policies import (
+    TensorPolicies,
+    located_special,
+    parse_policies,
+    split_options,
+)
 from mergesearch.merging.recipe import EXPORTED, Recipe, Source
 from mergesearch.merging.tensors.layout import Layout
 
 _KEYS = ("base", "experts", "operator", "hyperparameters", "special", "coefficients")
 _REQUIRED = ("base", "experts", "operator")
 _SUFFIXES = (".yaml", ".yml", ".json")
-_BREAKS = frozenset("\x85\u2028\u2029")
 
 
 def load_recipe(path: Path, groups_of: Callable[[Layout], Groups] = lambda layout: {}) -> Recipe:
@@ -59,15 +68,17 @@ def load_recipe(path: Path, groups_of: Callable[[Layout], Groups] = lambda layou
         CheckpointError: If the base of a shorthand recipe cannot be opened.
     """
     data = _read(path)
+    where = name_shown(str(path), 200)
     try:
         if "format" in data or "field" in data:
             return located(Recipe.from_dict(data), path.parent)
         return _from_shorthand(data, path.parent, groups_of)
     except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{where}: {error}") from error
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise RecipeError(
-            f"{path}: expected a recipe as `mergesearch export` writes it, received: {error}"
+            f"{where}: expected a recipe as `mergesearch export` writes it, received: "
+            f"{name_shown(str(error), 120)}"
         ) from error
 
 
@@ -108,37 +119,31 @@ def exported_of(path: Path) -> Any:
 
 
 def _yaml_text(data: Mapping[str, Any]) -> str:
-    # Line breaks beyond ASCII, written as they are, would be read as spaces.
-    plain = _BREAKS.isdisjoint(json.dumps(data, ensure_ascii=False))
+    # Characters that hide or turn text, and line breaks beyond ASCII, are written as escapes.
+    text = json.dumps(data, ensure_ascii=False)
+    plain = printable(text) == text
     return yaml.safe_dump(
         data, sort_keys=False, default_flow_style=None, allow_unicode=plain, width=120
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise RecipeError(
-            f"{path}: expected a readable recipe file, received: {error.strerror}"
-        ) from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(
-            f"{path}: expected YAML or JSON, received something else: {reason}"
-        ) from error
+    what = "a readable recipe file"
+    where = name_shown(str(path), 200)
+    if path.suffix == ".json":
+        text = read_text(path, error=RecipeError, what=what)
+        data = parse_json(text, where, RecipeError, unique=True)
+    else:
+        data = read_yaml(path, RecipeError, what=what)
     if not isinstance(data, dict):
-        raise RecipeError(
-            f"{path}: expected keys {', '.join(_KEYS)}, received {type(data).__name__}"
-        )
-    return data
+        raise RecipeError(f"{where}: expected keys {', '.join(_KEYS)}, received {shown(data)}")
+    return Node(data, where, RecipeError).mapping()
 
 
 def shorthand_of(
     recipe: Recipe, layout: Layout, groupings: Sequence[Groups]
 ) -> dict[str, Any] | None:
-    """A recipe as people write it; None where coefficients vary inside a tensor, or merges route.
+    """A recipe as people write it; None where it varies inside a tensor, routes or rounds.
 
     Args:
         recipe: A merge.
@@ -147,7 +152,7 @@ def shorthand_of(
     """
     names = [expert.name for expert in recipe.experts]
     written = written_coefficients(recipe.field, layout, names, groupings)
-    if written is None or recipe.routing:
+    if written is None or recipe.routing or recipe.bits:
         return None
     optional = {"hyperparameters": recipe.options, "special": dict(recipe.special)}
     return {
@@ -171,13 +176,15 @@ def _from_shorthand(
 
     _check_keys(data)
     base = _source("base", data["base"], "", folder)
-    experts = _experts(data["experts"], folder)
+    located_experts, special = split_options(data["experts"], data.get("special"))
+    experts = _experts(located_experts, folder)
     operator = get_operator(_text("operator", data["operator"]))
     options = data.get("hyperparameters") or {}
     if not isinstance(options, dict):
-        raise RecipeError(f"hyperparameters: expected a mapping, received {options!r}")
+        raise RecipeError(f"hyperparameters: expected a mapping, received {shown(options)}")
+    Node(options, "hyperparameters", RecipeError).mapping()
     policies = located_special(
-        parse_policies(data.get("special")), lambda path: _source("special", path, "", folder).path
+        parse_policies(special), lambda path: _source("special", path, "", folder).path
     )
     layout = _layout(base, experts, policies)
     options = operator.check(layout, len(experts), absolute(options, folder))
@@ -214,7 +221,7 @@ def _check_keys(data: Mapping[str, Any]) -> None:
     unknown = [str(key) for key in data if key not in _KEYS]
     if unknown:
         raise RecipeError(
-            f"unknown key {', '.join(map(repr, unknown))}; known keys are {', '.join(_KEYS)}"
+            f"unknown key {', '.join(map(shown, unknown[:8]))}; known keys are {', '.join(_KEYS)}"
         )
     missing = [key for key in _REQUIRED if key not in data]
     if missing:
@@ -225,7 +232,7 @@ def _check_keys(data: Mapping[str, Any]) -> None:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise RecipeError(f"{key}: expected text, received {value!r}")
+        raise RecipeError(f"{key}: expected text, received {shown(value)}")
     return value
 
 
@@ -234,11 +241,13 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
         sources = [_source(f"experts[{i}]", path, "", folder) for i, path in enumerate(value)]
     elif isinstance(value, dict):
         sources = [
-            _source(f"experts.{name}", path, str(name), folder) for name, path in value.items()
+            _source(f"experts.{name_shown(str(name))}", path, str(name), folder)
+            for name, path in value.items()
         ]
     else:
         raise RecipeError(
-            f"experts: expected a list of paths or a mapping of name to path, received {value!r}"
+            "experts: expected a list of paths or a mapping of name to path, received "
+            f"{shown(value)}"
         )
     if not sources:
         raise RecipeError("experts: expected at least one, received none")
@@ -246,8 +255,8 @@ def _experts(value: Any, folder: Path) -> tuple[Source, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RecipeError(
-            f"experts: expected different names, received {twice!r} twice; write `experts: {{name: "
-            "path}`"
+            f"experts: expected different names, received {shown(twice)} twice; write "
+            "`experts: {name: path}`"
         )
     return tuple(sources)
 

@@ -15,7 +15,10 @@ from mergesearch.spaces.base import Gram, Space
 
 if TYPE_CHECKING:
     # pydantic is needed to read study files only.
-    from mergesearch.spaces.section import SpaceSpec
+    from mergesearch.spaces.section import BitsSpec, SpaceSpec
+
+#: A ``space.bits`` section -> how much every layer matters ``(layers,)``.
+Importance = Callable[["BitsSpec"], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class SpaceRequest:
         searched: What the strategy searches; see :class:`mergesearch.spaces.spec.SpaceKind`.
         change_sums: Gives Σ |task vector| of every expert and tensor of the layout
             ``(K, tensors)``. It reads weights, so it is called for chunks only.
+        importance: Gives how much every layer matters by the measure that a section names,
+            ``(layers,)``. It reads weights, so it is called for such a section only.
         gram: Gives the inner products of base and rows. It reads weights, so it is called only
             where a point needs angles.
     """
@@ -44,6 +49,7 @@ class SpaceRequest:
     searched: str = "coefficients"
     change_sums: Callable[[], npt.NDArray[np.float64]] | None = None
     gram: Gram | None = None
+    importance: Importance | None = None
 
     @property
     def directions(self) -> int:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic import Field as Key
 
+from mergesearch.merging.foreign.sizes import sized
+from mergesearch.merging.models.calibration_spec import CalibrationSpec
+
+#: Coordinates and what is made of them: spaces of more would exhaust the memory.
+_MOST = dict.fromkeys(("dim", "segments", "layers", "size", "most", "total"), 10_000)
 # Strict, so that `true` and "0.3" are refused; whole numbers are accepted.
 _Number = Annotated[float, Key(strict=True, allow_inf_nan=False)]
 
 
-class DepthSpec(BaseModel):
-    """The ``space.depth`` section: coefficients along curves over the blocks."""
+class _Section(BaseModel):
+    """Frozen, no unknown keys, finite numbers of a size that memory holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _sized(cls, value: Any, info: ValidationInfo) -> Any:
+        return sized(value, info.field_name, _MOST)
+
+
+class DepthSpec(_Section):
+    """The ``space.depth`` section: coefficients along curves over the blocks."""
 
     basis: Literal["linear", "dct", "bspline"] = Key(
         description="linear: values at the first and the last block; dct: cosines; bspline: "
@@ -41,10 +55,8 @@ class DepthSpec(BaseModel):
     )
 
 
-class ChunkSpec(BaseModel):
+class ChunkSpec(_Section):
     """The ``space.chunks`` section: into how many chunks each tensor is cut."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     total: float = Key(default=1.1, gt=0, strict=True, description="Chunks in all, per tensor.")
     concentration: float = Key(
@@ -63,10 +75,34 @@ class ChunkSpec(BaseModel):
     )
 
 
-class SpaceSpec(BaseModel):
-    """The ``space`` section: which merges the search may propose."""
+class BitsSpec(_Section):
+    """The ``space.bits`` section: matrices of the blocks rounded, layer by layer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    mean: _Number = Key(
+        description="Most bits of an element in the mean over all layers that are rounded; scales "
+        "and zeros are not counted."
+    )
+    choices: list[Annotated[int, Key(strict=True)]] = Key(
+        default=[2, 3, 4, 8], description="Bits that a layer may have."
+    )
+    prior: Literal["zd", "lim"] | list[_Number] | None = Key(
+        default=None,
+        description="Which layers the search begins to give more bits: zd (few weights far above "
+        "the mean), lim (output unlike input, on items), or a number for each layer; by default "
+        "all alike.",
+    )
+    calibration: CalibrationSpec | None = Key(
+        default=None, description="Items for prior lim; keys as for operators that run experts."
+    )
+    only: bool = Key(
+        default=False,
+        strict=True,
+        description="Search bits alone; the coefficients stay at start.",
+    )
+
+
+class SpaceSpec(_Section):
+    """The ``space`` section: which merges the search may propose."""
 
     granularity: (
         Literal["global", "task", "module", "block", "block_module", "tensor", "chunk"] | None
@@ -84,6 +120,11 @@ class SpaceSpec(BaseModel):
         default=None,
         description="Curves over depth, shared by all experts with granularity global, else per "
         "expert (task).",
+    )
+    bits: BitsSpec | None = Key(
+        default=None,
+        description="Bits of each layer under a budget, searched beside the coefficients; trials "
+        "and exports have the rounded weights.",
     )
     bounds: tuple[_Number, _Number] | None = Key(
         default=None, description="[low, high] of every coefficient; by default the operator's."

@@ -25,11 +25,12 @@ from mergesearch.merging import InputError, Layout, Recipe
 from mergesearch.merging.extensions.table import Table
 from mergesearch.spaces.adapter_space import build_adapter_space
 from mergesearch.spaces.base import Gram, Space
+from mergesearch.spaces.bits_space import build_bits_space
 from mergesearch.spaces.box_space import build_box_space
 from mergesearch.spaces.chunk_space import build_chunk_space
 from mergesearch.spaces.group_space import build_curve_space, build_group_space
 from mergesearch.spaces.mixed_space import build_mixed_space
-from mergesearch.spaces.request import SpaceRequest
+from mergesearch.spaces.request import Importance, SpaceRequest
 from mergesearch.spaces.section import ChunkSpec, DepthSpec, SpaceSpec
 from mergesearch.spaces.segment_space import build_segment_space
 
@@ -83,6 +84,16 @@ KINDS: tuple[SpaceKind, ...] = (
         build=build_box_space,
         example={"dim": 3},
         applies=lambda request: request.layout is None,
+    ),
+    SpaceKind(
+        "bits",
+        "coefficients",
+        keys=frozenset(
+            {"bits", "granularity", "chunks", "depth", "groups", "bounds", "start", "exclude"}
+        ),
+        build=build_bits_space,
+        example={"granularity": "task", "bits": {"mean": 4.0}},
+        applies=lambda request: request.section.bits is not None,
     ),
     SpaceKind(
         "chunks",
@@ -236,6 +247,7 @@ def build_space(
     searched: str = "coefficients",
     change_sums: Callable[[], npt.NDArray[np.float64]] | None = None,
     gram: Gram | None = None,
+    importance: Importance | None = None,
 ) -> Space:
     """Build the space that a study file describes.
 
@@ -253,5 +265,6 @@ def build_space(
         searched=searched,
         change_sums=change_sums,
         gram=gram,
+        importance=importance,
     )
     return kind_of(request).build(request)

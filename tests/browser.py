@@ -24,7 +24,8 @@ FLAGS = (
     *("--hide-scrollbars", "--enable-unsafe-swiftshader", "--remote-debugging-pipe"),
 )
 #: Key -> the code that the browser wants beside its name.
-KEYS = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35}
+ARROWS = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40}
+KEYS = {"Tab": 9, "Enter": 13, "Home": 36, "End": 35} | ARROWS
 
 
 class Browser:

@@ -64,6 +64,9 @@ class Cluster:
             "--object-store-memory=100000000",
             "--block",
         ]
+        command += ["--include-log-monitor=false"]  # no driver asks for its workers' output
+        if head:
+            command += ["--no-monitor"]  # which would start and stop machines
         # Ray's nodes share files below their folder; on one machine each needs its own.
         command += [f"--temp-dir={self.folder / name}", "--disable-usage-stats", *options]
         # Each node's agent, which starts jobs, has one port by default, whatever else runs on the
@@ -147,6 +150,8 @@ def running(**environment: str) -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "15",
+        # Processes that Ray starts in advance lack the code that drivers send, and wait in vain.
+        "RAY_prestart_worker_first_driver": "0",
         "TMPDIR": str(folder),
     }
     cluster = Cluster(folder, {**os.environ, **variables, **environment})

@@ -35,6 +35,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item._id = type(item.id).parse(item.nodeid + suffix)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Let studies of this process draw no PNG files, but for tests that take ``pictures``."""
+    try:
+        from tests.pictures import drawing
+    except ModuleNotFoundError:  # `make gpu-check TIER=kernels` has no libraries for studies
+        yield
+        return
+    with drawing(False):
+        yield
+
+
+@pytest.fixture
+def pictures(_no_pictures: None) -> Iterator[None]:
+    """PNG files beside the reports of the test's studies, as users have them."""
+    from tests.pictures import drawing
+
+    with drawing(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL server; tests take databases of their own (``postgres.database()``).

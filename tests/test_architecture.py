@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -32,6 +33,8 @@ ROOMS = [
     "merging.kernels",
     "merging.checkpoints",
     "merging.models",
+    "merging.attention",
+    "merging.alignment",
     "merging.policies",
     "merging.operators.schema",
     "merging.operators.base",
@@ -48,6 +51,8 @@ ROOMS = [
     "merging.resident",
     "merging.in_memory",
     "merging.export",
+    "merging.distillation",
+    "merging.mixture",
     "merging.routing",
     "merging",
     "spaces.base",
@@ -60,6 +65,7 @@ ROOMS = [
     "evaluators",
     "evaluators.metrics",
     "evaluators.text",
+    "evaluators.preference",
     "evaluators.images",
     "evaluators.audio",
     "evaluators.harness",
@@ -82,6 +88,7 @@ ROOMS = [
     "search.plan",
     "search.dashboard",
     "search.study",
+    "search.judging",
     "search.observers.trackers",
     "search.observers",
     "search.report",
@@ -89,6 +96,7 @@ ROOMS = [
     "search.report.writing",
     "search.runs",
     "search.runs.replay",
+    "search.runs.repair",
     "search.init",
     "search.api",
     "search.testing",
@@ -113,6 +121,8 @@ HEAVY = (
     "tensorboard",
     "prometheus_client",
 )
+#: All that verbs which run nothing do without.
+SLOW = (*HEAVY, "scipy", "sklearn", "pandas", "accelerate", "sqlalchemy", "optuna_dashboard")
 
 
 def module_name(path: Path) -> str:
@@ -224,6 +234,8 @@ def test_engines_stay_behind_their_own_files() -> None:
         "ray": ["search.workers.backends.cluster"],
         "optuna": [
             "search.record.journal",
+            "search.record.journal_lines",
+            "search.record.shown",
             "search.record.storage",
             "search.record.trial_log",
             f"{strategies}.optuna",
@@ -259,6 +271,31 @@ def test_the_command_line_and_check_load_nothing_heavy(statement: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert loaded.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "words", [("--help",), ("ls", "strategies"), ("ls", "operators"), ("ls", "evaluators")]
+)
+def test_verbs_that_only_tell_load_nothing_heavy(words: tuple[str, ...]) -> None:
+    assert loaded_by(words, SLOW) == []
+
+
+def loaded_by(words: Sequence[str], packages: Sequence[str]) -> list[str]:
+    """Those of some packages that are loaded when a command ends well."""
+    code = (
+        "import sys\n"
+        f"sys.argv = {['mergesearch', *words]!r}\n"
+        "from mergesearch.search.cli.main import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"print(*[name for name in {tuple(packages)!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return ran.stderr.splitlines()[-1].split()
 
 
 @pytest.mark.parametrize("package", ["mergesearch", *(f"mergesearch.{name}" for name in BELOW)])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mergesearch.merging.mixture.operators import MIXTURE_OPERATORS
+from mergesearch.merging.operators import OPERATORS
 from mergesearch.search.plan.loading import load_study
 from mergesearch.search.spec.study_file import validate
 
@@ -45,6 +47,12 @@ def test_the_readme_lists_every_verb() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert f"`mergesearch {command.name or command.callback.__name__} " in text
+
+
+def test_the_readme_lists_every_operator() -> None:
+    table = (ROOT / "README.md").read_text().partition("| family | operators |")[2]
+    listed = re.findall(r"`(\w+)`", table.partition("\n\n")[0])
+    assert sorted(listed) == sorted([*OPERATORS, *MIXTURE_OPERATORS])
 
 
 def test_the_targets_of_the_makefile_that_documents_name_exist() -> None:

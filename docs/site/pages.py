@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 MOUNT = "repository"
 #: Patterns of those pages, from the root of the repository.
 OUTSIDE = (
-    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docker/README.md", "tests/README.md"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docker/README.md"),
+    "tests/README.md",
     *("experiments/*.md", "experiments/*/*.md"),
 )
 #: A block of code, a link (mark of a picture, text, target, heading) or code in a line.

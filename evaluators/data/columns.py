@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.shown import shown_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +70,7 @@ def check_there(names: list[str], columns: Columns, where: str) -> None:
     missing = sorted(column for column in columns.values() if column and column not in names)
     if missing:
         raise InputError(
-            f"{where}: expected a column {missing[0]!r}, received only {sorted(names)}"
+            f"{where}: expected a column {missing[0]!r}, received only {shown_names(names)}"
         )
 
 

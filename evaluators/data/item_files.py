@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mergesearch.merging.foreign.paths import is_folder
+
 #: Shares of search, validation and test items where the user names none.
 SHARES = (0.6, 0.2, 0.2)
 
@@ -55,7 +57,7 @@ def item_files(data: Path | ItemFiles) -> ItemFiles:
 
 def is_datasets_folder(path: Path) -> bool:
     """Whether ``DatasetDict.save_to_disk`` wrote a folder, or something like it."""
-    return path.is_dir() and (
+    return is_folder(path) and (
         (path / "dataset_dict.json").is_file()
         or any((child / "state.json").is_file() for child in path.iterdir())
     )

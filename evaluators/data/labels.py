@@ -10,6 +10,7 @@ from mergesearch.evaluators.data.item_files import ItemFiles
 from mergesearch.evaluators.data.layouts import RawTable
 from mergesearch.evaluators.data.pretrained import checkpoint_config
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.shown import cut, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +72,7 @@ def class_numbers(
     if names is None:
         raise InputError(
             f"{where}: expected class numbers in column {column!r}, received {values.type}; list "
-            f"names such as {min(_flat(rows))!r} in the order of the model's numbers in "
+            f"names such as {shown(min(_flat(rows)))} in the order of the model's numbers in "
             "data.classes"
         )
     numbers = {name: number for number, name in enumerate(names)}
@@ -79,7 +80,7 @@ def class_numbers(
     if odd:
         raise InputError(
             f"{where}: column {column!r}: expected classes among {_shown(names)}, received "
-            f"{odd[0]!r}; mend it, or list all classes in data.classes"
+            f"{shown(odd[0])}; mend it, or list all classes in data.classes"
         )
     if is_text(values.type):
         return pa.chunked_array([pa.array([numbers[row] for row in rows], pa.int64())])
@@ -112,6 +113,60 @@ def _check_numbers(
         )
 
 
+def largest_class(table: pa.Table, column: str, domain: str | None) -> dict[str, int]:
+    """Domain as the table has it -> the largest class number; "" without domains.
+
+    Args:
+        table: Its classes are numbers already.
+        column: Of classes, or of lists of them.
+        domain: Column of domains, if there is one.
+    """
+    from pyarrow import compute
+
+    values = table.column(column)
+    if domain is None:
+        found = {"": _largest(values)}
+    else:
+        names = table.column(domain)
+        # The scalars are the table's own: making one of a text would import pandas.
+        found = {
+            str(name.as_py()): _largest(values.filter(compute.equal(names, name)))
+            for name in names.unique()
+            if name.is_valid
+        }
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def _largest(values: pa.ChunkedArray) -> int | None:
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if pa.types.is_nested(values.type):
+        values = compute.list_flatten(values)
+    if not pa.types.is_integer(values.type):
+        return None
+    number: int | None = compute.max(values).as_py()
+    return number
+
+
+def check_tagged(table: pa.Table, words: str, tags: str, where: str) -> None:
+    """Refuse lists of tags that are longer or shorter than those of their words.
+
+    Raises:
+        InputError: In one line.
+    """
+    from pyarrow import compute
+
+    counts = compute.list_value_length(table.column(words))
+    given = compute.list_value_length(table.column(tags))
+    odd = compute.index(compute.not_equal(counts, given), True).as_py()
+    if odd >= 0:
+        raise InputError(
+            f"{where}: item {odd}: expected a tag for every word, received {counts[odd]} words and "
+            f"{given[odd]} tags; mend the item"
+        )
+
+
 def classes_of_checkpoint(checkpoint: str | None) -> list[str] | None:
     """Names of the classes of a checkpoint, unless they are mere numbers."""
     config = {} if checkpoint is None else checkpoint_config(checkpoint, "data.processor")
@@ -125,5 +180,9 @@ def classes_of_checkpoint(checkpoint: str | None) -> list[str] | None:
 def _shown(names: Sequence[str]) -> str:
     """The names, the first of them where there are many."""
     return (
-        str(list(names)) if len(names) <= 12 else f"{list(names[:12])} and {len(names) - 12} more"
+        _listed(names) if len(names) <= 12 else f"{_listed(names[:12])} and {len(names) - 12} more"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return cut(f"[{', '.join(shown(name, 40) for name in names)}]", 200)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from mergesearch.evaluators.data.table_files import (
     READERS,
-    UNREADABLE,
     class_names,
     read_datasets_table,
     read_table_file,
 )
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.file_kinds import kind_of
+from mergesearch.merging.foreign.shown import cut, path_shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,22 +92,20 @@ def read_layout(path: Path, texts: Collection[str], where: str) -> dict[str | No
 def _file(path: Path, texts: Collection[str], where: str) -> RawTable:
     if path.suffix.lower() not in READERS:
         raise InputError(
-            f"{where}: {path}: expected a file of {', '.join(READERS)}, received "
-            f"{path.suffix or 'one without a suffix'}"
+            f"{where}: {path}: expected a file of {', '.join(READERS)}, received {kind_of(path)}; "
+            "export it as one of these"
         )
     return RawTable(read_table_file(path, texts, where), path.parent)
 
 
 def _dataset(folder: Path, where: str) -> RawTable:
-    import pyarrow as pa
-
     try:
         table = read_datasets_table(folder)
         names = class_names(folder)
-    except (*UNREADABLE, pa.ArrowException) as error:
+    except InputError as error:
         raise InputError(
-            f"{where}: {folder}: expected a readable folder of save_to_disk, received "
-            f"{type(error).__name__}; write it again"
+            f"{where}: {path_shown(folder)}: expected a readable folder of save_to_disk, received: "
+            f"{cut(str(error), 200)}"
         ) from None
     if not table.num_rows:
         raise InputError(f"{where}: {folder}: expected items, received an empty split")

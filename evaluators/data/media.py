@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.paths import is_file
+from mergesearch.merging.foreign.shown import path_shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,13 +57,16 @@ def _checked(
     if not isinstance(value, str | bytes):
         raise InputError(f"{where}: expected a {what} for every item, received none for some")
     path = str(folder / value) if isinstance(value, str) else None
-    if path is not None and not Path(path).is_file():
-        raise InputError(f"{where}: expected a {what}, found no {path}")
+    place = "the bytes of an item" if path is None else path_shown(path)
+    if path is not None and not is_file(Path(path)):
+        raise InputError(f"{where}: expected a {what}, found no {place}")
     try:
         size = probe(io.BytesIO(value) if isinstance(value, bytes) else str(path))
-    except (OSError, ValueError, SyntaxError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # libraries of pictures and sound raise what they stumble over
         raise InputError(
-            f"{where}: {path or 'the bytes of an item'}: expected a {what}, received "
+            f"{where}: {place}: expected a {what}, received "
             f"{type(error).__name__}; mend or remove it"
         ) from None
     return {"bytes": None if path is not None else value, "path": path, "size": size}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergesearch.merging import InputError
+from mergesearch.merging.foreign.library import library_errors
 
 #: Files of which a folder with a tokenizer or a processor has one.
 _PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -37,13 +36,13 @@ def checkpoint_config(checkpoint: str, where: str) -> Mapping[str, Any]:
         where: Name of the checkpoint in messages.
     """
     from mergesearch.merging.checkpoints.adapter_files import is_adapter
+    from mergesearch.merging.checkpoints.model_config import read_config
     from mergesearch.merging.checkpoints.opening import open_checkpoint
 
     path = Path(checkpoint)
     if not path.is_dir() or is_adapter(path):
         return open_checkpoint(checkpoint, where).config
-    file = path / "config.json"
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    return read_config(path)
 
 
 def load_pretrained(kind: Any, folder: Path | None, what: str, where: str) -> Any:
@@ -58,10 +57,5 @@ def load_pretrained(kind: Any, folder: Path | None, what: str, where: str) -> An
     Raises:
         InputError: If there is none.
     """
-    try:
+    with library_errors(where, what):
         return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}: expected {what}, received {type(error).__name__}: {text}"
-        ) from None

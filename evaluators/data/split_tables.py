@@ -28,6 +28,7 @@ from mergesearch.evaluators.data.layouts import AUDIO, CLASS, IMAGE, RawTable, r
 from mergesearch.evaluators.data.pictures import picture_array
 from mergesearch.evaluators.data.recordings import recording_array
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.shown import shown_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +99,7 @@ def _of_path(
     if files.split is not None and None not in layout:
         raise InputError(
             f"{where}.split: expected no column of splits, because {path} has the splits "
-            f"{sorted(str(name) for name in layout)}; leave it out"
+            f"{shown_names(str(name) for name in layout)}; leave it out"
         )
     tables = {}
     raws = {split: _named(raw, wanted) for split, raw in layout.items()}

@@ -6,8 +6,7 @@ search has seen would flatter the winner.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -19,23 +18,29 @@ import numpy.typing as npt
 from mergesearch.evaluators.base import Split
 from mergesearch.evaluators.data.columns import (
     LISTS,
-    MEDIA,
     PICTURES,
     RECORDINGS,
     TEXTS,
     Columns,
-    check_columns,
     holds_media,
     inputs,
 )
+from mergesearch.evaluators.data.datasets_items import (
+    count_items,
+    datasets_table,
+    load_datasets,
+    must_convert,
+)
 from mergesearch.evaluators.data.identities import identities
 from mergesearch.evaluators.data.item_files import ItemFiles, item_files
+from mergesearch.evaluators.data.labels import check_tagged, largest_class
 from mergesearch.evaluators.data.lending import Mask, joined, lent_items, rows_of
 from mergesearch.evaluators.data.pictures import pixel_values, processor_folder
 from mergesearch.evaluators.data.recordings import check_recordings, features
 from mergesearch.evaluators.data.split_tables import read_splits
-from mergesearch.evaluators.data.table_files import UNREADABLE, class_names, read_datasets_table
+from mergesearch.evaluators.data.table_files import class_names
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.shown import shown, shown_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,6 +66,8 @@ class ItemTables:
         self._lender = ""
         self._borrower = ""
         self._share = 0.0
+        #: Domain ("" without) -> its largest class number, once checked.
+        self.largest: dict[str, int] = {}
 
     def lend(self, share: float, lender: str, borrower: str) -> None:
         """Let a split have some items of another one (:mod:`mergesearch.evaluators.data.lending`).
@@ -103,14 +110,30 @@ class ItemTables:
                 raise InputError(
                     f"{self._where}: {self._files}: expected disjoint splits, received "
                     f"{len(shared)} items in both {splits[one]!r} and {splits[other]!r}, for "
-                    f"example {min(shared)!r}"
+                    f"example {shown(min(shared))}"
                 )
-        for table in tables.values():
+        for role, table in tables.items():
             self._check_media(table)
+            self._check_classes(splits[role], table)
         return {
             role: self._domains(splits[role], table, self._columns.get("domain"))
             for role, table in tables.items()
         }
+
+    def _check_classes(self, split: str, table: pa.Table) -> None:
+        """Refuse tags that are no match for their words, and note the largest class."""
+        words = self._columns.get("words")
+        tags = self._columns.get("tags")
+        if words is not None and tags is not None:
+            check_tagged(table, words, tags, f"{self._where}: {self._files}: {split}")
+        column = tags or self._columns.get("label")
+        if column is None:
+            return
+        domain = self._columns.get("domain")
+        names = self._domain_names(split, domain)
+        for value, largest in largest_class(table, column, domain).items():
+            name = names[int(value)] if names else value
+            self.largest[name] = max(largest, self.largest.get(name, -1))
 
     def _check_media(self, table: pa.Table) -> None:
         """Refuse pictures and recordings that no processor makes a model's inputs of."""
@@ -161,7 +184,7 @@ class ItemTables:
         if split not in self._counts:
             folder = self._plain(split, self._columns)
             self._counts[split] = (
-                self._table(split).num_rows if folder is None else _count(folder / split)
+                self._table(split).num_rows if folder is None else count_items(folder / split)
             )
         return self._counts[split]
 
@@ -187,7 +210,7 @@ class ItemTables:
         wanted = self._columns if columns is None else columns
         folder = self._plain(split, wanted)
         if folder is not None:
-            return _load_datasets(folder / split, wanted)
+            return load_datasets(folder / split, wanted)
         table = self._table(split)
         return {
             role: _values(table, role, column, self._files, self._where)
@@ -204,19 +227,19 @@ class ItemTables:
     def _plain(self, split: str, columns: Columns) -> Path | None:
         """The `datasets` folder, if `datasets` can load the columns of a split as they are."""
         folder = self._files.datasets_folder
-        return None if folder is None or _converted(folder / split, columns) else folder
+        return None if folder is None or must_convert(folder / split, columns) else folder
 
     def _table(self, split: str) -> pa.Table:
         """A split with the columns in question and at least one item."""
         folder = self._plain(split, self._columns)
         if folder is not None:
-            return _datasets_table(folder, split, self._columns, self._where)
+            return datasets_table(folder, split, self._columns, self._where)
         if self._read is None:
             self._read = read_splits(self._files, self._columns, self._where)
         if split not in self._read:
             raise InputError(
                 f"{self._where}: {self._files}: expected a split {split!r}, found only "
-                f"{sorted(self._read)}; name them in splits"
+                f"{shown_names(self._read)}; name them in splits"
             )
         return self._read[split]
 
@@ -227,10 +250,16 @@ class ItemTables:
         """
         if column is None:
             return set()
-        folder = self._plain(split, self._columns)
-        names = {} if folder is None else class_names(folder / split)
+        names = self._domain_names(split, column)
         values = table.column(column).unique().to_pylist()
-        return {names[column][value] if column in names else str(value) for value in values}
+        return {names[value] if names else str(value) for value in values}
+
+    def _domain_names(self, split: str, column: str | None) -> Sequence[str]:
+        """Names of domains that are numbers in the data; empty where they are names there."""
+        folder = self._plain(split, self._columns)
+        if folder is None or column is None:
+            return ()
+        return class_names(folder / split).get(column, ())
 
 
 def _values(table: pa.Table, role: str, column: str, files: ItemFiles, where: str) -> Any:
@@ -251,84 +280,3 @@ def _values(table: pa.Table, role: str, column: str, files: ItemFiles, where: st
     ragged = np.empty(len(rows), dtype=object)
     ragged[:] = rows
     return ragged
-
-
-def _count(folder: Path) -> int:
-    """Number of items of a split, from its files' headers."""
-    import pyarrow as pa
-
-    count = 0
-    for file in json.loads((folder / "state.json").read_text())["_data_files"]:
-        with pa.memory_map(str(folder / file["filename"])) as source:
-            count += sum(batch.num_rows for batch in pa.ipc.open_stream(source))
-    return count
-
-
-def _converted(folder: Path, columns: Columns) -> bool:
-    """Whether a column of a split must be converted: media, and classes by their names."""
-    info = folder / "dataset_info.json"
-    media = {column for role, column in inputs(columns).items() if role in MEDIA}
-    labels = {columns.get("label"), columns.get("tags")} - {None}
-    if not media | labels or not info.is_file():
-        return False
-    try:
-        found = json.loads(info.read_text()).get("features") or {}
-    except ValueError:
-        return False
-    return any(_kind(found.get(column)) in ("Image", "Audio") for column in media) or any(
-        _kind(found.get(column)) == "string" for column in labels
-    )
-
-
-def _kind(feature: Any) -> str:
-    """Type of a feature or of the elements of a list, or of a plain value."""
-    while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
-        feature = feature["feature"]
-    if not isinstance(feature, dict):
-        return ""
-    return str(feature.get("dtype") if feature.get("_type") == "Value" else feature.get("_type"))
-
-
-def _load_datasets(folder: Path, columns: Columns) -> dict[str, Any]:
-    """Load columns of a split that ``save_to_disk`` wrote."""
-    from datasets import ClassLabel, load_from_disk
-
-    wanted = {role: column for role, column in columns.items() if column is not None}
-    dataset = load_from_disk(str(folder))
-    lists = (*TEXTS, *LISTS, "tags")
-    arrays = {role: column for role, column in wanted.items() if role not in lists}
-    values = dataset.with_format("numpy", columns=sorted(set(arrays.values())))[:] if arrays else {}
-    loaded = {role: values[column] for role, column in arrays.items()}
-    # An array of texts would take the length of the longest one for each of them.
-    loaded |= {role: list(dataset[column]) for role, column in wanted.items() if role in lists}
-    domain = columns.get("domain")
-    if domain is not None and isinstance(dataset.features[domain], ClassLabel):
-        loaded["domain"] = dataset.features[domain].int2str(loaded["domain"].tolist())
-    return loaded
-
-
-def _datasets_table(data: Path, split: str, columns: Columns, where: str) -> pa.Table:
-    """Read a split as it is on disk; it has the columns in question and at least one item."""
-    import pyarrow as pa
-
-    folder = data / split
-    if not data.is_dir():
-        raise InputError(
-            f"{where}: expected a folder written by save_to_disk, or a file of items, found no "
-            f"{data}"
-        )
-    try:
-        table = read_datasets_table(folder)
-    except (*UNREADABLE, pa.ArrowException) as error:
-        known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
-        raise InputError(
-            f"{where}: {data}: expected a readable split {split!r}, received "
-            f"{type(error).__name__}; splits there: {known}"
-        ) from None
-    # Before the columns: an empty split has no file, and so no column either.
-    if not table.num_rows:
-        raise InputError(
-            f"{where}: {data}: expected items in split {split!r}, received an empty one"
-        )
-    check_columns(table, columns, f"{where}: {folder}")
-    return table

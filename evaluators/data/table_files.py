@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.datasets_folder import class_names, read_arrow, read_split
+from mergesearch.merging.foreign.library import reason
+from mergesearch.merging.foreign.nested import check_nesting
+from mergesearch.merging.foreign.reading import read_bytes
+from mergesearch.merging.foreign.shown import path_shown, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+__all__ = [
+    "READERS",
+    "UNREADABLE",
+    "class_names",
+    "read_datasets_table",
+    "read_table_file",
+]
+
 #: Why a file cannot be read, of its contents and of the machine.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, InputError)
+#: The largest file of texts that is read whole, in bytes.
+TABLE_LIMIT = 1 << 34
 
 
 def read_table_file(path: Path, texts: Collection[str], where: str) -> pa.Table:
@@ -30,43 +46,49 @@ def read_table_file(path: Path, texts: Collection[str], where: str) -> pa.Table:
     """
     import pyarrow as pa
 
+    suffix = path.suffix.lower()
+    named = f"{where}: {path_shown(path)}"
     try:
-        table = READERS[path.suffix.lower()](path, texts)
+        table = READERS[suffix](path, texts)
+        table.validate(full=True)  # what reads a damaged table may leave its memory
+        check_columns_of(table, named)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where}: {path}: expected UTF-8, received byte 0x{error.object[error.start]:02x} at "
+            f"{named}: expected UTF-8, received byte 0x{error.object[error.start]:02x} at "
             f"position {error.start}; convert the file, for example with iconv"
         ) from None
     except (*UNREADABLE, pa.ArrowException) as error:
-        text = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{where}: {path}: expected a readable {path.suffix} file, received "
-            f"{type(error).__name__}: {text}"
+            f"{named}: expected a readable {suffix} file, received {reason(error)}"
         ) from None
     if not table.num_rows:
-        raise InputError(f"{where}: {path}: expected items, received an empty file")
+        raise InputError(f"{named}: expected items, received an empty file")
     return table
 
 
+def check_columns_of(table: pa.Table, where: str) -> None:
+    """Refuse columns that go by one name: which of them is meant is anybody's guess.
+
+    Raises:
+        InputError: With the name.
+    """
+    names = table.column_names
+    double = next((name for name, count in Counter(names).items() if count > 1), None)
+    if double is not None:
+        raise InputError(
+            f"{where}: expected columns of different names, received {shown(double)} twice"
+        )
+
+
 def read_datasets_table(folder: Path) -> pa.Table:
-    """Read the Arrow files of one split that ``save_to_disk`` wrote."""
-    import pyarrow as pa
+    """Read the Arrow files of one split that ``save_to_disk`` wrote.
 
-    files = json.loads((folder / "state.json").read_text())["_data_files"]
-    tables = [pa.ipc.open_stream(folder / file["filename"]).read_all() for file in files]
-    return pa.concat_tables(tables) if tables else pa.table({})
-
-
-def class_names(folder: Path) -> dict[str, list[str]]:
-    """Column -> names of its classes, from the description of a `datasets` folder."""
-    info = folder / "dataset_info.json"
-    features = json.loads(info.read_text()).get("features") or {} if info.is_file() else {}
-    found = {}
-    for column, feature in features.items():
-        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
-        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
-            found[column] = list(inner["names"])
-    return found
+    Raises:
+        InputError: If they or their list are damaged.
+    """
+    table = read_split(folder)
+    check_columns_of(table, path_shown(folder))
+    return table
 
 
 def _delimited(delimiter: str) -> Callable[[Path, Collection[str]], pa.Table]:
@@ -91,7 +113,9 @@ def _delimited(delimiter: str) -> Callable[[Path, Collection[str]], pa.Table]:
 def _json_lines(path: Path, texts: Collection[str]) -> pa.Table:
     import pyarrow as pa
 
-    rows = [json.loads(line) for line in _decoded(path).decode().splitlines() if line.strip()]
+    # Not splitlines: texts in JSON may hold U+2028, which is no end of a line there.
+    lines = _decoded(path).decode().split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
     return _as_table(rows) if rows else pa.table({})
 
 
@@ -108,6 +132,7 @@ def _as_table(rows: list[object]) -> pa.Table:
     odd = next((index for index, row in enumerate(rows) if not isinstance(row, Mapping)), None)
     if odd is not None:
         raise ValueError(f"expected an object for every item, found another value for item {odd}")
+    check_nesting(rows, "the items", surrogates=True)
     return pa.Table.from_pylist(rows)
 
 
@@ -118,14 +143,13 @@ def _parquet(path: Path, texts: Collection[str]) -> pa.Table:
 
 
 def _arrow(path: Path, texts: Collection[str]) -> pa.Table:
-    import pyarrow as pa
 
-    return pa.ipc.open_stream(path).read_all()
+    return read_arrow(path)
 
 
 def _decoded(path: Path) -> bytes:
     """The bytes of a file that is UTF-8, without the mark that some programs write first."""
-    content = path.read_bytes()
+    content = read_bytes(path, TABLE_LIMIT)
     content.decode()
     return content.removeprefix(b"\xef\xbb\xbf")
 

@@ -34,7 +34,9 @@ from mergesearch.evaluators.objectives import (
     constraints_of,
     needed_references,
     objectives_of,
+    tolerances_of,
 )
+from mergesearch.evaluators.pooling import with_resamples
 from mergesearch.evaluators.reduction import DomainScore, measure
 from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
 from mergesearch.merging import InputError
@@ -117,6 +119,11 @@ class LmEval(EvaluatorBase):
         """Names of the bounds."""
         return constraints_of(self._tasks.metrics)
 
+    @property
+    def tolerances(self) -> Mapping[str, str]:
+        """Tolerances of the bounds that have one."""
+        return tolerances_of(self._tasks.metrics)
+
     @cached_property
     def additive(self) -> tuple[str, ...]:
         """Means of metrics that are means over documents."""
@@ -174,7 +181,9 @@ class LmEval(EvaluatorBase):
             tasks = self._tasks.by_split[split]
             by_document.update(self._scorer.score(candidate.model, split, tasks, fresh))
         scores = self._by_domain([by_document[one] for one in documents], indices, domains[indices])
-        return measure(self._tasks.metrics, scores, candidate.references, self._experts, domains)
+        made_of = (self._tasks.metrics, scores, candidate.references, self._experts)
+        measured = measure(*made_of, domains)
+        return measured if split == "search" else with_resamples(measured, *made_of)
 
     def _by_domain(
         self,

@@ -51,9 +51,14 @@ def domain_score(
     value, error, mean = _aggregate(task.task, metric, given)
     if mean:
         items = np.array([float(score) for score in given])
-    else:
-        items = np.array([_item_score(score, task, metric, where) for score in given])
-    return DomainScore(value, error, items, item_indices, mean)
+        return DomainScore(value, error, items, item_indices)
+    items = np.array([_item_score(score, task, metric, where) for score in given])
+    function: Callable[[Any], float] = task.task.aggregation()[metric]
+
+    def value_of(rows: npt.NDArray[np.intp]) -> float:
+        return float(function([given[row] for row in rows]))
+
+    return DomainScore(value, error, items, item_indices, mean=False, value_of=value_of)
 
 
 def _aggregate(task: Any, metric: str, values: Sequence[Any]) -> tuple[float, float, bool]:

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergesearch.evaluators.base import SPLITS, Split
+from mergesearch.evaluators.harness.task_files import task_files
+from mergesearch.evaluators.harness.templates import sandbox_templates
 from mergesearch.evaluators.objectives import Direction
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.library import reason
 
 #: Beginnings of the names of public benchmarks that people report results on.
 PUBLIC = (
@@ -191,6 +194,7 @@ def quiet() -> Iterator[None]:
 def _manager(include: str | None, defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
+    sandbox_templates()
     with quiet():
         return TaskManager(include_path=include, include_defaults=defaults)
 
@@ -205,7 +209,8 @@ def _load(
     own folder.
     """
     if include is not None:
-        _check_yaml(Path(include), where)
+        for _ in task_files(Path(include), where):
+            pass  # those that the harness would silently ignore are refused
     manager = _manager(include, False)
     if named not in manager.task_index:
         manager = _manager(include, True)
@@ -225,10 +230,8 @@ def _load(
             member = {"group": "mergesearch", "task": [{"task": named, **json.loads(changes)}]}
             tasks = manager.load([named if grouped else member])
     except Exception as error:
-        text = " ".join(str(error).split())
         raise InputError(
-            f"{where}.task: {named}: expected a task that loads, received {type(error).__name__}: "
-            f"{text[:300]}"
+            f"{where}.task: {named}: expected a task that loads, received {reason(error)}"
         ) from None
     for task in tasks["tasks"].values():
         for key, value in json.loads(changes).items() if grouped else ():
@@ -236,32 +239,6 @@ def _load(
         if json.loads(generation):
             task.set_config(key="generation_kwargs", value=json.loads(generation), update=True)
     return tuple(tasks["tasks"].values())
-
-
-def _check_yaml(include: Path, where: str) -> None:
-    """Refuse task files that the harness would silently ignore."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Reads tags such as ``!function`` as text."""
-
-    Loader.add_multi_constructor("!", lambda loader, suffix, node: suffix)
-    if not include.is_dir():
-        raise InputError(
-            f"{where}.include_path: expected a folder of task files, found no {include}"
-        )
-    for path in sorted(include.rglob("*.yaml")):
-        try:
-            yaml.load(path.read_text(), Loader)
-        except yaml.YAMLError as error:
-            raise InputError(
-                f"{path}: expected YAML, received: {' '.join(str(error).split())}"
-            ) from None
-
-
-def names_code(include: Path) -> bool:
-    """Whether task files of a folder name Python functions, which loading them runs."""
-    return any("!function" in path.read_text(errors="replace") for path in include.rglob("*.yaml"))
 
 
 def _metric(task: Any, wanted: str | None, where: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field as Key
 from pydantic import model_validator
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from mergesearch.evaluators.objectives import Metric
 
 
-__all__ = ["BoundSpec", "ItemSpec", "ScoreSpec", "Section", "metrics_of"]
+__all__ = ["BoundSpec", "ItemSpec", "ProgramBoundSpec", "ScoreSpec", "Section", "metrics_of"]
+
+#: A number, or the model whose value is the limit.
+Limit = float | Literal["base"] | Annotated[str, Key(pattern=r"^expert .+$")]
+LIMIT = "A number, base (what the base scores), or expert NAME (what that expert scores)."
+TOLERANCE = (
+    "How far it may be missed, in the unit of the score (0.02 of an accuracy is two points)."
+)
 
 
 class ScoreSpec(Section):
@@ -47,13 +54,9 @@ class BoundSpec(ScoreSpec):
     Those that miss it rank behind all that keep it, and do not win as long as one keeps it.
     """
 
-    at_least: float | Literal["base"] | None = Key(
-        default=None, description="A number, or base: what the base scores."
-    )
-    at_most: float | Literal["base"] | None = Key(
-        default=None, description="A number, or base: what the base scores."
-    )
-    tolerance: float = Key(default=0.0, ge=0, description="How far it may be missed.")
+    at_least: Limit | None = Key(default=None, description=LIMIT)
+    at_most: Limit | None = Key(default=None, description=LIMIT)
+    tolerance: float = Key(default=0.0, ge=0, description=TOLERANCE)
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -62,7 +65,37 @@ class BoundSpec(ScoreSpec):
         return self
 
 
-def metrics_of(scores: Sequence[ScoreSpec], metric: str | None = None) -> list[Metric]:
+class ProgramBoundSpec(Section):
+    """A bound on a score of a program or function, which need not be an objective.
+
+    Merges that miss it rank behind all that keep it, and do not win as long as one keeps it.
+    """
+
+    name: str | None = Key(
+        default=None, min_length=1, description="Name; by default made from the rest."
+    )
+    metric: str = Key(
+        min_length=1,
+        description="The score, as the program or function calls it; it is asked for beside the "
+        "objectives and need not be one.",
+    )
+    at_least: Limit | None = Key(default=None, description=LIMIT)
+    at_most: Limit | None = Key(default=None, description=LIMIT)
+    tolerance: float = Key(default=0.0, ge=0, description=TOLERANCE)
+    unit: str | None = Key(
+        default=None, min_length=1, description="Unit of the score, for people: MB, seconds."
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("expected at_least or at_most")
+        return self
+
+
+def metrics_of(
+    scores: Sequence[ScoreSpec | ProgramBoundSpec], metric: str | None = None
+) -> list[Metric]:
     """Convert objectives and bounds to those that evaluators take."""
     from mergesearch.evaluators.objectives import Metric
 

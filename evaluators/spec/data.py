@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from mergesearch.evaluators.data.item_files import SHARES, ItemFiles, is_datasets_folder
 from mergesearch.evaluators.spec.section import Section
+from mergesearch.merging.foreign.paths import exists, resolved
 
 DESCRIPTION = (
     "Items: a folder of save_to_disk, a CSV, TSV, JSON-lines or Parquet file, a folder of such "
@@ -117,14 +118,14 @@ def resolve_data(
         absolute: Makes paths of checkpoints absolute.
     """
     if isinstance(data, str):
-        path = (folder / data).resolve()
-        if is_datasets_folder(path) or not path.exists():
+        path = resolved(folder / data)
+        if is_datasets_folder(path) or not exists(path):
             return str(path)
         return DataSpec(file=str(path), processor=owner)
     located = (
-        {domain: str((folder / path).resolve()) for domain, path in data.file.items()}
+        {domain: str(resolved(folder / path)) for domain, path in data.file.items()}
         if isinstance(data.file, dict)
-        else str((folder / data.file).resolve())
+        else str(resolved(folder / data.file))
     )
     processor = owner if data.processor is None else absolute(data.processor)
     return data.model_copy(update={"file": located, "processor": processor})

@@ -33,6 +33,7 @@ from mergesearch.evaluators.spec.pairs import (
     SequenceToSequenceSpec,
     SimilaritySpec,
 )
+from mergesearch.evaluators.spec.preference import PreferenceSpec
 from mergesearch.evaluators.spec.quantised import score_quantised
 from mergesearch.evaluators.spec.section import ModelSection
 from mergesearch.evaluators.spec.tasks import LmEvalSpec
@@ -53,6 +54,7 @@ AnySpec = (
     | CommandSpec
     | GenerationSpec
     | PerplexitySpec
+    | PreferenceSpec
     | PythonSpec
     | AudioClassificationSpec
     | RetrievalSpec
@@ -132,6 +134,8 @@ EVALUATORS: Mapping[str, str] = {
     "document",
     "perplexity": "logarithm of the perplexity of a causal language model on texts; gives "
     "gradients",
+    "preference": "what people prefer, of pairs of texts or pictures that they are shown on a "
+    "local page",
     "python": "objectives that a Python function measures, called with the merged model in the "
     "worker's own process",
     "retrieval": "recall and discounted gain of the document of a query among all, by embeddings, "

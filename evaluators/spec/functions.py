@@ -10,8 +10,9 @@ from pydantic import model_validator
 
 from mergesearch.evaluators.base import Evaluator, Objective
 from mergesearch.evaluators.data.item_files import SHARES
+from mergesearch.evaluators.spec.base import ProgramBoundSpec, metrics_of
 from mergesearch.evaluators.spec.data import check_shares
-from mergesearch.evaluators.spec.others import ObjectiveSpec
+from mergesearch.evaluators.spec.others import ObjectiveSpec, check_some
 from mergesearch.evaluators.spec.section import ModelSection
 from mergesearch.merging.extensions.references import (
     find_function,
@@ -32,8 +33,13 @@ class PythonSpec(ModelSection):
     )
     objectives: list[ObjectiveSpec] = Key(
         default_factory=lambda: [ObjectiveSpec(name="score", direction="maximize")],
-        min_length=1,
-        description="By default one, called score, which is maximised.",
+        description="By default one, called score, which is maximised; [] where the function only "
+        "guards others by constraints.",
+    )
+    constraints: list[ProgramBoundSpec] = Key(
+        default_factory=list,
+        exclude_if=lambda bounds: not bounds,  # older studies have no such key, and their hash
+        description="Bounds that merges must keep, on objectives or on other scores.",
     )
     inputs: dict[str, Any] = Key(
         default_factory=dict, description="Further arguments of the function, by name."
@@ -77,6 +83,7 @@ class PythonSpec(ModelSection):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        check_some(self.objectives, self.constraints)
         if not is_reference(self.function):
             raise ValueError(
                 f"function: expected module:name or file.py:name, received {self.function!r}"
@@ -113,6 +120,7 @@ class PythonSpec(ModelSection):
             self.function,
             [Objective(**objective.model_dump()) for objective in self.objectives],
             **self.model_dump(include={"inputs", "sizes", "divide", "source"}),
+            bounds=metrics_of(self.constraints),
             model_class=None if self.model == "none" else self.model_class,
             where=where,
         )

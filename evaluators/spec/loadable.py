@@ -8,6 +8,7 @@ from typing import Any
 from mergesearch.merging import InputError
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.extensions.references import is_reference
+from mergesearch.merging.models.auto_tables import surely_loads
 
 #: Most auto classes that a message names.
 NAMED = 3
@@ -74,6 +75,9 @@ def _check_auto_class(
     model_class: str, base: Checkpoint, sections: Sequence[Any], whose: str
 ) -> None:
     """Refuse an auto class that does not load the type of a model."""
+    model_type = base.config.get("model_type")
+    if surely_loads(model_class, str(model_type)):
+        return
     from transformers import CONFIG_MAPPING, __version__
 
     from mergesearch.merging.models.model_classes import auto_class, auto_classes, loads
@@ -83,7 +87,6 @@ def _check_auto_class(
         auto_class(model_class)
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
-    model_type = base.config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise InputError(
             f"{base.path}: config.json: expected a model_type of transformers {__version__}, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergesearch.merging import InputError
-from mergesearch.merging.models.model_classes import loads_as
+from mergesearch.merging.models.model_classes import auto_classes, loads_as
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class ModelKind:
     use: str
 
 
+#: Ends of auto classes that load models of many tasks, which are named last.
+GENERAL = ("MaskedLM", "PreTraining")
+#: What programs and functions load where the study does not say.
+DEFAULT = "AutoModelForCausalLM"
 #: Models of images and texts that are compared, all of whose classes end in ``Model``.
 DUAL_ENCODERS = (
     "CLIPModel",
@@ -97,6 +101,8 @@ def check_model_kind(
         return
     found = str(architectures[0])
     kind = model_kind(found)
+    if kind is None:
+        _check_default(model_class, config, sections, whose)
     if kind is None or kind.auto == model_class:
         return
     wanted = next((known for known in MODEL_KINDS if known.auto == model_class), None)
@@ -120,3 +126,25 @@ def check_model_kind(
         f"{key}: expected an evaluator of {whose} {found}, received {section.kind}, which loads "
         f"{model_class}; use {use}"
     )
+
+
+def _check_default(
+    model_class: str, config: Mapping[str, Any], sections: Sequence[Any], whose: str
+) -> None:
+    """Refuse the class that programs and functions get by default, where the model has its own.
+
+    Raises:
+        InputError: In one line.
+    """
+    found = str(config["architectures"][0])
+    asked = (n for n, section in enumerate(sections) if section.kind in ("command", "python"))
+    index = next(asked, None)
+    if index is None or model_class != DEFAULT or loads_as(model_class, config) == found:
+        return
+    own = [name for name in auto_classes(config) if loads_as(name, config) == found]
+    own.sort(key=lambda name: name.endswith(GENERAL))
+    if own:
+        raise InputError(
+            f"evaluators.{index}.model_class: expected the class of {whose} {found}, received "
+            f"{model_class}, which is loaded where none is named; use model_class: {own[0]}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, model_validator
 from pydantic import Field as Key
 
 from mergesearch.evaluators.base import Evaluator
-from mergesearch.evaluators.spec.base import Section
+from mergesearch.evaluators.spec.base import ProgramBoundSpec, Section, metrics_of
 from mergesearch.evaluators.spec.section import ModelSection
 
 Share = Annotated[float, Key(ge=0, le=1)]
@@ -26,6 +27,7 @@ class FaultsSpec(Section):
 class SyntheticSpec(Section):
     """An analytic problem; no model, no data."""
 
+    most: ClassVar[Mapping[str, int]] = {"items": 10**6, "objectives": 1000}
     kind: Literal["synthetic"]
     problem: Literal["sphere", "ellipsoid", "quadratic_tasks", "zdt1"] = Key(
         description="Analytic problem that takes the place of a model."
@@ -66,6 +68,18 @@ class ObjectiveSpec(Section):
     direction: Literal["maximize", "minimize"] = Key(description="Which way is better.")
 
 
+def check_some(
+    objectives: Sequence[ObjectiveSpec], constraints: Sequence[ProgramBoundSpec]
+) -> None:
+    """Refuse a section that asks for nothing.
+
+    Raises:
+        ValueError: If there is neither an objective nor a bound.
+    """
+    if not objectives and not constraints:
+        raise ValueError("objectives: expected at least one, or constraints, received neither")
+
+
 class CommandSpec(ModelSection):
     """Objectives that another program measures: JSON in, JSON out, one process per trial."""
 
@@ -74,7 +88,14 @@ class CommandSpec(ModelSection):
     command: Annotated[list[str], BeforeValidator(_words), Key(min_length=1)] = Key(
         description="Program and arguments, as a list or one string; no shell."
     )
-    objectives: list[ObjectiveSpec] = Key(min_length=1)
+    objectives: list[ObjectiveSpec] = Key(
+        description="What the program measures; none where it only guards others by constraints."
+    )
+    constraints: list[ProgramBoundSpec] = Key(
+        default_factory=list,
+        exclude_if=lambda bounds: not bounds,  # older studies have no such key, and their hash
+        description="Bounds that merges must keep, on objectives or on other scores.",
+    )
     timeout: float = Key(
         default=600.0, gt=0, description="Seconds that it may take; then it is ended."
     )
@@ -105,6 +126,7 @@ class CommandSpec(ModelSection):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        check_some(self.objectives, self.constraints)
         if self.model == "none" and self.model_class is not None:
             raise ValueError(
                 f"model_class: expected null with model: none, received {self.model_class}"
@@ -127,6 +149,7 @@ class CommandSpec(ModelSection):
             self.command,
             objectives,
             **own,
+            bounds=metrics_of(self.constraints),
             model_class=model_class,
             folder=folder / self.folder,
             where=where,

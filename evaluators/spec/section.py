@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic import Field as Key
+
+from mergesearch.merging.foreign.sizes import sized
 
 
 class Section(BaseModel):
     """A frozen section that allows no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    most: ClassVar[Mapping[str, int]] = {}
+
+    @field_validator("*")
+    @classmethod
+    def _sized(cls, value: Any, info: ValidationInfo) -> Any:
+        return sized(value, info.field_name, cls.most) if isinstance(value, int) else value
 
 
 class ModelSection(Section):

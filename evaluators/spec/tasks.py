@@ -141,7 +141,7 @@ class LmEvalSpec(ModelSection):
     @property
     def runs_code(self) -> bool:
         """Whether task files name Python functions."""
-        from mergesearch.evaluators.harness.tasks import names_code
+        from mergesearch.evaluators.harness.task_files import names_code
 
         return self.include_path is not None and names_code(Path(self.include_path))
 

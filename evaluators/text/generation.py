@@ -168,21 +168,23 @@ class Generation(Tokenized):
         turns.append({"role": "user", "content": prompt})
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
-    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
-        """Metric -> score of each item ``(items,)``; prompts are taken by their length."""
-        scorer = find_scorer(self._scorer, f"{self._where}.scorer")
+    def written(self, model: Any, items: TextItems) -> list[Written]:
+        """What a model writes after each prompt; prompts are taken by their length."""
         lengths = np.array([len(row) for row in items.tokens])
         order = np.argsort(lengths, kind="stable")
-        scores = np.empty(len(order))
-        counts = np.empty(len(order))
+        by_row: dict[int, Written] = {}
         for chosen in self._batches(model, lengths[order].tolist()):
             indices = order[chosen]
-            part = items.rows(indices)
-            written = self._engine_of(model).write(model, part)
-            scores[indices] = [
-                self._score(scorer, one, part, row) for row, one in enumerate(written)
-            ]
-            counts[indices] = [one.tokens for one in written]
+            texts = self._engine_of(model).write(model, items.rows(indices))
+            by_row.update(zip(indices.tolist(), texts, strict=True))
+        return [by_row[row] for row in range(len(order))]
+
+    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
+        """Metric -> score of each item ``(items,)``."""
+        scorer = find_scorer(self._scorer, f"{self._where}.scorer")
+        written = self.written(model, items)
+        scores = np.array([self._score(scorer, one, items, row) for row, one in enumerate(written)])
+        counts = np.array([one.tokens for one in written], dtype=np.float64)
         by_metric = {"score": scores, "loss": scores, "tokens": counts}
         return {
             metric: by_metric[metric] for metric in sorted({one.metric for one in self._metrics})

@@ -233,4 +233,8 @@ def _together(score: DomainScore, tokens: Array) -> DomainScore:
     nats = float(share @ score.items)
     value = float(np.exp(nats))
     error = value * float(np.sqrt(np.sum((share * (score.items - nats)) ** 2)))
-    return replace(score, value=value, error=error, mean=False)
+
+    def value_of(rows: npt.NDArray[np.intp]) -> float:
+        return float(np.exp(tokens[rows] @ score.items[rows] / tokens[rows].sum()))
+
+    return replace(score, value=value, error=error, mean=False, value_of=value_of)

@@ -8,13 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from mergesearch.evaluators.data.pretrained import checkpoint_folder
 from mergesearch.merging.checkpoints.opening import open_checkpoint
-from mergesearch.merging.checkpoints.tokenizer_folder import tokenizer_in
+from mergesearch.merging.checkpoints.tokenizer_folder import TOKENIZER_LIMIT, tokenizer_in
+from mergesearch.merging.foreign.json_text import parse_json, read_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.reading import decode, read_bytes, read_text
+from mergesearch.merging.foreign.shown import path_shown
 
 #: Files that say how text becomes tokens.
 VOCABULARIES = (
@@ -72,10 +77,25 @@ def _vocabulary(folder: Path) -> str | None:
     file = next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
     if file is None:
         return None
-    content: Any = file.read_bytes()
+    content = read_bytes(file, TOKENIZER_LIMIT)
     if file.name == "tokenizer.json":
-        content = json.dumps(json.loads(content).get("model"), sort_keys=True).encode()
+        return _model_hash(_TokenizerJson(content, path_shown(file)))
     return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True)
+class _TokenizerJson:
+    """A file ``tokenizer.json``; copies of it are equal, wherever they are."""
+
+    content: bytes
+    where: str = field(compare=False)
+
+
+@lru_cache(maxsize=1)  # most experts have copies of the base's, of up to 40 MB
+def _model_hash(file: _TokenizerJson) -> str:
+    """Hash of the model in the file."""
+    data = Node(parse_json(decode(file.content, file.where), file.where), file.where)
+    return hashlib.sha256(json.dumps(data.get("model").value, sort_keys=True).encode()).hexdigest()
 
 
 def _template(folder: Path) -> str | None:
@@ -83,8 +103,8 @@ def _template(folder: Path) -> str | None:
     own = folder / "chat_template.jinja"
     settings = folder / "tokenizer_config.json"
     if own.is_file():
-        return own.read_text()
+        return read_text(own)
     if not settings.is_file():
         return None
-    template = json.loads(settings.read_text()).get("chat_template")
+    template = Node(read_json(settings), path_shown(settings)).get("chat_template").value
     return None if template is None else json.dumps(template, sort_keys=True)

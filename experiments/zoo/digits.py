@@ -119,7 +119,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     chosen = np.array(manifest["test_images"])
     with one_thread():
         models = {name: _load(folder / name) for name in names}
-        rows = {name: _accuracies(model, chosen) for name, model in models.items()}
+        rows = {name: accuracies(model, chosen) for name, model in models.items()}
         weights = {
             name: {key: value.clone() for key, value in m.state_dict().items()}
             for name, m in models.items()
@@ -127,7 +127,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
         merged = models["base"]
         for coefficient in LINE:
             merged.load_state_dict(_task_arithmetic(weights, coefficient))
-            rows[f"coefficient {coefficient:.2f}"] = _accuracies(merged, chosen)
+            rows[f"coefficient {coefficient:.2f}"] = accuracies(merged, chosen)
     return rows
 
 
@@ -147,7 +147,7 @@ def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict
 def _write(folder: Path, settings: Settings, processes: int) -> None:
     """Train and save everything; the manifest comes last."""
     started = time.perf_counter()
-    accuracies = {"base": _make_base(folder, settings)}
+    found = {"base": _make_base(folder, settings)}
     indices = range(len(DOMAINS))
     if processes == 1:
         rows = [_make_expert(folder, settings, index) for index in indices]
@@ -155,29 +155,30 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
         # Spawned, for a forked torch may hang on locks that another thread held.
         with ProcessPoolExecutor(processes, get_context("spawn"), silence_transformers) as pool:
             rows = list(pool.map(partial(_make_expert, folder, settings), indices))
-    accuracies.update(zip(DOMAINS, rows, strict=True))
-    splits = _splits(settings)
+    found.update(zip(DOMAINS, rows, strict=True))
+    splits = splits_of(settings)
     save_items(folder / "data", {name: splits[name] for name in settings.images})
     manifest = {
         "format": FORMAT,
         "settings": asdict(settings),
-        "accuracy": accuracies,
+        "accuracy": found,
         "test_images": splits["test"].tolist(),
         "seconds": round(time.perf_counter() - started, 1),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _splits(settings: Settings) -> dict[str, Indices]:
+def splits_of(settings: Settings) -> dict[str, Indices]:
+    """Scans of each split, and those for training."""
     return partition(len(load_images()[1]), settings.images, settings.seed)
 
 
 def _make_base(folder: Path, settings: Settings) -> dict[str, float]:
     """Train and save the base; its test accuracy in each domain."""
-    model = _new_model(settings)
-    _train(model, tuple(DOMAINS), settings, settings.base, settings.seed + 1)
+    model = new_model(settings)
+    train(model, tuple(DOMAINS), settings, settings.base, settings.seed + 1)
     _save(model, folder / "base")
-    return _accuracies(model, _splits(settings)["test"])
+    return accuracies(model, splits_of(settings)["test"])
 
 
 def _make_expert(folder: Path, settings: Settings, index: int) -> dict[str, float]:
@@ -185,12 +186,13 @@ def _make_expert(folder: Path, settings: Settings, index: int) -> dict[str, floa
     domain = list(DOMAINS)[index]
     with one_thread():
         model = _load(folder / "base")
-        _train(model, (domain,), settings, settings.expert, settings.seed + 10 + index)
+        train(model, (domain,), settings, settings.expert, settings.seed + 10 + index)
         _save(model, folder / domain)
-        return _accuracies(model, _splits(settings)["test"])
+        return accuracies(model, splits_of(settings)["test"])
 
 
-def _new_model(settings: Settings) -> Any:
+def new_model(settings: Settings) -> Any:
+    """An untrained ViT."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -214,14 +216,14 @@ def _new_model(settings: Settings) -> Any:
         return ViTForImageClassification(config)
 
 
-def _train(
+def train(
     model: Any, domains: Sequence[str], settings: Settings, training: Training, seed: int
 ) -> None:
     """Adam on random batches with pixel noise, drawn from a generator of its own."""
     import torch
 
     images, digits = load_images()
-    chosen = _splits(settings)["training"]
+    chosen = splits_of(settings)["training"]
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.from_numpy(
         np.concatenate([in_domain(images[chosen], domain) for domain in domains])
@@ -245,18 +247,18 @@ def _train(
     model.eval()
 
 
-def _accuracies(model: Any, chosen: Indices) -> dict[str, float]:
+def accuracies(model: Any, chosen: Indices) -> dict[str, float]:
     """Accuracy in each domain on the scans ``chosen`` ``(n,)``."""
     import torch
 
     images, digits = load_images()
-    accuracies = {}
+    found = {}
     for domain in DOMAINS:
         inputs = torch.from_numpy(in_domain(images[chosen], domain))[:, None]
         with torch.inference_mode():
             guesses = model(pixel_values=inputs).logits.argmax(dim=1).numpy()
-        accuracies[domain] = float(np.mean(guesses == digits[chosen]))
-    return accuracies
+        found[domain] = float(np.mean(guesses == digits[chosen]))
+    return found
 
 
 def _save(model: Any, folder: Path) -> None:

@@ -27,6 +27,7 @@ from mergesearch.merging.checkpoints.safetensors_files import TensorInfo, hash_b
 from mergesearch.merging.checkpoints.skeleton import Skeleton
 from mergesearch.merging.checkpoints.tied import ties_embeddings
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.shown import cut, path_shown, shown
 from mergesearch.merging.kernels.lowrank import matrix_shape, product
 
 if TYPE_CHECKING:
@@ -262,8 +263,8 @@ class _Homes:
         turned = len(down) == 1 and (*down, up) == shape
         if not straight and not turned:
             raise self._misfit(
-                f"a change of {change.module!r} from {list(down)} to {up} features for "
-                f"{list(shape)}"
+                f"a change of {shown(change.module)} from {cut(str(list(down)), 40)} to {up} "
+                f"features for {cut(str(list(shape)), 40)}"
             )
         if straight and turned:  # a square matrix does not tell
             return self._stores_transposed(change.module)
@@ -289,7 +290,9 @@ class _Homes:
             if stored in shared or (
                 self.model.shape(stored)[:1] == (vocabulary,) and self._is_tied(name)
             ):
-                raise self._misfit(f"a change of {name!r}, which the model ties to another tensor")
+                raise self._misfit(
+                    f"a change of {shown(name)}, which the model ties to another tensor"
+                )
 
     def _is_tied(self, name: str) -> bool:
         return self.skeleton is None or bool(self.skeleton.tied_to(name))
@@ -301,7 +304,8 @@ class _Homes:
 
     def _misfit(self, received: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.adapter.folder}: expected an adapter of {self.model.path}, received "
+            f"{path_shown(self.adapter.folder)}: expected an adapter of "
+            f"{path_shown(self.model.path)}, received "
             f"{received}; choose the model that it was trained on, or merge it into that with peft "
             "(merge_and_unload) and save the result"
         )

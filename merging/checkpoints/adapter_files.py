@@ -2,9 +2,7 @@
 
 LoRA (Hu 2022, "LoRA: low-rank adaptation of large language models") adds (α/r)·B·A to a matrix;
 rsLoRA (Kalajdzievski 2023, "A rank stabilization scaling factor for fine-tuning with LoRA") takes
-α/√r. Everything that would change the weights in another way is refused by name, and so is every
-setting that is not known here: ignoring one would give other weights than the author's without
-anybody noticing.
+α/√r. What else an adapter may say is refused (:mod:`.adapter_settings`).
 """
 
 from __future__ import annotations
@@ -16,67 +14,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging.checkpoints.adapter_settings import (
+    CONFIG,
+    MERGE_FIRST,
+    AdapterSettings,
+    read_settings,
+)
+from mergesearch.merging.checkpoints.model_config import read_config
 from mergesearch.merging.checkpoints.safetensors_files import (
     PICKLES,
     TensorInfo,
     read_header,
-    read_json,
 )
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.shown import cut, name_shown, path_shown, shown
 
-CONFIG = "adapter_config.json"
+__all__ = [
+    "CONFIG",
+    "MODEL_CONFIG",
+    "WEIGHTS",
+    "AdapterFiles",
+    "LowRank",
+    "is_adapter",
+    "listed",
+    "read_adapter",
+]
+
 MODEL_CONFIG = "config.json"
 WEIGHTS = "adapter_model.safetensors"
-
-#: Settings that say how the adapter was trained or loaded, not what it does to weights.
-_HARMLESS = frozenset(
-    {
-        *(
-            "auto_mapping",
-            "base_model_name_or_path",
-            "ensure_weight_tying",
-            "inference_mode",
-            "megatron_core",
-        ),
-        *("peft_type", "peft_version", "revision", "task_type", "runtime_config"),
-        *(
-            "corda_config",
-            "eva_config",
-            "loftq_config",
-            "lora_ga_config",
-            "lora_dropout",
-            "qalora_group_size",
-        ),
-        *(
-            "exclude_modules",
-            "layers_pattern",
-            "layers_to_transform",
-            "modules_to_save",
-            "target_modules",
-        ),
-    }
-)
-#: Settings that are read.
-_READ = frozenset(
-    {
-        *(
-            "alpha_pattern",
-            "bias",
-            "fan_in_fan_out",
-            "init_lora_weights",
-            "lora_alpha",
-            "r",
-            "rank_pattern",
-        ),
-        "use_rslora",
-    }
-)
-#: Initialisations that leave the base alone. The others (pissa, olora, corda, loftq) move a part of
-#: it into the adapter, which then fits a base that is stored nowhere.
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-
 _LOW_RANK = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B|embedding_A|embedding_B)(\.weight)?")
-_MERGE_FIRST = "merge it into its base first with peft (merge_and_unload) and save the result"
 
 
 @dataclass(frozen=True)
@@ -150,9 +116,10 @@ def read_adapter(folder: Path) -> AdapterFiles:
             supported.
     """
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder}: expected a PEFT adapter with {CONFIG}, received none")
-    settings = read_json(folder / CONFIG)
-    _check_settings(folder, settings)
+        raise CheckpointError(
+            f"{path_shown(folder)}: expected a PEFT adapter with {CONFIG}, received none"
+        )
+    settings = read_settings(folder)
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         hint = (
@@ -162,41 +129,21 @@ def read_adapter(folder: Path) -> AdapterFiles:
             else "save it with save_pretrained"
         )
         raise CheckpointError(
-            f"{folder}: expected {WEIGHTS}, received {', '.join(pickles) or 'none'}; {hint}"
+            f"{path_shown(folder)}: expected {WEIGHTS}, received "
+            f"{cut(', '.join(map(name_shown, pickles)) or 'none', 100)}; {hint}"
         )
     sides, whole = _sorted_out(folder, read_header(folder / WEIGHTS))
     return AdapterFiles(
         folder,
         tuple(_low_rank(folder, module, pair, settings) for module, pair in sides.items()),
         whole,
-        bool(settings.get("fan_in_fan_out")),
-        str(settings.get("base_model_name_or_path") or ""),
-        saved=tuple(settings.get("modules_to_save") or ()),
-        task=str(settings.get("task_type") or ""),
-        model_class=str((settings.get("auto_mapping") or {}).get("base_model_class") or ""),
-        config=read_json(folder / MODEL_CONFIG) if (folder / MODEL_CONFIG).is_file() else {},
+        settings.flag("fan_in_fan_out"),
+        settings.text("base_model_name_or_path"),
+        saved=settings.texts("modules_to_save"),
+        task=settings.text("task_type"),
+        model_class=settings.model_class,
+        config=read_config(folder),
     )
-
-
-def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointError(
-            f"{folder}: expected a PEFT adapter of type LORA, received {kind!r}; {_MERGE_FIRST}"
-        )
-    for name in sorted(settings):
-        if name not in _HARMLESS | _READ and settings[name]:
-            raise CheckpointError(
-                f"{folder}: expected plain LoRA, received {name}: {_short(settings[name])}; "
-                f"{_MERGE_FIRST}"
-            )
-    start = settings.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
-        raise CheckpointError(
-            f"{folder}: expected weights that fit the base, received init_lora_weights: {start!r}, "
-            "which changes the base; save it with path_initial_model_for_weight_conversion, or "
-            f"{_MERGE_FIRST}"
-        )
 
 
 def _sorted_out(
@@ -212,81 +159,68 @@ def _sorted_out(
         name = stored.removeprefix("base_model.model.")
         match = _LOW_RANK.fullmatch(name)
         if match is not None:
-            sides.setdefault(match["module"], {})[match["side"]] = info
+            _add(sides.setdefault(match["module"], {}), match["side"], info, stored)
         elif "lora_" in name or "token_adapter" in name:
             raise CheckpointError(
-                f"{folder / WEIGHTS}: expected plain LoRA tensors, received {stored!r}; "
-                f"{_MERGE_FIRST}"
+                f"{path_shown(folder / WEIGHTS)}: expected plain LoRA tensors, received "
+                f"{shown(stored)}; {MERGE_FIRST}"
             )
         else:
-            whole[re.sub(r"\.(modules_to_save|base_layer)(?=\.)", "", name)] = info
+            own = re.sub(r"\.(modules_to_save|base_layer)(?=\.)", "", name)
+            _add(whole, own, info, stored)
     return sides, whole
 
 
+def _add(tensors: dict[str, TensorInfo], name: str, info: TensorInfo, stored: str) -> None:
+    """Add a tensor, of which peft stores one."""
+    if name in tensors:
+        raise CheckpointError(
+            f"{path_shown(info.file)}: expected each tensor once, received {shown(stored)} under "
+            "two names"
+        )
+    tensors[name] = info
+
+
 def _low_rank(
-    folder: Path, module: str, sides: Mapping[str, TensorInfo], settings: Mapping[str, Any]
+    folder: Path, module: str, sides: Mapping[str, TensorInfo], settings: AdapterSettings
 ) -> LowRank:
     embedding = "embedding_A" in sides or "embedding_B" in sides
     wanted = ["embedding_A", "embedding_B"] if embedding else ["A", "B"]
     if sorted(sides) != wanted:
         received = [f"lora_{side}" for side in sorted(sides)]
         raise CheckpointError(
-            f"{folder / WEIGHTS}: expected lora_A and lora_B of {module!r}, received {received}"
+            f"{path_shown(folder / WEIGHTS)}: expected lora_A and lora_B of {shown(module)}, "
+            f"received {received}"
         )
     down, up = (sides[side] for side in wanted)
-    rank = int(_number(folder, settings, module, "rank_pattern", "r"))
+    rank = settings.rank(module)
     if (
         rank < 1
         or down.shape[:1] != (rank,)
         or up.shape[1:2] != (rank,)
         or math.prod(up.shape[2:]) != 1
+        or len(down.shape) < 2
     ):
         raise CheckpointError(
-            f"{folder / WEIGHTS}: {module!r}: expected rank {rank} as in {CONFIG}, received lora_A "
-            f"{list(down.shape)} and lora_B {list(up.shape)}; {_MERGE_FIRST}"
+            f"{path_shown(folder / WEIGHTS)}: {shown(module)}: expected rank {rank:g} as in "
+            f"{CONFIG}, received lora_A {_shape(down)} and lora_B {_shape(up)}; {MERGE_FIRST}"
         )
-    alpha = _number(folder, settings, module, "alpha_pattern", "lora_alpha")
+    alpha = settings.alpha(module)
     return LowRank(
         module,
         down,
         up,
-        alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank),
+        alpha / (math.sqrt(rank) if settings.flag("use_rslora") else rank),
         embedding,
     )
 
 
-def _number(
-    folder: Path, settings: Mapping[str, Any], module: str, patterns: str, key: str
-) -> float:
-    """A number of a module's adapter, 8 where the settings do not say it, as in peft."""
-    value = _by_pattern(settings.get(patterns), module, settings.get(key, 8))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(
-            f"{folder / CONFIG}: {key}: expected a number, received {_short(value)}; set the one "
-            "that the adapter was trained with"
-        )
-    return float(value)
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name.
-
-    The end begins after a dot, or is the whole name.
-    """
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _shape(info: TensorInfo) -> str:
+    return cut(str(list(info.shape)), 40)
 
 
 def listed(names: Iterable[str]) -> str:
     """Names in quotes, the first few of them."""
     ordered = sorted(names)
-    return ", ".join(map(repr, ordered[:6])) + (
-        f" and {len(ordered) - 6} more" if len(ordered) > 6 else ""
-    )
+    few = [shown(name) for name in ordered[:6]]
+    return cut(", ".join(few), 150) + (f" and {len(ordered) - 6} more" if len(ordered) > 6 else "")

@@ -19,6 +19,7 @@ from mergesearch.merging.checkpoints.safetensors_files import TensorInfo
 from mergesearch.merging.checkpoints.skeleton import InMemory, Skeleton
 from mergesearch.merging.checkpoints.tied import is_vocabulary_head
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.shown import path_shown
 from mergesearch.merging.tensors.layout import FLOATING
 from mergesearch.merging.tensors.roles import classify
 
@@ -103,8 +104,9 @@ def _label_counts(adapter: AdapterFiles, heads: Mapping[str, TensorInfo]) -> lis
     """Numbers of classes that the shapes allow, the likeliest first; None for the stated one."""
     if "id2label" in adapter.config:
         return [None]
-    matrices = {info.shape[0] for info in heads.values() if len(info.shape) > 1}
-    return [*sorted(matrices or {info.shape[0] for info in heads.values() if info.shape})] or [None]
+    whole = [info for info in heads.values() if info.stop > info.start]  # empty ones have any shape
+    matrices = {info.shape[0] for info in whole if len(info.shape) > 1}
+    return [*sorted(matrices or {info.shape[0] for info in whole if info.shape})] or [None]
 
 
 def _config(model: Checkpoint, adapter: AdapterFiles, count: int | None) -> dict[str, Any]:
@@ -183,7 +185,8 @@ def _check_whole(
     lost = [name for name, _ in skeleton.model.named_parameters() if name not in stored]
     if lost:
         raise CheckpointError(
-            f"{adapter.folder}: expected every weight of {type(skeleton.model).__name__} in the "
-            f"adapter or in {model.path}, received none of {listed(lost)}; they were random when "
-            "the adapter was trained: add their modules to modules_to_save and train it again"
+            f"{path_shown(adapter.folder)}: expected every weight of "
+            f"{type(skeleton.model).__name__} in the adapter or in {path_shown(model.path)}, "
+            f"received none of {listed(lost)}; they were random when the adapter was trained: add "
+            "their modules to modules_to_save and train it again"
         )

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from mergesearch.merging.foreign.paths import resolved
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, fsync, rename: a crash leaves the old file or the new one.
@@ -16,7 +18,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: If the file cannot be written, or is no file, such as /dev/stdout; nothing is left
             behind.
     """
-    path = path.resolve()
+    path = resolved(path)
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file")
     part = path.with_name(f".{path.name}.part-{os.getpid()}")

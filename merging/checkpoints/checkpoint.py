@@ -20,6 +20,7 @@ from mergesearch.merging.checkpoints.digests import tensor_digests
 from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
 from mergesearch.merging.checkpoints.tied import find_aliases, is_carried, ties_embeddings
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.shown import name_shown, path_shown, shown
 from mergesearch.merging.tensors.memo import Memo
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ class Checkpoint:
         for alias, kept in self.aliases.items():
             if digests[alias] != digests[kept]:
                 raise CheckpointError(
-                    f"{self.path}: expected tied tensors {alias!r} and {kept!r} to be equal, "
+                    f"{path_shown(self.path)}: expected tied tensors {shown(alias)} and "
+                    f"{shown(kept)} to be equal, "
                     'received others; set "tie_word_embeddings": false in config.json to merge '
                     "them apart"
                 )
@@ -127,9 +129,10 @@ class Checkpoint:
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
-            some = ", ".join(list(self.tensors)[:3])
+            some = ", ".join(name_shown(name, 40) for name in list(self.tensors)[:3])
             raise CheckpointError(
-                f"{self.path}: expected a stored tensor, received {name!r}; there are {some}, ..."
+                f"{path_shown(self.path)}: expected a stored tensor, received {shown(name)}; there "
+                f"are {some}, ..."
             )
         return self.tensors[name]
 
@@ -138,6 +141,9 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     """A stored tensor in its stored dtype, memory-mapped.
 
     The mapping is copy-on-write: the file never changes.
+
+    Raises:
+        CheckpointError: If the file is gone or shorter than when its header was read.
     """
     import torch
 
@@ -147,8 +153,15 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     # A mapping of its own for each tensor: it goes with the tensor, so streaming stays within
     # bounds.
     first = info.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    with info.file.open("rb") as file:
-        pages = mmap.mmap(file.fileno(), info.stop - first, access=mmap.ACCESS_COPY, offset=first)
+    try:
+        with info.file.open("rb") as file:
+            length = info.stop - first
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path_shown(info.file)}: expected bytes {info.start} to {info.stop}, received: "
+            f"{getattr(error, 'strerror', None) or error}; it changed since it was opened"
+        ) from error
     flat = torch.frombuffer(pages, dtype=torch.uint8, offset=info.start - first)
     if info.start % ITEMSIZE[info.dtype]:
         flat = flat.clone()  # odd header length: a typed view would be misaligned

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mergesearch.merging.checkpoints.atomic import write_atomically
 from mergesearch.merging.checkpoints.safetensors_files import TensorInfo, hash_bytes
+from mergesearch.merging.foreign.own_json import read_own_json, with_checksum
 
 #: Seconds for which a file must have been left alone.
 SETTLED = 2.0
@@ -67,19 +68,16 @@ def _cache_folder() -> Path:
 
 
 def _read(cache: Path) -> dict[str, str]:
-    try:
-        data = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    digests = (read_own_json(cache) or {}).get("digests")
+    if not isinstance(digests, dict):
         return {}
-    valid = isinstance(data, dict) and all(
-        isinstance(value, str) and len(value) == 64 for value in data.values()
-    )
-    return data if valid else {}
+    valid = all(isinstance(value, str) and len(value) == 64 for value in digests.values())
+    return digests if valid else {}
 
 
 def _keep(digests: Mapping[str, str], cache: Path) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, json.dumps(digests))
+        write_atomically(cache, json.dumps(with_checksum({"digests": dict(digests)})))
     except OSError:
         pass  # a cache that cannot be written costs time, nothing else

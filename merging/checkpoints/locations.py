@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, INDEX
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.paths import exists, expanded
+from mergesearch.merging.foreign.shown import name_shown, path_shown
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _HUB_FILES = ("*.safetensors", INDEX, *COMPANIONS, "README.md", "adapter_config.json")
@@ -43,15 +45,11 @@ def absolute_path(path: str, folder: Path) -> str:
     parts = split_path(path, folder)
     if parts is not None:
         return "+".join(absolute_path(part, folder) for part in parts)
-    return (
-        os.path.abspath(folder / Path(path).expanduser())
-        if path and _exists(path, folder)
-        else path
-    )
+    return os.path.abspath(folder / expanded(path)) if path and _exists(path, folder) else path
 
 
 def _exists(path: str, folder: Path | None) -> bool:
-    return ((folder or Path()) / Path(path).expanduser()).exists()
+    return exists((folder or Path()) / expanded(path))
 
 
 def is_hub_name(path: str) -> bool:
@@ -65,9 +63,9 @@ def short_name(path: str) -> str:
     A model with an adapter goes by the adapter.
     """
     _, path = split_path(path) or ("", path)
-    if is_hub_name(path) and not Path(path).exists():
+    if is_hub_name(path) and not exists(Path(path)):
         path = path.split("@")[0]
-    return Path(os.path.abspath(Path(path).expanduser())).name.removesuffix(".safetensors")
+    return Path(os.path.abspath(expanded(path))).name.removesuffix(".safetensors")
 
 
 def locate(path: str) -> Path:
@@ -78,14 +76,14 @@ def locate(path: str) -> Path:
     Raises:
         CheckpointError: If it is neither.
     """
-    local = Path(path).expanduser()
-    if local.exists():
+    local = expanded(path)
+    if exists(local):
         return local
     if is_hub_name(path):
         return _download(path)
     raise CheckpointError(
-        f"{path}: expected a folder, a .safetensors file or org/name@revision, received a missing "
-        "path"
+        f"{path_shown(path)}: expected a folder, a .safetensors file or org/name@revision, "
+        "received a missing path"
     )
 
 
@@ -102,9 +100,10 @@ def _download(path: str) -> Path:
             ignore_patterns=list(_HUB_SKIPPED),
         )
     except (OSError, ValueError) as error:  # every hub error is one of the two
-        reason = str(error).strip().split("\n")[0]
+        reason = name_shown(str(error).strip().split("\n")[0], 120)
         raise CheckpointError(
-            f"{path}: expected a local path or a model of the hub, received neither "
-            f"({type(error).__name__}: {reason}); check the path, the revision and HF_HUB_OFFLINE"
+            f"{path_shown(path)}: expected a local path or a model of the hub, received "
+            f"neither ({type(error).__name__}: {reason}); check the path, the revision and "
+            "HF_HUB_OFFLINE"
         ) from error
     return Path(folder)

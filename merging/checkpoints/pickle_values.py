@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
+from mergesearch.merging.foreign.shown import name_shown
+
 #: Classes that are read as dictionaries.
 _MAPPINGS = frozenset({"collections.OrderedDict", "collections.defaultdict"})
 #: Opcodes that push what stands beside them.
@@ -64,9 +66,13 @@ def read_pickle(stream: IO[bytes]) -> tuple[Any, list[Persistent]]:
                 return machine.stack.pop(), machine.persistents
             _STEPS[opcode.name](machine, argument)
     except KeyError as error:
-        raise BrokenPickleError(f"expected a known opcode, received {error}") from error
+        raise BrokenPickleError(
+            f"expected a known opcode, received {name_shown(str(error))}"
+        ) from error
     except (ValueError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        raise BrokenPickleError(f"received a damaged pickle ({error})") from error
+        raise BrokenPickleError(
+            f"received a damaged pickle ({name_shown(str(error), 100)})"
+        ) from error
     raise BrokenPickleError("received a pickle without an end")
 
 

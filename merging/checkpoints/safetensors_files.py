@@ -1,43 +1,41 @@
-"""Safetensors files and folders of them, read through their headers alone.
-
-A safetensors file is eight bytes of header length, a JSON header (name -> dtype, shape, byte
-range), and the tensors without gaps. Parsing it here rather than through a library means that
-damage is seen, and named, before any weight is read.
-"""
+"""Folders of safetensors files, read through their headers alone."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from codecs import BOM_UTF8
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mergesearch.merging.checkpoints.pipelines import stem_in
+from mergesearch.merging.checkpoints.safetensors_header import DTYPES, TensorInfo, read_header
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.paths import is_file
+from mergesearch.merging.foreign.reading import decode, read_bytes
+from mergesearch.merging.foreign.shown import cut, name_shown, path_shown, shown, shown_names
+
+__all__ = [
+    "CODES",
+    "COMPANIONS",
+    "DTYPES",
+    "INDEX",
+    "ITEMSIZE",
+    "PICKLES",
+    "WEIGHTS",
+    "TensorInfo",
+    "folder_tensors",
+    "hash_bytes",
+    "read_header",
+    "read_json",
+    "refuse_other_files",
+    "weight_map",
+]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-#: safetensors' dtype codes -> (name, bytes per element).
-DTYPES = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "BF16": ("bfloat16", 2),
-    "F16": ("float16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U64": ("uint64", 8),
-    "U32": ("uint32", 4),
-    "U16": ("uint16", 2),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}
 
 #: dtype name -> safetensors' code.
 CODES = {name: code for code, (name, _) in DTYPES.items()}
@@ -77,91 +75,6 @@ COMPANIONS = (
 _BLOCK = 1 << 22  # bytes read at a time when hashing
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one stored tensor lies: bytes ``start:stop`` of ``file``."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
-    start: int
-    stop: int
-
-
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file, from its header alone.
-
-    Raises:
-        CheckpointError: If the file is no safetensors file, or is cut short or otherwise damaged.
-    """
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-            if length > size - 8:
-                raise CheckpointError(_truncation(file, head, length, size))
-            text = stream.read(length)
-    except OSError as error:
-        raise CheckpointError(
-            f"{file}: expected a readable file, received: {error.strerror}"
-        ) from error
-    return _parse_header(file, text, data=8 + length, size=size)
-
-
-def _truncation(file: Path, head: bytes, length: int, size: int) -> str:
-    if head.startswith(b"version "):
-        return (
-            f"{file}: expected weights, received a git-lfs pointer; run `git lfs pull` in its "
-            "folder"
-        )
-    return (
-        f"{file}: expected a safetensors header of {length} bytes, received a file of {size} "
-        "bytes; it is truncated or no safetensors file, download it again"
-    )
-
-
-def _parse_header(file: Path, text: bytes, data: int, size: int) -> dict[str, TensorInfo]:
-    try:
-        header = json.loads(text)
-        entries = [
-            (name, *_entry(value)) for name, value in header.items() if name != "__metadata__"
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file}: expected a safetensors header, received broken JSON ({error}); download it "
-            "again"
-        ) from error
-    tensors = {}
-    end = 0
-    for name, code, shape, start, stop in entries:
-        if code not in DTYPES:
-            raise CheckpointError(
-                f"{file}: tensor {name!r}: expected one of {', '.join(DTYPES)}, received unknown "
-                f"dtype {code}; convert the checkpoint first (quantised weights cannot be merged)"
-            )
-        dtype, itemsize = DTYPES[code]
-        if start < 0 or stop - start != math.prod(shape) * itemsize:
-            raise CheckpointError(
-                f"{file}: tensor {name!r}: expected {math.prod(shape) * itemsize} bytes for {code} "
-                f"{list(shape)}, received {stop - start}; the file is damaged, download it again"
-            )
-        end = max(end, stop)
-        tensors[name] = TensorInfo(shape, dtype, file, data + start, data + stop)
-    if data + end != size:
-        reason = "it is truncated" if data + end > size else "it has bytes that no tensor owns"
-        raise CheckpointError(
-            f"{file}: expected {data + end} bytes, received a file of {size} bytes; {reason}, "
-            "download it again"
-        )
-    return tensors
-
-
-def _entry(value: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
-    start, stop = value["data_offsets"]
-    return str(value["dtype"]), tuple(int(n) for n in value["shape"]), int(start), int(stop)
-
-
 def folder_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Tensors of a folder of transformers or diffusers: of one file, or of shards with an index.
 
@@ -179,7 +92,7 @@ def folder_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _why_no_weights(folder: Path) -> str:
-    expected = f"{folder}: expected {WEIGHTS} or {INDEX}, received"
+    expected = f"{path_shown(folder)}: expected {WEIGHTS} or {INDEX}, received"
     if (folder / "adapter_config.json").exists():
         return (
             f"{expected} a PEFT adapter; merge it into its base first (peft's merge_and_unload) "
@@ -187,10 +100,10 @@ def _why_no_weights(folder: Path) -> str:
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        return f"{expected} {', '.join(others[:6])}; give the path of one file instead"
+        return f"{expected} {_names(others)}; give the path of one file instead"
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
-        return f"{expected} only {', '.join(pickles[:6])}; {_CONVERT}"
+        return f"{expected} only {_names(pickles)}; {_CONVERT}"
     return f"{expected} no weights; give a folder written by save_pretrained"
 
 
@@ -199,56 +112,83 @@ _CONVERT = (
 )
 
 
+def _names(names: Sequence[str]) -> str:
+    return cut(", ".join(map(name_shown, names[:6])), 120)
+
+
 def refuse_other_files(file: Path) -> None:
     """Raise a CheckpointError unless ``file`` is named like a safetensors file."""
     if any(file.match(pattern) for pattern in PICKLES):
         raise CheckpointError(
-            f"{file}: expected a .safetensors file, received {file.name}; {_CONVERT}"
+            f"{path_shown(file)}: expected a .safetensors file, received "
+            f"{name_shown(file.name)}; {_CONVERT}"
         )
     if file.suffix != ".safetensors":
         raise CheckpointError(
-            f"{file}: expected a folder or a .safetensors file, received {file.name}"
+            f"{path_shown(file)}: expected a folder or a .safetensors file, received "
+            f"{name_shown(file.name)}"
         )
 
 
 def _sharded_tensors(folder: Path, file: Path) -> dict[str, TensorInfo]:
-    index = read_json(file)
-    shard_of = index.get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        raise CheckpointError(f"{file}: expected a 'weight_map', received keys {sorted(index)}")
+    shard_of = weight_map(file)
     stored: dict[str, TensorInfo] = {}
-    for shard in sorted({str(shard) for shard in shard_of.values()}):
-        if Path(shard).name != shard or not (folder / shard).is_file():
+    for shard in sorted({*shard_of.values()}):
+        if Path(shard).name != shard or not is_file(folder / shard):
             raise CheckpointError(
-                f"{file}: expected shard {shard!r} in its folder, received no such file"
+                f"{path_shown(file)}: expected shard {shown(shard)} in its folder, "
+                "received no such file"
             )
         for name, info in read_header(folder / shard).items():
             if shard_of.get(name) != shard:
                 raise CheckpointError(
-                    f"{folder / shard}: tensor {name!r}: expected the index to place it here, "
-                    f"received {shard_of.get(name)!r}; save the model again"
+                    f"{path_shown(folder / shard)}: tensor {shown(name)}: expected the "
+                    f"index to place it here, received {shown(shard_of.get(name))}; save the model "
+                    "again"
                 )
             stored[name] = info
     missing = sorted(set(shard_of) - set(stored))
     if missing:
         raise CheckpointError(
-            f"{file}: expected tensor {missing[0]!r} in {shard_of[missing[0]]}, received none"
+            f"{path_shown(file)}: expected tensor {shown(missing[0])} in "
+            f"{name_shown(shard_of[missing[0]])}, received none"
         )
     return stored
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def weight_map(file: Path) -> dict[str, str]:
+    """Name of a tensor -> name of its shard, as an index of shards says."""
+    index = read_json(file, unique=True)
+    where = path_shown(file)
+    if not index.get("weight_map") or not isinstance(index["weight_map"], dict):
+        raise CheckpointError(
+            f"{where}: expected a 'weight_map', received keys {shown_names(index)}"
+        )
+    node = Node(index["weight_map"], f"{where}: weight_map", CheckpointError)
+    return {name: shard.text() for name, shard in node.members()}
+
+
+def read_json(file: Path, *, unique: bool = False) -> dict[str, Any]:
     """Content of a JSON object file.
+
+    Args:
+        file: Where it is.
+        unique: Whether a key that stands twice is refused.
 
     Raises:
         CheckpointError: If it cannot be read or holds anything else.
     """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: expected readable JSON, received: {error}") from error
+    where = path_shown(file)
+    raw = read_bytes(file, error=CheckpointError)
+    if raw.startswith(BOM_UTF8):  # which transformers, where it reads the same file, does not take
+        raise CheckpointError(
+            f"{where}: expected readable JSON, received a byte order mark; save it as UTF-8 "
+            "without one"
+        )
+    text = decode(raw, where, CheckpointError)
+    data = parse_json(text, where, CheckpointError, unique=unique)
     if not isinstance(data, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, received {type(data).__name__}")
+        raise CheckpointError(f"{where}: expected a JSON object, received {type(data).__name__}")
     return data
 
 
@@ -256,14 +196,21 @@ def hash_bytes(info: TensorInfo) -> str:
     """SHA-256 of a tensor's bytes, read in blocks."""
     digest = hashlib.sha256()
     left = info.stop - info.start
-    with info.file.open("rb") as stream:
-        stream.seek(info.start)
-        while left:
-            block = stream.read(min(_BLOCK, left))
-            if not block:
-                raise CheckpointError(
-                    f"{info.file}: expected {left} more bytes, received the end of the file"
-                )
-            digest.update(block)
-            left -= len(block)
+    try:
+        with info.file.open("rb") as stream:
+            stream.seek(info.start)
+            while left:
+                block = stream.read(min(_BLOCK, left))
+                if not block:
+                    raise CheckpointError(
+                        f"{path_shown(info.file)}: expected {left} more bytes, received "
+                        "the end of the file; it changed since it was opened"
+                    )
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path_shown(info.file)}: expected a readable file, received: "
+            f"{error.strerror or error}"
+        ) from error
     return digest.hexdigest()

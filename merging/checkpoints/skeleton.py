@@ -29,6 +29,10 @@ class InMemory:
     is_part: bool
 
 
+def _is_model(found: Any, root: type) -> bool:
+    return isinstance(found, type) and issubclass(found, root)
+
+
 @dataclass(frozen=True, eq=False)
 class Skeleton:
     """A transformers model on the meta device.
@@ -48,15 +52,18 @@ class Skeleton:
         import torch
         import transformers
 
-        architecture = getattr(transformers, str((config.get("architectures") or [""])[0]), None)
-        if architecture is None or config.get("model_type") not in transformers.CONFIG_MAPPING:
+        name = (config.get("architectures") or [""])[0]
+        if config.get("model_type") not in transformers.CONFIG_MAPPING:
             return None
         try:
+            architecture: Any = getattr(transformers, name, None)
+            if not _is_model(architecture, transformers.PreTrainedModel):
+                return None
             settings = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
             with torch.device("meta"):
                 return cls(architecture(settings))
-        except (ImportError, ValueError, TypeError, KeyError, AttributeError):
-            return None  # needs a package, or another version
+        except Exception:  # a package or version that lacks, or whatever odd settings lead to
+            return None
 
     def names_in_memory(self, stored: Iterable[str]) -> dict[str, InMemory]:
         """Stored name -> the parameter that it becomes.

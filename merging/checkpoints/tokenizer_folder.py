@@ -9,10 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mergesearch.merging.errors import InputError
+from mergesearch.merging.checkpoints.safetensors_files import read_json
+from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.paths import is_file
+from mergesearch.merging.foreign.shown import path_shown, shown
 
 #: Files that hold a vocabulary under other names than a tokenizer's class lists.
 _OTHER_FILES = ("tokenizer.*json", "*vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+SETTINGS = "tokenizer_config.json"
+#: The largest file of a tokenizer, in bytes; real ones have up to 40 MB.
+TOKENIZER_LIMIT = 1 << 29
 WORDLESS = (
     "expected a tokenizer with its vocabulary, such as tokenizer.json, found none; copy the "
     "tokenizer's files there, or name another folder as the tokenizer"
@@ -32,18 +39,39 @@ def tokenizer_in(folder: Path | None, where: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        check_settings(folder)
+        with library_errors(where, "a tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except InputError:
         if folder is not None and not _files(folder):
             raise InputError(f"{where}: {WORDLESS}") from None
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}: expected a tokenizer, received {type(error).__name__}: {reason}"
-        ) from None
+        raise
     check_words(tokenizer, folder, where)
     return tokenizer
+
+
+def check_settings(folder: Path | None) -> None:
+    """Refuse settings of a tokenizer whose keys its library would print as they are.
+
+    Raises:
+        CheckpointError: If ``tokenizer_config.json`` cannot be read, or has a key that is not
+            printable.
+    """
+    if folder is None or not is_file(folder / SETTINGS):
+        return
+    waiting: list[Any] = [read_json(folder / SETTINGS)]
+    while waiting:
+        held = waiting.pop()
+        for key in held if isinstance(held, dict) else ():
+            if not key.isprintable():
+                raise CheckpointError(
+                    f"{path_shown(folder / SETTINGS)}: expected keys that can be printed, received "
+                    f"{shown(key)}"
+                )
+        if isinstance(held, dict | list):
+            waiting += held.values() if isinstance(held, dict) else held
 
 
 def check_words(tokenizer: Any, folder: Path | None, where: str) -> None:

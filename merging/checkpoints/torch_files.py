@@ -27,7 +27,14 @@ from mergesearch.merging.checkpoints.pickle_values import (
     read_pickle,
 )
 from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
+from mergesearch.merging.checkpoints.safetensors_header import (
+    DIMENSIONS,
+    NAME_LIMIT,
+    is_too_wide,
+)
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.paths import exists, is_file
+from mergesearch.merging.foreign.shown import name_shown, path_shown, shown
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +112,8 @@ def read_torch_file(file: Path, key: str | None = None) -> TorchFile:
     Raises:
         CheckpointError: In one line, if it holds something else or is damaged.
     """
+    if exists(file) and not is_file(file):
+        raise _unlike(file, "no regular file", "check the path")
     try:
         with file.open("rb") as stream:
             zipped = stream.read(4) == b"PK\x03\x04"
@@ -116,12 +125,17 @@ def read_torch_file(file: Path, key: str | None = None) -> TorchFile:
             found = _tensor(file, str(name), value, places)
             if found is None:
                 left.append(str(name))
-            else:
-                tensors[str(name)] = found
+                continue
+            _check_name(file, str(name), tensors)
+            tensors[str(name)] = found
     except OSError as error:
-        raise _unlike(file, f"an error: {error.strerror or error}", "check the path") from error
+        raise _unlike(
+            file, f"an error: {error.strerror or name_shown(str(error))}", "check the path"
+        ) from error
     except _DAMAGE as error:
-        raise _unlike(file, f"another or a damaged file: {error}", "download it again") from error
+        raise _unlike(
+            file, f"another or a damaged file: {name_shown(str(error), 120)}", "download it again"
+        ) from error
     return TorchFile(tensors, tuple(left))
 
 
@@ -136,7 +150,7 @@ def _read_zip(file: Path) -> tuple[Any, Places]:
         root = roots[0]
         packed = [name for name, member in members.items() if _is_packed(member)]
         if packed:
-            raise _unlike(file, f"compressed {packed[0]!r}", _SAVE)
+            raise _unlike(file, f"compressed {shown(packed[0])}", _SAVE)
         order = members.get(f"{root}/byteorder")
         if order is not None and archive.read(order) != b"little":
             raise _unlike(file, "numbers of another byte order", _SAVE)
@@ -208,7 +222,9 @@ def _storage(file: Path, found: Any) -> tuple[str, str]:
         raise _unlike(file, "a reference to something else than a storage", _SAVE)
     kind = key[1].name if isinstance(key[1], Named) else ""
     if kind not in _STORAGES:
-        raise _unlike(file, f"a storage {kind!r}", f"{_SAVE}; quantised weights cannot be merged")
+        raise _unlike(
+            file, f"a storage {shown(kind)}", f"{_SAVE}; quantised weights cannot be merged"
+        )
     if len(key) > 5 and key[5] is not None:
         raise _unlike(file, "a storage inside another one", _SAVE)
     return key[2], _STORAGES[kind]
@@ -218,7 +234,7 @@ def _state(file: Path, root: Any, key: str | None) -> Mapping[Any, Any]:
     """The state dict: the value itself, or the one dictionary in it that holds tensors."""
     if not isinstance(root, dict):
         kind = root.name if isinstance(root, Made) else type(root).__name__
-        raise _unlike(file, f"an object of {kind}", _SAVE)
+        raise _unlike(file, f"an object of {name_shown(kind)}", _SAVE)
     if key is None and _has_tensors(root):
         return root
     nested: dict[Any, dict[Any, Any]] = {
@@ -228,10 +244,10 @@ def _state(file: Path, root: Any, key: str | None) -> Mapping[Any, Any]:
         return next(iter(nested.values()))
     if key in nested:
         return nested[key]
-    names = ", ".join(sorted(map(str, nested))[:6])
+    names = ", ".join(name_shown(each, 20) for each in sorted(map(str, nested))[:6])
     if key is None and not nested:
         raise _unlike(file, "no tensors", _SAVE)
-    received = f"none of the name {key!r}" if key is not None else "several"
+    received = f"none of the name {shown(key)}" if key is not None else "several"
     raise _unlike(file, f"{received} (there are: {names or 'none'})", "name one with --key")
 
 
@@ -243,6 +259,15 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Made) and value.name in (*_TENSORS, *_WRAPPERS)
 
 
+def _check_name(file: Path, name: str, tensors: Mapping[str, StridedTensor]) -> None:
+    """Refuse names that no safetensors file can have, and 1 beside "1"."""
+    if name in tensors:
+        raise _unlike(file, f"two tensors of the name {shown(name)}", _SAVE)
+    if len(name) > NAME_LIMIT:
+        raise _unlike(file, f"a name of {len(name)} characters", _SAVE)
+    name.encode("utf-8")  # a lone surrogate is an UnicodeEncodeError, a ValueError
+
+
 def _tensor(file: Path, name: str, value: Any, places: Places) -> StridedTensor | None:
     """The tensor of an entry, or None for plain data such as a number."""
     while isinstance(value, Made) and value.name in _WRAPPERS:
@@ -251,17 +276,23 @@ def _tensor(file: Path, name: str, value: Any, places: Places) -> StridedTensor 
         return None
     if not isinstance(value, Made) or value.name not in _TENSORS or not _has(value, 4):
         kind = "a reference" if isinstance(value, Persistent) else value.name
-        raise _unlike(file, f"{kind} for {name!r}", f"{_SAVE}; quantised weights cannot be merged")
+        raise _unlike(
+            file,
+            f"{name_shown(kind)} for {shown(name)}",
+            f"{_SAVE}; quantised weights cannot be merged",
+        )
     storage, offset, shape, strides = value.arguments[:4]
     key, dtype = _storage(file, storage)
     if not _are_sizes([offset]) or not _are_sizes(shape) or not _are_sizes(strides):
-        raise _unlike(file, f"no shape for {name!r}", "download it again")
+        raise _unlike(file, f"no shape for {shown(name)}", "download it again")
+    if len(shape) > DIMENSIONS or is_too_wide(shape):
+        raise _unlike(file, f"a shape of {len(shape)} dimensions for {shown(name)}", _SAVE)
     start, stop = places.get(key, (0, 0))
     width = ITEMSIZE[dtype]
     first = start + offset * width
     last = first + _extent(shape, strides) * width
     if last > stop or math.prod(shape) * width > stop - start or len(shape) != len(strides):
-        raise _unlike(file, f"too few bytes for {name!r}", "download it again")
+        raise _unlike(file, f"too few bytes for {shown(name)}", "download it again")
     return StridedTensor(TensorInfo(tuple(shape), dtype, file, first, last), tuple(strides))
 
 
@@ -271,7 +302,7 @@ def _has(made: Made, count: int) -> bool:
 
 def _are_sizes(values: Any) -> bool:
     return isinstance(values, tuple | list) and all(
-        isinstance(value, int) and value >= 0 for value in values
+        type(value) is int and 0 <= value < 1 << 63 for value in values
     )
 
 
@@ -284,5 +315,6 @@ def _extent(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 def _unlike(file: Path, received: str, remedy: str) -> CheckpointError:
     return CheckpointError(
-        f"{file}: expected a state dict as torch.save writes it, received {received}; {remedy}"
+        f"{path_shown(file)}: expected a state dict as torch.save writes it, received "
+        f"{received}; {remedy}"
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mergesearch.merging.export.about import About, Result
+from mergesearch.merging.foreign.shown import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -68,13 +69,13 @@ def _evaluations(result: Result, task: str) -> list[EvalResult]:
 
 
 def checked_card(front: str, text: str) -> str:
-    """The card, once ``huggingface_hub`` has read it.
+    """The card, once ``huggingface_hub`` has read it; what hides or turns text is escaped.
 
     Raises:
         ValueError: If its metadata are none.
     """
     from huggingface_hub import ModelCard
 
-    card = f"---\n{front}\n---\n\n{text}\n"
+    card = printable(f"---\n{front}\n---\n\n{text}\n", keep="\n\t")
     ModelCard(card)
     return card

@@ -12,17 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mergesearch.merging.checkpoints.model_config import read_config
 from mergesearch.merging.checkpoints.pipelines import STEMS, stem_in
 from mergesearch.merging.checkpoints.safetensors_files import (
     COMPANIONS,
     PICKLES,
     TensorInfo,
-    read_json,
+    weight_map,
 )
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.checkpoints.torch_files import StridedTensor, read_torch_file
 from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.export.folder import check_target, put_folder
+from mergesearch.merging.foreign.paths import is_file, resolved
+from mergesearch.merging.foreign.shown import path_shown, shown
 
 #: Beginning of the names of pickled weights -> that of the safetensors files.
 _PICKLED_STEMS = {
@@ -79,9 +82,9 @@ def convert(
         InputError: If ``out`` cannot be written, or is in use.
     """
     stem, files = _files_of(source)
-    target = out.resolve()
+    target = resolved(out)
     check_target(target, (), overwrite)
-    if any(file.resolve().is_relative_to(target) for file in files):
+    if any(resolved(file).is_relative_to(target) for file in files):
         raise InputError(f"{out}: expected another folder than that of {source}, received it")
     tensors: dict[str, StridedTensor] = {}
     left: list[str] = []
@@ -92,6 +95,7 @@ def convert(
     _check_complete(source, tensors)
     folder = source if source.is_dir() else source.parent
     companions = _companions(folder)
+    warnings = _warnings(folder if companions else None)
     try:
         _write_folder(tensors, stem, folder, companions, target, shard_bytes)
     except OSError as error:
@@ -99,7 +103,6 @@ def convert(
             f"{out}: expected a place to write {_size(tensors) / 1e9:.2g} GB, received: "
             f"{error.strerror or error}"
         ) from error
-    warnings = _warnings(folder if companions else None)
     return Converted(out, len(tensors), _size(tensors), tuple(left), warnings)
 
 
@@ -145,13 +148,12 @@ def _is_pickle(file: Path) -> bool:
 
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, in its own folder."""
-    shard_of = read_json(index).get("weight_map")
-    names = sorted({str(name) for name in shard_of.values()}) if isinstance(shard_of, dict) else []
-    lost = [n for n in names if Path(n).name != n or not (index.parent / n).is_file()]
-    if lost or not names:
-        first = lost[0] if lost else "weight_map"
+    names = sorted({*weight_map(index).values()})
+    lost = [n for n in names if Path(n).name != n or not is_file(index.parent / n)]
+    if lost:
         raise CheckpointError(
-            f"{index}: expected shards in its folder, received no {first!r}; download it again"
+            f"{path_shown(index)}: expected shards in its folder, received no {shown(lost[0])}; "
+            "download it again"
         )
     return [index.parent / name for name in names]
 
@@ -162,11 +164,12 @@ def _check_complete(source: Path, tensors: Mapping[str, StridedTensor]) -> None:
     for pickled in _PICKLED_STEMS:
         index = source / f"{pickled}.bin.index.json"
         if index.is_file() and not (source / f"{pickled}.bin").is_file():
-            expected |= {str(name) for name in read_json(index).get("weight_map", {})}
+            expected |= {*weight_map(index)}
     missing = sorted(expected - set(tensors))
     if missing or not tensors:
         raise CheckpointError(
-            f"{source}: expected {missing[0] if missing else 'a tensor'!r}, received none; "
+            f"{path_shown(source)}: expected {shown(missing[0] if missing else 'a tensor')}, "
+            "received none; "
             "download it again"
         )
 
@@ -220,7 +223,7 @@ def _warnings(folder: Path | None) -> tuple[str, ...]:
         return ("no config.json beside the weights: give experts and base one of their own",)
     if not (folder / "config.json").is_file():
         return ()
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if "model_type" in config or "_class_name" in config:
         return ()
     return ('config.json names no "model_type", which transformers needs: add it, such as "bert"',)

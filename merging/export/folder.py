@@ -38,13 +38,17 @@ from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
 from mergesearch.merging.family.untouched import Untouched, untouched
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.kernels.host import all_finite
 from mergesearch.merging.mergekit_format.exporting import FILE as MERGEKIT
 from mergesearch.merging.mergekit_format.exporting import write_mergekit_config
+from mergesearch.merging.models.layer_bits import at_bits
+from mergesearch.merging.policies import choices_text
 from mergesearch.merging.recipe import Recipe, Source
 from mergesearch.merging.recipe_file import located, save_recipe
 from mergesearch.merging.resident.recalibration import open_recalibration
 from mergesearch.merging.tensors.layout import FLOATING, Layout, TensorSpec
+from mergesearch.merging.tensors.memo import Memo
 from mergesearch.merging.tensors.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -79,6 +83,7 @@ def export_model(
     threads: int = 1,
     head: str | None = None,
     about: About = NOTHING,
+    memo: Memo | None = None,
 ) -> Export:
     """Write the merged model of ``recipe`` as a Hugging Face folder.
 
@@ -99,6 +104,7 @@ def export_model(
         threads: Tensors that are merged at once; changes no bit of them.
         head: Name of the expert (or ``base``) whose head and configuration the model gets.
         about: What the model card says beyond the recipe.
+        memo: Where results of preparation are that were made before, or None.
 
     Raises:
         CheckpointError: If a source is missing, damaged, or does not fit the base.
@@ -112,8 +118,8 @@ def export_model(
             f"{dict(recipe.routing).get('method')!r}, which is merged for each input; export it "
             "from its run with `mergesearch export`"
         )
-    target = out.resolve()
-    family = open_family(recipe)
+    target = resolved(out)
+    family = open_family(recipe, memo)
     written = family_to_write(family, head)
     check_fit(recipe, family)
     check_target(target, family.sources, overwrite)
@@ -230,7 +236,7 @@ def _untouched(recipe: Recipe, family: ModelFamily) -> Untouched:
 
 
 def _policies(recipe: Recipe) -> dict[str, str]:
-    chosen = ", ".join(f"{name} {value}" for name, value in recipe.special)
+    chosen = choices_text(recipe.special)
     return {"special tensors": chosen} if chosen else {}
 
 
@@ -280,7 +286,7 @@ def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -
             "overwrite"
         )
     for source in sources:
-        if any(file.resolve().is_relative_to(target) for file in source.files):
+        if any(resolved(file).is_relative_to(target) for file in source.files):
             raise InputError(
                 f"{target}: expected a folder without sources, received the one of {source.name!r}"
             )
@@ -339,7 +345,7 @@ def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> TensorMerger:
     base = family.base
     experts = family.experts
     layout = family.layout
-    return tensor_merger(
+    merge_one = tensor_merger(
         base,
         experts,
         recipe.operator,
@@ -349,6 +355,16 @@ def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> TensorMerger:
         family.special,
         threads,
     )
+    return partial(_rounded, merge_one, dict(recipe.bits)) if recipe.bits else merge_one
+
+
+def _rounded(
+    merge_one: TensorMerger, bits: Mapping[str, int], spec: TensorSpec, dtype: str
+) -> tuple[torch.Tensor, Rounding]:
+    """A merged tensor at the bits of its layer, and what storing it before that cost."""
+    merged, cost = merge_one(spec, dtype)
+    width = bits.get(spec.name)
+    return (merged if width is None else at_bits(merged, width)), cost
 
 
 def _write_weights(

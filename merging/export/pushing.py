@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,10 @@ from typing import TYPE_CHECKING
 
 from mergesearch.merging.checkpoints.locations import is_hub_name
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.foreign.json_text import read_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.reading import read_text
+from mergesearch.merging.foreign.shown import name_shown, path_shown, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -42,7 +45,8 @@ class PushTarget:
         """
         if not is_hub_name(self.repository) or "@" in self.repository:
             raise InputError(
-                f"--push-to: expected org/name without a revision, received {self.repository!r}"
+                f"--push-to: expected org/name without a revision, received "
+                f"{shown(self.repository)}"
             )
         if self.dry_run:
             return
@@ -96,7 +100,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
             "`hf auth login`"
         ) from error
     except (*HfHubHTTPError.__bases__, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = name_shown(str(error).strip().split("\n")[0], 150)
         raise InputError(
             f"--push-to: expected {repository} to take the files, received "
             f"{type(error).__name__}: {reason}"
@@ -114,12 +118,9 @@ def local_names(folder: Path) -> list[str]:
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         return []
-    data = json.loads(recipe.read_text(encoding="utf-8"))
-    paths = [source["path"] for source in (data["base"], *data["experts"])]
+    data = Node(read_json(recipe), path_shown(recipe))
+    sources = (data.at("base"), *data.at("experts").elements())
+    paths = [source.at("path").text() for source in sources]
     local = [path for path in paths if Path(path).is_absolute()]
     texts = {name: folder / name for name in _NAMING if (folder / name).is_file()}
-    return [
-        name
-        for name, path in texts.items()
-        if any(each in path.read_text(encoding="utf-8") for each in local)
-    ]
+    return [name for name, path in texts.items() if any(each in read_text(path) for each in local)]

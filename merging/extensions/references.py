@@ -22,6 +22,8 @@ from types import ModuleType
 from typing import Any
 
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.extensions.import_path import admit_current_folder
+from mergesearch.merging.foreign.paths import resolved
 
 #: Name -> object that a program gave to this process.
 _GIVEN: dict[str, Any] = {}
@@ -112,7 +114,7 @@ def find_function(name: str, where: str) -> Callable[..., Any]:
 def located(name: str, folder: Path) -> str:
     """The name with the absolute path of its file, if it is in a file."""
     file, _, attribute = name.rpartition(":")
-    return f"{(folder / file).resolve()}:{attribute}" if file.endswith(".py") else name
+    return f"{resolved(folder / file)}:{attribute}" if file.endswith(".py") else name
 
 
 def source_digest(value: Any) -> str:
@@ -136,7 +138,10 @@ def _load_module(name: str, where: str) -> ModuleType:
         InputError: If that fails, whatever the module raises.
     """
     try:
-        return _load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        if name.endswith(".py"):
+            return _load_file(Path(name))
+        admit_current_folder()
+        return importlib.import_module(name)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(

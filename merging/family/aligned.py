@@ -35,6 +35,8 @@ class Aligned(Checkpoint):
         done: What was done, for :attr:`identity`.
         beside: Other sources that the made tensors come from.
         renamed: Name -> the name that the origin has for it, where that is another.
+        realigned: Made tensors that are the origin's own in other coordinates, and are compared
+            with the base's as stored ones are.
         whole: The stored model that this is the shared part of, if it has a head of its own.
     """
 
@@ -44,6 +46,7 @@ class Aligned(Checkpoint):
     done: str = ""
     beside: tuple[Checkpoint, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    realigned: frozenset[str] = frozenset()
     whole: WholeModel | None = None
 
     @cached_property
@@ -105,6 +108,15 @@ def stored_source(source: Checkpoint) -> Checkpoint:
     return source
 
 
+def before_realignment(source: Checkpoint) -> Checkpoint | None:
+    """What a source was before its heads were brought to the base's; None if they were not."""
+    origin = None
+    while isinstance(source, Aligned):
+        origin = source.origin if source.realigned else origin
+        source = source.origin
+    return origin
+
+
 def stored_behind(source: Checkpoint, name: str) -> Checkpoint | None:
     """The stored checkpoint that has a tensor as the source has it; None where it is made."""
     while isinstance(source, Aligned):
@@ -122,6 +134,7 @@ def with_tensors(
     copied: frozenset[str] = frozenset(),
     done: str = "",
     beside: Sequence[Checkpoint] = (),
+    realigned: frozenset[str] = frozenset(),
 ) -> Checkpoint:
     """The source with tensors added or replaced; the source itself if nothing changes."""
     if not made and config is None and not copied:
@@ -137,6 +150,7 @@ def with_tensors(
         copied=copied | (source.copied if isinstance(source, Aligned) else frozenset()),
         done=done,
         beside=tuple(beside),
+        realigned=realigned | (source.realigned if isinstance(source, Aligned) else frozenset()),
     )
 
 

@@ -136,6 +136,25 @@ def _opcm(shape: tuple[int, int], experts: int, _options: Options) -> Work:
     return (all_vectors(shape) + Work(multiply_wide=cleaned)).times(experts - 1)
 
 
+def _dop(shape: tuple[int, int], experts: int, options: Options) -> Work:
+    m, n = shape
+    s = min(shape)
+    # Four products for each of two losses; or all eigenvectors of both sides.
+    step = Work(multiply_wide=16.0 * s * m * n)
+    fixed = Work(multiply_wide=4.0 * (m + n) * m * n, every=float(m**3 + n**3))
+    descent = fixed if options["balance"] == "fixed" else step.times(options["steps"])
+    return (all_vectors(shape).times(2) + descent).times(experts - 1)
+
+
+def _svc(shape: tuple[int, int], experts: int, options: Options) -> Work:
+    m, n = shape
+    s = min(shape)
+    merged = _tsv(shape, experts, {"rank": "share"}) if options["method"] == "tsv" else Work()
+    return (
+        merged + all_vectors(shape) + (product(s, m, n).times(2) + product(m, s, n)).times(experts)
+    )
+
+
 def _wudi(shape: tuple[int, int], experts: int, _options: Options) -> Work:
     m, n = shape
     s = min(n, experts * m)
@@ -174,9 +193,12 @@ MATRIX_WORK: Mapping[str, MatrixWork] = {
     "iso_cts": _iso_cts,
     "knots": _knots,
     "opcm": _opcm,
+    "opcm_add": _opcm,
     "wudi": _wudi,
     "optmerge": _optmerge,
     "doge": _doge,
+    "dop": _dop,
+    "svc": _svc,
     "regmean": _regmean,
     "regmean_pp": _regmean,
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
-from mergesearch.merging.errors import CheckpointError, RecipeError
+from mergesearch.merging.errors import CheckpointError, InputError, RecipeError
 from mergesearch.merging.family.aligned import Aligned, with_tensors
 from mergesearch.merging.family.base_names import with_base_names
 from mergesearch.merging.family.basis import prepare_basis
@@ -29,13 +29,16 @@ from mergesearch.merging.family.heads import (
 from mergesearch.merging.family.log_scalars import with_logarithms
 from mergesearch.merging.family.messages import listed, warn
 from mergesearch.merging.family.missing_tensors import completed, untied
+from mergesearch.merging.family.placing.coordinates import in_base_coordinates
 from mergesearch.merging.family.preflight import check_family, layout_of
 from mergesearch.merging.family.special_tensors import SpecialTensors, running_statistics
+from mergesearch.merging.family.unlocked import unlocked
 from mergesearch.merging.family.vocabulary import (
     Alignment,
     align_vocabularies,
     check_same_tokens,
 )
+from mergesearch.merging.models.calibration_experts import check_model
 from mergesearch.merging.models.calibration_spec import (
     DEFAULTS,
     CalibrationSpec,
@@ -70,6 +73,7 @@ class ModelFamily:
         heads: What the sources keep for themselves; None where everything is shared.
         stored_as: Name of a tensor -> the name under which the model is written, where that is
             another.
+        moved: Expert -> how it is brought into the coordinates of the base, for those that are.
     """
 
     base: Checkpoint
@@ -81,6 +85,7 @@ class ModelFamily:
     calibration: CalibrationSpec | None = None
     heads: Heads | None = None
     stored_as: Mapping[str, str] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
@@ -103,11 +108,13 @@ class ModelFamily:
         Raises:
             RecipeError: If it needs more than weights.
         """
-        if operator.needs and (self.rebuilt or self.special.logs):
+        turned = any(isinstance(expert, Aligned) and expert.realigned for expert in self.experts)
+        if operator.needs and (self.rebuilt or self.special.logs or turned):
             raise RecipeError(
                 f"operator {operator.name}: expected sources that can be run as they are stored, "
                 "received special policies that change their tensors; leave vocabulary, absent, "
-                "tied and scalars at their defaults, or choose an operator that needs weights alone"
+                "tied, scalars and unlock at their defaults, or choose an operator that needs "
+                "weights alone"
             )
         without = [] if self.heads is None else self.heads.without_head(self.experts)
         if without and operator.name in _READ_ANSWERS:
@@ -143,7 +150,9 @@ def align_family(
             chosen.
     """
     _check_calibration(policies, base, len(experts))
-    sources, copied, heads = _with_same_tensors([base, *experts], policies)
+    experts = unlocked(base, experts, policies.unlock)
+    placed = in_base_coordinates([base, *experts], policies.align)
+    sources, copied, heads = _with_same_tensors(placed, policies)
     alignment = None
     if policies.vocabulary != "same":
         alignment = align_vocabularies(sources, policies.vocabulary)
@@ -170,6 +179,7 @@ def align_family(
         rebuilt=first.config != base.config or (isinstance(first, Aligned) and bool(first.made)),
         calibration=policies.calibration,
         heads=heads,
+        moved={name: spec.method for name, spec in policies.align.items()},
     )
 
 
@@ -201,6 +211,10 @@ def _check_calibration(policies: TensorPolicies, base: Checkpoint, experts: int)
     reason = refuse_calibration(layout_of(base), experts, {"calibration": calibration})
     if reason is not None:
         raise RecipeError(f"special.{reason}")
+    try:
+        check_model({"calibration": calibration}, base)
+    except InputError as error:
+        raise RecipeError(f"special.{error}") from None
 
 
 def _statistics_and_copied(

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable
 
+from mergesearch.merging.foreign.shown import shown
 from mergesearch.merging.tensors.layout import natural_key
 
 _SHOWN = 6  # names listed before the rest is only counted
@@ -14,7 +15,7 @@ _SHOWN = 6  # names listed before the rest is only counted
 def listed(names: Iterable[str]) -> str:
     """Names in natural order, the first few of them where there are many."""
     ordered = sorted(names, key=natural_key)
-    text = ", ".join(map(repr, ordered[:_SHOWN]))
+    text = ", ".join(shown(name, 60) for name in ordered[:_SHOWN])
     if len(ordered) <= _SHOWN:
         return text
     return f"{text} and {len(ordered) - _SHOWN} more ({len(ordered)} in all)"

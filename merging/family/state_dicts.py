@@ -12,7 +12,7 @@ from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.family.family import check_statistics
 from mergesearch.merging.family.integers import differs, integers_warning
 from mergesearch.merging.family.log_scalars import positive_scalars
-from mergesearch.merging.family.messages import warn
+from mergesearch.merging.family.messages import listed, warn
 from mergesearch.merging.family.missing_tensors import starting_tensor
 from mergesearch.merging.family.special_tensors import (
     SpecialTensors,
@@ -77,6 +77,16 @@ def _check_policies(policies: TensorPolicies) -> None:
         raise RecipeError(
             "special.vocabulary: expected same for state dicts, which have no tokenizer to align "
             f"rows by, received {policies.vocabulary}; merge folders"
+        )
+    if policies.align:
+        raise RecipeError(
+            "special.align: expected none for state dicts, whose model is not known, received "
+            f"{listed([*policies.align])}; merge folders"
+        )
+    if policies.unlock:
+        raise RecipeError(
+            "special.unlock: expected none for state dicts, which are merged as they are, received "
+            f"{listed(policies.unlock)}; merge folders"
         )
     if policies.batch_norm == "recalibrate":
         raise RecipeError(

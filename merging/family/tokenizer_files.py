@@ -17,6 +17,8 @@ from mergesearch.merging.checkpoints.safetensors_files import read_json
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.family.tokens import load_tokenizer, read_tokens
 from mergesearch.merging.family.vocabulary import Alignment
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.shown import name_shown, path_shown, shown
 
 #: Files that list a vocabulary of their own, and are out of date where it changed;
 #: ``tokenizer.json`` has it all.
@@ -93,13 +95,14 @@ def renumbered(config: Mapping[str, Any], numbers: Mapping[int, int], where: str
     for key, value in config.items():
         if key in _TOKEN_TABLES and value:
             raise CheckpointError(
-                f"{where}: expected no {key} where tokens are renumbered, received {value!r}"
+                f"{where}: expected no {name_shown(key)} where tokens are renumbered, "
+                f"received {shown(value)}"
             )
         if isinstance(value, dict):
             changed[key] = renumbered(value, numbers, where)
         else:
             changed[key] = (
-                _renumbered_value(value, numbers, f"{where}: {key}")
+                _renumbered_value(value, numbers, f"{where}: {name_shown(key)}")
                 if _TOKEN_KEYS.fullmatch(key)
                 else value
             )
@@ -114,7 +117,7 @@ def _mentions_others(config: Mapping[str, Any], numbers: Mapping[int, int]) -> b
         listed = value if isinstance(value, list) else [value]
         known = _TOKEN_KEYS.fullmatch(key) or key in _TOKEN_TABLES
         if known and any(
-            v is not None and v not in numbers for v in listed if not isinstance(v, list)
+            v is not None and v not in numbers for v in listed if not isinstance(v, list | dict)
         ):
             return True
     return False
@@ -127,9 +130,8 @@ def _renumbered_value(value: Any, numbers: Mapping[int, int], where: str) -> Any
         return value
     if value not in numbers:
         raise CheckpointError(
-            f"{where}: expected a token that base and experts have, received {value}, which the "
-            "common vocabulary "
-            "lacks; choose special: {vocabulary: base}"
+            f"{where}: expected a token that base and experts have, received {shown(value)}, "
+            "which the common vocabulary lacks; choose special: {vocabulary: base}"
         )
     return numbers[value]
 
@@ -183,7 +185,7 @@ def _reduced_model(model: dict[str, Any], ids: Mapping[str, int], where: str) ->
     if kind not in ("WordLevel", "WordPiece", "BPE"):
         raise CheckpointError(
             f"{where}: expected a WordLevel, WordPiece, Unigram or BPE tokenizer to shorten, "
-            f"received {kind}"
+            f"received {shown(kind)}"
         )
     kept = {token: ids[token] for token in model["vocab"] if token in ids}
     if kind == "BPE":
@@ -212,8 +214,8 @@ def _check_merges(model: Mapping[str, Any], kept: Mapping[str, int], where: str)
         if not {left, right, left + right} <= set(kept):
             raise CheckpointError(
                 f"{where}: expected merges of the BPE tokenizer among common tokens, received "
-                f"{left!r} + {right!r}; "
-                "choose special: {vocabulary: base | union}"
+                f"{shown(left)} + {shown(right)}; choose special: "
+                "{vocabulary: base | union}"
             )
 
 
@@ -248,9 +250,8 @@ def _reduced_entry(entry: dict[str, Any], ids: Mapping[str, int], where: str) ->
 def _kept(token: str, ids: Mapping[str, int], where: str) -> int:
     if token not in ids:
         raise CheckpointError(
-            f"{where}: expected {token!r}, which the tokenizer needs, in the vocabulary of every "
-            "expert; "
-            "choose special: {vocabulary: base | union}"
+            f"{where}: expected {shown(token)}, which the tokenizer needs, in the vocabulary of "
+            "every expert; choose special: {vocabulary: base | union}"
         )
     return ids[token]
 
@@ -277,17 +278,13 @@ def _check(text: str, alignment: Alignment, base: Checkpoint) -> None:
     """Refuse a tokenizer that numbers tokens otherwise than their rows."""
     from tokenizers import Tokenizer
 
-    try:
+    with library_errors(path_shown(base.path), "a tokenizer that can be changed", CheckpointError):
         numbers = Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(
-            f"{base.path}: expected a tokenizer that can be changed, received: {error}"
-        ) from None
     odd = sorted(set(numbers.items()) ^ set(alignment.ids.items()))
     if odd:
         raise CheckpointError(
             f"{base.path}: expected a tokenizer that gives every token the number of its row, "
-            f"found {len(odd)} that differ, for example {odd[0][0]!r}; choose special: "
+            f"found {len(odd)} that differ, for example {shown(odd[0][0])}; choose special: "
             f"{{vocabulary: base}}"
         )
 
@@ -302,15 +299,16 @@ def check_written(folder: Path, alignment: Alignment) -> None:
     if (folder / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        read = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-        numbers = read.get_vocab()
+        with library_errors(path_shown(folder), "a tokenizer that can be read", CheckpointError):
+            read = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            numbers = read.get_vocab()
     odd = sorted(set(numbers.items()) ^ set(alignment.ids.items()))
     if odd:
         raise CheckpointError(
             f"{folder}: expected the tokenizer that was just written to give every token the "
-            f"number of its row, found {len(odd)} that differ, for example {odd[0][0]!r}"
+            f"number of its row, found {len(odd)} that differ, for example {shown(odd[0][0])}"
         )
 
 

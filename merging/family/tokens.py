@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.merging.checkpoints.safetensors_files import read_json
+from mergesearch.merging.checkpoints.tokenizer_folder import check_settings
 from mergesearch.merging.errors import CheckpointError
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.shown import path_shown
 
 #: What a tokenizer file says of a token that is not one of its model's.
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -75,18 +79,14 @@ def load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
-    try:
+    with library_errors(path_shown(folder), "a tokenizer that can be read", CheckpointError):
         return Tokenizer.from_file(str(file)) if file.is_file() else _converted(folder)
-    except Exception as error:  # the library raises bare exceptions
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(
-            f"{folder}: expected a tokenizer that can be read, received: {reason}"
-        ) from None
 
 
 def _converted(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
+    check_settings(folder)
     tokenizer = AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
@@ -100,9 +100,24 @@ def _tokens_beside(folder: Path) -> dict[int, dict[str, Any]]:
     """Tokens that files beside ``tokenizer.json`` add: row -> content and flags."""
     config = folder / "tokenizer_config.json"
     plain = folder / "added_tokens.json"
-    plain_tokens = {
-        int(row): {"content": token}
-        for token, row in (read_json(plain) if plain.is_file() else {}).items()
-    }
-    listed = read_json(config).get("added_tokens_decoder") or {} if config.is_file() else {}
-    return plain_tokens | {int(row): entry for row, entry in listed.items()}
+    added = Node(read_json(plain) if plain.is_file() else {}, path_shown(plain), CheckpointError)
+    plain_tokens = {_row(row): {"content": token} for token, row in added.members()}
+    settings = read_json(config) if config.is_file() else {}
+    whole = Node(settings, path_shown(config), CheckpointError)
+    if not whole.has("added_tokens_decoder"):
+        return plain_tokens
+    listed = whole.get("added_tokens_decoder").members()
+    return plain_tokens | {_row(Node(row, e.where, e.error)): _entry(e) for row, e in listed}
+
+
+def _row(node: Node) -> int:
+    """The row of a token: a number, or its digits as keys of JSON have them."""
+    text = node.value
+    digits = isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 12
+    return Node(int(text) if digits else text, node.where, node.error).integer(below=1 << 32)
+
+
+def _entry(node: Node) -> dict[str, Any]:
+    """Content and flags of a token."""
+    node.at("content").text()
+    return node.mapping()

@@ -11,13 +11,17 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.merging.checkpoints.tokenizer_folder import TOKENIZER_LIMIT
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.family.tokens import Tokens, read_tokens
+from mergesearch.merging.foreign.reading import read_bytes
+from mergesearch.merging.foreign.shown import path_shown, shown
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +58,7 @@ def check_same_tokens(sources: Sequence[Checkpoint]) -> str | None:
     folders = [
         (s, s.folder) for s in sources if s.folder and (s.folder / "tokenizer.json").is_file()
     ]
-    if len({(folder / "tokenizer.json").read_bytes() for _, folder in folders}) <= 1:
+    if len({_content(folder / "tokenizer.json") for _, folder in folders}) <= 1:
         return None
     rows: dict[str, tuple[int, str]] = {}
     holders: dict[int, str] = {}
@@ -64,13 +68,14 @@ def check_same_tokens(sources: Sequence[Checkpoint]) -> str | None:
             there, owner = rows.setdefault(token, (row, source.name))
             if there != row:
                 raise CheckpointError(
-                    f"{source.name!r} ({source.path}): expected token {token!r} in row {there}, as "
-                    f"in {owner!r}, "
-                    f"received row {row}; align rows by token with special: {{vocabulary: base | "
-                    "union | common}}"
+                    f"{source.name!r} ({path_shown(source.path)}): expected token "
+                    f"{shown(token)} in row {there}, as in {owner!r}, received row {row}; align "
+                    "rows by token with special: {vocabulary: base | union | common}"
                 )
             if holders.setdefault(row, token) != token:
-                renamed.append(f"row {row} is {holders[row]!r} and {token!r} in {source.name!r}")
+                renamed.append(
+                    f"row {row} is {shown(holders[row])} and {shown(token)} in {source.name!r}"
+                )
     if not renamed:
         return None
     return (
@@ -78,6 +83,10 @@ def check_same_tokens(sources: Sequence[Checkpoint]) -> str | None:
         f"({'; '.join(renamed[:3])}); "
         "special: {vocabulary: base | union | common} aligns them by token"
     )
+
+
+def _content(file: Path) -> bytes:
+    return read_bytes(file, TOKENIZER_LIMIT, CheckpointError)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ def parse_json(
         )
     except json.JSONDecodeError as cause:
         raise error(
-            f"{where}: expected JSON, received a mistake in line {cause.lineno}, column "
+            f"{where}: expected readable JSON, received a mistake in line {cause.lineno}, column "
             f"{cause.colno} ({cause.msg})"
         ) from None
     except RecursionError:

@@ -15,9 +15,13 @@ SETTINGS_LIMIT = 64 * MIB
 
 
 def read_bytes(
-    file: Path, limit: int = SETTINGS_LIMIT, error: type[InputError] = InputError
+    file: Path,
+    limit: int = SETTINGS_LIMIT,
+    error: type[InputError] = InputError,
+    *,
+    what: str = "a file",
 ) -> bytes:
-    """Read a whole regular file of at most ``limit`` bytes.
+    """Read a whole regular file of at most ``limit`` bytes; ``what`` it is, errors say.
 
     Raises:
         InputError: Of the class ``error``, if there is no such file, it is no regular file (a pipe
@@ -28,14 +32,17 @@ def read_bytes(
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):
             kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe, socket or device"
-            raise error(f"{where}: expected a file, received {kind}")
+            raise error(f"{where}: expected {what}, received {kind}")
         with file.open("rb") as stream:
             data = stream.read(limit + 1)
     except FileNotFoundError:
-        raise error(f"{where}: expected a file, received nothing at this path") from None
+        raise error(
+            f"{where}: expected {what}, received nothing at this path (No such file or directory)"
+        ) from None
     except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
         reason = getattr(cause, "strerror", None) or str(cause)
-        raise error(f"{where}: expected a readable file, received: {reason}") from None
+        readable = what if "readable" in what else what.replace("a ", "a readable ", 1)
+        raise error(f"{where}: expected {readable}, received: {reason}") from None
     if len(data) > limit:
         raise error(
             f"{where}: expected at most {limit} bytes, received {about.st_size}; this is no "
@@ -44,13 +51,19 @@ def read_bytes(
     return data
 
 
-def read_text(file: Path, limit: int = SETTINGS_LIMIT, error: type[InputError] = InputError) -> str:
+def read_text(
+    file: Path,
+    limit: int = SETTINGS_LIMIT,
+    error: type[InputError] = InputError,
+    *,
+    what: str = "a file",
+) -> str:
     """Read a file of UTF-8 text; a byte order mark is skipped.
 
     Raises:
         InputError: As ``read_bytes``, or if the bytes are no UTF-8, with the place.
     """
-    return decode(read_bytes(file, limit, error), name_shown(str(file), 200), error)
+    return decode(read_bytes(file, limit, error, what=what), name_shown(str(file), 200), error)
 
 
 def decode(data: bytes, where: str, error: type[InputError] = InputError) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: The most characters of one foreign value in a message.
 VALUE_LIMIT = 80
 #: The most characters of one message.
 MESSAGE_LIMIT = 300
+#: The most characters of all paths in a message that do not count.
+PATHS_LIMIT = 400
 
 # C0 and C1 controls, line separators, zero-width and bidirectional marks, lone surrogates and
 # tags: they move the cursor, hide text or turn its direction ("Trojan Source", CVE-2021-42574).
@@ -28,6 +32,32 @@ def printable(text: str, *, keep: str = "") -> str:
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
+def printable_json(text: str) -> str:
+    """:func:`printable`, but in the escapes of JSON, so that JSON inside stays what it is.
+
+    Line breaks and tabs stay.
+    """
+    return _UNSAFE.sub(
+        lambda found: found[0] if found[0] in "\n\t" else _json_escape(found[0]), text
+    )
+
+
+def _json_escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 1 << 16 else json.dumps(character)[1:-1]
+
+
+def all_shown(value: Any) -> Any:
+    """A copy of JSON-like data whose texts are printable and have at most 300 characters."""
+    if isinstance(value, str):
+        return cut(printable(value))
+    if isinstance(value, Mapping):
+        return {all_shown(key): all_shown(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [all_shown(inner) for inner in value]
+    return value
+
+
 def _escaped(character: str) -> str:
     return (
         character.encode("ascii", "backslashreplace").decode()
@@ -43,6 +73,16 @@ def cut(text: str, limit: int = MESSAGE_LIMIT) -> str:
     left = (limit - 5) * 2 // 3
     right = limit - 5 - left
     return f"{text[:left]} ... {text[len(text) - right :]}"
+
+
+def message_cut(text: str) -> str:
+    """Shorten a message to ``MESSAGE_LIMIT`` characters beside the paths that it names.
+
+    A long place of a run folder must not cost the rest of the message. Paths count up to
+    ``PATHS_LIMIT`` characters together.
+    """
+    paths = sum(len(word) for word in text.split(" ") if "/" in word)
+    return cut(text, MESSAGE_LIMIT + min(paths, PATHS_LIMIT))
 
 
 def shown(value: Any, limit: int = VALUE_LIMIT) -> str:
@@ -64,3 +104,15 @@ def shown(value: Any, limit: int = VALUE_LIMIT) -> str:
 def name_shown(name: str, limit: int = VALUE_LIMIT) -> str:
     """A foreign name (a key, a tensor, a file) without quotes, printable and short."""
     return cut(printable(cut(name, limit)), limit)
+
+
+def path_shown(path: object) -> str:
+    """A path in a message: printable, and at most 200 characters."""
+    return name_shown(str(path), 200)
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names in brackets for a message, sorted, the first few of them."""
+    ordered = sorted(names)
+    more = f", and {len(ordered) - 6} more" if len(ordered) > 6 else ""
+    return f"[{', '.join(shown(name, 40) for name in ordered[:6])}{more}]"

@@ -7,6 +7,7 @@ that a fork could break.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +16,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.core import event
 from numba.extending import intrinsic
 
 from mergesearch.merging.kernels.forms import ELECTIONS
@@ -27,6 +29,9 @@ BLOCK = 1024
 #: delays little.
 SHORTEST_TASK = 1 << 18
 TASKS_PER_THREAD = 4
+
+#: Said once, where numba's cache has no kernels for this processor and installation.
+COMPILING = "mergesearch: compiling kernels for this processor; later runs take them from a cache"
 
 Floats = npt.NDArray[np.float32]
 
@@ -65,6 +70,25 @@ def stretches(size: int, threads: int, multiple: int = 1) -> list[tuple[int, int
     least = max(SHORTEST_TASK, -(-size // (threads * TASKS_PER_THREAD)))
     step = -(-least // multiple) * multiple
     return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+class _Compiling(event.Listener):  # type: ignore[misc]  # numba has no types
+    """Says at a terminal why the first run waits; loads from numba's cache are no compilation."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def on_start(self, event: object) -> None:
+        """Say it before the first kernel."""
+        if not self._told and sys.stderr.isatty():
+            print(COMPILING, file=sys.stderr, flush=True)
+        self._told = True
+
+    def on_end(self, event: object) -> None:
+        """Say nothing after it."""
+
+
+event.register("numba:compile", _Compiling())
 
 
 def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mergesearch.merging.attention.heads import Attention, find_attentions
+from mergesearch.merging.attention.realigning import mappable, recovered
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE
+from mergesearch.merging.family.aligned import before_realignment
 from mergesearch.merging.family.messages import kind_of
 from mergesearch.merging.lineage.agreement import Agreement, row_agreement
-from mergesearch.merging.lineage.heads import Attention, find_attentions
 from mergesearch.merging.lineage.products import HeadAgreement, HeadReader
 from mergesearch.merging.lineage.relation import (
+    Kind,
     Lineage,
     TensorAgreement,
     role_agreements,
@@ -41,6 +44,8 @@ TENSOR_BYTES = 32 << 10
 ATTENTION_BYTES = 4 << 20
 #: Attentions whose products are compared at least and at most.
 ATTENTIONS = (2, 8)
+#: Attentions that are read whole to tell what re-alignment recovers of a locked expert.
+REALIGNED = 2
 #: Kinds of matrices whose units are looked for, the rows and bytes that signatures take, and the
 #: bytes up to which a matrix is read whole to match its rows too.
 MOST_KINDS = 12
@@ -83,7 +88,26 @@ def compare_weights(base: Checkpoint, expert: Checkpoint, seed: int = 0) -> Line
         len(tensors),
         reader.size,
         tuple(tensor.name for tensor in tensors if not tensor.finite),
+        _recovered(base, expert, common, heads, kind),
     )
+
+
+def _recovered(
+    base: Checkpoint,
+    expert: Checkpoint,
+    common: Sequence[str],
+    heads: Sequence[HeadAgreement],
+    kind: Kind,
+) -> float | None:
+    """What re-alignment recovers, from some of the attentions that were compared, read whole."""
+    before = before_realignment(expert)
+    if before is None and kind != "locked":
+        return None
+    shapes = {name: base.merged[name][0] for name in common}
+    compared = {head.where for head in heads}
+    known = [one for one in mappable(shapes, base.config) if one[0].where in compared]
+    share = recovered(base.read, (before or expert).read, known[:REALIGNED])
+    return None if math.isnan(share) else share
 
 
 def _common(base: Checkpoint, expert: Checkpoint) -> list[str]:

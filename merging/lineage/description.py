@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mergesearch.merging.attention.head_maps import SIDES, Pair
 from mergesearch.merging.family.messages import listed
 from mergesearch.merging.lineage.agreement import Agreement
-from mergesearch.merging.lineage.products import SIDES, HeadAgreement, Pair
+from mergesearch.merging.lineage.products import HeadAgreement
 from mergesearch.merging.lineage.relation import Lineage
 from mergesearch.merging.lineage.verdict import judged
 
@@ -41,6 +42,7 @@ def lineage_dict(lineage: Lineage) -> dict[str, Any]:
         "broken": list(lineage.broken),
         "tensors": lineage.tensors,
         "bytes_read": lineage.size,
+        **({} if lineage.recovered is None else {"recovered": round(lineage.recovered, 4)}),
     }
 
 
@@ -56,7 +58,15 @@ def lineage_line(lineage: Lineage) -> str:
         f"{pair} products {_median(head.product.cosine for head in heads):.3f}"
         for pair, heads in _by_pair(lineage.heads).items()
     ]
-    return f"{lineage.expert[0]}: {lineage.kind}, {figures} ({'; '.join([roles, *products])})"
+    again = "" if lineage.recovered is None else f"; {realigned_clause(lineage.recovered)}"
+    again += f"; aligned by {lineage.aligned} before the merge" if lineage.aligned else ""
+    described = "; ".join([roles, *products])
+    return f"{lineage.expert[0]}: {lineage.kind}, {figures} ({described}){again}"
+
+
+def realigned_clause(recovered: float) -> str:
+    """What re-alignment makes of a locked expert, in words."""
+    return f"re-aligned: {recovered:.0%} of distance recovered"
 
 
 def lineage_lines(lineage: Lineage) -> list[str]:
@@ -81,6 +91,11 @@ def lineage_lines(lineage: Lineage) -> list[str]:
         f"base      {lineage.base[1]}",
         f"expert    {lineage.expert[1]}",
         f"verdict   {verdict}",
+        *(
+            []
+            if lineage.recovered is None
+            else [f"heads     {realigned_clause(lineage.recovered)}"]
+        ),
         *apart,
         *([f"broken    NaN or infinity in {listed(lineage.broken)}"] if lineage.broken else []),
         f"read      {lineage.size / 1e6:.1f} MB of both, {lineage.tensors} tensors",

@@ -11,23 +11,21 @@ input.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from mergesearch.merging.attention.head_maps import SIDES, Pair
+from mergesearch.merging.attention.heads import Attention, HeadCounts, HeadMatrix
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE
 from mergesearch.merging.lineage.agreement import Agreement
-from mergesearch.merging.lineage.heads import Attention, HeadCounts, HeadMatrix, Side
 from mergesearch.merging.lineage.rows import Indices, RowReader, generator_for, matrix_view
 
 Matrix = npt.NDArray[np.float64]
 #: A matrix in base and expert.
 Both = tuple[Matrix, Matrix]
-Pair = Literal["query-key", "value-output"]
 
 #: Inputs and outputs of each matrix that a product is formed for.
 POSITIONS = 96
@@ -63,13 +61,6 @@ class HeadAgreement:
     def elements(self) -> float:
         """The lower cosine of the two matrices."""
         return min(self.first.cosine, self.second.cosine)
-
-
-#: The sides of each product, in its order.
-SIDES: Mapping[Pair, tuple[Side, Side]] = {
-    "query-key": ("query", "key"),
-    "value-output": ("value", "output"),
-}
 
 
 @dataclass(frozen=True)

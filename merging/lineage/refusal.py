@@ -19,12 +19,12 @@ _EXPLAINED: dict[Kind, tuple[str, str, str]] = {
     "permuted": (
         "hidden units in the base's order",
         "a permuted twin, which may work alike but cannot be merged element by element",
-        "bring its units into the base's order by weight matching (Git Re-Basin)",
+        "bring its units into the base's order by weight matching (Git Re-Basin), see align",
     ),
     "locked": (
-        "matrices of attention that are near the base's, as their products are",
-        "a model locked against merging, or rotated inside its heads",
-        "ask for weights without the lock, or fit its heads to the base's by least squares",
+        "heads near the base's",
+        "a model locked against merging",
+        "set unlock: true",
     ),
     "rescaled": (
         "weights on the base's scale",
@@ -76,6 +76,8 @@ def refusal(lineage: Lineage) -> str:
     """What was expected, what was received, and what to do."""
     name, path = lineage.expert
     expected, meaning, remedy = _EXPLAINED[lineage.kind]
+    if lineage.recovered is not None:
+        remedy += f" ({lineage.recovered:.0%} of distance recovered)"
     return (
         f"expert {name!r} ({path}): expected {expected} ({lineage.base[1]}), received "
         f"{lineage.finding}: {meaning}; {remedy}"

@@ -72,6 +72,9 @@ class Lineage:
         tensors: Tensors that were compared.
         size: Bytes that were read of both.
         broken: Tensors of the expert with NaN or infinity among their samples.
+        recovered: Of a locked or re-aligned expert: share of the distance between its heads and
+            the base's that re-alignment removes; else None.
+        aligned: How the expert is brought into the base's coordinates before a merge, if it is.
     """
 
     base: tuple[str, str]
@@ -85,11 +88,13 @@ class Lineage:
     tensors: int
     size: int
     broken: tuple[str, ...] = ()
+    recovered: float | None = None
+    aligned: str = ""
 
     @property
     def refused(self) -> bool:
         """Whether a merge of the two is refused unless it is asked for."""
-        return self.kind in REFUSED
+        return self.kind in REFUSED and not self.aligned
 
 
 def role_agreements(tensors: Iterable[TensorAgreement]) -> dict[str, Agreement]:

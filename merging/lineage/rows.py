@@ -78,7 +78,7 @@ class RowReader:
         """
         if isinstance(source, Aligned):
             if name in source.made:
-                return None
+                return self._read(source, name, indices) if name in source.realigned else None
             return self.rows(source.origin, source.name_in_origin(name), indices)
         info = source.tensors[name]
         if isinstance(source, AdaptedCheckpoint):

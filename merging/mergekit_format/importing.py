@@ -12,6 +12,7 @@ from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.coefficients import Groups, field_of, written_coefficients
 from mergesearch.merging.errors import InputError, did_you_mean
 from mergesearch.merging.family.preflight import layout_of
+from mergesearch.merging.foreign.shown import name_shown, shown
 from mergesearch.merging.mergekit_format.methods import METHODS, OTHERS, Converted, Method
 from mergesearch.merging.mergekit_format.patterns import pattern_groupings
 from mergesearch.merging.mergekit_format.places import all_settings, needs_tensors, places_of
@@ -105,8 +106,8 @@ def _method(file: MergekitFile, path: Path) -> Method:
         f"{reason}; known: {', '.join(METHODS)}" if reason else did_you_mean(file.method, METHODS)
     )
     raise InputError(
-        f"{path}: merge_method: expected one that has a counterpart, received {file.method!r}: "
-        f"{hint}"
+        f"{path}: merge_method: expected one that has a counterpart, received "
+        f"{shown(file.method)}: {hint}"
     )
 
 
@@ -144,7 +145,7 @@ def _base(file: MergekitFile) -> str:
 def _check_parameters(file: MergekitFile, method: Method, problems: list[str]) -> None:
     for name in sorted({name for name, _ in all_settings(file)} - method.parameters):
         problems.append(
-            f"parameters.{name}: {file.method} passes over it; "
+            f"parameters.{name_shown(name)}: {file.method} passes over it; "
             f"{did_you_mean(name, method.parameters)}"
         )
 
@@ -177,7 +178,7 @@ def _dtype(file: MergekitFile, problems: list[str]) -> str | None:
     if file.stored is None or file.stored in FLOATING:
         return file.stored
     problems.append(
-        f"dtype: expected one of {', '.join(sorted(FLOATING))}, received {file.stored!r}"
+        f"dtype: expected one of {', '.join(sorted(FLOATING))}, received {shown(file.stored)}"
     )
     return None
 

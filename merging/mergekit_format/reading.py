@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergesearch.merging.errors import InputError, did_you_mean
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.shown import name_shown, shown
+from mergesearch.merging.foreign.yaml_text import read_yaml
 from mergesearch.merging.mergekit_format.settings import setting_problem
 
 _KEYS = (
@@ -84,9 +85,10 @@ def read_mergekit(path: Path) -> MergekitFile:
     """
     data = _load(path)
     if not isinstance(data.get("merge_method"), str):
+        keys = ", ".join(name_shown(key, 40) for key in list(data)[:8])
         raise InputError(
             f"{path}: expected a mergekit configuration with merge_method, received keys "
-            f"{', '.join(map(str, data)) or 'none'}"
+            f"{keys or 'none'}"
         )
     given = [key for key in ("models", "slices", "modules") if data.get(key)]
     if len(given) != 1:
@@ -105,7 +107,10 @@ def read_mergekit(path: Path) -> MergekitFile:
     slices = (
         [_models(data["models"], path, problems)]
         if given == ["models"]
-        else [_slice(i, each, base, path, problems) for i, each in enumerate(data["slices"])]
+        else [
+            _slice(i, each, base, path, problems)
+            for i, each in enumerate(_rows("slices", data["slices"], path))
+        ]
     )
     _named(problems, "chat_template", data.get("chat_template"), "the base's template is kept")
     return MergekitFile(
@@ -113,27 +118,28 @@ def read_mergekit(path: Path) -> MergekitFile:
         base=base,
         slices=tuple(slices),
         parameters=_parameters("parameters", data.get("parameters"), problems),
-        stored=data.get("out_dtype") or data.get("dtype"),
+        stored=_stored(data, path),
         tokenizer=_tokenizer(data, path, problems),
         problems=problems,
     )
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a mergekit configuration, received: {error.strerror}"
-        ) from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: expected YAML, received something else: {reason}") from error
+    data = read_yaml(path)
+    where = name_shown(str(path), 200)
     if not isinstance(data, dict):
         raise InputError(
-            f"{path}: expected the keys of a mergekit configuration, received {type(data).__name__}"
+            f"{where}: expected the keys of a mergekit configuration, received {shown(data)}"
         )
-    return data
+    return Node(data, where).mapping()
+
+
+def _stored(data: Mapping[str, Any], path: Path) -> str | None:
+    """The dtype that weights are written in."""
+    stored = data.get("out_dtype") or data.get("dtype") or None
+    if stored is not None and not isinstance(stored, str):
+        raise InputError(f"{path}: dtype: expected its name, received {shown(stored)}")
+    return stored
 
 
 def _models(value: Any, path: Path, problems: list[str]) -> Slice:
@@ -177,7 +183,7 @@ def _input(key: str, row: Mapping[str, Any], path: Path, problems: list[str]) ->
 
 def _rows(key: str, value: Any, path: Path) -> list[Mapping[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
-        raise InputError(f"{path}: {key}: expected a list of mappings, received {value!r}")
+        raise InputError(f"{path}: {key}: expected a list of mappings, received {shown(value)}")
     if not value:
         raise InputError(f"{path}: {key}: expected at least one model, received none")
     return value
@@ -187,13 +193,19 @@ def _range(key: str, value: Any, path: Path) -> tuple[int, int]:
     if (
         isinstance(value, list)
         and len(value) == 2
-        and all(isinstance(each, int) for each in value)
+        and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
         and 0 <= value[0] < value[1]
     ):
         return (value[0], value[1])
     raise InputError(
-        f"{path}: {key}.layer_range: expected [first, one past the last], received {value!r}"
+        f"{path}: {key}.layer_range: expected [first, one past the last], received {_few(value)}"
     )
+
+
+def _few(value: Any) -> str:
+    """A short list of numbers as it is written; another value as messages show it."""
+    plain = isinstance(value, list) and len(value) <= 4
+    return f"[{', '.join(map(shown, value))}]" if plain else shown(value)
 
 
 def _reference(key: str, value: Any, path: Path) -> str | None:
@@ -204,7 +216,7 @@ def _reference(key: str, value: Any, path: Path) -> str | None:
         parts = [_place(value[name]) for name in ("model", "lora") if value.get(name)]
         if parts and None not in parts and not value.get("override_architecture"):
             return "+".join(part for part in parts if part)
-    raise InputError(f"{path}: {key}: expected a folder or org/name, received {value!r}")
+    raise InputError(f"{path}: {key}: expected a folder or org/name, received {shown(value)}")
 
 
 def _place(value: Any) -> str | None:
@@ -221,7 +233,7 @@ def _parameters(key: str, value: Any, problems: list[str]) -> Parameters:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        problems.append(f"{key}: expected a mapping, received {value!r}")
+        problems.append(f"{key}: expected a mapping, received {shown(value)}")
         return {}
     good = {}
     for name, setting in value.items():
@@ -229,7 +241,7 @@ def _parameters(key: str, value: Any, problems: list[str]) -> Parameters:
         if reason is None:
             good[str(name)] = setting
         else:
-            problems.append(f"{key}.{name}: {reason}")
+            problems.append(f"{key}.{name_shown(str(name))}: {reason}")
     return good
 
 
@@ -241,11 +253,11 @@ def _tokenizer(data: Mapping[str, Any], path: Path, problems: list[str]) -> str 
         for name in section:
             if name != "source":
                 problems.append(
-                    f"tokenizer.{name}: rows of tokens are aligned by their text alone, and no "
-                    "token has a rule of its own"
+                    f"tokenizer.{name_shown(str(name))}: rows of tokens are aligned by their text "
+                    "alone, and no token has a rule of its own"
                 )
     elif section is not None:
-        problems.append(f"tokenizer: expected a mapping, received {section!r}")
+        problems.append(f"tokenizer: expected a mapping, received {shown(section)}")
     return _reference("tokenizer_source", source, path)
 
 
@@ -255,7 +267,8 @@ def _check_keys(
     for key in row:
         if key not in known:
             hint = did_you_mean(str(key), list(known))
-            problems.append(f"{prefix}{key}: mergekit passes over this key; {hint}")
+            place = f"{prefix}{name_shown(str(key))}"
+            problems.append(f"{place}: mergekit passes over this key; {hint}")
 
 
 def _named(problems: list[str], key: str, value: Any, what: str) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergesearch.merging.foreign.shown import shown
+
 #: Filters that every tensor passes.
 ALL = (None, "*")
 
@@ -40,9 +42,9 @@ def setting_problem(setting: Any) -> str | None:
     for condition in _conditions(setting) or ():
         odd = set(condition) - {"filter", "value"}
         if odd or "value" not in condition:
-            return f"expected {{filter: TEXT, value: NUMBER}}, received {dict(condition)!r}"
+            return f"expected {{filter: TEXT, value: NUMBER}}, received {shown(dict(condition))}"
         if not isinstance(condition.get("filter"), str | None):
-            return f"expected a text as filter, received {condition['filter']!r}"
+            return f"expected a text as filter, received {shown(condition['filter'])}"
         reason = _value_problem(condition["value"])
         if reason is not None:
             return reason
@@ -53,7 +55,7 @@ def _value_problem(value: Any) -> str | None:
     numbers = value if isinstance(value, list) else [value]
     if numbers and all(_number(number) is not None for number in numbers):
         return None
-    return f"expected a number, a list of numbers over depth or filters, received {value!r}"
+    return f"expected a number, a list of numbers over depth or filters, received {shown(value)}"
 
 
 def value_at(setting: Any, place: Place) -> float | None:
@@ -117,6 +119,6 @@ def _number(value: Any) -> float | None:
     """A finite number; YAML 1.1 reads 1e-3 as text, which can only have been meant as a number."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

@@ -5,13 +5,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from mergesearch.merging.errors import InputError, did_you_mean
+from mergesearch.merging.foreign.datasets_folder import (
+    class_names,
+    data_files,
+    features_of,
+    read_arrow,
+)
+from mergesearch.merging.foreign.paths import expanded
+from mergesearch.merging.foreign.shown import cut, name_shown, path_shown, shown
 from mergesearch.merging.models.calibration_prompts import tokenizer_of
 from mergesearch.merging.models.calibration_spec import DEFAULTS
 from mergesearch.merging.models.model_classes import auto_classes, loads, loads_as
@@ -48,7 +55,7 @@ def check_experts(options: Options, experts: Sequence[str]) -> None:
         return
     data = calibration["data"]
     for expert in experts:
-        path = Path(data[expert] if isinstance(data, Mapping) else data).expanduser()
+        path = expanded(data.get(expert, data.get("")) if isinstance(data, Mapping) else data)
         split = path / calibration["split"]
         known = domains_in(split, calibration["domain"])
         if known is not None and expert not in known:
@@ -104,9 +111,9 @@ def _check_inputs(inputs: Mapping[str, str], model: str) -> None:
 def lacking_domain(folder: Path, expert: str, known: Sequence[str]) -> InputError:
     """The error of an expert without items in a split that has those of ``known`` domains."""
     return InputError(
-        f"calibration.domain: {folder}: expected items of domain {expert!r}, the name of an "
-        f"expert, received only those of {', '.join(known)}; name experts after domains, or give "
-        "each a folder in calibration.data"
+        f"calibration.domain: {path_shown(folder)}: expected items of domain {expert!r}, the name "
+        f"of an expert, received only those of {cut(', '.join(map(name_shown, known)), 100)}; name "
+        "experts after domains, or give each a folder in calibration.data"
     )
 
 
@@ -115,17 +122,32 @@ def domains_in(folder: Path, column: str) -> list[str] | None:
 
     None where there is no such split or column, which operators that need it refuse themselves.
     """
-    import pyarrow as pa
-
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        about = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
-        names = about["features"][column].get("names")
-    except (OSError, ValueError, KeyError):
+        about = features_of(folder).get(column)
+        names = class_names(folder).get(column)
+        files = data_files(folder) if isinstance(about, dict) else []
+    except InputError:
+        return None
+    if not isinstance(about, dict):
         return None
     found: set[Any] = set()
-    for file in state["_data_files"]:
-        with pa.memory_map(str(folder / file["filename"])) as source:
-            table = pa.ipc.open_stream(source).read_all()
-            found |= {*table.column(column).unique().to_pylist()}
+    for file in files:
+        table = read_arrow(file)
+        if column not in table.column_names:
+            return None
+        found |= {*map(_hashable, table.column(column).unique().to_pylist())}
+    odd = next((name for name in found if names is not None and not _is_class(name, names)), None)
+    if odd is not None:
+        raise InputError(
+            f"calibration.domain: {path_shown(folder)}: expected class numbers below "
+            f"{len(names or ())} in column {shown(column)}, received {shown(odd)}"
+        )
     return sorted(str(name if names is None else names[name]) for name in found)
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _is_class(number: Any, names: Sequence[str]) -> bool:
+    return isinstance(number, int) and 0 <= number < len(names)

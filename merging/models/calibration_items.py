@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.foreign.datasets_folder import read_split
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.paths import expanded
+from mergesearch.merging.foreign.shown import path_shown, shown, shown_names
 from mergesearch.merging.models.calibration_experts import lacking_domain
 from mergesearch.merging.models.calibration_spec import CalibrationSpec
 
@@ -56,15 +60,21 @@ def read_items(spec: CalibrationSpec, folder: str, domain: str = "") -> list[Ite
 
     label = spec["label"]
     columns = {*spec["inputs"].values(), *([] if label is None else [label])}
-    path = Path(folder).expanduser() / spec["split"]
-    dataset = load_from_disk(str(path))
+    path = expanded(folder) / spec["split"]
+    read = sorted({*columns, *([spec["domain"]] if "domain" in spec else [])})
+    _check_columns(path, read)
+    with library_errors(f"calibration.data: {path_shown(path)}", "a folder of save_to_disk"):
+        dataset = load_from_disk(str(path))
     if "domain" in spec:
         dataset = _of_domain(dataset, spec["domain"], domain, path)
     dataset = dataset.with_format("numpy", columns=sorted(columns))
     chosen = np.random.default_rng(spec["seed"]).permutation(len(dataset))[: spec["samples"]]
     if not len(chosen):
-        raise InputError(f"calibration.data: {path}: expected items, received an empty split")
-    values = dataset[chosen.tolist()]
+        raise InputError(
+            f"calibration.data: {path_shown(path)}: expected items, received an empty split"
+        )
+    with library_errors(f"calibration.data: {path_shown(path)}", "items that can be read"):
+        values = dataset[chosen.tolist()]
     inputs = {
         name: _as_input(name, values[column], path) for name, column in spec["inputs"].items()
     }
@@ -78,6 +88,23 @@ def read_items(spec: CalibrationSpec, folder: str, domain: str = "") -> list[Ite
     ]
 
 
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    """Refuse damaged files, by which datasets may end the process, and missing columns.
+
+    Raises:
+        InputError: In one line.
+    """
+    table = read_split(path, full=False)
+    lacking = next((column for column in columns if column not in table.column_names), None)
+    if lacking is not None:
+        raise InputError(
+            f"calibration.data: {path_shown(path)}: expected a column {shown(lacking)}, received "
+            f"only {shown_names(table.column_names)}"
+        )
+    with library_errors(f"calibration.data: {path_shown(path)}", "whole Arrow files"):
+        table.select(columns).validate(full=True)
+
+
 def _of_domain(dataset: Any, column: str, domain: str, path: Path) -> Any:
     """The items of a domain, which numbers or names in a column say.
 
@@ -87,7 +114,8 @@ def _of_domain(dataset: Any, column: str, domain: str, path: Path) -> Any:
     feature = dataset.features[column]
     names = [str(name) for name in dataset[column]]
     if hasattr(feature, "int2str"):
-        names = [feature.int2str(int(name)) for name in names]
+        with library_errors(f"calibration.data: {path_shown(path)}", "numbers of domains"):
+            names = [feature.int2str(int(name)) for name in names]
     rows = [row for row, name in enumerate(names) if name == domain]
     if not rows:
         raise lacking_domain(path, domain, sorted(set(names)))
@@ -101,8 +129,8 @@ def _as_input(name: str, values: Any, path: Path) -> torch.Tensor:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise InputError(
-            f"calibration.inputs.{name}: {path}: expected arrays of numbers of one shape, received "
-            f"{array.dtype}; pad or crop the items"
+            f"calibration.inputs.{name}: {path_shown(path)}: expected arrays of numbers of one "
+            f"shape, received {array.dtype}; pad or crop the items"
         )
     if name != "pixel_values" and array.dtype.kind != "f":
         return torch.from_numpy(array.astype(np.int64))

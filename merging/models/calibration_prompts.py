@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.checkpoints.tokenizer_folder import tokenizer_in
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.foreign.datasets_folder import class_names as class_names_of
+from mergesearch.merging.foreign.paths import expanded, is_folder
 from mergesearch.merging.models.prompt_heads import PromptHeads, check_prompts, compares_texts
 
 #: Keys that describe the heads; recipes without prompts do not have them.
@@ -66,7 +67,7 @@ def class_names(calibration: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     folders = data if isinstance(data, Mapping) else {"": data}
     found: dict[str, Sequence[str]] = {}
     for task, folder in folders.items():
-        path = Path(folder).expanduser() / calibration["split"]
+        path = expanded(folder) / calibration["split"]
         names = _names_in(path, calibration["label"])
         if not names:
             raise InputError(
@@ -112,16 +113,13 @@ def tokenizer_of(calibration: Mapping[str, Any], base: Any) -> Any:
     folder = getattr(base, "folder", None)
     if "tokenizer" in calibration:
         path = Path(calibration["tokenizer"])
-        folder = path if path.is_dir() else open_checkpoint(str(path), "tokenizer").folder
+        folder = path if is_folder(path) else open_checkpoint(str(path), "tokenizer").folder
     return tokenizer_in(folder, f"calibration.tokenizer: {folder}")
 
 
 def _names_in(folder: Path, column: str | None) -> list[str]:
     """Names of the classes in a column of a split, none if it has no names."""
     try:
-        text = (folder / "dataset_info.json").read_text(encoding="utf-8")
-        feature = (json.loads(text).get("features") or {}).get(column)
-    except (OSError, ValueError):
+        return class_names_of(folder).get(column, []) if column is not None else []
+    except InputError:
         return []
-    names = feature.get("names") if isinstance(feature, dict) else None
-    return [str(name) for name in names or []]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,11 @@ from pydantic import (
 from typing_extensions import TypedDict  # pydantic refuses that of `typing` before Python 3.12
 
 from mergesearch.merging.checkpoints.locations import absolute_path
+from mergesearch.merging.errors import InputError
+from mergesearch.merging.foreign.datasets_folder import INFO, features_of
+from mergesearch.merging.foreign.file_kinds import kind_of
+from mergesearch.merging.foreign.paths import expanded, is_file
+from mergesearch.merging.foreign.shown import path_shown, shown, shown_names
 from mergesearch.merging.models.calibration_prompts import refuse_prompts
 from mergesearch.merging.tensors.layout import Layout
 
@@ -156,33 +160,39 @@ def refuse_calibration(_layout: Layout, _experts: int, options: Options) -> str 
         return None
     columns = {*calibration["inputs"].values(), calibration["label"], calibration.get("domain")}
     columns -= {None}
-    folders = [Path(folder).expanduser() for folder in _by_expert(calibration["data"]).values()]
+    folders = [expanded(folder) for folder in _by_expert(calibration["data"]).values()]
     reasons = (_refuse_folder(folder, calibration["split"], columns) for folder in folders)
     refused = next((reason for reason in reasons if reason is not None), None)
     return refuse_prompts(calibration) if refused is None else f"calibration.data: {refused}"
 
 
 def _refuse_folder(data: Path, split: str, columns: set[str]) -> str | None:
+    if data.is_file():
+        return (
+            f"expected a folder written by save_to_disk, received {kind_of(data)}, {data}; load "
+            "it with datasets and save it"
+        )
     if not data.is_dir():
         return f"expected a folder written by save_to_disk, found no {data}"
     if not (data / split / "state.json").is_file():
         known = sorted(path.name for path in data.iterdir() if (path / "state.json").is_file())
-        return f"{data}: expected a split {split!r}, received {known}; set calibration.split"
-    try:
-        features = (
-            json.loads((data / split / "dataset_info.json").read_text(encoding="utf-8")).get(
-                "features"
-            )
-            or {}
-        )
-    except (OSError, ValueError):
         return (
-            f"{data / split}: expected a readable dataset_info.json, as save_to_disk writes it; "
-            "write it again"
+            f"{path_shown(data)}: expected a split {shown(split)}, received {shown_names(known)}; "
+            "set calibration.split"
+        )
+    try:
+        features = features_of(data / split)
+    except InputError as error:
+        return f"{error}; write the folder again by save_to_disk"
+    if not is_file(data / split / INFO):
+        return (
+            f"{path_shown(data / split)}: expected a readable dataset_info.json, as save_to_disk "
+            "writes it; write it again"
         )
     missing = sorted(columns - set(features))
     return (
-        f"{data / split}: expected a column {missing[0]!r}, received only {sorted(features)}"
+        f"{path_shown(data / split)}: expected a column {shown(missing[0])}, received only "
+        f"{shown_names(features)}"
         if missing
         else None
     )
@@ -198,8 +208,7 @@ def absolute(options: Options, folder: Path) -> dict[str, Any]:
         return dict(options)
     data = calibration["data"]
     paths = {
-        key: os.path.abspath(folder / Path(path).expanduser())
-        for key, path in _by_expert(data).items()
+        key: os.path.abspath(folder / expanded(path)) for key, path in _by_expert(data).items()
     }
     located = {**calibration, "data": paths if isinstance(data, dict) else paths[""]}
     if isinstance(calibration.get("tokenizer"), str):
@@ -216,8 +225,7 @@ def file_versions(options: Options) -> list[list[Any]]:
     if not isinstance(calibration, dict):
         return []
     folders = sorted(
-        Path(path).expanduser() / calibration["split"]
-        for path in _by_expert(calibration["data"]).values()
+        expanded(path) / calibration["split"] for path in _by_expert(calibration["data"]).values()
     )
     files = [
         file

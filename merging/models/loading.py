@@ -16,6 +16,8 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.extensions.references import is_reference, known
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.shown import path_shown, shown, shown_names
 from mergesearch.merging.models.model_classes import (
     auto_class,
     diffusers_class,
@@ -57,7 +59,9 @@ def load_model(source_path: str, model_class: str, dtype: str | None = None) -> 
     kept = widest_dtype([dtype] if dtype else (own for _, own in checkpoint.merged.values()))
     adapted = checkpoint if isinstance(checkpoint, AdaptedCheckpoint) else None
     # What transformers would report as missing, an adapter brings.
-    with no_progress_bar(), nullcontext() if adapted is None else no_report():
+    quiet = nullcontext() if adapted is None else no_report()
+    readable = library_errors(path_shown(source_path), f"a model of {model_class}", CheckpointError)
+    with no_progress_bar(), quiet, readable:
         model, report = auto.from_pretrained(
             str(checkpoint.folder),
             dtype=kept,
@@ -146,7 +150,7 @@ def _check_module(model: Any, checkpoint: Checkpoint, builder: str) -> nn.Module
     for name in sorted({*shapes, *stored}):
         if shapes.get(name) != stored.get(name):
             raise CheckpointError(
-                f"{checkpoint.path}: tensor {name!r}: expected shape "
+                f"{path_shown(checkpoint.path)}: tensor {shown(name)}: expected shape "
                 f"{shapes.get(name, 'none: the module has no such tensor')} as {builder} builds "
                 f"{type(model).__name__}, received {stored.get(name, 'none')}"
             )
@@ -161,7 +165,8 @@ def _diffusers_model(checkpoint: Checkpoint, dtype: str | None) -> nn.Module:
     """
     found = diffusers_class(checkpoint.config, checkpoint.path)
     kept = widest_dtype([dtype] if dtype else (own for _, own in checkpoint.merged.values()))
-    try:
+    expected = f"weights of {found.__name__}"
+    with library_errors(path_shown(checkpoint.path), expected, CheckpointError):
         model, report = found.from_pretrained(
             str(checkpoint.folder),
             torch_dtype=kept,
@@ -169,16 +174,11 @@ def _diffusers_model(checkpoint: Checkpoint, dtype: str | None) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{checkpoint.path}: expected weights of {found.__name__}, received "
-            f"{type(error).__name__}: {text}"
-        ) from None
     if report["missing_keys"]:
         raise CheckpointError(
-            f"{checkpoint.path}: expected every weight of {type(model).__name__}, missing "
-            f"{sorted(report['missing_keys'])}; write the folder again by save_pretrained"
+            f"{path_shown(checkpoint.path)}: expected every weight of {type(model).__name__}, "
+            f"missing {shown_names(report['missing_keys'])}; write the folder again by "
+            "save_pretrained"
         )
     loaded: nn.Module = model.eval()
     return loaded
@@ -192,8 +192,8 @@ def _refuse_missing(source_path: str, model: nn.Module, names: set[str]) -> None
     """
     if names:
         raise CheckpointError(
-            f"{source_path}: expected every weight of {type(model).__name__}, missing "
-            f"{sorted(names)}; choose the auto class that the checkpoint was trained with"
+            f"{path_shown(source_path)}: expected every weight of {type(model).__name__}, missing "
+            f"{shown_names(names)}; choose the auto class that the checkpoint was trained with"
         )
 
 
@@ -223,7 +223,7 @@ def _apply_adapter(checkpoint: AdaptedCheckpoint, model: nn.Module) -> set[str]:
         own = checkpoint.stored_as.get(name, name)
         if own not in views:
             raise CheckpointError(
-                f"{checkpoint.path}: tensor {own!r}: expected a parameter of "
+                f"{path_shown(checkpoint.path)}: tensor {shown(own)}: expected a parameter of "
                 f"{type(model).__name__}, found none; choose the auto class that the adapter was "
                 "trained with"
             )

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.shown import name_shown, path_shown
 
 
 def auto_class(model_class: str) -> Any:
@@ -81,13 +83,17 @@ def diffusers_class(config: Mapping[str, Any], path: str) -> Any:
         library: Any = import_module("diffusers")
     except ImportError as error:
         raise CheckpointError(
-            f"{path}: expected diffusers to be installed, which has its {name}, received "
-            f"{type(error).__name__}: {error}; pip install diffusers, {otherwise}"
+            f"{path_shown(path)}: expected diffusers to be installed, which has its "
+            f"{name_shown(name)}, received {type(error).__name__}: {error}; pip install "
+            f"diffusers, {otherwise}"
         ) from None
-    found = getattr(library, name, None)
+    with library_errors(
+        path_shown(path), f"a model of diffusers {library.__version__}", CheckpointError
+    ):
+        found = getattr(library, name, None)
     if not (isinstance(found, type) and issubclass(found, library.ModelMixin)):
         raise CheckpointError(
-            f"{path}: expected a model of diffusers {library.__version__}, received {name}; "
-            f"install the version that wrote the folder, {otherwise}"
+            f"{path_shown(path)}: expected a model of diffusers {library.__version__}, received "
+            f"{name_shown(name)}; install the version that wrote the folder, {otherwise}"
         )
     return found

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from mergesearch.merging.errors import RecipeError, did_you_mean
 from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.extensions.table import Table
+from mergesearch.merging.foreign.shown import shown
 from mergesearch.merging.operators.average import AVERAGE
 from mergesearch.merging.operators.base import IDENTITIES, Basis, Operator
 from mergesearch.merging.operators.blend import MEMBERS, blend_of
@@ -20,15 +21,19 @@ from mergesearch.merging.operators.custom import as_operator
 from mergesearch.merging.operators.dare import DARE, DARE_TIES
 from mergesearch.merging.operators.della import DELLA, DELLA_LINEAR
 from mergesearch.merging.operators.doge import DOGE
+from mergesearch.merging.operators.dop import DOP
 from mergesearch.merging.operators.emr import EMR
 from mergesearch.merging.operators.fisher import FISHER
 from mergesearch.merging.operators.iso import ISO_C, ISO_CTS
 from mergesearch.merging.operators.knots import KNOTS
 from mergesearch.merging.operators.layer_swap import LAYER_SWAP
 from mergesearch.merging.operators.lines import LINES
+from mergesearch.merging.operators.localize_and_stitch import LOCALIZE_AND_STITCH
 from mergesearch.merging.operators.lora_sparse import LORA_SPARSE
+from mergesearch.merging.operators.magmax import MAGMAX
 from mergesearch.merging.operators.model_stock import MODEL_STOCK
 from mergesearch.merging.operators.opcm import OPCM
+from mergesearch.merging.operators.opcm_add import OPCM_ADD
 from mergesearch.merging.operators.optmerge import OPTMERGE
 from mergesearch.merging.operators.pcb import PCB
 from mergesearch.merging.operators.regmean import REGMEAN
@@ -36,6 +41,7 @@ from mergesearch.merging.operators.regmean_pp import REGMEAN_PP
 from mergesearch.merging.operators.sce import SCE
 from mergesearch.merging.operators.slerp import SLERP
 from mergesearch.merging.operators.stack import STACK
+from mergesearch.merging.operators.svc import SVC
 from mergesearch.merging.operators.task_arithmetic import TASK_ARITHMETIC
 from mergesearch.merging.operators.ties import TIES
 from mergesearch.merging.operators.tsv import TSV
@@ -73,17 +79,22 @@ _ALL = (
     DELLA,
     DELLA_LINEAR,
     EMR,
+    LOCALIZE_AND_STITCH,
     LORA_SPARSE,
+    MAGMAX,
     PCB,
     SCE,
     TIES,
     # spectral
     DOGE,
+    DOP,
     ISO_C,
     ISO_CTS,
     KNOTS,
     OPCM,
+    OPCM_ADD,
     OPTMERGE,
+    SVC,
     TSV,
     WUDI,
     # column
@@ -119,9 +130,9 @@ def get_operator(name: str) -> Operator:
         return OPERATORS[name]
     if is_reference(name):
         raise RecipeError(
-            f"operator: expected an operator that this process knows, received {name!r}; a study "
-            "with allow_code: true may name one of a module, and a program may give one"
+            f"operator: expected an operator that this process knows, received {shown(name)}; a "
+            "study with allow_code: true may name one of a module, and a program may give one"
         )
     raise RecipeError(
-        f"operator: expected an operator, received {name!r}; {did_you_mean(name, OPERATORS)}"
+        f"operator: expected an operator, received {shown(name)}; {did_you_mean(name, OPERATORS)}"
     )

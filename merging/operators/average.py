@@ -66,4 +66,5 @@ AVERAGE = Operator(
     bounds=lambda _experts, _options: (0.0, 1.0),
     copies=lambda experts: experts + 2,
     row_form=lambda _options: "stored",
+    when="for fine-tunings of one task, and as the baseline that needs no choice",
 )

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.merging.errors import RecipeError, did_you_mean
+from mergesearch.merging.foreign.shown import name_shown, shown
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.operators.schema import count_text, meaning, type_text
 from mergesearch.merging.tensors.layout import Layout
@@ -149,6 +150,7 @@ class Operator:
         by_name: Whether rows may depend on the names of experts for another reason than these.
         revision: Of an operator that is not the product's own, what tells versions of its code
             apart; prepared weights of one are not used for another.
+        when: When to use it, a sentence without its subject, for listings and pages; may be empty.
     """
 
     name: str
@@ -173,6 +175,7 @@ class Operator:
     stochastic: bool = False
     by_name: bool = False
     revision: str = ""
+    when: str = ""
 
     @cached_property
     def hyperparameters(self) -> dict[str, inspect.Parameter]:
@@ -228,15 +231,15 @@ class Operator:
         return f"{reason} ({described})" if described else reason
 
     def _checked(self, parameter: inspect.Parameter, value: Any) -> Any:
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         try:
             # Strict: "0.2" is not 0.2, True is not 1. Annotated[float, Field(gt=0)] carries a
             # range.
-            return TypeAdapter(parameter.annotation).validate_python(value, strict=True)
+            return _adapter(parameter.annotation).validate_python(value, strict=True)
         except ValidationError as error:
             first, *others = error.errors()
-            path = [parameter.name, *map(str, first["loc"])]
+            path = [parameter.name, *(name_shown(str(part)) for part in first["loc"])]
             reason = first["msg"].removeprefix("Value error, ")
             received = first["input"]
             if others:  # one for each choice, in the words of the checker
@@ -245,8 +248,19 @@ class Operator:
                 received = value
             raise RecipeError(
                 f"operator {self.name}: hyperparameter {'.'.join(path)!r}: {reason}, received "
-                f"{received!r}"
+                f"{shown(received)}"
             ) from None
+
+
+def _adapter(annotation: Any) -> Any:
+    """What checks a value of an annotation; numbers must be finite."""
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+    except PydanticUserError:  # a model or typed dictionary, which has a configuration of its own
+        return TypeAdapter(annotation)
 
 
 def kept_form(operator: Operator, options: Options) -> RowForm | Literal["packed"]:

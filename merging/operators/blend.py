@@ -130,6 +130,8 @@ def blend_of(operators: Mapping[str, Operator]) -> Operator:
         # Members are prepared one after the other, and a tensor's rows are held for all of them.
         copies=lambda experts: 20 * experts + 40,
         by_name=True,
+        when="after several operators were measured, to go on between their merges, as "
+        "`operator: auto` does",
     )
 
 

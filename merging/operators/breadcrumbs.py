@@ -144,4 +144,5 @@ BREADCRUMBS = Operator(
     copies=lambda experts: experts + 8,
     row_form=lambda _options: "masked",
     density=lambda options: float(options["density"]),
+    when="for many experts with a few outlying changes; with `elect` where their signs disagree",
 )

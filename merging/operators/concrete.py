@@ -10,6 +10,13 @@ In each step:
 
 Coefficient λ reproduces the merge that was learned on.
 
+With ``inner`` the mask is learned for coefficients that adapt to it (Concrete AdaMerging): before
+step 2 one λ_k for each expert (``task``), or for each expert and tensor (``tensor``), takes a step
+from λ down the gradient of the same entropy, on another batch. Step 3 is made at these λ_k, and
+they are then forgotten. What follows is AdaMerging under the finished mask: a study with this
+operator and the strategy ``adamerging``. The authors' code makes the inner step by Adam with rate
+1, whose first step is 1 long whatever the gradient; here it is ``inner_rate`` times the gradient.
+
 The authors' final model uses one more random mask. Here it is σ(x / T), the mask of the median draw
 u = 1/2, likewise divided by its mean: the merge is then a function of what was learned. The noise
 is counter-based, keyed by seed, step and tensor name. Gradients with respect to x follow from those
@@ -19,10 +26,10 @@ differentiated. Running statistics and other buffers are not masked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -40,6 +47,9 @@ from mergesearch.merging.tensors.source import TensorSource
 if TYPE_CHECKING:
     import torch
 
+    #: By name.
+    Tensors = Mapping[str, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class _Learning:
@@ -51,6 +61,8 @@ class _Learning:
         temperature: T.
         scale: λ.
         seed: Seed of the draws of masks.
+        inner: Which coefficients take a step before the mask does: ``none``, ``task``, ``tensor``.
+        inner_rate: Length of that step, in gradients.
     """
 
     steps: int
@@ -58,6 +70,14 @@ class _Learning:
     temperature: float
     scale: float
     seed: int
+    inner: str = "none"
+    inner_rate: float = 1.0
+
+    @property
+    def key(self) -> list[Any]:
+        """What the logits depend on."""
+        plain, inner = astuple(self)[:5], astuple(self)[5:]
+        return [*plain, *([] if self.inner == "none" else inner)]
 
 
 def prepare(
@@ -79,18 +99,29 @@ def prepare(
         float, Field(gt=0, le=1, description="Coefficient λ while the mask is learned.")
     ] = 0.3,
     seed: Annotated[int, Field(ge=0, description="Seed of the draws of masks.")] = 0,
+    inner: Annotated[
+        Literal["none", "task", "tensor"],
+        Field(
+            description="Coefficients that take one step before every step of the mask: none, one "
+            "for each expert, or one for each expert and tensor."
+        ),
+    ] = "none",
+    inner_rate: Annotated[
+        float, Field(gt=0, description="Length of that step, in gradients.")
+    ] = 1.0,
 ) -> Basis:
     """Task vectors times the learned mask.
 
     While the mask is learned, memory holds the model and its gradient, and per element of the model
-    the summed task vector, the logit with its two moments, and the drawn mask.
+    the summed task vector (with ``inner`` those of all experts), the logit with its two moments,
+    and the drawn mask.
     """
     runner = ExpertRunner(calibration, base, experts, own_heads=True)
     names = [expert.name for expert in experts]
-    learning = _Learning(steps, learning_rate, temperature, scale, seed)
+    learning = _Learning(steps, learning_rate, temperature, scale, seed, inner, inner_rate)
     learned = memoised_per_tensor(
         (base, *experts),
-        runner.key(["concrete", *astuple(learning)], names),
+        runner.key(["concrete", *learning.key], names),
         partial(_learned, runner, experts, learning),
     )
 
@@ -111,21 +142,24 @@ def _learned(runner: ExpertRunner, experts: Sequence[TensorSource], learning: _L
     import torch
 
     temperature = learning.temperature
-    changes = _summed_changes(runner, experts, learning.scale)
-    logits = {name: torch.zeros_like(change) for name, change in changes.items()}
+    vectors = _vectors(runner, experts, learning)
+    logits = {name: torch.zeros_like(terms[0]) for name, terms in vectors.items()}
     batches = [runner.items(expert.name) for expert in experts]
     optimiser = torch.optim.Adam(list(logits.values()), lr=learning.learning_rate)
     for step in range(learning.steps):
-        masks = {}
-        for name, change in changes.items():
-            # θ_0 + λ Σ_k (m / mean m) ⊙ τ_k
-            masks[name] = _drawn(logits[name], temperature, learning.seed, step, name)
-            runner.load_one(
-                name, runner.base.read(name).to(change) + change * masks[name] / masks[name].mean()
+        masks = {
+            name: _drawn(one, temperature, learning.seed, step, name)
+            for name, one in logits.items()
+        }
+        if learning.inner == "none":
+            changes = {name: terms[0] for name, terms in vectors.items()}
+            _answer(runner, changes, masks, [own[step % len(own)] for own in batches])
+        else:
+            first, second = (
+                [own[n % len(own)] for own in batches] for n in (2 * step, 2 * step + 1)
             )
-        runner.model.zero_grad()
-        for own in batches:
-            torch.autograd.backward(_entropy(runner, own[step % len(own)]))
+            changes = _adapted(runner, vectors, masks, first, learning)
+            _answer(runner, changes, masks, second)
         for name, mask in masks.items():
             logits[name].grad = _gradient(runner, name, changes[name], mask, temperature)
         optimiser.step()
@@ -138,24 +172,72 @@ def _learned(runner: ExpertRunner, experts: Sequence[TensorSource], learning: _L
         yield name, {"logits": values.cpu()}
 
 
-def _summed_changes(
-    runner: ExpertRunner, experts: Sequence[TensorSource], scale: float
+def _answer(
+    runner: ExpertRunner, changes: Tensors, masks: Tensors, batches: Sequence[Items]
+) -> None:
+    """Gradients of the summed entropies with respect to weights θ_0 + c ⊙ m / mean m."""
+    import torch
+
+    for name, change in changes.items():
+        mask = masks[name]
+        runner.load_one(name, runner.base.read(name).to(change) + change * mask / mask.mean())
+    runner.model.zero_grad()
+    for items in batches:
+        torch.autograd.backward(_entropy(runner, items))
+
+
+def _adapted(
+    runner: ExpertRunner,
+    vectors: Mapping[str, Sequence[torch.Tensor]],
+    masks: Tensors,
+    batches: Sequence[Items],
+    learning: _Learning,
 ) -> dict[str, torch.Tensor]:
-    """``λ Σ_k τ_k`` of every parameter, on the model's device.
+    """``Σ_k λ_k τ_k`` after one step of the coefficients from λ, on batches of their own."""
+    import torch
+
+    start = {name: sum(terms[1:], terms[0]) * learning.scale for name, terms in vectors.items()}
+    _answer(runner, start, masks, batches)
+    slopes = {}
+    for name, terms in vectors.items():
+        ratio = masks[name] / masks[name].mean()
+        # ∂L/∂λ_k = ⟨∂L/∂θ, (m / mean m) ⊙ τ_k⟩
+        slope = _slope(runner, name, terms[0])
+        slopes[name] = [
+            0.0 if slope is None else float((slope * ratio * term).sum(dtype=torch.float64))
+            for term in terms
+        ]
+    if learning.inner == "task":
+        total = [sum(own) for own in zip(*slopes.values(), strict=True)]
+        slopes = dict.fromkeys(slopes, total)
+    changes = {}
+    for name, terms in vectors.items():
+        changes[name] = torch.zeros_like(terms[0])
+        for number, term in zip(slopes[name], terms, strict=True):
+            changes[name] += (learning.scale - learning.inner_rate * number) * term
+    return changes
+
+
+def _vectors(
+    runner: ExpertRunner, experts: Sequence[TensorSource], learning: _Learning
+) -> dict[str, list[torch.Tensor]]:
+    """``λ Σ_k τ_k`` of every parameter, or with an inner level all τ_k, on the model's device.
 
     Buffers, which are not masked, are merged into the model here.
     """
     import torch
 
-    changes = {}
+    vectors = {}
     for name, view in runner.views.items():
         deltas = task_vectors(runner.base, experts, name)
-        change = sum(deltas[1:], deltas[0]) * scale
+        change = sum(deltas[1:], deltas[0]) * learning.scale
         if isinstance(runner.tensors[view.parameter], torch.nn.Parameter):
-            changes[name] = change.to(runner.tensors[view.parameter].device)
+            device = runner.tensors[view.parameter].device
+            kept = [change] if learning.inner == "none" else deltas
+            vectors[name] = [one.to(device) for one in kept]
         else:
             runner.load_one(name, runner.base.read(name).to(change) + change)
-    return changes
+    return vectors
 
 
 def _drawn(
@@ -175,6 +257,13 @@ def _entropy(runner: ExpertRunner, items: Items) -> torch.Tensor:
     return -(log_p.exp() * log_p).sum(dim=1).mean()
 
 
+def _slope(runner: ExpertRunner, name: str, like: torch.Tensor) -> torch.Tensor | None:
+    """The gradient with respect to a tensor of the model, None where there is none."""
+    view = runner.views[name]
+    whole = runner.tensors[view.parameter].grad
+    return None if whole is None else view.of(whole).to(like)
+
+
 def _gradient(
     runner: ExpertRunner, name: str, change: torch.Tensor, mask: torch.Tensor, temperature: float
 ) -> torch.Tensor | None:
@@ -183,11 +272,10 @@ def _gradient(
     The weights are θ_0 + c ⊙ m / mean m with ``change`` c. With their gradient g and b = g ⊙ c:
     ∂L/∂m = (b − mean(b ⊙ m) / mean m) / mean m, and ∂m/∂x = m (1 − m) / T.
     """
-    view = runner.views[name]
-    whole = runner.tensors[view.parameter].grad
-    if whole is None:
+    slope = _slope(runner, name, change)
+    if slope is None:
         return None
-    by_ratio = view.of(whole).to(change) * change
+    by_ratio = slope * change
     mean = mask.mean()
     by_mask = (by_ratio - (by_ratio * mask).mean() / mean) / mean
     return by_mask * mask * (1 - mask) / temperature
@@ -210,4 +298,5 @@ CONCRETE = Operator(
     plain={"steps": 0},
     plain_identities=TASK_ARITHMETIC.identities,
     stochastic=True,
+    when="with unlabelled items of every task, for models whose answers can be sure or unsure",
 )

@@ -120,4 +120,5 @@ CONSENSUS = Operator(
     refuse=_refuse,
     copies=lambda experts: 3 * experts + 8,
     row_form=lambda _options: "masked",
+    when="for many tasks, where entries of one task alone do more harm than good",
 )

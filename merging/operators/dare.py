@@ -9,6 +9,10 @@ right on average; tools that match the L1 norm of the tensor instead are reprodu
 ``rescale="l1"``. The default drop rate p is the paper's for language models, 0.9, which needs small
 task vectors (below about 0.002); vision models need about 0.5.
 
+``density`` trims what is left, as the authors' code does where DARE comes before TIES: of all
+elements of the model that may be dropped, dropped ones included, the fraction with the largest
+magnitudes is kept. So it has an effect only below 1 − p; 1 is off.
+
 Unlike in popular code, norms, biases and scalars are not thinned unless asked (one in ten of a
 norm's few elements, ten times as large, is noise). Masks depend on the seed and on names alone, not
 on a generator whose state depends on the order of tensors.
@@ -17,7 +21,8 @@ on a generator whose state depends on the order of tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -26,6 +31,7 @@ from pydantic import Field
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
+    Fractional,
     Merge,
     Mode,
     Seed,
@@ -34,9 +40,11 @@ from mergesearch.merging.operators.parts.election import (
     one_minus,
     refuse_election,
 )
+from mergesearch.merging.operators.parts.magnitudes import count_kept, kth_largest, trim
 from mergesearch.merging.operators.parts.masks import keep_mask
-from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
-from mergesearch.merging.tensors.source import Options, TensorSource
+from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors, vector_label
+from mergesearch.merging.tensors.place import place_of
+from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +65,23 @@ Rescale = Annotated[
 BLOCK = 1 << 18
 
 Thinned = Annotated[Literal["pass", "drop"], Field(description="whether 1-D tensors are thinned")]
+Trimmed = Annotated[
+    Fractional,
+    Field(
+        description="fraction of the elements of the model that trimming keeps after dropping; 1 "
+        "does not trim"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Dropping:
+    """How elements are dropped: hyperparameters of the same names."""
+
+    drop: float
+    rescale: str
+    seed: int
+    vectors: str
 
 
 def prepare(
@@ -67,9 +92,11 @@ def prepare(
     rescale: Rescale = "inverse_prob",
     seed: Seed = 0,
     vectors: Thinned = "pass",
+    density: Trimmed = 1.0,
 ) -> Basis:
     """Task vectors with elements dropped at random, the survivors rescaled."""
-    return Basis("delta", len(experts), dropped(base, experts, drop, rescale, seed, vectors))
+    thin = trimmed(base, experts, _Dropping(drop, rescale, seed, vectors), density)
+    return Basis("delta", len(experts), thin)
 
 
 def prepare_elected(
@@ -82,10 +109,13 @@ def prepare_elected(
     mode: Mode = "frozen",
     seed: Seed = 0,
     vectors: Thinned = "pass",
+    density: Trimmed = 1.0,
 ) -> Basis:
     """Thinned task vectors, each reduced to where it has the elected sign."""
-    thin = dropped(base, experts, drop, rescale, seed, vectors)
-    key = ["dare", drop, rescale, seed, vectors, [expert.name for expert in experts]]
+    thin = trimmed(base, experts, _Dropping(drop, rescale, seed, vectors), density)
+    names = [expert.name for expert in experts]
+    trim = [] if density >= 1 else [density]
+    key = ["dare", drop, rescale, seed, vectors, names, *trim]
     return elected_basis(base, experts, thin, merge, mode, key)
 
 
@@ -110,6 +140,54 @@ def dropped(
         ]
 
     return thin
+
+
+def trimmed(
+    base: TensorSource, experts: Sequence[TensorSource], dropping: _Dropping, density: float
+) -> Vectors:
+    """Tensor name -> thinned task vectors, trimmed to a fraction of the model where asked for."""
+    thin = dropped(base, experts, *astuple(dropping))
+    if density >= 1:
+        return thin
+    limits = [_threshold(base, expert, dropping, density) for expert in experts]
+
+    def trim_all(name: str) -> list[torch.Tensor]:
+        vectors = thin(name)
+        if is_exempt(base.shape(name), dropping.vectors):
+            return vectors
+        return [
+            trim(vector, limit) if limit > 0 else vector
+            for vector, limit in zip(vectors, limits, strict=True)
+        ]
+
+    return trim_all
+
+
+def _threshold(
+    base: TensorSource, expert: TensorSource, dropping: _Dropping, density: float
+) -> float:
+    """Magnitude from which on survivors of one expert are kept; 0 keeps all."""
+    thin = dropped(base, [expert], *astuple(dropping))
+    names = [
+        name
+        for name in base.names
+        if not is_exempt(base.shape(name), dropping.vectors) and 0 not in base.shape(name)
+    ]
+    total = sum(math.prod(base.shape(name)) for name in names)
+
+    def survivors_of_model() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            yield vector_label(expert, name), thin(name)[0]
+
+    def compute() -> dict[str, torch.Tensor]:
+        import torch
+
+        rank = count_kept(density, total)
+        limit = kth_largest(survivors_of_model, rank, place=place_of(base)) if names else 0.0
+        return {"limit": torch.tensor([limit], dtype=torch.float64)}
+
+    key = ["threshold of survivors", density, *astuple(dropping), expert.name]
+    return float(remembered([base, expert], key, compute)["limit"])
 
 
 def survivors(
@@ -175,6 +253,11 @@ def elected_default(_experts: int, options: Options) -> float:
     return 0.5 if options["merge"] == "sum" else 1.0
 
 
+def _kept(options: Options) -> float:
+    """The share of elements that a row keeps at most."""
+    return min(one_minus(options["drop"]), float(options["density"]))
+
+
 # Survivors are 1 / (1 − p) times as large: amplifying them further is noise.
 BOUNDS = (0.0, 1.2)
 
@@ -193,7 +276,8 @@ DARE = Operator(
     copies=lambda experts: experts + 5,
     stochastic=True,
     row_form=lambda _options: "masked",
-    density=lambda options: one_minus(options["drop"]),
+    density=_kept,
+    when="for language models whose task vectors are small, to make room for more of them",
 )
 
 DARE_TIES = Operator(
@@ -213,5 +297,6 @@ DARE_TIES = Operator(
     copies=lambda experts: experts + 5,
     stochastic=True,
     row_form=lambda _options: "masked",
-    density=lambda options: one_minus(options["drop"]),
+    density=_kept,
+    when="as `dare`, where the signs of what survives disagree",
 )

@@ -194,6 +194,7 @@ DELLA = Operator(
     stochastic=True,
     row_form=_row_form,
     density=lambda options: float(options["density"]),
+    when="as `dare_ties`, where magnitudes tell which changes matter",
 )
 
 DELLA_LINEAR = Operator(
@@ -213,4 +214,5 @@ DELLA_LINEAR = Operator(
     stochastic=True,
     row_form=_row_form,
     density=lambda options: float(options["density"]),
+    when="as `dare`, where magnitudes tell which changes matter",
 )

@@ -12,6 +12,13 @@ variant for task arithmetic. Per matrix, with λ_k = η / ‖τ_k‖:
 3. merged = base + Σ_k λ_k · M_k ⊙ (τ_k + δ); M_k keeps the largest magnitudes of τ_k over all
    matrices of the model.
 
+With ``correction="own"`` every expert has a δ_k of its own, Σ_i λ_i (τ_i + δ_i) stands in L, and
+the terms are M_k ⊙ (τ_k + δ_k). This is the paper's variant for AdaMerging, which goes on from
+there with coefficients by tensor: without ``scaled`` the terms are not brought to one length, and
+start at 0.3. (There the authors' divisor ``subspace`` is the number of experts.) The gradients of
+the δ_k are multiples λ_k of one, of which Adam sees little: the δ_k differ by what ε does to small
+gradients, and the variant by no more.
+
 Each term is a direction with a coefficient of its own; 1 reproduces DOGE. ``subspace`` is a
 divisor, in the authors' code as here. Singular vectors of numerically zero singular values, which
 are arbitrary, are left out of the shared subspace, and K counts the experts that changed the
@@ -23,7 +30,7 @@ scale of task vectors: twice the task vectors do not give twice the merge.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -79,6 +86,13 @@ def prepare(
         int, Field(ge=1, description="the shared subspace has min(m, n) over this dimensions")
     ] = 6,
     steps: Annotated[int, Field(ge=0, description="steps of Adam towards the correction")] = 400,
+    correction: Annotated[
+        Literal["shared", "own"],
+        Field(description="one correction for all experts, or one for each"),
+    ] = "shared",
+    scaled: Annotated[
+        bool, Field(description="whether the terms of a matrix are brought to the length eta")
+    ] = True,
     matrices: Matrices = "blocks",
     conv: Convolutions = "others",
     fused: Fused = "split",
@@ -92,10 +106,13 @@ def prepare(
         lengths = [norm(delta) for delta in deltas]
         # λ_k = η / ‖τ_k‖
         scales = [eta / length if length > 0 else 0.0 for length in lengths]
-        correction = _correction(base, experts, part, deltas, scales, [eta, subspace, steps])
+        key: list[Any] = [eta, subspace, steps, *(["own"] if correction == "own" else [])]
+        found = _correction(base, experts, part, deltas, scales, key)
+        each = found.expand(len(deltas), *part.shape)
+        lengths = scales if scaled else [1.0] * len(scales)
         return [
-            _corrected(delta, correction, scale, threshold)
-            for delta, scale, threshold in zip(deltas, scales, thresholds, strict=True)
+            _corrected(delta, own, scale, threshold)
+            for delta, own, scale, threshold in zip(deltas, each, lengths, thresholds, strict=True)
         ]
 
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
@@ -137,9 +154,9 @@ def _correction(
     part: MatrixPart,
     deltas: Sequence[torch.Tensor],
     scales: Sequence[float],
-    key: list[float],
+    key: list[Any],
 ) -> torch.Tensor:
-    """Step 2: δ, ``(m, n)``, in the dtype of the task vectors.
+    """Step 2: δ, ``(m, n)``, or all δ_k, ``(K, m, n)``, in the dtype of the task vectors.
 
     Args:
         base: The base.
@@ -147,13 +164,14 @@ def _correction(
         part: Which matrix.
         deltas: τ_k, ``(m, n)`` each.
         scales: λ_k.
-        key: η, the divisor of the shared subspace, and the number of steps.
+        key: η, the divisor of the shared subspace, the number of steps, and ``own`` for all δ_k.
     """
-    _, divisor, steps = key
+    _, divisor, steps, *own = key
 
     def compute() -> dict[str, torch.Tensor]:
         shared = shared_subspace(base, experts, part, deltas, int(divisor))
-        return {"delta": descend(deltas, scales, shared, int(steps)).to(deltas[0].dtype)}
+        found = (descend_each if own else descend)(deltas, scales, shared, int(steps))
+        return {"delta": found.to(deltas[0].dtype)}
 
     return remembered(
         [base, *experts], ["correction common to task vectors", *part.key, *key], compute
@@ -216,12 +234,46 @@ def descend(
         residuals = constant - total * (vectors @ delta[:, :, None])[:, :, 0]
         gradient = (-2 * total * residuals[:, None] @ vectors)[:, 0]
         gradient -= shared @ (shared.T @ gradient)
-        # Kingma 2015, Algorithm 1: moments, their bias corrections, step
-        mean.lerp_(gradient, 1 - MEAN_DECAY)
-        square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
-        deviation = (square / (1 - SQUARE_DECAY**step)).sqrt_().add_(EPSILON)
-        delta.addcdiv_(mean, deviation, value=-RATE / (1 - MEAN_DECAY**step))
+        _take_step(step, gradient, delta, mean, square)
     return delta
+
+
+def descend_each(
+    deltas: Sequence[torch.Tensor], scales: Sequence[float], shared: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """δ_k of all experts, ``(K, m, n)``, after ``steps`` of Adam on ``(I − Π) ∂L/∂δ_k``.
+
+    With c_j as in :func:`descend`, r_j = c_j − Σ_columns τ_j ⊙ Σ_i λ_i δ_i, and ∂L/∂δ_k is −2 λ_k
+    Σ_j r_j ⊙ τ_j.
+    """
+    import torch
+
+    vectors = torch.stack([precise(delta) for delta in deltas])
+    weights = vectors.new_tensor(scales)[:, None, None]
+    # c_j, (K, m)
+    constant = (vectors * (vectors - (weights * vectors).sum(0))).sum(2)
+    shared = shared.to(vectors.dtype)
+    own, mean, square = (torch.zeros_like(vectors) for _ in range(3))
+    for step in range(1, steps + 1):
+        residuals = constant - (vectors * (weights * own).sum(0)).sum(2)
+        common = (residuals[:, :, None] * vectors).sum(0)
+        common -= shared @ (shared.T @ common)
+        _take_step(step, -2 * weights * common, own, mean, square)
+    return own
+
+
+def _take_step(
+    step: int,
+    gradient: torch.Tensor,
+    value: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+) -> None:
+    """Kingma 2015, Algorithm 1, in place: moments, their bias corrections, step."""
+    mean.lerp_(gradient, 1 - MEAN_DECAY)
+    square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
+    deviation = (square / (1 - SQUARE_DECAY**step)).sqrt_().add_(EPSILON)
+    value.addcdiv_(mean, deviation, value=-RATE / (1 - MEAN_DECAY**step))
 
 
 DOGE = Operator(
@@ -234,9 +286,11 @@ DOGE = Operator(
     identities=frozenset(
         {"base_at_zero", "permutation", "linearity", "zero_vector", "default_ignores_zero_vector"}
     ),
-    default=lambda _experts, _options: 1.0,
+    # Without a common length, where AdaMerging starts.
+    default=lambda _experts, options: 1.0 if options["scaled"] else 0.3,
     bounds=lambda _experts, _options: (0.0, 2.0),
     # Task vectors as they are read and stacked by rows, products of them, rows of matrices and of
     # tensors; δ, its gradient, its moments and the decompositions.
-    copies=lambda experts: 5 * experts + 9,
+    copies=lambda experts: 8 * experts + 9,
+    when="for experts of very different lengths, with minutes of preparation to spare",
 )

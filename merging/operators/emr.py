@@ -54,4 +54,5 @@ EMR = Operator(
     bounds=lambda _experts, _options: (0.0, 1.5),
     copies=lambda experts: 2 * experts + 6,
     row_form=lambda _options: "masked",
+    when="to see how far one vector for all tasks goes, before masks for each",
 )

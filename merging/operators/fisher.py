@@ -239,4 +239,5 @@ FISHER = Operator(
     refuse=_refuse,
     copies=lambda experts: 2 * experts + 4,
     stochastic=True,
+    when="with a few items of every task, where single elements matter more than directions",
 )

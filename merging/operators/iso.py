@@ -185,6 +185,7 @@ ISO_C = Operator(
     bounds=lambda _experts, _options: (0.3, 3.0),
     # Task vectors, rows of matrices and of tensors; one decomposition and its work space.
     copies=lambda experts: 3 * experts + 10,
+    when="for related tasks with nothing but weights, where a few directions outweigh the rest",
 )
 
 ISO_CTS = Operator(
@@ -200,4 +201,5 @@ ISO_CTS = Operator(
     directions=lambda _experts, _options: 1,
     # Task vectors, three decompositions, and the work space of one in fp64 if need be.
     copies=lambda experts: experts + 20,
+    when="as `iso_c`, for many tasks, each with directions of its own",
 )

@@ -135,4 +135,5 @@ KNOTS = Operator(
     # election.
     copies=lambda experts: 4 * experts + 10,
     stochastic=True,
+    when="for LoRA experts, before TIES or DARE",
 )

@@ -134,4 +134,5 @@ LAYER_SWAP = Operator(
     copies=lambda experts: experts + 3,
     order_sensitive=True,
     row_form=lambda _options: "stored",
+    when="to give a task expert the language of another",
 )

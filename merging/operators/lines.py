@@ -12,7 +12,7 @@ entry for a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -39,16 +39,22 @@ def prepare(
     ] = 0.3,
 ) -> Basis:
     """The task vectors times the scale of their depth."""
-    first = 1.0 / len(experts) if alpha is None else alpha  # α
-    roles = roles_of(base.names)
-    axes = block_axes(roles.values())
+    scales = depth_scales(base.names, len(experts), alpha, beta)
 
     def rows(name: str) -> list[torch.Tensor]:
-        # α + β · l / (L − 1), and α outside the blocks
-        scale = first + beta * (depth_in(roles[name], axes) or 0.0)
-        return [delta.mul_(scale) for delta in task_vectors(base, experts, name)]
+        return [delta.mul_(scales[name]) for delta in task_vectors(base, experts, name)]
 
     return Basis("delta", len(experts), rows)
+
+
+def depth_scales(
+    names: Iterable[str], experts: int, alpha: float | None, beta: float
+) -> dict[str, float]:
+    """Tensor -> α + β · l / (L − 1), and α outside the blocks."""
+    first = 1.0 / experts if alpha is None else alpha  # α
+    roles = roles_of(names)
+    axes = block_axes(roles.values())
+    return {name: first + beta * (depth_in(role, axes) or 0.0) for name, role in roles.items()}
 
 
 LINES = Operator(
@@ -77,4 +83,5 @@ LINES = Operator(
     ),
     copies=lambda experts: experts + 2,
     row_form=lambda _options: "stored",
+    when="where early layers should stay general: against forgetting what the base could",
 )

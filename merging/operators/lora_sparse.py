@@ -191,4 +191,5 @@ LORA_SPARSE = Operator(
     plain_identities=_IDENTITIES | {"expert_near_one_hot", "single_expert", "identical_experts"},
     refuse=_refuse,
     copies=lambda experts: experts + 4,
+    when="for large pools of LoRA adapters, some of them useless",
 )

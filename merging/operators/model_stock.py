@@ -69,4 +69,5 @@ MODEL_STOCK = Operator(
     bounds=lambda _experts, _options: (0.0, 1.5),
     copies=lambda experts: experts + 2,
     row_form=lambda _options: "stored",
+    when="for two or three fine-tunings of one task",
 )

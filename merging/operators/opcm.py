@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.decomposition import Svd, decompose, numerical_rank
 from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.joining import Order, joining_order, refuse_order
 from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
     Fused,
@@ -42,29 +42,29 @@ from mergesearch.merging.operators.parts.matrices import (
 )
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
 from mergesearch.merging.operators.parts.task_vectors import task_vectors
-from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import place_of
-from mergesearch.merging.tensors.source import Options, TensorSource, remembered
+from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
+
+
+Alpha = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="share of the singular values of the merge that new experts avoid",
+    ),
+]
 
 
 def prepare(
     base: TensorSource,
     experts: Sequence[TensorSource],
     *,
-    order: Annotated[
-        list[str], Field(description="names of all experts, in the order in which they join")
-    ],
-    alpha: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="share of the singular values of the merge that new experts avoid",
-        ),
-    ] = 0.5,
+    order: Order,
+    alpha: Alpha = 0.5,
     matrices: Matrices = "blocks",
     conv: Convolutions = "others",
     fused: Fused = "split",
@@ -74,26 +74,46 @@ def prepare(
     Raises:
         RecipeError: If ``order`` does not hold the name of every expert once.
     """
-    joining = _joining_order(order, experts)
+    cleaned, factor = _cleaned_and_factor(base, experts, order, alpha, matrices, conv, fused)
+    return Basis("delta", len(experts), lambda name: [row.mul_(factor) for row in cleaned(name)])
+
+
+def factor_of(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    *,
+    order: Sequence[str],
+    alpha: float,
+    matrices: Literal["all", "blocks"],
+    conv: Literal["others", "reshape"],
+    fused: Literal["split", "whole"],
+) -> float:
+    """The factor by which OPCM scales the sum of the cleaned task vectors.
+
+    Arguments are those of :func:`prepare`.
+    """
+    return _cleaned_and_factor(base, experts, order, alpha, matrices, conv, fused)[1]
+
+
+def _cleaned_and_factor(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    order: Sequence[str],
+    alpha: float,
+    matrices: Literal["all", "blocks"],
+    conv: Literal["others", "reshape"],
+    fused: Literal["split", "whole"],
+) -> tuple[Callable[[str], list[torch.Tensor]], float]:
+    """Tensor name -> cleaned task vectors, and the factor of their sum."""
+    joining = joining_order("opcm", order, experts)
     selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others="sum")
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         return _cleaned(base, experts, part, deltas, joining, alpha)
 
     cleaned = rows_by_matrix(base, experts, selection, formula)
-
     factor = _factor(base, experts, cleaned, [joining, alpha, matrices, conv, fused])
-    return Basis("delta", len(experts), lambda name: [row.mul_(factor) for row in cleaned(name)])
-
-
-def _joining_order(order: Sequence[str], experts: Sequence[TensorSource]) -> list[int]:
-    """Indices of the experts, in the order in which they join."""
-    names = [expert.name for expert in experts]
-    if sorted(order) != sorted(names):
-        raise RecipeError(
-            f"operator opcm: order: expected every expert once, of {names}, received {order}"
-        )
-    return [names.index(name) for name in order]
+    return cleaned, factor
 
 
 def _cleaned(
@@ -183,13 +203,6 @@ def _factor(
     )
 
 
-def _refuse(_layout: Layout, experts: int, options: Options) -> str | None:
-    order = options["order"]
-    if len(order) == experts == len(set(order)):
-        return None
-    return f"order: expected the names of {experts} experts, each once, received {order}"
-
-
 OPCM = Operator(
     name="opcm",
     prepare=prepare,
@@ -200,8 +213,9 @@ OPCM = Operator(
     identities=frozenset({"base_at_zero", "single_expert", "linearity", "homogeneity"}),
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 2.0),
-    refuse=_refuse,
+    refuse=refuse_order,
     # Task vectors, cleaned ones, rows; in fp64 the merge so far, its decomposition and work space.
     copies=lambda experts: 3 * experts + 18,
     order_sensitive=True,
+    when="for experts that arrive one at a time, where earlier ones must not be forgotten",
 )

@@ -164,4 +164,5 @@ OPTMERGE = Operator(
     bounds=lambda _experts, _options: (0.1, 1.5),
     # Task vectors, starts, rows of matrices and of tensors; factors, mean and one decomposition.
     copies=lambda experts: 4 * experts + 14,
+    when="for multimodal language models and LoRA experts, with nothing but weights",
 )

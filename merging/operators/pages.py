@@ -50,6 +50,7 @@ def operator_row(operator: Operator) -> dict[str, Any]:
         "experts": list(operator.experts),
         "defaults": {name: _plain(default(p)) for name, p in operator.hyperparameters.items()},
         "coefficient": coefficient(operator),
+        **({"when": operator.when} if operator.when else {}),
     }
 
 
@@ -195,6 +196,8 @@ def _section(operator: Operator, about: str) -> str:
         f"{operator.summary[0].upper()}{operator.summary[1:]}.",
         f"*{operator.paper}.*",
     ]
+    if operator.when:
+        parts.append(f"Use it {operator.when}.")
     if about:
         parts.append(about)
     parts.append(prose(operator.prepare.__doc__))

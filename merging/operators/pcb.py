@@ -304,4 +304,5 @@ PCB = Operator(
     default=lambda _experts, _options: 1.2,
     bounds=lambda _experts, _options: (0.3, 2.0),
     copies=lambda experts: 4 * experts + 4,
+    when="with one coefficient for each expert, and a search over them",
 )

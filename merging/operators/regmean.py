@@ -98,4 +98,5 @@ REGMEAN = Operator(
     refuse=refuse_calibration,
     # The Gram matrices of a layer, up to four times its weight, and the solve in fp64.
     copies=lambda experts: 6 * experts + 32,
+    when="with unlabelled items of every task: strong wherever linear layers do the work",
 )

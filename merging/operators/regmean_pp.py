@@ -211,4 +211,5 @@ REGMEAN_PP = Operator(
     # The Gram matrices of a block, about twelve times its largest weight each, and the solve in
     # fp64.
     copies=lambda experts: 16 * experts + 32,
+    when="as `regmean`, where one more pass over the blocks can be afforded; often the best start",
 )

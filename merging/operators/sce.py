@@ -63,7 +63,7 @@ def prepare(
         vectors = finite_task_vectors(base, experts, name)
         if topk >= 1:
             return _erase_minorities(vectors, _shares(vectors))
-        mask = _most_varying(vectors, topk, name)  # Select
+        mask = most_varying(vectors, topk, name)  # Select
         selected = [vector * mask for vector in vectors]
         weights = _shares(selected)  # Calculate
         return _erase_minorities(selected if select_applies_to == "deltas" else vectors, weights)
@@ -76,16 +76,16 @@ def _shares(vectors: Sequence[torch.Tensor]) -> list[float]:
     return shares_of([dot(vector, vector) for vector in vectors])
 
 
-def _most_varying(vectors: Sequence[torch.Tensor], topk: float, name: str) -> torch.Tensor:
+def most_varying(vectors: Sequence[torch.Tensor], topk: float, name: str) -> torch.Tensor:
     """Mask of the positions with the largest variance across experts, in the shape of a vector."""
-    variance = _variance(vectors)
+    variance = variance_across(vectors)
     varying = int(variance.count_nonzero())
     if varying == 0:
         return variance > 0
     return variance >= kth_largest(lambda: [(name, variance)], count_kept(topk, varying))
 
 
-def _variance(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+def variance_across(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Variance across experts, K tensors ``S`` -> ``S``; exactly 0 where all are equal."""
     import torch
 
@@ -141,4 +141,5 @@ SCE = Operator(
     plain_identities=_IDENTITIES | {"zero_vector", "default_ignores_zero_vector"},
     copies=lambda experts: 3 * experts + 5,
     row_form=lambda _options: "masked",
+    when="for chat models distilled into one shape, with few experts",
 )

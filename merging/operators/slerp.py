@@ -71,4 +71,5 @@ SLERP = Operator(
     experts=(1, 1),
     copies=lambda experts: experts + 2,
     row_form=lambda _options: "stored",
+    when="for one expert, as a path from the base that keeps lengths",
 )

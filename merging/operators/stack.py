@@ -154,4 +154,5 @@ STACK = Operator(
     # An arc and an election take two.
     experts=(2, None),
     copies=lambda experts: (2 + len(DENSITIES)) * experts + 7,
+    when="to search which method suits which layers",
 )

@@ -64,4 +64,5 @@ TASK_ARITHMETIC = Operator(
     bounds=_bounds,
     copies=lambda experts: experts + 2,
     row_form=lambda _options: "stored",
+    when="first: the space of plain task vectors, cheapest in memory and time",
 )

@@ -241,4 +241,5 @@ TIES = Operator(
     copies=lambda experts: experts + 6,
     row_form=lambda _options: "masked",
     density=lambda options: float(options["density"]),
+    when="where many experts disagree in sign and most of their changes are small",
 )

@@ -141,4 +141,5 @@ TSV = Operator(
     # For rank "full": task vectors, K pairs of factors, their joins, and the decomposition of one
     # of those in fp64 if need be. "share" holds about a third of that.
     copies=lambda experts: 9 * experts + 12,
+    when="for many tasks with nothing but weights, where their directions collide",
 )

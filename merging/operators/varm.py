@@ -62,4 +62,5 @@ VARM = Operator(
     default=lambda _experts, _options: 1.0,
     bounds=lambda _experts, _options: (0.0, 1.5),
     copies=lambda experts: 2 * experts + 2,
+    when="for chat models distilled into one shape, matrix by matrix",
 )

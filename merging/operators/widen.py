@@ -177,4 +177,5 @@ WIDEN = Operator(
     bounds=lambda _experts, _options: (0.0, 1.5),
     # Matrices are overwritten; scores are of the size of a row.
     copies=lambda experts: experts + 4,
+    when="for experts that have moved far, as by continued pre-training",
 )

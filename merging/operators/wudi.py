@@ -166,4 +166,5 @@ WUDI = Operator(
     # and K m rows: no larger than K matrices each, and that only where matrices are K times wider
     # than high.
     copies=lambda experts: 10 * experts + 6,
+    when="for vision and language experts with nothing but weights, without a scale to tune",
 )

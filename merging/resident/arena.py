@@ -11,7 +11,6 @@ lock.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergesearch.merging.alignment.spec import AlignSpec, item_versions
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.errors import RecipeError, RunFolderError
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.special_tensors import SpecialTensors
+from mergesearch.merging.foreign.own_json import read_own_json
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.kernels.spans import ITEMSIZE, RowsSetting
 from mergesearch.merging.models.calibration_spec import file_versions
 from mergesearch.merging.operators import Basis, Operator, get_operator
+from mergesearch.merging.policies import parse_policies
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.resident.arena_files import (
     PART,
@@ -177,7 +179,11 @@ def _plan(recipe: Recipe, family: ModelFamily, rows: RowsSetting, place: Place) 
         "dtype": accumulation_dtype(layout),
         "directions": operator.directions(experts, options),
         "size": layout.size,
-        "files": [*_weight_file_versions(recipe, family.sources), *file_versions(options)],
+        "files": [
+            *_weight_file_versions(recipe, family.sources),
+            *file_versions(options),
+            *(each for spec in _align(recipe).values() for each in item_versions(spec)),
+        ],
         "vocabulary": "" if family.alignment is None else family.alignment.digest,
         **_divided(operator, family),
     }
@@ -193,6 +199,11 @@ def arena_key(recipe: Recipe, rows: RowsSetting, place: Place = HOST) -> str:
     made: list[str] = [] if rows == "auto" else [rows]
     made += [] if place.is_host else [place.device.partition(":")[0]]
     return "-".join([recipe.basis_key, *made])
+
+
+def _align(recipe: Recipe) -> Mapping[str, AlignSpec]:
+    """How experts are brought into the coordinates of the base."""
+    return parse_policies(recipe.special).align
 
 
 def _weight_file_versions(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[list[Any]]:
@@ -223,7 +234,7 @@ def _divided(operator: Operator, family: ModelFamily) -> dict[str, str]:
 def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
     """The arena if it is there, whole, and what the plan asks for."""
     try:
-        sheet = json.loads(sheet_file(folder, plan.key).read_text(encoding="utf-8"))
+        sheet = read_own_json(sheet_file(folder, plan.key)) or {}
         content, form, angles, stored = (
             sheet.pop(key) for key in ("content", "form", "angles", "tensors")
         )
@@ -236,7 +247,7 @@ def _mapped(plan: _Plan, folder: Path, verify: bool) -> Arenas | None:
         memory = np.memmap(file, dtype=np.uint8, mode="r")
         mark_used(sheet_file(folder, plan.key))
         arc = None if angles is None else Field.from_dict(angles)
-    except (FileNotFoundError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecipeError):
         return None  # missing, or a sheet that is not one
     special = plan.family.special
     copied = plan.family.copied

@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import lock_descriptor
 
+from mergesearch.merging.foreign.own_json import with_checksum
+
 #: Suffix of files that are being written.
 PART = ".part"
 
@@ -31,7 +33,7 @@ def write_sheet(sheet: Mapping[str, Any], path: Path) -> None:
     """Write a sheet in one step; it and the files written before it are on disk afterwards."""
     part = path.with_name(f"{path.name}{PART}")
     with part.open("w", encoding="utf-8") as file:
-        json.dump(sheet, file, indent=1)
+        json.dump(with_checksum(sheet), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -18,6 +18,8 @@ from typing import IO, Any
 
 from filelock import lock_descriptor
 
+from mergesearch.merging.errors import InputError
+from mergesearch.merging.foreign.json_text import parse_json
 from mergesearch.merging.resident.arena_files import hash_file
 
 #: Changes with every start of the machine; Linux alone has it.
@@ -93,8 +95,8 @@ def _held(path: Path) -> Iterator[IO[str] | None]:
 
 def _read(stamp: IO[str]) -> Any:
     stamp.seek(0)
-    with suppress(ValueError):
-        return json.loads(stamp.read())
+    with suppress(InputError, ValueError):
+        return parse_json(stamp.read(1 << 16), "stamp")
     return None
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from mergesearch.merging.errors import InputError, MergesearchError, NonFiniteError
 from mergesearch.merging.family.heads import Head
+from mergesearch.merging.models.layer_bits import Bits, rounded_tensors
 from mergesearch.merging.models.loading import widest_dtype
 from mergesearch.merging.resident.arena import Arenas
 from mergesearch.merging.resident.binding import Binding, bind, tensor_devices
@@ -142,8 +143,12 @@ class MergedModel:
         for binding in self._bindings:
             binding.update_copies()
 
-    def write(self, field: Field) -> None:
+    def write(self, field: Field, bits: Bits = ()) -> None:
         """Merge with the coefficients of ``field`` into the model.
+
+        Args:
+            field: The coefficients.
+            bits: Tensors that are rounded after the merge, and to how many bits.
 
         Raises:
             RecipeError: If the field does not fit the arenas.
@@ -163,14 +168,14 @@ class MergedModel:
                 if spec.name not in self._postprocessed:
                     weights = self._slices[spec.name]
                     weights.copy_(weights.to(getattr(torch, spec.dtype)))
-            self._update_copies()
-            self._check_finite()
+            self._finish(bits)
 
-    def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], bits: Bits = ()) -> None:
         """Write merged tensors that come from elsewhere than the arenas.
 
         Args:
             tensors: Name and value of every tensor of the layout.
+            bits: Tensors that are rounded, and to how many bits.
 
         Raises:
             NonFiniteError: If one holds NaN or infinity; the model is then of no use until the next
@@ -181,8 +186,19 @@ class MergedModel:
         with torch.no_grad():
             for name, tensor in tensors:
                 self._slices[name].copy_(tensor)
-            self._update_copies()
-            self._check_finite()
+            self._finish(bits)
+
+    def _finish(self, bits: Bits) -> None:
+        """What follows every merge: rounding, copies, and the check of all values."""
+        for name, rounded in rounded_tensors(bits, self._stored, self._threads):
+            self._slices[name].copy_(rounded)
+        self._update_copies()
+        self._check_finite()
+
+    def _stored(self, name: str) -> torch.Tensor:
+        """A merged tensor in the dtype that it is stored in."""
+        dtype: torch.dtype = getattr(torch, self.layout.by_name[name].dtype)
+        return self._slices[name].to(dtype)
 
     def check_binding(self) -> None:
         """Check that every bound parameter still lies at its position in the buffer.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.models.layer_bits import Bits
 from mergesearch.merging.resident.arena import Arenas
 from mergesearch.merging.resident.merged_model import MergedModel
 from mergesearch.merging.tensors.field import Field
@@ -48,20 +49,20 @@ class ShardedModel(MergedModel):
         ]
         self.model = model
 
-    def write(self, field: Field) -> None:
+    def write(self, field: Field, bits: Bits = ()) -> None:
         """Merge in main memory, then copy to the devices.
 
         Raises as :meth:`MergedModel.write`.
         """
-        super().write(field)
+        super().write(field, bits)
         self._follow()
 
-    def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], bits: Bits = ()) -> None:
         """Write merged tensors, then copy them to the devices.
 
         Raises as :meth:`MergedModel.write_tensors`.
         """
-        super().write_tensors(tensors)
+        super().write_tensors(tensors, bits)
         self._follow()
 
     def enable_gradient(self) -> None:

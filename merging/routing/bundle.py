@@ -24,10 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergesearch.merging.checkpoints.safetensors_files import read_header
 from mergesearch.merging.errors import CheckpointError, InputError
 from mergesearch.merging.export.folder import check_target, export_model, put_folder
 from mergesearch.merging.export.model_card import render_bundle_card
 from mergesearch.merging.family.family import open_family
+from mergesearch.merging.foreign.json_text import read_json
+from mergesearch.merging.foreign.library import library_errors
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.paths import resolved
+from mergesearch.merging.foreign.shown import cut, path_shown, shown
 from mergesearch.merging.models.prompt_heads import PromptHeads
 from mergesearch.merging.models.task_heads import TaskHead
 from mergesearch.merging.recipe import Recipe
@@ -73,7 +79,7 @@ def write_bundle(
     Raises:
         InputError: If ``out`` cannot be written or is in use.
     """
-    target = out.resolve()
+    target = resolved(out)
     family = open_family(recipe)
     check_target(target, family.sources, overwrite)
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
@@ -159,34 +165,68 @@ def load(folder: Path | str) -> Routed:
         CheckpointError: If the folder is no bundle, or one of a newer version.
     """
     root = Path(folder)
-    try:
-        sheet = json.loads((root / SHEET).read_text(encoding="utf-8"))
-        version = sheet["format"]
-        routing = sheet["routing"]
-        model_class = sheet["model_class"]
-        method = routing["method"]
-        experts = sheet["experts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{root}: expected a folder with {SHEET}, as `mergesearch export` writes it, "
-            f"received: {error}"
-        ) from None
-    if version != FORMAT or method not in _LOADERS:
-        raise CheckpointError(
-            f"{root}: expected format {FORMAT} and a method among {sorted(_LOADERS)}, received "
-            f"{version!r} and {method!r}; load it with the version that wrote it"
-        )
+    sheet = read_sheet(root)
+    routing = sheet["routing"]
     names = sheet.get("heads") or []
-    loaded: Routed = _LOADERS[method](root, routing, len(experts), model_class, names).eval()
+    load_method = _LOADERS[routing["method"]]
+    experts = len(sheet["experts"])
+    loaded: Routed = load_method(root, routing, experts, sheet["model_class"], names).eval()
     loaded.head = _stored_head(root, sheet, loaded.model) or loaded.head
     return loaded
+
+
+def read_sheet(root: Path) -> Mapping[str, Any]:
+    """The checked sheet of a bundle.
+
+    Raises:
+        CheckpointError: If the folder is no bundle, or one of a newer version.
+    """
+    try:
+        sheet = Node(read_json(root / SHEET, CheckpointError), path_shown(root), CheckpointError)
+        version = sheet.at("format").value
+        routing = sheet.at("routing")
+        method = routing.at("method").value
+        if version == FORMAT and isinstance(method, str) and method in _LOADERS:
+            _check_sheet(sheet, routing, method)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path_shown(root)}: expected a folder with {SHEET}, as `mergesearch export` writes "
+            f"it, received: {cut(str(error), 200)}"
+        ) from None
+    if version != FORMAT or not isinstance(method, str) or method not in _LOADERS:
+        raise CheckpointError(
+            f"{path_shown(root)}: expected format {FORMAT} and a method among {sorted(_LOADERS)}, "
+            f"received {shown(version)} and {shown(method)}; load it with the version that wrote it"
+        )
+    return sheet.mapping()
+
+
+def _check_sheet(sheet: Node, routing: Node, method: str) -> None:
+    """Refuse values of other types than :func:`write_bundle` writes."""
+    sheet.at("model_class").text()
+    for key in ("experts", "heads"):
+        for name in sheet.at(key).elements() if key == "experts" or sheet.has(key) else ():
+            if not name.text() or Path(name.text()).name != name.text():
+                raise name.wrong("the name of an expert")
+    if routing.at("per").value not in ("item", "batch"):
+        raise routing.at("per").wrong("item or batch")
+    for key in _NUMBERS[method]:
+        routing.at(key).number()
+    if method == "t3":
+        routing.at("centred").boolean()
+    if sheet.has("prompts"):
+        sheet.at("fixed").boolean()
+        for key in ("prompts", "classes"):
+            for _, texts in sheet.at(key).members():
+                for element in texts.elements():
+                    element.text()
 
 
 def _stored_head(root: Path, sheet: Mapping[str, Any], model: nn.Module) -> TaskHead | None:
     """The class prompts of a bundle, or None; the model has weights of one of its folders."""
     from mergesearch.merging.checkpoints.tokenizer_folder import tokenizer_in
 
-    if "prompts" not in sheet:
+    if not sheet.get("prompts"):
         return None
     tokenizer = tokenizer_in(root / TOKENIZER, str(root))
     heads = PromptHeads(sheet["prompts"], sheet["classes"], tokenizer)
@@ -232,18 +272,22 @@ def _load_twin(
     from mergesearch.merging.routing.router import make_router
 
     model, head = _loaded(root / "shared", model_class, names)
+    read_header(root / TENSORS)  # names what the library would stumble over
     stored = load_file(root / TENSORS)
     shared = without_heads(copied_tensors(model), head or OwnHead())
-    vectors = [
-        {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}
-        for k in range(experts)
-    ]
-    state = {
-        name.removeprefix("router."): t for name, t in stored.items() if name.startswith("router.")
-    }
-    width, inputs = state["0.weight"].shape
-    router = make_router(inputs, width, experts)
-    router.load_state_dict(state)
+    with library_errors(path_shown(root / TENSORS), "the tensors of the bundle", CheckpointError):
+        vectors = [
+            {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}
+            for k in range(experts)
+        ]
+        state = {
+            name.removeprefix("router."): t
+            for name, t in stored.items()
+            if name.startswith("router.")
+        }
+        width, inputs = state["0.weight"].shape
+        router = make_router(inputs, width, experts)
+        router.load_state_dict(state)
     return TwinMerging(
         model,
         shared,
@@ -274,6 +318,8 @@ def t3_of(
     )
 
 
+#: Method -> its parameters that are numbers.
+_NUMBERS = {"t3": ("lambda_min", "lambda_max", "gamma"), "twin_merging": ("temperature",)}
 _LOADERS = {"t3": _load_t3, "twin_merging": _load_twin}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.foreign.shown import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +110,10 @@ class Field:
         """Inverse of :meth:`to_dict`."""
         if set(data) != {"boundaries", "values"}:
             raise RecipeError(
-                f"field: expected keys 'boundaries' and 'values', received {sorted(data)}"
+                "field: expected keys 'boundaries' and 'values', received "
+                f"{', '.join(shown(key) for key in sorted(map(str, data))[:8]) or 'none'}"
             )
-        return cls(np.asarray(data["boundaries"], np.int64), np.asarray(data["values"], np.float64))
+        return cls(_numbers(data, "boundaries", "i"), _numbers(data, "values", "if"))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -122,3 +124,22 @@ class Field:
 
     def __hash__(self) -> int:
         return hash((self.boundaries.tobytes(), self.values.tobytes()))
+
+
+def _numbers(data: Mapping[str, Any], key: str, kinds: str) -> npt.NDArray[Any]:
+    """An array of a field as :meth:`Field.to_dict` writes it.
+
+    Raises:
+        RecipeError: If it is anything but lists of equal length, of whole numbers where ``kinds``
+            is ``i``.
+    """
+    what = "whole numbers" if kinds == "i" else "numbers"
+    try:
+        array = np.asarray(data[key])
+    except (TypeError, ValueError, OverflowError):  # lists of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in kinds:
+        raise RecipeError(
+            f"field: {key}: expected lists of {what} of 64 bits, received {shown(data[key])}"
+        )
+    return array

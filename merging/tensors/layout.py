@@ -51,7 +51,7 @@ class TensorSpec:
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which ``layers.2`` comes before ``layers.10``."""
     return tuple(
-        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)
+        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)
     )
 
 

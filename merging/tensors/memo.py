@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 
+#: Bytes that a tensor of torch's own begins on a multiple of; BLAS may sum others in another order.
+ALIGNMENT = 64
+
 
 @dataclass(frozen=True)
 class Memo:
@@ -45,9 +48,21 @@ class Memo:
         if tensors is not None:
             mark_used(path)
         else:
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
+            tensors = laid_out({name: tensor.cpu() for name, tensor in compute().items()})
             _save(tensors, path)
         return tensors
+
+
+def laid_out(tensors: Tensors) -> Tensors:
+    """The tensors row by row in aligned memory, wherever they come from.
+
+    Products of them have the same bits then, whether they were just made or were read from disk.
+    """
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return {
+        name: tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+        for name, tensor in plain.items()
+    }
 
 
 def mark_used(path: Path) -> None:
@@ -69,7 +84,7 @@ def _load(path: Path) -> Tensors | None:
             expected = (file.metadata() or {}).get("checksum")
     except (OSError, SafetensorError):
         return None
-    return tensors if _checksum(tensors) == expected else None
+    return laid_out(tensors) if _checksum(tensors) == expected else None
 
 
 def _save(tensors: Tensors, path: Path) -> None:

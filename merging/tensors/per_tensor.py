@@ -8,7 +8,10 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mergesearch.merging.tensors.memo import Tensors
+from mergesearch.merging.errors import InputError
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.reading import decode
+from mergesearch.merging.tensors.memo import Tensors, laid_out
 from mergesearch.merging.tensors.source import remembered
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ def memoised_per_tensor(
         compute: The pass.
     """
     if key is None or sources[0].memo is None or not all(source.identity for source in sources):
-        held = dict(compute())
+        held = {name: laid_out(tensors) for name, tensors in compute()}
         return lambda name: held.get(name, {})
     prefix = key  # not None, also in the functions below
 
@@ -48,7 +51,10 @@ def memoised_per_tensor(
             names.append(name)
         return {"names": _as_bytes(names)}
 
-    names = _from_bytes(remembered(sources, [*prefix, "names"], write_all)["names"])
+    kept = remembered(sources, [*prefix, "names"], write_all)
+    names = _from_bytes(kept)
+    if names is None:  # whole by its checksum, but no list of names: of another version
+        names = frozenset(_from_bytes(write_all()) or ())
     one_pass = Lock()
 
     def recompute(name: str) -> Tensors:
@@ -72,5 +78,14 @@ def _as_bytes(names: Sequence[str]) -> torch.Tensor:
     return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
 
 
-def _from_bytes(text: torch.Tensor) -> frozenset[str]:
-    return frozenset(json.loads(bytes(text.tolist())))
+def _from_bytes(kept: Tensors) -> frozenset[str] | None:
+    """The names that :func:`_as_bytes` wrote, None where something else stands there."""
+    text = kept.get("names")
+    if text is None or str(text.dtype) != "torch.uint8" or text.ndim != 1:
+        return None
+    try:
+        names = parse_json(decode(bytes(text.tolist()), "memo"), "memo")
+    except InputError:
+        return None
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return frozenset(names) if listed else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mergesearch.merging.tensors.layout import Layout
-from mergesearch.merging.tensors.memo import Memo, Tensors
+from mergesearch.merging.tensors.memo import Memo, Tensors, laid_out
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +111,9 @@ def remembered(
 ) -> Tensors:
     """The tensors that ``compute`` gives, kept in the memo of the first source if it has one.
 
+    They lie in memory alike with a memo and without one, so that what is made of them has the same
+    bits.
+
     Args:
         sources: What the result depends on, in order.
         key: What else it depends on, beginning with what it is; hyperparameters only as far as they
@@ -119,5 +122,5 @@ def remembered(
     """
     memo = sources[0].memo
     if memo is None or not all(source.identity for source in sources):
-        return compute()
+        return laid_out(compute())
     return memo.get([*key, *(source.identity for source in sources)], compute)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from mergesearch.merging import InputError, StudyFailedError
 from mergesearch.merging.extensions.references import give
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.search.api.frames import Row, frame, rows_of
 from mergesearch.search.api.given import Given
 from mergesearch.search.observers.progress import default_style
@@ -76,7 +77,7 @@ class Study:
         give(self._objects)
         checked = checked_study(plain, where)
         given.write()
-        self._spec = resolve(checked, Path.cwd() if file is None else file.resolve().parent)
+        self._spec = resolve(checked, Path.cwd() if file is None else resolved(file).parent)
 
     def check(self) -> None:
         """Refuse what :meth:`run` would refuse; reads the headers of the checkpoints.

@@ -7,6 +7,7 @@ from typing import Any
 
 from mergesearch.evaluators import SPLITS
 from mergesearch.merging import InputError
+from mergesearch.merging.alignment.spec import DONE
 from mergesearch.merging.kernels.dispatch import accumulation_dtype
 from mergesearch.merging.lineage.description import lineage_dict, lineage_line
 from mergesearch.merging.lineage.relation import Lineage
@@ -23,6 +24,9 @@ from mergesearch.search.plan.card_needs import settings_of
 from mergesearch.search.plan.card_plan import CardPlan
 from mergesearch.search.plan.card_report import breakdown, gigabytes, plan_lines, refusal, why
 from mergesearch.search.plan.cards import parse_card, smallest_that_fits
+from mergesearch.search.plan.checks import budget_warning
+from mergesearch.search.plan.choices import choices_needed
+from mergesearch.search.plan.gradient_cost import gradient_cost
 from mergesearch.search.plan.heads import head_bytes, used_heads
 from mergesearch.search.plan.known import passed_over
 from mergesearch.search.plan.lineage import lineage_warnings
@@ -52,7 +56,7 @@ def plan_dict(
         "references": sorted(plan.evaluator.references()),
         "stages": list(stages_of(plan.spec.fidelity, plan.evaluator.size("search"))),
         "plugins": [vars(plugin) for plugin in used_plugins(plan.spec)],
-        "warnings": [*lineage_warnings(plan, lineages), *plan.warnings],
+        "warnings": _warnings(plan, lineages),
         "lineage": [lineage_dict(lineage) for lineage in lineages],
         "untouched": None if (left := passed_over(plan)) is None else left.to_dict(),
         "operators": None if plan.survey is None else [vars(one) for one in plan.survey.listed],
@@ -60,6 +64,8 @@ def plan_dict(
         "routing": dict(plan.space.fixed) if isinstance(plan.space, ParameterSpace) else None,
         "strategy": plan.strategy.name,
         "trials": trial_counts(plan),
+        "choices": [vars(needed) for needed in choices_needed(plan)],
+        "gradients": None if (cost := gradient_cost(plan)) is None else cost.to_dict(),
         "memory": memory(plan),
         "preparing": None if preparing is None else preparing.to_dict(),
         "cards": None if cards is None else {**cards.to_dict(), "why": why(cards)},
@@ -193,20 +199,19 @@ def describe_plan(
         *_survey_lines(plan),
         *_untouched_lines(plan),
         *(f"lineage     {lineage_line(lineage)}" for lineage in lineages),
+        *_align_lines(plan),
         *(f"plug-in     {plugin} {plugin.version}" for plugin in used_plugins(plan.spec)),
-        *([f"special     {_policies(plan)}"] if plan.template.special else []),
+        *([f"special     {_policies(plan)}"] if _policies(plan) else []),
         *_head_lines(plan),
         *_routing_lines(plan),
         f"objectives  {objectives}",
         f"strategy    {_budget_line(plan)}",
+        *_gradient_lines(plan),
         *_item_lines(plan),
+        *(f"choices     {needed.line()}" for needed in choices_needed(plan)),
         *([f"items       {TRANSDUCTIVE}"] if plan.evaluator.transductive else []),
         *_fidelity_lines(plan),
-        *(
-            [f"bounds      {', '.join(plan.evaluator.constraints)}"]
-            if plan.evaluator.constraints
-            else []
-        ),
+        *([f"bounds      {', '.join(_bounds(plan))}"] if plan.evaluator.constraints else []),
         *([f"references  {', '.join(sorted(references))}, measured first"] if references else []),
         f"anchors     {', '.join(anchor.name for anchor in plan.anchors) or 'none'}",
         f"space       {space.title}: {counted(len(space.names), 'dimension')} in {box}",
@@ -219,10 +224,28 @@ def describe_plan(
         )
     lines += [] if preparing is None else [preparing_line(preparing)]
     lines += _card_lines(plan, cards)
-    warnings = [
-        f"warning     {line}" for line in (*lineage_warnings(plan, lineages), *plan.warnings)
-    ]
+    warnings = [f"warning     {line}" for line in _warnings(plan, lineages)]
     return [*lines, *warnings, "", *group_lines(space.table())]
+
+
+def _gradient_lines(plan: Plan) -> list[str]:
+    """The line of what gradient steps cost; none for strategies that take none at first."""
+    cost = gradient_cost(plan)
+    return [] if cost is None else [f"gradients   {cost.sentence}"]
+
+
+def _warnings(plan: Plan, lineages: tuple[Lineage, ...]) -> list[str]:
+    """What a user should know before the study runs, one line each."""
+    return [*lineage_warnings(plan, lineages), *plan.warnings, *budget_warning(plan)]
+
+
+def _bounds(plan: Plan) -> list[str]:
+    """The bounds, each with how far it may be missed."""
+    tolerances = getattr(plan.evaluator, "tolerances", {})
+    return [
+        f"{name} (tolerance {tolerances[name]})" if name in tolerances else name
+        for name in plan.evaluator.constraints
+    ]
 
 
 def _head_lines(plan: Plan) -> list[str]:
@@ -290,7 +313,21 @@ def _routing_lines(plan: Plan) -> list[str]:
 
 
 def _policies(plan: Plan) -> str:
-    return ", ".join(f"{name} {value}" for name, value in plan.template.special)
+    from mergesearch.merging.policies import choices_text
+
+    return choices_text(tuple(one for one in plan.template.special if one[0] != "align"))
+
+
+def _align_lines(plan: Plan) -> list[str]:
+    """What brings each expert into the base's coordinates, and what that takes."""
+    if plan.family is None:
+        return []
+    parameters = sum(tensor.size for tensor in plan.family.layout.tensors)
+    return [
+        f"align       {name}: {DONE[spec.method]} ({spec.method}); takes a model in fp32 "
+        f"({_size(4 * parameters)}) while preparing, once"
+        for name, spec in plan.spec.special.align.items()
+    ]
 
 
 def group_lines(rows: tuple[Row, ...]) -> list[str]:

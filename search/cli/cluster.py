@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mergesearch.merging.foreign.shown import printable
 from mergesearch.search.cli.options import JsonOption, SetOption, StudyArgument, emit
 
 JobArgument = Annotated[
@@ -151,7 +152,7 @@ def _print_log(address: str, job_id: str, follow: bool) -> None:
     from mergesearch.search.cli import jobs
 
     for text in jobs.logs(address, job_id, follow):
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text, keep="\n\t"))
         sys.stdout.flush()
 
 

@@ -7,6 +7,7 @@ and gives whole words. None of them fails, as a shell has no place for messages.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 #: Where runs are, unless a folder is typed.
@@ -14,6 +15,46 @@ RUNS = "runs"
 
 #: Sections of the study file that may be a name alone.
 NAMED = ("strategy", "operator")
+
+#: Bash splits words at ``=``, as in ``--set strategy=NAME``: they are put together for typer, and
+#: what precedes the last ``=`` is left out of its answers. What is not whole gets no space.
+BASH_SCRIPT = """
+%(complete_func)s() {
+    local IFS=$'\\n' words=() at typed before
+    for ((at = 0; at <= COMP_CWORD; at++)); do
+        if ((at > 1)) && [[ ${COMP_WORDS[at]} == = || \\
+            ( ${COMP_WORDS[at-1]} == = && -n ${COMP_WORDS[at]} ) ]]; then
+            words[-1]+=${COMP_WORDS[at]}
+        else
+            words+=("${COMP_WORDS[at]}")
+        fi
+    done
+    typed=${words[-1]}
+    before=${typed%%"${typed##*=}"}
+    COMPREPLY=( $( env COMP_WORDS="${words[*]}" \\
+                   COMP_CWORD=$(( ${#words[@]} - 1 )) \\
+                   %(autocomplete_var)s=complete_bash $1 ) )
+    COMPREPLY=( "${COMPREPLY[@]#"${before#--*=}"}" )
+    if [[ ${#COMPREPLY[@]} -gt 0 && ${COMPREPLY[0]} == *[=./] ]]; then
+        compopt -o nospace
+    fi
+    return 0
+}
+
+complete -o default -F %(complete_func)s %(prog_name)s
+"""
+
+
+def teach_bash() -> None:
+    """Have ``--install-completion`` and ``--show-completion`` give our script for bash.
+
+    A typer that keeps its scripts elsewhere gives its own, which completes all but names after
+    ``=``.
+    """
+    with suppress(ImportError, AttributeError):
+        from typer import _completion_shared
+
+        _completion_shared._completion_scripts["bash"] = BASH_SCRIPT
 
 
 def complete_run(incomplete: str) -> list[str]:

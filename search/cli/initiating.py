@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mergesearch.search.cli.options import JsonOption, emit
+from mergesearch.search.cli.options import JsonOption, emit, say
 
 if TYPE_CHECKING:
     from mergesearch.search.init.initiating import Initiated
@@ -91,7 +91,7 @@ def init(
 def _say(text: str) -> None:
     """Tell people who wait what is being done."""
     if sys.stderr.isatty():
-        print(f"mergesearch: {text} ...", file=sys.stderr, flush=True)
+        say(f"mergesearch: {text} ...")
 
 
 def _as_dict(done: Initiated) -> dict[str, Any]:

@@ -7,7 +7,6 @@ The cluster itself sets the environment variables that the storage needs (``${NA
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -25,6 +24,9 @@ from typing import Any
 import yaml
 
 from mergesearch.merging import InputError, StudyFailedError
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.shown import printable
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.workers.backends.cluster import (
     PACKAGE,
@@ -265,8 +267,12 @@ def _last_event(text: str) -> dict[str, Any]:
     for line in reversed(text.splitlines()):
         if line.startswith(('{"event": "phase"', '{"event": "trial"', '{"event": "score"')):
             try:
-                event: dict[str, Any] = json.loads(line)
-            except json.JSONDecodeError:
+                node = Node(parse_json(line, "event"), "event")
+                return {
+                    "phase": printable(node.get("phase", "").text()),
+                    "done": node.get("done", 0).integer(),
+                    "total": node.get("total", 0).integer(),
+                }
+            except InputError:
                 continue  # cut off in mid-line
-            return event
     return {}

@@ -27,10 +27,12 @@ def listing(what: str) -> list[dict[str, Any]]:
 
         return _rows(STRATEGIES, strategy_row)
     if what == "operators":
+        from mergesearch.merging.mixture.operators import MIXTURE_OPERATORS, mixture_row
         from mergesearch.merging.operators import OPERATORS
         from mergesearch.merging.operators.pages import operator_row
 
-        return _rows(OPERATORS, operator_row)
+        smaller = [mixture_row(operator) for operator in MIXTURE_OPERATORS.values()]
+        return [*_rows(OPERATORS, operator_row), *smaller]
     if what == "evaluators":
         from mergesearch.evaluators.spec.evaluators import SECTIONS, summary_of
 
@@ -94,9 +96,12 @@ def _strategy_lines(row: Mapping[str, Any], width: int) -> list[str]:
 def _operator_lines(row: Mapping[str, Any], width: int) -> list[str]:
     options = _options(row["defaults"])
     default = f"default coefficient {row['coefficient']}" + (f", {options}" if options else "")
+    indent = " " * (width + 2)
+    when = [f"{indent}{row['when']}"] if "when" in row else []
     return [
         f"{row['name']:<{width}}  {row['summary']} ({row['paper']})",
-        f"{' ' * (width + 2)}needs {', '.join(row['needs'])}; {default}",
+        *when,
+        f"{indent}needs {', '.join(row['needs'])}; {default}",
     ]
 
 

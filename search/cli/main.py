@@ -22,11 +22,16 @@ from mergesearch.search.cli import (
     helping,
     importing,
     initiating,
+    judging,
+    locking,
+    packing,
+    repairing,
     replaying,
     reports,
 )
 from mergesearch.search.cli.cluster import register
-from mergesearch.search.cli.completing import complete_run
+from mergesearch.search.cli.completing import complete_run, teach_bash
+from mergesearch.search.cli.models import distilling
 from mergesearch.search.cli.options import (
     JsonOption,
     PreferOption,
@@ -34,7 +39,11 @@ from mergesearch.search.cli.options import (
     SetOption,
     StudyArgument,
     emit,
+    say,
 )
+
+#: Lines of one error.
+MOST_LINES = 30
 
 app = typer.Typer(
     name="mergesearch",
@@ -108,6 +117,8 @@ def check(
     from the base; only `granularity: chunk` reads all weights.
     """
     from mergesearch.search.cli.check import describe_plan, plan_dict, planned_cards
+    from mergesearch.search.plan.card_check import check_cards_there
+    from mergesearch.search.plan.checks import check_objectives
     from mergesearch.search.plan.lineage import study_lineages
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
@@ -116,10 +127,13 @@ def check(
 
     plan = plan_study(load_study(study, set_ or ()))
     plan = started(plan)
+    check_objectives(plan)
     cards = planned_cards(plan, card, count)
     preparing = preparing_of(plan, None if cards is None else cards.card)
     described = (plan, cards, preparing, study_lineages(plan))
     emit(plan_dict(*described), as_json, lambda: describe_plan(*described))
+    if card is None:
+        check_cards_there(plan)
 
 
 @app.command(
@@ -192,7 +206,8 @@ def run(
         )
     except KeyboardInterrupt:
         again = resume_command(study, folder, set_ or (), address, trust_log=trust_log)
-        print(f"\nmergesearch: interrupted; `{again}` resumes from here", file=sys.stderr)
+        print(file=sys.stderr)
+        say(f"mergesearch: interrupted; `{again}` resumes from here")
         raise typer.Exit(130) from None
     print_run(finished.report_data(), as_json)
 
@@ -305,6 +320,7 @@ def dashboard(
         proxy_header=proxy_header,
         allow_writes=allow_writes,
         insecure=insecure,
+        artifacts=None if folder is None else RunFolder(folder).artifacts,
         ready=lambda url: print(
             f"serving {what} at {url}{end.format(url=url)}; Ctrl-C stops", flush=True
         ),
@@ -330,21 +346,35 @@ helping.register(app)
 reports.register(app)
 comparing.register(app)
 converting.register(app)
+distilling.register(app)
+locking.register(app)
+packing.register(app)
 importing.register(app)
 exporting.register(app)
 replaying.register(app)
+repairing.register(app)
+judging.register(app)
 register(app)
 
 
 def main() -> None:
     """Entry point: every problem is one line, and the exit code says what kind it is."""
     from mergesearch.merging import InputError, MergesearchError
+    from mergesearch.merging.extensions.import_path import protected_children
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    # Scorers that a study names may be in the current folder, as for `python -m`.
-    sys.path.insert(0, os.getcwd())
+    interrupts: list[int] = []
+
+    def interrupt(signum: int, frame: object) -> NoReturn:
+        interrupts.append(signum)
+        raise KeyboardInterrupt
+
+    # A run ends on SIGTERM as on Ctrl-C: cleanly, so that it can be resumed.
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    teach_bash()
     try:
-        app()
+        with protected_children():
+            app()
     except InputError as error:
         _fail(str(error), 2)
     except MergesearchError as error:
@@ -352,26 +382,30 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of a pipe is gone (`mergesearch ls operators | head -1`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        _fail("expected enough memory, received none for what was asked; ask for less", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except Exception:
+        # A library whose own code a signal met may make another error of the interrupt.
+        if not interrupts:
+            raise
+        _fail("interrupted", 130)
+    finally:
+        # `python -m` ends by SIGINT, whatever the exit code, if the last text that was executed,
+        # here or in an import, was left by a KeyboardInterrupt; this text is left in peace.
+        exec("")
 
 
 def _say_draining(seconds: float) -> None:
-    text = (
-        f"\nmergesearch: stopping; running trials have {seconds:g} s to finish, and another "
+    print(file=sys.stderr)
+    say(
+        f"mergesearch: stopping; running trials have {seconds:g} s to finish, and another "
         "interrupt abandons them"
     )
-    print(text, file=sys.stderr, flush=True)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    """End a run on SIGTERM as on Ctrl-C: cleanly, so that it can be resumed."""
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    from mergesearch.search.redact import redact
-
-    for line in redact(message).splitlines():
-        print(f"mergesearch: error: {line}", file=sys.stderr)
+    for line in message.split("\n")[:MOST_LINES]:
+        say(f"mergesearch: error: {line}")
     sys.exit(code)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mergesearch.merging.foreign.shown import message_cut, printable
 from mergesearch.search.cli.completing import complete_run, complete_setting
+from mergesearch.search.redact import redact
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 RunArgument = Annotated[
@@ -47,5 +50,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 def emit(data: Any, as_json: bool, lines: Callable[[], list[str]]) -> None:
-    """Print a result for programs or for people."""
-    print(json.dumps(data, indent=1) if as_json else "\n".join(lines()))
+    """Print a result for programs or for people; what could steer a terminal is escaped."""
+    print(json.dumps(data, indent=1) if as_json else printable("\n".join(lines()), keep="\n"))
+
+
+def say(text: str) -> None:
+    """Print a line about what happens, or an error, to standard error.
+
+    It holds no secret, nothing that could steer a terminal, and at most 300 characters beside the
+    paths that it names.
+    """
+    print(message_cut(printable(redact(text))), file=sys.stderr, flush=True)

@@ -20,18 +20,45 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to; default: the run folder.")
     ] = None,
+    trials: Annotated[
+        Path | None,
+        typer.Option(
+            "--trials",
+            metavar="FILE.parquet",
+            help="Write the table of trials instead, or with --out too; FILE.csv is possible.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a run again, with its pictures and numbers.
 
     A run that ended is read from its folder alone: base, experts, data and storage may be gone.
     """
+    from mergesearch.search.report.trials_table import table_format
+    from mergesearch.search.runs.reading import read_run
+
+    if trials is not None:
+        table_format(trials)
+    data = read_run(folder)
+    written = {}
+    if trials is None or out is not None:
+        written["report"] = str(_write_report(folder, data, out))
+    if trials is not None:
+        _write_trials(data, trials)
+        written["trials"] = str(trials)
+    emit(written, as_json, lambda: [f"{what}: {where}" for what, where in written.items()])
+
+
+def _write_report(folder: Path, data: ReportData, out: Path | None) -> Path:
+    """Write the report of a run into its folder, or into another one, and give its page.
+
+    Raises:
+        RunFolderError: If it would go into the folder of a run that goes on.
+    """
     from mergesearch.merging import RunFolderError
     from mergesearch.search.record.run_folder import RunFolder
     from mergesearch.search.report.writing import write_report
-    from mergesearch.search.runs.reading import read_run
 
-    data = read_run(folder)
     driver = RunFolder(folder).driver()
     if out is None and driver is not None:
         raise RunFolderError(
@@ -40,8 +67,13 @@ def report(
         )
     target = out or folder
     write_report(data, target)
-    page = str(target / "report.html")
-    emit({"report": page}, as_json, lambda: [f"report: {page}"])
+    return target / "report.html"
+
+
+def _write_trials(data: ReportData, path: Path) -> None:
+    from mergesearch.search.report.trials_table import table_format
+
+    _write_file("--trials", path, table_format(path)(data))
 
 
 def compare(
@@ -75,15 +107,26 @@ def compare(
 
 
 def _write_page(out: Path, runs: Sequence[ReportData]) -> None:
-    from mergesearch.merging import InputError
-    from mergesearch.merging.checkpoints.atomic import write_atomically
     from mergesearch.search.report.page.runs_page import runs_page
 
+    _write_file("--out", out, runs_page(runs).encode())
+
+
+def _write_file(option: str, path: Path, content: bytes) -> None:
+    """Write a file that an option names.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    from mergesearch.merging import InputError
+    from mergesearch.merging.checkpoints.atomic import write_atomically
+
     try:
-        write_atomically(out, runs_page(runs).encode())
+        write_atomically(path, content)
     except OSError as error:
         raise InputError(
-            f"--out {out}: expected a file that can be written, received: {error.strerror or error}"
+            f"{option} {path}: expected a file that can be written, received: "
+            f"{error.strerror or error}"
         ) from None
 
 
@@ -92,6 +135,15 @@ def recipe(
     trial: Annotated[
         int | None, typer.Option(metavar="N", help="Number of the trial; default: the winner.")
     ] = None,
+    expected: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--expected",
+            metavar="NAME=WEIGHT",
+            help="The merge that is expected to suit objectives of these weights best, between "
+            "measured trials.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a trial's merge as one would write it: coefficients by group, tensor and expert.
@@ -99,15 +151,20 @@ def recipe(
     `mergesearch merge` reads what is printed, changed by hand or not, and `--json` gives the exact
     form with offsets, which is all there is where coefficients vary inside a tensor.
     """
-    from mergesearch.merging.recipe_file import recipe_text, shorthand_of
+    from mergesearch.merging import InputError
     from mergesearch.search.runs.opened import open_run
-    from mergesearch.spaces.groups import groupings_by_name
+    from mergesearch.search.runs.publishing import expected_recipe, recipe_as_text
 
+    if trial is not None and expected:
+        raise InputError("expected one of --trial and --expected, received both")
     opened = open_run(folder)
-    exact = opened.trial(trial).recipe
-    layout = opened.plan.layout
-    written = None if layout is None else shorthand_of(exact, layout, groupings_by_name(layout))
-    emit(exact.to_dict(), as_json, lambda: [recipe_text(written or exact.to_dict()).rstrip()])
+    notes: list[str] = []
+    if expected:
+        exact, notes = expected_recipe(opened.report_data(), opened.plan, expected)
+    else:
+        exact = opened.trial(trial).recipe
+    text = recipe_as_text(exact, opened.plan.layout)
+    emit(exact.to_dict(), as_json, lambda: [*notes, text.rstrip()])
 
 
 def clean(

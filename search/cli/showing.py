@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging.foreign.shown import cut
 from mergesearch.search.cli.options import emit
 from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import TrialSummary
@@ -57,8 +58,9 @@ def print_front(data: ReportData, as_json: bool) -> None:
         ]
         emit(marked, True, list)
         return
-    lines = []
-    for record, line in zip(data.recommended, trial_lines(data.recommended), strict=True):
+    lines = [] if data.recommended else trial_lines([])
+    for record in data.recommended:
+        (line,) = trial_lines([record])
         listed = "  ".join(
             f"{key} {each:.4g}" for key, each in estimates.get(record.number, {}).items()
         )
@@ -82,7 +84,9 @@ def trial_lines(records: Sequence[TrialSummary]) -> list[str]:
         name = f"trial {record.number}" + (f" ({record.name})" if record.name else "")
         values = "  ".join(f"{key} {value:.4g}" for key, value in record.values.items())
         reason = (
-            "" if record.failure is None else f"{record.failure.kind}: {record.failure.message}"
+            ""
+            if record.failure is None
+            else f"{record.failure.kind}: {cut(record.failure.message)}"
         )
         lines.append(f"{name}  {values}{reason}")
     return lines or ["none"]

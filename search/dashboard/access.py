@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "MERGESEARCH_DASHBOARD_TOKEN"
 #: Fewer characters could be guessed.
 SHORTEST_TOKEN = 16
+#: Characters of a token file that are read.
+TOKEN_LIMIT = 1 << 16
 #: A browser is let in for so many seconds before it needs the token again.
 SESSION_SECONDS = 12 * 3600
 #: The only writes there are: the notes of a study and of its trials. All others would change or
@@ -89,10 +91,12 @@ def read_token(path: Path) -> str:
     """
     with contextlib.suppress(FileExistsError):
         return _new_token(path)
+    if not path.is_file() and not path.is_dir():  # a pipe would wait for ever
+        raise InputError(f"{path}: expected a file with a token, received a pipe or device")
     try:
         with path.open(encoding="utf-8") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            token = file.read().strip()
+            token = file.read(TOKEN_LIMIT).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: expected a file with a token, received: {_reason(error)}"
@@ -299,9 +303,12 @@ def _variable(header: str) -> str:
 
 
 def _with_safety_headers(application: WSGIApplication) -> WSGIApplication:
+    """``application`` with headers of ours, and without the leave for other sites to read files."""
+
     def safe(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         def start(status, headers, exc_info=None):  # type: ignore[no-untyped-def]
-            return start_response(status, [*headers, *SAFETY_HEADERS], exc_info)
+            kept = [each for each in headers if each[0].lower() != "access-control-allow-origin"]
+            return start_response(status, [*kept, *SAFETY_HEADERS], exc_info)
 
         return application(environ, start)
 

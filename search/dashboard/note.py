@@ -50,16 +50,19 @@ def note_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def trial_note(title: str, lines: Sequence[str], commands: Mapping[str, str]) -> str:
+def trial_note(
+    title: str, lines: Sequence[str], commands: Mapping[str, str], recipe: str = ""
+) -> str:
     """The note of a trial in the dashboard.
 
     Args:
         title: What to call it.
         lines: Its scores and coefficients, one line each.
         commands: What each command does -> the command.
+        recipe: Address of its recipe in the dashboard, if it is there.
     """
     told = "\n".join(f"- {_escaped(line)}" for line in lines)
-    parts = [f"## {_escaped(title)}", told]
+    parts = [f"## {_escaped(title)}", told, *([f"[Recipe]({recipe})"] if recipe else [])]
     parts += [f"{what}:\n\n```sh\n{command}\n```" for what, command in commands.items()]
     return "\n\n".join(parts) + "\n"
 

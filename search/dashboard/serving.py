@@ -25,6 +25,7 @@ from mergesearch.merging import InputError
 from mergesearch.search.dashboard.access import Access, answer, guarded, is_loopback
 from mergesearch.search.dashboard.answers import compressed
 from mergesearch.search.dashboard.shared_answers import SharedAnswers
+from mergesearch.search.record.shown import attached_files
 from mergesearch.search.record.storage import read_storage
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def serve(
     proxy_header: str | None = None,
     allow_writes: bool = False,
     insecure: bool = False,
+    artifacts: Path | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until Ctrl-C.
@@ -63,6 +65,7 @@ def serve(
             refused.
         allow_writes: Allow users to edit notes; needs a token and a database.
         insecure: Bind beyond loopback without token and proxy.
+        artifacts: Folder of the files that a run's study offers; it may not exist yet.
         ready: Called with the server's URL once it answers.
 
     Raises:
@@ -83,8 +86,10 @@ def serve(
             "run may write"
         )
     access = Access(token, proxy_header, allow_writes, any_host=closed or insecure)
-    application = build_application(read_storage(location), access, report, reports or {})
-    with _bind(host, port, application) as server:
+    application = build_application(
+        read_storage(location), access, report, reports or {}, artifacts
+    )
+    with bind(host, port, application) as server:
         if ready is not None:
             ready(f"http://{_quoted(host)}:{server.server_port}/")
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
@@ -92,13 +97,18 @@ def serve(
 
 
 def build_application(
-    storage: Storage, access: Access, report: Path | None, reports: Mapping[str, Path]
+    storage: Storage,
+    access: Access,
+    report: Path | None,
+    reports: Mapping[str, Path],
+    artifacts: Path | None = None,
 ) -> WSGIApplication:
     """The dashboard over an open storage with all its layers, for any WSGI server."""
     import optuna_dashboard
 
     # An open storage is passed: given a URL, the dashboard re-reads every trial every few seconds.
-    shared = SharedAnswers(optuna_dashboard.wsgi(storage))
+    store = None if artifacts is None else attached_files(artifacts)
+    shared = SharedAnswers(optuna_dashboard.wsgi(storage, artifact_store=store))
     return guarded(compressed(with_reports(shared, report, reports)), access)
 
 
@@ -175,19 +185,30 @@ class _QuietHandler(WSGIRequestHandler):
         """Print nothing."""
 
 
-def _bind(host: str, port: int, application: WSGIApplication) -> WSGIServer:
+def bind(host: str, port: int, application: WSGIApplication, option: str = "--port") -> WSGIServer:
+    """A server of an application, with a thread for each request; it does not serve yet.
+
+    Args:
+        host: Address to bind.
+        port: Port to bind; 0 picks a free one.
+        application: What answers.
+        option: Where the user gave the port, for messages.
+
+    Raises:
+        InputError: If the address cannot be bound.
+    """
     server_class = _ServerIPv6 if ":" in host else _Server
     try:
         return make_server(
             host, port, application, server_class=server_class, handler_class=_QuietHandler
         )
     except OverflowError:
-        raise InputError(f"--port: expected 0 to 65535, received {port}") from None
+        raise InputError(f"{option}: expected 0 to 65535, received {port}") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise InputError(
-                f"--port: expected a free port, received {port}, which is in use on {host}; "
-                "try another, or `--port 0` for any free one"
+                f"{option}: expected a free port, received {port}, which is in use on {host}; "
+                f"try another, or `{option} 0` for any free one"
             ) from None
         reason = error.strerror or error
         raise InputError(

@@ -1,4 +1,9 @@
-"""Shares among viewers what their browsers poll, and ranks only trials that keep all bounds."""
+"""Shares among viewers what their browsers poll, and ranks only what the search found.
+
+Trials that miss a bound are not among the best, nor are anchors. Anchors are no infeasible trials
+in the record, which would keep them out too: every plot would call them so, and whoever reads the
+study with Optuna would rank without what the search must beat.
+"""
 
 from __future__ import annotations
 
@@ -114,32 +119,42 @@ class SharedAnswers:
 def best_trials(detail: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The best trials, among those that keep all bounds, of a study as the API describes it.
 
-    The API's own list ignores bounds; it is kept for studies in which no trial misses one, and for
-    preferential ones.
+    Anchors are known beforehand, so that they are among the best only while no other trial is
+    there. The API's own list knows of neither; it is kept for studies without bounds and anchors,
+    and for preferential ones.
     """
-    missed = any(not _is_feasible(trial) for trial in detail["trials"])
-    if not missed or detail.get("is_preferential"):
+    trials = detail["trials"]
+    known = [_is_anchor(trial) for trial in trials]
+    if detail.get("is_preferential") or not (any(known) or any(map(_misses_a_bound, trials))):
         return list(detail["best_trials"])
     done = [
-        trial for trial in detail["trials"] if trial["state"] == "Complete" and _is_feasible(trial)
+        (trial, anchor)
+        for trial, anchor in zip(trials, known, strict=True)
+        if trial["state"] == "Complete" and not _misses_a_bound(trial)
     ]
+    found = [trial for trial, anchor in done if not anchor] or [trial for trial, _ in done]
     signs = [-1.0 if direction == "maximize" else 1.0 for direction in detail["directions"]]
     # Infinities are words in JSON, which `float` reads.
     losses = [
         [sign * float(value) for sign, value in zip(signs, trial["values"], strict=True)]
-        for trial in done
+        for trial in found
     ]
     if len(signs) == 1:
-        return [done[losses.index(min(losses))]] if done else []
+        return [found[losses.index(min(losses))]] if found else []
     return [
         trial
-        for trial, kept in zip(done, nondominated(losses) if done else (), strict=True)
+        for trial, kept in zip(found, nondominated(losses) if found else (), strict=True)
         if kept
     ]
 
 
-def _is_feasible(trial: Mapping[str, Any]) -> bool:
-    return all(violation <= 0 for violation in trial["constraints"])
+def _is_anchor(trial: Mapping[str, Any]) -> bool:
+    """Whether a trial is a known merge, as its attributes for people say."""
+    return {"key": "kind", "value": "anchor"} in trial["user_attrs"]
+
+
+def _misses_a_bound(trial: Mapping[str, Any]) -> bool:
+    return any(violation > 0 for violation in trial["constraints"])
 
 
 def _after(environ: WSGIEnvironment) -> int | None:

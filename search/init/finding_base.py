@@ -20,6 +20,7 @@ from mergesearch.merging.checkpoints.adapted import AdaptedCheckpoint
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.locations import is_hub_name, short_name
 from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.lineage.compare import compare_weights
 
 #: Ends of the names of classes that have no head for a task of a user.
@@ -117,7 +118,7 @@ def _same(one: Checkpoint, other: Checkpoint) -> bool:
 
 def _place(path: str) -> str:
     local = Path(path).expanduser()
-    return str(local.resolve()) if local.exists() else path
+    return str(resolved(local)) if local.exists() else path
 
 
 def _of_adapters(models: Sequence[Checkpoint]) -> Origin | None:

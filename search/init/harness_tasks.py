@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.reading import read_text
+from mergesearch.merging.foreign.shown import path_shown
+from mergesearch.merging.foreign.yaml_text import YAML_LIMIT, parse_tagged_yaml
 from mergesearch.search.init.given import Given
 
 SUFFIXES = (".yaml", ".yml")
@@ -59,19 +60,14 @@ def read_tasks(given: Sequence[Given]) -> Tasks:
 
 def _named(path: str) -> str:
     """The task or group that a file describes."""
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(
-            f"--data {path}: expected a task file of lm_eval, received: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from None
+    text = read_text(Path(path), YAML_LIMIT, what="a task file of lm_eval")
+    data = parse_tagged_yaml(text, f"--data {path_shown(path)}")
     name = (data.get("task") or data.get("group")) if isinstance(data, dict) else None
     if isinstance(data, dict) and isinstance(data.get("group"), str):
         name = data["group"]
     if not isinstance(name, str):
         raise InputError(
-            f"--data {path}: expected a task file of lm_eval with a key task, received none; give "
-            "items as CSV, JSONL or Parquet"
+            f"--data {path_shown(path)}: expected a task file of lm_eval with a key task, received "
+            "none; give items as CSV, JSONL or Parquet"
         )
     return name

@@ -6,17 +6,22 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mergesearch.merging import InputError
 from mergesearch.merging.checkpoints.atomic import write_atomically
+from mergesearch.merging.foreign.json_text import read_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.search.init.commented import Key, commented, plain
 from mergesearch.search.init.cost import Cost, measure_cost
 from mergesearch.search.init.given import Request, as_name
 from mergesearch.search.init.harness_tasks import Tasks, is_task, read_tasks
 from mergesearch.search.init.models import TOKENIZERS, Models, folder_with, open_models
-from mergesearch.search.init.proposal import Proposal, propose
+from mergesearch.search.init.proposal import propose
+from mergesearch.search.init.proposed import Proposal
 from mergesearch.search.init.roles import check_given
 from mergesearch.search.init.sections import evaluator_sections, task_section
 from mergesearch.search.init.sizing import TRIALS_FOR_AUTO, Size, size_of
@@ -84,8 +89,33 @@ def init_study(request: Request, say: Callable[[str], None] = lambda _: None) ->
         InputError: In one line, if something is missing that cannot be seen.
     """
     check_free(request)
-    folder = request.out.resolve().parent
     say("looking at the models")
+    draft, data = _drafted(request)
+    plan = _first_plan(draft)
+    say("timing the base and a merge; --no-measure leaves that out")
+    cost = measure_cost(plan, draft.folder) if request.measure else "not asked for"
+    size = size_of(plan, cost if isinstance(cost, Cost) else None, request.minutes)
+    keys = draft.keys(_sized(draft, size), size)
+    plan = planned(keys, draft.folder, str(request.out))
+    check_cards(plan)
+    schema = _write(request, keys)
+    names = draft.tasks.names
+    return Initiated(request.out, schema, draft.models, tuple(data), names, cost, size, plan)
+
+
+def evaluators_for(request: Request) -> list[dict[str, Any]]:
+    """The evaluators of a study of models and data, as plain data; nothing is written.
+
+    Raises:
+        InputError: In one line, if something is missing that cannot be seen.
+    """
+    draft, _ = _drafted(request)
+    return [plain(section) for section in draft.evaluators(None)]
+
+
+def _drafted(request: Request) -> tuple[_Draft, list[DataFile]]:
+    """What models and data say, whatever the size of the study."""
+    folder = resolved(request.out).parent
     models = open_models(request.models, request.base)
     task = task_of(_config(models), models.experts[0].path)
     tasks = read_tasks([one for one in request.data if is_task(one, task.name)])
@@ -98,16 +128,7 @@ def init_study(request: Request, say: Callable[[str], None] = lambda _: None) ->
     _check_names(data)
     check_given(request.columns, data)
     proposals = [propose(d, task, models, request.columns, request.classes) for d in data]
-    draft = _Draft(request, models, tuple(proposals), tasks, folder)
-    plan = _first_plan(draft)
-    say("timing the base and a merge; --no-measure leaves that out")
-    cost = measure_cost(plan, folder) if request.measure else "not asked for"
-    size = size_of(plan, cost if isinstance(cost, Cost) else None, request.minutes)
-    keys = draft.keys(_sized(draft, size), size)
-    plan = planned(keys, folder, str(request.out))
-    check_cards(plan)
-    schema = _write(request, keys)
-    return Initiated(request.out, schema, models, tuple(data), tasks.names, cost, size, plan)
+    return _Draft(request, models, tuple(proposals), tasks, folder), data
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +263,7 @@ def check_free(request: Request) -> None:
         )
     if request.minutes <= 0:
         raise InputError(f"--minutes: expected more than 0, received {request.minutes:g}")
-    folder = request.out.resolve().parent
+    folder = resolved(request.out).parent
     if not folder.is_dir():
         raise InputError(f"--out {request.out}: expected a folder, found no {folder}; create it")
     if request.out.is_dir():
@@ -263,8 +284,8 @@ def check_free(request: Request) -> None:
 def _is_schema(path: Path) -> bool:
     """Whether a file is a schema that an earlier call wrote."""
     try:
-        return bool(json.loads(path.read_text()).get("title") == TITLE)
-    except (OSError, ValueError, AttributeError):
+        return bool(Node(read_json(path), str(path)).get("title").value == TITLE)
+    except InputError:
         return False
 
 
@@ -281,11 +302,11 @@ def _write(request: Request, keys: Sequence[Key]) -> Path:
     )
     text = first + about + commented(keys)
     assert yaml.safe_load(text) == json.loads(json.dumps(plain(keys)))
-    schema = request.out.resolve().parent / SCHEMA
+    schema = resolved(request.out).parent / SCHEMA
     fresh = not schema.exists()
     try:
         write_atomically(schema, json.dumps(study_schema(), indent=1))
-        write_atomically(request.out.resolve(), text)
+        write_atomically(resolved(request.out), text)
     except OSError as error:
         if fresh:
             schema.unlink(missing_ok=True)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergesearch.merging import InputError
-from mergesearch.merging.checkpoints.safetensors_files import read_json
 from mergesearch.merging.family.head_names import label_count
 from mergesearch.search.init.commented import Key
-from mergesearch.search.init.models import PROCESSORS, TOKENIZERS, Models, folder_with
+from mergesearch.search.init.embedding import embeddings, preferences
+from mergesearch.search.init.models import Models
+from mergesearch.search.init.perceiving import masks, questions, speech
+from mergesearch.search.init.proposed import (
+    Proposal,
+    audio_argument,
+    expert_of,
+    has_template,
+    is_media,
+    tokenizer_keys,
+)
 from mergesearch.search.init.roles import Finder, shortened
 from mergesearch.search.init.tables import Column, DataFile
 from mergesearch.search.init.tasks import Task
@@ -27,37 +35,6 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """An evaluator of one set of items.
-
-    Attributes:
-        data: The items.
-        kind: Of evaluator.
-        why: Why this kind.
-        keys: Its columns and options.
-        metric: What is measured.
-        metric_why: Why that.
-        classes: Names of classes that the study must state; empty where they are known.
-        expert: Whose head scores the items; None where heads are not kept apart.
-        domain: Column of domains, if there is one.
-        processed: Whether a processor makes inputs of pictures or recordings.
-        given: Whether the user named the classes.
-    """
-
-    data: DataFile
-    kind: str
-    why: str
-    keys: tuple[Key, ...]
-    metric: str
-    metric_why: str
-    classes: tuple[str, ...] = ()
-    expert: str | None = None
-    domain: str | None = None
-    processed: bool = False
-    given: bool = False
-
-
 def propose(
     data: DataFile,
     task: Task,
@@ -70,23 +47,21 @@ def propose(
     Raises:
         InputError: If a column is missing, or its values are no classes.
     """
-    if data.media and task.name in ("texts", "words", "language", "writing"):
+    if data.media and task.name in ("texts", "words", "language", "writing", "encoding"):
         raise InputError(
             f"--data {data.given}: expected texts, as the models are {task.shown}, received a "
             f"folder of {data.media} files; give a CSV, JSONL or Parquet file"
         )
     finder = Finder(data, {role: name for role, name in columns.items() if name in data.columns})
     given = classes.get(data.name, classes.get("", ()))
-    if task.name == "language":
-        return _language(finder, models)
-    if task.name == "writing":
-        return _writing(finder, models)
+    if task.name in PROPOSED:
+        return PROPOSED[task.name](finder, models)
     if task.name == "zero_shot":
         return _zero_shot(finder, models, tuple(given))
     if task.name == "words":
         return _words(finder, models, tuple(given))
     if task.name == "texts" and _regresses(models):
-        return _numbers(finder, models)
+        return preferences(finder, models) or _numbers(finder, models)
     return _classes(finder, task, models, tuple(given))
 
 
@@ -95,7 +70,7 @@ def _language(finder: Finder, models: Models) -> Proposal:
     data = finder.data
     prompt = finder.find("prompt", ("text",))
     target = None if prompt is None else finder.find("target", ("text",), (prompt.name,))
-    tokenizer = _tokenizer(models)
+    tokenizer = tokenizer_keys(models)
     if prompt and target and target.longest <= SHORT_ANSWER and "text" not in finder.given:
         keys = (
             Key("prompt", prompt.name),
@@ -119,15 +94,9 @@ def _longest(target: Column) -> str:
 
 def _chat(models: Models) -> tuple[Key, ...]:
     folder = models.base.folder
-    if folder is None or not _has_template(Path(folder)):
+    if folder is None or not has_template(Path(folder)):
         return ()
     return (Key("chat_template", True, "The tokenizer of the base has a template."),)
-
-
-def _has_template(folder: Path) -> bool:
-    config = folder / "tokenizer_config.json"
-    inside = config.is_file() and bool(read_json(config).get("chat_template"))
-    return inside or (folder / "chat_template.jinja").is_file()
 
 
 def _writing(finder: Finder, models: Models) -> Proposal:
@@ -137,7 +106,7 @@ def _writing(finder: Finder, models: Models) -> Proposal:
         Key("text", text.name),
         Key("target", target.name),
         Key("max_new_tokens", 2 * target.longest + 8, _longest(target)),
-        *_tokenizer(models),
+        *tokenizer_keys(models),
     )
     why = "The models read a text and write another one."
     return Proposal(finder.data, "sequence_to_sequence", why, keys, "chrf", "Letters in common.")
@@ -158,7 +127,7 @@ def _zero_shot(finder: Finder, models: Models, given: tuple[str, ...]) -> Propos
         Key("image", image.name),
         Key("label", label.name),
         Key("prompts", ["a photo of a {}."], "Texts that stand for the classes; add your own."),
-        *_tokenizer(models),
+        *tokenizer_keys(models),
     )
     return Proposal(
         data=data,
@@ -168,7 +137,7 @@ def _zero_shot(finder: Finder, models: Models, given: tuple[str, ...]) -> Propos
         metric="accuracy",
         metric_why="Share of items that are right.",
         classes=given,
-        processed=_is_media(data, image.name),
+        processed=is_media(data, image.name),
         given=bool(given),
     )
 
@@ -178,9 +147,9 @@ def _words(finder: Finder, models: Models, given: tuple[str, ...]) -> Proposal:
     data = finder.data
     words = finder.need("words", ("texts",), "lists of words")
     tags = finder.need("tags", ("texts", "numbers"), "lists of tags", (words.name,))
-    keys = (Key("words", words.name), Key("tags", tags.name), *_tokenizer(models))
+    keys = (Key("words", words.name), Key("tags", tags.name), *tokenizer_keys(models))
     why = "The models give a class to every word."
-    expert = _expert(data, models, None)
+    expert = expert_of(data, models, None)
     return Proposal(
         data, "token_classification", why, keys, "f1", "Macro F1 over classes.", given, expert
     )
@@ -191,7 +160,7 @@ def _numbers(finder: Finder, models: Models) -> Proposal:
     inputs = _texts(finder, models)
     taken = [*inputs.values()]
     number = finder.need("number", ("number", "integer"), "numbers to predict", taken)
-    keys = (*_as_keys(inputs), Key("number", number.name), *_tokenizer(models))
+    keys = (*_as_keys(inputs), Key("number", number.name), *tokenizer_keys(models))
     why = "The models give one number to every text."
     reason = "Whether the numbers rank the texts right, on whatever scale."
     return Proposal(finder.data, "text_classification", why, keys, "spearman", reason)
@@ -203,7 +172,7 @@ def _classes(finder: Finder, task: Task, models: Models, given: tuple[str, ...])
     inputs, taken = _inputs(finder, task, models)
     domain = finder.domain([e.name for e in models.experts], taken)
     others = [*taken, *([] if domain is None else [domain.name])]
-    expert = None if domain is not None else _expert(data, models, _known_labels(finder, others))
+    expert = None if domain is not None else expert_of(data, models, _known_labels(finder, others))
     names = given or tuple(models.labels(expert) or ())
     label = finder.label(names, len(names) or _count(models, expert), others)
     keys = (*_as_keys(inputs), Key("label", label.name, _label_why(label, names)))
@@ -211,19 +180,15 @@ def _classes(finder: Finder, task: Task, models: Models, given: tuple[str, ...])
         data=data,
         kind=KINDS[task.name],
         why=f"The models are {task.shown}.",
-        keys=(*keys, *(_tokenizer(models) if task.name == "texts" else ())),
+        keys=(*keys, *(tokenizer_keys(models) if task.name == "texts" else ())),
         metric="accuracy",
         metric_why="Share of items that are right; `cross_entropy` is another metric.",
         classes=_stated(finder, label, names, given, models),
         expert=expert,
         domain=None if domain is None else domain.name,
-        processed=any(_is_media(data, name) for name in taken),
+        processed=any(is_media(data, name) for name in taken),
         given=bool(given),
     )
-
-
-def _is_media(data: DataFile, column: str) -> bool:
-    return data.columns[column].kind in ("image", "audio")
 
 
 def _inputs(finder: Finder, task: Task, models: Models) -> tuple[dict[str, Any], list[str]]:
@@ -235,7 +200,7 @@ def _inputs(finder: Finder, task: Task, models: Models) -> tuple[dict[str, Any],
         image = finder.need("image", ("image", "numbers"), "pictures")
         return {"input": image.name}, [image.name]
     audio = finder.need("audio", ("audio", "numbers"), "recordings")
-    return {"inputs": {_audio_argument(models): audio.name}}, [audio.name]
+    return {"inputs": {audio_argument(models, audio): audio.name}}, [audio.name]
 
 
 def _texts(finder: Finder, models: Models) -> dict[str, Any]:
@@ -251,22 +216,6 @@ def _texts(finder: Finder, models: Models) -> dict[str, Any]:
 
 def _as_keys(inputs: Mapping[str, Any]) -> tuple[Key, ...]:
     return tuple(Key(name, value) for name, value in inputs.items())
-
-
-def _audio_argument(models: Models) -> str:
-    """What the feature extractor calls recordings."""
-    path = folder_with(models, PROCESSORS)
-    folder = Path(path or models.base.folder or "")
-    file = folder / PROCESSORS[0]
-    names = read_json(file).get("model_input_names") if file.is_file() else None
-    return "input_features" if "input_features" in (names or ()) else "input_values"
-
-
-def _tokenizer(models: Models) -> tuple[Key, ...]:
-    path = folder_with(models, TOKENIZERS)
-    if path is None:
-        return ()
-    return (Key("tokenizer", path, "The base has none."),)
 
 
 def _regresses(models: Models) -> bool:
@@ -286,30 +235,6 @@ def _known_labels(finder: Finder, taken: Sequence[str]) -> frozenset[str] | None
     if label.name in finder.data.named:
         return frozenset(finder.data.named[label.name])
     return label.values if label.kind == "text" else None
-
-
-def _expert(data: DataFile, models: Models, labels: frozenset[str] | None) -> str | None:
-    """Whose head scores the items, where experts keep their own.
-
-    Raises:
-        InputError: If nothing says so.
-    """
-    if models.heads != "own":
-        return None
-    names = [expert.name for expert in models.experts]
-    if data.name in names:
-        return data.name
-    known = [n for n in names if labels and (own := models.labels(n)) and labels <= {*own}]
-    if len(known) == 1:
-        return known[0]
-    if len(names) == 1:
-        return names[0]
-    first = names[0]
-    raise InputError(
-        f"--data {data.given}: expected to know which expert's head scores its items, as heads "
-        f"differ, but neither its name nor its classes tell; name one of {', '.join(names)}, such "
-        f"as --data {first}={data.given}"
-    )
 
 
 def _stated(
@@ -359,3 +284,14 @@ def _label_why(label: Column, names: tuple[str, ...]) -> str:
     if label.kind == "integer":
         return f"Numbers of {len(label.values)} classes."
     return f"Its values are the classes of the models ({shortened(names)})."
+
+
+#: Task -> what proposes an evaluator where no classes are asked for.
+PROPOSED: Mapping[str, Callable[[Finder, Models], Proposal]] = {
+    "language": _language,
+    "writing": _writing,
+    "masks": masks,
+    "hearing": speech,
+    "questions": questions,
+    "encoding": embeddings,
+}

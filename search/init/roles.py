@@ -14,6 +14,7 @@ USUAL: Mapping[str, Sequence[str]] = {
     "text": (
         *("text", "sentence", "review", "content", "body", "comment", "message", "utterance"),
         *("tweet", "document", "question", "input", "source", "query", "title"),
+        *("transcription", "transcript"),
     ),
     "label": (
         *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic"),
@@ -27,6 +28,17 @@ USUAL: Mapping[str, Sequence[str]] = {
     "image": ("image", "pixels", "pixel_values", "picture", "file", "path"),
     "audio": ("audio", "file", "path", "recording"),
     "domain": ("domain", "task"),
+    "mask": ("mask", "masks", "segmentation", "annotation"),
+    "boxes": ("input_boxes", "boxes", "box", "bbox", "bboxes"),
+    "points": ("input_points", "points"),
+    "point_labels": ("input_labels", "point_labels"),
+    "question": ("question", "query", "prompt", "text"),
+    "answer": ("answer", "target", "label", "output", "response"),
+    "answers": ("answers",),
+    "query": ("query", "question", "anchor", "title"),
+    "document": ("document", "passage", "positive", "context", "answer", "body"),
+    "chosen": ("chosen", "preferred", "better"),
+    "rejected": ("rejected", "dispreferred", "worse"),
 }
 #: Names of two columns whose texts belong together.
 PAIRS = (
@@ -71,6 +83,13 @@ class Finder:
                 if column.name.lower() == name:
                     return column
         return free[0] if len(free) == 1 else None
+
+    def usual(self, role: str, kinds: Collection[str]) -> Column | None:
+        """The column that the user names, or that has a usual name."""
+        if role in self.given:
+            return self.data.columns[self.given[role]]
+        columns = {c.name.lower(): c for c in self.data.columns.values() if c.kind in kinds}
+        return next((columns[name] for name in USUAL[role] if name in columns), None)
 
     def need(
         self, role: str, kinds: Collection[str], what: str, taken: Collection[str] = ()

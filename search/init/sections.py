@@ -10,7 +10,7 @@ from mergesearch.search.init.commented import Key
 from mergesearch.search.init.given import located
 from mergesearch.search.init.harness_tasks import Tasks
 from mergesearch.search.init.models import PROCESSORS, Models, folder_with
-from mergesearch.search.init.proposal import Proposal
+from mergesearch.search.init.proposed import Proposal
 
 #: Metrics that are better the smaller they are.
 MINIMISED = ("log_perplexity",)

@@ -13,6 +13,7 @@ from mergesearch.evaluators.data.item_files import is_datasets_folder
 from mergesearch.evaluators.data.layouts import AUDIO, IMAGE, SUFFIXES, RawTable, read_layout
 from mergesearch.evaluators.data.table_files import READERS
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.paths import resolved
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,7 +133,7 @@ def read_data(given: str, name: str) -> list[DataFile]:
 
 def _name(path: Path) -> str:
     """What the items of a path are called: as the file, or as its folder where that says more."""
-    full = path.resolve()
+    full = resolved(path)
     return full.parent.name if full.stem in GENERAL and full.parent.name else full.stem
 
 
@@ -158,8 +159,8 @@ def _check_there(path: Path, where: str) -> None:
         loose = [child for child in sorted(path.iterdir()) if child.suffix.lower() in suffixes]
         if loose and not any(child.is_dir() for child in path.iterdir()):
             raise InputError(
-                f"{where}: expected {media} files in folders of their classes, received "
-                f"{len(loose)} without; move them, such as {path / 'CLASS' / loose[0].name}, or "
+                f"--data: expected {media} files in folders of their classes, such as "
+                f"{path / 'CLASS' / loose[0].name}, received {len(loose)} without; move them, or "
                 "give a CSV with a column of paths and a column of classes"
             )
 

@@ -26,6 +26,8 @@ class Task:
     shown: str
 
 
+#: The auto class of models that are told by boxes or points what to cut out.
+PROMPTABLE = "AutoModelForMaskGeneration"
 AUDIO = Task("audio", ("ForAudioClassification",), "classifiers of recordings")
 TASKS = (
     Task("zero_shot", DUAL_ENCODERS, "models of pictures and texts"),
@@ -35,7 +37,17 @@ TASKS = (
     Task("language", ("ForCausalLM", "LMHeadModel"), "causal language models"),
     Task("writing", ("ForConditionalGeneration",), "encoder-decoders"),
     AUDIO,
+    Task("masks", ("ForSemanticSegmentation",), "models of masks"),
+    Task("hearing", ("ForCTC",), "models that hear speech"),
+    Task("questions", (), "models that answer questions about pictures"),
+    Task("encoding", (), "encoders of texts without a head"),
 )
+#: Task -> auto classes that tell it where no end of a name does.
+AUTO = {
+    "masks": (PROMPTABLE,),
+    "hearing": ("AutoModelForSpeechSeq2Seq",),
+    "questions": ("AutoModelForImageTextToText",),
+}
 
 
 def task_of(config: Mapping[str, Any], path: str) -> Task:
@@ -47,8 +59,12 @@ def task_of(config: Mapping[str, Any], path: str) -> Task:
     name = str((config.get("architectures") or [""])[0])
     if loads_as("AutoModelForAudioClassification", config) == name:
         return AUDIO
-    found = next((task for task in TASKS if name.endswith(task.ends)), None)
-    if found is None or (found.name == "writing" and not _writes(config, name)):
+    ends = (task for task in TASKS if task.ends and name.endswith(task.ends))
+    found = next(ends, None)
+    if found is not None and found.name == "writing" and not _writes(config, name):
+        found = None
+    found = found or next((task for task in TASKS if _is_made(task.name, config, name)), None)
+    if found is None:
         known = ", ".join(task.shown for task in TASKS)
         raise InputError(
             f"models: {path}: expected {known}, received {name or 'no config.json with a class'}; "
@@ -56,6 +72,14 @@ def task_of(config: Mapping[str, Any], path: str) -> Task:
             "(`mergesearch help evaluators.python`)"
         )
     return found
+
+
+def _is_made(task: str, config: Mapping[str, Any], name: str) -> bool:
+    """Whether an auto class of a task makes the class of a model."""
+    if task == "encoding":
+        words = "vocab_size" in config and not config.get("is_encoder_decoder")
+        return words and loads_as("AutoModel", config) == name
+    return any(loads_as(auto, config) == name for auto in AUTO.get(task, ()))
 
 
 def _writes(config: Mapping[str, Any], name: str) -> bool:

@@ -14,6 +14,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging.foreign.shown import all_shown
 from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.redact import redacted
@@ -73,7 +74,7 @@ class EventLog:
             "event": fields["event"],
             "phase": self._phase,
         }
-        text = json.dumps(redacted({**head, **fields}), allow_nan=False, default=str)
+        text = json.dumps(all_shown(redacted({**head, **fields})), allow_nan=False, default=str)
         try:
             self._handler.emit(logging.makeLogRecord({"msg": text}))
         except OSError:

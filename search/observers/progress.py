@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from mergesearch.merging.foreign.shown import all_shown, message_cut, printable
 from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.redact import redacted
@@ -17,7 +18,7 @@ from mergesearch.search.workers.loading import left_text
 #: Plain output: best so far, time left and what is loaded at most once in so many seconds.
 PLAIN_SECONDS = 5.0
 #: Kinds of events that are printed as text.
-TEXT_EVENTS = ("warning", "workers", "metrics")
+TEXT_EVENTS = ("warning", "workers", "metrics", "judging")
 
 
 def make_observer(
@@ -77,7 +78,7 @@ class PlainProgress:
         return f"  ({'; '.join(told)})" if told else ""
 
     def _print(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(message_cut(printable(text)), file=sys.stderr, flush=True)
         self._shown = time.monotonic()
 
 
@@ -102,7 +103,7 @@ class RichProgress:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}"),
+            TextColumn("{task.fields[latest]}", markup=False),
             console=Console(stderr=True),
         )
         self._task: Any = None
@@ -114,11 +115,15 @@ class RichProgress:
         if event.kind == "phase":
             self._begin(event)
         elif event.kind in TEXT_EVENTS:
-            self._progress.console.print(f"{event.kind}: {event.text}", highlight=False)
+            self._print(f"{event.kind}: {event.text}")
         elif event.kind == "loading":
             self._show_loading(event)
         else:
             self._show(event)
+
+    def _print(self, text: str) -> None:
+        """A line above the bars, as it is: brackets in it are no markup."""
+        self._progress.console.print(message_cut(printable(text)), highlight=False, markup=False)
 
     def _begin(self, event: Event) -> None:
         """End the bar of the phase before, and begin one."""
@@ -142,9 +147,9 @@ class RichProgress:
         """Move the bar of a phase by a trial, and keep the line of one that failed."""
         text = describe(event, self._objectives)
         if event.kind == "trial" and event.record is not None and event.record.state == "failed":
-            self._progress.console.print(f"{event.text}: {text}", highlight=False)
+            self._print(f"{event.text}: {text}")
         if self._task is not None:
-            latest = "  ".join([*_best(event, self._objectives), text])
+            latest = printable("  ".join([*_best(event, self._objectives), text]))
             self._progress.update(self._task, completed=event.done, latest=latest[:80])
 
     def _show_loading(self, event: Event) -> None:
@@ -230,4 +235,4 @@ def _json_lines(event: Event) -> None:
             data["state"] = "failed" if event.score is None else "complete"
             data["values"] = {} if event.score is None else dict(event.score.values)
         data["failure"] = None if record.failure is None else record.failure.message
-    print(json.dumps(redacted(data)), file=sys.stderr, flush=True)
+    print(json.dumps(all_shown(redacted(data))), file=sys.stderr, flush=True)

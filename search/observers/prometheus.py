@@ -225,6 +225,9 @@ class Metrics:
 def serve(metrics: Metrics, address: str) -> tuple[str, Callable[[], None]]:
     """Answer GET requests for ``/metrics`` from a thread.
 
+    ``prometheus_client.start_http_server`` would be shorter, but answers every path and OPTIONS,
+    waits for silent clients for ever, a thread for each, and tells the version of Python.
+
     Args:
         metrics: The metrics to serve.
         address: ``HOST:PORT``, or ``PORT`` on the loopback interface; port 0 takes a free one.

@@ -56,12 +56,10 @@ def default_anchors(
 
 
 def reference_recipe(template: Recipe, layout: Layout, name: str) -> Recipe:
-    """``base`` or ``expert NAME`` as a recipe, by an operator that reproduces them."""
-    recipe = (
-        template
-        if template.operator in LINEAR
-        else replace(template, operator="average", hyperparameters=())
-    )
+    """``base`` or ``expert NAME`` as a recipe, by an operator that reproduces them, not rounded."""
+    recipe = replace(template, bits=())
+    if template.operator not in LINEAR:
+        recipe = replace(recipe, operator="average", hyperparameters=())
     row = [float(name == f"expert {expert.name}") for expert in template.experts]
     return recipe.with_field(Field.constant(layout.size, np.array(row)))
 

@@ -33,6 +33,8 @@ from mergesearch.evaluators.text.token_scores import ACCELERATOR_HEAD_BYTES
 ROW_TOKENS = 1024
 #: Evaluators that score tokens, whose logits are computed for some positions at a time.
 _SCORING = frozenset({"language_model", "lm_eval", "perplexity"})
+#: Evaluators whose models write.
+_WRITING = frozenset({"generation", "preference"})
 #: Evaluators of images, which give one answer for each.
 _OF_IMAGES = frozenset({"classification", "segmentation", "t3", "twin_merging"})
 
@@ -146,8 +148,10 @@ def _one(
     if spec.kind == "generation" and spec.engine == "vllm":
         share = spec.vllm.gpu_memory_utilization if spec.vllm is not None else 0.4
         return BatchBytes(engine=share)
+    if spec.kind == "preference" and spec.function is not None:
+        return BatchBytes()  # it makes batches of its own
     tokens = _tokens(spec, shape)
-    generated = spec.max_new_tokens if spec.kind == "generation" else 0
+    generated = int(getattr(spec, "max_new_tokens", 0)) if spec.kind in _WRITING else 0
     rows = _rows(spec, tokens + generated, divisor)
     if gradients and _has_gradients(spec):
         passing = _passing_backward(shape, rows, tokens, itemsize)
@@ -169,7 +173,7 @@ def _rows(spec: AnySpec, tokens: int, divisor: int) -> int:
 
 
 def _has_gradients(spec: AnySpec) -> bool:
-    return spec.kind not in ("generation", "lm_eval", "segmentation")
+    return spec.kind not in (*_WRITING, "lm_eval", "segmentation")
 
 
 def _tokens(spec: AnySpec, shape: ModelShape) -> int:
@@ -182,7 +186,7 @@ def _tokens(spec: AnySpec, shape: ModelShape) -> int:
 
 def _logits(spec: AnySpec, shape: ModelShape, rows: int, tokens: int, itemsize: int) -> int:
     """Bytes of the logits that exist at a time without gradients."""
-    if spec.kind == "generation" or spec.kind in _OF_IMAGES:
+    if spec.kind in _WRITING or spec.kind in _OF_IMAGES:
         tokens = 1
     size = rows * tokens * shape.classes * (itemsize + 8)  # (4)
     return min(size, ACCELERATOR_HEAD_BYTES) if spec.kind in _SCORING else size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mergesearch.merging import InputError
+from mergesearch.search.grammar import counted
 from mergesearch.search.plan.card_needs import demand_of, settings_of
 from mergesearch.search.plan.card_plan import CardPlan, plan_cards
 from mergesearch.search.plan.card_report import refusal
@@ -34,6 +36,26 @@ def plan_for_this_machine(plan: Plan) -> CardPlan | None:
     if settings_of(plan).gpus > len(cards):
         return None
     return plan_for(plan, min(cards, key=lambda card: card.total), len(cards))
+
+
+def check_cards_there(plan: Plan) -> None:
+    """Refuse a study whose workers need more cards than this machine has, if they are to run here.
+
+    Raises:
+        InputError: In one line.
+    """
+    workers = plan.spec.workers
+    if not workers.gpus_each or workers.address is not None:
+        return
+    asked = settings_of(plan).gpus
+    there = len(cards_here())
+    if there < asked:
+        key = "gpus" if workers.per_gpu is None else "per_gpu"
+        raise InputError(
+            f"workers.{key}: expected {counted(asked, 'GPU')} here, found {there or 'none'} that "
+            "torch can use; check with --card for a machine elsewhere, name the cluster in "
+            "workers.address, or set workers.gpus: 0"
+        )
 
 
 def plan_without_limit(plan: Plan) -> CardPlan | None:

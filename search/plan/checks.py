@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import numpy as np
 
 from mergesearch.merging import InputError, Recipe
+from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.models.calibration_experts import check_experts, check_model
 from mergesearch.search.fidelity.rules import rung_stages
 from mergesearch.search.front import Normaliser
 from mergesearch.search.grammar import counted
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.spec.sections import StrategySection, StudySpec
-from mergesearch.search.strategies.table import build_strategy, check_options
+from mergesearch.search.strategies.table import AUTO, build_strategy, check_options
+from mergesearch.spaces import DifferentiableSpace
 
 
 def check_references(plan: Plan) -> None:
@@ -88,6 +92,11 @@ def check_capabilities(plan: Plan) -> None:
             f"strategy.name: {entry.name} needs {lacking} from the evaluators, which provide "
             f"{sorted(plan.evaluator.provides)}; choose another strategy or evaluator"
         )
+    if {"gradient", "proxy"} & plan.needs and not isinstance(plan.space, DifferentiableSpace):
+        raise InputError(
+            f"strategy.name: expected a space whose merges have gradients with {entry.name}, "
+            f"received {plan.space.title}; choose cma_es, or leave space.bits out"
+        )
     if plan.differentiable_space is not None:
         check_gradients(plan.strategy, plan.spec, plan.template)
     left = plan.search_trials
@@ -101,6 +110,39 @@ def check_capabilities(plan: Plan) -> None:
     build_strategy(
         entry.name, check_options(entry.name, plan.strategy.options), problem, plan.spec.seed
     )
+
+
+def check_objectives(plan: Plan) -> None:
+    """Refuse one objective for a strategy that searches for a front; asked of new studies alone.
+
+    Raises:
+        InputError: In one line.
+    """
+    if plan.entry.objectives == "several" and len(plan.objectives) < 2:
+        raise InputError(
+            f"strategy.name: expected two objectives or more with {plan.entry.name}, which looks "
+            f"for a front, received {plan.objectives[0].name!r} alone; add an objective, or choose "
+            "quadratic, cma_es or auto"
+        )
+
+
+def budget_warning(plan: Plan) -> list[str]:
+    """That a study has fewer trials than its strategy needs, as a list of one line or none.
+
+    One that ``auto`` chose is not held against the budget by which it was chosen.
+    """
+    left = plan.search_trials
+    if left is None or plan.spec.strategy.name == AUTO:
+        return []
+    least = plan.entry.least(len(plan.space.names), len(plan.template.experts))
+    if left >= least:
+        return []
+    trials = least + len(plan.anchors) + plan.recommended_trials
+    line = (
+        f"budget: {counted(left, 'search trial')} with strategy {plan.entry.name}, which needs "
+        f"{plan.entry.budget}: raise budget.trials to {trials}, or choose auto"
+    )
+    return [line]
 
 
 def _refuse_budget(plan: Plan) -> NoReturn:
@@ -189,3 +231,18 @@ def _check_order(plan: Plan) -> None:
             "representative, and not representative with balanced, "
             f"received {section.estimate} with {section.order}"
         )
+
+
+def check_calibration(recipe: Recipe) -> None:
+    """Refuse a recipe whose calibration does not fit its base and experts, as ``check`` does.
+
+    Raises:
+        InputError: In one line.
+        CheckpointError: If the base cannot be opened.
+    """
+    options = dict(recipe.hyperparameters)
+    given = options.get("calibration")
+    if not isinstance(given, Mapping) or not {"data", "model_class", "inputs"} <= given.keys():
+        return  # none, or one that is refused for what it lacks
+    check_experts(options, [expert.name for expert in recipe.experts])
+    check_model(options, open_checkpoint(recipe.base.path, recipe.base.name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mergesearch.merging import InputError, Layout, Recipe
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.coefficients import field_of, rows_by_tensor
 from mergesearch.merging.family.preflight import layout_of
+from mergesearch.merging.foreign.shown import name_shown
 from mergesearch.merging.mergekit_format.importing import Imported
 from mergesearch.merging.mergekit_format.patterns import block_patterns, filter_patterns
 from mergesearch.merging.mergekit_format.places import all_settings
@@ -31,6 +32,8 @@ from mergesearch.spaces.spec import SpaceSpec, build_space
 CLOSE = 1e-9
 _HEAD = """\
 # From {source}: the search begins at its merge.
+"""
+_LACKING = """\
 # `evaluators` says what a good merge is; `mergesearch help study.evaluators` lists the kinds, and
 # `mergesearch check` says what is missing.
 """
@@ -55,8 +58,10 @@ class _Merge:
     start: float
 
 
-def study_text(imported: Imported, source: Path) -> str:
-    """A study file without evaluators, whose space holds the imported merge as its start.
+def study_text(
+    imported: Imported, source: Path, evaluators: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """A study file whose space holds the imported merge as its start.
 
     Filters become named groups and gradients curves over depth where these say the merge; else the
     coarsest granularity that does.
@@ -64,6 +69,7 @@ def study_text(imported: Imported, source: Path) -> str:
     Args:
         imported: The merge.
         source: Where it comes from.
+        evaluators: What a good merge is; without any they are left to fill in.
 
     Raises:
         InputError: If the merge cannot be the start of a space.
@@ -77,10 +83,11 @@ def study_text(imported: Imported, source: Path) -> str:
         "operator": {"name": recipe["operator"], **recipe.get("hyperparameters", {})},
         **({"special": recipe["special"]} if "special" in recipe else {}),
         "space": _space(_merge(recipe), imported),
-        "evaluators": [],
+        "evaluators": [dict(section) for section in evaluators],
         "budget": {"trials": 200},
     }
-    return _HEAD.format(source=source.name) + recipe_text(data)
+    head = _HEAD.format(source=name_shown(source.name)) + ("" if evaluators else _LACKING)
+    return head + recipe_text(data)
 
 
 def _merge(recipe: dict[str, Any]) -> _Merge:

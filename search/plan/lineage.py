@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
+from mergesearch.merging.family.aligned import stored_source
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.lineage.compare import compare_weights
 from mergesearch.merging.lineage.refusal import check_lineages
@@ -15,7 +19,16 @@ OVERRIDE = 'set allow_unrelated: "REASON" in the study'
 
 def family_lineages(family: ModelFamily) -> tuple[Lineage, ...]:
     """Lineage of every expert of a family."""
-    return tuple(compare_weights(family.base, expert) for expert in family.experts)
+    return tuple(_lineage(family, expert) for expert in family.experts)
+
+
+def _lineage(family: ModelFamily, expert: Checkpoint) -> Lineage:
+    """The lineage of an expert; one that will be aligned is compared as it is stored."""
+    how = family.moved.get(expert.name, "")
+    if not how:
+        return compare_weights(family.base, expert)
+    found = compare_weights(stored_source(family.base), stored_source(expert))
+    return replace(found, aligned=how, apart=())
 
 
 def study_lineages(plan: Plan) -> tuple[Lineage, ...]:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.paths import resolved
+from mergesearch.merging.foreign.reading import read_text
+from mergesearch.merging.foreign.shown import name_shown
+from mergesearch.merging.foreign.yaml_text import YAML_LIMIT, parse_yaml
 from mergesearch.search.plan.sections import section_problems
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.study_file import all_of, apply_override, resolve, validate
@@ -23,7 +26,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     data = read_sections(path)
     for override in overrides:
         apply_override(data, override)
-    return resolve(checked_study(data, str(path)), path.resolve().parent)
+    return resolve(checked_study(data, name_shown(str(path), 200)), resolved(path).parent)
 
 
 def read_sections(path: Path) -> dict[str, Any]:
@@ -32,22 +35,15 @@ def read_sections(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read, or is no YAML mapping.
     """
+    where = name_shown(str(path), 200)
     try:
-        text = path.read_text()
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{path}: expected a study file, received: {reason}; see `mergesearch run --help`"
-        ) from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{path}: expected YAML, received: {' '.join(str(error).split())}"
-        ) from None
+        text = read_text(path, YAML_LIMIT, what="a study file")
+    except InputError as error:
+        raise InputError(f"{error}; see `mergesearch run --help`") from None
+    data = parse_yaml(text, where)
     if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a mapping of keys, received {type(data).__name__}")
-    return data
+        raise InputError(f"{where}: expected a mapping of keys, received {type(data).__name__}")
+    return Node(data, where).mapping()
 
 
 def checked_study(data: Mapping[str, Any], where: str) -> StudySpec:

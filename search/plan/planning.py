@@ -28,7 +28,7 @@ from mergesearch.search.plan.checks import (
     check_gradients,
     check_references,
 )
-from mergesearch.search.plan.heads import check_heads
+from mergesearch.search.plan.heads import check_class_numbers, check_heads
 from mergesearch.search.plan.plan import Plan, unanchored_trials
 from mergesearch.search.plan.sections import check_sections
 from mergesearch.search.plan.short_list import survey_anchors, survey_of
@@ -40,6 +40,7 @@ from mergesearch.search.spec.study_file import find_references
 from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.spaces import DifferentiableSpace, Space
+from mergesearch.spaces.bits_space import BitsSpace
 
 #: Parameters of a merge above which ``auto`` follows no gradients.
 LARGEST_FOLLOWED = 1_000_000_000
@@ -83,6 +84,7 @@ def plan_study(
         check_loadable(evaluator.model_class, base, spec.evaluators)
     evaluator.check()
     check_heads(spec, None if family is None else family.heads, evaluator)
+    check_class_numbers(family, evaluator)
     if layout is not None and is_reference(evaluator.model_class or ""):
         from mergesearch.merging.models.loading import check_builder
 
@@ -95,6 +97,8 @@ def plan_study(
         space: Space = parameter_space(spec, template, evaluator)
     else:
         space = study_space(spec, template, layout, operator, arenas, survey)
+    if isinstance(space, BitsSpace):
+        template = replace(template, bits=space.template.bits)  # what anchors are rounded to
     anchors: tuple[Anchor, ...] = ()
     if survey is not None and layout is not None:
         anchors = survey_anchors(survey, layout)

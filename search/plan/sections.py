@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from mergesearch.evaluators.spec.evaluators import SECTIONS
 from mergesearch.merging import InputError, MergesearchError
 from mergesearch.merging.extensions.references import is_reference, known
@@ -11,7 +9,7 @@ from mergesearch.merging.operators import OPERATORS, get_operator
 from mergesearch.search.redact import redact
 from mergesearch.search.spec.auto_operator import AUTO_OPERATOR, auto_operator
 from mergesearch.search.spec.sections import StudySpec
-from mergesearch.search.spec.storage_url import database_url
+from mergesearch.search.spec.storage_url import database_url, split_url
 from mergesearch.search.strategies.table import STRATEGIES, check_options
 
 
@@ -83,7 +81,7 @@ def _check_storage(spec: StudySpec) -> None:
     url = spec.storage
     if url is None:
         return
-    password = urlsplit(url).password
+    password = split_url(url, "storage").password
     if password and "${" not in password:
         raise InputError(
             "storage: expected the password as ${NAME}, to be read from the environment, "

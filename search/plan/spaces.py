@@ -19,6 +19,7 @@ from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.strategies.table import AUTO, StrategyInfo, get_strategy_info
 from mergesearch.spaces import ParameterSpace, Space
 from mergesearch.spaces.blend_space import blend_space
+from mergesearch.spaces.section import BitsSpec
 from mergesearch.spaces.spec import SpaceSpec, build_space, check_keys
 
 
@@ -59,6 +60,7 @@ def study_space(
         searched=entry.space,
         change_sums=lambda: _change_sums(template, arenas),
         gram=_inner_products(template, arenas, spec.rows),
+        importance=lambda bits: _importance(template, bits, arenas),
     )
     if survey is not None:
         return _blend_space(build, section, survey, entry)
@@ -147,6 +149,18 @@ def _change_sums(template: Recipe, arenas: Path | None) -> npt.NDArray[np.float6
     from mergesearch.merging.tensors.memo import Memo
 
     return change_sums(open_family(template, None if arenas is None else Memo(arenas / "shared")))
+
+
+def _importance(template: Recipe, bits: BitsSpec, arenas: Path | None) -> npt.NDArray[np.float64]:
+    """How much every layer matters, in the mean over the experts; read once for all plans."""
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.models.layer_bits import bit_layers
+    from mergesearch.merging.models.layer_importance import mean_importance
+    from mergesearch.merging.tensors.memo import Memo
+
+    family = open_family(template, None if arenas is None else Memo(arenas / "shared"))
+    layers = bit_layers(family.layout)
+    return mean_importance(family.base, family.experts, layers, bits.calibration)
 
 
 def _inner_products(

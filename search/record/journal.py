@@ -15,9 +15,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 
+from mergesearch.merging import RunFolderError
+from mergesearch.search.record.journal_lines import JournalReader
 from mergesearch.search.retry import RetryPolicy
+
+
+class ReadJournal(BaseJournalBackend):
+    """A journal that is read alone, beside the driver that writes it.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader = JournalReader(path)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Logs from the given one on.
+
+        Raises:
+            RunFolderError: If a line is damaged.
+        """
+        return self._reader.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse to write.
+
+        Raises:
+            RunFolderError: Always; only the run's driver writes its journal.
+        """
+        raise RunFolderError(
+            f"{self.path}: expected to be read only, received something to write; only the driver "
+            "of the run writes its journal"
+        )
 
 
 class RunJournal(BaseJournalBackend):
@@ -29,19 +62,23 @@ class RunJournal(BaseJournalBackend):
     """
 
     def __init__(self, path: Path, retry: RetryPolicy) -> None:
-        self._path = path
+        self.path = path
         self._retry = retry
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._synced = os.fstat(self._fd).st_size
         self._unsynced = b""  # lines after the last sync, all written again after a failure
-        self._reader = JournalFileBackend(str(path))
+        self._reader = JournalReader(path)
         self._count = 0  # lines in the file
         self._counted = self._synced == 0  # whether their number is known
         self._unread: list[bytes] = []  # the last of them, not yet read back
         self._depth = 0  # of nested batches
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Logs from the given one on; lines of this process come from memory, not from the file."""
+        """Logs from the given one on; lines of this process come from memory, not from the file.
+
+        Raises:
+            RunFolderError: If a line of an earlier session is damaged.
+        """
         unread = self._unread
         self._unread = []
         if self._counted and self._count - len(unread) == log_number_from:
@@ -86,7 +123,7 @@ class RunJournal(BaseJournalBackend):
         if not self._unsynced:
             return
         try:
-            self._retry(self._write, (OSError,), str(self._path))
+            self._retry(self._write, (OSError,), str(self.path))
         except BaseException:
             # Waiting has ended or was interrupted: the file must end with a whole line.
             with contextlib.suppress(OSError):

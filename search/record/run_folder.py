@@ -9,6 +9,7 @@
         events.jsonl        what happened, a JSON line for each event
         driver.lock         held by the live driver; the kernel releases it when the driver dies
         report.html ...     written when the study ends or is stopped
+        artifacts/          recipes that the dashboard offers, once there is a winner
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ from typing import IO, Any, NoReturn
 import yaml
 from filelock import lock_descriptor
 
-from mergesearch.merging import RunFolderError
+from mergesearch.merging import InputError, RunFolderError
 from mergesearch.merging.checkpoints.atomic import write_atomically
 from mergesearch.merging.extensions.used_plugins import UsedPlugin, demand
+from mergesearch.merging.foreign.json_text import read_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.shown import name_shown
+from mergesearch.merging.foreign.yaml_text import read_yaml
+from mergesearch.search.record.shapes import PLUGIN_KEYS, Environment, conform
 from mergesearch.search.spec.code import used_plugins
 from mergesearch.search.spec.comparison import code_changes, conflicts, differences, listed
 from mergesearch.search.spec.renamed import with_new_names
@@ -48,7 +54,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
 
     @property
     def study_file(self) -> Path:
@@ -69,6 +75,11 @@ class RunFolder:
     def arenas(self) -> Path:
         """Arena files, shared by all runs beside this one."""
         return self.path.parent / ".arenas"
+
+    @property
+    def artifacts(self) -> Path:
+        """Files that the dashboard offers."""
+        return self.path / "artifacts"
 
     def exists(self) -> bool:
         """Whether a study was ever started here."""
@@ -98,18 +109,15 @@ class RunFolder:
         Raises:
             RunFolderError: If the file cannot be read.
         """
+        step = "restore the file, or start the run anew in another folder"
         try:
-            recorded = yaml.safe_load(self.study_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            recorded = None
-            found = " ".join(str(error).split())[:200] or type(error).__name__
-        else:
-            found = f"{type(recorded).__name__} without a name"
-        if not isinstance(recorded, dict) or not isinstance(recorded.get("name"), str):
-            raise RunFolderError(
-                f"{self.study_file}: expected the study of a run, received {found}; restore the "
-                "file, or start the run anew in another folder"
-            )
+            node = Node(read_yaml(self.study_file, RunFolderError), _shown(self.study_file))
+            recorded = node.mapping()
+            node.at("name").text()
+            if recorded.get("storage") is not None:
+                node.at("storage").text()
+        except InputError as error:
+            raise RunFolderError(f"{error}; {step}") from None
         return recorded
 
     def check_plugins(self) -> None:
@@ -119,7 +127,11 @@ class RunFolder:
             InputError: If one is not installed.
         """
         recorded = self.environment().get("plugins", [])
-        demand([UsedPlugin(**entry) for entry in recorded], str(self.path), any_version=True)
+        demand(
+            [UsedPlugin(**{key: entry[key] for key in PLUGIN_KEYS}) for entry in recorded],
+            _shown(self.path),
+            any_version=True,
+        )
 
     def start(
         self,
@@ -172,6 +184,20 @@ class RunFolder:
         if now != recorded:
             write_atomically(self.study_file, yaml.safe_dump(now.to_dict(), sort_keys=False))
 
+    def hold(self) -> None:
+        """Take the driver's lock of an existing run, so that nobody else writes it.
+
+        Raises:
+            RunFolderError: If another driver is active, or the folder cannot be written.
+        """
+        try:
+            self._take_lock()
+        except OSError as error:
+            raise RunFolderError(
+                f"{_shown(self.path)}: expected a folder that can be written, received: "
+                f"{error.strerror}"
+            ) from None
+
     def release(self) -> None:
         """Release the driver's lock."""
         if self._lock is not None:
@@ -179,18 +205,31 @@ class RunFolder:
             self._lock = None
 
     def environment(self) -> dict[str, Any]:
-        """Versions and machine of the first session; empty if unknown."""
+        """Versions and machine of the first session; empty if unknown.
+
+        Raises:
+            RunFolderError: If the file is damaged.
+        """
         path = self.path / "environment.json"
-        loaded: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return loaded
+        if not path.exists():
+            return {}
+        step = "remove the file: it only says where the run was measured, and with which plug-ins"
+        try:
+            data = read_json(path, RunFolderError)
+            known: dict[str, Any] = conform(Environment, data, _shown(path))
+        except RunFolderError as error:
+            raise RunFolderError(f"{error}; {step}") from None
+        return known
 
     def driver(self) -> str | None:
         """The process that drives the run now; None where none does."""
+        if not self._lock_file.is_file():  # a pipe would wait for ever
+            return None
         try:
-            with self._lock_file.open() as lock:
+            with self._lock_file.open("rb") as lock:
                 free = lock_descriptor(lock.fileno(), blocking=False)
-                return None if free else lock.read().strip() or "an unknown process"
-        except OSError:  # no lock yet, or a file system that lets nobody look
+                return None if free else _holder(lock)
+        except OSError:  # a file system that lets nobody look
             return None
 
     def devices(self) -> dict[str, Device]:
@@ -215,22 +254,26 @@ class RunFolder:
         write_atomically(self.path / "environment.json", text)
 
     def _take_lock(self) -> None:
-        lock = self._lock_file.open("a+")
+        if self._lock_file.exists() and not self._lock_file.is_file():
+            raise RunFolderError(
+                f"{self._lock_file}: expected a file, received a folder, pipe or device; move it "
+                "away"
+            )
+        lock = self._lock_file.open("ab+")
         # Whoever looks for a driver holds the lock for an instant.
         for pause in (0.02, 0.1, 0.3, 0.0):
             if lock_descriptor(lock.fileno(), blocking=False):
                 break
             time.sleep(pause)
         else:
-            lock.seek(0)
-            holder = lock.read().strip() or "an unknown process"
+            holder = _holder(lock)
             lock.close()
             raise RunFolderError(
                 f"{self.path}: expected no other driver, found {holder}; wait for it, or stop it "
                 "first"
             )
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         lock.flush()
         self._lock = lock
 
@@ -248,6 +291,16 @@ class RunFolder:
             f"{listed(changed)}; restore these keys or choose another --run (with results, only "
             "budget, workers, driver and trackers may change)"
         )
+
+
+def _holder(lock: IO[bytes]) -> str:
+    """Who holds the lock, by the file that is locked."""
+    lock.seek(0)
+    return name_shown(lock.read(200).decode(errors="replace").strip()) or "an unknown process"
+
+
+def _shown(path: Path) -> str:
+    return name_shown(str(path), 200)
 
 
 def environment() -> dict[str, Any]:

@@ -62,6 +62,10 @@ def _open_journal(path: Path, retry: RetryPolicy) -> Storage:
     from mergesearch.search.record.journal import RunJournal
 
     try:
+        if path.exists() and not path.is_file():
+            raise RunFolderError(
+                f"{path}: expected a file, received a folder, pipe or device; move it away"
+            )
         repair_journal(path)
         return JournalStorage(RunJournal(path, retry))
     except OSError as error:
@@ -125,6 +129,14 @@ def batched_writes(storage: Storage) -> AbstractContextManager[None]:
 
     backend = getattr(storage, "_backend", None)
     return backend.batched_writes() if isinstance(backend, RunJournal) else nullcontext()
+
+
+def journal_of(storage: Storage) -> Path | None:
+    """The journal that a storage keeps; None for a database."""
+    from mergesearch.search.record.journal import ReadJournal, RunJournal
+
+    backend = getattr(storage, "_backend", None)
+    return backend.path if isinstance(backend, ReadJournal | RunJournal) else None
 
 
 class StorageAway(Exception):
@@ -230,11 +242,10 @@ def _read_database(location: str) -> Storage:
 
 def _read_journal(path: Path) -> Storage:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    return JournalStorage(
-        JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path), grace_period=5))
-    )
+    from mergesearch.search.record.journal import ReadJournal
+
+    return JournalStorage(ReadJournal(path))
 
 
 def repair_journal(path: Path) -> int:
@@ -249,8 +260,11 @@ def repair_journal(path: Path) -> int:
     """
     for stale in path.parent.glob(path.name + ".lock*"):
         stale.unlink(missing_ok=True)
-    if not path.exists():
-        return 0
+    return cut_torn_line(path) if path.exists() else 0
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut a last line without its end off a file of lines, and return how many bytes that were."""
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         kept = _end_of_last_line(file, size)

@@ -6,7 +6,10 @@ import json
 from typing import Any
 
 from mergesearch.merging import RunFolderError
-from mergesearch.search.record.storage import Storage, StorageAccess
+from mergesearch.merging.foreign.shown import shown
+from mergesearch.search.record.attributes import study_value
+from mergesearch.search.record.journal_lines import naming_the_line
+from mergesearch.search.record.storage import Storage, StorageAccess, journal_of
 
 #: Operators that a study with ``operator: auto`` goes on from.
 OPERATORS_CHOSEN = "operators"
@@ -45,6 +48,11 @@ class StudyAttributes:
         self._study_id = study_id
         self._access = access
 
+    @property
+    def where(self) -> str:
+        """What holds them, as errors name it."""
+        return str(journal_of(self._storage) or "storage")
+
     def set(self, key: str, value: Any) -> None:
         """Record a JSON-able value."""
         text = json.dumps(value)
@@ -76,13 +84,22 @@ def study_id_of(storage: Storage, name: str) -> int:
         return int(storage.get_study_id_from_name(name))
     except KeyError:
         raise RunFolderError(
-            f"expected a study called {name!r} in the storage, found none; see `mergesearch run`"
+            f"expected a study called {shown(name)} in the storage, found none; see `mergesearch "
+            "run`"
         ) from None
 
 
 def _read_attr(storage: Storage, study_id: int, key: str) -> Any:
+    """A recorded value in its shape, or None.
+
+    Raises:
+        RunFolderError: If it is damaged.
+    """
     text = storage.get_study_system_attrs(study_id).get(_full_key(key))
-    return None if text is None else json.loads(text)
+    if text is None:
+        return None
+    journal = journal_of(storage)
+    return naming_the_line(journal, lambda: study_value(key, text, str(journal or "storage")))
 
 
 def _full_key(key: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mergesearch.evaluators import Split
-from mergesearch.search.record.array_text import pack_items, unpack_items
+from mergesearch.merging import RunFolderError
+from mergesearch.search.record.array_text import pack_items
+from mergesearch.search.record.attributes import unpacked
 from mergesearch.search.record.study_attributes import StudyAttributes
 from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
 
@@ -36,6 +39,7 @@ class StudyResults:
             value["violations"] = dict(score.violations)
             uneven = {key: each for key, each in score.weights.items() if np.ptp(each) > 0}
             value["weights"] = {key: pack_items(each) for key, each in uneven.items()}
+            value["resampled"] = {k: pack_items(each) for k, each in score.resampled.items()}
         self._attributes.set(f"score:{split}:{number}", {"score": value})
 
     def score(self, split: Split, number: int) -> tuple[bool, Score | None]:
@@ -46,10 +50,12 @@ class StudyResults:
         score = entry["score"]
         if score is None:
             return True, None
-        items = {key: unpack_items(packed) for key, packed in score["items"].items()}
-        weights = {key: unpack_items(each) for key, each in score.get("weights", {}).items()}
+        where = f"{self._attributes.where}: score of trial {number} on {split} items"
+        items = unpacked(score["items"], where)
+        weights = unpacked(score.get("weights", {}), where)
+        drawn = unpacked(score.get("resampled", {}), where)
         missed = score.get("violations", {})
-        return True, Score(score["values"], score["errors"], items, missed, weights)
+        return True, Score(score["values"], score["errors"], items, missed, weights, drawn)
 
     def set_reference(self, split: Split, name: str, means: Mapping[str, float]) -> None:
         """Record what a model that objectives are relative to scores in every domain of a split."""
@@ -94,10 +100,15 @@ class StudyResults:
         self._attributes.set(f"score:{split}:{number}", None)
 
     def verdict(self) -> Verdict | None:
-        """The recorded final choice, or None while the study is unfinished."""
+        """The recorded final choice, or None while the study is unfinished.
+
+        Raises:
+            RunFolderError: If it names trials that are not recorded.
+        """
         recorded = self._attributes.get("verdict")
         if recorded is None:
             return None
+        self._check_known(recorded)
         scores: dict[Split, dict[int, Score]] = {}
         for split in ("validation", "test"):
             known = {record.number: self.score(split, record.number)[1] for record in self._records}
@@ -109,3 +120,14 @@ class StudyResults:
             scores,
             tuple(recorded.get("front_estimated", ())),
         )
+
+    def _check_known(self, verdict: Mapping[str, Any]) -> None:
+        """Refuse a choice of trials that are not recorded."""
+        chosen = [verdict["winner"], *verdict["front"], *verdict["leaders"]]
+        last = max([*chosen, *verdict.get("front_estimated", ())])
+        if last >= len(self._records):
+            raise RunFolderError(
+                f"{self._attributes.where}: verdict: expected trials among the "
+                f"{len(self._records)} that are recorded, received {last}; lines of the journal "
+                "are lost"
+            )

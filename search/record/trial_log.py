@@ -9,11 +9,9 @@ meaningful. Only the driver writes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +21,19 @@ from mergesearch.evaluators import Objective
 from mergesearch.merging import Recipe, RunFolderError, StudyFailedError
 from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.quiet import quiet_optuna
-from mergesearch.search.record.storage import Storage, StorageAccess, batched_writes
+from mergesearch.search.record.attributes import ASKED, RESULT
+from mergesearch.search.record.journal_lines import naming_the_line
+from mergesearch.search.record.shown import Shown
+from mergesearch.search.record.storage import (
+    Storage,
+    StorageAccess,
+    batched_writes,
+    journal_of,
+)
 from mergesearch.search.record.study_attributes import StudyAttributes, study_id_of
 from mergesearch.search.record.study_results import StudyResults
 from mergesearch.search.record.trial_record import Kind, TrialRecord, finished_record
 from mergesearch.search.record.trial_text import (
-    ASKED,
-    RESULT,
     as_recorded,
     asked_text,
     read_asked,
@@ -65,6 +69,7 @@ class TrialLog:
     Attributes:
         records: Every trial, by number; a trial is replaced by another record when it finishes.
         results: References, scores and verdict of the study.
+        shown: What dashboards show of the study beside its trials.
     """
 
     def __init__(
@@ -89,13 +94,10 @@ class TrialLog:
         self._study_id = self._access.read(lambda: _open_study(storage, name, objectives, create))
         self._trial_ids: dict[int, int] = {}
         self.records: list[TrialRecord] = []
-        for trial in self._access.read(
-            lambda: storage.get_all_trials(self._study_id, deepcopy=False)
-        ):
-            self._trial_ids[trial.number] = trial._trial_id
-            self.records.append(self._read(trial))
+        naming_the_line(journal_of(storage), self._read_all)
         self._attributes = StudyAttributes(storage, self._study_id, self._access)
         self.results = StudyResults(self._attributes, self.records)
+        self.shown = Shown(storage, self._study_id, self._access, self._trial_ids)
 
     def ask(
         self,
@@ -180,6 +182,19 @@ class TrialLog:
         self.records[number] = finished_record(record, outcome, tell_index, finished, estimates)
         return self.records[number]
 
+    def restore(self, number: int, asked: TrialRecord) -> TrialRecord:
+        """Record again what a running trial was asked, whose record was lost.
+
+        Args:
+            number: The trial's number.
+            asked: The trial as a replay asks it.
+        """
+        text = asked_text(asked, self._template, keep_field=self._keep_fields)
+        trial_id = self._trial_ids[number]
+        self._access.write(lambda: self._storage.set_trial_system_attr(trial_id, ASKED, text))
+        self.records[number] = asked
+        return asked
+
     def set_attr(self, key: str, value: Any) -> None:
         """Record a JSON-able fact of the study."""
         self._attributes.set(key, value)
@@ -191,41 +206,6 @@ class TrialLog:
     def batched_writes(self) -> AbstractContextManager[None]:
         """Writes inside reach the disk at once, at the end; only a journal has such a way."""
         return batched_writes(self._storage)
-
-    def publish_note(self, markdown: str, number: int | None = None) -> None:
-        """Set the note of the study, or of the trial of this number, in the dashboard."""
-        import optuna_dashboard
-
-        told = self._shown() if number is None else self._shown_trial(self._trial_ids[number])
-        self._access.write(lambda: optuna_dashboard.save_note(told, markdown))
-
-    def publish_figure(self, name: str, figure: Mapping[str, Any]) -> None:
-        """Set a figure of plotly, as plain data, that the dashboard shows of the study."""
-        import optuna_dashboard
-
-        text = json.dumps(figure, allow_nan=False, separators=(",", ":"))
-        # All that is asked of a figure is its JSON; plotly's own takes seconds to import.
-        drawn = SimpleNamespace(to_json=lambda: text)
-        study = self._shown()
-        self._access.write(
-            lambda: optuna_dashboard.save_plotly_graph_object(study, drawn, graph_object_id=name)
-        )
-
-    def _shown(self) -> optuna.Study:
-        """The study as the dashboard's functions want it."""
-        import optuna
-
-        def load() -> optuna.Study:
-            with quiet_optuna():
-                name = self._storage.get_study_name_from_id(self._study_id)
-                return optuna.load_study(storage=self._storage, study_name=name)
-
-        return self._access.read(load)
-
-    def _shown_trial(self, trial_id: int) -> Any:
-        """A trial as `save_note` wants it: one of Optuna's own would be asked for parameters."""
-        study = SimpleNamespace(_study_id=self._study_id)
-        return SimpleNamespace(storage=self._storage, study=study, _trial_id=trial_id)
 
     def _create(self, number: int, trial: optuna.trial.FrozenTrial) -> int:
         """Id of the new trial of this number."""
@@ -276,13 +256,23 @@ class TrialLog:
                     "finished; run the same command again"
                 ) from None
 
+    def _read_all(self) -> None:
+        """Read every trial of the storage."""
+        trials = self._access.read(
+            lambda: self._storage.get_all_trials(self._study_id, deepcopy=False)
+        )
+        for trial in trials:
+            self._trial_ids[trial.number] = trial._trial_id
+            self.records.append(self._read(trial))
+
     def _read(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
         attributes = trial.system_attrs
-        record = read_asked(trial.number, attributes, self._template, self._decode)
+        where = f"{journal_of(self._storage) or 'storage'}: trial {trial.number}"
+        record = read_asked(trial.number, attributes, self._template, self._decode, where)
         if not trial.state.is_finished():
             return record
         names = [objective.name for objective in self._objectives]
-        return read_result(record, attributes, names, trial.values)
+        return read_result(record, attributes, names, trial.values, where)
 
 
 def _running_trial(
@@ -302,7 +292,8 @@ def _running_trial(
     high = max(bounds[1], *finite.values()) if finite else bounds[1]
     # The dashboard shows these as columns, and sends them whole to every viewer.
     about: dict[str, Any] = {
-        "kind": record.name or record.kind,
+        "kind": record.kind,
+        **({"name": record.name} if record.name else {}),
         "recipe": record.recipe.digest[:SHOWN_DIGITS],
     }
     if record.retry_of is not None:

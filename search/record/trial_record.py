@@ -106,6 +106,9 @@ class TrialRecord(TrialSummary):
         items: Objective name -> per-item scores ``(items,)``, where the evaluator gives them.
         gradient_result: The result of its gradient steps, if there were any and they ended well.
         rungs: Items -> objective name -> value, at every stage of an early stop rule.
+        lost: Whether what was asked is lost; ``mergesearch repair`` keeps the trial's number, and
+            the recipe is the study's own.
+        told_at: Place in the order of tells that a lost result had; it is measured again for it.
     """
 
     suggestion: int | None
@@ -117,12 +120,21 @@ class TrialRecord(TrialSummary):
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     gradient_result: GradientResult | None = None
     rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    lost: bool = False
+    told_at: int | None = None
 
 
 def standing_failures(records: Sequence[Summary]) -> list[Summary]:
-    """Failed trials that no later trial is another attempt at, by number."""
+    """Failed trials that no later trial is another attempt at, by number.
+
+    One that was lost with the record of another run's or of an anchor is none: nothing tells it.
+    """
     tried_again = {record.retry_of for record in records}
-    return [r for r in records if r.state == "failed" and r.number not in tried_again]
+    return [
+        record
+        for record in records
+        if record.state == "failed" and record.number not in tried_again and record.kind != "taken"
+    ]
 
 
 def finished_record(
@@ -169,7 +181,8 @@ def finished_record(
 class Score:
     """Values, standard errors, per-item scores and missed bounds of one trial on one split.
 
-    ``weights`` are those of the items ``(items,)``, where a value is the sum of weighted items.
+    ``weights`` are those of the items ``(items,)``, where a value is the sum of weighted items;
+    ``resampled`` are other values on resamples of the items that all trials share ``(resamples,)``.
     """
 
     values: Mapping[str, float]
@@ -177,11 +190,17 @@ class Score:
     items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
     violations: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
+    resampled: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict, compare=False)
 
     @property
     def feasible(self) -> bool:
         """Whether it keeps all bounds."""
-        return all(missed <= 0 for missed in self.violations.values())
+        return not self.missed
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Names of the bounds that it misses."""
+        return tuple(name for name, missed in self.violations.items() if not missed <= 0)
 
 
 @dataclass(frozen=True)

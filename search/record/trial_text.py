@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators import Measurement
-from mergesearch.merging import Field, Recipe
+from mergesearch.merging import Recipe, RunFolderError
+from mergesearch.merging.foreign.shown import cut, shown
 from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.record.array_text import (
     decode_array,
@@ -23,27 +24,22 @@ from mergesearch.search.record.array_text import (
     pack_items,
     unpack_items,
 )
+from mergesearch.search.record.attributes import (
+    GRADIENT_RESULT,
+    ITEMS,
+    RESULT,
+    asked_of,
+    field_of,
+    gradient_of,
+    items_of,
+    result_of,
+)
 from mergesearch.search.record.trial_record import TrialRecord, finished_record
 from mergesearch.search.workers.gradient_steps import GradientResult, OptimizerState
 from mergesearch.search.workers.messages import Failure, Outcome
 
-#: What is recorded when a trial is asked and when it is told, each as one JSON attribute.
-ASKED = "mergesearch:asked"
-RESULT = "mergesearch:result"
-#: Packed scores of items, and the result of gradient steps.
-ITEMS = "mergesearch:items"
-GRADIENT_RESULT = "mergesearch:gradient_result"
 #: Where Optuna keeps constraints: above 0 is missed.
 CONSTRAINTS = "constraints"
-#: Name of :data:`GRADIENT_RESULT` in records of version 0.1.
-GRADIENT_RESULT_01 = "mergesearch:descended"
-#: Keys of version 0.1 in :data:`ASKED` and :data:`RESULT` -> their names now.
-KEYS_01 = {
-    "tells_before": "tells_at_ask",
-    "told": "tell_index",
-    "part": "item_count",
-    "looked": "gradient_items",
-}
 
 
 def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> str:
@@ -57,6 +53,7 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
     recipe = record.recipe
     point = record.point
     asked = {
+        "number": record.number,
         "kind": record.kind,
         "name": record.name,
         "suggestion": record.suggestion,
@@ -70,6 +67,8 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
         asked["gradient_items"] = record.gradient_items
     if record.retry_of is not None:
         asked["retry_of"] = record.retry_of
+    if record.told_at is not None:
+        asked["told_at"] = record.told_at
     if point is None and recipe.basis_key != template.basis_key:
         asked |= {"operator": recipe.operator, "hyperparameters": recipe.options}
     if point is None and recipe.routing:
@@ -82,6 +81,7 @@ def read_asked(
     attributes: Mapping[str, Any],
     template: Recipe,
     decode: Callable[[npt.NDArray[np.float64]], Recipe],
+    where: str = "record",
 ) -> TrialRecord:
     """The running trial that :func:`asked_text` recorded.
 
@@ -90,13 +90,29 @@ def read_asked(
         attributes: Of the Optuna trial.
         template: The study's recipe.
         decode: Point -> recipe, where no field is recorded.
+        where: The trial, as errors name it.
+
+    Raises:
+        RunFolderError: If what is recorded is damaged.
     """
-    asked = _with_new_keys(json.loads(attributes[ASKED]))
-    point = None if asked["point"] is None else decode_array(asked["point"])
-    if point is not None and asked["field"] is None:
+    asked = asked_of(attributes, where)
+    if asked.get("number", number) != number:
+        raise RunFolderError(
+            f"{where}: expected the record of trial {number}, received that of trial "
+            f"{asked['number']}; a line before it is lost"
+        )
+    if (asked.get("retry_of") or 0) > number:
+        raise RunFolderError(
+            f"{where}: expected an attempt at an earlier trial, received one at {asked['retry_of']}"
+        )
+    point = None if asked["point"] is None else decode_array(asked["point"], f"{where}: point")
+    lost = asked.get("lost", False)
+    if lost:
+        recipe = template
+    elif point is not None and asked["field"] is None:
         recipe = decode(point)
     else:
-        recipe = _recorded_recipe(asked, template)
+        recipe = _recorded_recipe(asked, template, where)
     return TrialRecord(
         number=number,
         kind=asked["kind"],
@@ -110,6 +126,8 @@ def read_asked(
         item_count=asked.get("item_count"),
         gradient_items=asked.get("gradient_items", 0),
         retry_of=asked.get("retry_of"),
+        lost=lost,
+        told_at=asked.get("told_at"),
     )
 
 
@@ -167,6 +185,7 @@ def read_result(
     attributes: Mapping[str, Any],
     objectives: Sequence[str],
     values: Sequence[float] | None,
+    where: str = "record",
 ) -> TrialRecord:
     """The finished trial that :func:`result_attributes` recorded.
 
@@ -175,28 +194,28 @@ def read_result(
         attributes: Of the Optuna trial.
         objectives: Names of the objectives.
         values: Of the Optuna trial, one for each objective; read where it is complete.
+        where: The trial, as errors name it.
+
+    Raises:
+        RunFolderError: If what is recorded is damaged.
     """
-    result = _with_new_keys(json.loads(attributes[RESULT]))
+    result = result_of(attributes, where)
     failure = result["failure"]
     measurement = None
     if failure is None:
-        items = json.loads(attributes.get(ITEMS, "{}"))
         measurement = Measurement(
-            values=result["values"]
-            if "values" in result
-            else dict(zip(objectives, values or (), strict=True)),
+            values=_values(result, objectives, values, where, none=record.item_count == 0),
             errors=result["errors"],
-            items={key: unpack_items(packed) for key, packed in items.items()},
+            items=items_of(attributes, where),
             violations=result.get("violations", {}),
         )
-    gradient_text = attributes.get(GRADIENT_RESULT) or attributes.get(GRADIENT_RESULT_01)
     outcome = Outcome(
         task="",
         measurement=measurement,
-        failure=None if failure is None else Failure(**failure),
+        failure=None if failure is None else _failure(failure),
         seconds=result["seconds"],
         worker=result["worker"],
-        gradient_result=None if gradient_text is None else _gradient_result(gradient_text),
+        gradient_result=_gradient_result(gradient_of(attributes, where)),
         rungs={int(items): values for items, values in result.get("rungs", {}).items()},
         stopped=result.get("stopped"),
         cpu_share=result.get("cpu_share"),
@@ -218,20 +237,49 @@ def as_recorded(outcome: Outcome) -> Outcome:
     return replace(outcome, measurement=replace(measurement, items=items))
 
 
-def _recorded_recipe(asked: Mapping[str, Any], template: Recipe) -> Recipe:
+def _failure(recorded: Mapping[str, Any]) -> Failure:
+    return Failure(recorded["kind"], recorded["message"], recorded.get("detail", ""))
+
+
+def _values(
+    result: Mapping[str, Any],
+    objectives: Sequence[str],
+    values: Sequence[float] | None,
+    where: str,
+    *,
+    none: bool,
+) -> Mapping[str, float]:
+    """Objective -> value of a trial that has a measurement.
+
+    ``none`` says that it was evaluated on no items: it took gradient steps only, and may have none.
+    """
+    known = result.get("values")
+    if none and known == {}:
+        return {}
+    if known is None and values is not None and len(values) == len(objectives):
+        return dict(zip(objectives, values, strict=True))
+    if known is None or set(known) != set(objectives):
+        raise RunFolderError(
+            f"{where}: expected a value for each of {len(objectives)} objectives, received "
+            f"{shown(list(known or values or ()))}"
+        )
+    return dict(known)
+
+
+def _recorded_recipe(asked: Mapping[str, Any], template: Recipe, where: str) -> Recipe:
     """The recipe of a trial whose field is recorded: of the study's operator, or of another."""
-    recipe = template.with_field(Field.from_dict(asked["field"]))
+    if asked["field"] is None:
+        raise RunFolderError(f"{where}: expected a point or a field, received neither")
+    try:
+        recipe = template.with_field(field_of(asked["field"], where))
+    except ValueError as error:  # a field of another study
+        raise RunFolderError(f"{where}: field: {cut(str(error), 150)}") from None
     if "operator" in asked:
-        options = tuple(sorted(asked["hyperparameters"].items()))
+        options = tuple(sorted(asked.get("hyperparameters", {}).items()))
         recipe = replace(recipe, operator=asked["operator"], hyperparameters=options)
     if "routing" in asked:
         recipe = replace(recipe, routing=tuple(sorted(asked["routing"].items())))
     return recipe
-
-
-def _with_new_keys(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Contents of an attribute, under the names of this version."""
-    return {KEYS_01.get(key, key): value for key, value in data.items()}
 
 
 def _gradient_result_data(result: GradientResult) -> dict[str, Any]:
@@ -245,13 +293,11 @@ def _gradient_result_data(result: GradientResult) -> dict[str, Any]:
     return data
 
 
-def _gradient_result(text: str) -> GradientResult:
-    """Inverse of :func:`_gradient_result_data`, from its JSON text."""
-    data = json.loads(text)
+def _gradient_result(data: Mapping[str, Any] | None) -> GradientResult | None:
+    """Inverse of :func:`_gradient_result_data`, its arrays decoded."""
+    if data is None:
+        return None
     state = None
     if "raw" in data:
-        state = OptimizerState(
-            decode_array(data["raw"]), decode_array(data["moments"]).reshape(2, -1), data["count"]
-        )
-    gradient = decode_array(data["gradient"]) if "gradient" in data else None
-    return GradientResult(tuple(data["losses"]), state, gradient)
+        state = OptimizerState(data["raw"], data["moments"].reshape(2, -1), data["count"])
+    return GradientResult(tuple(data["losses"]), state, data.get("gradient"))

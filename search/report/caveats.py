@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mergesearch.evaluators import Split
 from mergesearch.search.grammar import counted, times
 from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.coefficients import heat_map
 from mergesearch.search.report.data import ReportData, label
+from mergesearch.search.report.simultaneous import deviation_of
 from mergesearch.search.report.wording import first_of
 from mergesearch.search.study.reference_scores import Z95, reference_mismatches
 
@@ -75,16 +77,39 @@ def _missed_bounds(data: ReportData) -> list[str]:
         return []
     missed = sum(not record.feasible for record in bounded)
     verb = "misses" if missed == 1 else "miss"
-    bounds = ", ".join(bounded[0].violations)
+    bounds = ", ".join(_bound(data, name) for name in bounded[0].violations)
     lines = [f"{missed} of {len(bounded)} complete trials {verb} a bound ({bounds})."]
+    lines += _anchors_that_miss(data)
     if data.winner is None:
         return lines
-    for split in ("validation", "test"):
+    splits: tuple[Split, ...] = ("validation", "test")
+    for split in splits:
         score = data.score(data.winner, split)
-        violations = {} if score is None else score.violations
-        names = [name for name, value in violations.items() if value > 0]
+        names = () if score is None else score.missed
         lines += [f"The winner misses {name!r} on {split} items." for name in names]
     return lines
+
+
+def _bound(data: ReportData, name: str) -> str:
+    """``harm at most base, tolerance 0.02 of harm``."""
+    told = data.tolerances.get(name)
+    return name if told is None else f"{name}, tolerance {told}"
+
+
+def _anchors_that_miss(data: ReportData) -> list[str]:
+    """Which anchors could not win because they miss a bound, and whether any could."""
+    scores = data.anchor_scores
+    missing = [number for number, score in scores.items() if not score.feasible]
+    if not missing:
+        return []
+    named = first_of([label(data.by_number[number]) for number in missing])
+    split = "validation" if data.verdict is not None else "search"
+    if len(missing) < len(scores):
+        return [f"Anchors that miss a bound on {split} items, and so are not the best: {named}."]
+    assert data.best_anchor is not None
+    least = label(data.best_anchor)
+    what = f"the one that misses them least ({least}) counts as the best"
+    return [f"No anchor keeps the bounds on {split} items; {what}."]
 
 
 def _ties(data: ReportData) -> list[str]:
@@ -118,13 +143,16 @@ def _equal(ours: Score, theirs: Score, name: str) -> bool:
 
 
 def _spread(ours: Score, theirs: Score, name: str) -> float:
-    """Standard error of a difference: paired where items explain the values."""
+    """Standard error of a difference: paired where items or resamples explain the values."""
     first = ours.items.get(name)
     second = theirs.items.get(name)
     if first is not None and second is not None and len(first) == len(second) > 1:
         gaps = first - second
         if math.isclose(gaps.mean(), ours.values[name] - theirs.values[name], abs_tol=1e-5):
             return float(np.std(gaps, ddof=1) / math.sqrt(len(gaps)))
+    deviation = deviation_of(name, ours, theirs)
+    if deviation is not None:
+        return deviation.error
     return math.hypot(ours.errors.get(name, 0.0), theirs.errors.get(name, 0.0))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mergesearch.merging import Field, InputError, Layout
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.report.data import ReportData
-from mergesearch.search.report.kept import HeatMap, Kept
+from mergesearch.search.report.kept import Between, HeatMap, Kept
 
 Array = npt.NDArray[np.float64]
 
@@ -54,7 +54,18 @@ def kept_of(data: ReportData) -> Kept:
             if record.recipe.field.directions == len(directions)
         },
         directions=directions,
+        between=_between(data, len(directions)),
     )
+
+
+def _between(data: ReportData, directions: int) -> Between | None:
+    """What is expected between trials; None where nothing decodes points."""
+    if data.means_at is None:
+        return None
+    # A report that is read back has it, and need not wait for what fits it.
+    from mergesearch.search.report.between.expected import between
+
+    return between(data, directions)
 
 
 def with_kept(data: ReportData) -> ReportData:

@@ -13,6 +13,7 @@ from mergesearch.evaluators import SPLITS, Objective, Split
 from mergesearch.search.front import signs
 from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.simultaneous import deviation_of
 from mergesearch.search.study.reference_scores import Z95
 
 Array = npt.NDArray[np.float64]
@@ -32,8 +33,8 @@ class Comparison:
         low, high: 95 % interval of the improvement over this anchor alone, None where no standard
             error is known. :mod:`mergesearch.search.report.gains` has those that hold for all
             anchors at once.
-        paired: Whether the interval comes from item-by-item differences; otherwise it is the wider
-            one of two independent samples.
+        paired: Whether the interval comes from differences on the same items, or resamples of them;
+            otherwise it is the wider one of two independent samples.
         optimism: How much better the winner looked on the search items than on the test items, None
             before the test.
     """
@@ -128,9 +129,8 @@ def _difference_error(
     # precision.)
     if items is not None and math.isclose(items.mean(), difference, abs_tol=1e-5 * size):
         return float(items.std(ddof=1) / math.sqrt(len(items))), True
-    if name not in winner.errors or name not in anchor.errors:
-        return None, False
-    return math.hypot(winner.errors[name], anchor.errors[name]), False
+    deviation = deviation_of(name, winner, anchor)
+    return (None, False) if deviation is None else (deviation.error, deviation.paired)
 
 
 @dataclass(frozen=True)

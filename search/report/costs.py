@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergesearch.search.record.trial_record import TrialSummary
@@ -67,6 +68,41 @@ def timings(data: ReportData) -> list[Timing]:
     return [
         Timing(phase, seconds, seconds / total if total else 0.0) for phase, seconds in sums.items()
     ]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What trials were expected to take once the anchors had been measured.
+
+    Attributes:
+        anchors: Number of anchors that tell.
+        trials: Number of trials that it is for, anchors included.
+        each: Phase -> seconds of a trial.
+    """
+
+    anchors: int
+    trials: int
+    each: Mapping[str, float]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Phase -> seconds of all trials."""
+        return {phase: self.trials * seconds for phase, seconds in self.each.items()}
+
+
+def forecast(data: ReportData) -> Forecast | None:
+    """What the finished trials were expected to take; None while nothing but anchors is finished.
+
+    Trials whose scores were taken from other runs cost nothing.
+    """
+    timed = [r for r in data.records if r.state != "running" and r.kind != "taken"]
+    anchors = [r for r in timed if r.kind == "anchor" and r.state == "complete"]
+    if not anchors or all(record.kind == "anchor" for record in timed):
+        return None
+    each = {t.phase: 0.0 for t in timings(data)}
+    for phase in each:
+        each[phase] = math.fsum(r.seconds.get(phase, 0.0) for r in anchors) / len(anchors)
+    return Forecast(len(anchors), len(timed), each)
 
 
 def busy_share(data: ReportData) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -132,6 +132,8 @@ class ReportData:
         untouched: What the operator leaves in the base or merges in a plain way; empty for nothing.
         lineages: ``expert``, ``kind``, ``cosine``, ``distance`` and ``finding`` of every expert.
         predicted_seconds: Phase -> seconds that the plan expected it to take.
+        tolerances: Bound -> its tolerance with the unit, for those that have one.
+        means_at: Point -> mean coefficient of each direction; None where nothing decodes points.
         kept: What was made of points and recipes, in a report that is read back; None makes it from
             the records.
     """
@@ -161,6 +163,8 @@ class ReportData:
     untouched: str = ""
     lineages: tuple[Mapping[str, Any], ...] = ()
     predicted_seconds: Mapping[str, float] = field(default_factory=dict)
+    tolerances: Mapping[str, str] = field(default_factory=dict)
+    means_at: Callable[[Array], Sequence[float]] | None = None
     kept: Kept | None = None
 
     def __post_init__(self) -> None:
@@ -269,10 +273,13 @@ class ReportData:
 
     @cached_property
     def leading(self) -> TrialSummary | None:
-        """The winner, or until there is one the best trial by its search values."""
+        """The winner, or until there is one the best trial by its search values.
+
+        It keeps all bounds if any trial does.
+        """
         if self.winner is not None or not self.complete.records:
             return self.winner
-        return self.complete.records[int(np.argmin(self.complete.scalars))]
+        return self._best({each.number: self._searched(each) for each in self.complete.records})
 
     @cached_property
     def anchors(self) -> list[TrialSummary]:
@@ -285,22 +292,36 @@ class ReportData:
     def best_anchor(self) -> TrialSummary | None:
         """The best complete anchor on the items that decide; None where none is complete.
 
+        It keeps all bounds there; only where no anchor does, it is the one that misses least.
+        """
+        return self._best(self.anchor_scores) if self.anchor_scores else None
+
+    @cached_property
+    def anchor_scores(self) -> dict[int, Score]:
+        """Complete anchor -> its score on the items that decide.
+
         These are the validation items, or the search items while no anchor is scored on others.
         """
-        scores = self._anchor_scores("validation") or self._anchor_scores("search")
-        if not scores:
-            return None
-        return self.by_number[min(scores, key=lambda n: self.complete.scalarise(scores[n]))]
+        return self._anchor_scores("validation") or self._anchor_scores("search")
+
+    def _best(self, scores: Mapping[int, Score]) -> TrialSummary:
+        """The best trial that keeps all bounds; where none does, the one that misses least."""
+        kept = {number: score for number, score in scores.items() if score.feasible}
+        if kept:
+            return self.by_number[min(kept, key=lambda n: self.complete.scalarise(kept[n]))]
+        worst = {number: max(score.violations.values()) for number, score in scores.items()}
+        return self.by_number[min(worst, key=lambda number: worst[number])]
 
     def score(self, record: TrialSummary, split: Split) -> Score | None:
         """Values and standard errors of a trial on a split, or None where it was not measured."""
         if split == "search":
-            if record.state != "complete":
-                return None
-            return Score(record.values, record.errors, violations=record.violations)
+            return self._searched(record) if record.state == "complete" else None
         if self.verdict is None:
             return None
         return self.verdict.scores.get(split, {}).get(record.number)
+
+    def _searched(self, record: TrialSummary) -> Score:
+        return Score(record.values, record.errors, violations=record.violations)
 
     def _anchor_scores(self, split: Split) -> dict[int, Score]:
         """Complete anchor -> its score, for those that were measured on the split."""

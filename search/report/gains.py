@@ -7,19 +7,18 @@ choice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergesearch.evaluators import Objective
-from mergesearch.search.record.trial_record import Score, TrialSummary
+from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.comparison import improvement_over
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.simultaneous import (
     Deviation,
     critical_value,
+    deviation_of,
     interval_around,
-    paired_deviation,
 )
 
 
@@ -36,7 +35,8 @@ class AnchorInterval:
         error: Standard error of the improvement, None where unknown.
         low, high: Interval of the improvement; all intervals of a report hold together in 95 %.
             None where no standard error is known.
-        paired: Whether the error comes from item-by-item differences.
+        kept: Whether the anchor keeps all bounds on the items that decide.
+        paired: Whether the error comes from differences on the same items, or resamples of them.
     """
 
     objective: str
@@ -47,6 +47,7 @@ class AnchorInterval:
     low: float | None
     high: float | None
     paired: bool
+    kept: bool = True
 
     @property
     def verdict(self) -> str:
@@ -68,7 +69,9 @@ class Gain:
         improvement: The smallest improvement over any anchor.
         anchor: The anchor that it is over.
         low, high: Simultaneous interval of the improvement over the best anchor.
-        anchors: Number of anchors that the winner was compared with.
+        anchors: Number of anchors that the winner was compared with: those that keep the bounds,
+            or all where none does.
+        left_out: Number of anchors that miss a bound, with which it was not compared.
         ties: Anchors that the winner cannot be told from.
         worse_than: Anchors that are better than the winner by more than their interval.
     """
@@ -82,6 +85,7 @@ class Gain:
     anchors: int
     ties: tuple[str, ...]
     worse_than: tuple[str, ...]
+    left_out: int = 0
 
 
 def anchor_intervals(data: ReportData) -> list[AnchorInterval]:
@@ -107,6 +111,7 @@ def anchor_intervals(data: ReportData) -> list[AnchorInterval]:
             improvement_over(objective, ours, scores[number]),
             deviation,
             width,
+            data.anchor_scores[number].feasible if number in data.anchor_scores else True,
         )
         for (objective, number), deviation in zip(pairs, deviations, strict=True)
     ]
@@ -133,6 +138,8 @@ def gains(data: ReportData, intervals: Sequence[AnchorInterval]) -> list[Gain]:
 
 
 def _gain(intervals: Sequence[AnchorInterval]) -> Gain | None:
+    every = len(intervals)
+    intervals = [each for each in intervals if each.kept] or intervals
     lows = [each.low for each in intervals if each.low is not None]
     highs = [each.high for each in intervals if each.high is not None]
     if not intervals or len(lows) < len(intervals):
@@ -141,6 +148,7 @@ def _gain(intervals: Sequence[AnchorInterval]) -> Gain | None:
     return Gain(
         objective=least.objective,
         claimed=min(lows) > 0,
+        left_out=every - len(intervals),
         improvement=least.improvement,
         anchor=least.anchor,
         low=min(lows),
@@ -157,6 +165,7 @@ def _interval(
     improvement: float,
     deviation: Deviation | None,
     width: float,
+    kept: bool,
 ) -> AnchorInterval:
     """The interval of an improvement, ``width`` standard errors to either side."""
     low, high = interval_around(improvement, deviation, width)
@@ -169,22 +178,5 @@ def _interval(
         low=low,
         high=high,
         paired=deviation is not None and deviation.paired,
+        kept=kept,
     )
-
-
-def deviation_of(name: str, ours: Score, theirs: Score) -> Deviation | None:
-    """The sampling error of our value less theirs: paired where items explain the values."""
-    difference = ours.values[name] - theirs.values[name]
-    size = max(abs(ours.values[name]), 1.0)
-    items = ours.items.get(name)
-    others = theirs.items.get(name)
-    if items is not None and others is not None and len(items) == len(others) > 1:
-        weights = ours.weights.get(name)
-        gaps = items - others
-        mean = gaps.mean() if weights is None else weights @ gaps
-        # Logs keep items in single precision.
-        if math.isclose(mean, difference, abs_tol=1e-5 * size):
-            return paired_deviation(gaps, weights)
-    if name not in ours.errors or name not in theirs.errors:
-        return None
-    return Deviation(math.hypot(ours.errors[name], theirs.errors[name]))

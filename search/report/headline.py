@@ -48,6 +48,18 @@ def recipe_command(data: ReportData, number: int) -> str:
     return f"mergesearch recipe {shlex.quote(data.run)} --trial {number}"
 
 
+def measure_commands(data: ReportData, weights: Sequence[float]) -> str:
+    """The commands that write the merge which is expected for weights, and measure it."""
+    pairs = zip(data.objectives, weights, strict=True)
+    named = [f"{objective.name}={weight:.6g}" for objective, weight in pairs if weight]
+    wanted = " ".join(f"--expected {shlex.quote(pair)}" for pair in named)
+    study = shlex.quote(f"{data.run}/study.yaml")
+    return (
+        f"mergesearch recipe {shlex.quote(data.run)} {wanted} > compromise.yaml\n"
+        f"mergesearch replay compromise.yaml --study {study}"
+    )
+
+
 def headline(data: ReportData) -> list[str]:
     """The outcome: which trial won or leads, what it trades, and a line for each objective."""
     leading = data.leading
@@ -171,11 +183,13 @@ def _interval(
 def _gain(gain: Gain, error: float | None) -> str:
     """Whether the winner is better than every anchor beyond noise, and the anchors that tie."""
     span = interval(gain.low, gain.high, error)
-    over = f"95 % interval of the gain over the best of {counted(gain.anchors, 'anchor')} {span}"
+    kept = " that keeps the bounds" if gain.left_out else ""
+    rivals = counted(gain.anchors, "anchor") + (" within the bounds" if gain.left_out else "")
+    over = f"95 % interval of the gain over the best of {rivals} {span}"
     if gain.claimed:
-        return f"{gain.objective}: better than every anchor ({over})."
+        return f"{gain.objective}: better than every anchor{kept} ({over})."
     told = [f"; {what}: {first_of(names)}" for what, names in _rivals(gain).items() if names]
-    return f"{gain.objective}: no gain over every anchor is shown ({over}){''.join(told)}."
+    return f"{gain.objective}: no gain over every anchor{kept} is shown ({over}){''.join(told)}."
 
 
 def _rivals(gain: Gain) -> dict[str, tuple[str, ...]]:

@@ -29,6 +29,37 @@ class HeatMap:
     values: Array
 
 
+@dataclass(frozen=True)
+class Expected:
+    """A merge that was not measured, as a surrogate expects it.
+
+    Attributes:
+        weights: How important the objectives are for which it is expected to be the best, summing
+            to 1 ``(objectives,)``.
+        values: Expected scores on search items, in the user's directions ``(objectives,)``.
+        errors: How far a measurement may lie from these, one standard deviation ``(objectives,)``.
+        means: Mean coefficient of each direction.
+    """
+
+    weights: tuple[float, ...]
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    means: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Between:
+    """What is expected between measured trials.
+
+    Attributes:
+        expected: For evenly spaced weights of the objectives.
+        why: Why nothing is expected, where that is so.
+    """
+
+    expected: tuple[Expected, ...] = ()
+    why: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """What was made of the points and recipes of a run's trials, so that a report needs neither.
@@ -42,6 +73,8 @@ class Kept:
         routing: How the leading trial routes its input; empty where it is one checkpoint.
         means: Trial -> mean coefficient of each direction.
         directions: Names of the directions.
+        between: What is expected between measured trials; None in older runs, and while it was not
+            worked out.
     """
 
     estimates: Mapping[int, Array] = field(default_factory=dict)
@@ -50,3 +83,4 @@ class Kept:
     routing: Mapping[str, Any] = field(default_factory=dict)
     means: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     directions: tuple[str, ...] = ()
+    between: Between | None = None

@@ -48,8 +48,10 @@ def _kept_bounds(data: ReportData) -> dict[int, Array]:
     return {record.number: row for record, row in rows if record.feasible}
 
 
-def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> dict[str, float]:
-    """Parse ``NAME=WEIGHT`` pairs.
+def parse_preference(
+    pairs: Sequence[str], objectives: Sequence[Objective], option: str = "--prefer"
+) -> dict[str, float]:
+    """Parse ``NAME=WEIGHT`` pairs of an option.
 
     Raises:
         InputError: If a name is not one of the objectives, a weight is not a number, or all are
@@ -65,10 +67,10 @@ def parse_preference(pairs: Sequence[str], objectives: Sequence[Objective]) -> d
             weight = -1.0
         if name not in names or not 0 <= weight < float("inf"):
             raise InputError(
-                f"--prefer {pair}: expected NAME=WEIGHT with a name among {names} and a weight "
+                f"{option} {pair}: expected NAME=WEIGHT with a name among {names} and a weight "
                 "from 0 on"
             )
         preference[name] = weight
     if not any(preference.values()):
-        raise InputError(f"--prefer: expected a positive weight for at least one of {names}")
+        raise InputError(f"{option}: expected a positive weight for at least one of {names}")
     return preference

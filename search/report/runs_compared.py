@@ -16,10 +16,13 @@ from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.comparison import improvement_over
 from mergesearch.search.report.data import ReportData, label
-from mergesearch.search.report.gains import deviation_of
-from mergesearch.search.report.simultaneous import critical_value, interval_around
+from mergesearch.search.report.simultaneous import (
+    critical_value,
+    deviation_of,
+    interval_around,
+)
 from mergesearch.search.report.wording import change, interval, plus_minus
-from mergesearch.search.spec.comparison import differences
+from mergesearch.search.spec.comparison import differences, scored_alike
 
 #: Lines of text for keys that differ; the others are counted.
 SHOWN_KEYS = 8
@@ -156,7 +159,8 @@ def _comparable(first: ReportData, other: ReportData) -> bool:
 def _same_evaluation(first: ReportData, other: ReportData) -> bool:
     """Whether both score the same items in the same way."""
     digest = first.fingerprint.get("evaluation settings")
-    return digest is not None and digest == other.fingerprint.get("evaluation settings")
+    theirs = other.fingerprint.get("evaluation settings")
+    return digest is not None and theirs is not None and scored_alike(digest, theirs)
 
 
 def _differences(
@@ -191,7 +195,7 @@ def _pair(first: ReportData, other: ReportData) -> tuple[Score, Score]:
     assert ours is not None
     if _same_evaluation(first, other):
         return theirs, ours
-    return replace(theirs, items={}), replace(ours, items={})
+    return replace(theirs, items={}, resampled={}), replace(ours, items={}, resampled={})
 
 
 def _notes(

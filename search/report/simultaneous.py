@@ -10,6 +10,11 @@ draws from their joint distribution. Its correlations come from the scores of th
 Gaussian multipliers (van der Vaart and Wellner 1996, section 2.9); its tails are those of Student's
 t. Deviations whose correlation is not known count as independent, which can only make the
 intervals wider (Royen 2014, "A simple proof of the Gaussian correlation conjecture").
+
+A value that is no weighted sum of items (a worst domain, a perplexity, an F1 score) has no share of
+its own for each item. It was worked out on resamples of the items, the same for all merges, when it
+was measured; the error of a difference is its spread over these (Efron 1979, "Bootstrap methods:
+another look at the jackknife").
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from mergesearch.search.record.trial_record import Score
 
 Array = npt.NDArray[np.float64]
 
@@ -34,12 +41,14 @@ class Deviation:
 
     Attributes:
         error: Its standard error; 0 where both always score the same.
-        items: What each item adds to it ``(items,)``, summing to 0; None where only the standard
-            error is known.
+        items: What each item adds to it ``(items,)``, or each resample of the items, summing to 0;
+            None where only the standard error is known.
+        freedom: Degrees of freedom of the error; None for one less than ``items``.
     """
 
     error: float
     items: Array | None = None
+    freedom: int | None = None
 
     @property
     def paired(self) -> bool:
@@ -82,6 +91,43 @@ def paired_deviation(differences: Array, weights: Array | None = None) -> Deviat
     return Deviation(math.sqrt(variance), parts)
 
 
+def resampled_deviation(differences: Array, items: int) -> Deviation:
+    """The sampling error of a difference by its values on resamples of the items.
+
+    Args:
+        differences: Value of one merge less that of the other on each resample ``(resamples,)``.
+        items: Number of items that were resampled.
+    """
+    parts = (differences - differences.mean()) / math.sqrt(len(differences) - 1)
+    return Deviation(float(np.linalg.norm(parts)), parts, freedom=max(items - 1, 1))
+
+
+def deviation_of(name: str, ours: Score, theirs: Score) -> Deviation | None:
+    """The sampling error of our value less theirs in one objective; None where it is not known.
+
+    It is paired where items explain the values, or where both are known on the same resamples.
+    """
+    difference = ours.values[name] - theirs.values[name]
+    size = max(abs(ours.values[name]), 1.0)
+    items = ours.items.get(name)
+    others = theirs.items.get(name)
+    if items is not None and others is not None and len(items) == len(others) > 1:
+        weights = ours.weights.get(name)
+        gaps = items - others
+        mean = gaps.mean() if weights is None else weights @ gaps
+        # Logs keep items in single precision.
+        if math.isclose(mean, difference, abs_tol=1e-5 * size) and name not in ours.resampled:
+            return paired_deviation(gaps, weights)
+    drawn = ours.resampled.get(name)
+    rivals = theirs.resampled.get(name)
+    if drawn is not None and rivals is not None and len(drawn) == len(rivals):
+        count = min(len(each) for each in (items, others, drawn) if each is not None)
+        return resampled_deviation(drawn - rivals, count)
+    if name not in ours.errors or name not in theirs.errors:
+        return None
+    return Deviation(math.hypot(ours.errors[name], theirs.errors[name]))
+
+
 def critical_value(deviations: Sequence[Deviation], level: float = 0.95, seed: int = 0) -> float:
     """Standard errors that intervals of all deviations must reach to hold together.
 
@@ -99,13 +145,13 @@ def critical_value(deviations: Sequence[Deviation], level: float = 0.95, seed: i
 
 def _blocks(deviations: Sequence[Deviation]) -> list[list[Deviation]]:
     """Deviations that share their items together, the others one by one."""
-    shared: dict[int, list[Deviation]] = defaultdict(list)
+    shared: dict[tuple[int, bool], list[Deviation]] = defaultdict(list)
     alone = []
     for deviation in deviations:
         if deviation.items is None or not deviation.items.any():
             alone.append([deviation])
         else:
-            shared[len(deviation.items)].append(deviation)
+            shared[len(deviation.items), deviation.freedom is None].append(deviation)
     return [*shared.values(), *alone]
 
 
@@ -120,6 +166,6 @@ def _largest(block: Sequence[Deviation], generator: np.random.Generator) -> Arra
     values, vectors = np.linalg.eigh(rows @ rows.T)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     normal = generator.standard_normal((DRAWS, len(values))) @ root.T
-    freedom = rows.shape[1] - 1
+    freedom = min(each.freedom or rows.shape[1] - 1 for each in block)
     spread = np.sqrt(generator.chisquare(freedom, DRAWS) / freedom)
     return np.asarray(np.abs(normal).max(axis=1) / spread)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergesearch.evaluators import SPLITS, Objective, Split
+from mergesearch.merging.foreign.shown import printable
 from mergesearch.search.record.trial_record import Score, TrialSummary
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.wording import plus_minus
@@ -49,7 +50,19 @@ class Row:
             "best anchor": self.best_anchor,
         }
         failed = {"failed": self.state == "failed", "running": self.state == "running"}
-        return ", ".join(mark for mark, holds in {**marks, **failed}.items() if holds)
+        listed = [mark for mark, holds in {**marks, **failed}.items() if holds]
+        return ", ".join([*listed, *self._misses()])
+
+    def _misses(self) -> list[str]:
+        """``misses harm at most base on test items``; no items where it does on all."""
+        by_bound: dict[str, list[str]] = {}
+        for split, score in self.scores.items():
+            for name in score.missed:
+                by_bound.setdefault(name, []).append(split)
+        return [
+            f"misses {name}" + (f" on {', '.join(on)} items" if len(on) < len(self.scores) else "")
+            for name, on in by_bound.items()
+        ]
 
 
 def result_table(data: ReportData) -> list[Row]:
@@ -91,7 +104,7 @@ def rich_table(data: ReportData) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(data.study), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(printable(data.study)), title_justify="left", box=None, pad_edge=False)
     table.add_column("trial", justify="right")
     table.add_column("", overflow="fold")
     table.add_column("objective", style="dim")
@@ -103,7 +116,8 @@ def rich_table(data: ReportData) -> Table:
         cells = [str(row.trial), row.name, "\n".join(heading(o) for o in data.objectives)]
         cells += ["\n".join(cell(row, split, o) for o in data.objectives) for split in SPLITS]
         # Text, not str: a name in square brackets is not markup.
-        table.add_row(*(Text(text) for text in [*cells, row.marks]), style=style)
+        texts = (printable(text, keep="\n") for text in [*cells, row.marks])
+        table.add_row(*(Text(text) for text in texts), style=style)
     return table
 
 

@@ -17,7 +17,7 @@ from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.caveats import caveats, ties
 from mergesearch.search.report.coefficients import heat_map, with_kept
 from mergesearch.search.report.comparison import compare, trade_off
-from mergesearch.search.report.costs import busy_share, failures, timings
+from mergesearch.search.report.costs import busy_share, failures, forecast, timings
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.gains import anchor_intervals, gains
 from mergesearch.search.report.headline import export_command, headline
@@ -25,7 +25,7 @@ from mergesearch.search.report.masking import without_secrets
 from mergesearch.search.report.progress import progress
 from mergesearch.search.report.saved import FILE, saved_text
 from mergesearch.search.report.tables import Row, result_table
-from mergesearch.search.report.trials_csv import trials_csv
+from mergesearch.search.report.trials_table import trials_csv
 
 __all__ = ["ReportData", "as_json", "write_report"]
 
@@ -114,6 +114,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "untouched": data.untouched,
         "lineages": list(data.lineages),
         "predicted_seconds": dict(data.predicted_seconds),
+        "predicted_trials": None if (told := forecast(data)) is None else asdict(told),
         "resolved": without_secrets(data.resolved),
         "fingerprint": without_secrets(data.fingerprint),
     }
@@ -140,7 +141,7 @@ def _trade_off(data: ReportData) -> dict[str, Any] | None:
 
 def _row(row: Row) -> dict[str, Any]:
     scores = {
-        split: {"values": score.values, "errors": score.errors}
+        split: {"values": score.values, "errors": score.errors, "missed": score.missed}
         for split, score in row.scores.items()
     }
     marks = {"best_anchor": row.best_anchor, "winner": row.winner}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mergesearch.merging import RunFolderError
-from mergesearch.search.record.allowances import first_budget
+from mergesearch.search.record.allowances import first_budget, recorded_budget
 from mergesearch.search.record.storage import Storage
 from mergesearch.search.record.study_attributes import ALLOWANCES, study_attr
-from mergesearch.search.spec.sections import BudgetSection, StudySpec
+from mergesearch.search.spec.sections import StudySpec
 
 
 def spec_of_beginning(spec: StudySpec, recorded: StudySpec, storage: Storage) -> StudySpec:
@@ -23,5 +23,5 @@ def spec_of_beginning(spec: StudySpec, recorded: StudySpec, storage: Storage) ->
     except RunFolderError:  # a new study
         return spec
     if first is None:
-        first = recorded.budget if kept is None else BudgetSection(**kept["budget"])
+        first = recorded.budget if kept is None else recorded_budget(kept.get("budget"))
     return spec.model_copy(update={"budget": first})

@@ -7,7 +7,6 @@ on; what belongs to none, because its run is gone, can be prepared again at any 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from mergesearch.merging import InputError
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.reading import decode
 from mergesearch.search.record.run_folder import RunFolder
 
+#: Bytes of the first event that are read.
+EVENT_LIMIT = 1 << 16
 #: Clocks of a file server and of this machine may differ by so many seconds.
 SLACK = 120.0
 
@@ -60,17 +65,25 @@ def _span(run: Path) -> tuple[float, float]:
     """From the beginning of a run to its last change, or for ever while a driver holds it."""
     if RunFolder(run).driver() is not None:
         return -math.inf, math.inf
-    changes = [file.stat().st_mtime for file in run.iterdir()]
+    try:
+        changes = [file.lstat().st_mtime for file in run.iterdir()]
+    except OSError:  # nobody can say when it went on
+        return -math.inf, math.inf
     return _began(run, min(changes)) - SLACK, max(changes) + SLACK
 
 
 def _began(run: Path, otherwise: float) -> float:
     """When the first event of a run was recorded."""
+    events = run / "events.jsonl"
     try:
-        with (run / "events.jsonl").open(encoding="utf-8") as file:
-            first = json.loads(file.readline())["time"]
+        if not events.is_file():  # a pipe would wait for ever
+            return -math.inf
+        with events.open("rb") as file:
+            line = file.readline(EVENT_LIMIT)
+        where = str(events)
+        first = Node(parse_json(decode(line, where), where), where).at("time").text()
         return min(datetime.fromisoformat(first).timestamp(), otherwise)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, OverflowError, InputError):
         # Without events nobody can say: it may have begun at any time.
         return -math.inf
 

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from mergesearch.search.judging.opening import Judges, judging
 from mergesearch.search.observers.observing import observing
 from mergesearch.search.observers.trackers.opening import check_installed
 from mergesearch.search.plan.card_check import check_cards
+from mergesearch.search.plan.checks import budget_warning, check_objectives
 from mergesearch.search.plan.known import lineage_rows, predicted_seconds
 from mergesearch.search.plan.lineage import lineage_warnings, study_lineages
 from mergesearch.search.plan.plan import Plan
@@ -80,7 +82,10 @@ def run_study(
         check_installed(tracker)
     folder = RunFolder(path)
     # A run that exists was checked when it began, by the rules of that version.
-    lineages = () if folder.holds(spec) else study_lineages(plan)
+    begun = folder.holds(spec)
+    if not begun:
+        check_objectives(plan)
+    lineages = () if begun else study_lineages(plan)
     unrelated = lineage_warnings(plan, lineages)
     with ExitStack() as stack:
         stack.callback(folder.release)
@@ -103,6 +108,11 @@ def run_study(
             plan = with_recorded_start(with_recorded_strategy(plan, log), log)
             plan = replace(plan, spec=spec)
         notify = stack.enter_context(observing(plan, log, folder, notify, metrics))
+        stop = graceful_stop or GracefulStop()
+        judges = Judges()
+        if log.results.verdict() is None:
+            template = plan.recorded_template.digest
+            judges = stack.enter_context(judging(spec, template, path, notify, stop, retry))
         _warn(plan, unrelated, log, notify)
         if lineages:
             log.set_attr(LINEAGES, lineage_rows(lineages))
@@ -120,11 +130,12 @@ def run_study(
             return Study(
                 plan,
                 log,
-                DeviceRecorder(backend, folder),
+                judges.wrapped(DeviceRecorder(backend, folder)),
                 notify,
                 trust_log=trust_log,
-                graceful_stop=graceful_stop,
+                graceful_stop=stop,
                 retry_failed=retry_failed,
+                clock=judges.clock,
             )
 
         if log.results.verdict() is None:
@@ -152,8 +163,9 @@ def _warn(
     if unrelated:
         log.set_attr("lineage warnings", list(unrelated))
     kept = [*(log.get_attr("lineage warnings") or ()), *(log.get_attr(MENDED) or ())]
+    kept += log.get_attr("repaired") or ()
     warnings = [*kept, *plan.warnings]
-    for line in warnings:
+    for line in (*warnings, *budget_warning(plan)):
         notify(Event("warning", line))
     if warnings:
         log.set_attr("warnings", warnings)

@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from mergesearch.merging import InputError
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.tensors.parallel import usable_cores
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.runs.card_facts import facts_of
@@ -131,7 +132,7 @@ def _adapter(
 
 def _with_scores(opened: Run, record: TrialRecord, adapter: Path, written: Exported) -> Exported:
     """An adapter with what it scores on its base, beside what the merge has scored."""
-    again = rescore(opened, record, Path(f"{record.recipe.base.path}+{adapter.resolve()}"))
+    again = rescore(opened, record, Path(f"{record.recipe.base.path}+{resolved(adapter)}"))
     verdict = opened.verdict
     scores = {} if verdict is None else verdict.scores.get(again.split, {})
     recorded = scores[record.number].values if again.split == "test" else record.values
@@ -184,8 +185,8 @@ def _model_folder(
     if out is not None:
         yield out
         return
-    beside.resolve().parent.mkdir(parents=True, exist_ok=True)
-    place = Path(mkdtemp(prefix=f".{beside.name}.", dir=beside.resolve().parent))
+    resolved(beside).parent.mkdir(parents=True, exist_ok=True)
+    place = Path(mkdtemp(prefix=f".{beside.name}.", dir=resolved(beside).parent))
     try:
         exported = export_model(record.recipe, place / "model", threads=usable_cores(), head=head)
         yield exported.folder

@@ -15,6 +15,7 @@ from mergesearch.evaluators.spec.evaluators import build_evaluator
 from mergesearch.merging import Recipe
 from mergesearch.merging.tensors.accelerator import device_or_cpu
 from mergesearch.search.fidelity.rules import NeverStop, measure_in_stages
+from mergesearch.search.judging.settled import settled
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.trial_record import Score, TrialRecord
@@ -85,6 +86,7 @@ def rescore(run: Run, record: TrialRecord, exported: Path, *, whole: bool = Fals
         whole,
     )
     measurement, here = score_folder(run.plan, run.folder, record.recipe, exported, scoring)
+    measurement = settled(measurement, recorded, run.folder.path, split, record.recipe.digest)
     devices = _devices(run, record, split)
     on_card = run.plan.spec.workers.prepare == "card"
     agreement = compare_scores(recorded, measurement, devices, here, prepared_on_card=on_card)

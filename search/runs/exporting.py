@@ -8,6 +8,8 @@ from typing import Any
 
 from mergesearch.merging import InputError
 from mergesearch.merging.export.folder import export_model
+from mergesearch.merging.extensions.references import is_reference
+from mergesearch.merging.models.model_classes import is_of_diffusers
 from mergesearch.merging.tensors.parallel import usable_cores
 from mergesearch.search.plan.heads import used_heads
 from mergesearch.search.record.trial_record import TrialRecord
@@ -100,7 +102,7 @@ def export_trial(
         result["rounding"] = exported.rounding.share
         lines = [f"trial {record.number} exported to {out}, {exported.rounding.sentence()}"]
     others = _other_heads(opened, head)
-    if others:
+    if others and rescored:
         lines.append(f"not scored again: items of {', '.join(others)} need other heads")
     if rescored and record.state == "complete" and not others:
         again = _scored_again(opened, record, out, head, storing)
@@ -178,9 +180,20 @@ def _scored_again(
         result |= vars(again.agreement)
         verdict = _verdict(again.agreement)
     figures = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
-    how = "mergesearch" if record.recipe.routing else "transformers"
+    how = _loader(opened, record)
     told = f"loaded with {how} and scored again on {again.split} items: {figures} ({verdict})"
     return Exported(result, [told])
+
+
+def _loader(opened: Run, record: TrialRecord) -> str:
+    """What an exported model is loaded with."""
+    if record.recipe.routing:
+        return "mergesearch"
+    if is_reference(opened.plan.evaluator.model_class or ""):
+        return "the study's function"
+    family = opened.plan.family
+    assert family is not None
+    return "diffusers" if is_of_diffusers(family.base.config) else "transformers"
 
 
 def _other_heads(opened: Run, head: str | None) -> list[str]:

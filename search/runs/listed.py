@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -97,9 +98,9 @@ def _measured(path: Path) -> tuple[int, float]:
     for file in path.rglob("*"):
         try:
             status = file.stat()
-        except FileNotFoundError:  # a temporary file that has just got its name
+        except OSError:  # a temporary file that has just got its name, or a link to nothing
             continue
-        size += status.st_size
+        size += status.st_size if stat.S_ISREG(status.st_mode) else 0
         changed = max(changed, status.st_mtime)
     return size, changed
 

@@ -16,6 +16,7 @@ from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import TrialRecord, Verdict
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.preference import preferred
+from mergesearch.search.report.saved import check_data
 from mergesearch.search.runs.beginning import spec_of_beginning
 from mergesearch.search.runs.deciding import with_recorded_choice
 from mergesearch.search.runs.publishing import report_data
@@ -61,7 +62,13 @@ class Run:
                 f"{self.folder.path}: expected a trial from 0 to {len(self.log.records) - 1}, "
                 f"received {number}"
             )
-        return self.log.records[number]
+        record = self.log.records[number]
+        if record.lost:
+            raise RunFolderError(
+                f"{self.folder.path}: expected a trial whose record is whole, received trial "
+                f"{number}, which a repair could not recover; `mergesearch run` asks it again"
+            )
+        return record
 
     def preferred(self, pairs: Sequence[str]) -> TrialRecord:
         """The member of the recommended front that suits ``NAME=WEIGHT`` pairs best.
@@ -75,8 +82,14 @@ class Run:
         return self.log.records[preferred(self.report_data(), pairs).number]
 
     def report_data(self) -> ReportData:
-        """The data of the report and the result table."""
-        return report_data(self.folder, self.plan, self.log)
+        """The data of the report and the result table.
+
+        Raises:
+            RunFolderError: If the record lacks what its final choice names.
+        """
+        data = report_data(self.folder, self.plan, self.log)
+        check_data(data, str(self.folder.path))
+        return data
 
 
 def open_run(path: Path) -> Run:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from mergesearch.evaluators import SPLITS
-from mergesearch.merging import MergesearchError
+from mergesearch.merging import Layout, MergesearchError, Recipe
+from mergesearch.merging.recipe_file import recipe_text, shorthand_of
 from mergesearch.search.dashboard.note import note_markdown, trial_note
 from mergesearch.search.plan.known import passed_over
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.record.allowances import changes_after_test
 from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.study_attributes import LINEAGES, PREDICTED, SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import TrialSummary
-from mergesearch.search.report.coefficients import with_kept
+from mergesearch.search.report.between.expected import expected_at
+from mergesearch.search.report.coefficients import mean_coefficients, with_kept
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.front_figures import front_figure, matrix_figure
 from mergesearch.search.report.headline import export_command, recipe_command, sentences
 from mergesearch.search.report.kept import Kept
+from mergesearch.search.report.preference import parse_preference
 from mergesearch.search.report.wording import plus_minus
 from mergesearch.search.report.writing import write_report
 from mergesearch.search.retry import reason
@@ -26,6 +32,7 @@ from mergesearch.search.spec.comparison import evaluation_digest
 from mergesearch.search.study.budget import busy_seconds
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.problem import study_normaliser
+from mergesearch.spaces.groups import groupings_by_name
 
 #: Members of the front that have a note of their own in the dashboard.
 NOTED = 20
@@ -62,11 +69,13 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         transductive=plan.evaluator.transductive,
         repeats=log.get_attr("repeats") or (),
         search_items=plan.evaluator.size("search"),
-        warnings=tuple(log.get_attr("warnings") or ()),
+        warnings=(*changes_after_test(log), *(log.get_attr("warnings") or ())),
         set_aside=tuple(log.get_attr(SET_ASIDE) or ()),
         untouched=left.sentence if left is not None else "",
         lineages=tuple(log.get_attr(LINEAGES) or ()),
         predicted_seconds=log.get_attr(PREDICTED) or {},
+        means_at=lambda point: mean_coefficients(plan.space.decode(point).field).tolist(),
+        tolerances=dict(getattr(plan.evaluator, "tolerances", {})),
     )
 
 
@@ -77,14 +86,57 @@ def publish(folder: RunFolder, plan: Plan, log: TrialLog) -> None:
     data = with_kept(report_data(folder, plan, log))
     write_report(data, folder.path)
     with log.batched_writes():
-        _show(data, log)
+        _show(data, log, _attach_recipes(data, folder, plan, log))
 
 
-def _show(data: ReportData, log: TrialLog) -> None:
+def recipe_as_text(recipe: Recipe, layout: Layout | None) -> str:
+    """A merge as one would write it, or with offsets where coefficients vary inside tensors."""
+    written = None if layout is None else shorthand_of(recipe, layout, groupings_by_name(layout))
+    return recipe_text(written or recipe.to_dict())
+
+
+def expected_recipe(data: ReportData, plan: Plan, pairs: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """The merge that is expected to suit ``NAME=WEIGHT`` pairs best, and comments with its scores.
+
+    Raises:
+        InputError: If the pairs do not fit the objectives.
+        RunFolderError: If nothing can be expected.
+    """
+    preference = parse_preference(pairs, data.objectives, "--expected")
+    weights = np.array([preference.get(objective.name, 0.0) for objective in data.objectives])
+    point, told = expected_at(data, weights)
+    scores = [
+        f"# {objective.name}: {plus_minus(value, error)}"
+        for objective, value, error in zip(data.objectives, told.values, told.errors, strict=True)
+    ]
+    head = "# Expected on search items, not measured, between the trials of the search:"
+    return plan.space.decode(point), [head, *scores]
+
+
+def _attach_recipes(
+    data: ReportData, folder: RunFolder, plan: Plan, log: TrialLog
+) -> Mapping[int, str]:
+    """Offer the recipes of the winner and the front in the dashboard, once there is a winner.
+
+    Returns:
+        Trial -> address of its recipe there.
+    """
+    if data.winner is None:
+        return {}
+    front = data.recommended if len(data.objectives) > 1 else []
+    numbers = dict.fromkeys([data.winner.number, *(each.number for each in front[:NOTED])])
+    names = {number: f"recipe-of-trial-{number}.yaml" for number in numbers}
+    recipes = {number: log.records[number].recipe for number in numbers}
+    files = {name: recipe_as_text(recipes[n], plan.layout) for n, name in names.items()}
+    addresses = log.shown.attach(files, folder.artifacts)
+    return {number: addresses[name] for number, name in names.items()}
+
+
+def _show(data: ReportData, log: TrialLog, recipes: Mapping[int, str]) -> None:
     """Set the figures of the dashboard, and the notes of the study and of trials that matter."""
     winner = None if data.winner is None else data.winner.number
     several = len(data.objectives) > 1
-    log.publish_note(
+    log.shown.set_note(
         note_markdown(
             data.study,
             data.run,
@@ -98,18 +150,18 @@ def _show(data: ReportData, log: TrialLog) -> None:
     front = data.recommended if several else []
     shown = [*leading, *data.anchors, *front[:NOTED]]
     for record in {r.number: r for r in shown if r.state == "complete"}.values():
-        log.publish_note(_trial_note(data, record), record.number)
+        log.shown.set_note(_trial_note(data, record, recipes.get(record.number, "")), record.number)
     pairs = matrix_figure(data, SHOWN_TRIALS) if len(data.objectives) == 3 else None
     figures = {"front": front_figure(data, SHOWN_TRIALS), "pairs": pairs}
     for name, figure in figures.items():
         if figure is not None:
-            log.publish_figure(
+            log.shown.set_figure(
                 name, figure | {"layout": figure["layout"] | {"height": SHOWN_HEIGHT}}
             )
 
 
-def _trial_note(data: ReportData, record: TrialSummary) -> str:
-    """Name, scores, mean coefficients and commands of a trial."""
+def _trial_note(data: ReportData, record: TrialSummary, recipe: str) -> str:
+    """Name, scores, mean coefficients and commands of a trial, and the address of its recipe."""
     lines = [
         f"{objective.name} on {split} items: "
         + plus_minus(score.values[objective.name], score.errors.get(objective.name))
@@ -118,6 +170,12 @@ def _trial_note(data: ReportData, record: TrialSummary) -> str:
         for objective in data.objectives
         if objective.name in score.values
     ]
+    lines += [
+        f"misses {bound} on {split} items"
+        for split in SPLITS
+        if (score := data.score(record, split)) is not None
+        for bound in score.missed
+    ]
     kept = data.kept or Kept()
     means = zip(kept.directions, kept.means.get(record.number, ()), strict=False)
     listed = ", ".join(f"{name} {mean:.3g}" for name, mean in means)
@@ -125,9 +183,8 @@ def _trial_note(data: ReportData, record: TrialSummary) -> str:
         "Export it as a model folder": export_command(data, record.number),
         "Print its recipe": recipe_command(data, record.number),
     }
-    return trial_note(
-        label(record), [*lines, *([f"mean coefficients: {listed}"] if listed else [])], commands
-    )
+    lines += [f"mean coefficients: {listed}"] if listed else []
+    return trial_note(label(record), lines, commands, recipe)
 
 
 def publish_if_possible(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging import RunFolderError
 from mergesearch.merging.tensors.accelerator import ACCELERATOR
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.run_folder import RunFolder
@@ -15,6 +16,7 @@ from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.retry import RetryPolicy
 from mergesearch.search.spec.code import given_objects, used_plugins
 from mergesearch.search.spec.sections import StudySpec
+from mergesearch.search.strategies.base import Point
 from mergesearch.search.workers.messages import NODE_CACHE, WorkerSpec
 
 
@@ -46,13 +48,27 @@ def open_log(
         storage,
         plan.spec.name,
         plan.objectives,
-        plan.space.decode,
+        lambda point: plan.space.decode(_of_space(point, plan)),
         plan.recorded_template,
         keep_fields=plan.entry.space == "mixed",
         create=create,
         retry=retry,
         guard=guard,
     )
+
+
+def _of_space(point: Point, plan: Plan) -> Point:
+    """A recorded point, which must have the dimensions of the space.
+
+    Raises:
+        RunFolderError: If it has others.
+    """
+    if point.shape != plan.space.lower.shape:
+        raise RunFolderError(
+            f"record: expected points of {plan.space.lower.size} dimensions, received one of "
+            f"{point.size}; is this the journal of another study?"
+        )
+    return point
 
 
 def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:

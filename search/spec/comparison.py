@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mergesearch.search.spec.code import used_plugins
+from mergesearch.search.spec.contents import without_places
 from mergesearch.search.spec.sections import EXECUTION_KEYS, StudySpec
 from mergesearch.search.spec.shortening import shortened
 
@@ -15,8 +16,9 @@ from mergesearch.search.spec.shortening import shortened
 def evaluation_digest(spec: StudySpec) -> str:
     """Hash of everything that scores depend on, except the merge itself.
 
-    It covers evaluators, batch sizes, tasks and the versions of the libraries. Scores of one recipe
-    under two digests are not to be compared: batches of another size may round differently.
+    It covers evaluators, batch sizes, tasks and the versions of the libraries. Its first half goes
+    by the places of data, as all of it did in earlier versions; the second by what lies there, so
+    that moved data leave it as it is. :func:`scored_alike` compares two.
     """
     from importlib.metadata import version
 
@@ -25,7 +27,25 @@ def evaluation_digest(spec: StudySpec) -> str:
     content = {"evaluators": spec.to_dict()["evaluators"], "versions": versions}
     if spec.selection.lend is not None:
         content["lend"] = spec.selection.lend
+    moved = content | {"evaluators": without_places(content["evaluators"])}
+    return f"{_hash(content)}-{_hash(moved)}"
+
+
+def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def scored_alike(one: str, other: str) -> bool:
+    """Whether scores of one recipe under two evaluation digests may be compared.
+
+    They may not where batches have another size, which may round differently. Digests of earlier
+    versions know places alone.
+    """
+    ours = one.split("-")
+    theirs = other.split("-")
+    if len(ours) == len(theirs) == 2:
+        return ours[1] == theirs[1]
+    return ours[0] == theirs[0]
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mergesearch.evaluators.spec.evaluators import EvaluatorSpec
+from mergesearch.merging.alignment.spec import AlignSpec
+from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.foreign.sizes import sized
 from mergesearch.merging.kernels.spans import RowsSetting
-from mergesearch.merging.policies import TensorPolicies
+from mergesearch.merging.policies import TensorPolicies, split_options
 from mergesearch.search.spec.trackers import TrackerSpec
 from mergesearch.spaces.spec import SpaceSpec
 
 
 class Section(BaseModel):
-    """A section of the study file: frozen, no unknown keys."""
+    """A section of the study file: frozen, no unknown keys, finite numbers of sane size."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    most: ClassVar[Mapping[str, int]] = {}
+
+    @field_validator("*")
+    @classmethod
+    def _sized(cls, value: Any, info: ValidationInfo) -> Any:
+        return sized(value, info.field_name, cls.most)
 
 
 class OperatorSection(BaseModel):
@@ -53,6 +71,8 @@ class StrategySection(BaseModel):
 
 class BudgetSection(Section):
     """How much a study may spend."""
+
+    most: ClassVar[Mapping[str, int]] = {"evaluations": 10**15}
 
     trials: int | None = Field(
         None,
@@ -191,6 +211,14 @@ def _whole(gpus: float) -> float:
 class WorkersSection(Section):
     """The workers; changing them does not change what is searched."""
 
+    most: ClassVar[Mapping[str, int]] = {
+        "count": 100_000,
+        "cpus": 100_000,
+        "gpus": 100_000,
+        "per_gpu": 1000,
+        "threads": 10_000,
+    }
+
     backend: Literal["auto", "inline", "ray"] = Field(
         "auto",
         description="auto: ray where a count, GPUs or an address is given, else one worker in this "
@@ -266,6 +294,23 @@ class DriverSection(Section):
         ge=1,
         description="silence after which another driver may take over a study in a database",
     )
+    judge_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        # Studies without judges read, and hash, as they did before.
+        exclude_if=lambda port: port == 0,
+        description="port of this machine for the page on which people judge (evaluators of kind "
+        "preference); by default any free one",
+    )
+    judge_ahead: int = Field(
+        1,
+        ge=0,
+        le=100,
+        exclude_if=lambda count: count == 1,
+        description="how many trials may wait for a person's choices while workers make the "
+        "outputs of more; 0 asks for the next trial only when the last one is judged",
+    )
 
 
 def _named(value: Any) -> Any:
@@ -290,6 +335,16 @@ def _experts(value: Any) -> Any:
     return named
 
 
+class ExpertSection(BaseModel):
+    """An expert with options of its own."""
+
+    path: str = Field(description="folder, .safetensors file, org/name@revision or MODEL+ADAPTER")
+    unlock: bool = Field(False, description="bring its heads to the base's (special.unlock)")
+    align: AlignSpec | str | None = Field(
+        None, description="bring its units into the base's order (special.align)"
+    )
+
+
 class StudySpec(Section):
     """A whole study, resolved."""
 
@@ -299,8 +354,15 @@ class StudySpec(Section):
         None, description="folder, .safetensors file or org/name@revision of the common base"
     )
     experts: Annotated[
-        dict[str, str], BeforeValidator(_experts, json_schema_input_type=dict[str, str] | list[str])
-    ] = Field(default_factory=dict, description="name -> checkpoint of each expert")
+        dict[str, str],
+        BeforeValidator(
+            _experts, json_schema_input_type=dict[str, str | ExpertSection] | list[str]
+        ),
+    ] = Field(
+        default_factory=dict,
+        description="name -> checkpoint of each expert, or {path: ..., align: METHOD, unlock: "
+        "true} (special.align, special.unlock)",
+    )
     operator: Annotated[
         OperatorSection, BeforeValidator(_named, json_schema_input_type=OperatorSection | str)
     ] = Field(
@@ -355,6 +417,20 @@ class StudySpec(Section):
     trackers: list[TrackerSpec] = Field(
         default_factory=list, description="experiment trackers that follow the study"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_experts(cls, data: Any) -> Any:
+        """Move options of single experts to the policies that they stand for."""
+        if not isinstance(data, Mapping):
+            return data
+        try:
+            experts, special = split_options(data.get("experts"), data.get("special"))
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        moved = {"experts": experts, "special": special}
+        return {**data, **{key: value for key, value in moved.items() if value is not None}}
+
     storage: str | None = Field(
         None,
         description="a database's URL, ${NAME} is read from the environment; default: a journal in "

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from mergesearch.evaluators.data.labels import classes_of_checkpoint
@@ -21,6 +20,10 @@ from mergesearch.merging import InputError
 from mergesearch.merging.checkpoints.locations import absolute_path, split_path
 from mergesearch.merging.errors import did_you_mean
 from mergesearch.merging.extensions.references import find, is_reference, located
+from mergesearch.merging.foreign.nested import DEPTH
+from mergesearch.merging.foreign.paths import resolved
+from mergesearch.merging.foreign.shown import cut, name_shown, printable
+from mergesearch.merging.foreign.yaml_text import parse_yaml
 from mergesearch.merging.models.calibration_spec import absolute as in_full
 from mergesearch.merging.policies import located_special
 from mergesearch.search.spec.renamed import refuse_old_names
@@ -33,6 +36,10 @@ from mergesearch.search.spec.sections import (
 )
 from mergesearch.search.spec.shortening import shortened
 from mergesearch.search.spec.trackers import TrackerSpec
+from mergesearch.spaces.section import SpaceSpec
+
+#: Problems of one study that are listed.
+MOST_PROBLEMS = 20
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -42,12 +49,16 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         InputError: If the text has no ``=`` or walks through something that is not a section.
     """
     key, separator, text = override.partition("=")
+    where = f"--set {name_shown(override)}"
     if not separator or not key:
-        raise InputError(f"--set {override}: expected KEY=VALUE, for example budget.trials=50")
+        raise InputError(f"{where}: expected KEY=VALUE, for example budget.trials=50")
     *parents, last = key.split(".")
+    if len(parents) > DEPTH:
+        raise InputError(f"{where}: expected at most {DEPTH} levels of nesting, received more")
+    value = parse_yaml(text, where)
     node: Any = data
     for depth, part in enumerate(parents):
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        if isinstance(node, list) and _is_index(part, node):
             node = node[int(part)]
         elif isinstance(node, dict):
             if part in BARE and isinstance(node.get(part), str):
@@ -55,19 +66,22 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                 node[part] = {BARE[part]: node[part]}
             node = node.setdefault(part, {})
         else:
-            raise InputError(
-                f"--set {override}: {'.'.join(parents[: depth + 1])} is not a section of the study "
-                "file"
-            )
-    value = yaml.safe_load(text)
+            raise _no_section(where, parents[: depth + 1])
     if isinstance(node, dict):
         node[last] = value
-    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    elif isinstance(node, list) and _is_index(last, node):
         node[int(last)] = value
     else:
-        raise InputError(
-            f"--set {override}: {'.'.join(parents)} is not a section of the study file"
-        )
+        raise _no_section(where, parents)
+
+
+def _is_index(text: str, values: Sequence[Any]) -> bool:
+    return text.isdecimal() and len(text) < 10 and int(text) < len(values)
+
+
+def _no_section(where: str, parents: Sequence[str]) -> InputError:
+    key = name_shown(".".join(parents))
+    return InputError(f"{where}: {key} is not a section of the study file")
 
 
 def validate(data: Mapping[str, Any], where: str) -> StudySpec:
@@ -85,8 +99,11 @@ def validate(data: Mapping[str, Any], where: str) -> StudySpec:
 
 
 def all_of(where: str, problems: Sequence[str]) -> str:
-    """A message with a line for each problem; ``where`` begins each."""
-    return "\n".join(f"{where}: {problem}" for problem in problems)
+    """A message with a line for each problem, twenty at most; ``where`` begins each."""
+    shown = list(problems[:MOST_PROBLEMS])
+    if len(problems) > MOST_PROBLEMS:
+        shown.append(f"{len(problems) - MOST_PROBLEMS} more problems; mend those above first")
+    return "\n".join(f"{where}: {problem}" for problem in shown)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -103,12 +120,13 @@ def _line(problem: Any, model: type[BaseModel]) -> str:
     whole = problem["type"] == "value_error" and isinstance(problem["input"], dict)
     if whole and len(loc) > 1 and isinstance(loc[-2], int):
         loc = loc[:-1]  # the tag of a union
-    key = ".".join(str(part) for part in _path(loc))
+    key = ".".join(name_shown(str(part)) for part in _path(loc))
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; {did_you_mean(str(loc[-1]), known_keys(model, loc[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: required key is missing"
-    message = f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    told = cut(printable(problem["msg"], keep="\n"))
+    message = f"{key}: {told[0].lower()}{told[1:]}"
     # What is wrong with a whole section is said in the message; the section would hide it.
     return message if whole else f"{message}, received {shortened(problem['input'])}"
 
@@ -167,13 +185,13 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
     """
 
     def absolute(path: str) -> str:
-        resolved = absolute_path(path, folder)
-        unchanged = resolved == path
-        return str((folder / path).resolve()) if unchanged and path.startswith(".") else resolved
+        whole = absolute_path(path, folder)
+        unchanged = whole == path
+        return str(resolved(folder / path)) if unchanged and path.startswith(".") else whole
 
     base = None if spec.base is None else absolute(spec.base)
     experts = {name: absolute(path) for name, path in spec.experts.items()}
-    resolved = spec.model_copy(
+    whole = spec.model_copy(
         update={
             "base": base,
             "experts": experts,
@@ -181,6 +199,7 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             "operator": OperatorSection(
                 name=spec.operator.name, **in_full(spec.operator.options, folder)
             ),
+            "space": _resolve_space(spec.space, folder),
             "start": _resolve_start(spec.start, folder),
             "trackers": [_resolve_tracker(tracker, folder) for tracker in spec.trackers],
             "evaluators": [
@@ -191,8 +210,16 @@ def resolve(spec: StudySpec, folder: Path) -> StudySpec:
             ],
         }
     )
-    _check_code(resolved)
-    return _with_code(resolved, folder)
+    _check_code(whole)
+    return _with_code(whole, folder)
+
+
+def _resolve_space(spec: SpaceSpec, folder: Path) -> SpaceSpec:
+    """The section with the folders of its items made absolute."""
+    if spec.bits is None or spec.bits.calibration is None:
+        return spec
+    located = in_full({"calibration": spec.bits.calibration}, folder)
+    return spec.model_copy(update={"bits": spec.bits.model_copy(update=located)})
 
 
 def _check_code(spec: StudySpec) -> None:
@@ -259,23 +286,23 @@ def _resolve_start(start: StartSection | None, folder: Path) -> StartSection | N
     def found(run: str) -> str:
         beside = folder / run
         here = Path(run)
-        return str((here if here.exists() and not beside.exists() else beside).resolve())
+        return str(resolved(here if here.exists() and not beside.exists() else beside))
 
-    resolved: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     if start.run is not None:
-        resolved["run"] = found(start.run)
+        changed["run"] = found(start.run)
     for key in ("priors", "scores"):
         runs = getattr(start, key)
         if runs is not None:
-            resolved[key] = [found(run) for run in runs]
-    return start.model_copy(update=resolved)
+            changed[key] = [found(run) for run in runs]
+    return start.model_copy(update=changed)
 
 
 def _resolve_tracker(tracker: TrackerSpec, folder: Path) -> TrackerSpec:
     """The tracker with its folder, which is relative to the study file."""
     if tracker.folder is None:
         return tracker
-    return tracker.model_copy(update={"folder": str((folder / tracker.folder).resolve())})
+    return tracker.model_copy(update={"folder": str(resolved(folder / tracker.folder))})
 
 
 def _has_config(path: str) -> bool:
@@ -321,7 +348,7 @@ def _resolve_evaluator(
             update["data"] = _with_classes(update["data"], spec, experts)
     for key in ("include_path", "folder"):
         if getattr(spec, key, None) is not None:
-            update[key] = str((folder / getattr(spec, key)).resolve())
+            update[key] = str(resolved(folder / getattr(spec, key)))
     # Merges for each input read texts only where they answer by class prompts.
     if hasattr(spec, "tokenizer") and getattr(spec, "prompts", True) is not None:
         update["tokenizer"] = base if spec.tokenizer is None else absolute(spec.tokenizer)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mergesearch.merging import InputError
+from mergesearch.search.spec.storage_url import split_url
 
 #: Tracker -> options that mean something to it, beside ``name``, ``run`` and ``folder``.
 OPTIONS = {
@@ -56,7 +56,7 @@ class TrackerSpec(BaseModel):
 
     @model_validator(mode="after")
     def _without_password(self) -> TrackerSpec:
-        password = urlsplit(self.uri).password if self.uri else None
+        password = split_url(self.uri, "trackers: uri").password if self.uri else None
         if password and "${" not in password:
             # Not a ValueError: those are shown with what was received.
             raise InputError(

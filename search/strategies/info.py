@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mergesearch.merging import InputError
 from mergesearch.search.strategies.base import Strategy
+
+_LEAST = re.compile(r"(\d+)( d\b| for every expert)?")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class StrategyInfo:
         objectives: ``one`` (several are combined by the study's weights), ``several`` (searches for
             a front), ``any``.
         dims: Smallest and largest sensible dimension; None: no upper end.
-        budget: Sensible number of trials, in words.
+        budget: Sensible number of trials, in words that begin with the least, as a number or with
+            ``d`` (coefficients) or ``for every expert`` behind it.
         space: What its points are: ``coefficients`` (any box), or a space of its own that the study
             then searches.
         most: Largest dimension that it accepts; None: any.
@@ -48,6 +52,14 @@ class StrategyInfo:
     slow: str = ""
     preset: Mapping[str, Any] = field(default_factory=dict)
     given: type[Strategy] | None = field(default=None, compare=False, repr=False)
+
+    def least(self, dimensions: int, experts: int) -> int:
+        """The least sensible number of trials; 0 where any will do."""
+        found = _LEAST.match(self.budget)
+        if found is None:
+            return 0
+        times = {" d": dimensions, " for every expert": experts}
+        return int(found[1]) * times.get(found[2] or "", 1)
 
     def load(self) -> type[Strategy]:
         """Import the class."""

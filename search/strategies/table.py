@@ -16,6 +16,7 @@ from mergesearch.merging import InputError
 from mergesearch.merging.errors import did_you_mean
 from mergesearch.merging.extensions.references import is_reference
 from mergesearch.merging.extensions.table import Table
+from mergesearch.merging.foreign.shown import name_shown, shown
 from mergesearch.search.strategies.base import Problem, Strategy
 from mergesearch.search.strategies.info import StrategyInfo, as_strategy_info
 
@@ -338,6 +339,8 @@ _ALL = (
 )
 
 
+#: Sizes of populations and the like above this are slips, and would exhaust the memory.
+LARGEST_OPTION = 10_000_000
 #: The name that lets a rule choose (:mod:`mergesearch.search.strategies.auto`).
 AUTO = "auto"
 
@@ -361,7 +364,7 @@ def get_strategy_info(name: str) -> StrategyInfo:
             "study with allow_code: true may name one of a module, and a program may give one"
         )
     hint = did_you_mean(name, [*STRATEGIES, AUTO])
-    raise InputError(f"strategy.name: expected a strategy, received {name!r}; {hint}")
+    raise InputError(f"strategy.name: expected a strategy, received {shown(name)}; {hint}")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -386,18 +389,26 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         key: (hints[key], parameter.default) for key, parameter in known.items()
     }
     model = create_model(
-        f"{name} options", __config__=ConfigDict(extra="forbid", strict=False), **fields
+        f"{name} options",
+        __config__=ConfigDict(extra="forbid", strict=False, allow_inf_nan=False),
+        **fields,
     )
     try:
         validated: dict[str, Any] = model.model_validate(dict(options)).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(name_shown(str(part)) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(
                 f"strategy.{key}: unknown option of {name}; {did_you_mean(key, known)}"
             ) from None
-        raise InputError(f"strategy.{key}: {first['msg']}, received {first['input']!r}") from None
+        received = shown(first["input"])
+        raise InputError(f"strategy.{key}: {first['msg']}, received {received}") from None
+    for key, value in validated.items():
+        if isinstance(value, int) and not -LARGEST_OPTION <= value <= LARGEST_OPTION:
+            raise InputError(
+                f"strategy.{key}: expected at most {LARGEST_OPTION}, received {shown(value)}"
+            )
     return validated
 
 

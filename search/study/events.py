@@ -16,7 +16,7 @@ class Event:
         kind: ``phase`` (a new phase began), ``trial`` (a trial ended), ``score`` (a re-evaluation
             ended), ``workers`` (where they are, started or lost), ``loading`` (how far workers are
             with what they need before their first trial), ``metrics`` (where they are served),
-            ``warning``.
+            ``judging`` (where people judge), ``warning``.
         text: Name of the phase or split, else a message.
         record: The trial that the event is about.
         done, total: Progress within the phase, or of what is loaded.

@@ -17,10 +17,12 @@ class GracefulStop:
 
     Attributes:
         requested: Whether the study is to start no more trials.
+        listeners: Called by the handler of the first signal; they may do no more than wake a wait.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.listeners: list[Callable[[], None]] = []
 
     @contextmanager
     def on_signals(
@@ -37,6 +39,8 @@ class GracefulStop:
             if self.requested or seconds <= 0:
                 interrupt(signum, frame)
             self.requested = True
+            for listener in self.listeners:
+                listener()
             signal.setitimer(signal.ITIMER_REAL, seconds)
             notify()
 

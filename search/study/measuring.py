@@ -5,6 +5,7 @@ No strategy learns from them. Each is recorded and made once in the life of a st
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +18,9 @@ from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.study.context import StudyContext
 from mergesearch.search.study.events import Event
 from mergesearch.search.workers.messages import Outcome, Task
+
+#: A line of a traceback that says where an error was raised.
+_PLACE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 class Measurer:
@@ -57,11 +61,7 @@ class Measurer:
 
         def finish(outcome: Outcome) -> None:
             if outcome.measurement is None:
-                failure = outcome.failure
-                reason = "" if failure is None else f"{failure.message}\n{failure.detail}".rstrip()
-                raise StudyFailedError(
-                    f"{outcome.task} could not be measured on {split} items: {reason}"
-                )
+                raise _unmeasured(outcome, split)
             results.set_reference(split, outcome.task, outcome.measurement.means)
 
         self._context.pump.run(next_task, finish)
@@ -153,6 +153,18 @@ class Measurer:
         self._context.notify(Event("phase", name, done=done, total=total))
 
 
+def _unmeasured(outcome: Outcome, split: Split) -> StudyFailedError:
+    """The error of a reference that failed: the cause, where it was raised, and what to do."""
+    failure = outcome.failure
+    message = "" if failure is None else " ".join(failure.message.split())
+    places = [] if failure is None else _PLACE.findall(failure.detail)
+    place = f" ({places[-1][0]}:{places[-1][1]})" if places else ""
+    return StudyFailedError(
+        f"{outcome.task} could not be measured on {split} items: {message[:300]}{place}; "
+        "objectives or bounds are relative to it: mend that, and run again, which goes on from here"
+    )
+
+
 def score_of(measurement: Measurement) -> Score:
     """The score that is recorded of a re-evaluation."""
     return Score(
@@ -161,4 +173,5 @@ def score_of(measurement: Measurement) -> Score:
         measurement.items,
         measurement.violations,
         measurement.weights,
+        measurement.resampled,
     )

@@ -27,6 +27,7 @@ from mergesearch.search.strategies.base import (
 )
 from mergesearch.search.study.asking import item_count_of
 from mergesearch.search.study.problem import result_of_others, trial_result
+from mergesearch.search.study.restoring import Restorer
 from mergesearch.search.workers.gradient_steps import GradientSteps
 
 #: How far a replayed point may lie from the recorded one, relative to the range of its coordinate.
@@ -41,13 +42,23 @@ class Replay:
         normaliser: Scale of the objectives.
         items: Number of search items.
         trust_log: Go on from the recorded points even where replay does not reproduce them.
+        restorer: Measures what a repair of the journal could not recover.
     """
 
-    def __init__(self, plan: Plan, normaliser: Normaliser, items: int, *, trust_log: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        normaliser: Normaliser,
+        items: int,
+        *,
+        trust_log: bool,
+        restorer: Restorer,
+    ) -> None:
         self._plan = plan
         self._normaliser = normaliser
         self._items = items
         self._trust_log = trust_log
+        self._restorer = restorer
 
     def run(
         self,
@@ -73,10 +84,7 @@ class Replay:
         gradient_steps: dict[int, GradientSteps] = {}
         asks = deque(record for record in records if record.retry_of is None)
         budgets = _Budgets(strategy, changes)
-        tells = sorted(
-            (record for record in records if record.tell_index is not None),
-            key=lambda record: record.tell_index or 0,
-        )
+        tells = _in_order(records)
         width = np.maximum(problem.upper - problem.lower, np.finfo(float).tiny)
         for told in range(len(tells) + 1):
             budgets.reach(told)
@@ -84,13 +92,19 @@ class Replay:
                 record = asks.popleft()
                 suggestions = strategy.ask(1)
                 budgets.asked += 1
+                if record.lost:
+                    record = self._restorer.ask(record, suggestions)
                 self._check(record, suggestions, width)
                 steps = suggestions[0].gradient_steps if suggestions else None
                 if steps is not None and record.state == "running":
                     gradient_steps[record.number] = steps
                 budgets.reach(told)
             if told < len(tells):
-                strategy.tell(self._results(tells[told]))
+                record = tells[told]
+                if record.state == "running":
+                    steps = gradient_steps.pop(record.number, None)
+                    record = self._restorer.measure(record.number, steps)
+                strategy.tell(self._results(record))
         if asks:
             raise ReplayError(
                 f"trial {asks[0].number} was asked after {asks[0].tells_at_ask} results, the log "
@@ -125,6 +139,33 @@ class Replay:
                 np.all(np.abs(suggestions[0].point - record.point) <= REPLAY_TOLERANCE * width)
             )
         )
+
+
+def _in_order(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trials in the order in which the strategy was told them.
+
+    One whose result a repair could not recover stands where it was told, without a result.
+
+    Raises:
+        ReplayError: If a place has no trial, or two.
+    """
+    places: dict[int, TrialRecord] = {}
+    for record in records:
+        place = record.told_at if record.state == "running" else record.tell_index
+        if place is not None and place in places:
+            raise ReplayError(
+                f"trial {record.number}: expected a place of its own in the order of results, "
+                f"received {place}, which trial {places[place].number} has; start another --run"
+            )
+        if place is not None:
+            places[place] = record
+    missing = next((place for place in range(len(places)) if place not in places), None)
+    if missing is not None:
+        raise ReplayError(
+            f"the log lacks result {missing} of those that the strategy was told; start another "
+            "--run, with `start.scores` for what this one has"
+        )
+    return [places[place] for place in range(len(places))]
 
 
 class _Budgets:

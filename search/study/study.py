@@ -8,7 +8,8 @@ again the trials that were in flight, and goes on as if nothing had happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from mergesearch.merging import StudyFailedError
 from mergesearch.search.front import Normaliser
@@ -33,6 +34,7 @@ from mergesearch.search.study.problem import study_normaliser, study_problem
 from mergesearch.search.study.reference_scores import reference_mismatches
 from mergesearch.search.study.replay import Replay, one_blas_thread
 from mergesearch.search.study.reporting import TrialReporter, check_anchors, first_failure
+from mergesearch.search.study.restoring import Restorer
 from mergesearch.search.study.searching import SearchPhase
 from mergesearch.search.study.selection import choose_leaders, choose_winner, front_numbers
 from mergesearch.search.study.task_pump import TaskPump
@@ -50,6 +52,7 @@ class Study:
         trust_log: Go on from the recorded points even where replay does not reproduce them.
         graceful_stop: Asks the study to stop once its running trials have finished.
         retry_failed: Measure trials that failed again, before the search goes on.
+        clock: Seconds that the budget counts.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Study:
         trust_log: bool = False,
         graceful_stop: GracefulStop | None = None,
         retry_failed: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._plan = plan
         self._log = log
@@ -81,6 +85,7 @@ class Study:
             log.records,
             lambda count: plan.evaluator.cost("search", count),
             reserve=0 if log.get_attr(SEARCHED) else plan.recommended_trials,
+            clock=clock,
         )
         self._horizon = Horizon(plan, log, lambda: self._budget.expected(backend.slots))
 
@@ -148,7 +153,14 @@ class Study:
         problem = study_problem(self._plan, anchors, normaliser, self._horizon.first)
         options = check_options(section.name, section.options)
         strategy = build_strategy(section.name, options, problem, self._plan.spec.seed)
-        replay = Replay(self._plan, normaliser, items, trust_log=self._trust_log)
+        early_stopping = EarlyStopping(self._plan, normaliser, items)
+        replay = Replay(
+            self._plan,
+            normaliser,
+            items,
+            trust_log=self._trust_log,
+            restorer=Restorer(self._context, self._measurer, early_stopping, self._budget),
+        )
         gradient_steps = replay.run(
             strategy, problem, trials_of_search(records), self._horizon.changes
         )
@@ -157,7 +169,7 @@ class Study:
             self._measurer,
             strategy,
             self._budget,
-            EarlyStopping(self._plan, normaliser, items),
+            early_stopping,
             self._horizon.last,
             gradient_steps,
             retry_failed=self._retry_failed,
@@ -207,10 +219,8 @@ class Study:
             for record in records
             if record.kind == "anchor" and record.state == "complete"
         ]
-        if not leaders and not anchors:
-            raise StudyFailedError(
-                f"no trial succeeded; the first failure: {first_failure(records)}"
-            )
+        if not anchors and (plan.anchors or not leaders):
+            raise StudyFailedError(_without_anchors(leaders, first_failure(records)))
         self._measurer.measure_references("validation")
         validation = self._measurer.evaluate("validation", sorted({*anchors, *leaders}))
         with one_blas_thread():
@@ -241,3 +251,15 @@ class Study:
         )
         self._log.results.set_verdict(verdict)
         return verdict
+
+
+def _without_anchors(leaders: Sequence[int], failure: str) -> str:
+    """Why a study without a complete anchor has no winner: there is nothing that it beats."""
+    if not leaders:
+        return f"no trial succeeded; the first failure: {failure}"
+    listed = ", ".join(str(number) for number in leaders)
+    return (
+        f"no anchor could be measured, so nothing is known that a winner is better than: {failure};"
+        f" the best trials are {listed} (`mergesearch export RUN --trial {leaders[0]}`), and "
+        "`mergesearch show --failed` lists the failures"
+    )

@@ -279,7 +279,7 @@ class Worker:
 
         resident = recipe.basis_key == self._spec.template.basis_key
         if resident and (not exact or rows_are_exact(self._spec.rows)):
-            merged.write(recipe.field)
+            merged.write(recipe.field, recipe.bits)
             return
         family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))
         base = family.base
@@ -288,7 +288,7 @@ class Worker:
         tensors = merge_stream(
             base, experts, recipe.operator, recipe.options, recipe.field, layout, family.special
         )
-        merged.write_tensors(tensors)
+        merged.write_tensors(tensors, recipe.bits)
 
     def _check_finite(self, measurement: Measurement, whole: bool) -> None:
         """Refuse values that are not finite.

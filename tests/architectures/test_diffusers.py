@@ -17,7 +17,8 @@ from tests.architectures.denoisers import DENOISERS, INSTALLED
 from tests.architectures.evaluations import EXPERTS
 from tests.architectures.names_of import LAYOUTS
 from tests.architectures.plain import Build
-from tests.search.cli.test_cli import refused
+from tests.architectures.trial import make_family, write_study_of
+from tests.search.cli.test_cli import mergesearch, refused
 
 needs_diffusers = pytest.mark.skipif(not INSTALLED, reason="needs diffusers")
 
@@ -85,3 +86,16 @@ def test_layouts_are_those_of_diffusers(name: str) -> None:
     roles = roles_of([tensor for tensor, _ in DENOISERS[name].build().named_parameters()])
     towers = {tower: len(blocks) for tower, blocks in block_axes(roles.values()).items()}
     assert towers == LAYOUTS[name]
+
+
+@needs_diffusers
+@pytest.mark.slow
+def test_an_export_is_loaded_with_diffusers_and_scored_again(tmp_path: Path) -> None:
+    make_family(DENOISERS["diffusers_dit"], tmp_path)
+    file = write_study_of("diffusers_dit", tmp_path)
+    run = tmp_path / "run"
+    code, _, err = mergesearch("run", file, "--run", run, "--progress", "quiet")
+    assert code == 0, err
+    code, out, err = mergesearch("export", run, "--out", tmp_path / "best")
+    assert code == 0, err
+    assert "loaded with diffusers and scored again on test items" in out

@@ -41,7 +41,7 @@ def try_out(name: str, folder: Path, steps: Sequence[str] = STEPS) -> dict[str, 
         _write_layout(name, folder)
     else:
         make_family(architecture, folder)
-    study = _write_study(name, folder)
+    study = write_study_of(name, folder)
     acts: dict[str, Callable[[], None]] = {
         "check": partial(_command, "check", str(study)),
         "study": partial(_run, study),
@@ -138,7 +138,7 @@ def _special(folder: Path) -> dict[str, str]:
     return {"batch_norm": "base"} if any("running_mean" in name for name in names) else {}
 
 
-def _write_study(name: str, folder: Path) -> Path:
+def write_study_of(name: str, folder: Path) -> Path:
     """The study file of a family, with the evaluators of its kind."""
     evaluators = sections_of(name, folder)
     study = {

@@ -74,14 +74,15 @@ class TestBackendContract:
     def test_every_task_comes_back_once_with_its_own_result(
         self, backend: Callable[..., Backend]
     ) -> None:
-        pool = backend(faults={"nan": 0.2, "error": 0.2})
+        options = {"faults": {"nan": 0.2, "error": 0.2}, "noise": 0.5}
+        pool = backend(**options)
         assert pool.slots >= 1
         for number in range(24):
             pool.submit(task(number))
         outcomes = drain(pool, 24)
         from mergesearch.search.workers.worker import Worker
 
-        reference = Worker(spec(Path(), faults={"nan": 0.2, "error": 0.2}))
+        reference = Worker(spec(Path(), **options))
         kinds = set()
         for number in range(24):
             expected = reference.run(task(number))
@@ -99,10 +100,7 @@ class TestBackendContract:
                 kinds.add(outcome.failure.kind)
             assert set(outcome.seconds) == {"merge", "evaluate", "overhead"}
         assert kinds == {"infeasible", "error"}
-
-    def test_splits_reach_the_evaluator(self, backend: Callable[..., Backend]) -> None:
-        pool = backend(noise=0.5)
-        for place, split in enumerate(("search", "validation", "test")):
+        for place, split in enumerate(("search", "validation", "test")):  # these reach it too
             pool.submit(Task(str(place), task(1).recipe, split))  # type: ignore[arg-type]
         values = [
             next(iter(o.measurement.values.values()))
@@ -124,6 +122,7 @@ class TestBackendContract:
     ) -> None:
         data = str(tmp_path / "nothing")
         broken = WorkerSpec(TEMPLATE, ({"kind": "classification", "data": data},), str(tmp_path))
+        section = section if section.count is None else section.model_copy(update={"count": 1})
         # Inline raises the original exception, Ray a worker's message.
         with pytest.raises((StudyFailedError, InputError, FileNotFoundError), match="nothing"):
             open_backend(section, broken)
@@ -161,11 +160,11 @@ class TestRayPool:
         self, pool: Callable[..., Backend]
     ) -> None:
         workers = pool(faults={"kill": 0.25})
-        for number in range(12):
+        for number in range(5):  # one of them kills
             workers.submit(task(number))
-        outcomes = drain(workers, 12)
+        outcomes = drain(workers, 5)
         lost = [outcome for outcome in outcomes.values() if outcome.failure is not None]
-        assert 1 <= len(lost) <= 8
+        assert len(lost) == 1
         assert all(outcome.failure.kind == "lost" for outcome in lost if outcome.failure)
         assert all("died 2 times" in outcome.failure.message for outcome in lost if outcome.failure)
 

@@ -71,6 +71,7 @@ CASES = {
     "tasks": ["lm_eval"],
     "tasks in the harness's loop": ["lm_eval"],
     "generation": ["generation"],
+    "people": ["preference"],
     "perplexity": ["perplexity"],
     "segmentation": ["segmentation"],
     "a program": ["command"],
@@ -134,6 +135,16 @@ def sections(case: str) -> list[dict[str, Any]]:
             )
         ],
         "tasks in the harness's loop": [lm_section(FOLDER, {"task": "choose", "tier": "two"})],
+        "people": [
+            {
+                "kind": "preference",
+                "data": "texts",
+                "tokenizer": str(FOLDER / "tokenizer"),
+                "domain": "domain",
+                "choices": 3,
+                "max_new_tokens": 4,
+            }
+        ],
         "generation": [
             texts(
                 "generation",
@@ -460,7 +471,7 @@ class TestEvaluatorContract:
         candidate = candidates(evaluator, model)[0]
         measured = [evaluator.evaluate(candidate, split) for split in SPLITS]
         answers = [
-            (m.values, {name: scores.tolist() for name, scores in m.items.items()})
+            (m.values, {name: scores.tolist() for name, scores in m.items.items()}, m.exhibits)
             for m in measured
         ]
         for index in range(3):
@@ -474,10 +485,10 @@ class TestEvaluatorContract:
             replace(candidate_at([0.2 + index / 2] * 4).recipe, base=base) for index in (0, 1)
         ]
         one, two = (
-            evaluator.evaluate(Candidate(recipe, model), "search").values
+            evaluator.evaluate(Candidate(recipe, model), "search")
             for recipe, model in zip(recipes, models, strict=True)
         )
-        assert one != two
+        assert (one.values, one.exhibits) != (two.values, two.exhibits)
 
     def test_composites_are_made_for_several_sections_alone(
         self, evaluator: Evaluator, case: str

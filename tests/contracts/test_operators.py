@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mergesearch.merging import Field, Layout, RecipeError
 from mergesearch.merging.in_memory import merge_stream
@@ -32,6 +30,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "column": (9, 1),
 }
 EXPERTS = 3
+#: Of the families for which a declared identity has to hold.
+SEEDS = (0, 1, 3_735_928_559)
 
 #: What operators with required hyperparameters are given, made from the experts of a family.
 REQUIRED: dict[str, Callable[[Sequence[Tensors]], dict[str, Any]]] = {
@@ -40,12 +40,14 @@ REQUIRED: dict[str, Callable[[Sequence[Tensors]], dict[str, Any]]] = {
     "fisher": lambda experts: {"calibration": calibration(experts)},
     "regmean": lambda experts: {"calibration": calibration(experts)},
     "regmean_pp": lambda experts: {"calibration": calibration(experts)},
+    "dop": lambda experts: {"order": [expert.name for expert in experts], "steps": 9},
     "opcm": lambda experts: {"order": [expert.name for expert in experts]},
 }
 
 #: Numbers of experts that an operator is tried with, where it does not take any.
 COUNTS: dict[str, int] = {
     "layer_swap": 2,
+    "opcm_add": 2,
     "slerp": 1,
 }
 
@@ -294,15 +296,8 @@ def test_declares_exactly_the_identities_that_hold(case: Case, identity: str) ->
     if identity not in case.identities:
         assert not check(case, 0), f"{case.operator.name} has the identity {identity}: declare it"
         return
-
-    @settings(
-        max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
-    @given(seed=st.integers(0, 2**32 - 1))
-    def holds(seed: int) -> None:
-        assert check(case, seed)
-
-    holds()
+    for seed in SEEDS:
+        assert check(case, seed), f"seed {seed}"
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=list(OPERATORS))

@@ -84,7 +84,11 @@ CASES = {f"kind {kind.name}": example(kind) for kind in KINDS} | {
     name: Case(section) for name, section in SECTIONS.items()
 }
 #: Those whose points are coefficients, or stand for them smoothly.
-COEFFICIENTS = [name for name, case in CASES.items() if case.searched == "coefficients"]
+COEFFICIENTS = [
+    name
+    for name, case in CASES.items()
+    if case.searched == "coefficients" and "bits" not in case.section
+]
 
 
 def gram(boundaries: np.ndarray) -> np.ndarray:

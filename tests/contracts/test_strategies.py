@@ -96,7 +96,7 @@ class TestStrategyContract:
     ) -> None:
         problem = self.problem(name, dim)
         strategy = make(name, options, problem)
-        for _ in range(steps(name)):
+        for _ in range(steps(name) if dim < 1000 else SLOW_STEPS):
             suggestions = strategy.ask(2)
             assert [s.point.shape for s in suggestions] == [(problem.dim,)] * 2
             assert np.all(points(suggestions) >= problem.lower)

@@ -230,6 +230,12 @@ AGREEMENTS = (
     Agreement("fusion-bench-dare-all", "dare", 0.3, {"drop": 0.0}),
     # Its DARE-TIES trims what DARE left; that it can keep everything fails there.
     Agreement("fusion-bench-dare-ties-all", "ties", 0.3, {"density": 0.197, "merge": "sum"}),
+    Agreement(
+        "fusion-bench-dare-ties-all",
+        "dare_ties",
+        0.3,
+        {"drop": 0.0, "density": 0.197, "merge": "sum", "vectors": "drop"},
+    ),
     Agreement("fusion-bench-slerp", "slerp", 0.3),
     Agreement("fusion-bench-model-stock-two", "model_stock", 1.0),
     Agreement("fusion-bench-emr", "emr", 1.0),
@@ -239,6 +245,20 @@ AGREEMENTS = (
     Agreement("fusion-bench-iso-cts", "iso_cts", 1.5, {"common": 0.8, **ALL}, SPECTRAL),
     Agreement(
         "fusion-bench-knots", "knots", 0.6, {"inner": "ties", "density": 0.197, **ALL}, SPECTRAL
+    ),
+    Agreement("fusion-bench-magmax", "magmax", 0.5),
+    Agreement("fusion-bench-svc", "svc", 1.0, {"alpha": 0.1}, SPECTRAL),
+    Agreement(
+        "fusion-bench-dop",
+        "dop",
+        1.0,
+        {
+            "order": ["one", "two", "three"],
+            "decay": 0.95,
+            "energy": 0.9,
+            "steps": 25,
+        },
+        ITERATIVE,
     ),
     Agreement(
         "fusion-bench-opcm", "opcm", 1.0, {"alpha": 0.5, "order": ["one", "two", "three"]}, SPECTRAL
@@ -672,8 +692,20 @@ def test_dare_passes_norms_and_biases() -> None:
 # The files themselves
 # ----------------------------------------------------------------------------
 
-#: Neither package has them.
-WITHOUT_PEER = frozenset({"blend", "lora_sparse", "optmerge", "pcb", "stack", "varm", "widen"})
+#: Neither package has them; OPCM one expert at a time is compared with OPCM.
+WITHOUT_PEER = frozenset(
+    {
+        "blend",
+        "localize_and_stitch",
+        "lora_sparse",
+        "opcm_add",
+        "optmerge",
+        "pcb",
+        "stack",
+        "varm",
+        "widen",
+    }
+)
 
 
 def test_adamerging_learns_what_their_loop_learns(tmp_path: Path) -> None:

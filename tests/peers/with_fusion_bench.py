@@ -12,6 +12,7 @@ from fusion_bench.method.adamerging.layer_wise_adamerging import LayerWiseAdaMer
 from fusion_bench.method.dare.task_arithmetic import DareTaskArithmetic
 from fusion_bench.method.dare.ties_merging import DareTiesMerging
 from fusion_bench.method.doge_ta.doge_ta import DOGE_TA_Algorithm
+from fusion_bench.method.dop.dop_general import DOPMerging
 from fusion_bench.method.emr_merging.utils import emr_merge
 from fusion_bench.method.fisher_merging.fisher_merging import (
     FisherMergingAlgorithm,
@@ -20,11 +21,15 @@ from fusion_bench.method.fisher_merging.fisher_merging import (
 from fusion_bench.method.isotropic_merging import ISO_C_Merge, ISO_CTS_Merge
 from fusion_bench.method.knots.knots_utils import subspace_alignment
 from fusion_bench.method.linear.expo import ExPOAlgorithm
+from fusion_bench.method.magmax import magmax_merge
 from fusion_bench.method.model_stock.model_stock import ModelStock
 from fusion_bench.method.opcm.opcm_general import OPCM
 from fusion_bench.method.regmean.regmean import RegMeanAlgorithm
 from fusion_bench.method.regmean_plusplus.regmean_plusplus import RegMeanAlgorithmPlusPlus
 from fusion_bench.method.simple_average import SimpleAverageAlgorithm
+from fusion_bench.method.singular_value_calibration.utils import (
+    subspace_consistency_spectral_calibration_accelerated,
+)
 from fusion_bench.method.slerp.slerp import SlerpMergeAlgorithm
 from fusion_bench.method.tall_mask.utils import generate_task_masks
 from fusion_bench.method.task_arithmetic import TaskArithmeticAlgorithm
@@ -202,6 +207,32 @@ def opcm(base: State, experts: Mapping[str, State], *, alpha: float) -> State:
 def doge(base: State, experts: Mapping[str, State], **settings: float) -> State:
     """fusion_bench.method.DOGE_TA_Algorithm."""
     return _state(DOGE_TA_Algorithm(**settings).run(_pool(base, experts)))
+
+
+def dop(base: State, experts: Mapping[str, State], **settings: Any) -> State:
+    """fusion_bench.method.dop.DOPMerging, experts in the given order."""
+    return _state(DOPMerging(exclude_keys=["head"], **settings).run(_pool(base, experts)))
+
+
+def magmax(base: State, experts: Mapping[str, State], *, scaling_factor: float) -> State:
+    """fusion_bench.method.magmax.magmax_merge."""
+    tuned = [Tiny(state) for state in experts.values()]
+    return _state(magmax_merge(Tiny(base), tuned, scaling_factor))
+
+
+def svc(base: State, experts: Mapping[str, State], *, scale: float, alpha: float) -> State:
+    """subspace_consistency_spectral_calibration_accelerated of task arithmetic, per matrix."""
+    merged = {
+        name: tensor + scale * sum(state[name] - tensor for state in experts.values())
+        for name, tensor in base.items()
+    }
+    return merged | {
+        name: subspace_consistency_spectral_calibration_accelerated(
+            tensor, [state[name] for state in experts.values()], merged[name], alpha
+        )
+        for name, tensor in base.items()
+        if tensor.ndim == 2
+    }
 
 
 def emr(base: State, experts: Mapping[str, State]) -> State:
@@ -512,6 +543,19 @@ CASES = (
     Case("fusion-bench-knots", knots, {"threshold": 19.7, "scaling_factor": 0.6}, kind="rivals"),
     Case("fusion-bench-wudi", wudi, {"iter_num": 6000, "shrink": 100.0}),
     Case("fusion-bench-wudi-short", wudi, {"iter_num": 300, "shrink": 1.0}),
+    Case("fusion-bench-magmax", magmax, {"scaling_factor": 0.5}),
+    Case("fusion-bench-svc", svc, {"scale": 0.3, "alpha": 0.1}),
+    Case(
+        "fusion-bench-dop",
+        dop,
+        {
+            "alpha": 0.8,
+            "lr": 1e-4,
+            "num_steps": 25,
+            "ema_beta": 0.95,
+            "svd_epsilon": 0.9,
+        },
+    ),
     Case("fusion-bench-opcm", opcm, {"alpha": 0.5}),
     Case("fusion-bench-doge", doge, {"subspace": 6, "K": 29.97, "lamda": 0.07}),
     Case("fusion-bench-emr", emr, kind="rivals"),

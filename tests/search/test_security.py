@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,12 +75,13 @@ def test_no_code_reads_pickles_or_runs_text() -> None:
                 "marshal",
             }, path
             calls = [node for node in nodes if isinstance(node, ast.Call)]
-            called = {ast.unparse(call.func) for call in calls}
+            # `exec("")` runs nothing; the command line forgets an interrupt by it.
+            called = {ast.unparse(c.func) for c in calls if ast.unparse(c) != "exec('')"}
             assert not called & {"torch.load", "yaml.unsafe_load", "eval", "exec"}, path
-            # The harness's own tags need a loader of their own, made from the safe one.
-            assert (
-                "yaml.load" not in called or "class Loader(yaml.SafeLoader)" in path.read_text()
-            ), path
+            # Loaders of our own, for tags of the harness and for keys that stand twice, come from
+            # the safe one.
+            own = re.search(r"class \w*Loader\(yaml\.SafeLoader\)", path.read_text())
+            assert "yaml.load" not in called or own, path
             given = {(k.arg, ast.unparse(k.value)) for call in calls for k in call.keywords}
             assert not given & {
                 ("allow_pickle", "True"),

@@ -197,7 +197,7 @@ def test_bad_boxes_get_one_clear_line(section: dict[str, Any], message: str) -> 
             "coefficients",
             (
                 "space.layers: means nothing to strategy x; keys of its space: "
-                "bounds, chunks, depth, dim, exclude, granularity, groups, start"
+                "bits, bounds, chunks, depth, dim, exclude, granularity, groups, start"
             ),
         ),
         (

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from mergesearch.merging.checkpoints.locations import is_hub_name
-from mergesearch.merging.export.parents import declared_licence
+from mergesearch.merging.export.parents import declared_licence, hub_base
 from mergesearch.merging.family.family import ModelFamily
 from mergesearch.merging.recipe import Recipe
 
@@ -59,10 +58,10 @@ def render_adapter_card(
 
 
 def _front_matter(recipe: Recipe, family: ModelFamily) -> str:
-    path = recipe.base.path
+    parent = hub_base(recipe, family.base, family.experts)
+    known = {} if parent is None else {"base_model": parent, "base_model_relation": "adapter"}
     data: dict[str, Any] = {
-        "base_model": path.split("@")[0] if is_hub_name(path) else recipe.base.name,
-        "base_model_relation": "adapter",
+        **known,
         "library_name": "peft",
         "tags": ["lora", "merge", "mergesearch"],
     }

@@ -25,6 +25,7 @@ from mergesearch.merging.export.head_folders import family_to_write
 from mergesearch.merging.family.aligned import stored_source
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.messages import listed
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.in_memory import prepared_merge
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.recipe_file import save_recipe
@@ -133,7 +134,7 @@ def export_adapter(
     _check_kind(recipe, family, head)
     written = family_to_write(family, head)
     check_fit(recipe, family)
-    check_target(out.resolve(), family.sources, overwrite)
+    check_target(resolved(out), family.sources, overwrite)
     stamped = stamped_recipe(recipe, family)
     merge = prepared_merge(
         family.base,
@@ -149,7 +150,7 @@ def export_adapter(
     held = changes.held(lossy, threads)
     top = max((change.rank for change in held.adapter.changes.values()), default=0)
     exported = AdapterExport(out, top, held.errors, held.adapter.saved, held.lost)
-    _write(out.resolve(), exported, held.adapter, stamped, written, facts or {})
+    _write(resolved(out), exported, held.adapter, stamped, written, facts or {})
     return exported
 
 
@@ -158,6 +159,8 @@ def _check_kind(recipe: Recipe, family: ModelFamily, head: str | None) -> None:
     received = None
     if recipe.routing:
         received = f"{dict(recipe.routing).get('method')!r}, which is merged for each input"
+    elif recipe.bits:
+        received = "one whose layers are rounded to bits of their own"
     elif isinstance(stored_source(family.base), AdaptedCheckpoint):
         received = "a base with an adapter of its own; merge that with peft first"
     elif family.calibration is not None:

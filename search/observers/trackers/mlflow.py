@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.search.observers.trackers.base import Status
 from mergesearch.search.spec.trackers import TrackerSpec
 
@@ -39,11 +40,11 @@ class MlflowWriter:
         uri = (
             os.path.expandvars(spec.uri)
             if spec.uri
-            else f"sqlite:///{(files / 'mlflow.db').resolve()}"
+            else f"sqlite:///{resolved(files / 'mlflow.db')}"
         )
         self._client: Any = MlflowClient(tracking_uri=uri)
         # By default MLflow writes artifacts below the current folder.
-        artifacts = None if spec.uri else (files / "mlflow").resolve().as_uri()
+        artifacts = None if spec.uri else resolved(files / "mlflow").as_uri()
         experiment = self._experiment(spec.project or DEFAULT_EXPERIMENT, artifacts)
         earlier = self._client.search_runs(
             [experiment], f"tags.`{ID_TAG}` = '{run_id}'", max_results=1

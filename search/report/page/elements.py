@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from mergesearch.merging.foreign.shown import printable_json
 from mergesearch.search.report.page.script import SCRIPT
 from mergesearch.search.report.page.style import STYLE
 from mergesearch.search.report.plotly_figures import Figure
@@ -36,6 +37,8 @@ def document(title: str, content: str, *, figures: bool) -> str:
     policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; "
     policy += f"style-src 'unsafe-inline'; script-src {allowed}"
     code = "".join(f"<script>{script}</script>\n" for script in scripts)
+    content = printable_json(content)
+    title = printable_json(title)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

@@ -11,11 +11,12 @@ from typing import Any
 from mergesearch.evaluators import SPLITS
 from mergesearch.search.grammar import counted
 from mergesearch.search.report.coefficients import with_kept
-from mergesearch.search.report.costs import busy_share, failures, timings
+from mergesearch.search.report.costs import failures
 from mergesearch.search.report.data import ReportData, label
 from mergesearch.search.report.gains import anchor_intervals
 from mergesearch.search.report.headline import export_command, sentences
 from mergesearch.search.report.masking import without_secrets
+from mergesearch.search.report.page.cost_section import cost_section
 from mergesearch.search.report.page.elements import cells, document, figure, section, table
 from mergesearch.search.report.page.panel import panel
 from mergesearch.search.report.plotly_figures import Figure, draw_figures
@@ -40,7 +41,7 @@ def _body(data: ReportData, figures: Mapping[str, Figure]) -> str:
     sections = [
         (f"Coefficients of {whose}", heat),
         ("Front members" if several else "Best trials", _members(data)),
-        ("Cost", _trials(data) + _times(data)),
+        ("Cost", cost_section(data)),
         ("Failures", _failures(data)),
         ("Left untouched by the operator", _untouched(data)),
         ("Lineage of the experts", _lineages(data)),
@@ -117,7 +118,8 @@ def _against_anchors(data: ReportData) -> str:
         )
         gain = rounded(each.improvement, each.error, "+")
         paired = "paired" if each.paired else "unpaired"
-        texts = [each.objective, each.anchor, gain, span, paired, each.verdict]
+        anchor = each.anchor if each.kept else f"{each.anchor} (misses a bound)"
+        texts = [each.objective, anchor, gain, span, paired, each.verdict]
         rows.append(f"<tr>{cells(texts, (2, 3))}</tr>")
     note = (
         "<p class=note>How much better the winner is than each anchor on test items. All 95 % "
@@ -180,44 +182,6 @@ def _observed_only(data: ReportData) -> str:
     return f"<p class=note>{chosen}; on the front by their own scores only: {named}.</p>\n"
 
 
-def _trials(data: ReportData) -> str:
-    states = {
-        state: sum(r.state == state for r in data.records)
-        for state in ("complete", "failed", "running")
-    }
-    kinds = {
-        kind: sum(r.kind == kind for r in data.records)
-        for kind in ("anchor", "taken", "search", "recommended")
-    }
-    listed = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-    trials = counted(len(data.records), "trial")
-    facts = [f"{trials}: {listed}" if listed else trials]
-    facts.append(", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
-    facts.append(f"wall time {duration(data.wall_seconds)}")
-    share = busy_share(data)
-    if share is not None:
-        facts.append(f"workers were busy {share:.0%} of their time")
-    per_worker = ", ".join(f"{name}: {count}" for name, count in data.trials_per_worker.items())
-    facts.append(f"trials per worker: {per_worker}" if per_worker else "")
-    return "<ul>\n" + "".join(f"<li>{escape(fact)}</li>\n" for fact in facts if fact) + "</ul>\n"
-
-
-def _times(data: ReportData) -> str:
-    """What phases cost, beside what the plan expected where it did."""
-    finished = max(sum(record.state != "running" for record in data.records), 1)
-    rows = []
-    for phase, seconds in data.predicted_seconds.items():
-        expected = duration(seconds) if seconds >= 1 else "below 1 s"
-        rows.append(f"<tr>{cells([phase, expected, MISSING, '', '', ''], (1, 2, 3, 4))}</tr>")
-    for timing in timings(data):
-        per_trial = f"{timing.seconds / finished:.3g}"
-        texts = [timing.phase, MISSING, f"{timing.seconds:.1f}", f"{timing.share:.1%}", per_trial]
-        bar = f'<td><span class="bar" style="width:{timing.share * 10:.2f}em"></span></td>'
-        rows.append(f"<tr>{cells(texts, (1, 2, 3, 4))}{bar}</tr>")
-    head = ["phase", "predicted", "measured s", "share", "s / trial", ""]
-    return table(head, rows, (1, 2, 3, 4), name="cost")
-
-
 def _lineages(data: ReportData) -> str:
     """Where the experts come from, as told from samples of their weights."""
     rows = []
@@ -235,16 +199,6 @@ def _lineages(data: ReportData) -> str:
 def _untouched(data: ReportData) -> str:
     told = data.untouched[:1].upper() + data.untouched[1:]
     return f"<p>{escape(told)}.</p>\n" if told else ""
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``1 min 15 s``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _failures(data: ReportData) -> str:

@@ -12,7 +12,11 @@ from mergesearch.evaluators import SPLITS, Split
 from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.coefficients import with_kept
 from mergesearch.search.report.data import ReportData, label
-from mergesearch.search.report.headline import export_command, recipe_command
+from mergesearch.search.report.headline import (
+    export_command,
+    measure_commands,
+    recipe_command,
+)
 from mergesearch.search.report.page.elements import as_script
 from mergesearch.search.report.tables import MISSING, heading
 from mergesearch.search.report.wording import plus_minus
@@ -30,12 +34,14 @@ def panel_data(data: ReportData) -> dict[str, Any]:
     kept = data.kept
     return {
         "objectives": [heading(objective) for objective in data.objectives],
+        "names": [objective.name for objective in data.objectives],
         "directions": [] if kept is None else list(kept.directions),
         "leading": None if leading is None else leading.number,
         "trials": [_told(data, record) for record in data.complete.records],
         "members": _members(data),
         "export": export_command(data, ANY).split(str(ANY)),
         "recipe": recipe_command(data, ANY).split(str(ANY)),
+        "between": _between(data),
     }
 
 
@@ -89,6 +95,26 @@ def _members(data: ReportData) -> list[dict[str, Any]]:
     ]
 
 
+def _between(data: ReportData) -> dict[str, Any] | None:
+    """What is expected between trials for some weights, or why nothing is; None in older runs."""
+    between = None if data.kept is None else data.kept.between
+    if between is None or len(data.objectives) == 1:
+        return None
+    return {
+        "why": between.why,
+        "bounds": any(record.violations for record in data.complete.records),
+        "expected": [
+            {
+                "w": each.weights,
+                "v": [plus_minus(*pair) for pair in zip(each.values, each.errors, strict=True)],
+                "c": [f"{mean:.3g}" for mean in each.means],
+                "x": measure_commands(data, each.weights),
+            }
+            for each in between.expected
+        ],
+    }
+
+
 def panel(data: ReportData) -> str:
     """The panel's controls as HTML, with what the script shows in it."""
     text = json.dumps(panel_data(data), allow_nan=False, separators=(",", ":"))
@@ -113,7 +139,7 @@ def _weights(data: ReportData) -> str:
     )
     return (
         f'<fieldset id="weights"><legend>How much each objective matters</legend>\n{sliders}'
-        '<p id="compromise" role="status"></p></fieldset>\n'
+        '<p id="compromise" role="status"></p></fieldset>\n<div id="between"></div>\n'
     )
 
 

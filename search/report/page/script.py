@@ -254,6 +254,34 @@ function compromise(weights) {
   return sum > 0 ? best : null;
 }
 
+// What the surrogate expects for the weights nearest to the chosen ones; nothing is measured there.
+function expect(weights) {
+  const box = document.getElementById("between"), between = told.between;
+  const sum = weights.reduce((a, b) => a + b, 0);
+  if (!between || !sum) { box.replaceChildren(); return; }
+  if (between.why) {
+    box.replaceChildren(element("p", "Between the trials nothing is expected: " + between.why
+      + ".", "note"));
+    return;
+  }
+  const away = (each) => each.w.reduce((total, w, m) => total + (w - weights[m] / sum) ** 2, 0);
+  const best = between.expected.reduce((a, b) => away(b) < away(a) ? b : a);
+  const shares = best.w.map((w, m) => told.names[m] + " " + Math.round(100 * w) + " %");
+  const head = element("summary", "Between the trials "), table = element("table");
+  head.append(element("span", "expected, not measured", "chip"));
+  best.v.forEach((text, m) => table.append(row([told.objectives[m], text])));
+  const parts = [head, element("p", "Around the front, a surrogate of all trials expects the best "
+    + "merge for " + shares.join(", ") + " to score on search items:", "note"), table];
+  if (best.c.length === told.directions.length) {
+    parts.push(element("h4", "mean coefficients"), coefficients(best));
+  }
+  parts.push(command("Write it down and measure it on test items:", [best.x], ""));
+  if (between.bounds) { parts.push(element("p", "Bounds are not looked at.", "note")); }
+  const details = box.querySelector("details") || element("details");
+  details.replaceChildren(...parts);
+  if (!details.isConnected) { box.replaceChildren(details); }
+}
+
 function weigh() {
   const sliders = [...document.querySelectorAll("#weights input")];
   const weights = sliders.map((slider) => Number(slider.value));
@@ -264,6 +292,7 @@ function weigh() {
   const best = compromise(weights);
   document.getElementById("compromise").textContent = best === null
     ? "Give at least one objective a weight." : "The measured compromise is trial " + best + ".";
+  expect(weights);
   return best;
 }
 

@@ -19,7 +19,7 @@ from mergesearch.search.runs.agreement import Agreement
 from mergesearch.search.runs.exported import Scoring, rescore, score_folder
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.runs.replay.sources import ReplaySource
-from mergesearch.search.spec.comparison import evaluation_digest
+from mergesearch.search.spec.comparison import evaluation_digest, scored_alike
 from mergesearch.search.spec.sections import StudySpec
 
 
@@ -151,7 +151,7 @@ def _incomparable(content: Content | None, settings: str, split: Split) -> str:
     """Why scores cannot be compared with what an export recorded; empty where they can."""
     if content is None or split not in content.scores:
         return f"the recipe has no recorded scores on {split} items"
-    if content.settings != settings:
+    if not scored_alike(content.settings, settings):
         return (
             f"the export recorded {_told(content.scores[split])} with other evaluators, places of "
             f"data or library versions ({content.settings}, now {settings})"

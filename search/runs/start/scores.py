@@ -21,7 +21,12 @@ from mergesearch.search.record.study_attributes import MENDED, TAKEN
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.runs.opened import Run, open_run
-from mergesearch.search.spec.comparison import differences, evaluation_digest, listed
+from mergesearch.search.spec.comparison import (
+    differences,
+    evaluation_digest,
+    listed,
+    scored_alike,
+)
 from mergesearch.search.strategies.base import Point
 from mergesearch.search.study.asking import ask_taken
 from mergesearch.search.workers.messages import Outcome
@@ -204,7 +209,7 @@ def _changes_of_scores(plan: Plan, run: Run) -> list[str]:
     ours = plan.spec
     theirs = run.plan.spec
     changed = []
-    if evaluation_digest(ours) != evaluation_digest(theirs):
+    if not scored_alike(evaluation_digest(ours), evaluation_digest(theirs)):
         parts = [
             {"evaluators": spec.to_dict()["evaluators"], "selection": {"lend": spec.selection.lend}}
             for spec in (theirs, ours)

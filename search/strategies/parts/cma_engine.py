@@ -8,8 +8,11 @@ draws from the generator that it is given; numpy's global generator is never tou
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from mergesearch.search.strategies.base import Point
 #: A run has converged when no coordinate varies by more than this fraction of its range: merges
 #: that differ by less cannot be told apart.
 PRECISION = 1e-5
+#: What pycma imports if it is installed, and needs for nothing that is asked of it here.
+OPTIONAL = frozenset({"matplotlib", "scipy"})
 
 
 class Engine:
@@ -42,14 +47,12 @@ class Engine:
         rng: np.random.Generator,
         scale: Point | None = None,
     ) -> None:
-        import cma
-        from cma.transformations import BoxConstraintsLinQuadTransformation
-
+        cma = _pycma()
         self.population = population
         self._dim = start.size
         self._separable = separable
         self._rng = rng
-        self._transform = BoxConstraintsLinQuadTransformation([[0.0, 1.0]])
+        self._transform = cma.transformations.BoxConstraintsLinQuadTransformation([[0.0, 1.0]])
         options = {
             "popsize": population,
             "CMA_diagonal": separable,
@@ -126,6 +129,36 @@ class Engine:
     def unit_of(self, sample: Point) -> Point:
         """Unbounded coordinates to the unit cube ``(dim,)``."""
         return np.array(self._transform.transform(sample[: self._dim]))
+
+
+class _Absent(MetaPathFinder):
+    """Packages that the imports of one thread do without, though they are installed."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self._thread = get_ident()
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        """Refuse the names to this thread, and leave all else to others."""
+        if fullname in self._names and get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{fullname}: not needed here", name=fullname)
+
+
+def _pycma() -> Any:
+    """The package of pycma, without what it imports for plots and for models of the losses.
+
+    Importing these takes 20 times as long as the rest. pycma does without them where they are not
+    installed; to it they are not.
+    """
+    absent = _Absent(OPTIONAL)
+    sys.meta_path.insert(0, absent)
+    try:
+        with _quiet():
+            import cma
+            import cma.transformations
+    finally:
+        sys.meta_path.remove(absent)
+    return cma
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from mergesearch.evaluators import Batch
 from mergesearch.search.strategies.base import Point, Problem, TrialResult
@@ -343,4 +342,6 @@ def prediction(values: Sequence[float], losses: Sequence[float]) -> float:
     theirs = np.asarray(losses)[known]
     if len(ours) < WINDOW or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return 0.0
+    from scipy.stats import spearmanr
+
     return max(float(spearmanr(ours, theirs).statistic), 0.0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from mergesearch.merging import InputError
+from mergesearch.merging.extensions.import_path import shared_with_workers
 from mergesearch.search.retry import first_line
 from mergesearch.search.spec.sections import WorkersSection
 from mergesearch.search.workers.backends.placement import Node, place, report
@@ -118,12 +119,31 @@ def _start_error(ray: Any, address: str, options: Mapping[str, Any]) -> Exceptio
     connected = ray.is_initialized()
     try:
         with _own_signals():
-            ray.init(address=address, **options)
+            ray.init(address=address, job_config=_job_config(), **options)
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         if not connected:
             ray.shutdown()  # what a failed start leaves
         return cast(Exception, error)
     return None
+
+
+def _job_config() -> Any:
+    """Settings of this driver's job, without folders from which the driver itself does not import.
+
+    Ray would put the driver's current folder first on the import path of every worker.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnPath(JobConfig):  # type: ignore[misc]
+        """Leaves such folders out when the settings are sent."""
+
+        _py_driver_sys_path: list[str]
+
+        def _get_proto_job_config(self) -> Any:
+            self._py_driver_sys_path = shared_with_workers(self._py_driver_sys_path)
+            return super()._get_proto_job_config()
+
+    return OwnPath()
 
 
 def _no_answer(section: WorkersSection, error: Exception) -> InputError:

@@ -11,6 +11,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from mergesearch.merging.foreign.json_text import parse_json
+from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.reading import decode
+from mergesearch.merging.foreign.shown import printable
 from mergesearch.search.grammar import counted
 from mergesearch.search.workers.backends.cluster import import_ray
 from mergesearch.search.workers.loading import Loading, describe_loading
@@ -56,8 +60,24 @@ def read_loading(key: str) -> Loading | None:
     with contextlib.suppress(Exception):
         store = import_ray().experimental.internal_kv
         text = store._internal_kv_get(key, namespace=_NAMESPACE)
-        return None if text is None else Loading(**json.loads(text))
+        return None if text is None else _loading(text)
     return None
+
+
+def _loading(text: bytes) -> Loading:
+    """What a worker said; it may be of another version.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    node = Node(parse_json(decode(text, "note"), "note"), "note")
+    return Loading(
+        printable(node.at("phase").text()),
+        node.get("done", 0).integer(),
+        node.get("total", 0).integer(),
+        node.get("size", 0).integer(),
+        node.get("seconds", 0.0).number(),
+    )
 
 
 def forget_loading(key: str) -> None:

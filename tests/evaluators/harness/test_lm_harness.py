@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mergesearch.evaluators import Candidate
 from mergesearch.evaluators.harness.rows import Options, Request
 from mergesearch.evaluators.harness.scoring import can_pack, score_requests
 from mergesearch.evaluators.harness.tasks import load_split
+from mergesearch.evaluators.items import resamples
 from mergesearch.merging import InputError, MergesearchError
 from tests.evaluators.items import candidate_at, opened
 from tests.evaluators.language import by_split, lm_section, make_tasks, make_tokenizer, text_llama
@@ -164,6 +166,20 @@ class TestTiers:
             assert result.items["acc"].tolist() == [
                 sample["acc"] for sample in plain["samples"]["choose"]
             ]
+
+    def test_held_out_perplexities_are_known_on_resamples_of_documents(self, folder: Path) -> None:
+        result = measured(
+            folder,
+            text_llama(3),
+            "continue",
+            split="test",
+            objectives=[{"metric": "perplexity"}, {"metric": "acc"}],
+        )
+        nats = result.items["perplexity"]
+        drawn = resamples("continue", len(nats))
+        expected = [np.exp(nats[rows].mean()) for rows in drawn]
+        np.testing.assert_allclose(result.resampled["perplexity"], expected, rtol=1e-6)
+        assert set(result.resampled) == {"perplexity"}
 
     def test_chat_template_and_system_prompt(self, folder: Path) -> None:
         model = text_llama(3)
@@ -492,6 +508,20 @@ class TestBadInput:
         (tasks / "bad.yaml").write_text("task: [unclosed\n")
         with pytest.raises(InputError, match=re.escape(f"{tasks / 'bad.yaml'}: expected YAML")):
             opened(lm_section(tmp_path, "choose", tokenizer=str(folder / "tokenizer")))
+
+    def test_templates_reach_no_code(self, folder: Path, tmp_path: Path) -> None:
+        """The harness's own environment renders this one, and writes the file."""
+        tasks = make_tasks(tmp_path)
+        written = tmp_path / "written"
+        template = (
+            "{{ lipsum.__globals__['os'].__dict__['mknod']('" + str(written) + "') }}{{prompt}}:"
+        )
+        task = yaml.safe_load((tasks / "choose.yaml").read_text())
+        (tasks / "choose.yaml").write_text(yaml.safe_dump(task | {"doc_to_text": template}))
+        section = lm_section(tmp_path, "choose", tokenizer=str(folder / "tokenizer"))
+        with pytest.raises(InputError, match="choose: expected"):
+            opened(section)
+        assert not written.exists()
 
     def test_documents_that_cannot_be_scored_are_named(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mergesearch.evaluators import Batch
+from mergesearch.evaluators.items import resamples
 from mergesearch.evaluators.text import token_scores
 from mergesearch.evaluators.text.perplexity import windows
 from mergesearch.merging import InputError
@@ -225,3 +226,20 @@ def test_gradients_after_a_value_of_the_same_texts(folder: Path) -> None:
     slope = evaluator.backward(candidate, Batch(), {"log_perplexity": 1.0})
     assert slope.loss == pytest.approx(value, rel=1e-6)
     assert candidate.model.model.norm.weight.grad.abs().sum() > 0
+
+
+def test_held_out_perplexity_is_known_on_resamples_of_whole_texts(folder: Path, model: Any) -> None:
+    evaluator = opened(
+        section(folder, objectives=[{"metric": "perplexity", "domains": ["day"]}]), folder=folder
+    )
+    measured = evaluator.evaluate(candidate_at([1], model), "test")
+    (name,) = measured.values
+    rows = np.flatnonzero(np.array(text_splits()["test"]["domain"]) == "day")
+    tokens = evaluator.weights("test")[rows]  # type: ignore[attr-defined]
+    nats = measured.items[name]
+    expected = [
+        np.exp(tokens[drawn] @ nats[drawn] / tokens[drawn].sum())
+        for drawn in resamples("day", len(rows))
+    ]
+    np.testing.assert_allclose(measured.resampled[name], expected, rtol=1e-12)
+    assert evaluator.evaluate(candidate_at([1], model), "search").resampled == {}

@@ -194,9 +194,9 @@ class TestRefused:
         (tmp_path / "texts.jsonl").write_text(lines)
         data = str(tmp_path / "texts.jsonl")
         evaluator = build(section(folder, "token_classification", "f1", data=data))
-        evaluator.check()
-        with pytest.raises(InputError, match="expected a tag for every word, received"):
-            evaluator.open()
+        for act in (evaluator.check, evaluator.open):
+            with pytest.raises(InputError, match="expected a tag for every word, received"):
+                act()
 
     def test_no_tokenizer(self, folder: Path) -> None:
         for kind in ("text_classification", "token_classification"):

@@ -49,3 +49,10 @@ def test_words_and_bytes(tmp_path: Path) -> None:
 def test_a_broken_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="key: expected a tokenizer, received"):
         tokenizer_in(folder_of(tmp_path / "model", "bert", tokenizer__json="{"), "key")
+
+
+def test_settings_with_keys_that_cannot_be_printed_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": [{"a\\u001b[2J": 1}]}')
+    with pytest.raises(InputError, match=r"keys that can be printed, received 'a\\x1b\[2J'"):
+        tokenizer_in(tmp_path, "tokenizer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.export.adapter_format.low_rank import LowRankChange, approximated, cut
 from mergesearch.merging.export.adapter_format.writing import AdapterExport, export_adapter
 from mergesearch.merging.export.folder import export_model
+from mergesearch.merging.export.parents import read_front_matter
 from mergesearch.merging.family.family import open_family
 from tests.merging.checkpoints.test_adapter import GOLDEN
 from tests.merging.headed import headed_recipe
@@ -123,6 +125,29 @@ def test_peft_merges_it_as_we_do(name: str, tmp_path: Path) -> None:
     assert ours.keys() == expected.keys()
     for key, tensor in expected.items():
         torch.testing.assert_close(ours[key], tensor, rtol=0, atol=2e-6, msg=key)
+
+
+def test_the_card_names_a_base_of_the_hub_alone(tmp_path: Path) -> None:
+    recipe = recipe_of("llama", tmp_path)
+
+    def front(name: str, recipe: Recipe) -> Mapping[str, Any]:
+        return read_front_matter(export_adapter(recipe, tmp_path / name).folder / "README.md")
+
+    assert "base_model" not in front("local", recipe)  # the name of a folder
+    for key in ("one", "two"):
+        settings = tmp_path / key / "adapter_config.json"
+        content = json.loads(settings.read_text()) | {"base_model_name_or_path": "org/tiny"}
+        settings.write_text(json.dumps(content))
+    told = front("told", recipe)
+    assert told["base_model"] == "org/tiny"
+    assert told["base_model_relation"] == "adapter"
+    (tmp_path / "one" / "README.md").write_text("---\nbase_model: org/other\n---\n")
+    assert "base_model" not in front("unclear", recipe)
+    cached = tmp_path / "models--org--cached" / "snapshots" / "0123"
+    cached.parent.mkdir(parents=True)
+    cached.symlink_to(recipe.base.path)
+    recipe = replace(recipe, base=replace(recipe.base, path=str(cached)))
+    assert front("cached", recipe)["base_model"] == "org/cached"
 
 
 def test_pruned_adapters_too(tmp_path: Path) -> None:

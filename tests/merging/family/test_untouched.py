@@ -62,7 +62,7 @@ def test_it_says_what_a_merge_of_other_experts_leaves(operator: str) -> None:
         {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
         for _ in "abc"
     )
-    options = {"order": ["one", "two"]} if operator == "opcm" else {}
+    options = {"order": ["one", "two"]} if operator in ("dop", "opcm") else {}
     merged = merge(base, {"one": one, "two": two}, operator=operator, **options)
     left = untouched(OPERATORS[operator], LAYOUT, options)
     same = {kind_of(name) for name in SHAPES if torch.equal(merged[name], base[name])}

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.errors import CheckpointError, InputError, did_you_mean
 from mergesearch.merging.foreign.json_text import parse_json, read_json
 from mergesearch.merging.foreign.node import Node
+from mergesearch.merging.foreign.paths import exists, resolved
 from mergesearch.merging.foreign.reading import decode, read_bytes, read_text
-from mergesearch.merging.foreign.shown import cut, name_shown, printable, shown
+from mergesearch.merging.foreign.shown import cut, message_cut, name_shown, printable, shown
 from mergesearch.merging.foreign.yaml_text import parse_yaml
 
 STUDY = Path(__file__).parents[3] / "experiments/0001-digits/study.yaml"
@@ -49,6 +50,13 @@ def test_long_values_are_cut_and_containers_are_not_written_out() -> None:
     assert shown(deep) == "a list of 1"
     assert shown(1 << 100_000) == "a number of 100001 bits"
     assert shown({"a": 1}) == "a mapping of 1"
+
+
+def test_paths_do_not_cost_the_rest_of_a_message() -> None:
+    path = "/folder" * 40
+    text = f"{path}: expected weights trained from the base, received others; choose {path} again"
+    assert message_cut(text) == text
+    assert len(message_cut("/x" * 5_000)) == 700
 
 
 def test_pipes_folders_and_missing_files_are_refused_at_once(tmp_path: Path) -> None:
@@ -181,3 +189,17 @@ def test_a_node_names_the_place() -> None:
     assert str(caught.value) == (
         "w.safetensors: a: shape: 1: expected a whole number, received 2.5"
     )
+
+
+def test_paths_through_links_in_a_circle_are_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "loop", tmp_path / "loop" / "x", Path("a\0b")):
+        assert resolved(path).name == path.name
+        assert not exists(path)
+
+
+def test_known_names_in_a_message_are_short() -> None:
+    names = ["a" * 10_000, *(f"name {number}" for number in range(1000))]
+    told = did_you_mean("aaa", names)
+    assert told.startswith("did you mean 'aaa")
+    assert len(told) < 700

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from mergesearch.merging.checkpoints.opening import open_checkpoint
@@ -78,6 +79,17 @@ EXPRESSIBLE: list[tuple[str, Any, int, dict[str, Any]]] = [
     ("della_linear", by_block, 2, {"density": 1.0, "epsilon": 0.0}),
     ("breadcrumbs", by_tensor, 2, {"density": 0.33, "gamma": 0.1, **TENSORWISE, "vectors": "trim"}),
     ("slerp", by_tensor, 1, {}),
+    ("sce", (1.0, 1.0), 2, {"topk": 1.0}),
+]
+
+#: The same, of merges that come back as those of other operators, or not at all.
+OTHERWISE: list[tuple[str, Any, int, dict[str, Any]]] = [
+    ("lines", by_block, 2, {"alpha": 0.2, "beta": 0.7}),
+    ("lines", (0.9, 0.8), 2, {}),
+    ("layer_swap", (1.0,), 2, {"bottom": 1, "top": 0}),
+    ("layer_swap", (0.6,), 2, {"bottom": 0, "top": 1, "outside": "base"}),
+    ("layer_swap", (1.0,), 2, {"bottom": 0, "top": 0, "transition": 1, "outside": "second"}),
+    ("sce", (1.0, 1.0), 2, {"topk": 0.3, "select_applies_to": "deltas"}),
 ]
 
 
@@ -103,6 +115,49 @@ def test_the_way_back_gives_the_same_merge(case: Any, pico: Any, tmp_path: Path)
     same = {"epsilon", "rescale", "seed", "vectors"}  # without meaning where nothing is dropped
     given = {name: value for name, value in options.items() if name not in same}
     assert given.items() <= back.options.items()
+
+
+@pytest.mark.parametrize("case", OTHERWISE[:4], ids=lambda case: f"{case[0]} {case[3]}")
+def test_scales_and_swaps_come_back_as_coefficients(case: Any, pico: Any, tmp_path: Path) -> None:
+    from tests.merging.conftest import stored
+
+    operator, field, experts, options = case
+    recipe = recipe_of(pico("llama"), operator, field, experts, **options)
+    path = tmp_path / FILE
+    path.write_text(text_of(recipe))
+    imported = import_mergekit(path, groupings_by_name)
+    assert imported.problems == ()
+    (tmp_path / "recipe.yaml").write_text(recipe_text(imported.recipe))
+    back = load_recipe(tmp_path / "recipe.yaml", groups_by_name)
+    assert back.operator == {"lines": "task_arithmetic", "layer_swap": "average"}[operator]
+    ours = stored(export_model(recipe, tmp_path / "ours").folder)
+    theirs = stored(export_model(back, tmp_path / "theirs").folder)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=2e-7)
+
+
+def test_sce_is_not_written_where_mergekit_weighs_alike(pico: Any, copy_of: Any) -> None:
+    from tests.merging.conftest import stored
+
+    recipe = recipe_of(pico("llama"), "sce", (1.0, 1.0), topk=1.0)
+    origin = stored(pico("llama").base)
+    small = [
+        Source(
+            str(k),
+            str(
+                copy_of(
+                    folder,
+                    lambda tensors: {
+                        name: origin[name] + 1e-3 * (tensor - origin[name])
+                        for name, tensor in tensors.items()
+                    },
+                )
+            ),
+        )
+        for k, folder in enumerate(pico("llama").experts[:2])
+    ]
+    with pytest.raises(NotExpressible, match="weighs experts alike where their changes are small"):
+        text_of(replace(recipe, experts=tuple(small)))
 
 
 def test_model_stock_is_written_where_experts_agree(pico: Any, copy_of: Any) -> None:
@@ -158,8 +213,9 @@ def opposed(recipe: Recipe, copy_of: Callable[..., Path], base: Path) -> Recipe:
 
 
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
-    ("lines", (0.3, 0.3), {}, "operator lines has no counterpart"),
-    ("sce", (1.0, 1.0), {}, "weighs experts alike"),
+    ("consensus", (0.3, 0.3), {}, "operator consensus has no counterpart"),
+    ("sce", (1.0, 1.0), {}, "merges selected positions alone"),
+    ("sce", (1.0, 0.9), {"topk": 1.0}, "has no coefficients"),
     ("ties", (0.3, 0.3), {"density": 0.2}, "trims every tensor by itself"),
     ("ties", (0.3, 0.2), {"density": 0.2, **TENSORWISE}, "elects signs after weights"),
     ("ties", (0.3, 0.3), {"density": 1.0, "merge": "max"}, "elects signs after weights"),
@@ -209,5 +265,5 @@ def test_an_export_has_the_file_or_says_why_not(pico: Any, tmp_path: Path) -> No
     out = export_model(recipe_of(family, "sce", (1.0, 1.0)), tmp_path / "sce").folder
     card = (out / "README.md").read_text()
     assert not (out / FILE).exists()
-    assert "| mergekit | cannot make this merge: it weighs experts alike" in card
+    assert "| mergekit | cannot make this merge: it merges selected positions alone" in card
     assert "- mergekit\n" not in card.split("---\n")[1]

@@ -20,7 +20,7 @@ from mergesearch.spaces.groups import groupings_by_name, groups_by_name
 from tests.merging.conftest import stored
 from tests.merging.mergekit_format.configurations import CONFIGURATIONS, write_configuration
 from tests.merging.mergekit_format.families import save_family
-from tests.merging.mergekit_format.test_exporting import EXPRESSIBLE, recipe_of
+from tests.merging.mergekit_format.test_exporting import EXPRESSIBLE, OTHERWISE, recipe_of
 
 ROOT = Path(__file__).parents[3]
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -54,9 +54,10 @@ def difference(one: Path, other: Path) -> float:
 
 
 def test_exports_say_what_mergekit_makes(pico: Any, tmp_path: Path) -> None:
-    names = [f"{i} {case[0]}" for i, case in enumerate(EXPRESSIBLE)]
+    cases = [*EXPRESSIBLE, *OTHERWISE]
+    names = [f"{i} {case[0]}" for i, case in enumerate(cases)]
     ours = {}
-    for name, (operator, field, experts, options) in zip(names, EXPRESSIBLE, strict=True):
+    for name, (operator, field, experts, options) in zip(names, cases, strict=True):
         recipe = recipe_of(pico("llama"), operator, field, experts, **options)
         ours[name] = export_model(recipe, tmp_path / name).folder
     half = recipe_of(pico("llama_bf16"), "task_arithmetic", (0.3, 0.7))

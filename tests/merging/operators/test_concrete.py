@@ -178,3 +178,53 @@ def test_default_is_the_scale_that_it_was_learned_at() -> None:
         RecipeError, match=r"'temperature': Input should be greater than 0, received 0\.0"
     ):
         operator.complete({"calibration": calibrated(), "temperature": 0.0})
+
+
+@pytest.mark.parametrize("inner", ["task", "tensor"])
+def test_inner_step_goes_down_the_gradient_of_the_coefficients(inner: str) -> None:
+    """λ_k from a plain autograd over coefficients, under a fixed mask."""
+    base, experts = states()
+    runner = ExpertRunner(calibrated(), MappingSource("base", base, list(base)))
+    sources = [MappingSource(str(k), state, list(base)) for k, state in enumerate(experts)]
+    learning = concrete._Learning(1, 0.1, 0.5, 0.3, 0, inner, 0.05)
+    vectors = concrete._vectors(runner, sources, learning)
+    generator = torch.Generator().manual_seed(5)
+    masks = {
+        name: torch.rand(terms[0].shape, generator=generator) + 0.1
+        for name, terms in vectors.items()
+    }
+    items = [runner.items("0")[0], runner.items("1")[0]]
+    changes = concrete._adapted(runner, vectors, masks, items, learning)
+
+    count = len(vectors) if inner == "tensor" else 1
+    weights = torch.full((2, count), 0.3, dtype=torch.float64, requires_grad=True)
+    merged = {}
+    for place, (name, terms) in enumerate(vectors.items()):
+        ratio = (masks[name] / masks[name].mean()).double()
+        own = weights[:, place if inner == "tensor" else 0]
+        change = sum(w * ratio * term.double() for w, term in zip(own, terms, strict=True))
+        merged[name] = base[name].double() + change
+    model = Model().double()
+    total = torch.tensor(0.0, dtype=torch.float64)
+    for batch in items:
+        inputs = {name: tensor.double() for name, tensor in batch.inputs.items()}
+        log_p = torch.func.functional_call(model, merged, kwargs=inputs).log_softmax(dim=1)
+        total = total - (log_p.exp() * log_p).sum(dim=1).mean()
+    (slope,) = torch.autograd.grad(total, weights)
+    after = 0.3 - 0.05 * slope
+    assert float((after - 0.3).abs().max()) > 1e-3
+    for place, (name, terms) in enumerate(vectors.items()):
+        own = after[:, place if inner == "tensor" else 0]
+        expected = sum(w * term.double() for w, term in zip(own, terms, strict=True))
+        torch.testing.assert_close(changes[name].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", ["task", "tensor"])
+def test_a_mask_learned_with_an_inner_level_is_another_and_is_sure(inner: str) -> None:
+    base, experts = states()
+    options = {"calibration": calibrated(), "learning_rate": 0.05, "inner_rate": 0.01}
+    plain = merged_with(base, experts, steps=20, **options)
+    adapted = merged_with(base, experts, steps=20, inner=inner, **options)
+    unlearned = merged_with(base, experts, steps=0, **options)
+    assert any(not torch.allclose(plain[name], adapted[name]) for name in base)
+    assert entropy(adapted) < entropy(unlearned)

@@ -184,3 +184,45 @@ def test_does_not_hide_what_is_not_finite() -> None:
         CheckpointError, match="expert 'expert 1': tensor 'w': expected finite numbers"
     ):
         merged(vectors, drop=0.9)
+
+
+def trimmed_after_dropping(
+    vectors: Mapping[str, State], drop: float, density: float
+) -> dict[str, np.ndarray]:
+    """``(K, ...)`` by name: survivors of DARE, of which the largest of the model are kept."""
+    kept = {name: masked(vectors, name, drop) for name in ("w", "conv")}
+    for k in range(len(vectors)):
+        flat = np.sort(np.abs(np.concatenate([array[k].ravel() for array in kept.values()])))[::-1]
+        limit = flat[int(np.ceil(density * flat.size)) - 1]
+        for array in kept.values():
+            array[k][np.abs(array[k]) < limit] = 0
+    return kept
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2])
+def test_trims_what_dropping_leaves_over_the_whole_model(density: float) -> None:
+    vectors = task_vectors()
+    result = merged(vectors, drop=0.5, density=density)
+    for name, kept in trimmed_after_dropping(vectors, 0.5, density).items():
+        np.testing.assert_allclose(result[name].numpy(), kept.sum(0), rtol=1e-5, atol=1e-6)
+    for name in ("norm", "scale"):
+        expected = torch.stack([vector[name] for vector in vectors.values()]).sum(0)
+        torch.testing.assert_close(result[name], expected)
+
+
+def test_ties_elects_among_what_trimming_after_dropping_leaves() -> None:
+    vectors = task_vectors()
+    result = merged(vectors, 1.0, "dare_ties", drop=0.5, density=0.2)
+    for name, kept in trimmed_after_dropping(vectors, 0.5, 0.2).items():
+        agreeing = (np.sign(kept) == np.sign(kept.sum(0))) & (kept != 0)
+        expected = (kept * agreeing).sum(0) / agreeing.sum(0).clip(1)
+        np.testing.assert_allclose(result[name].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["dare", "dare_ties"])
+@pytest.mark.parametrize("density", [1.0, 0.6])
+def test_trimming_what_is_dropped_already_changes_nothing(operator: str, density: float) -> None:
+    vectors = task_vectors()
+    plain = merged(vectors, 1.0, operator, drop=0.5)
+    trimmed = merged(vectors, 1.0, operator, drop=0.5, density=density)
+    assert all(torch.equal(plain[name], trimmed[name]) for name in plain)

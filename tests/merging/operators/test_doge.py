@@ -191,3 +191,53 @@ def test_refuses_what_it_cannot_use() -> None:
         CheckpointError, match=r"expert '1': tensor 'layers.0.q.weight': expected finite numbers"
     ):
         merge(base, experts, operator="doge")
+
+
+def own_corrections(
+    vectors: torch.Tensor, scales: torch.Tensor, divisor: int, steps: int
+) -> list[torch.Tensor]:
+    """δ_k for ``(K, m, n)`` task vectors, each a parameter of its own."""
+    size = min(vectors.shape[1:])
+    first = [torch.linalg.svd(tau).U[:, : size // len(vectors)] for tau in vectors]
+    shared = torch.linalg.svd(torch.cat(first, dim=1), full_matrices=False).U[:, : size // divisor]
+    own = [torch.zeros_like(tau, requires_grad=True) for tau in vectors]
+    optimiser = torch.optim.Adam(own, lr=1e-4)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        merged = sum(s * (tau + d) for s, tau, d in zip(scales, vectors, own, strict=True))
+        sum((tau * (tau - merged)).sum(1).square().sum() for tau in vectors).backward()
+        for delta in own:
+            assert delta.grad is not None
+            delta.grad -= shared @ shared.T @ delta.grad
+        optimiser.step()
+    return [delta.detach() for delta in own]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("scale", [0.1, 1e-3])
+def test_own_corrections_are_those_of_the_variant_for_adamerging(
+    scaled: bool, scale: float
+) -> None:
+    # Small task vectors have small gradients, on which Adam's epsilon tells the experts apart.
+    base, *experts = states(3, scale=scale)
+    options = {"density": 1.0, "subspace": 3, "steps": 60, "correction": "own", "scaled": scaled}
+    coefficients = [0.5, 0.2, 0.9]
+    result = merge(base, experts, operator="doge", coefficients=coefficients, **options)
+    for name in MATRICES:
+        vectors = torch.stack([expert[name] for expert in experts])
+        scales = 0.07 / torch.linalg.matrix_norm(vectors)
+        found = own_corrections(vectors, scales, 3, 60)
+        lengths = scales if scaled else torch.ones(3, dtype=torch.float64)
+        expected_ = sum(
+            c * length * (tau + delta)
+            for c, length, tau, delta in zip(coefficients, lengths, vectors, found, strict=True)
+        )
+        torch.testing.assert_close(result[name], expected_, rtol=0, atol=1e-9)
+    if scale < 0.1:
+        assert float((found[0] - found[2]).abs().max()) > 1e-5
+
+
+def test_terms_of_their_own_length_start_at_three_tenths() -> None:
+    operator = get_operator("doge")
+    assert operator.default(3, operator.complete({"scaled": False})) == 0.3
+    assert operator.default(3, operator.complete({})) == 1.0

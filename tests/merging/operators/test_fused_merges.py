@@ -96,7 +96,7 @@ def test_a_merge_is_that_of_queries_keys_and_values_apart(which: str, operator: 
 @pytest.mark.parametrize("operator", BY_MATRIX)
 def test_one_expert_is_given_back(which: str, operator: str) -> None:
     base, experts, config, fused = _family(which)
-    order = {"order": ["e0"]} if operator == "opcm" else {}
+    order = {"order": ["e0"]} if operator in ("dop", "opcm") else {}
     options = {"operator": operator, "coefficients": 1.0, "config": config, **order}
     merged = merge(base, {"e0": experts["e0"]}, **options)
     names = [name for name in base if name.endswith(fused)]

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from mergesearch.merging.operators.pages import pages, prose, shown
+from mergesearch.merging.operators import OPERATORS
+from mergesearch.merging.operators.pages import operator_row, pages, prose, shown
 
 PAGES = pages()
 
@@ -51,3 +52,10 @@ def test_values_are_shown_with_four_significant_digits() -> None:
         "None",
         "True",
     ]
+
+
+def test_every_operator_says_when_to_use_it() -> None:
+    silent = [name for name, one in OPERATORS.own.items() if not operator_row(one).get("when")]
+    assert silent == []
+    for operator in OPERATORS.own.values():
+        assert f"Use it {operator.when}." in PAGES[f"{operator.family}.md"]

@@ -89,8 +89,9 @@ def _apart(model: list[State], layout: str) -> State:
 
 
 def _merged(operator: str, models: list[State], **options: Any) -> State:
-    order = {"order": ["e0", "e1", "e2"]} if operator == "opcm" else {}
-    experts = {f"e{i}": state for i, state in enumerate(models[1:])}
+    order = {"order": ["e0", "e1", "e2"]} if operator in ("dop", "opcm") else {}
+    most = OPERATORS[operator].experts[1] or len(models)
+    experts = {f"e{i}": state for i, state in enumerate(models[1 : 1 + most])}
     return merge(models[0], experts, operator=operator, **order, **options)
 
 

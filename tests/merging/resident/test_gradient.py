@@ -67,6 +67,7 @@ def options_of(operator: str, families: dict[str, list[Path]]) -> tuple[tuple[st
     needs = OPERATORS[operator].needs
     options: dict[str, Any] = {
         "layer_swap": {"bottom": 1, "top": 0},
+        "dop": {"order": ["one", "two"]},
         "opcm": {"order": ["one", "two"]},
     }.get(operator, {})
     if needs:

@@ -88,14 +88,6 @@ def _moved(model: Any, seed: int) -> Any:
     return model
 
 
-def fill_in(folder: Path) -> None:
-    """Say what a good merge is in studies that were imported, as the page asks its reader to."""
-    section = "{kind: text_classification, data: reviews.csv, text: review, label: stars}"
-    for study in folder.glob("*.yaml"):
-        text = study.read_text().replace("evaluators: []", f"evaluators: [{section}]")
-        study.write_text(text)
-
-
 #: Page in docs/ -> what makes the models and items that it begins with.
 PREPARED: dict[str, Callable[[Path], None]] = {
     "quickstart.md": reviewers,

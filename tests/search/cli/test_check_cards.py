@@ -13,6 +13,7 @@ from tests.headers import LLAMA_8B, write_llama
 from tests.search.cli.test_cli import mergesearch, refused
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, write_study
+from tests.test_architecture import SLOW, loaded_by
 
 without_card = pytest.mark.skipif(
     torch.accelerator.is_available(), reason="is about machines without a card"
@@ -68,6 +69,11 @@ def test_check_answers_for_cards_that_are_not_here(study: Path) -> None:
     assert cards["why"].startswith("packed, exact")
 
 
+def test_check_of_8b_loads_nothing_heavy(study: Path) -> None:
+    """It reads headers and tables: neither torch nor transformers has a part in it."""
+    assert loaded_by(("check", str(study)), SLOW) == []
+
+
 def test_check_says_how_long_preparing_takes_on_each_device(study: Path) -> None:
     """Headers alone are there, so that nothing is prepared; torch is not needed to say it."""
     by_tsv = ("--set", "operator=tsv", "--set", "rows=int8", "--card", "h200-141")
@@ -111,7 +117,8 @@ def test_check_refuses_what_is_no_card(study: Path) -> None:
 def test_check_says_which_card_would_do_where_there_is_none(study: Path) -> None:
     masked = ("--set", "rows=masked")
     code, out, err = mergesearch("check", study, "--set", "workers.gpus=1", *masked)
-    assert code == 0, err
+    assert code == 2
+    assert "workers.gpus: expected 1 GPU here, found none that torch can use" in err
     assert "cards       none here; 10" in out
     assert "the smallest that fits is h200-141; plan with --card" in out
     assert "cards  " not in mergesearch("check", study)[1]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def refused(*arguments: object) -> str:
 # ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("pictures")
 def test_check_run_show_export(tmp_path: Path, pico_models: Path, pico_items: Path) -> None:
     study = write_study(model_study(pico_models, pico_items), tmp_path)
     code, out, _ = mergesearch("check", study)
@@ -196,11 +198,17 @@ def test_ls_lists_every_member_with_a_summary(what: str) -> None:
 
 
 def test_progress_as_json_lines(tmp_path: Path) -> None:
-    study = write_study(analytic(trials=10), tmp_path)
+    study = write_study(analytic(trials=10, strategy={"name": "sobol"}), tmp_path)
     _, _, err = mergesearch("run", study, "--run", tmp_path / "run", "--progress", "json")
     events = [json.loads(line) for line in err.splitlines()]
     assert {event["event"] for event in events} == {"loading", "phase", "trial", "score"}
     assert [e["trial"] for e in events if e["event"] == "trial"] == list(range(10))
+    scores = [e for e in events if e["event"] == "score"]
+    told = json.loads(mergesearch("show", tmp_path / "run", "--json")[1])["result"]
+    measured = {row["trial"]: row["scores"] for row in told}
+    assert {event["phase"] for event in scores} == {"validation", "test"}
+    for event in (e for e in scores if e["trial"] in measured):
+        assert event["values"] == measured[event["trial"]][event["phase"]]["values"]
 
 
 @pytest.mark.parametrize("verb", ["check", "run", "show", "export", "merge", "dashboard", "ls"])
@@ -382,3 +390,30 @@ def test_the_journal_is_only_readable_text(tmp_path: Path) -> None:
     for line in (tmp_path / "run" / "journal.log").read_text().splitlines():
         json.loads(line)
     assert os.access(tmp_path / "run" / "report.html", os.R_OK)
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        # `python -m` ends by SIGINT where an executed text was left by a KeyboardInterrupt.
+        "def app(): exec('signal.raise_signal(signal.SIGTERM)')",
+        # A library makes another error of it.
+        (
+            "def app():\n"
+            "    try:\n"
+            "        signal.raise_signal(signal.SIGINT)\n"
+            "    except KeyboardInterrupt as error:\n"
+            "        raise RuntimeError('cannot build') from error"
+        ),
+    ],
+    ids=["in a text", "as another error"],
+)
+def test_an_interrupt_inside_an_import_ends_with_130(app: str, tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        f"import signal\nfrom mergesearch.search.cli import main\n{app}\n"
+        "main.app = app\nmain.main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (130, "mergesearch: error: interrupted\n")

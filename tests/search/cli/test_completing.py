@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from mergesearch.search.cli.completing import (
 )
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.strategies.table import STRATEGIES
+
+PROGRAM = Path(sys.executable).with_name("mergesearch")
 
 
 @pytest.fixture
@@ -72,3 +77,40 @@ def test_a_shell_gets_them(folder: Path) -> None:
     command = [str(Path(sys.executable).with_name("mergesearch"))]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
     assert "runs/digits" in told.stdout
+
+
+#: What is typed before the tab key, END, which shows whether a space follows, and the new line.
+TYPED = {
+    "run study.yaml --set strategy=cma_e": ["run", "study.yaml", "--set", "strategy=cma_es", "END"],
+    "run s.yaml --set seed=1 --set=operator.name=tie": [
+        *("run", "s.yaml", "--set", "seed=1", "--set=operator.name=ties", "END"),
+    ],
+    "run study.yaml --set budget.tr": ["run", "study.yaml", "--set", "budget.trials=END"],
+    "show runs/le": ["show", "runs/league/END"],
+}
+
+
+@pytest.mark.slow
+def test_bash_completes_after_an_equals_sign(folder: Path) -> None:
+    """A real bash at a terminal, in which a tab key is pressed."""
+    told = "".join(f"mergesearch {line}\tEND\x01printf '<%s>' \x05; echo\n" for line in TYPED)
+    script = folder / "complete.sh"
+    setting = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1"
+    shown = f'"$({setting} mergesearch --show-completion bash)"'
+    script.write_text(f"PATH={PROGRAM.parent}:$PATH\neval {shown}\n")
+    outer, inner = pty.openpty()
+    command = ["bash", "--noprofile", "--rcfile", str(script), "-i"]
+    environment = os.environ | {"TERM": "dumb", "INPUTRC": "/dev/null", "COLUMNS": "1000"}
+    shell = subprocess.Popen(
+        command, stdin=inner, stdout=inner, stderr=inner, cwd=folder, env=environment
+    )
+    os.close(inner)
+    os.write(outer, f"{told}exit\n".encode())
+    output = b""
+    with suppress(OSError):  # Linux's way to say that the other side is closed
+        while read := os.read(outer, 65536):
+            output += read
+    assert shell.wait() == 0
+    lines = [line for line in output.decode().splitlines() if line.startswith("<mergesearch>")]
+    words = [re.findall("<(.*?)>", line)[1:] for line in lines]
+    assert words == list(TYPED.values())

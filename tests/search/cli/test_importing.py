@@ -17,6 +17,7 @@ from mergesearch.search.plan.planning import plan_study
 from mergesearch.spaces.groups import groups_by_name
 from tests.search.cli.test_cli import mergesearch
 from tests.search.conftest import model_study
+from tests.search.init.journeys import make_reviewers, reviews, write_csv
 
 
 def configuration(models: Path, left: Any, right: Any, **more: Any) -> dict[str, Any]:
@@ -136,3 +137,31 @@ def test_a_study_that_begins_at_the_merge(
     assert found is not None
     for name, row in wanted.items():
         np.testing.assert_allclose(found[name], row, rtol=0, atol=1e-9)
+
+
+def test_a_study_with_data_passes_its_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_reviewers(tmp_path / "models", steps=1)
+    write_csv(tmp_path / "reviews.csv", reviews("books", 30, 7) + reviews("films", 30, 8))
+    merge = {
+        "merge_method": "task_arithmetic",
+        "base_model": "models/base",
+        "models": [
+            {"model": f"models/{name}", "parameters": {"weight": 0.4}}
+            for name in ("books", "films")
+        ],
+    }
+    Path("merge.yml").write_text(yaml.safe_dump(merge))
+    command = ("import", "merge.yml", "--study", "study.yaml", "--data", "reviews.csv")
+    code, out, err = mergesearch(*command)
+    assert code == 0, err
+    assert "wrote study.yaml; `mergesearch check study.yaml`" in out
+    code, out, err = mergesearch("check", "study.yaml")
+    assert code == 0, err
+    [section] = yaml.safe_load(Path("study.yaml").read_text())["evaluators"]
+    assert section["kind"] == "text_classification"
+    assert section["data"]["file"] == "reviews.csv"
+    alone = ("import", "merge.yml", "--out", "recipe.yaml", "--data", "reviews.csv")
+    assert "--data: expected --study" in mergesearch(*alone)[2]

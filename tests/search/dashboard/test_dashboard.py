@@ -361,6 +361,26 @@ class TestBounds:
         assert rest["best_trials"] == detail["best_trials"]
         assert detail_in(application, "after=1")["trials"] == detail["trials"][1:]
 
+    @pytest.mark.parametrize("objectives", [OBJECTIVES[:1], OBJECTIVES])
+    def test_anchors_are_among_them_only_while_nothing_else_is_there(self, tmp_path, objectives):
+        storage = open_storage(tmp_path / "journal.log")
+        log = TrialLog(storage, "known", objectives, lambda point: TEMPLATE, TEMPLATE)
+        names = [objective.name for objective in objectives]
+        for kind, name, values in (
+            ("anchor", "base", [0.9, 0.1]),
+            ("search", "", [0.8, 0.2]),
+            ("taken", "run-1", [0.8, 0.4]),
+        ):
+            asked = log.ask(kind, TEMPLATE, name=name, summary={"x": 0.5}, bounds=(0, 1))
+            named = dict(zip(names, values, strict=False))
+            log.tell(asked.number, Outcome("", Measurement(named), None, {}), None)
+            application = build_application(storage, Access(), None, {})
+            detail = json.loads(call(application, "/api/studies/0")[2])
+            assert [trial["number"] for trial in detail["best_trials"]] == [min(asked.number, 1)]
+            about = {each["key"]: each["value"] for each in detail["trials"][-1]["user_attrs"]}
+            assert about["kind"] == kind
+            assert about.get("name", "") == name
+
     def test_without_bounds_the_answer_is_the_dashboards_own(self, tmp_path):
         url = f"sqlite:///{tmp_path}/study.db"
         make_study(optuna.storages.RDBStorage(url))

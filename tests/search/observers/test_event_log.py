@@ -44,11 +44,16 @@ def test_every_event_of_a_study_is_a_line_with_what_a_trial_came_to(tmp_path: Pa
             record.worker,
         )
     assert {line["phase"] for line in trials} == {"anchors", "search", "recommendation"}
-    assert {line["split"] for line in written if line["event"] == "score"} == {"validation", "test"}
-    assert all(
-        line["study"] == "sphere" and line["driver"] == "host:1" and line["level"] == "info"
-        for line in written
-    )
+    scores = [line for line in written if line["event"] == "score"]
+    assert {line["split"] for line in scores} == {"validation", "test"}
+    assert run.verdict is not None
+    for line in scores:  # the split's own values, which are none of the search
+        score = run.verdict.scores[line["split"]][line["number"]]
+        assert (line["values"], line["errors"]) == (dict(score.values), dict(score.errors))
+        assert line["values"] != dict(run.log.records[line["number"]].values)
+    assert all(line["study"] == "sphere" and line["driver"] == "host:1" for line in written)
+    warned = [line for line in written if line["level"] != "info"]
+    assert ["budget.trials" in str(line) for line in warned] == [True]  # few trials for a strategy
     assert datetime.fromisoformat(written[0]["time"]).utcoffset() == timedelta(0)
     assert written[0]["time"][-5] == "."  # milliseconds
     assert log.dropped == 0

@@ -73,7 +73,8 @@ def scrape(url: str) -> dict[str, float]:
 
 def test_a_scrape_agrees_with_the_trial_log(tmp_path: Path) -> None:
     faulty = {"kind": "synthetic", "problem": "sphere", "faults": {"nan": 0.3}}
-    spec = spec_of(analytic(trials=30, evaluators=[faulty]), tmp_path)
+    space = {"dim": 5, "bounds": [0.0, 1.0], "start": 0.25}  # an anchor that does not fail
+    spec = spec_of(analytic(trials=30, evaluators=[faulty], space=space), tmp_path)
     name = run_in(analytic(trials=3), tmp_path / "other").plan.objectives
     metrics = Metrics("sphere", name)
     url, close = serve(metrics, "127.0.0.1:0")

@@ -40,7 +40,14 @@ print("|".join(said))
 
 
 def log(number: int) -> dict:
-    return {"op_code": 0, "number": number}
+    name = f"study {number}"
+    return {
+        "op_code": 0,
+        "worker_id": "test",
+        "study_name": name,
+        "directions": [1],
+        "number": number,
+    }
 
 
 def test_what_is_appended_is_read_back_by_it_and_by_optuna(tmp_path: Path) -> None:

@@ -12,14 +12,17 @@ from mergesearch.merging import Field, Recipe, Source
 from mergesearch.search.record.array_text import pack_items, unpack_items
 from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
 from mergesearch.search.report.caveats import caveats
+from mergesearch.search.report.comparison import compare
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.gains import anchor_intervals, gains
 from mergesearch.search.report.headline import headline
 from mergesearch.search.report.page.html_page import render
+from mergesearch.search.report.saved import saved_data, saved_text
 from mergesearch.search.report.simultaneous import (
     Deviation,
     critical_value,
     paired_deviation,
+    resampled_deviation,
 )
 from mergesearch.search.report.writing import as_json
 
@@ -245,3 +248,84 @@ class TestReport:
         data = study(worst, lucky, chosen)
         assert any("Anchor 1 scored better on validation items" in line for line in caveats(data))
         assert not any("scored better" in line for line in caveats(study(worst, chosen, lucky)))
+
+
+def resampled(values: dict[str, float], draws: dict[str, np.ndarray], items: int = 40) -> Score:
+    """A score of values that items do not make up, known on resamples of them."""
+    rows = {name: np.arange(float(items)) for name in values}
+    errors = dict.fromkeys(values, 0.3)
+    return Score(values, errors, rows, resampled=draws)
+
+
+class TestResampled:
+    def pair(self, noise: float = 0.01) -> ReportData:
+        """An anchor and a winner that is 0.1 better, whose resamples move together."""
+        rng = np.random.default_rng(0)
+        shared = 0.3 * rng.standard_normal(500)
+        drawn = [{"accuracy": v + shared + noise * rng.standard_normal(500)} for v in (0.5, 0.6)]
+        first, second = (
+            resampled({"accuracy": v}, d) for v, d in zip((0.5, 0.6), drawn, strict=True)
+        )
+        return study(first, second)
+
+    def test_values_that_are_no_means_are_paired_by_their_resamples(self):
+        data = self.pair()
+        (interval,) = anchor_intervals(data)
+        assert interval.paired
+        assert interval.error == pytest.approx(0.01 * np.sqrt(2), rel=0.1)
+        (gain,) = gains(data, [interval])
+        assert gain.claimed
+        (comparison,) = compare(data)
+        assert comparison.paired
+        assert comparison.high - comparison.low == pytest.approx(2 * 1.96 * interval.error)
+        assert not any("unpaired" in line for line in headline(data))
+        assert anchor_intervals(data) == anchor_intervals(self.pair())
+
+    def test_runs_without_resamples_stay_unpaired(self):
+        data = self.pair()
+        verdict = data.verdict
+        old = {n: replace(s, resampled={}) for n, s in verdict.scores["test"].items()}
+        scores = {**verdict.scores, "test": old}
+        data = replace(data, verdict=replace(verdict, scores=scores))
+        (interval,) = anchor_intervals(data)
+        assert not interval.paired
+        assert interval.error == pytest.approx(0.3 * np.sqrt(2))
+        assert any("unpaired" in line for line in headline(data))
+
+    def test_merges_that_score_alike_on_all_resamples_do_not_differ(self):
+        same = resampled({"accuracy": 0.5}, {"accuracy": np.linspace(0, 1, 500)})
+        (interval,) = anchor_intervals(study(same, same))
+        assert (interval.error, interval.verdict) == (0.0, "tie")
+
+    def test_a_few_items_have_the_tails_of_a_few(self):
+        rng = np.random.default_rng(0)
+        draws = rng.standard_normal((2, 500))
+        few = [resampled_deviation(row, 6) for row in draws[:1]]
+        many = [resampled_deviation(row, 5000) for row in draws[:1]]
+        assert critical_value(few) == pytest.approx(2.571, abs=0.06)  # Student's t, five degrees
+        assert critical_value(many) == pytest.approx(1.96, abs=0.03)
+        together = [resampled_deviation(row, 5000) for row in (draws[0], 2 * draws[0])]
+        assert critical_value(together) == pytest.approx(1.96, abs=0.03)
+
+    def test_a_report_that_is_read_back_says_the_same(self, tmp_path):
+        data = self.pair()
+        (tmp_path / "report_data.json").write_text(saved_text(data))
+        again = saved_data(tmp_path)
+        assert again is not None
+        ours, theirs = anchor_intervals(data)[0], anchor_intervals(again)[0]
+        assert theirs.paired
+        assert (theirs.low, theirs.high) == pytest.approx((ours.low, ours.high), rel=1e-5)
+
+    def test_means_over_unequal_domains_are_paired_in_the_comparison_too(self):
+        rng = np.random.default_rng(0)
+        weights = {"accuracy": np.repeat([1 / 40, 1 / 160], [20, 80])}
+        hard = rng.standard_normal(100)
+
+        def answered(shift: float) -> Score:
+            items = hard + 0.1 * rng.standard_normal(100) + shift
+            value = float(weights["accuracy"] @ items)
+            return Score({"accuracy": value}, {"accuracy": 0.3}, {"accuracy": items}, {}, weights)
+
+        (comparison,) = compare(study(answered(0.0), answered(0.2)))
+        assert comparison.paired
+        assert 0 < comparison.low < 0.2 < comparison.high < 0.3

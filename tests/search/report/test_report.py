@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ from mergesearch.search.front import Normaliser, hypervolume, nondominated, to_l
 from mergesearch.search.record.trial_record import Score, TrialRecord, Verdict
 from mergesearch.search.report.coefficients import block_means, heat_map, kept_of
 from mergesearch.search.report.comparison import compare
-from mergesearch.search.report.costs import busy_share, failures
+from mergesearch.search.report.costs import busy_share, failures, forecast
 from mergesearch.search.report.headline import sentences
 from mergesearch.search.report.kept import HeatMap
 from mergesearch.search.report.masking import without_secrets
@@ -29,6 +30,7 @@ from mergesearch.search.report.tables import result_table, rich_table, text_line
 from mergesearch.search.report.wording import plus_minus
 from mergesearch.search.report.writing import ReportData, as_json, write_report
 from mergesearch.search.workers.messages import Failure
+from tests.pictures import drawing
 
 #: The study of this file is made once, by one worker.
 pytestmark = pytest.mark.xdist_group("report")
@@ -201,6 +203,12 @@ def plot_data(page: str, name: str) -> dict:
     """The figure of that name, as the page holds it."""
     start = page.index(f'data-for="{name}">') + len(f'data-for="{name}">')
     return json.loads(page[start : page.index("</script>", start)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn(_no_pictures: None) -> Iterator[None]:
+    with drawing(True):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -674,3 +682,16 @@ def test_experts_that_hardly_count_are_named(idle: tuple[str, ...]) -> None:
         2: [f"2 experts of 4 hardly count in trial 7 {below}: upright, inverted."],
     }
     assert said == expected[len(idle)]
+
+
+def test_trials_cost_beside_what_the_anchors_had_led_to_expect(tmp_path):
+    data = make_study(1)
+    write_report(data, tmp_path)
+    told = json.loads((tmp_path / "report.json").read_text())["predicted_trials"]
+    anchors = [record for record in data.records if record.kind == "anchor"]
+    evaluate = np.mean([record.seconds["evaluate"] for record in anchors])
+    assert (told["anchors"], told["trials"]) == (len(ANCHORS), len(data.records))
+    assert told["each"]["evaluate"] == pytest.approx(evaluate)
+    page = (tmp_path / "report.html").read_text()
+    assert f"{len(data.records) * evaluate:.1f} s</td>" in page
+    assert forecast(replace(data, records=anchors)) is None

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from mergesearch.search.record.trial_record import TrialSummary
+from mergesearch.search.report.coefficients import with_kept
 from mergesearch.search.report.data import ReportData
+from mergesearch.search.report.kept import Between
+from mergesearch.search.report.page.panel import panel_data
 from mergesearch.search.report.page.runs_page import runs_page
 from mergesearch.search.report.preference import preferred
 from mergesearch.search.report.writing import write_report
 from tests.browser import CHROMIUM, Browser, browsing
+from tests.search.report.test_between import study
 from tests.search.report.test_report import make_study
 
 pytestmark = [
@@ -192,6 +196,43 @@ def test_runs_are_compared_in_one_picture(browser, studies, tmp_path, width):
     assert browser.run("document.documentElement.scrollWidth") == width
     assert browser.run(CUT) == []
     assert browser.run(FAINT) == []
+
+
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_weights_show_what_is_expected_between_the_trials(browser, tmp_path, width):
+    data = study(3, noise=0.01)
+    write_report(data, tmp_path)
+    browser.open(f"file://{tmp_path}/report.html", width)
+    browser.until("document.querySelector('#between details') !== null")
+    browser.run("document.querySelector('#between summary').click()")
+    shown = panel_data(with_kept(data))["between"]["expected"]
+    rows = "[...document.querySelectorAll('#between tr')].map((r) => r.cells[1].textContent)"
+    for m in range(3):
+        set_slider = """(() => { const all = document.querySelectorAll('#weights input');
+          all.forEach((each, m) => { each.value = m === %d ? 100 : 0; });
+          all[0].dispatchEvent(new Event("input")); })()"""
+        browser.run(set_slider % m)
+        row = next(each for each in shown if each["w"][m] == 1)
+        assert browser.run(rows)[:3] == row["v"]
+        text = browser.run("document.querySelector('#between').innerText")
+        assert "expected, not measured" in text
+        assert f"{data.objectives[m].name} 100 %" in text
+        assert row["x"] in text
+    assert browser.run(CUT) == []
+    assert browser.run(FAINT) == []
+    browser.picture(tmp_path / "between.png", whole=True)
+    assert browser.complaints == []
+
+
+def test_where_nothing_is_expected_the_page_says_why(browser, tmp_path):
+    data = with_kept(study(3, noise=0.01))
+    why = "trials that were left out are predicted hardly better than by a mean: <b>"
+    data = replace(data, kept=replace(data.kept, between=Between(why=why)))
+    write_report(data, tmp_path)
+    browser.open(f"file://{tmp_path}/report.html", DESK)
+    browser.until("document.querySelector('#between p') !== null")
+    told = browser.run("document.querySelector('#between').textContent")
+    assert told == f"Between the trials nothing is expected: {why}."
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4])

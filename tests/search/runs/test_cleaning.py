@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -36,9 +37,7 @@ def test_weights_of_a_run_are_kept_until_it_is_gone(runs: Path) -> None:
     assert unused_weights(runs) == []
     arenas = [file for file in (runs / ".arenas").iterdir() if file.suffix == ".arena"]
     assert arenas
-    for file in (runs / "first").iterdir():
-        file.unlink()
-    (runs / "first").rmdir()
+    shutil.rmtree(runs / "first")
     dry = CliRunner().invoke(app, ["clean", "--runs", str(runs)])
     assert "unused, removed with --yes" in dry.output
     assert all(file.exists() for file in arenas)

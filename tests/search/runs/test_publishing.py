@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mergesearch.merging.recipe_file import load_recipe
 from mergesearch.search.dashboard.access import Access
 from mergesearch.search.dashboard.serving import build_application
 from mergesearch.search.record.storage import read_storage
@@ -65,6 +66,28 @@ def test_trials_that_matter_have_a_note_with_scores_and_commands(run, detail):
     assert f"{name} on test items: {plus_minus(test.values[name], test.errors.get(name))}" in body
 
 
+def test_recipes_of_the_winner_and_the_front_are_files_of_the_study(run, detail, tmp_path):
+    data = run.report_data()
+    storage = read_storage(run.folder.path / "journal.log")
+    application = build_application(storage, Access(), None, {}, run.folder.artifacts)
+    offered = {each["filename"]: each["artifact_id"] for each in detail["artifacts"]}
+    numbers = {data.winner.number, *(record.number for record in data.recommended)}
+    assert offered.keys() == {f"recipe-of-trial-{number}.yaml" for number in numbers}
+    notes = {trial["number"]: trial["note"]["body"] for trial in detail["trials"]}
+    for number in numbers:
+        address = f"/artifacts/0/{offered[f'recipe-of-trial-{number}.yaml']}"
+        assert f"[Recipe]({address})" in notes[number]
+        status, headers, content = call(application, address)
+        assert status.startswith("200")
+        assert headers["Content-Type"].startswith("text/plain")
+        assert "Access-Control-Allow-Origin" not in headers
+        file = tmp_path / f"{number}.yaml"
+        file.write_bytes(content)
+        assert load_recipe(file).digest == run.log.records[number].recipe.digest
+    for method in ("POST", "DELETE"):
+        assert call(application, address, REQUEST_METHOD=method)[0].startswith("405")
+
+
 def test_attributes_of_trials_are_short(detail):
     for trial in detail["trials"]:
         assert all(len(str(each["value"])) <= 24 for each in trial["user_attrs"])
@@ -75,6 +98,8 @@ def test_what_is_published_again_replaces_what_was_there(run, detail):
     storage = read_storage(run.folder.path / "journal.log")
     again = json.loads(call(build_application(storage, Access(), None, {}), "/api/studies/0")[2])
     assert again["plotly_graph_objects"] == detail["plotly_graph_objects"]
+    assert again["artifacts"] == detail["artifacts"]
+    assert len([*run.folder.artifacts.iterdir()]) == len(detail["artifacts"])
     for before, after in zip(detail["trials"], again["trials"], strict=True):
         assert after["note"]["body"] == before["note"]["body"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from mergesearch.merging import MergesearchError, RunFolderError, StudyFailedError
-from mergesearch.search.record.allowances import allowances
+from mergesearch.search.record.allowances import allowances, changes_after_test
 from mergesearch.search.record.trial_record import standing_failures
+from mergesearch.search.report.headline import sentences
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import Run, open_run
 from mergesearch.search.study.events import Event
@@ -65,6 +66,9 @@ class TestBudget:
         assert (begun.budget.trials, begun.trial) == (12, 0)
         assert (changed.trial, changed.asked, changed.told) == (12, 10, 10)
         assert changed.suggestions == 19
+        # Whether to go on was decided by someone who could see the test scores.
+        sentence = "The budget was raised from 12 to 22 trials after test scores had been shown"
+        assert any(line.startswith(sentence) for line in sentences(grown.report_data()))
         # The same command again changes nothing; the old budget is less than what has run.
         before = (tmp_path / "run" / "journal.log").read_bytes()
         assert fingerprint(run_in(short(trials=22), tmp_path / "run")) == fingerprint(grown)
@@ -85,6 +89,7 @@ class TestBudget:
         interrupt_after(9, more, tmp_path / "again")
         assert fingerprint(run_in(more, tmp_path / "again")) == fingerprint(grown)
         assert allowances(grown.log)[1].asked == 2
+        assert changes_after_test(grown.log) == []
         unchanged = run_in(data, tmp_path / "unchanged")
         assert searched(grown)[:2] == searched(unchanged)[:2]
         assert searched(grown)[:12] != searched(unchanged)[:12]

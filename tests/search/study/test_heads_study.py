@@ -156,6 +156,10 @@ def test_exports_score_as_recorded(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "heads" / "left" / "model.safetensors").is_file()
     one = export_trial(run, record, tmp_path / "left", overwrite=False, rescored=True, head="left")
     assert one.lines[-1] == "not scored again: items of right need other heads"
+    asked = export_trial(
+        run, record, tmp_path / "asked", overwrite=False, rescored=False, head="left"
+    )
+    assert [line for line in asked.lines if "scored" in line] == []
     assert load_model(str(tmp_path / "left"), CLASS).config.num_labels == 2
     with pytest.raises(InputError, match="head: expected one of left, right, base"):
         export_trial(run, record, tmp_path / "x", overwrite=False, rescored=False, head="up")

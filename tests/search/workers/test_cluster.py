@@ -23,6 +23,8 @@ from mergesearch.search.workers.backends.placement import (
 )
 from tests.cluster import ROOT, Cluster, mergesearch
 from tests.commands import run_command
+from tests.search.cli.test_cli import mergesearch as in_process
+from tests.search.cli.test_cli import refused
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, write_study
 from tests.waiting import PATIENT, wait_for
@@ -77,11 +79,8 @@ def test_what_travels_is_code_and_study(cluster: Cluster, tmp_path: Path) -> Non
     (tmp_path / "my_scorer.py").write_text("def score(row, text):\n    return 1.0\n")
     study = write_study(slow_study("travel", 9, 0.0), tmp_path)
     to = ["--address", cluster.server, "--run", str(tmp_path / "run")]
-    refused = mergesearch(
-        cluster, "submit", str(study), *to, "--include", str(tmp_path / "weights.safetensors")
-    )
-    assert refused.returncode == 2
-    assert "--include: expected code, received" in refused.stderr
+    said = refused("submit", study, *to, "--include", tmp_path / "weights.safetensors")
+    assert "--include: expected code, received" in said
     done = mergesearch(
         cluster, "submit", str(study), *to, "--include", str(tmp_path / "my_scorer.py"), "--follow"
     )
@@ -109,11 +108,11 @@ def test_wrong_addresses_jobs_and_tokens_are_one_line(cluster: Cluster, tmp_path
             "workers.address: expected 127.0.0.1:9",
         ),
     ]
-    for arguments, message in cases:
-        done = mergesearch(cluster, *arguments)
-        assert done.returncode == 2, done.stderr
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+    for arguments, message in cases:  # in this process, which has the cluster's token
+        code, _, errors = in_process(*arguments)
+        assert code == 2, errors
+        assert message in errors
+        assert "Traceback" not in errors
     stranger = {
         key: value for key, value in cluster.environment.items() if not key.startswith("RAY_AUTH")
     }

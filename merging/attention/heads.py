@@ -44,6 +44,12 @@ OUTPUTS = (
 )
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads")
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
+_INPUTS = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim")
+#: Keys of configurations of towers -> words in the names of their tensors.
+_TOWERS: Mapping[str, tuple[str, ...]] = {
+    "vision_config": ("vision", "visual", "image"),
+    "text_config": ("text", "language"),
+}
 _ROTARY = frozenset(
     {
         *("rope_theta", "rope_parameters", "rope_scaling", "rotary_pct", "rotary_emb_base"),
@@ -79,12 +85,21 @@ class Declared:
         width: Features of a head, or None where it is not said.
         rotary: Share of the features that rotary positions turn, or their number where it is
             above 1.
+        tower: Key of the configuration of the tower that they are of; empty for the model's own.
+        inputs: Features that the tower passes on, or None where it is not said.
     """
 
     heads: int
     groups: int
     width: int | None
     rotary: float
+    tower: str = ""
+    inputs: int | None = None
+
+    def likelihood(self, where: str, inputs: int) -> tuple[bool, bool]:
+        """Whether names, and inputs, are those of this tower; what fits better sorts later."""
+        words = _TOWERS.get(self.tower, (self.tower.removesuffix("_config"),))
+        return bool(self.tower) and any(word in where for word in words), self.inputs == inputs
 
     def counts(self, width: int) -> HeadCounts:
         """The same with features of heads counted."""
@@ -194,7 +209,7 @@ def _separate(
     query, key, value = (shapes[name] for name in names)
     if len(key) != 2 or key != value:
         return None
-    counts = _matching(query[0], key[0], known)
+    counts = _matching(query[0], key[0], _likeliest(known, where, query[1]))
     if counts is None:
         return None
     sides: tuple[Side, ...] = ("query", "key", "value")
@@ -215,7 +230,7 @@ def _fused(
     # GPT-2 stores (in, out), all others (out, in).
     turned = name.endswith("c_attn.weight") and shapes[name][1] > shapes[name][0]
     features, inputs = shapes[name][::-1] if turned else shapes[name]
-    counts = _matching_fused(features, inputs, known)
+    counts = _matching_fused(features, inputs, _likeliest(known, where, inputs))
     if counts is None:
         return None
     axis = int(turned)
@@ -243,6 +258,11 @@ def _bias_of(name: str, shapes: Shapes) -> str | None:
     return bias if bias in shapes else None
 
 
+def _likeliest(known: list[Declared], where: str, inputs: int) -> list[Declared]:
+    """The declared heads, those of the likeliest tower first."""
+    return sorted(known, key=lambda one: one.likelihood(where, inputs), reverse=True)
+
+
 def _matching(queries: int, keys: int, known: list[Declared]) -> HeadCounts | None:
     """The declared heads that fit the features of queries and keys."""
     for one in known:
@@ -261,7 +281,7 @@ def _matching_fused(features: int, inputs: int, known: list[Declared]) -> HeadCo
     return HeadCounts(1, 1, features // 3) if features == 3 * inputs and not known else None
 
 
-def _declared_heads(config: Mapping[str, Any]) -> Iterator[Declared]:
+def _declared_heads(config: Mapping[str, Any], tower: str = "") -> Iterator[Declared]:
     """What the configuration says of heads, for the model and each mapping inside (a tower)."""
     heads = next((config[key] for key in _HEADS if isinstance(config.get(key), int)), None)
     if heads:
@@ -270,10 +290,12 @@ def _declared_heads(config: Mapping[str, Any]) -> Iterator[Declared]:
             groups = 1
         width = config.get("head_dim") or config.get("d_kv") or config.get("kv_channels")
         if heads % (groups or heads) == 0:
-            yield Declared(heads, groups or heads, width, _rotary_share(config))
-    for part in config.values():
+            inputs = next((config[k] for k in _INPUTS if isinstance(config.get(k), int)), None)
+            rotary = _rotary_share(config)
+            yield Declared(heads, groups or heads, width, rotary, tower, inputs)
+    for key, part in config.items():
         if isinstance(part, Mapping):
-            yield from _declared_heads(part)
+            yield from _declared_heads(part, str(key))
 
 
 def _rotary_share(config: Mapping[str, Any]) -> float:

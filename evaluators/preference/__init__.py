@@ -1,0 +1,1 @@
+"""Models judged by people: outputs, pairs, and strengths from choices."""

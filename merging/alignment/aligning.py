@@ -1,0 +1,131 @@
+"""Experts in the coordinates of their base: how the moves of one are found, kept and applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from mergesearch.merging.alignment.activations import activation_terms
+from mergesearch.merging.alignment.groups import Groups
+from mergesearch.merging.alignment.matching import Term, match
+from mergesearch.merging.alignment.moving import Moves, from_tensors, moved, to_tensors
+from mergesearch.merging.alignment.rotations import with_turns
+from mergesearch.merging.alignment.spec import AlignSpec, item_versions
+from mergesearch.merging.alignment.subject import Subject
+from mergesearch.merging.alignment.transport import transported
+from mergesearch.merging.checkpoints.checkpoint import Checkpoint
+
+#: Raised when the same settings begin to mean other moves.
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertAlignment:
+    """An expert and how it is brought into the coordinates of its base.
+
+    Nothing is loaded or compared before the first tensor is asked for.
+
+    Attributes:
+        subject: The base and its model.
+        expert: The expert as it is stored.
+        spec: What the user asked for.
+    """
+
+    subject: Subject
+    expert: Checkpoint
+    spec: AlignSpec
+
+    @cached_property
+    def found(self) -> tuple[Groups, Moves]:
+        """Groups of the base, and moves of the expert's units."""
+        moves = self._moves()
+        return self.subject.groups, moves
+
+    def prepare(self) -> None:
+        """Find the moves, if they are not known yet, and let go of the model."""
+        if "found" not in self.__dict__:
+            _ = self.found
+            self.subject.release()
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor of the expert in the coordinates of the base."""
+        groups, moves = self.found
+        tensor = self.expert.read(name)
+        if name not in groups.tensors:
+            return tensor
+        return moved(tensor, groups.tensors[name], groups, moves)
+
+    def _moves(self) -> Moves:
+        memo = self.subject.base.memo
+        if memo is None:
+            return self._computed()
+        key = [
+            "alignment",
+            FORMAT,
+            self.subject.base.identity,
+            self.expert.identity,
+            self.spec.model_dump(),
+            item_versions(self.spec),
+        ]
+        return from_tensors(memo.get(key, lambda: to_tensors(self._computed())))
+
+    def _computed(self) -> Moves:
+        return METHODS[self.spec.method](self)
+
+
+def weight_terms(subject: Subject, expert: Any) -> list[Term]:
+    """Terms of all tensors that units are moved in, compared by their weights."""
+    return [
+        Term(partial(_both, subject.base, expert, name), axes)
+        for name, axes in subject.groups.tensors.items()
+        if name in expert.tensors
+        and expert.shape(name) == subject.base.shape(name)
+        and any(leaf.group is not None for axis in axes for leaf in axis)
+    ]
+
+
+def _both(base: Any, expert: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return base.read(name).to(torch.float32), expert.read(name).to(torch.float32)
+
+
+def _by_weights(alignment: ExpertAlignment) -> Moves:
+    terms = weight_terms(alignment.subject, alignment.expert)
+    spec = alignment.spec
+    return match(alignment.subject.groups, terms, spec.seed, spec.sweeps)
+
+
+def _by_activations(alignment: ExpertAlignment) -> Moves:
+    terms = activation_terms(alignment.subject, alignment.expert)
+    spec = alignment.spec
+    return match(alignment.subject.groups, terms, spec.seed, spec.sweeps)
+
+
+def _by_rotations(alignment: ExpertAlignment) -> Moves:
+    terms = weight_terms(alignment.subject, alignment.expert)
+    return with_turns(alignment.subject.groups, terms, _by_weights(alignment))
+
+
+def _by_transport(alignment: ExpertAlignment) -> Moves:
+    terms = activation_terms(alignment.subject, alignment.expert)
+    groups = alignment.subject.groups
+    return transported(groups, terms, _by_activations(alignment), alignment.spec.smoothing)
+
+
+def _by_what_is_given(alignment: ExpertAlignment) -> Moves:
+    """By activations if there are items, else by weights."""
+    given = alignment.spec.calibration is not None
+    return _by_activations(alignment) if given else _by_weights(alignment)
+
+
+#: Method -> the moves that it finds.
+METHODS: dict[str, Callable[[ExpertAlignment], Moves]] = {
+    "weight_matching": _by_weights,
+    "activation_matching": _by_activations,
+    "procrustes": _by_rotations,
+    "transport": _by_transport,
+    "pleas": _by_what_is_given,
+}

@@ -1,0 +1,1 @@
+"""Experts brought to where the base has its units."""

@@ -1,0 +1,1 @@
+"""What is expected of merges between measured trials, as opposed to what was measured."""

@@ -1,0 +1,1 @@
+"""Seeded mutations of real files, read by the real readers and verbs."""

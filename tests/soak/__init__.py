@@ -1,0 +1,1 @@
+"""Two hours of studies that are killed, moved, starved and resumed: `make soak`."""

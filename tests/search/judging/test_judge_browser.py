@@ -72,7 +72,8 @@ def judge(browser: Browser, process: subprocess.Popen[str], most: int | None = N
     """Press the key of the longer text until the study is over; how many pairs were judged."""
     count = 0
     while most is None or count < most:
-        wait_for(lambda: state(browser)["state"] != "waiting", pause=0.02)
+        # A page whose script has not run yet has no state.
+        wait_for(lambda: state(browser).get("state", "waiting") != "waiting", pause=0.02)
         if state(browser)["state"] == "over":
             break
         pair = state(browser)["pair"]

@@ -75,7 +75,8 @@ def is_mixture_recipe(path: Path) -> bool:
         data = read_yaml(path, RecipeError)
     except RecipeError:
         return False
-    return isinstance(data, dict) and data.get("operator") in MIXTURE_OPERATORS
+    name = data.get("operator") if isinstance(data, dict) else None
+    return isinstance(name, str) and name in MIXTURE_OPERATORS
 
 
 def load_mixture_recipe(path: Path) -> MixtureRecipe:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.mixture.operators import MIXTURE_OPERATORS
+from mergesearch.merging.mixture.recipe import is_mixture_recipe
 from tests.search.cli.test_cli import mergesearch, refused
 
 Recipes = Callable[..., Any]
@@ -72,3 +74,10 @@ def test_operators_on_mixtures_are_listed() -> None:
     rows = {row["name"]: row for row in json.loads(mergesearch("ls", "operators", "--json")[1])}
     assert {*MIXTURE_OPERATORS} <= {*rows}
     assert all(rows[name]["when"] for name in MIXTURE_OPERATORS)
+
+
+@pytest.mark.parametrize("operator", ["{name: ties}", "[mc_smoe]", "ties"])
+def test_other_recipes_are_none_of_one_mixture(operator: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"base: b\noperator: {operator}\n")
+    assert not is_mixture_recipe(file)

@@ -43,11 +43,10 @@ from mergesearch.evaluators.python_answer import Scores, declared_answer, read_s
 from mergesearch.evaluators.score_memory import scores_at
 from mergesearch.merging import InputError, MergesearchError
 from mergesearch.merging.extensions.references import (
+    check_sources,
     find_function,
-    given,
     is_reference,
     known,
-    source_digest,
 )
 
 #: Parameters that the evaluator itself fills in.
@@ -150,7 +149,7 @@ class PythonFunction(EvaluatorBase):
         self._parameters = self._taken(self._call)
         if self.model_class is not None and is_reference(self.model_class):
             find_function(self.model_class, f"{self._where}.model_class")
-        self._check_source()
+        check_sources(self._source, self._where)
 
     def references(self) -> frozenset[str]:
         """Models whose scores are limits."""
@@ -189,19 +188,6 @@ class PythonFunction(EvaluatorBase):
             return scores.measurement()
         indices = _chosen(len(next(iter(scores.items.values()))), items)
         return scores.at(indices).measurement(indices)
-
-    def _check_source(self) -> None:
-        """Refuse functions of this machine that are not those of the study.
-
-        What a program gave is left out: it has travelled here, and its source has not.
-        """
-        for name, began in self._source.items():
-            here = source_digest(known(name))
-            if here != began and not given([name]):
-                raise InputError(
-                    f"{self._where}: {name}: expected the code that the study began with "
-                    f"({began}), received another ({here}); restore it"
-                )
 
     def _whole(self, candidate: Candidate, split: Split) -> Scores:
         """The scores of all items of a split."""

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from experiments.running import ROOT, kept, mean_and_half, write_between
+from experiments.zoo.calibration import clip_calibration
 from experiments.zoo.clip import section
-from experiments.zoo.clip_data import CLASSES, PROMPTS
+from experiments.zoo.clip_data import CLASSES
 
 RUNS = ROOT / "runs" / "clip"
 ZOO = ROOT / "zoo" / "clip"
@@ -148,15 +149,7 @@ def calibrated(operator: str, own: Mapping[str, Any]) -> dict[str, Figures]:
     from mergesearch.merging.operators import get_operator
     from mergesearch.search.plan.planning import plan_study
 
-    given = {
-        "data": str(ZOO / "data"),
-        "split": "search",
-        "domain": "domain",
-        "model_class": "AutoModelForZeroShotImageClassification",
-        "inputs": {"pixel_values": "image"},
-        "prompts": PROMPTS,
-        "classes": CLASSES,
-    }
+    given = clip_calibration(ZOO, ZOO)
 
     settings = [f"{key} {value:g}" for key, value in own.items()]
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running import ROOT, folder_name, kept, write_between
-from experiments.zoo.calibration import digits_calibration
-from experiments.zoo.clip_data import CLASSES, PROMPTS
+from experiments.zoo.calibration import clip_calibration, digits_calibration
 from experiments.zoo_scores import SCORED, Zoo, mean, one_hot, scores
 
 RUNS = ROOT / "runs" / "siblings"
@@ -33,23 +32,10 @@ STEPS = 100
 
 Options = Mapping[str, Any]
 
-
-def _clip_calibration(zoo: Path, _folder: Path) -> dict[str, Any]:
-    return {
-        "data": str(zoo / "data"),
-        "split": "search",
-        "domain": "domain",
-        "model_class": "AutoModelForZeroShotImageClassification",
-        "inputs": {"pixel_values": "image"},
-        "prompts": PROMPTS,
-        "classes": CLASSES,
-    }
-
-
 #: Zoo -> items on which operators run the experts.
 CALIBRATIONS: Mapping[str, Callable[[Path, Path], dict[str, Any]]] = {
     "digits": digits_calibration,
-    "clip": _clip_calibration,
+    "clip": clip_calibration,
 }
 #: Label -> operator. Those of the first block are there to compare with.
 ROWS: Mapping[str, Options] = {

@@ -24,11 +24,10 @@ from mergesearch.evaluators.objectives import Metric
 from mergesearch.evaluators.text.generation import Generation
 from mergesearch.merging import InputError, MergesearchError
 from mergesearch.merging.extensions.references import (
+    check_sources,
     find_function,
-    given,
     is_reference,
     known,
-    source_digest,
 )
 
 #: First bytes of a picture's file -> its format; formats that may hold scripts are left out.
@@ -155,13 +154,7 @@ class FunctionMaker:
         self._arguments(find_function(self._function, f"{self._where}.function"))
         if self.model_class is not None and is_reference(self.model_class):
             find_function(self.model_class, f"{self._where}.model_class")
-        for name, began in self._source.items():
-            here = source_digest(known(name))
-            if here != began and not given([name]):
-                raise InputError(
-                    f"{self._where}: {name}: expected the code that the study began with "
-                    f"({began}), received another ({here}); restore it"
-                )
+        check_sources(self._source, self._where)
         for split, name in self._splits.items():
             columns = self._tables.load(name)
             prompts = [str(prompt) for prompt in columns["prompt"]]

@@ -90,3 +90,18 @@ def _saved(folder: Path, make: Callable[[], Dataset]) -> str:
     if not folder.exists():
         datasets.DatasetDict({"search": make()}).save_to_disk(str(folder))
     return str(folder)
+
+
+def clip_calibration(zoo: Path, _folder: Path) -> dict[str, Any]:
+    """The same for the CLIP zoo, with class prompts; one folder serves all experts."""
+    from experiments.zoo.clip_data import CLASSES, PROMPTS
+
+    return {
+        "data": str(zoo / "data"),
+        "split": "search",
+        "domain": "domain",
+        "model_class": "AutoModelForZeroShotImageClassification",
+        "inputs": {"pixel_values": "image"},
+        "prompts": PROMPTS,
+        "classes": CLASSES,
+    }

@@ -9,6 +9,19 @@ from pathlib import Path
 from mergesearch.merging.foreign.paths import resolved
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write under a temporary name, fsync, rename: a crash leaves the old file or the new one.
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mergesearch.merging.checkpoints.atomic import write_atomically
-from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS
 from mergesearch.merging.distillation.reading import Reader, open_reader
 from mergesearch.merging.distillation.settings import Settings
 from mergesearch.merging.distillation.targets import Targets, make_targets
@@ -26,7 +25,9 @@ from mergesearch.merging.distillation.training import (
     train_lora,
 )
 from mergesearch.merging.errors import InputError
-from mergesearch.merging.export.folder import check_target, put_folder
+from mergesearch.merging.export.companions import copy_companions
+from mergesearch.merging.export.new_folder import check_target, new_folder
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.foreign.shown import path_shown
 
 #: What the record of a distillation is called, beside the weights.
@@ -90,7 +91,7 @@ def distill(
     if not sources:
         raise InputError("sources: expected at least one model, received none; name one")
     readers = [open_reader(path, settings.length) for path in (pivot, *sources)]
-    target = out.resolve()
+    target = resolved(out)
     check_target(target, [reader.checkpoint for reader in readers], overwrite)
     kept, held = divided(texts, settings)
     work = target.with_name(f".{target.name}.distilling")
@@ -224,38 +225,27 @@ def _write(
     """
     from mergesearch.merging.models.loading import no_progress_bar
 
-    part = target.with_name(f".{target.name}.distilling") / "written"
     folder = Path(str(readers[0].checkpoint.folder))
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        if adapter:
-            model.peft_config["default"].base_model_name_or_path = readers[0].path
-            model.save_pretrained(str(part))
-        else:
-            with no_progress_bar():
-                model.merge_and_unload().save_pretrained(str(part))
-            _copy_missing(folder, part)
-        record = {
-            "pivot": readers[0].path,
-            "sources": [reader.path for reader in readers[1:]],
-            "settings": asdict(settings),
-            **{key: value for key, value in asdict(result).items() if key != "folder"},
-        }
-        write_atomically(part / RECORD, json.dumps(record, indent=1) + "\n")
-        put_folder(part, target)
+        with new_folder(target) as part:
+            if adapter:
+                model.peft_config["default"].base_model_name_or_path = readers[0].path
+                model.save_pretrained(str(part))
+            else:
+                with no_progress_bar():
+                    model.merge_and_unload().save_pretrained(str(part))
+                copy_companions(
+                    folder, part, lambda file: (part / file.relative_to(folder)).exists()
+                )
+            record = {
+                "pivot": readers[0].path,
+                "sources": [reader.path for reader in readers[1:]],
+                "settings": asdict(settings),
+                **{key: value for key, value in asdict(result).items() if key != "folder"},
+            }
+            write_atomically(part / RECORD, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{path_shown(target)}: expected a place to write to, received: "
             f"{error.strerror or error}"
         ) from error
-
-
-def _copy_missing(folder: Path, into: Path) -> None:
-    """Copy what the pivot's folder holds beside its weights and the model did not write itself."""
-    for pattern in COMPANIONS:
-        for file in folder.glob(pattern):
-            copy = into / file.relative_to(folder)
-            if not copy.exists():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)

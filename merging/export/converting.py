@@ -6,7 +6,6 @@ a time; the folder appears under its name only when everything in it is on disk.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from mergesearch.merging.checkpoints.safetensors_files import (
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.checkpoints.torch_files import StridedTensor, read_torch_file
 from mergesearch.merging.errors import CheckpointError, InputError
-from mergesearch.merging.export.folder import check_target, put_folder
+from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.foreign.paths import is_file, resolved
 from mergesearch.merging.foreign.shown import path_shown, shown
 
@@ -191,9 +190,7 @@ def _write_folder(
     target: Path,
     shard_bytes: int,
 ) -> None:
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
-    part.mkdir(parents=True)
-    try:
+    with new_folder(target) as part:
         laid_out = lay_out_files(part, _as_stored(tensors), shard_bytes, stem)
         for name, tensor in tensors.items():
             write_tensor(laid_out[name], tensor.read())
@@ -201,9 +198,6 @@ def _write_folder(
             copy = part / file.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
-        put_folder(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
 
 
 def _as_stored(tensors: Mapping[str, StridedTensor]) -> dict[str, TensorInfo]:

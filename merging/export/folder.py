@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,10 +20,11 @@ from typing import TYPE_CHECKING
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.checkpoints.pipelines import add_other_models, stem_in
-from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, ITEMSIZE, TensorInfo
+from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
 from mergesearch.merging.export.about import NOTHING, About
+from mergesearch.merging.export.companions import copy_companions
 from mergesearch.merging.export.content import content_of
 from mergesearch.merging.export.head_folders import (
     family_to_write,
@@ -34,6 +33,7 @@ from mergesearch.merging.export.head_folders import (
     written_family,
 )
 from mergesearch.merging.export.model_card import render_card
+from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.integers import warn_of_integers
 from mergesearch.merging.family.tokenizer_files import VOCABULARIES, check_written, vocabulary_files
@@ -151,9 +151,7 @@ def _write_folder(
     about: About,
     dtype: str | None,
 ) -> tuple[Rounding, Untouched]:
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
-    part.mkdir(parents=True)
-    try:
+    with new_folder(target) as part:
         place = _weights_folder(family.base, part)
         written = _laid_out(place, stored, shard_bytes, family, _stem(family.base))
         warn_of_integers(family)
@@ -184,10 +182,7 @@ def _write_folder(
         )
         (part / "README.md").write_text(card, encoding="utf-8")
         _verify(part, stored, family)
-        put_folder(part, target)
-        return rounding, left
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
+    return rounding, left
 
 
 def _recalibrate(family: ModelFamily, part: Path, written: Mapping[str, TensorInfo]) -> None:
@@ -266,32 +261,6 @@ def check_fit(recipe: Recipe, family: ModelFamily) -> None:
         )
 
 
-def check_target(target: Path, sources: Iterable[Checkpoint], overwrite: bool) -> None:
-    """Refuse a folder that is in use, or that holds a source.
-
-    Raises:
-        InputError: In one line.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise InputError(
-            f"{target}: expected a folder to create, received a file; choose another place"
-        )
-    if not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(
-            f"{target}: expected no folder or an empty one, received files; choose another or "
-            "overwrite"
-        )
-    for source in sources:
-        if any(resolved(file).is_relative_to(target) for file in source.files):
-            raise InputError(
-                f"{target}: expected a folder without sources, received the one of {source.name!r}"
-            )
-
-
 def stamped_recipe(recipe: Recipe, family: ModelFamily) -> Recipe:
     """The recipe with the fingerprints of what is read now.
 
@@ -305,13 +274,28 @@ def stamped_recipe(recipe: Recipe, family: ModelFamily) -> Recipe:
 
 
 def _stamp(source: Source, checkpoint: Checkpoint) -> Source:
+    where = f"source {source.name!r} ({source.path})"
+    return replace(source, fingerprint=checked_fingerprint(checkpoint, source.fingerprint, where))
+
+
+def checked_fingerprint(checkpoint: Checkpoint, known: str, where: str) -> str:
+    """The fingerprint of what is read now.
+
+    Args:
+        checkpoint: The weights.
+        known: The fingerprint in the recipe; empty where it has none.
+        where: The source, as errors name it.
+
+    Raises:
+        RecipeError: If they are not the weights that the recipe was made with.
+    """
     current = checkpoint.fingerprint()
-    if source.fingerprint not in ("", current):
+    if known not in ("", current):
         raise RecipeError(
-            f"source {source.name!r} ({source.path}): expected weights {source.fingerprint[:12]}, "
+            f"{where}: expected weights {known[:12]}, "
             f"received {current[:12]}; they changed since the recipe was made, restore them"
         )
-    return replace(source, fingerprint=current)
+    return current
 
 
 def _stored_as(family: ModelFamily, dtype: str | None) -> dict[str, TensorInfo]:
@@ -433,12 +417,7 @@ def _write_companions(family: ModelFamily, files: Mapping[str, str], folder: Pat
         # Beside a new tokenizer.json, files that list the vocabulary in their own way are out of
         # date.
         stale = [*files, *(VOCABULARIES if "tokenizer.json" in files else ())]
-        for pattern in COMPANIONS:
-            for file in base.folder.glob(pattern):
-                if not any(file.match(name) for name in stale):
-                    copy = folder / file.relative_to(base.folder)
-                    copy.parent.mkdir(exist_ok=True)
-                    shutil.copyfile(file, copy)
+        copy_companions(base.folder, folder, lambda file: any(file.match(name) for name in stale))
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -472,34 +451,6 @@ def _verify(folder: Path, stored: Mapping[str, TensorInfo], family: ModelFamily)
         )
     if family.alignment is not None:
         check_written(folder, family.alignment)
-
-
-def put_folder(part: Path, target: Path) -> None:
-    """Make ``part`` appear as ``target``, everything on disk first.
-
-    What was at ``target`` is removed only then.
-    """
-    for path in (*part.rglob("*"), part):
-        _sync(path)
-    old = part.with_name(f"{part.name}-old")
-    if target.exists():
-        target.rename(old)
-    try:
-        part.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _gigabytes(base: Checkpoint) -> str:

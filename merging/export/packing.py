@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +32,10 @@ from mergesearch.merging.checkpoints.packed import restored
 from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import InputError
-from mergesearch.merging.export.folder import check_target, put_folder
+from mergesearch.merging.export.companions import copy_companions
+from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.export.pack_forms import held_numbers
-from mergesearch.merging.export.rewritten import SHARD_BYTES, copy_companions
+from mergesearch.merging.export.rewritten import SHARD_BYTES
 from mergesearch.merging.family.preflight import check_family
 from mergesearch.merging.family.special_tensors import running_statistics
 from mergesearch.merging.foreign.paths import resolved
@@ -126,25 +125,21 @@ def pack_experts(
     target = resolved(out)
     check_target(target, [base, *experts], overwrite)
     work = _Work(base, experts, settings, _forms(base, experts, settings))
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     try:
-        part.mkdir(parents=True)
-        errors = work.write(part, shard_bytes)
-        (part / MANIFEST).write_text(json.dumps(work.manifest(errors), indent=1) + "\n")
-        for expert in experts:
-            (part / expert.name).mkdir()
-            if expert.folder is not None:
-                copy_companions(expert.folder, part / expert.name)
-        files = [file for file in part.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        weights = sum(f.stat().st_size for f in files if f.suffix == ".safetensors")
-        put_folder(part, target)
+        with new_folder(target) as part:
+            errors = work.write(part, shard_bytes)
+            (part / MANIFEST).write_text(json.dumps(work.manifest(errors), indent=1) + "\n")
+            for expert in experts:
+                (part / expert.name).mkdir()
+                if expert.folder is not None:
+                    copy_companions(expert.folder, part / expert.name)
+            files = [file for file in part.rglob("*") if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            weights = sum(f.stat().st_size for f in files if f.suffix == ".safetensors")
     except OSError as error:
         raise InputError(
             f"{out}: expected a place to write, received: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
     counted = [*work.forms.values()]
     forms = {form: counted.count(form) for form in dict.fromkeys(counted)}
     sizes = {expert.name: _size(expert) for expert in experts}

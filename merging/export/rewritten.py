@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
-from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
 from mergesearch.merging.errors import InputError
-from mergesearch.merging.export.folder import check_target, put_folder
+from mergesearch.merging.export.companions import copy_companions
+from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.foreign.paths import resolved
 
 if TYPE_CHECKING:
@@ -50,19 +48,15 @@ def write_rewritten(
     target = resolved(out)
     check_target(target, [source], overwrite)
     size = sum(info.stop - info.start for info in source.tensors.values())
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     try:
-        part.mkdir(parents=True)
-        _write(source, part, read, shard_bytes)
-        check(part)
-        put_folder(part, target)
+        with new_folder(target) as part:
+            _write(source, part, read, shard_bytes)
+            check(part)
     except OSError as error:
         raise InputError(
             f"{out}: expected a place to write {size / 1e9:.2g} GB, received: "
             f"{error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
     return size
 
 
@@ -76,12 +70,3 @@ def _write(
         write_tensor(info, read(name).to(getattr(torch, info.dtype)))
     if source.folder is not None:
         copy_companions(source.folder, part)
-
-
-def copy_companions(folder: Path, into: Path) -> None:
-    """Copy what a model folder holds beside its weights."""
-    for pattern in COMPANIONS:
-        for file in folder.glob(pattern):
-            copy = into / file.relative_to(folder)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)

@@ -117,6 +117,27 @@ def located(name: str, folder: Path) -> str:
     return f"{resolved(folder / file)}:{attribute}" if file.endswith(".py") else name
 
 
+def check_sources(source: Mapping[str, str], where: str) -> None:
+    """Refuse functions of this machine that are not those of the study.
+
+    What a program gave is left out: it has travelled here, and its source has not.
+
+    Args:
+        source: Name of a function -> the digest of its code when the study began.
+        where: Key of the study file, for messages.
+
+    Raises:
+        InputError: If the code of a function is another.
+    """
+    for name, began in source.items():
+        here = source_digest(known(name))
+        if here != began and not given([name]):
+            raise InputError(
+                f"{where}: {name}: expected the code that the study began with "
+                f"({began}), received another ({here}); restore it"
+            )
+
+
 def source_digest(value: Any) -> str:
     """Hash of the source text of a function or class, or of an object's class.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from mergesearch.merging.errors import InputError
 from mergesearch.merging.foreign.shown import name_shown
 
-KIB = 1 << 10
 MIB = 1 << 20
 #: The largest settings file that is read: studies, recipes, configurations, indices.
 SETTINGS_LIMIT = 64 * MIB

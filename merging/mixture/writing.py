@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +13,13 @@ import yaml
 
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
-from mergesearch.merging.checkpoints.safetensors_files import COMPANIONS, TensorInfo
+from mergesearch.merging.checkpoints.safetensors_files import TensorInfo
 from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
-from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
-from mergesearch.merging.export.folder import check_target, put_folder
+from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError
+from mergesearch.merging.export.companions import copy_companions
+from mergesearch.merging.export.folder import checked_fingerprint
+from mergesearch.merging.export.new_folder import check_target, new_folder
+from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.kernels.host import all_finite
 from mergesearch.merging.mixture.card import mixture_card
 from mergesearch.merging.mixture.layers import smaller_config, smaller_tensors, used_count
@@ -84,7 +86,7 @@ def shrink_mixture(
     source = open_checkpoint(recipe.base, recipe.name)
     targets = [out, *([] if members is None else [members])]
     for target in targets:
-        check_target(target.resolve(), (source,), overwrite)
+        check_target(resolved(target), (source,), overwrite)
     plan = plan_mixture(recipe)
     stamped = _stamped(recipe, plan.checkpoint)
     notes = notes_of(plan, recipe.operator, recipe.options)
@@ -129,13 +131,8 @@ def _put_members(
 
 
 def _stamped(recipe: MixtureRecipe, checkpoint: Checkpoint) -> MixtureRecipe:
-    current = checkpoint.fingerprint()
-    if recipe.fingerprint not in ("", current):
-        raise RecipeError(
-            f"base ({recipe.base}): expected weights {recipe.fingerprint[:12]}, received "
-            f"{current[:12]}; they changed since the recipe was made, restore them"
-        )
-    return replace(recipe, fingerprint=current)
+    where = f"base ({recipe.base})"
+    return replace(recipe, fingerprint=checked_fingerprint(checkpoint, recipe.fingerprint, where))
 
 
 def bytes_of(tensors: Mapping[str, TensorInfo]) -> int:
@@ -152,10 +149,7 @@ def _put(
     shard_bytes: int,
 ) -> int:
     """Write one model beside ``out`` and put it there; returns the bytes of its tensors."""
-    target = out.resolve()
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
-    part.mkdir(parents=True)
-    try:
+    with new_folder(resolved(out)) as part:
         infos = smaller_tensors(
             plan.checkpoint, [block.layer for block in plan.blocks], plan.stored
         )
@@ -166,9 +160,6 @@ def _put(
         card = mixture_card(recipe, plan, notes)
         (part / "README.md").write_text(card, encoding="utf-8")
         _verify(part, infos)
-        put_folder(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # gone already when all went well
     return bytes_of(infos)
 
 
@@ -190,11 +181,7 @@ def _write_companions(plan: MixturePlan, part: Path) -> None:
     """Copy what lies beside the weights; the configuration gets the new number of experts."""
     folder = plan.checkpoint.folder
     assert folder is not None  # refused when the recipe was opened
-    for pattern in COMPANIONS:
-        for file in folder.glob(pattern):
-            copy = part / file.relative_to(folder)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+    copy_companions(folder, part)
     used = used_count(plan.checkpoint)
     config = dict(plan.checkpoint.config)
     if plan.stored != plan.blocks[0].layer.experts:

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import lock_descriptor
 
+from mergesearch.merging.checkpoints.atomic import sync
 from mergesearch.merging.foreign.own_json import with_checksum
 
 #: Suffix of files that are being written.
@@ -37,11 +38,7 @@ def write_sheet(sheet: Mapping[str, Any], path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the new names of arena and sheet
-    finally:
-        os.close(handle)
+    sync(path.parent)  # the new names of arena and sheet
 
 
 def hash_file(path: Path) -> str:

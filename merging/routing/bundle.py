@@ -15,8 +15,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +24,9 @@ import numpy as np
 
 from mergesearch.merging.checkpoints.safetensors_files import read_header
 from mergesearch.merging.errors import CheckpointError, InputError
-from mergesearch.merging.export.folder import check_target, export_model, put_folder
+from mergesearch.merging.export.folder import export_model
 from mergesearch.merging.export.model_card import render_bundle_card
+from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.family.family import open_family
 from mergesearch.merging.foreign.json_text import read_json
 from mergesearch.merging.foreign.library import library_errors
@@ -82,22 +81,18 @@ def write_bundle(
     target = resolved(out)
     family = open_family(recipe)
     check_target(target, family.sources, overwrite)
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     try:
-        part.mkdir(parents=True)
-        stamped = _write_models(recipe, part, threads)
-        _write_sheet(recipe, routed.head, model_class, part)
-        _write_tensors(routed, part / TENSORS)
-        tasks = _named_tasks(routed.head)
-        card = render_bundle_card(stamped, family.base, family.experts, facts or {}, tasks)
-        (part / "README.md").write_text(card, encoding="utf-8")
-        put_folder(part, target)
+        with new_folder(target) as part:
+            stamped = _write_models(recipe, part, threads)
+            _write_sheet(recipe, routed.head, model_class, part)
+            _write_tensors(routed, part / TENSORS)
+            tasks = _named_tasks(routed.head)
+            card = render_bundle_card(stamped, family.base, family.experts, facts or {}, tasks)
+            (part / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{out}: expected a place to write, received: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_models(recipe: Recipe, part: Path, threads: int) -> Recipe:

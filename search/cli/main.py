@@ -131,7 +131,7 @@ def check(
     cards = planned_cards(plan, card, count)
     preparing = preparing_of(plan, None if cards is None else cards.card)
     described = (plan, cards, preparing, study_lineages(plan))
-    emit(plan_dict(*described), as_json, lambda: describe_plan(*described))
+    emit(plan_dict(*described) if as_json else None, as_json, lambda: describe_plan(*described))
     if card is None:
         check_cards_there(plan)
 

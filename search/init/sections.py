@@ -12,8 +12,6 @@ from mergesearch.search.init.harness_tasks import Tasks
 from mergesearch.search.init.models import PROCESSORS, Models, folder_with
 from mergesearch.search.init.proposed import Proposal
 
-#: Metrics that are better the smaller they are.
-MINIMISED = ("log_perplexity",)
 #: Items below which scores are too uncertain to tell merges apart.
 FEW = 200
 #: Said where files name no splits.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergesearch.merging import RunFolderError
-from mergesearch.merging.checkpoints.atomic import write_atomically
+from mergesearch.merging.checkpoints.atomic import sync, write_atomically
 from mergesearch.merging.foreign.shown import path_shown
 from mergesearch.search.judging.shapes import check_event
 from mergesearch.search.record.journal_lines import lines_from, parse_line
@@ -96,7 +96,7 @@ class JudgingRecord:
         finally:
             os.close(descriptor)
         if is_new:
-            _sync_folder(self._path.parent)
+            sync(self._path.parent)
 
     def keep_picture(self, name: str, content: bytes) -> None:
         """Store a picture, once."""
@@ -117,12 +117,3 @@ class JudgingRecord:
 def _write_all(descriptor: int, line: bytes) -> None:
     while line:
         line = line[os.write(descriptor, line) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

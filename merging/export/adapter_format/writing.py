@@ -7,8 +7,6 @@ for, by the best approximation in the Frobenius norm; what that loses is reporte
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +18,9 @@ from mergesearch.merging.export.adapter_format.card import render_adapter_card
 from mergesearch.merging.export.adapter_format.changes import MergeChanges
 from mergesearch.merging.export.adapter_format.files import Adapter, write_adapter
 from mergesearch.merging.export.adapter_format.modules import ModelModules
-from mergesearch.merging.export.folder import check_fit, check_target, put_folder, stamped_recipe
+from mergesearch.merging.export.folder import check_fit, stamped_recipe
 from mergesearch.merging.export.head_folders import family_to_write
+from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.family.aligned import stored_source
 from mergesearch.merging.family.family import ModelFamily, open_family
 from mergesearch.merging.family.messages import listed
@@ -198,20 +197,16 @@ def _write(
     family: ModelFamily,
     facts: Mapping[str, str],
 ) -> None:
-    part = target.with_name(f".{target.name}.part-{os.getpid()}-{os.urandom(3).hex()}")
     try:
-        part.mkdir(parents=True)
-        write_adapter(part, adapter, recipe.base.path, family.base.config)
-        save_recipe(recipe, part / "recipe.yaml")
-        loss = {"adapter": "; ".join(exported.lines())}
-        card = render_adapter_card(
-            recipe, family, {**facts, **loss}, exported.errors, exported.lost
-        )
-        (part / "README.md").write_text(card, encoding="utf-8")
-        put_folder(part, target)
+        with new_folder(target) as part:
+            write_adapter(part, adapter, recipe.base.path, family.base.config)
+            save_recipe(recipe, part / "recipe.yaml")
+            loss = {"adapter": "; ".join(exported.lines())}
+            card = render_adapter_card(
+                recipe, family, {**facts, **loss}, exported.errors, exported.lost
+            )
+            (part / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{target}: expected a place to write an adapter, received: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from mergesearch.evaluators.spec.evaluators import build_evaluator
 from mergesearch.merging import RunFolderError
-from mergesearch.merging.checkpoints.atomic import write_atomically
+from mergesearch.merging.checkpoints.atomic import sync, write_atomically
 from mergesearch.search.grammar import counted
 from mergesearch.search.record.journal_lines import (
     CREATE_STUDY,
@@ -160,7 +160,7 @@ def _write(folder: RunFolder, made: Salvage, original: Path, earlier: Sequence[s
             # It would say more than the journal does.
             os.replace(folder.path / FILE, _free_name(folder.path / FILE))
         write_atomically(folder.journal, content)
-        _sync_folder(folder.path)
+        sync(folder.path)
     except OSError as error:
         raise RunFolderError(
             f"{folder.path}: expected a folder that can be written, received: "
@@ -174,17 +174,8 @@ def _keep(journal: Path, original: Path) -> None:
         os.link(journal, original)
     except OSError:
         shutil.copy2(journal, original)
-        with original.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(journal.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(original)
+    sync(journal.parent)
 
 
 def _free_name(file: Path) -> Path:

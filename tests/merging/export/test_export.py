@@ -478,7 +478,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(pico, tmp_path, mon
     def full(_handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mergesearch.merging.export.folder.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
         export_model(recipe, out, overwrite=True)
     assert open_checkpoint(str(out)).fingerprint() == before

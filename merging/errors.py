@@ -11,13 +11,16 @@
     └── StudyFailedError      the study cannot go on (exit code 1)
         └── ReplayError       the recorded trials do not follow from the study file and seed
 
-Messages are one line: what was expected, what was received, what to do next.
+Messages are one line: what was expected, what was received, what to do next. Whatever foreign text
+is in one, its lines are printable and short.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+from mergesearch.merging.foreign.shown import line_cut, printable
 
 #: The most characters of a name and of a list of names in a message; ours are all shorter.
 LONGEST_NAME = 60
@@ -26,6 +29,11 @@ LONGEST_LIST = 500
 
 class MergesearchError(Exception):
     """Root of the tree; catching it catches everything the project raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message in lines that are printable and have at most 700 characters each."""
+        lines = printable(super().__str__(), keep="\n").split("\n")
+        return "\n".join(map(line_cut, lines))
 
 
 class InputError(MergesearchError):

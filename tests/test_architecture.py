@@ -26,6 +26,7 @@ BELOW: dict[str, set[str]] = {
 #: Rooms, bottom to top: none imports one that stands above it. A module belongs to the longest
 #: entry that its name begins with, so that a folder's `base` may stand below its other files.
 ROOMS = [
+    "merging.foreign.shown",
     "merging.errors",
     "merging.foreign",
     "merging.extensions",

@@ -72,6 +72,8 @@ _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 _MOST_PATTERNS = 4096
 #: The longest pattern, and the longest name that one is compared with; real ones are far shorter.
 _LONGEST = 256
+#: The largest numerator of a scale that is taken for a trained one.
+_LARGEST_ALPHA = 10**6
 #: What repeats without bound; three of them in one pattern take cubic time.
 _REPEATS = re.compile(r"[*+{]")
 #: A repeated group takes exponential time where it repeats something itself.
@@ -120,8 +122,17 @@ class AdapterSettings:
         return self._number(self.ranks, module, "r")
 
     def alpha(self, module: str) -> float:
-        """The numerator α of the scale of a module's change."""
-        return self._number(self.alphas, module, "lora_alpha")
+        """The numerator α of the scale of a module's change, of at most 10⁶ in magnitude.
+
+        Trained ones are below 10³; far larger ones make weights that float32 does not hold.
+        """
+        alpha = self._number(self.alphas, module, "lora_alpha")
+        if abs(alpha) > _LARGEST_ALPHA:
+            raise self.node.error(
+                f"{self.node.where}: lora_alpha: expected at most {_LARGEST_ALPHA:,}, received "
+                f"{alpha:g}; set the one that the adapter was trained with"
+            )
+        return alpha
 
     def _number(self, patterns: Patterns, module: str, key: str) -> float:
         """A number of a module's adapter, 8 where the settings do not say it, as in peft.

@@ -265,6 +265,8 @@ def _check_name(file: Path, name: str, tensors: Mapping[str, StridedTensor]) -> 
         raise _unlike(file, f"two tensors of the name {shown(name)}", _SAVE)
     if len(name) > NAME_LIMIT:
         raise _unlike(file, f"a name of {len(name)} characters", _SAVE)
+    if not name.isprintable():
+        raise _unlike(file, f"a name that cannot be printed, {shown(name)}", _SAVE)
     name.encode("utf-8")  # a lone surrogate is an UnicodeEncodeError, a ValueError
 
 

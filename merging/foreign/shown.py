@@ -85,6 +85,11 @@ def message_cut(text: str) -> str:
     return cut(text, MESSAGE_LIMIT + min(paths, PATHS_LIMIT))
 
 
+def line_cut(line: str) -> str:
+    """Shorten a line of an error to what :func:`message_cut` grants at most, paths or not."""
+    return cut(line, MESSAGE_LIMIT + PATHS_LIMIT)
+
+
 def shown(value: Any, limit: int = VALUE_LIMIT) -> str:
     """A foreign value as a message shows it: its ``repr``, printable and short.
 

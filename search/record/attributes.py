@@ -26,6 +26,8 @@ ITEMS = "mergesearch:items"
 GRADIENT_RESULT = "mergesearch:gradient_result"
 #: Name of :data:`GRADIENT_RESULT` in records of version 0.1.
 GRADIENT_RESULT_01 = "mergesearch:descended"
+#: All attributes of ours that a trial may have.
+TRIAL_KEYS = (ASKED, RESULT, ITEMS, GRADIENT_RESULT, GRADIENT_RESULT_01)
 #: Begins the keys of a study's attributes.
 PREFIX = "mergesearch:"
 #: Keys of version 0.1 in :data:`ASKED` and :data:`RESULT` -> their names now.
@@ -51,10 +53,16 @@ def asked_of(attributes: Mapping[str, Any], where: str) -> Any:
     """What was recorded when a trial was asked, under the names of this version.
 
     Raises:
-        RunFolderError: If it is missing or of another shape.
+        RunFolderError: If it is missing or of another shape, or a trial lacks the point that only
+            anchors, which the space need not hold, and lost trials may lack.
     """
-    asked = attribute_text(attributes, ASKED, where)
-    return conform(Asked, _with_new_keys(asked), f"{where}: {ASKED}")
+    recorded = attribute_text(attributes, ASKED, where)
+    asked = conform(Asked, _with_new_keys(recorded), f"{where}: {ASKED}")
+    if asked["point"] is None and asked["kind"] != "anchor" and not asked.get("lost"):
+        raise RunFolderError(
+            f"{where}: {ASKED}: expected the point of a {asked['kind']} trial, received none"
+        )
+    return asked
 
 
 def field_of(recorded: Mapping[str, Any], where: str) -> Field:

@@ -240,7 +240,8 @@ def _score(content: Mapping[str, Any]) -> Score:
         key: {name: unpack_items(each) for name, each in content.get(key, {}).items()}
         for key in ("items", "weights", "resampled")
     }
-    return Score(content["values"], content["errors"], violations=content["violations"], **packed)
+    violations = content.get("violations", {})
+    return Score(content["values"], content["errors"], violations=violations, **packed)
 
 
 def _kept_dict(kept: Kept) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class Replay:
                 budgets.reach(told)
             if told < len(tells):
                 record = tells[told]
+                if any(record is waiting for waiting in asks):
+                    raise ReplayError(
+                        f"trial {record.number}: expected a result after its question, received "
+                        f"result {told} before it; start another --run"
+                    )
                 if record.state == "running":
                     steps = gradient_steps.pop(record.number, None)
                     record = self._restorer.measure(record.number, steps)

@@ -78,7 +78,9 @@ def lost_questions(
         said |= dict.fromkeys(each.number for each in lost)
         for each in of_search[:missing]:
             before += 1
-            said[each.number] = _question(each, before, trials, whole, places)
+            earlier = [question for question in said.values() if question is not None]
+            least = earlier[-1]["tells_at_ask"] if earlier else 0
+            said[each.number] = _question(each, before, least, trials, whole, places)
         lost = []
         before = before if suggestion is None else suggestion
     return said
@@ -87,13 +89,14 @@ def lost_questions(
 def _question(
     lost: Trial,
     suggestion: int,
+    least: int,
     trials: Sequence[Trial],
     whole: Collection[int],
     places: Mapping[int, int],
 ) -> dict[str, Any]:
     later = [t for t in trials[lost.number + 1 :] if t.created is not None]
     earlier = [t for t in trials[: lost.number] if t.asked.get("suggestion") is not None]
-    least = earlier[-1].asked["tells_at_ask"] if earlier else 0
+    least = max(least, earlier[-1].asked["tells_at_ask"] if earlier else 0)
     following = next((t for t in later if t.asked.get("suggestion") is not None), None)
     lines = [t.created.number for t in later[:1] if t.created is not None]
     lines += [line.number for line in lost.changes[:1]]

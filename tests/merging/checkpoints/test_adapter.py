@@ -440,6 +440,8 @@ class TestRefusals:
             ({"r": 4}, r"expected rank 4 .* received lora_A \[2, 16\]"),
             ({"rank_pattern": {"q_proj": 0}}, "expected rank 0"),
             ({"lora_alpha": None}, "lora_alpha: expected a number, received None"),
+            ({"lora_alpha": 8e99}, r"lora_alpha: expected at most 1,000,000, received 8e\+99"),
+            ({"alpha_pattern": {"q_proj": -2e6}}, r"expected at most 1,000,000, received -2e\+06"),
             ({"r": "eight"}, "r: expected a number, received 'eight'"),
         ],
     )

@@ -102,6 +102,9 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
         save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     )
     assert "received no tensors" in refusal(save({"a": 1}, tmp_path / "numbers.pt"))
+    assert r"received a name that cannot be printed, 'a\x1fb'" in refusal(
+        save({"a\x1fb": torch.ones(2)}, tmp_path / "name.pt")
+    )
     assert "received an object of list" in refusal(save([torch.ones(2)], tmp_path / "list.pt"))
     scripted = tmp_path / "scripted.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), scripted)

@@ -13,7 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mergesearch.merging.errors import CheckpointError, InputError, did_you_mean
+from mergesearch.merging.errors import (
+    CheckpointError,
+    InputError,
+    MergesearchError,
+    did_you_mean,
+)
 from mergesearch.merging.foreign.json_text import parse_json, read_json
 from mergesearch.merging.foreign.node import Node
 from mergesearch.merging.foreign.paths import exists, resolved
@@ -57,6 +62,16 @@ def test_paths_do_not_cost_the_rest_of_a_message() -> None:
     text = f"{path}: expected weights trained from the base, received others; choose {path} again"
     assert message_cut(text) == text
     assert len(message_cut("/x" * 5_000)) == 700
+
+
+@pytest.mark.parametrize("kind", [MergesearchError, InputError, CheckpointError])
+def test_errors_are_short_and_printable_whatever_text_is_in_them(
+    kind: type[MergesearchError],
+) -> None:
+    told = str(kind("a \u200b name \x1b[31m\nand " + "{" * 10_000 + " its end"))
+    assert printable(told, keep="\n") == told
+    assert [len(line) for line in told.split("\n")] == [22, 700]
+    assert told.endswith(" its end")
 
 
 def test_pipes_folders_and_missing_files_are_refused_at_once(tmp_path: Path) -> None:

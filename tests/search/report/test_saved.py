@@ -74,6 +74,19 @@ def test_a_file_that_cannot_be_read_is_as_good_as_none(
         saved.write_bytes(content)
 
 
+def test_a_score_that_tells_no_violations_has_none(run: Run, tmp_path: Path) -> None:
+    content = json.loads((run.folder.path / FILE).read_text())
+    scores = content["verdict"]["scores"]["validation"].values()
+    for score in scores:
+        del score["violations"]
+    (tmp_path / FILE).write_text(json.dumps(content))
+    read = saved_data(tmp_path)
+    assert read is not None
+    assert read.verdict is not None
+    assert all(not score.violations for score in read.verdict.scores["validation"].values())
+    assert len(scores) > 0
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"no study\.yaml"):
         read_run(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -200,6 +201,41 @@ def test_a_repaired_study_ends_as_if_nothing_had_been_lost(
     assert (run / "journal.log.original-1").read_bytes() == broken
     assert len(read_run(run).records) == len(finished.log.records)
     assert end_of(run_in(STUDY, run)) == end_of(finished)
+
+
+def one_gap(first: Callable[[dict], bool], last: Callable[[dict], bool]) -> Change:
+    """Puts one unreadable line in the place of all from one to another, which stays."""
+
+    def change(lines: list[bytes]) -> None:
+        logs = [json.loads(line) for line in lines]
+        start = next(i for i, log in enumerate(logs) if first(log))
+        stop = next(i for i, log in enumerate(logs) if last(log))
+        lines[start:stop] = [bytes(40) + b"\n"]
+
+    return change
+
+
+def test_questions_that_are_lost_in_a_row_keep_their_order(
+    damaged: Callable[[Change], Path], finished: Run
+) -> None:
+    run = damaged(one_gap(asks(4), tells(6)))
+    made = repair(run, write=True)
+    assert made.salvage.asked == (4, 5, 6)
+    end = run_in(STUDY, run)
+    told = [record.tells_at_ask for record in end.log.records if record.kind == "search"]
+    assert told == sorted(told)
+    assert fingerprint(end) == fingerprint(finished)
+
+
+def test_a_trial_of_the_search_without_its_point_is_named(
+    damaged: Callable[[Change], Path],
+) -> None:
+    def change(lines: list[bytes]) -> None:
+        at = next(i for i, line in enumerate(lines) if asks(4)(json.loads(line)))
+        lines[at] = re.sub(rb'(point\\": )\\"[^"]*"', rb"\1null", lines[at])
+
+    with pytest.raises(RunFolderError, match=r"line \d+: .*expected the point of a search trial"):
+        open_run(damaged(change))
 
 
 def test_a_lost_anchor_is_measured_under_another_number(

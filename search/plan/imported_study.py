@@ -16,6 +16,7 @@ from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.coefficients import field_of, rows_by_tensor
 from mergesearch.merging.family.preflight import layout_of
 from mergesearch.merging.foreign.shown import name_shown
+from mergesearch.merging.foreign.sizes import MOST
 from mergesearch.merging.mergekit_format.importing import Imported
 from mergesearch.merging.mergekit_format.patterns import block_patterns, filter_patterns
 from mergesearch.merging.mergekit_format.places import all_settings
@@ -101,6 +102,12 @@ def _merge(recipe: dict[str, Any]) -> _Merge:
     rows = rows_by_tensor(field, layout)
     assert rows is not None  # each tensor has one coefficient
     table = np.array([rows[name] for name in layout.names])
+    largest = float(np.abs(table).max(initial=0))
+    if largest > MOST:
+        raise InputError(
+            f"import: expected coefficients of at most {MOST:,}, where a space can begin, received "
+            f"{largest:g}"
+        )
     low, high = operator.bounds(len(experts), options)
     template = Recipe(
         Source("base", recipe["base"]), tuple(experts), recipe["operator"], field, (), layout.digest

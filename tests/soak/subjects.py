@@ -113,6 +113,6 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "model": "none",
         "objectives": [{"name": "size", "direction": "minimize"}],
     },
-    "distance": {"kind": "distance"},
+    "distance": {"kind": "distance", "model_class": "AutoModelForImageClassification"},
     "entropy": {"kind": "entropy"},
 }

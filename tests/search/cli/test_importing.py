@@ -165,3 +165,13 @@ def test_a_study_with_data_passes_its_check(
     assert section["data"]["file"] == "reviews.csv"
     alone = ("import", "merge.yml", "--out", "recipe.yaml", "--data", "reviews.csv")
     assert "--data: expected --study" in mergesearch(*alone)[2]
+
+
+def test_a_study_cannot_begin_at_an_absurd_merge(tmp_path: Path, pico_models: Path) -> None:
+    source = written(configuration(pico_models, -1e19, 0.3), tmp_path)
+    study = tmp_path / "study.yaml"
+    code, _, err = mergesearch("import", source, "--study", study)
+    assert code == 2
+    assert "expected coefficients of at most 1,000,000,000" in err
+    assert "received 1e+19" in err
+    assert not study.exists()

@@ -66,11 +66,14 @@ def moved(story: Story) -> None:
 
 
 def weights_changed(story: Story) -> None:
-    """A byte of an expert changes: the driver must refuse, and go on once it is as before."""
+    """A byte of an expert changes: the driver must refuse, and go on once it is as before.
+
+    Until a trial is measured, other weights are a study like any other.
+    """
     killed(story)
     file = story.subject.weights
     assert file is not None
-    if not story.lines():
+    if not story.measured():
         return
     before = file.read_bytes()
     place = len(before) - 1 - int(story.rng.integers(16))

@@ -125,6 +125,13 @@ class Story:
             return (self.folder / "journal.log").read_bytes().count(b"\n")
         return 0
 
+    def measured(self) -> bool:
+        """Whether a trial was measured; False where records are in a database."""
+        with contextlib.suppress(OSError):
+            lines = (self.folder / "journal.log").read_bytes().splitlines()
+            return any(b'"op_code":6' in line and b'"state":1' in line for line in lines)
+        return False
+
     def run_on(self, driver: Driver) -> None:
         """Let the driver record a few more results, or only start up."""
         if self.server is not None or self.rng.random() < 0.2:

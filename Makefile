@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow bench gpu-check lint format faults fuzz soak golden peers docs docs-site clean
+.PHONY: help install demo test test-fast test-slow bench bench-peers bench-quick gpu-check lint format faults fuzz soak golden peers docs docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,12 @@ test-slow: install $(VENV)/.pretend-card  ## kill schedules and other long tests
 
 bench: install  ## performance figures as ratios inside one run
 	$(BIN)/python -m experiments.bench
+
+bench-peers: install .venv-peers/.installed  ## whole trials beside those of other packages, in an environment of their own
+	$(BIN)/python -m experiments.bench.peers
+
+bench-quick: install  ## a minute of ratios; fails where one is worse than the committed figures
+	$(BIN)/python -m experiments.bench.quick
 
 # TIER=kernels takes what `python3` has: torch, triton, numba, numpy and transformers.
 TIER ?= full

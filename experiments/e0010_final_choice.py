@@ -130,7 +130,7 @@ class Answers:
             name="",
             suggestion=number,
             point=point,
-            recipe=Recipe(base, experts, "task_arithmetic", field, layout="none"),
+            merge=Recipe(base, experts, "task_arithmetic", field, layout="none"),
             tells_at_ask=0,
             tell_index=number,
             state="complete",

@@ -157,7 +157,7 @@ class Searched:
             name="",
             suggestion=number,
             point=result.point,
-            recipe=Recipe(Source("base", "base"), experts, "task_arithmetic", field, layout="none"),
+            merge=Recipe(Source("base", "base"), experts, "task_arithmetic", field, layout="none"),
             tells_at_ask=0,
             tell_index=number,
             state="complete",

@@ -25,6 +25,8 @@ from experiments.zoo.seeds import ITEMS, Settings, build_seeds
 
 RUNS = ROOT / "runs" / "alignment"
 README = ROOT / "experiments" / "0016-alignment" / "README.md"
+#: Channels of the first stage of wide ResNets; others have 32.
+WIDE = 48
 START = "<!-- table: written by the command above -->"
 STOP = "<!-- end of table -->"
 
@@ -38,12 +40,19 @@ class Pair:
         kind: Folder of the zoo.
         expert: Name of the second; the first is ``a``.
         items: Items that both are compared on, and scored on.
+        wide: Whether the second model has layers one and a half times as wide.
     """
 
     title: str
     kind: str
     expert: str
     items: str
+    wide: bool = False
+
+    def second(self, zoo: Path) -> Path:
+        """The second model."""
+        home = zoo.parent / zoo.name.replace("seeds", "seeds-wide", 1) if self.wide else zoo
+        return home / self.kind / self.expert
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Row:
         on_items: Whether it takes items.
         regmean: Whether layers are fitted by RegMean, instead of averaged.
         kinds: Models that it is for.
+        fit: What layers are fitted on by least squares (operator ``pleas``), instead of averaged:
+            items or noise.
     """
 
     title: str
@@ -63,25 +74,75 @@ class Row:
     on_items: bool = False
     regmean: bool = False
     kinds: tuple[str, ...] = ("vit", "resnet")
+    fit: str = ""
+
+    def suits(self, pair: Pair) -> bool:
+        """Whether it merges such models."""
+        joint = self.align is not None and {"method", "smoothing"} >= {*self.align}
+        if pair.wide:
+            return joint and (self.align or {})["method"] == "transport"
+        return pair.kind in self.kinds
 
 
 PAIRS = (
     Pair("ViTs, one task", "vit", "b", "upright"),
     Pair("ResNets, one task", "resnet", "b", "upright"),
     Pair("ResNets, two tasks", "resnet", "c", "both"),
+    Pair("ResNets, one task, second 1.5 times as wide", "resnet", "b", "upright", wide=True),
 )
 ROWS = (
     Row("as they are", None),
     Row("as they are, RegMean", None, regmean=True),
     Row("weight matching", {"method": "weight_matching"}),
     Row("weight matching, rotated heads", {"method": "procrustes"}, kinds=("vit",)),
+    Row("weight matching, mapped heads", {"method": "invertible"}, kinds=("vit",)),
+    Row("weight matching, least squares on noise", {"method": "weight_matching"}, fit="noise"),
     Row("PLeaS, data-free, 25 % wider", {"method": "pleas", "fraction": 0.25}),
     Row("PLeaS, data-free, 50 % wider", {"method": "pleas", "fraction": 0.5}),
     Row("PLeaS, data-free, 100 % wider", {"method": "pleas", "fraction": 1.0}),
+    Row(
+        "PLeaS, data-free, 25 % wider, least squares on noise",
+        {"method": "pleas", "fraction": 0.25},
+        fit="noise",
+    ),
     Row("PLeaS by activations, 25 % wider", {"method": "pleas", "fraction": 0.25}, on_items=True),
+    Row("PLeaS by activations, 50 % wider", {"method": "pleas", "fraction": 0.5}, on_items=True),
     Row("activation matching", {"method": "activation_matching"}, on_items=True),
+    Row(
+        "activation matching, least squares (PLeaS at width 1)",
+        {"method": "activation_matching"},
+        True,
+        fit="items",
+    ),
+    Row(
+        "PLeaS by activations, 25 % wider, least squares",
+        {"method": "pleas", "fraction": 0.25},
+        True,
+        fit="items",
+    ),
+    Row(
+        "PLeaS by activations, 50 % wider, least squares",
+        {"method": "pleas", "fraction": 0.5},
+        True,
+        fit="items",
+    ),
     Row("optimal transport, smoothing 0.02", {"method": "transport", "smoothing": 0.02}, True),
     Row("optimal transport, smoothing 0.08", {"method": "transport"}, True),
+    Row(
+        "optimal transport, maps of branches averaged",
+        {"method": "transport", "residual": "averaging"},
+        True,
+    ),
+    Row(
+        "optimal transport, weighted scalar",
+        {"method": "transport", "residual": "weighted_scalar"},
+        True,
+    ),
+    Row(
+        "optimal transport, weighted matrix",
+        {"method": "transport", "residual": "weighted_matrix"},
+        True,
+    ),
     Row("activation matching, RegMean", {"method": "activation_matching"}, True, regmean=True),
 )
 
@@ -94,7 +155,7 @@ def recipe_of(zoo: Path, pair: Pair, row: Row, share: float) -> dict[str, Any]:
         "model_class": "AutoModelForImageClassification",
         "inputs": {"pixel_values": "pixels"},
     }
-    expert: dict[str, Any] = {"path": str(zoo / pair.kind / pair.expert)}
+    expert: dict[str, Any] = {"path": str(pair.second(zoo))}
     if row.align is not None:
         expert["align"] = {**row.align, **({"calibration": items} if row.on_items else {})}
     base = str(zoo / pair.kind / "a")
@@ -111,6 +172,9 @@ def recipe_of(zoo: Path, pair: Pair, row: Row, share: float) -> dict[str, Any]:
             "hyperparameters": {"calibration": items},
             "coefficients": 1.0,
         }
+    if row.fit:
+        given = {"calibration": items} if row.fit == "items" else {}
+        recipe |= {"operator": "pleas", "hyperparameters": given, "coefficients": 1.0}
     if pair.kind == "resnet":
         recipe["special"] = {"batch_norm": "recalibrate", "calibration": items}
     return recipe
@@ -136,13 +200,13 @@ def accuracy(zoo: Path, pair: Pair, row: Row, share: float) -> float:
 
 def ends(zoo: Path, pair: Pair) -> tuple[float, float]:
     """Mean test accuracies of both models by themselves."""
-    known = json.loads((zoo / "manifest.json").read_text())["accuracy"]
     domains = ITEMS[pair.items]
-    first, second = (
-        float(np.mean([known[f"{pair.kind}/{name}"][domain] for domain in domains]))
-        for name in ("a", pair.expert)
-    )
-    return first, second
+    found = []
+    for model in (zoo / pair.kind / "a", pair.second(zoo)):
+        known = json.loads((model.parent.parent / "manifest.json").read_text())["accuracy"]
+        own = known[f"{pair.kind}/{model.name}"]
+        found.append(float(np.mean([own[domain] for domain in domains])))
+    return found[0], found[1]
 
 
 def shown(figures: Sequence[float]) -> str:
@@ -169,8 +233,7 @@ def table(zoos: Sequence[Path]) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     for row in ROWS:
         figures = [
-            [measured(zoo, pair, row) for zoo in zoos] if pair.kind in row.kinds else []
-            for pair in PAIRS
+            [measured(zoo, pair, row) for zoo in zoos] if row.suits(pair) else [] for pair in PAIRS
         ]
         cells = [shown(each) if each else "" for each in figures]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
@@ -191,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(options.seeds):
         name = "seeds" if seed == 0 else f"seeds-{seed}"
         zoos.append(build_seeds(ROOT / "zoo" / name, Settings(seed=seed)))
+        wide = name.replace("seeds", "seeds-wide", 1)
+        build_seeds(ROOT / "zoo" / wide, Settings(seed=seed, width=WIDE))
     with one_thread():
         text = table(zoos)
     write_between(README, START, STOP, text)

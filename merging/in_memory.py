@@ -27,6 +27,7 @@ from mergesearch.merging.family.state_dict_checks import (
 from mergesearch.merging.family.state_dicts import AlignedStates, align_states, warn_of_integers
 from mergesearch.merging.family.untouched import UNKNOWN, undivided_names
 from mergesearch.merging.kernels.dispatch import accumulation_dtype, combine, term_weights
+from mergesearch.merging.kernels.forms import Patches
 from mergesearch.merging.kernels.host import stored_numbers
 from mergesearch.merging.kernels.lowrank import combine_factors
 from mergesearch.merging.lineage.refusal import check_lineages
@@ -47,6 +48,12 @@ _OVERRIDE = 'pass allow_unrelated="REASON"'
 
 #: Tensor and the name of the dtype to store it in -> the merged tensor, and what rounding it cost.
 TensorMerger = Callable[[TensorSpec, str], tuple[torch.Tensor, Rounding]]
+
+#: Called once all tensors are merged: what is to be written over one of them, or None.
+Settle = Callable[[], Patches | None]
+
+#: As :data:`TensorMerger`, with what may have to be settled later (:func:`merge_open`).
+OpenMerger = Callable[[TensorSpec, str], tuple[torch.Tensor, Rounding, Settle | None]]
 
 
 def merge(
@@ -283,14 +290,27 @@ def merge_tensor(
     merge: PreparedMerge, spec: TensorSpec, dtype: str
 ) -> tuple[torch.Tensor, Rounding]:
     """One merged tensor in ``dtype``, and what rounding it cost."""
+    merged, rounding, _ = merge_open(merge, spec, dtype, later=False)
+    return merged, rounding
+
+
+def merge_open(
+    merge: PreparedMerge, spec: TensorSpec, dtype: str, later: bool = True
+) -> tuple[torch.Tensor, Rounding, Settle | None]:
+    """:func:`merge_tensor` for a caller who merges all tensors.
+
+    It does not wait for statistics of the whole model. Where some matter, the third result gives
+    what they change, once every tensor is merged.
+    """
     stored = getattr(torch, dtype)
-    merged = _merge_stored(merge, spec, stored) if _is_merged_as_stored(merge, spec) else None
-    if merged is not None:
-        return merged
+    if _is_merged_as_stored(merge, spec):
+        merged = _merge_stored(merge, spec, stored, later)
+        if merged is not None:
+            return merged
     exact = merge_wide(merge, spec)
     rounded = exact.to(stored)
     origin = merge.base.read(spec.name).detach().to(exact.device)
-    return rounded, rounding_of(exact, rounded, origin)
+    return rounded, rounding_of(exact, rounded, origin), None
 
 
 def _is_merged_as_stored(merge: PreparedMerge, spec: TensorSpec) -> bool:
@@ -301,8 +321,8 @@ def _is_merged_as_stored(merge: PreparedMerge, spec: TensorSpec) -> bool:
 
 
 def _merge_stored(
-    merge: PreparedMerge, spec: TensorSpec, dtype: torch.dtype
-) -> tuple[torch.Tensor, Rounding] | None:
+    merge: PreparedMerge, spec: TensorSpec, dtype: torch.dtype, later: bool
+) -> tuple[torch.Tensor, Rounding, Settle | None] | None:
     """One tensor from the sources as they are stored, in one pass.
 
     None if the operator has no such way, or the sources are not fit for it.
@@ -317,8 +337,11 @@ def _merge_stored(
     out = torch.empty(spec.shape, dtype=dtype)
     part = merge.field.restrict(spec.start, spec.stop)
     weights = term_weights(part, basis.form)
-    sums = basis.direct(spec.name, numbers, weights, part.boundaries, stored_numbers(out))
-    return None if sums is None else (out, Rounding(*sums, frozenset({dtype_name(out)})))
+    direct = basis.direct(spec.name, numbers, weights, part.boundaries, stored_numbers(out), later)
+    if direct is None:
+        return None
+    cost = Rounding(direct.lost, direct.change, frozenset({dtype_name(out)}))
+    return out, cost, direct.settle
 
 
 def merge_wide(merge: PreparedMerge, spec: TensorSpec) -> torch.Tensor:

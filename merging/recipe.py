@@ -66,6 +66,9 @@ class Recipe:
             ``(name, value)`` pairs; empty for a checkpoint.
         bits: Of a merge that is rounded: tensor and its number of bits
             (:mod:`mergesearch.merging.models.layer_bits`), sorted pairs; empty for one that is not.
+        mixture: Of a base without experts whose own experts become fewer: the operator on them
+            (:mod:`mergesearch.merging.mixture`) and its hyperparameters, sorted ``(name, value)``
+            pairs; empty for any other merge.
     """
 
     base: Source
@@ -77,6 +80,7 @@ class Recipe:
     special: tuple[tuple[str, Any], ...] = ()
     routing: tuple[tuple[str, Any], ...] = ()
     bits: tuple[tuple[str, int], ...] = ()
+    mixture: tuple[tuple[str, Any], ...] = ()
 
     def with_field(self, field: Field) -> Recipe:
         """The same merge with other coefficients."""
@@ -121,6 +125,8 @@ class Recipe:
             data += _digest(["routing", sorted(self.routing)]).encode()
         if self.bits:
             data += _digest(["bits", sorted(self.bits)]).encode()
+        if self.mixture:
+            data += _digest(["mixture", sorted(self.mixture)]).encode()
         return hashlib.sha256(data).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +141,7 @@ class Recipe:
             **({"special": dict(self.special)} if self.special else {}),
             **({"routing": dict(self.routing)} if self.routing else {}),
             **({"bits": dict(self.bits)} if self.bits else {}),
+            **({"mixture": dict(self.mixture)} if self.mixture else {}),
             "field": self.field.to_dict(),
         }
 
@@ -148,7 +155,7 @@ class Recipe:
         from mergesearch.merging.policies import parse_policies
 
         expected = {"format", "base", "experts", "operator", "hyperparameters", "layout", "field"}
-        keys = set(data) - {"special", "routing", "bits", EXPORTED}
+        keys = set(data) - {"special", "routing", "bits", "mixture", EXPORTED}
         if keys != expected:
             odd = ", ".join(shown(key) for key in sorted(map(str, keys ^ expected))[:8])
             raise RecipeError(
@@ -164,13 +171,20 @@ class Recipe:
             base=_source(whole.at("base")),
             experts=tuple(_source(expert) for expert in experts),
             operator=whole.at("operator").text(),
-            field=Field.from_dict(whole.at("field").mapping()),
+            field=_field(whole.at("field"), mixture=bool(data.get("mixture"))),
             hyperparameters=tuple(sorted(whole.at("hyperparameters").mapping().items())),
             layout=whole.at("layout").text(),
             special=parse_policies(data.get("special")).choices,
             routing=tuple(sorted(whole.get("routing", {}).mapping().items())),
             bits=_bits(whole.get("bits", {})),
+            mixture=tuple(sorted(whole.get("mixture", {}).mapping().items())),
         )
+
+
+def _field(node: Node, *, mixture: bool) -> Field:
+    """Coefficients; inside a mixture there are none, and their lists do not tell the segments."""
+    sizes = node.at("boundaries").elements() if mixture else []
+    return Field.constant(sizes[-1].integer(), []) if sizes else Field.from_dict(node.mapping())
 
 
 def _bits(node: Node) -> tuple[tuple[str, int], ...]:

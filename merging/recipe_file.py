@@ -152,7 +152,7 @@ def shorthand_of(
     """
     names = [expert.name for expert in recipe.experts]
     written = written_coefficients(recipe.field, layout, names, groupings)
-    if written is None or recipe.routing or recipe.bits:
+    if written is None or recipe.routing or recipe.bits or recipe.mixture:
         return None
     optional = {"hyperparameters": recipe.options, "special": dict(recipe.special)}
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic import Field as Key
 
 from mergesearch.merging.foreign.sizes import sized
@@ -101,6 +101,66 @@ class BitsSpec(_Section):
     )
 
 
+class MixtureSpec(_Section):
+    """The ``space.mixture`` section: experts that each block of one mixture keeps."""
+
+    mean: _Number | None = Key(
+        default=None, description="Most different experts of a block in the mean over all blocks."
+    )
+    total: int | None = Key(
+        default=None,
+        strict=True,
+        ge=1,
+        description="Most different experts of all blocks together, instead of mean.",
+    )
+    choices: list[Annotated[int, Key(strict=True, ge=1)]] | None = Key(
+        default=None,
+        min_length=1,
+        description="Numbers of experts that a block may keep; by default from one to all that it "
+        "has. With a single number only weights are searched.",
+    )
+    prior: Literal["usage"] | list[_Number] | None = Key(
+        default=None,
+        description="Which blocks the search begins to give more experts: usage (those whose "
+        "experts are among the most used of the model), or a number for each block; by default all "
+        "alike.",
+    )
+    weights: bool = Key(
+        default=False,
+        strict=True,
+        description="Also search the weights of experts in their groups, one for each expert of "
+        "each block, within space.bounds (by default [-0.5, 1]), beside their shares by usage.",
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> MixtureSpec:
+        if (self.mean is None) == (self.total is None):
+            raise ValueError("expected either mean or total")
+        return self
+
+
+class WidthsSpec(_Section):
+    """The ``space.widths`` section: shares of units that ``align: pleas`` keeps apart."""
+
+    choices: list[_Number] = Key(
+        default=[0.0, 0.25, 0.5, 1.0],
+        description="Shares of units that a width may keep apart, from 0 to 1; align.fraction, "
+        "where the search begins, is one of them.",
+    )
+    mean: _Number | None = Key(
+        default=None,
+        ge=0,
+        le=1,
+        description="Most units kept apart in all widths together, as a share of all; by default "
+        "no limit.",
+    )
+    only: bool = Key(
+        default=False,
+        strict=True,
+        description="Search widths alone; the coefficients stay at start.",
+    )
+
+
 class SpaceSpec(_Section):
     """The ``space`` section: which merges the search may propose."""
 
@@ -125,6 +185,19 @@ class SpaceSpec(_Section):
         default=None,
         description="Bits of each layer under a budget, searched beside the coefficients; trials "
         "and exports have the rounded weights.",
+    )
+    mixture: MixtureSpec | None = Key(
+        default=None,
+        # Studies without it read, and hash, as they did before.
+        exclude_if=lambda section: section is None,
+        description="Experts of each block under a budget, for operators that give one mixture of "
+        "experts fewer of them.",
+    )
+    widths: WidthsSpec | None = Key(
+        default=None,
+        exclude_if=lambda section: section is None,
+        description="Widths of layers, for experts under align: pleas: how many units of each "
+        "model are kept apart, searched beside the coefficients.",
     )
     bounds: tuple[_Number, _Number] | None = Key(
         default=None, description="[low, high] of every coefficient; by default the operator's."

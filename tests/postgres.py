@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -139,7 +140,7 @@ def _account() -> pwd.struct_passwd:
     raise AssertionError("expected an account that is not root")
 
 
-def _identity() -> dict:
+def _identity() -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
     user = _account()

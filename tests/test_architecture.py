@@ -234,10 +234,13 @@ def test_engines_stay_behind_their_own_files() -> None:
     expected = {
         "ray": ["search.workers.backends.cluster"],
         "optuna": [
+            "search.dashboard.shown_storage",
             "search.record.journal",
             "search.record.journal_lines",
+            "search.record.optuna_trials",
             "search.record.shown",
             "search.record.storage",
+            "search.record.tables",
             "search.record.trial_log",
             f"{strategies}.optuna",
             f"{strategies}.parts.optuna_samplers",

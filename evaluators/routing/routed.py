@@ -1,7 +1,8 @@
 """The base of evaluators of input-dependent merges: parameters to search, and scoring.
 
 The result is not a checkpoint: it is merged for every batch or item, from parts that it carries
-along. It answers as an image classifier, or by class prompts.
+along. It answers as an image classifier, by class prompts, or as a language model
+(:mod:`mergesearch.evaluators.routing.texts`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from mergesearch.merging import Field
-    from mergesearch.merging.routing.routed import Routed, Tensors
+    from mergesearch.merging.routing.routed import Routed
+    from mergesearch.merging.routing.vectors import Tensors
 
 #: Operators whose coefficients reproduce base, experts, and weighted sums of task vectors.
 LINEAR = ("average", "task_arithmetic")
@@ -148,17 +150,7 @@ class OfClassifiers(RoutedItems, Classification):
         Raises:
             InputError: If weights have to be copied for each head.
         """
-        from mergesearch.merging.models.own_heads import OwnHeads
-
-        if not candidate.heads:
-            return OwnHead()
-        if candidate.merged.has_copies:
-            raise InputError(
-                f"special.heads: expected a model that keeps every tensor as a parameter for "
-                f"{self.fixed['method']}, received {type(candidate.model).__name__}, which fuses "
-                "some; set heads: base or average"
-            )
-        return OwnHeads(candidate.heads)
+        return head_around(candidate, self.fixed["method"])
 
     def _logits(self, model: Any, items: Any) -> torch.Tensor:
         head = self.one_head
@@ -200,9 +192,28 @@ class OfPrompts(RoutedItems, ZeroShot):
         return logits
 
 
+def head_around(candidate: Candidate, method: str) -> TaskHead:
+    """The model's own head, or those of experts around it.
+
+    Raises:
+        InputError: If weights have to be copied for each head.
+    """
+    from mergesearch.merging.models.own_heads import OwnHeads
+
+    if not candidate.heads:
+        return OwnHead()
+    if candidate.merged is not None and candidate.merged.has_copies:
+        raise InputError(
+            f"special.heads: expected a model that keeps every tensor as a parameter for "
+            f"{method}, received {type(candidate.model).__name__}, which fuses some; set heads: "
+            "base or average"
+        )
+    return OwnHeads(candidate.heads)
+
+
 def tensors_at(candidate: Candidate, field: Field) -> Tensors:
     """Merge with the coefficients of ``field``, and copy the resident model's tensors."""
-    from mergesearch.merging.routing.routed import copied_tensors
+    from mergesearch.merging.routing.vectors import copied_tensors
 
     candidate.merged.write(field)
     return copied_tensors(candidate.merged.model)

@@ -53,7 +53,8 @@ class T3Items(RoutedItems):
 
     def routed(self, candidate: Candidate) -> Routed:
         """Interpolate the two models by the rule of the candidate's recipe."""
-        from mergesearch.merging.routing.bundle import folders, t3_of
+        from mergesearch.merging.routing.bundle import folders
+        from mergesearch.merging.routing.methods import t3_of
 
         base, expert = (
             tensors_at(candidate, field) for field in folders(candidate.recipe).values()

@@ -100,8 +100,8 @@ class TwinItems(RoutedItems):
 
     def routed(self, candidate: Candidate) -> Routed:
         """Merge what is shared and what is exclusive, and train a router on the search items."""
-        from mergesearch.merging.routing.routed import TwinMerging as Merge
-        from mergesearch.merging.routing.routed import exclusive_vector
+        from mergesearch.merging.routing.twin_merging import TwinMerging as Merge
+        from mergesearch.merging.routing.vectors import exclusive_vector
 
         values = dict(candidate.recipe.routing)
         size = candidate.recipe.field.size

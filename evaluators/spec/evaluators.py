@@ -18,7 +18,7 @@ from mergesearch.evaluators.composite import Composite
 from mergesearch.evaluators.evaluator_base import EvaluatorBase
 from mergesearch.evaluators.spec.audio import AudioClassificationSpec, SpeechRecognitionSpec
 from mergesearch.evaluators.spec.classifiers import TextClassificationSpec, TokenClassificationSpec
-from mergesearch.evaluators.spec.functions import PythonSpec
+from mergesearch.evaluators.spec.functions import PythonSpec, TaskMasksSpec
 from mergesearch.evaluators.spec.images import (
     ClassificationSpec,
     SegmentationSpec,
@@ -63,6 +63,7 @@ AnySpec = (
     | SimilaritySpec
     | SpeechRecognitionSpec
     | T3Spec
+    | TaskMasksSpec
     | TextClassificationSpec
     | TokenClassificationSpec
     | TwinMergingSpec
@@ -152,6 +153,8 @@ EVALUATORS: Mapping[str, str] = {
     "cluster",
     "t3": "base and one expert merged for each input by how much they disagree, as an image "
     "classifier or by class prompts",
+    "task_masks": "one sum of the experts' changes under the mask of each task, tasks told or "
+    "inferred once, measured by a Python function",
     "text_classification": "accuracy, macro F1 and cross-entropy of classes of texts or pairs, "
     "or correlations of numbers; gives gradients",
     "token_classification": "macro F1, accuracy and cross-entropy of classes of words, and scores "

@@ -74,12 +74,13 @@ class PythonSpec(ModelSection):
     @property
     def references(self) -> tuple[str, ...]:
         """Names of the functions that the section needs."""
-        builder = (self.model_class,) if self._builds else ()
-        return (self.function, *builder)
+        return tuple(self._functions.values())
 
     @property
-    def _builds(self) -> bool:
-        return self.model == "module" and is_reference(self.model_class)
+    def _functions(self) -> dict[str, str]:
+        """Key -> name of each function."""
+        builds = self.model == "module" and is_reference(self.model_class)
+        return {"function": self.function, **({"model_class": self.model_class} if builds else {})}
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -101,14 +102,11 @@ class PythonSpec(ModelSection):
         Raises:
             InputError: If one cannot be.
         """
-        update: dict[str, Any] = {"function": located(self.function, folder)}
-        if self._builds:
-            update["model_class"] = located(self.model_class, folder)
+        update = {key: located(name, folder) for key, name in self._functions.items()}
         changed = self.model_copy(update=update)
-        keys = ("function", "model_class")
         source = {
             name: source_digest(find_function(name, f"{where}.{key}"))
-            for name, key in zip(changed.references, keys, strict=False)
+            for key, name in update.items()
         }
         return changed.model_copy(update={"source": source})
 
@@ -116,11 +114,89 @@ class PythonSpec(ModelSection):
         """Build the evaluator."""
         from mergesearch.evaluators.python import PythonFunction
 
-        return PythonFunction(
-            self.function,
-            [Objective(**objective.model_dump()) for objective in self.objectives],
+        return PythonFunction(**self._arguments(where))
+
+    def _arguments(self, where: str) -> dict[str, Any]:
+        """Arguments of every evaluator that is a function."""
+        return {
+            "function": self.function,
+            "objectives": [Objective(**objective.model_dump()) for objective in self.objectives],
             **self.model_dump(include={"inputs", "sizes", "divide", "source"}),
-            bounds=metrics_of(self.constraints),
-            model_class=None if self.model == "none" else self.model_class,
-            where=where,
-        )
+            "bounds": metrics_of(self.constraints),
+            "model_class": None if self.model == "none" else self.model_class,
+            "where": where,
+        }
+
+
+#: A group of tensors: no blank, which ends a pattern, and no dot, which ends a parameter's name.
+GroupName = Annotated[str, Key(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+Pattern = Annotated[str, Key(pattern=r"^[^\s]{1,200}$")]
+
+
+class TaskMasksSpec(PythonSpec):
+    """One sum of changes under the mask of each task, with routed tasks, measured by a function."""
+
+    kind: Literal["task_masks"]  # type: ignore[assignment]
+    model: Literal["module"] = Key(
+        default="module", description="The function is always handed the merged model."
+    )
+    groups: dict[GroupName, Annotated[list[Pattern], Key(min_length=1)]] = Key(
+        default_factory=lambda: {"all": ["*"]},
+        min_length=1,
+        description="Group -> patterns of tensor names, such as *attention*; the scale of its "
+        "changes and the threshold of its masks are searched. A tensor belongs to the first group "
+        "that fits; those of none have scale 1 and the threshold below.",
+    )
+    threshold: float = Key(
+        default=0.6,
+        ge=0,
+        le=2,
+        description="Start of all thresholds: how much of a weight's change must be the task's "
+        "own.",
+    )
+    router: Literal["head", "learned", "none"] = Key(
+        default="head",
+        description="What infers the task of an item: head compares its features with what the "
+        "experts' heads read (MergeVLA), learned is trained on observations; none infers none.",
+    )
+    directions: int = Key(
+        default=8, ge=1, description="Leading singular vectors of each head that head goes by."
+    )
+    observations: str | None = Key(
+        default=None,
+        description="For learned: module:name or file.py:name, called with the name of an expert; "
+        "gives first observations of its task as arguments of the model.",
+    )
+    router_width: int = Key(default=64, ge=1, description="Hidden width of learned.")
+    router_steps: int = Key(
+        default=100, ge=1, le=10000, description="Training steps of learned, on all observations."
+    )
+    router_seed: int = Key(default=0, ge=0, description="Seed of the first weights of learned.")
+
+    @model_validator(mode="after")
+    def _observed(self) -> Self:
+        if (self.router == "learned") != (self.observations is not None):
+            raise ValueError(
+                "observations: expected a function with router: learned, and only there"
+            )
+        if self.observations is not None and not is_reference(self.observations):
+            raise ValueError(
+                f"observations: expected module:name or file.py:name, received "
+                f"{self.observations!r}"
+            )
+        return self
+
+    @property
+    def _functions(self) -> dict[str, str]:
+        """Key -> name of each function, that of observations among them."""
+        observations = {} if self.observations is None else {"observations": self.observations}
+        return super()._functions | observations
+
+    def build(self, folder: Path, where: str) -> Evaluator:
+        """Build the evaluator."""
+        from mergesearch.evaluators.routing.task_masks import TaskMasks
+
+        keys = {"groups", "threshold", "router", "directions", "observations"}
+        training = {key: getattr(self, f"router_{key}") for key in ("width", "steps", "seed")}
+        own = self.model_dump(include=keys)
+        return TaskMasks(**own, training=training, **self._arguments(where))

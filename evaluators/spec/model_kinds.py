@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergesearch.evaluators.spec.routing import OWN
 from mergesearch.merging import InputError
 from mergesearch.merging.models.model_classes import auto_classes, loads_as
 
@@ -122,6 +123,8 @@ def check_model_kind(
         use = "a checkpoint of the encoder alone, as AutoModel saves it"
     if kind is MODEL_KINDS[0] and hasattr(section, "prompts"):
         use = "prompts, as kind: zero_shot has them"
+    if kind.auto == DEFAULT and section.kind in OWN:
+        use = f"kind: generation or language_model with routing: {{method: {section.kind}}}"
     raise InputError(
         f"{key}: expected an evaluator of {whose} {found}, received {section.kind}, which loads "
         f"{model_class}; use {use}"

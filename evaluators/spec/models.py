@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field as Key
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from mergesearch.evaluators.base import Evaluator
 from mergesearch.evaluators.spec.base import ItemSpec
+from mergesearch.evaluators.spec.routing import DESCRIPTION, RoutingSpec, no_routing
 
 
 class _UnlabelledSpec(ItemSpec):
@@ -97,6 +98,16 @@ class LanguageModelSpec(ItemSpec):
         description="Column of the ids to predict, -100 where a token does not count; by default "
         "all do.",
     )
+    routing: RoutingSpec | None = Key(default=None, exclude_if=no_routing, description=DESCRIPTION)
+
+    @model_validator(mode="after")
+    def _prompted(self) -> Self:
+        if self.routing is not None and self.labels is None:
+            raise ValueError(
+                "labels: required key is missing: with routing the tokens before the first that "
+                "counts are the prompt, and without labels all count"
+            )
+        return self
 
     def build(self, folder: Path, where: str) -> Evaluator:
         """Build the evaluator."""
@@ -105,4 +116,9 @@ class LanguageModelSpec(ItemSpec):
         inputs = {"input_ids": self.input} | (
             {} if self.labels is None else {"labels": self.labels}
         )
-        return LanguageModel(**self._options(folder, where, "cross_entropy", inputs))
+        options = self._options(folder, where, "cross_entropy", inputs)
+        if self.routing is None:
+            return LanguageModel(**options)
+        from mergesearch.evaluators.routing.texts import SCORED
+
+        return SCORED[self.routing.method](**self.routing.rules, **options)

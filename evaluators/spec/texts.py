@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from mergesearch.evaluators.base import Evaluator
 from mergesearch.evaluators.spec.base import BoundSpec, ItemSpec, ScoreSpec, Section
+from mergesearch.evaluators.spec.routing import DESCRIPTION, RoutingSpec, no_routing
 from mergesearch.evaluators.text.vllm_settings import VllmSettings
 
 
@@ -101,6 +102,7 @@ class GenerationSpec(ItemSpec):
     constraints: list[GenerationBoundSpec] = Key(  # type: ignore[assignment]
         default_factory=list, description="Bounds that merges must keep."
     )
+    routing: RoutingSpec | None = Key(default=None, exclude_if=no_routing, description=DESCRIPTION)
 
     @property
     def runs_code(self) -> bool:
@@ -113,6 +115,11 @@ class GenerationSpec(ItemSpec):
 
         if self.vllm is not None and self.engine != "vllm":
             raise ValueError(f"vllm: expected engine: vllm beside it, received {self.engine}")
+        if self.routing is not None and self.engine != "transformers":
+            raise ValueError(
+                f"routing: expected engine: transformers beside it, received {self.engine}, which "
+                "is not merged for each prompt"
+            )
         if self.system_prompt is not None and not self.chat_template:
             raise ValueError(
                 "system_prompt: expected chat_template: true beside it, received false"
@@ -150,7 +157,13 @@ class GenerationSpec(ItemSpec):
                 replace(m, metric={"score": "loss"}.get(m.metric, m.metric))
                 for m in options["metrics"]
             ]
-        return Generation(self.tokenizer, **self.model_dump(include=keys), **options)
+        own = self.model_dump(include=keys)
+        if self.routing is None:
+            return Generation(self.tokenizer, **own, **options)
+        from mergesearch.evaluators.routing.texts import WRITTEN
+
+        made = WRITTEN[self.routing.method]
+        return made(tokenizer=self.tokenizer, **own, **self.routing.rules, **options)
 
 
 class PerplexityMetricSpec(ScoreSpec):

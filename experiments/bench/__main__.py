@@ -3,6 +3,7 @@
 from experiments.bench import (
     combine,
     command,
+    cost,
     driver,
     gradient,
     language,
@@ -21,6 +22,7 @@ BENCHMARKS = (
     service,
     language,
     command,
+    cost,
     merge,
     strategies,
     league,

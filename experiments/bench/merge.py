@@ -2,7 +2,8 @@
 
 ``python -m experiments.bench.merge`` writes a Llama-shaped base and three experts in bf16 and in
 fp32, merges them with both tools as separate processes that take turns, and prints a table and, as
-its last line, the same figures as JSON. Checkpoints lie in the page cache. "inside" is the merge
+its last line, the same figures as JSON. ``--methods`` and ``--dtypes`` take a part of it,
+``--rounds`` the number of turns. Checkpoints lie in the page cache. "inside" is the merge
 call alone, without the start of the process. Bytes are those of the inputs that take part and of
 the output. Ours is flushed to disk and says what every input was (SHA-256), which mergekit does
 neither of.
@@ -12,6 +13,7 @@ Needs ``.venv-peers`` (``make peers``), prints one line without it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -20,12 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+from experiments.bench.merge_methods import METHODS, Method
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -54,8 +58,9 @@ OURS = """
 import sys, time
 # What the call would load.
 import mergesearch.merging.export.folder, mergesearch.merging.in_memory
-import mergesearch.merging.kernels.ties_numba
-from mergesearch.search.cli import main
+import mergesearch.merging.kernels.thinned_numba, mergesearch.merging.kernels.sparse_numba
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from mergesearch.search.cli.main import main
 merge = mergesearch.merging.export.folder.export_model
 def timed(*arguments, **options):
     start, cpu = time.perf_counter(), time.process_time()
@@ -77,48 +82,6 @@ def timed(*arguments, **options):
 program.run_merge = timed
 program.main()
 """
-
-
-@dataclass(frozen=True)
-class Method:
-    """One merge as both tools say it.
-
-    Attributes:
-        name: For the table.
-        operator: Ours, with ``options`` and one coefficient for all experts.
-        method: That of mergekit, with ``parameters`` and one weight for all experts.
-        target: How many times faster ours must be, inside.
-        around_base: Whether the base takes part.
-    """
-
-    name: str
-    operator: str
-    coefficient: float
-    method: str
-    weight: float
-    target: float | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    around_base: bool = True
-
-
-METHODS = (
-    Method("linear", "average", 1 / 3, "linear", 1.0, 1.0, around_base=False),
-    Method("task arithmetic", "task_arithmetic", 0.3, "task_arithmetic", 0.3, 1.0),
-    Method(
-        "TIES 0.2",
-        "ties",
-        1.0,
-        "ties",
-        1.0,
-        20.0,
-        {"density": 0.2, "scope": "tensor"},
-        {"density": 0.2},
-    ),
-    Method(
-        "DARE-TIES 0.2", "dare_ties", 1.0, "dare_ties", 1.0, None, {"drop": 0.8}, {"density": 0.2}
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -192,22 +155,8 @@ def write_recipes(folder: Path, method: Method, dtype: str) -> tuple[Path, Path]
     """The same merge for both tools: (ours, theirs)."""
     ours = folder / "ours.yaml"
     theirs = folder / "theirs.yaml"
-    recipe: dict[str, Any] = {
-        "base": str(folder / "base"),
-        "experts": {name: str(folder / name) for name in EXPERTS},
-        "operator": method.operator,
-        "coefficients": method.coefficient,
-        "hyperparameters": dict(method.options),
-    }
-    weight = {"weight": method.weight, **method.parameters}
-    config = {
-        "merge_method": method.method,
-        **({"base_model": str(folder / "base")} if method.around_base else {}),
-        "models": [{"model": str(folder / name), "parameters": weight} for name in EXPERTS],
-        "dtype": dtype,
-    }
-    ours.write_text(yaml.safe_dump(recipe))
-    theirs.write_text(yaml.safe_dump(config))
+    ours.write_text(yaml.safe_dump(method.recipe(folder, EXPERTS)))
+    theirs.write_text(yaml.safe_dump(method.config(folder, EXPERTS, dtype)))
     return ours, theirs
 
 
@@ -252,12 +201,14 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / best / 1e9
 
 
-def measure(folder: Path, dtype: str, bandwidth: float) -> Iterator[Figures]:
+def measure(
+    folder: Path, dtype: str, bandwidth: float, methods: Sequence[Method], rounds: int
+) -> Iterator[Figures]:
     """Both tools on every method, taking turns."""
     write_models(folder, dtype)
     one = (folder / "base" / "model.safetensors").stat().st_size
-    for method in METHODS:
-        moved = (len(EXPERTS) + 1 + method.around_base) * one
+    for method in methods:
+        moved = ((method.experts or len(EXPERTS)) + 1 + method.around_base) * one
         recipe, config = write_recipes(folder, method, dtype)
         out = folder / "out"
         calls = {
@@ -269,7 +220,7 @@ def measure(folder: Path, dtype: str, bandwidth: float) -> Iterator[Figures]:
             "mergekit": (THEIRS, PEERS, [str(config), str(out), "--no-copy-tokenizer", "--quiet"]),
         }
         runs: dict[str, list[tuple[float, float, float]]] = {tool: [] for tool in calls}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for tool, call in calls.items():
                 runs[tool].append(run_tool(*call, out))
         for tool, times in runs.items():
@@ -278,13 +229,18 @@ def measure(folder: Path, dtype: str, bandwidth: float) -> Iterator[Figures]:
             yield Figures(dtype, method.name, tool, wall, inside, cpu, rate, rate / bandwidth)
 
 
-def run(show: Callable[[Figures], None] = lambda row: None) -> dict[str, Any]:
+def run(
+    show: Callable[[Figures], None] = lambda row: None,
+    dtypes: Sequence[str] = DTYPES,
+    methods: Sequence[Method] = METHODS,
+    rounds: int = ROUNDS,
+) -> dict[str, Any]:
     """All figures as plain data, each shown as soon as it is there."""
     bandwidth = copy_bandwidth()
     figures: list[Figures] = []
-    for dtype in DTYPES:
+    for dtype in dtypes:
         with tempfile.TemporaryDirectory(prefix="bench-merge-") as folder:
-            for row in measure(Path(folder), dtype, bandwidth):
+            for row in measure(Path(folder), dtype, bandwidth, methods, rounds):
                 show(row)
                 figures.append(row)
     return {
@@ -314,33 +270,45 @@ class Speedup:
 def speedups(figures: Sequence[Figures]) -> list[Speedup]:
     """One per dtype and method."""
     seconds = {(row.dtype, row.method, row.tool): row for row in figures}
+    targets = {method.name: method.target for method in METHODS}
     speedups = []
-    for dtype in DTYPES:
-        for method in METHODS:
-            ours, theirs = (
-                seconds[dtype, method.name, tool] for tool in ("mergesearch", "mergekit")
-            )
-            inside = theirs.inside / ours.inside
-            reached = None if method.target is None else inside >= method.target
-            wall = theirs.wall / ours.wall
-            cpu = theirs.cpu / ours.cpu
-            speedups.append(Speedup(dtype, method.name, wall, inside, cpu, method.target, reached))
+    for dtype, method, tool in seconds:
+        if tool != "mergesearch":
+            continue
+        ours = seconds[dtype, method, tool]
+        theirs = seconds[dtype, method, "mergekit"]
+        inside = theirs.inside / ours.inside
+        target = targets[method]
+        reached = None if target is None else inside >= target
+        wall = theirs.wall / ours.wall
+        speedups.append(
+            Speedup(dtype, method, wall, inside, theirs.cpu / ours.cpu, target, reached)
+        )
     return speedups
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, then one line of JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = {method.name.partition(" ")[0].lower(): method for method in METHODS}
+    parser.add_argument("--methods", nargs="+", choices=list(names), default=list(names))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args([] if arguments is None else arguments)
     if not PEERS.exists():
         print("merge: no .venv-peers to compare with; `make peers` creates it")
         return
     parameters = sum(int(np.prod(shape)) for shape in tensor_shapes().values())
     print(
         f"merge: {parameters:,} parameters, {len(EXPERTS)} experts, {THREADS} threads, best of "
-        f"{ROUNDS}"
+        f"{options.rounds}"
     )
     heads = f"{'wall s':>7} {'inside s':>9} {'CPU s':>7} {'GB/s':>6} {'of copy':>8}"
     print(f"{'dtype':<9} {'method':<16} {'tool':<12} {heads}", flush=True)
-    report = run(_show)
+    chosen = [names[name] for name in options.methods]
+    report = run(_show, options.dtypes, chosen, options.rounds)
     print(f"copy {report['copy_gb_per_s']:.1f} GB/s")
     for row in report["speedups"]:
         verdict = {None: "no target", True: "reached", False: "MISSED"}[row["reached"]]
@@ -363,4 +331,4 @@ def _show(row: Figures) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -28,6 +28,14 @@ download of 84 MB: a published sentence encoder of 22.7M parameters, three text 
 (``packages``, ``errors``, ``modules``) with heads of their own, and texts from the source code of
 installed packages.
 
+``python -m experiments.zoo.gridworld`` makes the **gridworld** zoo in ``zoo/gridworld``: a small
+vision tower, and three policies (``reach``, ``collect``, ``pass``) that act on pixels by LoRA
+changes of it and action heads of their own. Its items are episodes, which are played.
+
+``python -m experiments.zoo.questions`` makes the **questions** zoo in ``zoo/questions``, one
+minute: a LLaVA of 0.2M parameters and four experts (``digits``, ``shapes``, ``stripes``,
+``counts``) that answer questions about the pictures of the CLIP zoo.
+
 Each model is an ordinary Hugging Face folder (config, safetensors, image processor or tokenizer).
 Digits are those of scikit-learn's copy of Alpaydin and Kaynak 1998, "Optical Recognition of
 Handwritten Digits"; items behind the three splits and those used for training are disjoint in every

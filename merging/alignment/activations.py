@@ -32,8 +32,8 @@ def activation_terms(subject: Subject, expert: Any) -> list[Term]:
     groups = subject.groups
     places = {place: axes for place, axes in groups.reads.items() if front_of(axes, groups)}
     batches = subject.batches(expert.name)
-    ours = _collected(subject, subject.base, places, batches)
-    theirs = _collected(subject, expert, places, batches)
+    ours = collected(subject, subject.base, places, batches)
+    theirs = collected(subject, expert, places, batches)
     return [
         Term(partial(_pair, ours[place], theirs[place]), (front_of(axes, groups), ()))
         for place, axes in places.items()
@@ -61,7 +61,7 @@ def units_first(tensor: torch.Tensor, axes: Leaves, groups: Groups) -> torch.Ten
     return split.movedim(front, [*range(len(front))]).reshape(units, -1)
 
 
-def _collected(
+def collected(
     subject: Subject, source: Any, places: Mapping[Place, Leaves], batches: Sequence[Any]
 ) -> dict[Place, torch.Tensor]:
     """Standardised activations of a source at all places, ``(units, samples)``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mergesearch.merging.alignment.axes import Axis, Dimension, leaves
@@ -29,6 +29,38 @@ class Leaf:
 
 #: The leaves of every dimension of a tensor.
 Leaves = tuple[tuple[Leaf, ...], ...]
+#: Dimensions of a traced tensor -> their leaves.
+ToLeaves = Callable[[Sequence[Dimension]], Leaves]
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of units that are added to, such as those of the residual stream.
+
+    Attributes:
+        axes: Leaves of the tensor that holds it.
+        place: Operation whose result it is; None for a weight.
+        weight: Stored name of the weight that it is; empty for a result.
+        added: The states that it is the sum of; empty for one that a layer writes.
+    """
+
+    axes: Leaves
+    place: Place | None
+    weight: str = ""
+    added: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The states of one group of units, in the order of a forward pass.
+
+    Attributes:
+        states: All of them.
+        uses: Stored name and dimension of a tensor -> the state that it writes or reads.
+    """
+
+    states: tuple[State, ...]
+    uses: Mapping[tuple[str, int], int]
 
 
 @dataclass(frozen=True)
@@ -55,12 +87,16 @@ class Groups:
         tensors: Stored name -> leaves of its dimensions.
         reads: Where activations are read in a forward pass -> leaves of their dimensions.
         odd: Operations whose operands were fixed because they have no rule.
+        flows: Group -> its states, for groups whose units are added to.
+        inputs: Stored name of a linear layer or a convolution -> its dimension of inputs.
     """
 
     groups: tuple[Group, ...]
     tensors: Mapping[str, Leaves]
     reads: Mapping[Place, Leaves]
     odd: frozenset[str] = frozenset()
+    flows: Mapping[int, Flow] = field(default_factory=dict)
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
     def outer_sizes(self, index: int) -> tuple[int, ...]:
         """Sizes of the groups that a group lies in."""
@@ -100,6 +136,7 @@ class Groups:
             ),
             tensors={name: _fixed(axes, indices) for name, axes in self.tensors.items()},
             reads={place: _fixed(axes, indices) for place, axes in self.reads.items()},
+            flows={index: flow for index, flow in self.flows.items() if index not in indices},
         )
 
     def changed(self, index: int, group: Group) -> Groups:
@@ -109,8 +146,8 @@ class Groups:
         return replace(self, groups=tuple(groups))
 
 
-def groups_of(traced: Trace, stored: Mapping[str, str]) -> Groups:
-    """The groups that a forward pass allows.
+def groups_of(traced: Trace, stored: Mapping[str, str]) -> tuple[Groups, ToLeaves]:
+    """The groups that a forward pass allows, and what gives the leaves of its tensors.
 
     They are candidates: :func:`mergesearch.merging.alignment.probing.proven` tries them.
 
@@ -144,12 +181,8 @@ def groups_of(traced: Trace, stored: Mapping[str, str]) -> Groups:
     reads = {place: found for place, found in reads.items() if acting & _in(found)}
     groups = tuple(Group(axis.size) for axis in indices)
     plain = Groups(groups, tensors, reads, traced.odd)
-    return replace(
-        plain,
-        groups=tuple(
-            replace(group, outer=_outer(plain, index)) for index, group in enumerate(groups)
-        ),
-    )
+    nested = tuple(replace(group, outer=_outer(plain, i)) for i, group in enumerate(groups))
+    return replace(plain, groups=nested), axes
 
 
 def _outer(groups: Groups, index: int) -> tuple[int, ...]:

@@ -24,10 +24,13 @@ class Moves:
             ``(*outer, size)``.
         turns: Group -> matrix that is applied to the units once they are in order,
             ``(*outer, size, size)``.
+        own: Stored name and dimension of a tensor -> matrix that is applied there instead of that
+            of its group, which lies in no other ``(size, size)``.
     """
 
     orders: Mapping[int, Indices] = field(default_factory=dict)
     turns: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    own: Mapping[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
 
 def identity(groups: Groups) -> dict[int, Indices]:
@@ -41,12 +44,24 @@ def unmoved(groups: Groups, index: int) -> Indices:
     return np.tile(np.arange(size), (*groups.outer_sizes(index), 1))
 
 
-def moved(tensor: torch.Tensor, axes: Leaves, groups: Groups, moves: Moves) -> torch.Tensor:
-    """A tensor of the expert with its units in the base's places, in its own dtype."""
+def moved(
+    tensor: torch.Tensor, axes: Leaves, groups: Groups, moves: Moves, name: str = ""
+) -> torch.Tensor:
+    """A tensor of the expert with its units in the base's places, in its own dtype.
+
+    Args:
+        tensor: Of the expert.
+        axes: Leaves of its dimensions.
+        groups: Of the model.
+        moves: Where units go.
+        name: Its stored name, for moves that are its own.
+    """
     for place, axis in enumerate(axes):
         tensor = ordered(tensor, place, axis, groups, moves.orders)
     for place, axis in enumerate(axes):
-        tensor = _turned(tensor, place, axis, groups, moves.turns)
+        own = moves.own.get((name, place))
+        turns = moves.turns if own is None else {leaf.group: own for leaf in axis}
+        tensor = _turned(tensor, place, axis, groups, turns)
     return tensor
 
 
@@ -97,12 +112,11 @@ def _turned(
     place: int,
     axis: tuple[Leaf, ...],
     groups: Groups,
-    turns: Mapping[int, torch.Tensor],
+    turns: Mapping[Any, torch.Tensor],
 ) -> torch.Tensor:
     """A tensor with the units of one dimension turned."""
     for at, leaf in enumerate(axis):
-        if leaf.group in turns:
-            assert leaf.group is not None
+        if leaf.group is not None and leaf.group in turns:
             tensor = _turned_leaf(tensor, place, axis, at, groups, turns[leaf.group])
     return tensor
 
@@ -133,13 +147,17 @@ def to_tensors(moves: Moves) -> dict[str, torch.Tensor]:
     return {
         **{f"order.{index}": torch.from_numpy(order) for index, order in moves.orders.items()},
         **{f"turn.{index}": turn for index, turn in moves.turns.items()},
+        **{f"own.{place}.{name}": turn for (name, place), turn in moves.own.items()},
     }
 
 
 def from_tensors(tensors: Mapping[str, torch.Tensor]) -> Moves:
     """Inverse of :func:`to_tensors`."""
-    found: dict[str, dict[int, Any]] = {"order": {}, "turn": {}}
-    for name, tensor in tensors.items():
-        what, _, index = name.partition(".")
-        found[what][int(index)] = tensor.numpy() if what == "order" else tensor
-    return Moves(found["order"], found["turn"])
+    found: dict[str, dict[Any, Any]] = {"order": {}, "turn": {}, "own": {}}
+    for key, tensor in tensors.items():
+        what, _, rest = key.partition(".")
+        index, _, name = rest.partition(".")
+        found[what][(name, int(index)) if what == "own" else int(index)] = (
+            tensor.numpy() if what == "order" else tensor
+        )
+    return Moves(found["order"], found["turn"], found["own"])

@@ -36,14 +36,18 @@ class Call:
         """Dimensions of the tensor among the arguments at a place."""
         return self.known(self.args[place])
 
-    def tensors(self) -> list[Dimensions]:
-        """Dimensions of all tensors among the arguments."""
+    def given(self) -> list[torch.Tensor]:
+        """All tensors among the arguments."""
         import torch
 
         flat = [
             each for arg in self.args for each in (arg if isinstance(arg, list | tuple) else (arg,))
         ]
-        return [self.known(each) for each in flat if isinstance(each, torch.Tensor)]
+        return [each for each in flat if isinstance(each, torch.Tensor)]
+
+    def tensors(self) -> list[Dimensions]:
+        """Dimensions of all tensors among the arguments."""
+        return [self.known(each) for each in self.given()]
 
     def option(self, place: int, default: Any = None) -> Any:
         """A positional argument that may be left out."""

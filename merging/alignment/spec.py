@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mergesearch.merging.models.calibration_spec import DEFAULTS, CalibrationSpec, file_versions
 
-Method = Literal["weight_matching", "activation_matching", "procrustes", "transport", "pleas"]
+Method = Literal[
+    "weight_matching", "activation_matching", "procrustes", "invertible", "transport", "pleas"
+]
+#: How maps of a branch and of the stream that it is added to are combined.
+Residual = Literal["joint", "averaging", "weighted_scalar", "weighted_matrix"]
 #: What each method does, for ``check``.
 DONE: Mapping[str, str] = {
     "weight_matching": "units reordered to agree in weights",
     "activation_matching": "units reordered to agree in activations",
     "procrustes": "units reordered to agree in weights, channels of heads turned",
+    "invertible": "units reordered to agree in weights, channels of heads mapped by matrices that "
+    "cancel",
     "transport": "units mixed by optimal transport between activations",
     "pleas": "units reordered, those that agree least kept apart in wider layers",
 }
 #: Methods that compare activations.
 ON_ITEMS = frozenset({"activation_matching", "transport"})
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AlignSpec(BaseModel):
@@ -29,7 +36,8 @@ class AlignSpec(BaseModel):
 
     method: Method = Field(
         description="weight_matching (git re-basin), activation_matching, procrustes (weight "
-        "matching, then rotations of channels within heads), transport (optimal-transport fusion), "
+        "matching, then rotations of channels within heads), invertible (weight matching, then any "
+        "maps of channels within heads that cancel), transport (optimal-transport fusion), "
         "pleas (partial matching in wider layers)",
     )
     calibration: CalibrationSpec | None = Field(
@@ -39,15 +47,23 @@ class AlignSpec(BaseModel):
     )
     seed: int = Field(0, ge=0, description="of the order in which groups of units take turns")
     sweeps: int = Field(100, ge=1, description="over all groups of units, at most")
-    fraction: float = Field(
+    fraction: Share | dict[str, Share] = Field(
         0.25,
-        ge=0,
-        le=1,
         description="for pleas: share of the hidden units of each model that are kept apart; "
-        "layers get wider by it",
+        "layers get wider by it. A mapping gives one for each width of the configuration, such as "
+        "hidden_sizes.0, and 0 for those that it leaves out",
     )
     smoothing: float = Field(
         0.08, gt=0, description="for transport: entropy of the plan, in units of squared distance"
+    )
+    residual: Residual = Field(
+        "joint",
+        # Recipes and studies without it read, and hash, as they did before.
+        exclude_if=lambda value: value == "joint",
+        description="for transport: maps of the residual stream: joint (one for all layers), or "
+        "one for every branch, combined where a branch is added by averaging, weighted_scalar "
+        "(shares by the size of all activations of the base) or weighted_matrix (by that of each "
+        "unit)",
     )
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
 from typing import Any, cast
@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from mergesearch.merging.alignment.groups import Groups, groups_of
+from mergesearch.merging.alignment.junctions import Weights, flows_of, input_places
+from mergesearch.merging.alignment.kept_groups import FORMAT, from_tensors, to_tensors
 from mergesearch.merging.alignment.moving import Moves, moved
 from mergesearch.merging.alignment.probing import Prober, proven
 from mergesearch.merging.alignment.tracing import FeatureReader, Place, answers, trace
@@ -20,7 +22,7 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.errors import CheckpointError
 from mergesearch.merging.foreign.shown import path_shown
 from mergesearch.merging.models.calibration_items import read_items
-from mergesearch.merging.models.calibration_spec import DEFAULTS, CalibrationSpec
+from mergesearch.merging.models.calibration_spec import DEFAULTS, CalibrationSpec, file_versions
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.models.model_classes import auto_classes
 from mergesearch.merging.models.parameter_views import ParameterView, parameter_views
@@ -84,9 +86,34 @@ class Subject:
 
     @cached_property
     def groups(self) -> Groups:
-        """The groups of the model, tried on it."""
+        """The groups of the model, tried on it, or as they were found before."""
+        memo = self.base.memo
+        if memo is None:
+            return self._found()
+        import transformers
+
+        key = [
+            "groups",
+            FORMAT,
+            torch.__version__,
+            transformers.__version__,
+            self.base.identity,
+            self.calibration,
+            file_versions({"calibration": {**DEFAULTS, **(self.calibration or {})}})
+            if self.calibration
+            else [],
+            self.seed,
+        ]
+        return from_tensors(memo.get(key, lambda: to_tensors(self._found())))
+
+    def _found(self) -> Groups:
         traced = trace(self.model, self.inputs)
-        candidates = groups_of(traced, self._whole)
+        candidates, to_leaves = groups_of(traced, self._whole)
+        inputs = input_places(self.model, self._whole)
+        stored = {own: name for name, own in self._whole.items()}
+        weights = Weights(stored, candidates.tensors, inputs)
+        flows = flows_of(traced, candidates, to_leaves, weights)
+        candidates = replace(candidates, flows=flows, inputs=inputs)
         self.load(self.base)
         expected = self.answer()
         prober = Prober(self._answer_moved, expected, np.random.default_rng(self.seed))
@@ -112,7 +139,7 @@ class Subject:
                 continue
             tensor = source.read(name)
             if groups is not None and moves is not None and name in groups.tensors:
-                tensor = moved(tensor, groups.tensors[name], groups, moves)
+                tensor = moved(tensor, groups.tensors[name], groups, moves, name)
             place = view.of(self.parameters[view.parameter])
             if place.shape == tensor.shape:
                 place.copy_(tensor)
@@ -168,8 +195,13 @@ class Subject:
         return {name: tensor[:ITEMS] for name, tensor in self.batches("")[0].items()}
 
 
-def made_up(model: nn.Module, seed: int) -> Inputs:
+def made_up(model: nn.Module, seed: int, count: int = ITEMS) -> Inputs:
     """Random items that a model of transformers accepts.
+
+    Args:
+        model: What they are for.
+        seed: Of the generator.
+        count: Number of items.
 
     Raises:
         CheckpointError: If it takes neither tokens nor images.
@@ -183,11 +215,11 @@ def made_up(model: nn.Module, seed: int) -> Inputs:
         channels = getattr(vision, "num_channels", 3)
         size = getattr(vision, "image_size", 64)
         sides = (size, size) if isinstance(size, int) else tuple(size)
-        found["pixel_values"] = torch.randn(ITEMS, channels, *sides, generator=generator)
+        found["pixel_values"] = torch.randn(count, channels, *sides, generator=generator)
     if "input_ids" in names:
         text = config.get_text_config()
         high = min(text.vocab_size, 1000)
-        found["input_ids"] = torch.randint(high // 2, high, (ITEMS, TOKENS), generator=generator)
+        found["input_ids"] = torch.randint(high // 2, high, (count, TOKENS), generator=generator)
         if getattr(config, "is_encoder_decoder", False):
             found["decoder_input_ids"] = found["input_ids"].flip(1)
     if not found:

@@ -23,6 +23,42 @@ from mergesearch.merging.alignment.rules import (
 Place = tuple[int, int]
 
 
+#: Stands for the result of an operation among places, beside those of its arguments.
+RESULT = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A tensor of a forward pass.
+
+    Attributes:
+        number: Which one it is.
+        dims: Its dimensions.
+        weight: Name in the model, if it is a parameter or buffer.
+    """
+
+    number: int
+    dims: Dimensions
+    weight: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation of a forward pass.
+
+    Attributes:
+        number: Of the operation.
+        name: As ATen calls it.
+        arguments: Tensors that went in.
+        result: The first tensor that came out.
+    """
+
+    number: int
+    name: str
+    arguments: tuple[Seen, ...]
+    result: Seen
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """What a forward pass told.
@@ -32,11 +68,13 @@ class Trace:
         reads: Where activations are read (number of the operation, place of the argument) -> the
             dimensions of what is read there.
         odd: Operations without a rule that weights went into.
+        steps: All operations in order.
     """
 
     weights: Mapping[str, Dimensions]
     reads: Mapping[Place, Dimensions]
     odd: frozenset[str]
+    steps: tuple[Step, ...] = ()
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -50,6 +88,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.weights: dict[str, Dimensions] = {}
         self.reads: dict[Place, Dimensions] = {}
         self.odd: set[str] = set()
+        self.steps: list[Step] = []
 
     def dims(self, tensor: torch.Tensor) -> Dimensions:
         """The dimensions of a tensor; those of constants and of inputs are fixed."""
@@ -84,12 +123,18 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name not in RULES and any(is_free(dims) for dims in call.tensors()):
             self.odd.add(name)
         dims = RULES.get(name, unknown)(call)
+        given = tuple(self._seen(tensor) for tensor in call.given())
         self._set(first, dims)
+        self.steps.append(Step(self._step, name, given, self._seen(first)))
         for other in result[1:] if isinstance(result, list | tuple) else ():
             if isinstance(other, torch.Tensor):
                 alike = name in ALIKE and other.shape == first.shape
                 self._set(other, dims if alike else unrelated(other.shape))
         return result
+
+    def _seen(self, tensor: torch.Tensor) -> Seen:
+        known = self._known.get(id(tensor))
+        return Seen(id(tensor), [] if known is None else known[1], self._names.get(id(tensor)))
 
     def _follow_scalar(self, args: tuple[Any, ...]) -> None:
         for tensor in args:
@@ -120,9 +165,15 @@ class FeatureReader(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         self._step += 1
-        for place in self._places.get(self._step, ()):
-            self._take((self._step, place), args[place])
-        return func(*args, **(kwargs or {}))
+        places = self._places.get(self._step, ())
+        for place in places:
+            if place != RESULT:
+                self._take((self._step, place), args[place])
+        result = func(*args, **(kwargs or {}))
+        if RESULT in places:
+            first = result[0] if isinstance(result, list | tuple) else result
+            self._take((self._step, RESULT), first)
+        return result
 
 
 def trace(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Trace:
@@ -140,7 +191,7 @@ def trace(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Trace:
         result = model(**inputs)
     for tensor in answers(result):
         fix(tracer.dims(tensor))
-    return Trace(tracer.weights, tracer.reads, frozenset(tracer.odd))
+    return Trace(tracer.weights, tracer.reads, frozenset(tracer.odd), tuple(tracer.steps))
 
 
 def answers(result: Any) -> list[torch.Tensor]:

@@ -7,11 +7,15 @@ and each tensor to its own bytes. No shard is ever held in memory.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mergesearch.merging.checkpoints.safetensors_files import (
     CODES,
@@ -64,6 +68,27 @@ def write_tensor(info: TensorInfo, tensor: torch.Tensor) -> None:
         write_at(handle, info.start, flat.numpy().data)
     finally:
         os.close(handle)
+
+
+def write_patches(
+    info: TensorInfo, positions: npt.NDArray[np.int64] | None, numbers: npt.NDArray[Any]
+) -> None:
+    """Write some numbers of a tensor over what :func:`write_tensor` wrote.
+
+    Args:
+        info: Where the tensor lies.
+        positions: In the flat tensor, ascending; None for all.
+        numbers: One for each, as they are stored.
+    """
+    if numbers.size == 0:
+        return
+    stored = np.memmap(
+        info.file, numbers.dtype, "r+", offset=info.start, shape=(math.prod(info.shape),)
+    )
+    if positions is None:
+        stored[:] = numbers
+    else:
+        stored[positions] = numbers
 
 
 def write_at(handle: int, start: int, data: memoryview) -> None:

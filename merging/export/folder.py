@@ -21,7 +21,11 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.checkpoints.pipelines import add_other_models, stem_in
 from mergesearch.merging.checkpoints.safetensors_files import ITEMSIZE, TensorInfo
-from mergesearch.merging.checkpoints.safetensors_writer import lay_out_files, write_tensor
+from mergesearch.merging.checkpoints.safetensors_writer import (
+    lay_out_files,
+    write_patches,
+    write_tensor,
+)
 from mergesearch.merging.errors import CheckpointError, InputError, NonFiniteError, RecipeError
 from mergesearch.merging.export.about import NOTHING, About
 from mergesearch.merging.export.companions import copy_companions
@@ -54,7 +58,7 @@ from mergesearch.merging.tensors.rounding import Rounding
 if TYPE_CHECKING:
     import torch
 
-    from mergesearch.merging.in_memory import TensorMerger
+    from mergesearch.merging.in_memory import OpenMerger, Settle
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ def export_model(
             "recipe: expected the merge of one checkpoint, received "
             f"{dict(recipe.routing).get('method')!r}, which is merged for each input; export it "
             "from its run with `mergesearch export`"
+        )
+    if recipe.mixture:
+        raise RecipeError(
+            "recipe: expected a merge of checkpoints, received one inside a mixture of experts; "
+            "export it from its run with `mergesearch export`"
         )
     target = resolved(out)
     family = open_family(recipe, memo)
@@ -323,42 +332,44 @@ def _cast(info: TensorInfo, dtype: str) -> TensorInfo:
     return replace(info, dtype=dtype, stop=info.start + math.prod(info.shape) * ITEMSIZE[dtype])
 
 
-def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> TensorMerger:
-    from mergesearch.merging.in_memory import tensor_merger
+def _merger(recipe: Recipe, family: ModelFamily, threads: int) -> OpenMerger:
+    from mergesearch.merging.in_memory import merge_open, prepared_merge
 
-    base = family.base
-    experts = family.experts
-    layout = family.layout
-    merge_one = tensor_merger(
-        base,
-        experts,
+    merge = prepared_merge(
+        family.base,
+        family.experts,
         recipe.operator,
         recipe.options,
         recipe.field,
-        layout,
+        family.layout,
         family.special,
         threads,
     )
-    return partial(_rounded, merge_one, dict(recipe.bits)) if recipe.bits else merge_one
+    if recipe.bits:
+        return partial(_rounded, partial(merge_open, merge, later=False), dict(recipe.bits))
+    return partial(merge_open, merge)
 
 
 def _rounded(
-    merge_one: TensorMerger, bits: Mapping[str, int], spec: TensorSpec, dtype: str
-) -> tuple[torch.Tensor, Rounding]:
+    merge_one: OpenMerger, bits: Mapping[str, int], spec: TensorSpec, dtype: str
+) -> tuple[torch.Tensor, Rounding, None]:
     """A merged tensor at the bits of its layer, and what storing it before that cost."""
-    merged, cost = merge_one(spec, dtype)
+    merged, cost, _ = merge_one(spec, dtype)
     width = bits.get(spec.name)
-    return (merged if width is None else at_bits(merged, width)), cost
+    return (merged if width is None else at_bits(merged, width)), cost, None
 
 
 def _write_weights(
     stored: Mapping[str, TensorInfo],
     base: Checkpoint,
-    merge_one: TensorMerger,
+    merge_one: OpenMerger,
     layout: Layout,
     threads: int,
 ) -> Rounding:
-    """Merge, round and write every tensor; returns what rounding cost."""
+    """Merge, round and write every tensor; returns what rounding cost.
+
+    What waits for a statistic of the whole model is written over it at the end.
+    """
     import torch
 
     from mergesearch.merging.tensors.parallel import parallel_map
@@ -367,17 +378,30 @@ def _write_weights(
     for alias, kept in base.aliases.items():
         copies.setdefault(kept, []).append(alias)
 
+    open_ones: dict[str, Settle] = {}
+
     def write(name: str, tensor: torch.Tensor) -> None:
         for stored_name in (name, *copies.get(name, ())):
             write_tensor(stored[stored_name], tensor)
 
     def work(spec: TensorSpec) -> Rounding:
-        merged, cost = merge_one(spec, stored[spec.name].dtype)
+        merged, cost, settle = merge_one(spec, stored[spec.name].dtype)
         _check_finite(spec.name, merged)
         write(spec.name, merged)
+        if settle is not None:
+            open_ones[spec.name] = settle
         return cost
 
+    def finish(name: str) -> Rounding:
+        patches = open_ones[name]()
+        if patches is None:
+            return Rounding()
+        for stored_name in (name, *copies.get(name, ())):
+            write_patches(stored[stored_name], patches.positions, patches.numbers)
+        return Rounding(patches.lost, patches.change)
+
     rounding = sum(parallel_map(work, layout.tensors, threads), Rounding())
+    rounding = sum(parallel_map(finish, sorted(open_ones), threads), rounding)
     left = {*base.merged} - {*layout.names}
     if left:
         raise RuntimeError(f"the merge left out {sorted(left)}")
@@ -387,11 +411,13 @@ def _write_weights(
     return rounding
 
 
-def _unmerged(base: Checkpoint, spec: TensorSpec, dtype: str) -> tuple[torch.Tensor, Rounding]:
+def _unmerged(
+    base: Checkpoint, spec: TensorSpec, dtype: str
+) -> tuple[torch.Tensor, Rounding, None]:
     """The base's tensor, in the place of a merged one."""
     import torch
 
-    return base.read(spec.name).to(getattr(torch, dtype)), Rounding()
+    return base.read(spec.name).to(getattr(torch, dtype)), Rounding(), None
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:

@@ -81,6 +81,8 @@ def render_bundle_card(
     experts: Sequence[Checkpoint],
     facts: Mapping[str, str],
     tasks: Sequence[str] = (),
+    *,
+    writes: str | None = None,
 ) -> str:
     """Markdown of a merge that depends on its input: what it is, and how to load it.
 
@@ -90,6 +92,7 @@ def render_bundle_card(
         experts: The experts.
         facts: Shown as a table.
         tasks: Tasks among whose classes it answers, for one with class prompts.
+        writes: Folder in it with the tokenizer, for one that continues texts.
     """
     licences = _licences(base, experts)
     routing = dict(recipe.routing)
@@ -108,13 +111,7 @@ def render_bundle_card(
         + _table(("role", "name", "source", "weights (SHA-256)"), _source_rows(recipe)),
         *_closing(facts, licences),
     ]
-    code = (
-        "from mergesearch.merging.routing.bundle import load\n\nmodel = "
-        'load("path/to/this/folder")\n'
-    )
-    named = f', tasks="{tasks[0]}"' if tasks else ""
-    code += f"logits = model(pixel_values=images{named}).logits"
-    code += "  # .weights says how each item was merged"
+    code = _calling(tasks) if writes is None else _writing(writes)
     sections.append(f"## How to load\n\nWith mergesearch installed:\n\n```python\n{code}\n```")
     front = _front_matter(recipe, base, experts, licences, ["merge", "mergesearch"], NOTHING)
     return checked_card(front, "\n\n".join(sections))
@@ -122,6 +119,30 @@ def render_bundle_card(
 
 def _licences(base: Checkpoint, experts: Sequence[Checkpoint]) -> Licences:
     return [(source.name, declared_licence(source)) for source in (base, *experts)]
+
+
+def _calling(tasks: Sequence[str]) -> str:
+    """How the bundle of a model of images is called."""
+    code = (
+        "from mergesearch.merging.routing.bundle import load\n\nmodel = "
+        'load("path/to/this/folder")\n'
+    )
+    named = f', tasks="{tasks[0]}"' if tasks else ""
+    code += f"logits = model(pixel_values=images{named}).logits"
+    return f"{code}  # .weights says how each item was merged"
+
+
+def _writing(folder: str) -> str:
+    """How the bundle of a model of texts is called."""
+    return (
+        "from transformers import AutoTokenizer\n\n"
+        "from mergesearch.merging.routing.bundle import load\n\n"
+        'model = load("path/to/this/folder")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder/{folder}")\n'
+        'prompt = tokenizer("...", return_tensors="pt", return_token_type_ids=False)\n'
+        "tokens = model.generate(**prompt, max_new_tokens=64)  # the prompt decides, once\n"
+        "logits = model(**prompt).logits  # prompt_mask says what is prompt if answers follow"
+    )
 
 
 def _closing(facts: Mapping[str, str], licences: Licences) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from mergesearch.merging.models.whole_model import WholeModel
+    from mergesearch.merging.tensors.owned import Owned
 
 Make = Callable[[], "torch.Tensor"]
 
@@ -38,6 +39,8 @@ class Aligned(Checkpoint):
         realigned: Made tensors that are the origin's own in other coordinates, and are compared
             with the base's as stored ones are.
         whole: The stored model that this is the shared part of, if it has a head of its own.
+        owned: Tensor -> which units of its dimensions this source has, where layers hold units of
+            several models; None where they do not.
     """
 
     origin: Checkpoint
@@ -48,6 +51,7 @@ class Aligned(Checkpoint):
     renamed: Mapping[str, str] = field(default_factory=dict)
     realigned: frozenset[str] = frozenset()
     whole: WholeModel | None = None
+    owned: Callable[[str], Owned] | None = None
 
     @cached_property
     def merged(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -135,6 +139,7 @@ def with_tensors(
     done: str = "",
     beside: Sequence[Checkpoint] = (),
     realigned: frozenset[str] = frozenset(),
+    owned: Callable[[str], Owned] | None = None,
 ) -> Checkpoint:
     """The source with tensors added or replaced; the source itself if nothing changes."""
     if not made and config is None and not copied:
@@ -151,6 +156,7 @@ def with_tensors(
         done=done,
         beside=tuple(beside),
         realigned=realigned | (source.realigned if isinstance(source, Aligned) else frozenset()),
+        owned=owned,
     )
 
 

@@ -199,6 +199,7 @@ MATRIX_WORK: Mapping[str, MatrixWork] = {
     "doge": _doge,
     "dop": _dop,
     "svc": _svc,
+    "pleas": _regmean,
     "regmean": _regmean,
     "regmean_pp": _regmean,
 }

@@ -48,6 +48,7 @@ from mergesearch.merging.policies import TensorPolicies, parse_policies
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.tensors.layout import FLOATING, Layout
 from mergesearch.merging.tensors.memo import Memo
+from mergesearch.merging.tensors.owned import has_owners
 from mergesearch.merging.tensors.place import HOST, Place
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 #: Operators that look at what experts answer, each with its own head where they have some.
 _READ_ANSWERS = frozenset({"concrete", "fisher"})
+#: Operators that know which units a source has, where layers hold units of several models.
+_READ_OWNERS = frozenset({"pleas"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,7 @@ class ModelFamily:
         stored_as: Name of a tensor -> the name under which the model is written, where that is
             another.
         moved: Expert -> how it is brought into the coordinates of the base, for those that are.
+        widened: Whether layers hold units of several models, and nothing else was rebuilt.
     """
 
     base: Checkpoint
@@ -86,6 +90,7 @@ class ModelFamily:
     heads: Heads | None = None
     stored_as: Mapping[str, str] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
+    widened: bool = False
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
@@ -109,12 +114,13 @@ class ModelFamily:
             RecipeError: If it needs more than weights.
         """
         turned = any(isinstance(expert, Aligned) and expert.realigned for expert in self.experts)
-        if operator.needs and (self.rebuilt or self.special.logs or turned):
+        rebuilt = self.rebuilt and not (self.widened and operator.name in _READ_OWNERS)
+        if operator.needs and (rebuilt or self.special.logs or turned):
             raise RecipeError(
                 f"operator {operator.name}: expected sources that can be run as they are stored, "
                 "received special policies that change their tensors; leave vocabulary, absent, "
                 "tied, scalars and unlock at their defaults, or choose an operator that needs "
-                "weights alone"
+                f"weights alone{', or pleas' if self.widened else ''}"
             )
         without = [] if self.heads is None else self.heads.without_head(self.experts)
         if without and operator.name in _READ_ANSWERS:
@@ -180,6 +186,7 @@ def align_family(
         calibration=policies.calibration,
         heads=heads,
         moved={name: spec.method for name, spec in policies.align.items()},
+        widened=has_owners(first) and alignment is None and first.config == placed[0].config,
     )
 
 

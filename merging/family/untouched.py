@@ -160,6 +160,10 @@ def _passed_over(
         return "base", frozenset.intersection(*kept)
     if operator.name in ("regmean", "regmean_pp"):
         return "mean", _without_layer(layout)
+    if operator.name == "pleas":  # which fits convolutions and biases, too
+        shapes = shapes_of(layout)
+        other = {name for name, shape in shapes.items() if len(shape) not in (2, 4)}
+        return "mean", frozenset(name for name in other if not name.endswith("bias"))
     known = {name: one.default for name, one in operator.hyperparameters.items()}
     full = {**known, **options}
     if "matrices" not in full:

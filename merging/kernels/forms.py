@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
@@ -27,3 +29,43 @@ Kernel = Literal["auto", "numba", "torch"]
 FORMS: tuple[str, ...] = ("delta", "interpolation", "slerp", *get_args(Election))
 
 ELECTIONS: tuple[str, ...] = get_args(Election)
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """What becomes of one task vector before it is merged.
+
+    Elements are dropped by chance, the survivors multiplied, and those below a magnitude dropped.
+
+    Attributes:
+        limit: The magnitude from which on elements are kept; 0 keeps all.
+        key: Of the random bits of its elements, 128 bits; None where none is dropped by chance.
+        chance: An element survives where its 32 random bits are below this number.
+        factor: What survivors are multiplied by, rounded to fp32; 1 where none is dropped by
+            chance.
+    """
+
+    limit: float = 0.0
+    key: int | None = None
+    chance: int = 0
+    factor: float = 1.0
+
+
+KEEP_ALL = Thinning()
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """What is to be written over a merged tensor once statistics of the whole model are known.
+
+    Attributes:
+        positions: ``(n,)``, int64, ascending; None for all positions.
+        numbers: ``(n,)``, as the merged tensor holds them: fp32, or bf16 as its bits in uint16.
+        lost: What they change in Σ (stored − merged)².
+        change: What they change in Σ (merged − base)².
+    """
+
+    positions: npt.NDArray[np.int64] | None
+    numbers: npt.NDArray[Any]
+    lost: float
+    change: float

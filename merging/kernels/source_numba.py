@@ -183,7 +183,7 @@ def difference(one: Any, other: Any, out: npt.NDArray[np.float32]) -> None:
 
     The two are fp32, or bf16 as its bits in uint16.
     """
-    _difference(*_addresses_of([one, other]), out)
+    _difference(*addresses_of([one, other]), out)
 
 
 def merge_sources(
@@ -206,12 +206,13 @@ def merge_sources(
         Σ (stored − merged)² and Σ (merged − base)²; both 0 for fp32, where nothing is lost.
     """
     sums = np.zeros(2)
-    (target,), (kind,) = _addresses_of([out])
-    _merge(*_addresses_of(sources), weights, boundaries, delta, int(target), int(kind), sums)
+    (target,), (kind,) = addresses_of([out])
+    _merge(*addresses_of(sources), weights, boundaries, delta, int(target), int(kind), sums)
     return float(sums[0]), float(sums[1])
 
 
-def _addresses_of(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def addresses_of(arrays: Sequence[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where arrays lie, and what they hold: 0 for fp32, 1 for bf16 as its bits in uint16."""
     addresses = np.array([array.ctypes.data for array in arrays], dtype=np.int64)
     kinds = np.array(
         [_BF16 if array.dtype == np.uint16 else _FP32 for array in arrays], dtype=np.int64

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from numba import types
 
 from mergesearch.merging.kernels.numba_kernel import _pointer, compiled
+from mergesearch.merging.kernels.source_numba import _bits_of, _load
 
 Floats = npt.NDArray[np.float32]
 RULES = ("mean", "sum", "max")
@@ -51,6 +52,148 @@ def count_lower(bits: Any, upper: int, counts: Any) -> None:
     for i in range(bits.size):
         if (bits[i] >> 16) & 0x7FFF == upper:
             counts[bits[i] & 0xFFFF] += 1
+
+
+#: Bins of the upper 16 bits of magnitudes, whose uppermost bit is 0, and how many histograms stand
+#: side by side: neighbours often share a bin, and would wait for each other's addition.
+UPPER_BINS = 1 << 15
+SIDES = 4
+
+_INDEX = types.Array(types.int64, 1, "C")
+_KEYS_HELD = types.Array(types.uint32, 1, "C")
+_SIDES_HELD = types.Array(types.uint32, 2, "C")
+
+#: Elements whose magnitudes lie in the first-level cache at once.
+_KEYS_AT_ONCE = 1024
+
+
+@compiled(types.void(_KEYS_HELD, _ROW, _ROW))
+def _magnitude_bits(keys: Any, row: Any, base: Any) -> None:
+    for i in range(keys.size):
+        keys[i] = _bits_of(row[i] - base[i]) & np.uint32(0x7FFFFFFF)
+
+
+@compiled(types.void(_KEYS_HELD, _SIDES_HELD))
+def _count_digits(keys: Any, counts: Any) -> None:
+    whole = keys.size - keys.size % SIDES
+    for i in range(0, whole, SIDES):
+        for side in range(SIDES):
+            counts[side, keys[i + side] >> 16] += 1
+    for i in range(whole, keys.size):
+        counts[0, keys[i] >> 16] += 1
+
+
+@compiled(types.void(_KEYS_HELD, types.uint32, types.uint32, types.Array(types.uint8, 1, "C")))
+def _find_between(keys: Any, low: int, high: int, found: Any) -> None:
+    for i in range(keys.size):
+        found[i] = np.uint8(1) if (keys[i] >= low) & (keys[i] <= high) else np.uint8(0)
+
+
+@compiled(types.int64(_KEYS_HELD, types.uint32))
+def _count_above(keys: Any, high: Any) -> Any:
+    above = np.uint32(0)
+    for i in range(keys.size):
+        above = np.uint32(above + (np.uint32(1) if keys[i] > high else np.uint32(0)))
+    return np.int64(above)
+
+
+@compiled(types.uint32(_KEYS_HELD))
+def _largest(keys: Any) -> Any:
+    largest = np.uint32(0)
+    for i in range(keys.size):
+        largest = max(largest, keys[i])
+    return largest
+
+
+@compiled(types.int64(_KEYS_HELD, types.int64, types.Array(types.uint64, 1, "C"), _KEYS_HELD))
+def _count_following(keys: Any, first: int, found: Any, counts: Any) -> Any:
+    """Count magnitudes from the bin ``first`` of upper bits on, by all their bits.
+
+    ``found`` is room for a byte for each key. Returns how many are above all that is counted.
+    """
+    low = first << 16
+    high = np.uint32(low + counts.size - 1)
+    flags = found.view(np.uint8)
+    _find_between(keys, np.uint32(low), high, flags[: keys.size])
+    flags[keys.size :] = 0
+    for word in range(found.size):
+        if found[word]:
+            for i in range(word * 8, word * 8 + 8):
+                if flags[i]:
+                    counts[np.int64(keys[i]) - low] += 1
+    return _count_above(keys, high)
+
+
+@compiled(
+    types.void(
+        _INDEX,
+        _INDEX,
+        types.int64,
+        types.int64,
+        types.int64,
+        types.Array(types.uint32, 3, "C"),
+        _INDEX,
+        types.Array(types.uint32, 2, "C"),
+        types.Array(types.int64, 2, "C"),
+    ),
+    nogil=True,
+)
+def count_changes(
+    addresses: Any,
+    kinds: Any,
+    size: int,
+    run: int,
+    stride: int,
+    upper: Any,
+    firsts: Any,
+    lower: Any,
+    found: Any,
+) -> None:
+    """Count the magnitudes of changes ``expert − base`` by their bits, without storing them.
+
+    Args:
+        addresses: Of base and experts, ``size`` numbers each.
+        kinds: 0 for fp32, 1 for bf16.
+        size: Of each.
+        run: Elements that are counted, of every ``stride``.
+        stride: The same as ``run`` to count all.
+        upper: ``(experts, SIDES, UPPER_BINS)``, counts by the upper 16 bits; no expert for none.
+        firsts: For every expert the first bin of upper bits whose magnitudes are counted apart.
+        lower: ``(experts, bins · 65536)``, counts of these by all bits; no bins for none.
+        found: ``(experts, 2)``: how many are above these, and the bits of the largest.
+    """
+    base = np.empty(_KEYS_AT_ONCE, np.float32)
+    row = np.empty(_KEYS_AT_ONCE, np.float32)
+    keys = np.empty(_KEYS_AT_ONCE, np.uint32)
+    flags = np.empty(_KEYS_AT_ONCE // 8, np.uint64)
+    for begin in range(0, size, stride):
+        end = min(begin + run, size)
+        for start in range(begin, end, _KEYS_AT_ONCE):
+            n = min(_KEYS_AT_ONCE, end - start)
+            _load(base[:n], addresses[0], kinds[0], start)
+            for k in range(addresses.size - 1):
+                _load(row[:n], addresses[k + 1], kinds[k + 1], start)
+                _magnitude_bits(keys[:n], row[:n], base[:n])
+                found[k, 1] = max(found[k, 1], np.int64(_largest(keys[:n])))
+                if upper.shape[0] > 0:
+                    _count_digits(keys[:n], upper[k])
+                if lower.shape[1] > 0:
+                    found[k, 0] += _count_following(keys[:n], firsts[k], flags, lower[k])
+
+
+@compiled(
+    [types.int64(types.Array(kind, 1, "C"), types.int64) for kind in (types.uint32, types.int64)]
+)
+def find_from_above(counts: Any, rank: Any) -> int:
+    """The bin in which the number of a rank lies, 1 being the largest; −1 if in none."""
+    left = rank
+    if left < 1:
+        return -1
+    for i in range(counts.size - 1, -1, -1):
+        left -= np.int64(counts[i])
+        if left < 1:
+            return i
+    return -1
 
 
 @compiled(types.void(_ROW, types.float32), nogil=True)

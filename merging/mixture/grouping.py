@@ -111,14 +111,14 @@ def _agreement(similar: Numbers, labels: Labels) -> float:
     return float(np.sqrt(np.maximum(np.diag(members.T @ similar @ members), 0.0)).sum())
 
 
-def counts_by_usage(layers: Sequence[LayerStatistics], mean: int) -> list[int]:
+def counts_by_usage(layers: Sequence[LayerStatistics], total: int) -> list[int]:
     """Experts that each block keeps: those among the most used of the whole model.
 
     Li 2024, "Merge, Then Compress": one threshold of usage for all blocks. Every block keeps one.
 
     Args:
         layers: Statistics of all blocks.
-        mean: Experts that a block keeps on average.
+        total: Experts that all blocks keep together.
     """
     counts = [1] * len(layers)
     rest = [
@@ -126,7 +126,7 @@ def counts_by_usage(layers: Sequence[LayerStatistics], mean: int) -> list[int]:
         for index, statistics in enumerate(layers)
         for expert in by_usage(statistics.usage)[1:]
     ]
-    for _, index, _ in sorted(rest)[: (mean - 1) * len(layers)]:
+    for _, index, _ in sorted(rest)[: total - len(layers)]:
         counts[index] += 1
     return counts
 

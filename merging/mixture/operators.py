@@ -12,7 +12,6 @@ from mergesearch.merging.mixture.grouping import Group, around_dominant, by_outp
 from mergesearch.merging.mixture.layers import ExpertWeights
 from mergesearch.merging.mixture.statistics import LayerStatistics
 from mergesearch.merging.mixture.weights import (
-    aligned,
     by_projection,
     low_rank_and_sparse,
     union_subspace_mean,
@@ -22,6 +21,7 @@ from mergesearch.merging.models.calibration_spec import CalibrationOption
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class MixtureOptions(BaseModel):
@@ -53,7 +53,21 @@ class MixtureOptions(BaseModel):
     ] = "dominant"
 
 
-class McSmoeOptions(MixtureOptions):
+class WeightedOptions(MixtureOptions):
+    """Hyperparameters of operators that weight the members of a group."""
+
+    weights: Annotated[
+        list[list[Weight]] | None,
+        Field(
+            # Recipes without them read as they did before.
+            exclude_if=lambda weights: weights is None,
+            description="For every block and expert, what is added to its share in its group; the "
+            "shares by usage are scaled so that all still sum to one. By default nothing.",
+        ),
+    ] = None
+
+
+class McSmoeOptions(WeightedOptions):
     """Hyperparameters of ``mc_smoe``."""
 
     align: Annotated[
@@ -69,7 +83,7 @@ class McSmoeOptions(MixtureOptions):
     ] = 0.0
 
 
-class SubMoeOptions(MixtureOptions):
+class SubMoeOptions(WeightedOptions):
     """Hyperparameters of ``sub_moe``."""
 
     rank: Annotated[
@@ -104,7 +118,7 @@ class MixtureOperator:
         options: Its hyperparameters.
         group: Statistics of a block and number of groups -> groups.
         merge: Makes one expert of a group.
-        members: Experts of a group as they enter the merge, the leader first.
+        aligns: Whether neurons of a group's experts are put in the order of the leader's first.
         by_outputs: Whether ``group`` needs the outputs of all experts.
         drops: Whether experts are left out that are in no group.
         changes_single: Whether a group of one is changed too.
@@ -117,14 +131,10 @@ class MixtureOperator:
     options: type[MixtureOptions]
     group: Callable[[LayerStatistics, int], list[Group]]
     merge: Merge
-    members: Callable[[Sequence[ExpertWeights], MixtureOptions], list[ExpertWeights]]
+    aligns: Callable[[MixtureOptions], bool] = lambda _options: False
     by_outputs: bool = False
     drops: bool = False
     changes_single: Callable[[MixtureOptions], bool] = lambda _options: False
-
-
-def _as_they_are(experts: Sequence[ExpertWeights], _options: MixtureOptions) -> list[ExpertWeights]:
-    return list(experts)
 
 
 def _first(
@@ -140,11 +150,9 @@ def _plain_mean(
     return by_projection(lambda tensors: weighted_mean(tensors, equal), experts)
 
 
-def _in_order(experts: Sequence[ExpertWeights], options: MixtureOptions) -> list[ExpertWeights]:
+def _if_asked(options: MixtureOptions) -> bool:
     assert isinstance(options, McSmoeOptions | SubMoeOptions)
-    if not options.align:
-        return list(experts)
-    return [experts[0], *(aligned(expert, experts[0]) for expert in experts[1:])]
+    return options.align
 
 
 def _mean_by_usage(
@@ -182,8 +190,18 @@ _ALL = (
         options=MixtureOptions,
         group=most_used,
         merge=_first,
-        members=_as_they_are,
         drops=True,
+    ),
+    MixtureOperator(
+        name="reroute_experts",
+        summary="the most used experts stay as they are, and what the router sends to others goes "
+        "to the kept one that their logits resemble most, where a block has places for it",
+        paper="the groups of Li 2024, Merge, Then Compress, without a merge",
+        when="blocks keep different numbers of experts, or all rows of the router stay; with one "
+        "number for all it is prune_experts",
+        options=MixtureOptions,
+        group=around_dominant,
+        merge=_first,
     ),
     MixtureOperator(
         name="average_experts",
@@ -193,7 +211,6 @@ _ALL = (
         options=MixtureOptions,
         group=around_dominant,
         merge=_plain_mean,
-        members=_as_they_are,
     ),
     MixtureOperator(
         name="mc_smoe",
@@ -204,7 +221,7 @@ _ALL = (
         options=McSmoeOptions,
         group=around_dominant,
         merge=_mean_by_usage,
-        members=_in_order,
+        aligns=_if_asked,
         changes_single=_compresses,
     ),
     MixtureOperator(
@@ -216,7 +233,7 @@ _ALL = (
         options=SubMoeOptions,
         group=by_outputs,
         merge=_subspace_mean,
-        members=_in_order,
+        aligns=_if_asked,
         by_outputs=True,
     ),
 )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import RecipeError
+from mergesearch.merging.foreign.shown import shown
+from mergesearch.merging.mixture.counting import counted_statistics
 from mergesearch.merging.mixture.grouping import (
     Group,
     Slot,
@@ -17,9 +19,9 @@ from mergesearch.merging.mixture.grouping import (
 from mergesearch.merging.mixture.layers import MoeLayer, moe_layers
 from mergesearch.merging.mixture.operators import MixtureOptions
 from mergesearch.merging.mixture.recipe import MixtureRecipe
-from mergesearch.merging.mixture.statistics import LayerStatistics, measure_layers
-from mergesearch.merging.models.calibration_items import Items, items_of, read_items
-from mergesearch.merging.models.calibration_spec import Calibration
+from mergesearch.merging.mixture.statistics import LayerStatistics
+from mergesearch.merging.mixture.weights import shares, shifted
+from mergesearch.merging.tensors.memo import Memo
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,21 @@ class BlockPlan:
         statistics: What its router does.
         groups: Experts that become one.
         slots: The experts that are stored.
+        added: What is added to the share of each expert in its group; empty for nothing.
     """
 
     layer: MoeLayer
     statistics: LayerStatistics
     groups: tuple[Group, ...]
     slots: tuple[Slot, ...]
+    added: tuple[float, ...] = ()
+
+    def shares_of(self, group: Group) -> list[float]:
+        """Weights of a group's members, which sum to one."""
+        by_usage = shares(self.statistics.usage[list(group)])
+        if not self.added:
+            return by_usage
+        return shifted(by_usage, [self.added[index] for index in group])
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +76,16 @@ def opened(recipe: MixtureRecipe) -> tuple[Checkpoint, tuple[MoeLayer, ...]]:
     layers = moe_layers(checkpoint)
     if checkpoint.folder is None:
         raise RecipeError(f"base: expected a folder with config.json, received {recipe.base}")
+    check_fit(recipe, layers)
+    return checkpoint, layers
+
+
+def check_fit(recipe: MixtureRecipe, layers: Sequence[MoeLayer]) -> None:
+    """Refuse a recipe whose numbers do not fit the blocks.
+
+    Raises:
+        RecipeError: In one line.
+    """
     given = recipe.options.experts
     counts = given if isinstance(given, list) else [given]
     if isinstance(given, list) and len(given) != len(layers):
@@ -85,11 +106,29 @@ def opened(recipe: MixtureRecipe) -> tuple[Checkpoint, tuple[MoeLayer, ...]]:
             f"{recipe.operator.name}, as the configuration has one for all, received "
             f"{', '.join(map(str, counts))}"
         )
-    return checkpoint, layers
+    _check_weights(recipe, layers)
 
 
-def plan_mixture(recipe: MixtureRecipe) -> MixturePlan:
+def _check_weights(recipe: MixtureRecipe, layers: Sequence[MoeLayer]) -> None:
+    """Refuse weights that are not one for each expert of each block."""
+    weights = getattr(recipe.options, "weights", None)
+    if weights is None:
+        return
+    wanted = [layer.experts for layer in layers]
+    given = [len(row) for row in weights]
+    if given != wanted:
+        raise RecipeError(
+            f"hyperparameters.weights: expected {len(wanted)} lists of {wanted[0]} numbers, one "
+            f"for each expert of each block, received {len(given)} of {shown(given)}"
+        )
+
+
+def plan_mixture(recipe: MixtureRecipe, memo: Memo | None = None) -> MixturePlan:
     """Run the model on the calibration's items, and form groups.
+
+    Args:
+        recipe: What is done to which model.
+        memo: Where statistics are that were counted before, or None.
 
     Raises:
         CheckpointError: If the base is no mixture that is known.
@@ -97,16 +136,34 @@ def plan_mixture(recipe: MixtureRecipe) -> MixturePlan:
         InputError: If model or items cannot be loaded.
     """
     checkpoint, layers = opened(recipe)
-    statistics = _measured(recipe, checkpoint, layers)
-    counts = _counts(recipe.options, statistics)
-    whole = recipe.options.router == "all"
-    stored = layers[0].experts if whole else max(counts)
-    mean = recipe.options.router == "mean"
+    statistics = counted_statistics(recipe, checkpoint, layers, memo)
+    return grouped(recipe, checkpoint, layers, statistics)
+
+
+def grouped(
+    recipe: MixtureRecipe,
+    checkpoint: Checkpoint,
+    layers: Sequence[MoeLayer],
+    statistics: Sequence[LayerStatistics],
+) -> MixturePlan:
+    """Form the groups of all blocks from what their routers do.
+
+    Args:
+        recipe: What is done to the model; :func:`opened` has checked it.
+        checkpoint: The model.
+        layers: Its blocks that have experts.
+        statistics: Of each of them.
+    """
+    options = recipe.options
+    counts = _counts(options, statistics)
+    stored = layers[0].experts if options.router == "all" else max(counts)
+    mean = options.router == "mean"
+    weights = getattr(options, "weights", None) or [[]] * len(layers)
     blocks = []
-    for layer, own, count in zip(layers, statistics, counts, strict=True):
+    for layer, own, count, added in zip(layers, statistics, counts, weights, strict=True):
         groups = recipe.operator.group(own, count)
         slots = slots_of(groups, own.usage, stored, mean=mean)
-        blocks.append(BlockPlan(layer, own, tuple(groups), tuple(slots)))
+        blocks.append(BlockPlan(layer, own, tuple(groups), tuple(slots), tuple(added)))
     return MixturePlan(checkpoint, tuple(blocks), stored)
 
 
@@ -115,24 +172,5 @@ def _counts(options: MixtureOptions, statistics: Sequence[LayerStatistics]) -> l
     if isinstance(options.experts, list):
         return options.experts
     if options.allocation == "usage":
-        return counts_by_usage(statistics, options.experts)
+        return counts_by_usage(statistics, options.experts * len(statistics))
     return [options.experts] * len(statistics)
-
-
-def _measured(
-    recipe: MixtureRecipe, checkpoint: Checkpoint, layers: Sequence[MoeLayer]
-) -> list[LayerStatistics]:
-    from mergesearch.merging.models.loading import load_model
-
-    calibration = recipe.options.calibration
-    outputs = recipe.operator.by_outputs
-    if isinstance(calibration, Calibration):
-        if not isinstance(calibration.batches, Sequence):
-            raise RecipeError(
-                "calibration: expected a list of batches for one model, received a mapping"
-            )
-        batches: list[Items] = [items_of(batch, calibration.label) for batch in calibration.batches]
-        return measure_layers(calibration.model, layers, batches, outputs=outputs)
-    batches = read_items(calibration, str(calibration["data"]))
-    model = load_model(recipe.base, calibration["model_class"]).to(calibration["device"])
-    return measure_layers(model, layers, batches, outputs=outputs)

@@ -63,7 +63,9 @@ def measure_layers(
     """
     import torch
 
-    counters = [_Counter(module, layer, outputs) for layer, module in _modules(model, layers)]
+    counters = [
+        _Counter(module, layer, outputs) for layer, module in mixture_modules(model, layers)
+    ]
     like = next(model.parameters())
     with torch.no_grad(), ExitStack() as stack:
         for counter in counters:
@@ -76,8 +78,14 @@ def measure_layers(
     return [counter.statistics() for counter in counters]
 
 
-def _modules(model: nn.Module, layers: Sequence[MoeLayer]) -> Iterator[tuple[MoeLayer, nn.Module]]:
-    """The module of each block's mixture: the one in the block that has a router and experts."""
+def mixture_modules(
+    model: nn.Module, layers: Sequence[MoeLayer]
+) -> Iterator[tuple[MoeLayer, nn.Module]]:
+    """The module of each block's mixture: the one in the block that has a router and experts.
+
+    Raises:
+        CheckpointError: If a block has none.
+    """
     found: Mapping[str, nn.Module] = {
         name.rpartition(".")[0]: module
         for name, module in model.named_modules()

@@ -47,19 +47,25 @@ def stored_like(expert: ExpertWeights, like: ExpertWeights) -> ExpertWeights:
     )
 
 
-def aligned(expert: ExpertWeights, reference: ExpertWeights) -> ExpertWeights:
-    """The same expert, its neurons in the order that resembles a reference most.
+def neuron_order(expert: ExpertWeights, reference: ExpertWeights) -> torch.Tensor:
+    """The order of an expert's neurons that resembles a reference most: int64 ``(inner,)``.
 
     A neuron is a row of the gate, the same row of the up projection, and a column of the down
     projection; the gain of a pair is the sum of the three inner products. The order is the best
     of all (a linear assignment). Li 2024, "Merge, Then Compress".
     """
+    import torch
     from scipy.optimize import linear_sum_assignment
 
     gains = (
         reference.gate @ expert.gate.T + reference.up @ expert.up.T + reference.down.T @ expert.down
     )
     order = linear_sum_assignment(gains.double().cpu().numpy(), maximize=True)[1]
+    return torch.from_numpy(np.asarray(order, np.int64))
+
+
+def in_order(expert: ExpertWeights, order: torch.Tensor) -> ExpertWeights:
+    """The same expert with its neurons in another order."""
     return ExpertWeights(expert.gate[order], expert.up[order], expert.down[:, order])
 
 
@@ -69,6 +75,12 @@ def shares(usage: Numbers) -> list[float]:
     if total <= 0:
         return [1 / len(usage)] * len(usage)
     return [float(value) / total for value in usage]
+
+
+def shifted(weights: Sequence[float], added: Sequence[float]) -> list[float]:
+    """Weights with something added to each: ``w_k (1 - Σ c) + c_k``, which still sum to one."""
+    rest = 1 - sum(added)
+    return [weight * rest + more for weight, more in zip(weights, added, strict=True)]
 
 
 def weighted_mean(tensors: Matrices, weights: Sequence[float]) -> torch.Tensor:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import yaml
@@ -22,12 +23,15 @@ from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.foreign.paths import resolved
 from mergesearch.merging.kernels.host import all_finite
 from mergesearch.merging.mixture.card import mixture_card
+from mergesearch.merging.mixture.counting import identity
 from mergesearch.merging.mixture.layers import smaller_config, smaller_tensors, used_count
 from mergesearch.merging.mixture.merging import member_block, merged_block
 from mergesearch.merging.mixture.notes import notes_of
+from mergesearch.merging.mixture.orders import NeuronOrders
 from mergesearch.merging.mixture.planning import BlockPlan, MixturePlan, plan_mixture
 from mergesearch.merging.mixture.recipe import MixtureRecipe
 from mergesearch.merging.models.calibration_spec import Calibration
+from mergesearch.merging.tensors.memo import Memo
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +68,8 @@ def shrink_mixture(
     members: Path | None = None,
     overwrite: bool = False,
     shard_bytes: int = 5_000_000_000,
+    memo: Memo | None = None,
+    facts: Mapping[str, str] = MappingProxyType({}),
 ) -> Shrunken:
     """Write a mixture with fewer experts, of the same kind, with its recipe and a model card.
 
@@ -76,6 +82,8 @@ def shrink_mixture(
             its members: experts for a study that searches the weights of groups.
         overwrite: Replace folders that are not empty.
         shard_bytes: Size above which the weights are split over several files.
+        memo: Where statistics and orders of neurons are that were found before, or None.
+        facts: Lines for the model card, for example scores.
 
     Raises:
         CheckpointError: If the base is no mixture that is known, or changed since the recipe.
@@ -87,18 +95,20 @@ def shrink_mixture(
     targets = [out, *([] if members is None else [members])]
     for target in targets:
         check_target(resolved(target), (source,), overwrite)
-    plan = plan_mixture(recipe)
+    plan = plan_mixture(recipe, memo)
     stamped = _stamped(recipe, plan.checkpoint)
     notes = notes_of(plan, recipe.operator, recipe.options)
     operator = recipe.operator
     options = recipe.options
+    orders = NeuronOrders(identity(recipe, plan.checkpoint), memo)
 
     def merged(block: BlockPlan) -> Mapping[str, torch.Tensor]:
-        return merged_block(plan.checkpoint, block, operator, options)
+        return merged_block(plan.checkpoint, block, operator, options, orders)
 
+    told = (*notes, *(f"{key}: {value}" for key, value in facts.items()))
     try:
-        after = _put(plan, stamped, merged, notes, out, shard_bytes)
-        folders = _put_members(plan, stamped, members, shard_bytes)
+        after = _put(plan, stamped, merged, told, out, shard_bytes)
+        folders = _put_members(plan, stamped, members, orders, shard_bytes)
     except OSError as error:
         raise InputError(
             f"{out}: expected a place to write a model, received: {error.strerror or error}"
@@ -107,7 +117,11 @@ def shrink_mixture(
 
 
 def _put_members(
-    plan: MixturePlan, recipe: MixtureRecipe, members: Path | None, shard_bytes: int
+    plan: MixturePlan,
+    recipe: MixtureRecipe,
+    members: Path | None,
+    orders: NeuronOrders,
+    shard_bytes: int,
 ) -> tuple[Path, ...]:
     """Write the members of groups, as many models as the largest group has members."""
     if members is None:
@@ -117,7 +131,8 @@ def _put_members(
     for number in range(largest if largest > 1 else 0):
 
         def tensors(block: BlockPlan, number: int = number) -> Mapping[str, torch.Tensor]:
-            return member_block(plan.checkpoint, block, recipe.operator, recipe.options, number)
+            operator = recipe.operator
+            return member_block(plan.checkpoint, block, operator, recipe.options, orders, number)
 
         note = f"Holds member {number} of each group in the place of the merge."
         folder = members / f"member-{number}"

@@ -24,6 +24,7 @@ from mergesearch.merging.models.calibration_spec import Calibration, Calibration
 from mergesearch.merging.models.prompt_heads import reads_text, same_tensors
 from mergesearch.merging.models.task_heads import OwnHead, TaskHead
 from mergesearch.merging.models.whole_model import WholeModel, whole_models
+from mergesearch.merging.tensors.owned import has_owners
 
 if TYPE_CHECKING:
     import torch
@@ -255,9 +256,11 @@ def _of_expert(values: Any, expert: str) -> Any:
 
 
 def _loaded(spec: CalibrationSpec, base: TensorSource) -> nn.Module:
-    from mergesearch.merging.models.loading import load_model
+    from mergesearch.merging.models.loading import load_model, model_of
 
     path = getattr(base, "path", None)
+    if has_owners(base):
+        return _moved(model_of(cast(Any, base), spec["model_class"]), spec["device"])
     if not isinstance(path, str):
         raise RecipeError(
             "calibration: expected a Calibration with a model for weights in memory, received the "

@@ -79,6 +79,33 @@ def load_model(source_path: str, model_class: str, dtype: str | None = None) -> 
     return loaded
 
 
+def model_of(source: Checkpoint, model_class: str) -> nn.Module:
+    """The model of a checkpoint that is seen in other shapes than it stores.
+
+    Args:
+        source: Its configuration and tensors are those of the model.
+        model_class: A ``transformers`` auto class.
+
+    Raises:
+        InputError: If there is no such auto class.
+        CheckpointError: If weights of the model are missing.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**source.config)
+    state = {name: source.read(name) for name in source.tensors}
+    kept = widest_dtype(own for _, own in source.merged.values())
+    with torch.device("meta"):
+        built: Any = type(auto_class(model_class).from_config(config))
+    with no_progress_bar():
+        model, report = built.from_pretrained(
+            None, config=config, state_dict=state, dtype=kept, output_loading_info=True
+        )
+    _refuse_missing(source.path, model, {*report["missing_keys"]})
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
 def check_builder(source_path: str, builder: str) -> None:
     """Refuse a function that builds another module than a checkpoint holds, from its headers.
 

@@ -49,11 +49,24 @@ class OwnHead:
 
     def features(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean last hidden state, over tokens or over positions of an image."""
+        if "input_ids" in inputs:
+            return _text_features(model, inputs)
         output = model(**inputs, output_hidden_states=True)
         state: torch.Tensor = output.hidden_states[-1].float()
         if state.ndim == 4:
             return state.mean(dim=(2, 3))
         return state.mean(dim=1) if state.ndim == 3 else state
+
+
+def _text_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mean last hidden state over the tokens that the mask keeps ``(items, width)``."""
+    body = getattr(model, "base_model", model)  # it makes no logits of a whole vocabulary
+    state: torch.Tensor = body(**inputs, output_hidden_states=True).hidden_states[-1].float()
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return state.mean(dim=1)
+    kept = mask.to(state.device, state.dtype)[:, :, None]
+    return (state * kept).sum(dim=1) / kept.sum(dim=1)
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

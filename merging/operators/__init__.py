@@ -36,6 +36,7 @@ from mergesearch.merging.operators.opcm import OPCM
 from mergesearch.merging.operators.opcm_add import OPCM_ADD
 from mergesearch.merging.operators.optmerge import OPTMERGE
 from mergesearch.merging.operators.pcb import PCB
+from mergesearch.merging.operators.pleas import PLEAS
 from mergesearch.merging.operators.regmean import REGMEAN
 from mergesearch.merging.operators.regmean_pp import REGMEAN_PP
 from mergesearch.merging.operators.sce import SCE
@@ -101,6 +102,7 @@ _ALL = (
     WIDEN,
     # data
     FISHER,
+    PLEAS,
     REGMEAN,
     REGMEAN_PP,
     # learned

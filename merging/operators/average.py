@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.base import Basis, Direct, Operator
 from mergesearch.merging.tensors.source import TensorSource
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
         ]
 
     def direct(
-        _name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
-    ) -> tuple[float, float]:
+        _name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any, _later: bool
+    ) -> Direct:
         from mergesearch.merging.kernels.source_numba import merge_sources
 
-        return merge_sources(numbers, weights, boundaries, False, out)
+        return Direct(*merge_sources(numbers, weights, boundaries, False, out))
 
     # θ = (1 − Σ_k c_k) θ_0 + Σ_k c_k θ_k
     return Basis("interpolation", len(experts), rows, direct=direct)

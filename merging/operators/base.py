@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.merging.errors import RecipeError, did_you_mean
 from mergesearch.merging.foreign.shown import name_shown, shown
-from mergesearch.merging.kernels.forms import Form
+from mergesearch.merging.kernels.forms import Form, Patches
 from mergesearch.merging.operators.schema import count_text, meaning, type_text
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Factors, Options
@@ -67,8 +67,24 @@ IDENTITIES: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Direct:
+    """A tensor that was merged from its sources as they are stored.
+
+    Attributes:
+        lost: Σ (stored − merged)².
+        change: Σ (merged − base)².
+        settle: Where something waits for a statistic of the whole model: gives what is then to be
+            written over the tensor, or None for nothing. Called once all tensors are merged.
+    """
+
+    lost: float
+    change: float
+    settle: Callable[[], Patches | None] | None = None
+
+
 #: See :attr:`Basis.direct`; numbers are fp32, or bf16 as its bits in uint16.
-Direct = Callable[[str, Sequence[Any], Any, Any, Any], tuple[float, float] | None]
+DirectMerge = Callable[[str, Sequence[Any], Any, Any, Any, bool], Direct | None]
 
 
 @dataclass(frozen=True)
@@ -84,8 +100,8 @@ class Basis:
             kept whole.
         direct: A way to merge a tensor from its sources as they are stored, with the bits of its
             rows but without making them: (name, numbers of base and experts, weights
-            ``(1 + K, segments)``, boundaries, output) -> Σ (stored − merged)² and Σ (merged −
-            base)², or None where it does not apply.
+            ``(1 + K, segments)``, boundaries, output, whether something may be settled later), or
+            None where it does not apply.
     """
 
     form: Form
@@ -93,7 +109,7 @@ class Basis:
     rows: Callable[[str], list[torch.Tensor]]
     angles: Callable[[str], float] | None = None
     factors: Callable[[str], Factors | None] | None = None
-    direct: Direct | None = None
+    direct: DirectMerge | None = None
 
 
 def _one_per_expert(experts: int, _options: Options) -> int:

@@ -23,25 +23,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.kernels.forms import KEEP_ALL, Thinning
+from mergesearch.merging.operators.base import Basis, Direct, Operator
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
     Merge,
     Mode,
     Seed,
+    Thinnings,
     elected_basis,
     is_exempt,
     one_minus,
     refuse_election,
 )
 from mergesearch.merging.operators.parts.magnitudes import count_kept, kth_largest, trim
-from mergesearch.merging.operators.parts.masks import keep_mask
+from mergesearch.merging.operators.parts.masks import chance_of, keep_mask, mask_key
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors, vector_label
 from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
@@ -95,8 +98,16 @@ def prepare(
     density: Trimmed = 1.0,
 ) -> Basis:
     """Task vectors with elements dropped at random, the survivors rescaled."""
-    thin = trimmed(base, experts, _Dropping(drop, rescale, seed, vectors), density)
-    return Basis("delta", len(experts), thin)
+    dropping = _Dropping(drop, rescale, seed, vectors)
+    limits = _limits(base, experts, dropping, density)
+    thin = trimmed(base, experts, dropping, limits)
+    thinnings = _thinnings(base, experts, dropping, limits)
+    return Basis(
+        "delta",
+        len(experts),
+        thin,
+        direct=None if thinnings is None else partial(_merge_stored, thinnings),
+    )
 
 
 def prepare_elected(
@@ -112,11 +123,30 @@ def prepare_elected(
     density: Trimmed = 1.0,
 ) -> Basis:
     """Thinned task vectors, each reduced to where it has the elected sign."""
-    thin = trimmed(base, experts, _Dropping(drop, rescale, seed, vectors), density)
+    dropping = _Dropping(drop, rescale, seed, vectors)
+    limits = _limits(base, experts, dropping, density)
+    thin = trimmed(base, experts, dropping, limits)
     names = [expert.name for expert in experts]
     trim = [] if density >= 1 else [density]
     key = ["dare", drop, rescale, seed, vectors, names, *trim]
-    return elected_basis(base, experts, thin, merge, mode, key)
+    thinnings = _thinnings(base, experts, dropping, limits)
+    return elected_basis(base, experts, thin, merge, mode, key, thinnings)
+
+
+def _merge_stored(
+    thinnings: Thinnings,
+    name: str,
+    numbers: Sequence[Any],
+    weights: Any,
+    boundaries: Any,
+    out: Any,
+    _later: bool,
+) -> Direct | None:
+    """Thin and add a tensor's task vectors from its stored numbers, as ``Basis.direct`` has it."""
+    from mergesearch.merging.kernels.thinned_numba import merge_thinned
+
+    merged = merge_thinned(numbers, thinnings(name), weights, boundaries, "", 0, out)
+    return Direct(merged.lost, merged.change) if merged.finite else None
 
 
 def dropped(
@@ -142,14 +172,51 @@ def dropped(
     return thin
 
 
-def trimmed(
+def _limits(
     base: TensorSource, experts: Sequence[TensorSource], dropping: _Dropping, density: float
-) -> Vectors:
-    """Tensor name -> thinned task vectors, trimmed to a fraction of the model where asked for."""
-    thin = dropped(base, experts, *astuple(dropping))
+) -> list[float]:
+    """For every expert, the magnitude from which on survivors are kept; 0 keeps all."""
     if density >= 1:
+        return [0.0] * len(experts)
+    return [_threshold(base, expert, dropping, density) for expert in experts]
+
+
+def _thinnings(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    dropping: _Dropping,
+    limits: Sequence[float],
+) -> Thinnings | None:
+    """What dropping and trimming do, for compiled kernels; None where a norm has to be known."""
+    if dropping.rescale not in ("inverse_prob", "none"):
+        return None
+    keep = one_minus(dropping.drop)
+    chance = chance_of(keep)
+    factor = 1 / keep if dropping.rescale == "inverse_prob" else 1.0
+
+    def thinnings(name: str) -> list[Thinning]:
+        if is_exempt(base.shape(name), dropping.vectors):
+            return [KEEP_ALL] * len(experts)
+        if chance >= 1 << 32:
+            return [Thinning(limit) for limit in limits]
+        return [
+            Thinning(limit, mask_key(dropping.seed, expert.name, name), chance, factor)
+            for expert, limit in zip(experts, limits, strict=True)
+        ]
+
+    return thinnings
+
+
+def trimmed(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    dropping: _Dropping,
+    limits: Sequence[float],
+) -> Vectors:
+    """Tensor name -> thinned task vectors, without what is below the limits."""
+    thin = dropped(base, experts, *astuple(dropping))
+    if not any(limits):
         return thin
-    limits = [_threshold(base, expert, dropping, density) for expert in experts]
 
     def trim_all(name: str) -> list[torch.Tensor]:
         vectors = thin(name)

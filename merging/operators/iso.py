@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.decomposition import Svd, decompose, numerical_rank, polar
+from mergesearch.merging.operators.parts.decomposition import Svd, decompose, numerical_rank
 from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
+    Decompositions,
     Fused,
     Matrices,
     Others,
@@ -38,7 +39,8 @@ from mergesearch.merging.operators.parts.matrices import (
     rows_by_matrix,
 )
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
-from mergesearch.merging.operators.parts.singular import singular_of_sum
+from mergesearch.merging.operators.parts.polar import polar
+from mergesearch.merging.operators.parts.singular import left_of_sum, singular_of_sum
 from mergesearch.merging.tensors.place import HOST, Place, place_of
 from mergesearch.merging.tensors.source import TensorSource
 
@@ -69,28 +71,42 @@ def prepare_common(
     conv: Convolutions = "others",
     fused: Fused = "split",
     others: Others = "mean",
+    decompositions: Decompositions = "precise",
 ) -> Basis:
     """``P τ_k`` for every matrix, and a share of the mean for other tensors."""
+    # Where P is not defined, vectors are needed that a fast decomposition leaves out.
+    fast = decompositions == "fast" and flatten == "nonzero"
+    decomposed = left_of_sum if fast else singular_of_sum
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        svd = singular_of_sum(base, experts, part, deltas)
+        svd = decomposed(base, experts, part, deltas, fast)
         rank = numerical_rank(svd.values, part.shape, deltas[0].dtype, floor=floor)
         kept = svd.top(rank)
         # σ̄ U Vᵀ = P Σ_k τ_k with P = U diag(σ̄ / σ_i) Uᵀ: the rows are P τ_k
         if flatten == "nonzero":
-            return levelled(kept, float(kept.values.sum()) / max(rank, 1), deltas)
+            return levelled(kept, float(kept.values.sum()) / max(rank, 1), deltas, fast)
         mean = float(svd.values.mean())
         # P is not defined where σ_i = 0: σ̄ U Vᵀ of those directions is shared equally
         rest = svd.left[:, rank:] @ svd.right[rank:] * (mean / len(deltas))
-        return [row + rest for row in levelled(kept, mean, deltas)]
+        return [row + rest for row in levelled(kept, mean, deltas, fast)]
 
     selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", len(experts), rows_by_matrix(base, experts, selection, formula))
 
 
-def levelled(common: Svd, mean: float, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """``U diag(σ̄ / σ_i) Uᵀ τ_k`` for every task vector ``(m, n)``; no σ_i may be 0."""
+def levelled(
+    common: Svd, mean: float, deltas: Sequence[torch.Tensor], fast: bool = False
+) -> list[torch.Tensor]:
+    """``U diag(σ̄ / σ_i) Uᵀ τ_k`` for every task vector ``(m, n)``; no σ_i may be 0.
+
+    ``fast`` multiplies in the order of fewest operations.
+    """
     gain = (mean / common.values)[:, None]
+    m, rank = common.left.shape
+    columns = sum(delta.shape[1] for delta in deltas)
+    if fast and m * (rank + columns) < 2 * rank * columns:
+        whole = common.left @ (gain * common.left.T)  # P
+        return [whole @ delta.to(whole.dtype) for delta in deltas]
     return [
         common.left @ (gain * (common.left.T @ delta.to(common.left.dtype))) for delta in deltas
     ]
@@ -108,18 +124,20 @@ def prepare_common_and_specific(
     conv: Convolutions = "others",
     fused: Fused = "split",
     others: Others = "mean",
+    decompositions: Decompositions = "precise",
 ) -> Basis:
     """The merged task vector as one row: isotropic for matrices, the mean of other tensors."""
+    fast = decompositions == "fast"
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         dtype = deltas[0].dtype
         shape = part.shape
         shared, each = directions_of(min(shape), len(deltas), common)
-        svd = singular_of_sum(base, experts, part, deltas)
+        svd = singular_of_sum(base, experts, part, deltas, fast)
         first = svd.top(min(shared, numerical_rank(svd.values, shape, dtype, floor=floor)))
         place = place_of(base)
-        own = [specific(first, delta, each, floor, part.draws(), place) for delta in deltas]
-        return [isotropic([first, *own], dtype, place)]
+        own = [specific(first, delta, each, floor, part.draws(), place, fast) for delta in deltas]
+        return [isotropic([first, *own], dtype, place, fast)]
 
     selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
     return Basis("delta", 1, rows_by_matrix(base, experts, selection, formula, one_row=True))
@@ -143,6 +161,7 @@ def specific(
     floor: float,
     draws: torch.Generator | None = None,
     place: Place = HOST,
+    fast: bool = False,
 ) -> Svd:
     """The ``count`` largest singular vectors of ``(I − U_c U_cᵀ) τ_k``.
 
@@ -155,20 +174,24 @@ def specific(
         floor: Singular values up to this fraction of the norm of τ_k count as zero.
         draws: See :func:`decompose`.
         place: See :func:`decompose`.
+        fast: See :func:`decompose`.
     """
     wide = delta.to(first.left.dtype)
-    svd = decompose(wide - first.left @ (first.left.T @ wide), max(count, 1), draws, place)
+    rest = wide - first.left @ (first.left.T @ wide)
+    svd = decompose(rest, max(count, 1), draws, place, fast=fast)
     # Relative to the norm of τ_k itself: of a low-rank one, only rounding may be left.
     rank = numerical_rank(svd.values, delta.shape, delta.dtype, floor=floor, largest=wide.norm())
     return svd.top(min(count, rank))
 
 
-def isotropic(pieces: Sequence[Svd], dtype: torch.dtype, place: Place = HOST) -> torch.Tensor:
+def isotropic(
+    pieces: Sequence[Svd], dtype: torch.dtype, place: Place = HOST, fast: bool = False
+) -> torch.Tensor:
     """``σ̄ Û V̂ᵀ`` with the polar factors of all left and right singular vectors, ``(m, n)``."""
     import torch
 
-    left = polar(torch.cat([svd.left for svd in pieces], dim=1), dtype, place)
-    right = polar(torch.cat([svd.right for svd in pieces], dim=0), dtype, place)
+    left = polar(torch.cat([svd.left for svd in pieces], dim=1), dtype, place, fast)
+    right = polar(torch.cat([svd.right for svd in pieces], dim=0), dtype, place, fast)
     values = torch.cat([svd.values for svd in pieces])
     return left @ right * (values.sum() / max(len(values), 1))
 

@@ -22,11 +22,12 @@ from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.dare import Drop, survivors
-from mergesearch.merging.operators.parts.decomposition import numerical_rank
+from mergesearch.merging.operators.parts.decomposition import Svd, numerical_rank
 from mergesearch.merging.operators.parts.election import Fractional, Seed, elect, one_minus
 from mergesearch.merging.operators.parts.magnitudes import keep_largest
 from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
+    Decompositions,
     Fused,
     Matrices,
     Others,
@@ -60,15 +61,23 @@ def prepare(
     conv: Convolutions = "others",
     fused: Fused = "split",
     others: Others = "mean",
+    decompositions: Decompositions = "precise",
 ) -> Basis:
     """``U X_k(Σ V_k)`` for every matrix, and a share of the mean for other tensors."""
     names = [expert.name for expert in experts]
+    fast = decompositions == "fast"
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        svd = singular_side_by_side(base, experts, part, deltas)
+        svd = singular_side_by_side(base, experts, part, deltas, fast)
         joined = (part.shape[0], part.shape[1] * len(experts))
-        left = svd.left[:, : numerical_rank(svd.values, joined, deltas[0].dtype)]
-        shared = [coordinates(left, delta) for delta in deltas]  # Σ V_k = Uᵀ τ_k
+        rank = numerical_rank(svd.values, joined, deltas[0].dtype)
+        left = svd.left[:, :rank]
+        without = left.shape[1] < rank  # U is larger than all task vectors, and not worked out
+        kept = svd.top(rank) if without else svd
+        if without:
+            shared = _from_right(kept, deltas)
+        else:
+            shared = [coordinates(left, delta) for delta in deltas]  # Σ V_k = Uᵀ τ_k
         if inner == "ties":
             shared = elect([keep_largest(one, density) for one in shared])
         elif inner == "dare_ties":
@@ -79,6 +88,8 @@ def prepare(
                     for one, expert in zip(shared, names, strict=True)
                 ]
             )
+        if without:
+            return [_of_coordinates(kept, deltas, one) for one in shared]
         return [left @ one for one in shared]  # U X_k(Σ V_k)
 
     selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
@@ -87,13 +98,39 @@ def prepare(
 
 def coordinates(left: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """``Uᵀ τ``, ``(r, n)`` for ``left`` of ``(m, r)``, with rounding errors set to 0."""
+    return _without_noise(left.T @ delta.to(left.dtype), delta)
+
+
+def _without_noise(coordinates: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """The coordinates of a task vector, with rounding errors set to 0 in place."""
     import torch
 
-    result = left.T @ delta.to(left.dtype)
     # A few roundings, and still far below the usual coordinate, ‖τ‖ / sqrt(r n), of the largest
     # matrices.
     noise = 16 * torch.finfo(delta.dtype).eps * float(delta.norm())
-    return result.masked_fill_(result.abs() <= noise, 0.0)
+    return coordinates.masked_fill_(coordinates.abs() <= noise, 0.0)
+
+
+def _from_right(svd: Svd, deltas: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """``Σ V_k``, the columns of ``Σ Vᵀ`` that belong to each task vector."""
+    import torch
+
+    parts = torch.split(svd.right, deltas[0].shape[1], dim=1)
+    return [
+        _without_noise(svd.values[:, None] * part, delta)
+        for part, delta in zip(parts, deltas, strict=True)
+    ]
+
+
+def _of_coordinates(svd: Svd, deltas: Sequence[torch.Tensor], merged: torch.Tensor) -> torch.Tensor:
+    """``U X`` for ``U = [τ_1 ... τ_K] V Σ⁻¹`` and coordinates X, ``(r, n)``."""
+    import torch
+
+    inside = torch.split(svd.right.T @ (merged / svd.values[:, None]), deltas[0].shape[1])
+    result = deltas[0].to(merged.dtype) @ inside[0]
+    for delta, part in zip(deltas[1:], inside[1:], strict=True):
+        result.addmm_(delta.to(merged.dtype), part)
+    return result
 
 
 def _default(_experts: int, options: Options) -> float:

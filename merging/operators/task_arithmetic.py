@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mergesearch.merging.operators.base import Basis, Operator
+from mergesearch.merging.operators.base import Basis, Direct, Operator
 from mergesearch.merging.operators.parts.task_vectors import task_factors, task_vectors
 from mergesearch.merging.tensors.source import Options, TensorSource
 
@@ -28,11 +28,11 @@ def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
 
 
 def _merge_stored(
-    _name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any
-) -> tuple[float, float]:
+    _name: str, numbers: Sequence[Any], weights: Any, boundaries: Any, out: Any, _later: bool
+) -> Direct:
     from mergesearch.merging.kernels.source_numba import merge_sources
 
-    return merge_sources(numbers, weights, boundaries, True, out)
+    return Direct(*merge_sources(numbers, weights, boundaries, True, out))
 
 
 def _bounds(experts: int, _options: Options) -> tuple[float, float]:

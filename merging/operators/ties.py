@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from mergesearch.merging.kernels.forms import Thinning
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
@@ -40,6 +41,7 @@ from mergesearch.merging.operators.parts.magnitudes import (
     magnitude_histogram,
     trim,
 )
+from mergesearch.merging.operators.parts.stored_ranks import stored_thresholds
 from mergesearch.merging.operators.parts.task_vectors import (
     difference,
     finite_task_vectors,
@@ -84,9 +86,12 @@ def prepare(
     """Trimmed task vectors, each reduced to where it has the elected sign."""
     limits = trimming_limits(base, experts, density, scope, vectors)
     thin = trimmed(base, experts, limits)
-    return elected_basis(
-        base, experts, thin, merge, mode, ["ties", density, scope, vectors], limits
-    )
+
+    def thinnings(name: str) -> list[Thinning]:
+        return [Thinning(limit) for limit in limits(name)]
+
+    key = ["ties", density, scope, vectors]
+    return elected_basis(base, experts, thin, merge, mode, key, thinnings)
 
 
 def trimmed(base: TensorSource, experts: Sequence[TensorSource], limits: Limits) -> Vectors:
@@ -115,12 +120,12 @@ def trimming_limits(
 ) -> Limits:
     """Tensor name -> the magnitude from which on each expert's elements are kept; 0 keeps all.
 
-    Unless the scope is ``tensor``, the thresholds are worked out here, in two reads of every expert
-    and the base.
+    Unless the scope is ``tensor``, the thresholds are worked out here, in one or two reads of every
+    expert and the base.
     """
-    whole: list[Mapping[str, float]] = []
+    whole: Sequence[Mapping[str, float]] = []
     if scope != "tensor" and density < 1:
-        whole = list(
+        whole = _counted_thresholds(base, experts, density, scope, vectors) or list(
             nested_parallel_map(
                 lambda expert: thresholds(base, expert, density, scope, vectors), experts
             )
@@ -135,9 +140,34 @@ def trimming_limits(
         if scope != "tensor":
             return [limit.get(group_of[name], 0.0) for limit in whole]
         if name not in own:  # elections ask for a tensor twice
-            own[name] = [_threshold_of(base, expert, name, density) for expert in experts]
+            own[name] = stored_thresholds(base, experts, [name], density) or [
+                _threshold_of(base, expert, name, density) for expert in experts
+            ]
         return own[name]
 
+    return limits
+
+
+def _counted_thresholds(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    density: float,
+    scope: TrimScope,
+    vectors: str,
+) -> list[dict[str, float]] | None:
+    """:func:`thresholds` of all experts from one read of their stored numbers.
+
+    None where these cannot be read so, or where a memo keeps what each expert gives.
+    """
+    if base.memo is not None:
+        return None
+    limits: list[dict[str, float]] = [{} for _ in experts]
+    for group, names in _groups(base, scope, vectors).items():
+        found = stored_thresholds(base, experts, names, density)
+        if found is None:
+            return None
+        for own, limit in zip(limits, found, strict=True):
+            own[group] = limit
     return limits
 
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.decomposition import Svd, numerical_rank, polar
+from mergesearch.merging.operators.parts.decomposition import Svd, numerical_rank
 from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
+    Decompositions,
     Fused,
     Matrices,
     Others,
@@ -34,6 +35,7 @@ from mergesearch.merging.operators.parts.matrices import (
     spectral_refuse,
 )
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
+from mergesearch.merging.operators.parts.polar import polar
 from mergesearch.merging.operators.parts.singular import singular
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.place import HOST, Place, place_of
@@ -58,14 +60,16 @@ def prepare(
     conv: Convolutions = "others",
     fused: Fused = "split",
     others: Others = "mean",
+    decompositions: Decompositions = "precise",
 ) -> Basis:
     """``Û_k Σ_k V̂_kᵀ`` for every matrix, and a share of the mean for other tensors."""
+    fast = decompositions == "fast"
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
         # r = ⌊min(m, n) / K⌋; 1 for the keys of few heads, of which the layout alone cannot know
         share = max(1, min(part.shape) // len(experts)) if rank == "share" else None
         svds = [
-            singular(base, expert, part, delta, share)
+            singular(base, expert, part, delta, share, fast)
             for expert, delta in zip(experts, deltas, strict=True)
         ]
         dtype = deltas[0].dtype
@@ -73,6 +77,7 @@ def prepare(
             [svd.top(numerical_rank(svd.values, part.shape, dtype)) for svd in svds],
             dtype,
             place_of(base),
+            fast,
         )
 
     selection = Selection.of(base, matrices=matrices, conv=conv, fused=fused, others=others)
@@ -80,7 +85,7 @@ def prepare(
 
 
 def orthogonalised(
-    experts: Sequence[Svd], dtype: torch.dtype, place: Place = HOST
+    experts: Sequence[Svd], dtype: torch.dtype, place: Place = HOST, fast: bool = False
 ) -> list[torch.Tensor]:
     """``Û_k Σ_k V̂_kᵀ`` for every expert, ``(m, n)`` each.
 
@@ -88,12 +93,13 @@ def orthogonalised(
         experts: Decompositions U_k Σ_k V_kᵀ.
         dtype: Of the task vectors.
         place: Where large polar factors are worked out.
+        fast: See :func:`polar`.
     """
     import torch
 
     # Û and V̂, the polar factors of [U_1 ... U_K] and [V_1 ... V_K]
-    left = polar(torch.cat([svd.left for svd in experts], dim=1), dtype, place)
-    right = polar(torch.cat([svd.right for svd in experts], dim=0), dtype, place)
+    left = polar(torch.cat([svd.left for svd in experts], dim=1), dtype, place, fast)
+    right = polar(torch.cat([svd.right for svd in experts], dim=0), dtype, place, fast)
     ranks = [len(svd.values) for svd in experts]
     blocks = zip(
         torch.split(left, ranks, dim=1), experts, torch.split(right, ranks, dim=0), strict=True

@@ -39,13 +39,16 @@ from mergesearch.merging.operators.parts.decomposition import precise
 from mergesearch.merging.operators.parts.inner_products import dot
 from mergesearch.merging.operators.parts.interference import (
     Spectrum,
+    fast_spectrum_of,
     gradient_flow,
     settled,
+    settled_task_vectors,
     spectrum_of,
 )
 from mergesearch.merging.operators.parts.magnitudes import count_kept
 from mergesearch.merging.operators.parts.matrices import (
     Convolutions,
+    Decompositions,
     Fused,
     Matrices,
     Others,
@@ -53,10 +56,14 @@ from mergesearch.merging.operators.parts.matrices import (
     rows_by_matrix,
 )
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
+from mergesearch.merging.tensors.place import place_of
 from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
+
+#: The longest time for which ``fast`` decompositions are exact enough; precise ones serve beyond.
+FAST_TIME = 1000.0
 
 #: How the number of eigenvectors that move is chosen.
 Rank = Literal["fixed", "participation", "gavish_donoho"]
@@ -85,17 +92,22 @@ def prepare(
     conv: Convolutions = "others",
     fused: Fused = "split",
     others: Others = "mean",
+    decompositions: Decompositions = "precise",
 ) -> Basis:
     """The terms of the merged matrix, one per expert."""
     share = {"sum": 1.0, "mean": 1.0 / len(experts), "zero": 0.0}[start]
+    # f/λ goes up to time, and so do roundings.
+    fast = decompositions == "fast" and time <= FAST_TIME
 
     def formula(part: MatrixPart, deltas: list[torch.Tensor]) -> list[torch.Tensor]:
-        deltas = [precise(delta) for delta in deltas]
+        deltas = [precise(delta, fast) for delta in deltas]
         squared = [dot(delta, delta) for delta in deltas]
-        spectrum = _remembered_spectrum(base, experts, part, deltas, squared)
+        spectrum = _remembered_spectrum(base, experts, part, deltas, squared, fast)
         count = count_kept(keep, part.shape[1]) if rank == "fixed" else chosen_rank(spectrum, rank)
         # f = 1 − exp(−λ · time) on the largest eigenvalues
         moved = gradient_flow(spectrum.values, time).of_largest(count)
+        if fast:
+            return settled_task_vectors(share, deltas, squared, spectrum, moved)
         starts = [delta * share for delta in deltas]
         return settled(starts, deltas, deltas.__getitem__, squared, spectrum, moved)
 
@@ -109,14 +121,19 @@ def _remembered_spectrum(
     part: MatrixPart,
     deltas: Sequence[torch.Tensor],
     squared_norms: Sequence[float],
+    fast: bool,
 ) -> Spectrum:
-    """Eigenvectors of C = Σ_k τ_kᵀτ_k / ‖τ_k‖², which depend on no hyperparameter."""
+    """Eigenvectors of C = Σ_k τ_kᵀτ_k / ‖τ_k‖², which depend on no other hyperparameter."""
 
     def compute() -> dict[str, torch.Tensor]:
-        spectrum = spectrum_of(deltas, squared_norms)
+        if fast:
+            spectrum = fast_spectrum_of(deltas, squared_norms, part.draws(), place_of(base))
+        else:
+            spectrum = spectrum_of(deltas, squared_norms)
         return {"values": spectrum.values, "vectors": spectrum.vectors}
 
     key = ["eigenvectors of the Gram matrices of task vectors", *part.key]
+    key += ["fast"] if fast else []
     tensors = remembered([base, *experts], key, compute)
     values, vectors = (tensors[name].to(deltas[0].device) for name in ("values", "vectors"))
     return Spectrum(values, vectors, (len(deltas) * part.shape[0], part.shape[1]))

@@ -5,28 +5,40 @@ does::
 
     routed(pixel_values=images).logits
     routed(pixel_values=images, tasks="cars").logits    # with a head of class prompts
+    routed(**tokens).logits                             # texts, each merged for as a prompt
+    routed(**tokens, prompt_mask=mask).logits           # prompts with answers after them
+    routed.generate(**tokens, max_new_tokens=64)        # one decision for each prompt
 
 T3 (Imam 2025, "T3: Test-Time Model Merging in VLMs for Zero-Shot Medical Imaging Analysis")
 interpolates between two models by how much they disagree. Twin-Merging (Lu 2024, "Twin-Merging:
 Dynamic Integration of Modular Expertise in Model Merging") adds low-rank vectors of the experts to
-a shared merge, by the weights that a router gives them.
+a shared merge, by the weights that a router gives them. Of a text the prompt alone decides, once,
+whatever is scored or written after it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from mergesearch.merging.errors import NonFiniteError
+from mergesearch.merging.errors import InputError, NonFiniteError
 from mergesearch.merging.models.own_heads import OwnHeads
-from mergesearch.merging.models.task_heads import OwnHead, TaskHead, Tasks, wide
+from mergesearch.merging.models.task_heads import OwnHead, TaskHead, Tasks
+from mergesearch.merging.routing.batches import of_items, padding_token, together
+from mergesearch.merging.routing.prompts import IDS, MASK, PROMPT, prompts_alone
+from mergesearch.merging.routing.vectors import (
+    Tensors,
+    floating_tensors,
+    without_heads,
+)
 
-Tensors = dict[str, torch.Tensor]
+#: Options of ``generate`` -> the value under which the result is one row of tokens for each prompt.
+OTHER_RESULTS = {"return_dict_in_generate": False, "num_return_sequences": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,28 +46,13 @@ class Answer:
     """The output of a routed model.
 
     Attributes:
-        logits: ``(items, classes)``; minus infinity for classes that an item's task lacks.
+        logits: ``(items, classes)``; minus infinity for classes that an item's task lacks. Of
+            texts ``(items, tokens, vocabulary)``.
         weights: How every item was merged ``(items, weights)``, float64.
     """
 
     logits: torch.Tensor
     weights: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A tensor as ``left @ right``, reshaped.
-
-    ``right`` is None for one that is kept whole in ``left``.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor | None
-    shape: tuple[int, ...]
-
-    def dense(self) -> torch.Tensor:
-        """The tensor itself."""
-        return self.left if self.right is None else (self.left @ self.right).view(self.shape)
 
 
 class Routed(nn.Module, ABC):
@@ -66,10 +63,18 @@ class Routed(nn.Module, ABC):
         per: Merge for every ``item``, or once for a ``batch``, by the mean of what its items ask
             for.
         head: What answers by the model; None: the model itself.
+        names: Tensors that are merged; None: all but those of heads.
     """
 
-    def __init__(self, model: nn.Module, per: str, head: TaskHead | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        per: str,
+        head: TaskHead | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         super().__init__()
+        self._names = names
         self.model = model
         self.per = per
         self.head: TaskHead = head or OwnHead()
@@ -88,6 +93,7 @@ class Routed(nn.Module, ABC):
         self,
         pixel_values: torch.Tensor | None = None,
         tasks: Tasks = None,
+        prompt_mask: torch.Tensor | None = None,
         **inputs: torch.Tensor,
     ) -> Answer:
         """Logits of every item, by the model that is merged for it.
@@ -97,21 +103,83 @@ class Routed(nn.Module, ABC):
         Args:
             pixel_values: Images, if the model reads any.
             tasks: The task of each item, or of all, where the head has several.
+            prompt_mask: 1 where a token of ``input_ids`` belongs to a prompt ``(items, tokens)``;
+                by default wherever ``attention_mask`` has no padding. Only these tokens decide.
             **inputs: Other arguments of the model.
+
+        Raises:
+            InputError: If a mask does not fit its texts.
         """
         named = inputs if pixel_values is None else {"pixel_values": pixel_values, **inputs}
-        weights = self.item_weights(named, tasks)
-        if self.per == "batch":
-            weights = weights.mean(dim=0, keepdim=True).expand_as(weights)
-        rows, owner = torch.unique(weights, dim=0, return_inverse=True)
+        deciding = named if prompt_mask is None else {**named, PROMPT: prompt_mask}
+        weights = self.weights_for(deciding, tasks)
         parts = []
-        for index, row in enumerate(rows.tolist()):
-            self.write(row)
-            chosen = torch.nonzero(owner == index).flatten()
-            own = _of_items(tasks, chosen)
+        for chosen in self.merges(weights):
+            own = of_items(tasks, chosen)
             batch = {key: value[chosen] for key, value in named.items()}
             parts.append((chosen, self.head.answer(self.model, batch, own).logits))
-        return Answer(_together(parts), weights)
+        return Answer(together(parts), weights)
+
+    @torch.no_grad()
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
+        """Prompts with what is written after each, by the model that is merged for it.
+
+        Prompts with the same weights are continued together.
+
+        Args:
+            input_ids: Prompts ``(items, tokens)``, padded on their left.
+            attention_mask: 0 where they are padded.
+            **options: Of ``generate`` in ``transformers``.
+
+        Returns:
+            Tokens ``(items, tokens)``; rows that end earlier are filled up on their right.
+
+        Raises:
+            InputError: If a mask does not fit, or an option asks for another kind of result.
+        """
+        odd = [name for name, plain in OTHER_RESULTS.items() if options.get(name, plain) != plain]
+        if odd:
+            raise InputError(
+                f"{odd[0]}: expected none for a merge for each input, which returns one row of "
+                f"tokens for each prompt, received {options[odd[0]]!r}; leave it out"
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        parts = []
+        for chosen in self.merges(self.weights_for({IDS: input_ids, MASK: mask})):
+            model: Any = self.model
+            batch = {IDS: input_ids[chosen], MASK: mask[chosen]}
+            parts.append((chosen, model.generate(**batch, **options)))
+        return together(parts, padding_token(self.model, options))
+
+    @torch.no_grad()
+    def weights_for(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
+        """How every item of a batch is merged ``(items, weights)``, float64.
+
+        Args:
+            inputs: Arguments of the model; of texts, prompts alone are looked at
+                (:func:`mergesearch.merging.routing.prompts.prompts_alone`).
+            tasks: As in :meth:`forward`.
+
+        Raises:
+            InputError: If a mask does not fit its texts.
+        """
+        weights = self.item_weights(prompts_alone(inputs), tasks)
+        if self.per == "batch":
+            weights = weights.mean(dim=0, keepdim=True).expand_as(weights)
+        return weights
+
+    def merges(self, weights: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Write one merge after the other into the model, and yield the items that it is for.
+
+        Args:
+            weights: Of every item ``(items, weights)``.
+        """
+        rows, owner = torch.unique(weights, dim=0, return_inverse=True)
+        for index, row in enumerate(rows.tolist()):
+            self.write(row)
+            yield torch.nonzero(owner == index).flatten()
 
     @torch.no_grad()
     def write(self, weights: Sequence[float]) -> None:
@@ -134,202 +202,10 @@ class Routed(nn.Module, ABC):
         return moved
 
     def _shared_tensors(self) -> Tensors:
-        """The memory of all tensors but those of heads."""
-        return without_heads(floating_tensors(self.model), self.head)
+        """The memory of all tensors that are merged, none of which is a head's."""
+        shared = without_heads(floating_tensors(self.model), self.head)
+        return {n: t for n, t in shared.items() if self._names is None or n in self._names}
 
     def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, target in self._targets.items():
             target.copy_(tensors[name])
-
-
-class T3(Routed):
-    """``(1 - λ) base + λ expert``, with λ by how much the predictions of the two diverge.
-
-    ``λ(x) = low + (high - low) · sigmoid(gamma · JS(p_base ‖ p_expert))``. Divergences are not
-    negative, so that the published sigmoid is never below 1/2; ``centred`` (ours, not the paper's)
-    takes ``2 · sigmoid - 1``, by which models that agree get ``low``. Here λ weights the expert: a
-    merge that defers to the base where the two disagree, as the paper describes, has
-    ``high < low``.
-
-    Args:
-        model: The model whose weights are written.
-        base, expert: The two, by name in the model.
-        low, high, gamma: Of the rule; ``lambda_min`` and ``lambda_max`` in the paper.
-        per: ``item`` or ``batch`` (by the mean divergence).
-        centred: See above.
-        head: What answers by the model; None: the model itself.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        base: Tensors,
-        expert: Tensors,
-        *,
-        low: float,
-        high: float,
-        gamma: float,
-        per: str = "item",
-        centred: bool = False,
-        head: TaskHead | None = None,
-    ) -> None:
-        super().__init__(model, per, head)
-        self._base = base
-        self._expert = expert
-        self._low = low
-        self._high = high
-        self._gamma = gamma
-        self._centred = centred
-
-    def item_weights(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
-        """λ of every item: ``(items, 1)``.
-
-        Where a batch is merged once, every item has that of the mean divergence.
-        """
-        self._load(self._base)
-        base = self.head.answer(self.model, inputs, tasks).logits
-        self._load(self._expert)
-        apart = js_divergence(base, self.head.answer(self.model, inputs, tasks).logits)
-        if self.per == "batch":
-            apart = apart.mean().expand_as(apart)
-        return self.interpolation(apart)[:, None]
-
-    def interpolation(self, divergence: torch.Tensor) -> torch.Tensor:
-        """λ at a divergence, of any shape."""
-        share = torch.sigmoid(self._gamma * divergence)
-        return self._low + (self._high - self._low) * (2 * share - 1 if self._centred else share)
-
-    def merged_tensor(self, name: str, weights: Sequence[float]) -> torch.Tensor:
-        """The interpolation of one tensor."""
-        return torch.lerp(wide(self._base[name]), wide(self._expert[name]), weights[0])
-
-
-class TwinMerging(Routed):
-    """``shared + Σ w_k v_k``, with weights w that a router gives for each item.
-
-    w is the softmax of the router's logits, which it makes of the features of the shared model: its
-    mean last hidden state or, with class prompts, the features of the image.
-
-    Args:
-        model: The model whose weights are written.
-        shared: The shared merge, by name in the model.
-        exclusive: What each expert has beyond it.
-        router: Its logits, from features ``(items, width)``.
-        temperature: Of the softmax; towards 0 the expert with the greatest logit alone counts.
-        per: ``item`` or ``batch``.
-        head: What answers by the model; None: the model itself.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        shared: Tensors,
-        exclusive: Sequence[Mapping[str, LowRank]],
-        router: nn.Module,
-        *,
-        temperature: float,
-        per: str = "item",
-        head: TaskHead | None = None,
-    ) -> None:
-        super().__init__(model, per, head)
-        self.exclusive = exclusive
-        self.router = router
-        self._shared = shared
-        self._temperature = temperature
-        self._dense = [
-            {name: part.dense() for name, part in vector.items()} for vector in exclusive
-        ]
-
-    def item_weights(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
-        """The router's weights ``(items, experts)``; tasks make no difference to them."""
-        self._load(self._shared)
-        logits: torch.Tensor = self.router(self.head.features(self.model, inputs)).double()
-        return torch.softmax(logits / self._temperature, dim=1)
-
-    def merged_tensor(self, name: str, weights: Sequence[float]) -> torch.Tensor:
-        """The shared tensor and the weighted exclusive ones."""
-        total = wide(self._shared[name]).clone()
-        for weight, vector in zip(weights, self._dense, strict=True):
-            total.add_(vector[name], alpha=weight)
-        return total
-
-
-def js_divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence of the predictions of two logits, in nats.
-
-    ``(items, classes)`` -> float64 ``(items,)``. Classes whose logits are minus infinity add 0.
-    """
-    log_p, log_q = (torch.log_softmax(logits.double(), dim=1) for logits in (one, other))
-    log_mean = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
-    halves = [
-        torch.where(log.isneginf(), 0.0, log.exp() * (log - log_mean)).sum(dim=1)
-        for log in (log_p, log_q)
-    ]
-    # Rounding may leave the least bit below zero.
-    return ((halves[0] + halves[1]) / 2).clamp_min(0.0)
-
-
-def _of_items(tasks: Tasks, chosen: torch.Tensor) -> Tasks:
-    """The tasks of some items."""
-    if tasks is None or isinstance(tasks, str):
-        return tasks
-    return [str(tasks[index]) for index in chosen.tolist()]
-
-
-def _together(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Logits of all items, from indices and logits of parts, which may have fewer classes."""
-    count = sum(len(chosen) for chosen, _ in parts)
-    widest = max((part for _, part in parts), key=lambda part: part.shape[1])
-    logits = widest.new_full((count, *widest.shape[1:]), float("-inf"))
-    for chosen, part in parts:
-        logits[chosen, : part.shape[1]] = part
-    return logits
-
-
-def floating_tensors(model: nn.Module) -> Tensors:
-    """Name -> the memory of every distinct floating parameter and stored buffer of a model."""
-    seen: set[object] = set()
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.is_floating_point() and tensor.numel() and memory not in seen:
-            seen.add(memory)
-            tensors[name] = tensor
-    return tensors
-
-
-def copied_tensors(model: nn.Module) -> Tensors:
-    """Copies of :func:`floating_tensors`, as they are now."""
-    return {name: tensor.detach().clone() for name, tensor in floating_tensors(model).items()}
-
-
-def without_heads(tensors: Tensors, head: TaskHead) -> Tensors:
-    """The tensors that are merged, where experts have heads of their own."""
-    private = head.private if isinstance(head, OwnHeads) else ()
-    return {name: tensor for name, tensor in tensors.items() if name not in private}
-
-
-def exclusive_vector(
-    expert: Mapping[str, torch.Tensor], shared: Mapping[str, torch.Tensor], rank: float
-) -> Any:
-    """Name -> low-rank difference of an expert from the shared merge.
-
-    Matrices (and kernels, seen as matrices of one row per output) keep the share ``rank`` of their
-    singular values, at least one; vectors and scalars stay whole.
-    """
-    return {
-        name: low_rank(wide(tensor) - wide(shared[name]), rank) for name, tensor in expert.items()
-    }
-
-
-def low_rank(tensor: torch.Tensor, rank: float) -> LowRank:
-    """The tensor with the share ``rank`` of its greatest singular values, at least one."""
-    if tensor.ndim < 2:
-        return LowRank(tensor, None, tuple(tensor.shape))
-    left, values, right = torch.linalg.svd(tensor.reshape(tensor.shape[0], -1), full_matrices=False)
-    kept = max(1, round(rank * len(values)))
-    return LowRank(
-        (left[:, :kept] * values[:kept]).contiguous(),
-        right[:kept].contiguous(),
-        tuple(tensor.shape),
-    )

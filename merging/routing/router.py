@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
+
+#: What names of its tensors begin with in a bundle.
+PREFIX = "router."
 
 
 def make_router(inputs: int, width: int, experts: int) -> nn.Sequential:
@@ -15,6 +20,24 @@ def make_router(inputs: int, width: int, experts: int) -> nn.Sequential:
     for layer in (first, last):
         layer.to_empty(device="cpu")
     return router
+
+
+def router_tensors(router: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a router as a bundle stores them."""
+    return {f"{PREFIX}{name}": tensor.cpu() for name, tensor in router.state_dict().items()}
+
+
+def stored_router(stored: Mapping[str, torch.Tensor], experts: int) -> nn.Sequential:
+    """The router among the tensors of a bundle, ready for use."""
+    state = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in stored.items()
+        if name.startswith(PREFIX)
+    }
+    width, inputs = state["0.weight"].shape
+    router = make_router(inputs, width, experts)
+    router.load_state_dict(state)
+    return router.eval().requires_grad_(False)
 
 
 def train_router(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,20 @@ class Place:
     Attributes:
         device: As torch names it.
         allowance: Bytes, or None for no limit.
-        turn: Held by the one thread that works on the device; others read and write meanwhile.
+        lock: Of an accelerator's :attr:`turn`.
     """
 
     device: str = "cpu"
     allowance: int | None = None
-    turn: Any = field(default_factory=RLock, repr=False, compare=False)
+    lock: Any = field(default_factory=RLock, repr=False, compare=False)
+
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held by the one thread that works on an accelerator, while others read and write.
+
+        In main memory threads work at once, each on a core of its own.
+        """
+        return nullcontext() if self.is_host else self.lock
 
     @property
     def is_host(self) -> bool:

@@ -33,6 +33,8 @@ from mergesearch.search.plan.lineage import lineage_warnings
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.preparing import Preparing, preparing_line
 from mergesearch.search.report.data import TRANSDUCTIVE
+from mergesearch.search.runs.cost.study_cost import StudyCost
+from mergesearch.search.runs.cost.told import cost_lines
 from mergesearch.search.spec.code import used_plugins
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.search.study.early_stopping import stages_of
@@ -44,6 +46,7 @@ def plan_dict(
     cards: CardPlan | None = None,
     preparing: Preparing | None = None,
     lineages: tuple[Lineage, ...] = (),
+    timed: StudyCost | str | None = None,
 ) -> dict[str, Any]:
     """The resolved study with its space, its cards and its preparation, for ``--json``."""
     space = plan.space
@@ -69,6 +72,7 @@ def plan_dict(
         "memory": memory(plan),
         "preparing": None if preparing is None else preparing.to_dict(),
         "cards": None if cards is None else {**cards.to_dict(), "why": why(cards)},
+        "cost": timed.to_dict() if isinstance(timed, StudyCost) else timed,
         "space": {
             "title": space.title,
             "dimensions": len(space.names),
@@ -186,6 +190,7 @@ def describe_plan(
     cards: CardPlan | None = None,
     preparing: Preparing | None = None,
     lineages: tuple[Lineage, ...] = (),
+    cost: StudyCost | str | None = None,
 ) -> list[str]:
     """The lines of ``mergesearch check``: a line for each section, then the groups."""
     space = plan.space
@@ -195,7 +200,7 @@ def describe_plan(
     box = f"[{space.lower.min():g}, {space.upper.max():g}], start {space.start.mean():.3g} (mean)"
     lines = [
         f"study       {plan.spec.name}",
-        f"operator    {plan.spec.operator.name}, {counted(len(plan.spec.experts), 'expert')}",
+        f"operator    {plan.spec.operator.name}, {_merged(plan)}",
         *_survey_lines(plan),
         *_untouched_lines(plan),
         *(f"lineage     {lineage_line(lineage)}" for lineage in lineages),
@@ -224,6 +229,7 @@ def describe_plan(
         )
     lines += [] if preparing is None else [preparing_line(preparing)]
     lines += _card_lines(plan, cards)
+    lines += cost_lines(plan, cost)
     warnings = [f"warning     {line}" for line in _warnings(plan, lineages)]
     return [*lines, *warnings, "", *group_lines(space.table())]
 
@@ -294,6 +300,13 @@ def _fidelity_lines(plan: Plan) -> list[str]:
         return []
     looks = f"looks after {', '.join(map(str, stages))}"
     return [f"fidelity    {section.rule} over {items} items, {looks}; estimate {section.estimate}"]
+
+
+def _merged(plan: Plan) -> str:
+    """What is merged: so many experts, or those inside the base."""
+    if plan.template.mixture:
+        return "on the base's own experts"
+    return counted(len(plan.spec.experts), "expert")
 
 
 def _routing_lines(plan: Plan) -> list[str]:

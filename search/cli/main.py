@@ -109,12 +109,20 @@ def check(
     count: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Number of cards of the node.")
     ] = None,
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost",
+            help="Load the models, time a trial for about two seconds, and say what the study "
+            "takes: trials per hour, time, and the bill where workers.price_per_hour is set.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Validate a study and print its plan.
 
     Reads the headers of the checkpoints, and samples of their weights to see that the experts come
-    from the base; only `granularity: chunk` reads all weights.
+    from the base; only `granularity: chunk` and `--cost` read all weights.
     """
     from mergesearch.search.cli.check import describe_plan, plan_dict, planned_cards
     from mergesearch.search.plan.card_check import check_cards_there
@@ -123,6 +131,7 @@ def check(
     from mergesearch.search.plan.loading import load_study
     from mergesearch.search.plan.planning import plan_study
     from mergesearch.search.plan.preparing import preparing_of
+    from mergesearch.search.runs.cost.told import timed_cost
     from mergesearch.search.runs.start.warm_start import started
 
     plan = plan_study(load_study(study, set_ or ()))
@@ -131,7 +140,12 @@ def check(
     cards = planned_cards(plan, card, count)
     preparing = preparing_of(plan, None if cards is None else cards.card)
     described = (plan, cards, preparing, study_lineages(plan))
-    emit(plan_dict(*described) if as_json else None, as_json, lambda: describe_plan(*described))
+    timed = timed_cost(plan, card) if cost else None
+    emit(
+        plan_dict(*described, timed) if as_json else None,
+        as_json,
+        lambda: describe_plan(*described, timed),
+    )
     if card is None:
         check_cards_there(plan)
 

@@ -163,7 +163,7 @@ def recipe(
         exact, notes = expected_recipe(opened.report_data(), opened.plan, expected)
     else:
         exact = opened.trial(trial).recipe
-    text = recipe_as_text(exact, opened.plan.layout)
+    text = recipe_as_text(exact, opened.plan.layout_of(exact))
     emit(exact.to_dict(), as_json, lambda: [*notes, text.rstrip()])
 
 

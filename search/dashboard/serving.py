@@ -14,6 +14,7 @@ import errno
 import html
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -26,7 +27,6 @@ from mergesearch.search.dashboard.access import Access, answer, guarded, is_loop
 from mergesearch.search.dashboard.answers import compressed
 from mergesearch.search.dashboard.shared_answers import SharedAnswers
 from mergesearch.search.record.shown import attached_files
-from mergesearch.search.record.storage import read_storage
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: A client that says nothing for so many seconds is dropped.
 SILENT_SECONDS = 60
+#: Pages of so many studies, the latest ones, are made before anybody asks.
+LATEST = 3
 
 
 def serve(
@@ -86,10 +88,19 @@ def serve(
             "run may write"
         )
     access = Access(token, proxy_header, allow_writes, any_host=closed or insecure)
-    application = build_application(
-        read_storage(location), access, report, reports or {}, artifacts
-    )
+    from mergesearch.search.dashboard.shown_storage import shown_storage
+
+    opened = shown_storage(location)
+    shared = shared_dashboard(opened, artifacts)
+    application = guarded(compressed(with_reports(shared, report, reports or {})), access)
+
+    def prepare() -> None:
+        # Whoever asks for what could not be prepared is told why.
+        with contextlib.suppress(Exception):
+            shared.prepare(likely_paths(opened))
+
     with bind(host, port, application) as server:
+        threading.Thread(target=prepare, name="prepare", daemon=True).start()
         if ready is not None:
             ready(f"http://{_quoted(host)}:{server.server_port}/")
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it
@@ -104,12 +115,23 @@ def build_application(
     artifacts: Path | None = None,
 ) -> WSGIApplication:
     """The dashboard over an open storage with all its layers, for any WSGI server."""
+    shared = shared_dashboard(storage, artifacts)
+    return guarded(compressed(with_reports(shared, report, reports)), access)
+
+
+def shared_dashboard(storage: Storage, artifacts: Path | None) -> SharedAnswers:
+    """The dashboard over an open storage, whose answers all viewers share."""
     import optuna_dashboard
 
     # An open storage is passed: given a URL, the dashboard re-reads every trial every few seconds.
     store = None if artifacts is None else attached_files(artifacts)
-    shared = SharedAnswers(optuna_dashboard.wsgi(storage, artifact_store=store))
-    return guarded(compressed(with_reports(shared, report, reports)), access)
+    return SharedAnswers(optuna_dashboard.wsgi(storage, artifact_store=store))
+
+
+def likely_paths(storage: Storage) -> list[str]:
+    """What a viewer asks for first: the list of studies, and the latest of them."""
+    ids = sorted(study._study_id for study in storage.get_all_studies())  # no public way to it
+    return ["/api/studies", *(f"/api/studies/{study}" for study in reversed(ids[-LATEST:]))]
 
 
 def with_reports(

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 #: A polled answer is made anew after so many seconds, or after so many times as long as it took.
 KEPT_SECONDS = 2.0
 KEPT_TIMES = 10.0
+#: The request of nobody, for an answer that is made beforehand.
+NOBODY = {
+    "REQUEST_METHOD": "GET",
+    "QUERY_STRING": "",
+    "HTTP_ACCEPT_ENCODING": "",
+    "HTTP_HOST": "localhost",
+    "SERVER_NAME": "localhost",
+    "SERVER_PORT": "80",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "wsgi.url_scheme": "http",
+}
 #: JSON has no infinities, and a browser refuses an answer that holds one. Constraints have some.
 LARGEST = sys.float_info.max
 FINITE = {"Infinity": LARGEST, "-Infinity": -LARGEST, "NaN": LARGEST}
@@ -65,6 +76,11 @@ class SharedAnswers:
         self._application = application
         self._kept: dict[str, _Polled] = {}
         self._locks = [threading.Lock() for _ in range(16)]
+
+    def prepare(self, paths: Sequence[str]) -> None:
+        """Make the answers to some requests before anybody asks."""
+        for path in paths:
+            self._polled(path, {"PATH_INFO": path, **NOBODY})
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""

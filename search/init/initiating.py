@@ -16,7 +16,6 @@ from mergesearch.merging.foreign.json_text import read_json
 from mergesearch.merging.foreign.node import Node
 from mergesearch.merging.foreign.paths import resolved
 from mergesearch.search.init.commented import Key, commented, plain
-from mergesearch.search.init.cost import Cost, measure_cost
 from mergesearch.search.init.given import Request, as_name
 from mergesearch.search.init.harness_tasks import Tasks, is_task, read_tasks
 from mergesearch.search.init.models import TOKENIZERS, Models, folder_with, open_models
@@ -39,6 +38,7 @@ from mergesearch.search.plan.card_check import check_cards
 from mergesearch.search.plan.loading import checked_study
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
+from mergesearch.search.runs.cost.trial_cost import Cost, measure_cost
 from mergesearch.search.spec.sections import study_schema
 from mergesearch.search.spec.study_file import resolve
 

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 
 from mergesearch.merging import InputError, Layout
 from mergesearch.search.grammar import counted
-from mergesearch.search.init.cost import Cost
-from mergesearch.search.plan.cards import cards_here
 from mergesearch.search.plan.plan import Plan
+from mergesearch.search.runs.cost.study_cost import (
+    held_out,
+    seconds_of_study,
+    trials_at_a_time,
+)
+from mergesearch.search.runs.cost.trial_cost import Cost
 from mergesearch.spaces.groups import Granularity, group_tensors
 
 #: Trials where nothing was timed.
@@ -77,7 +81,7 @@ def size_of(plan: Plan, cost: Cost | None, minutes: float) -> Size:
     granularity, dimensions = _granularity(plan.layout, experts, affordable)
     enough = max(ENOUGH, ENOUGH_EACH * dimensions)
     trials = _rounded(min(affordable, enough), least)
-    seconds = _seconds(plan, cost, trials)
+    seconds = seconds_of_study(plan, cost, trials)
     about = f"About {cost.trial:.2g} s a trial on this machine"
     if affordable > enough:
         why = f"{about}: {trials} trials take about {_minutes(seconds)}; more would gain little."
@@ -109,29 +113,8 @@ def _fewer_items(plan: Plan, cost: Cost, minutes: float) -> int | None:
 
 
 def _affordable(plan: Plan, cost: Cost, minutes: float) -> int:
-    left = 60 * minutes - cost.prepare - _held_out(plan, cost)
-    return int(max(left, 0.0) * _at_a_time(plan) / cost.trial)
-
-
-def _held_out(plan: Plan, cost: Cost) -> float:
-    """Seconds of anchors and leaders on validation and test items."""
-    if not cost.items:
-        return 0.0
-    search = max(plan.evaluator.size("search"), 1)
-    more = plan.evaluator.size("validation") + plan.evaluator.size("test")
-    count = len(plan.anchors) + plan.spec.selection.leaders
-    each = cost.evaluate * search / cost.items
-    return float(count * each * more / search)
-
-
-def _seconds(plan: Plan, cost: Cost, trials: int) -> float:
-    return cost.prepare + trials * cost.trial / _at_a_time(plan) + _held_out(plan, cost)
-
-
-def _at_a_time(plan: Plan) -> int:
-    """Trials that run at a time: one on each card where Ray places workers."""
-    workers = plan.spec.workers
-    return max(len(cards_here()), 1) if workers.distributed and workers.gpus_each else 1
+    left = (60 * minutes - cost.prepare) * trials_at_a_time(plan) - held_out(plan, cost)
+    return int(max(left, 0.0) / cost.trial)
 
 
 def _rounded(trials: int, least: int) -> int:

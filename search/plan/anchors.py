@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mergesearch.merging import Field, Layout, Recipe
+from mergesearch.merging.mixture.in_recipe import as_it_is
 from mergesearch.merging.operators import OPERATORS, Operator
 from mergesearch.merging.tensors.roles import roles_of
 from mergesearch.spaces import Space
@@ -57,6 +58,8 @@ def default_anchors(
 
 def reference_recipe(template: Recipe, layout: Layout, name: str) -> Recipe:
     """``base`` or ``expert NAME`` as a recipe, by an operator that reproduces them, not rounded."""
+    if template.mixture:
+        return as_it_is(template)
     recipe = replace(template, bits=())
     if template.operator not in LINEAR:
         recipe = replace(recipe, operator="average", hyperparameters=())

@@ -18,6 +18,8 @@ from mergesearch.search.spec.sections import StrategySection, StudySpec
 from mergesearch.search.strategies.base import Point, Problem, TrialResult
 from mergesearch.search.strategies.table import StrategyInfo, get_strategy_info
 from mergesearch.spaces import DifferentiableSpace, Space
+from mergesearch.spaces.mixture_space import MixtureSpace
+from mergesearch.spaces.widths_space import WidthsSpace
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class Plan:
         """The flat index, or None for analytic problems without weights."""
         return None if self.family is None else self.family.layout
 
+    def layout_of(self, recipe: Recipe) -> Layout | None:
+        """The flat index of a merge of the study, whose layers may be wider than most."""
+        known = None
+        if isinstance(self.space, WidthsSpace):
+            known = self.space.layout_of(recipe)
+        return known or self.layout
+
     @property
     def heads(self) -> Heads | None:
         """What base and experts keep for themselves; None where they share all tensors."""
@@ -73,14 +82,20 @@ class Plan:
     def point_of(self, recipe: Recipe) -> Point | None:
         """The point of a known merge, or None where the space does not hold it in its bounds."""
         field: Field | None = None
+        if isinstance(self.space, MixtureSpace):
+            point = self.space.point_of(recipe)
+            return None if point is None else self._within(point)
         if recipe.basis_key == self.template.basis_key:
             field = recipe.field
         elif self.survey is not None:
             field = self.survey.in_blend(recipe)
         point = None if field is None else self.space.encode(field)
-        if point is None or bool(np.any((point < self.space.lower) | (point > self.space.upper))):
-            return None
-        return point
+        return None if point is None else self._within(point)
+
+    def _within(self, point: Point) -> Point | None:
+        """The point, or None where it lies outside the bounds."""
+        outside = (point < self.space.lower) | (point > self.space.upper)
+        return None if bool(np.any(outside)) else point
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

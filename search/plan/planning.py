@@ -29,6 +29,12 @@ from mergesearch.search.plan.checks import (
     check_references,
 )
 from mergesearch.search.plan.heads import check_class_numbers, check_heads
+from mergesearch.search.plan.mixture import (
+    is_mixture_study,
+    mixture_anchors,
+    mixture_template,
+    space_of_mixture,
+)
 from mergesearch.search.plan.plan import Plan, unanchored_trials
 from mergesearch.search.plan.sections import check_sections
 from mergesearch.search.plan.short_list import survey_anchors, survey_of
@@ -41,6 +47,7 @@ from mergesearch.search.strategies.auto import choose
 from mergesearch.search.strategies.table import AUTO
 from mergesearch.spaces import DifferentiableSpace, Space
 from mergesearch.spaces.bits_space import BitsSpace
+from mergesearch.spaces.mixture_space import MixtureSpace
 
 #: Parameters of a merge above which ``auto`` follows no gradients.
 LARGEST_FOLLOWED = 1_000_000_000
@@ -69,10 +76,15 @@ def plan_study(
     check_sections(spec)
     evaluator = build_evaluator(spec.evaluators, Path(), spec.selection.lend)
     automatic = spec.operator.name == AUTO_OPERATOR
-    operator = get_operator("task_arithmetic" if automatic else spec.operator.name)
+    mixture = is_mixture_study(spec)
+    operator = get_operator("task_arithmetic" if automatic or mixture else spec.operator.name)
     options = {} if automatic else spec.operator.options
     base = None if spec.base is None else open_checkpoint(spec.base, "base")
-    template, family = _template(spec, base, operator, options, fingerprints)
+    family: ModelFamily | None
+    if mixture and base is not None:
+        template, family = mixture_template(spec, base, fingerprints)
+    else:
+        template, family = _template(spec, base, operator, options, fingerprints)
     layout = None if family is None else family.layout
     if layout is None and evaluator.model_class is not None:
         raise InputError(
@@ -93,8 +105,11 @@ def plan_study(
     if survey is not None and layout is not None:
         template = survey.blend(layout)
     if isinstance(evaluator, RoutedEvaluator):
+        _refuse_routed(evaluator, mixture)
         evaluator.check_recipe(template)
         space: Space = parameter_space(spec, template, evaluator)
+    elif mixture:
+        space = space_of_mixture(spec, template, arenas)
     else:
         space = study_space(spec, template, layout, operator, arenas, survey)
     if isinstance(space, BitsSpace):
@@ -102,6 +117,8 @@ def plan_study(
     anchors: tuple[Anchor, ...] = ()
     if survey is not None and layout is not None:
         anchors = survey_anchors(survey, layout)
+    elif spec.anchors == "default" and isinstance(space, MixtureSpace):
+        anchors = mixture_anchors(spec, space)
     elif spec.anchors == "default":
         anchors = default_anchors(template, layout, space, operator)
     strategy = _strategy(spec, evaluator, space, template, len(anchors))
@@ -111,6 +128,19 @@ def plan_study(
     check_capabilities(plan)
     check_fidelity(plan)
     return plan
+
+
+def _refuse_routed(evaluator: RoutedEvaluator, mixture: bool) -> None:
+    """Refuse merges for each input of one mixture.
+
+    Raises:
+        InputError: If a study asks for them.
+    """
+    if mixture:
+        raise InputError(
+            f"evaluators: expected one that scores a checkpoint, for the experts of one mixture, "
+            f"received {evaluator.fixed['method']}, which merges for each input"
+        )
 
 
 def _strategy(

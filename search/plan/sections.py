@@ -6,6 +6,7 @@ from mergesearch.evaluators.spec.evaluators import SECTIONS
 from mergesearch.merging import InputError, MergesearchError
 from mergesearch.merging.extensions.references import is_reference, known
 from mergesearch.merging.operators import OPERATORS, get_operator
+from mergesearch.search.plan.mixture import check_mixture_study, is_mixture_study
 from mergesearch.search.redact import redact
 from mergesearch.search.spec.auto_operator import AUTO_OPERATOR, auto_operator
 from mergesearch.search.spec.sections import StudySpec
@@ -39,6 +40,8 @@ def section_problems(spec: StudySpec) -> list[str]:
 def _check_operator(spec: StudySpec) -> None:
     if spec.operator.name == AUTO_OPERATOR:
         auto_operator(spec.operator)
+    elif is_mixture_study(spec):
+        check_mixture_study(spec)
     elif not _is_unknown(spec.operator.name):
         OPERATORS.check(spec.operator.name)
         get_operator(spec.operator.name).complete(spec.operator.options)
@@ -61,7 +64,7 @@ def _check_sources(spec: StudySpec) -> None:
             "special.vocabulary: expected same, base or union in a study, whose items hold the "
             "base's token numbers, received common, which renumbers them"
         )
-    if (spec.base is None) != (not spec.experts):
+    if not is_mixture_study(spec) and (spec.base is None) != (not spec.experts):
         missing = "base" if spec.base is None else "experts"
         raise InputError(
             f"{missing}: expected both base and experts (or neither, for analytic problems)"

@@ -12,15 +12,19 @@ import numpy.typing as npt
 
 from mergesearch.evaluators.routing.routed import RoutedEvaluator
 from mergesearch.merging import InputError, Layout, MergesearchError, Recipe
+from mergesearch.merging.family.placing.widths import ChosenWidths
 from mergesearch.merging.kernels.spans import RowsSetting
 from mergesearch.merging.operators import Operator
+from mergesearch.merging.tensors.memo import Memo
 from mergesearch.search.plan.survey import Survey
+from mergesearch.search.spec.auto_operator import AUTO_OPERATOR
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.strategies.table import AUTO, StrategyInfo, get_strategy_info
 from mergesearch.spaces import ParameterSpace, Space
 from mergesearch.spaces.blend_space import blend_space
 from mergesearch.spaces.section import BitsSpec
 from mergesearch.spaces.spec import SpaceSpec, build_space, check_keys
+from mergesearch.spaces.widths_space import WidthsSpace, build_widths_space
 
 
 def study_space(
@@ -44,6 +48,8 @@ def study_space(
     Raises:
         InputError: If the study describes a space that the strategy does not search.
     """
+    if spec.space.widths is not None:
+        return _widths_space(spec, template, layout, operator, arenas)
     experts = max(len(spec.experts), 1)
     options = template.options
     entry = get_strategy_info("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
@@ -69,6 +75,60 @@ def study_space(
         default_bounds=operator.bounds(experts, options),
         default_start=operator.default(experts, options),
     )
+
+
+def _widths_space(
+    spec: StudySpec,
+    template: Recipe,
+    layout: Layout | None,
+    operator: Operator,
+    arenas: Path | None,
+) -> WidthsSpace:
+    """The space of the coefficients at every choice of widths, and the widths.
+
+    Raises:
+        InputError: If no layer gets wider, or the study describes a space that depends on shapes.
+    """
+    section = spec.space.widths
+    assert section is not None
+    _check_widths(spec, layout)
+    assert layout is not None
+    memo = None if arenas is None else Memo(arenas / "shared")
+    chosen = ChosenWidths(template, layout, memo)
+    plain = spec.model_copy(update={"space": spec.space.model_copy(update={"widths": None})})
+
+    def space_at(shares: tuple[float, ...]) -> Space:
+        recipe, own = chosen.at(dict(zip(chosen.units, shares, strict=True)))
+        return study_space(plain, recipe, own, operator, arenas)
+
+    return build_widths_space(section, chosen, space_at)
+
+
+def _check_widths(spec: StudySpec, layout: Layout | None) -> None:
+    special = spec.special
+    aligned = bool(special.align) and all(s.method == "pleas" for s in special.align.values())
+    if layout is None or not aligned:
+        raise InputError(
+            "space.widths: expected experts under align: pleas, whose layers get wider, received "
+            "none; set experts.NAME.align, or leave it out"
+        )
+    changed = [key for key in ("vocabulary", "absent", "tied") if key in dict(special.choices)]
+    if changed:
+        raise InputError(
+            f"space.widths: expected special.{changed[0]} at its default, as only widths may "
+            "change shapes; leave one of them out"
+        )
+    if spec.operator.name == AUTO_OPERATOR or spec.space.bits or spec.space.granularity == "chunk":
+        raise InputError(
+            "space.widths: expected a named operator, no space.bits and another granularity than "
+            "chunk, whose prepared weights have one shape; change these"
+        )
+    entry = get_strategy_info("cma_es" if spec.strategy.name == AUTO else spec.strategy.name)
+    if entry.space != "coefficients":
+        raise InputError(
+            f"strategy.name: expected one that searches any box with space.widths, received "
+            f"{entry.name}; choose cma_es, for example"
+        )
 
 
 def _blend_space(

@@ -36,6 +36,7 @@ SET_STUDY_ATTRIBUTE = (2, 3)
 CREATE_TRIAL = 4
 SET_STATE = 6
 SET_TRIAL = (5, 6, 7, 8, 9)
+DISCARD_TRIALS = 10
 #: The state of a trial that has no result yet.
 RUNNING = 0
 SYSTEM_ATTRIBUTE_OF_STUDY = 3

@@ -100,6 +100,7 @@ class KeptShape(TypedDict):
     members: list[Count]
     coefficients: HeatShape | None
     routing: dict[str, Any]
+    mixture: NotRequired[dict[str, Any]]
     means: dict[Key, list[float]]
     directions: list[Name]
     between: NotRequired[BetweenShape | None]

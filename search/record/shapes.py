@@ -51,6 +51,7 @@ class Asked(TypedDict):
     operator: NotRequired[Name]
     hyperparameters: NotRequired[dict[str, Any]]
     routing: NotRequired[dict[str, Any]]
+    mixture: NotRequired[dict[str, Any]]
 
 
 class FailureShape(TypedDict):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class Shown:
         storage: An Optuna storage.
         study_id: The study's id there.
         access: How the storage is read and written.
-        trial_ids: Number of a trial -> its id.
+        trial_ids: The storage's ids of trials, by number.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Shown:
         storage: Storage,
         study_id: int,
         access: StorageAccess,
-        trial_ids: Mapping[int, int],
+        trial_ids: Sequence[int],
     ) -> None:
         self._storage = storage
         self._study_id = study_id

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from mergesearch.merging import InputError, RunFolderError
 from mergesearch.search.quiet import quiet_optuna
+from mergesearch.search.record.tables import KNOWN_DIALECTS, KNOWN_VERSIONS
 from mergesearch.search.redact import redact
 from mergesearch.search.retry import RetryPolicy, reason
 from mergesearch.search.spec.storage_url import database_url
@@ -19,6 +19,9 @@ from mergesearch.search.spec.storage_url import database_url
 if TYPE_CHECKING:
     import optuna
     import sqlalchemy
+    from optuna.storages import RDBStorage
+
+    from mergesearch.search.record.journal import ReadJournal, RunJournal
 
 T = TypeVar("T")
 
@@ -37,6 +40,8 @@ POSTGRES_OPTIONS = {
 
 def open_storage(location: str | Path, retry: RetryPolicy | None = None) -> Storage:
     """Open a journal file (a path) or a database's URL for writing.
+
+    The trials of a journal are for the trial log alone: Optuna's ways do not see them.
 
     The caller must hold the run's driver lock: a torn last line, left by a crash in mid-append, is
     cut off here, which would destroy the append of a live writer.
@@ -123,20 +128,29 @@ class StorageAccess:
         return self.read(guarded)
 
 
-def batched_writes(storage: Storage) -> AbstractContextManager[None]:
-    """Writes inside reach the disk at once, at the end; only a journal has such a way."""
-    from mergesearch.search.record.journal import RunJournal
+def backend_of(storage: Storage) -> RunJournal | ReadJournal | None:
+    """What a storage of a journal reads and writes; None for a database."""
+    from mergesearch.search.record.journal import ReadJournal, RunJournal
 
     backend = getattr(storage, "_backend", None)
-    return backend.batched_writes() if isinstance(backend, RunJournal) else nullcontext()
+    return backend if isinstance(backend, ReadJournal | RunJournal) else None
+
+
+def database_of(storage: Storage) -> RDBStorage | None:
+    """The database under an Optuna storage, where its tables are known; else None."""
+    from optuna.storages import RDBStorage
+
+    # Optuna wraps it in a cache, which has no public way to it.
+    rdb = getattr(storage, "_backend", storage)
+    if not isinstance(rdb, RDBStorage) or rdb.engine.name not in KNOWN_DIALECTS:
+        return None
+    return rdb if rdb.get_current_version() in KNOWN_VERSIONS else None
 
 
 def journal_of(storage: Storage) -> Path | None:
     """The journal that a storage keeps; None for a database."""
-    from mergesearch.search.record.journal import ReadJournal, RunJournal
-
-    backend = getattr(storage, "_backend", None)
-    return backend.path if isinstance(backend, ReadJournal | RunJournal) else None
+    backend = backend_of(storage)
+    return None if backend is None else backend.path
 
 
 class StorageAway(Exception):
@@ -192,10 +206,15 @@ def _engine_options(url: str) -> dict[str, Any]:
     return options
 
 
-def read_storage(location: str | Path) -> Storage:
+def read_storage(location: str | Path, *, trials: bool = True) -> Storage:
     """Open a storage for reading, beside a running driver.
 
     Nothing is repaired or created; the right to read is enough.
+
+    Args:
+        location: Path of a journal file, or URL of a database.
+        trials: Whether Optuna's ways to trials are needed; a trial log has its own, and needs less
+            time and memory without.
 
     Raises:
         RunFolderError: If there is no journal, or no study was ever started in the database.
@@ -208,7 +227,7 @@ def read_storage(location: str | Path) -> Storage:
             f"{location}: expected the journal of a run, found none; see `mergesearch run`"
         )
     with quiet_optuna():
-        return _read_journal(location)
+        return _read_journal(location, "nothing" if trials else "trials")
 
 
 def _read_database(location: str) -> Storage:
@@ -240,12 +259,12 @@ def _read_database(location: str) -> Storage:
         ) from None
 
 
-def _read_journal(path: Path) -> Storage:
+def _read_journal(path: Path, hidden: Literal["nothing", "trials"]) -> Storage:
     from optuna.storages import JournalStorage
 
     from mergesearch.search.record.journal import ReadJournal
 
-    return JournalStorage(ReadJournal(path))
+    return JournalStorage(ReadJournal(path, hidden))
 
 
 def repair_journal(path: Path) -> int:

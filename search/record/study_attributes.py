@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from mergesearch.merging import RunFolderError
@@ -37,16 +38,28 @@ SET_ASIDE = "set aside"
 class StudyAttributes:
     """Attributes of one study in a storage.
 
+    They are read once, when the first is asked for: a study has one driver, and whoever only reads
+    has trials of one moment too.
+
     Args:
         storage: An Optuna storage.
         study_id: The study's id there.
         access: How the storage is read and written.
+        before: Called before each write, to record the trials that it may be about.
     """
 
-    def __init__(self, storage: Storage, study_id: int, access: StorageAccess) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        study_id: int,
+        access: StorageAccess,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         self._storage = storage
         self._study_id = study_id
         self._access = access
+        self._before = before
+        self._texts: dict[str, Any] | None = None
 
     @property
     def where(self) -> str:
@@ -56,13 +69,26 @@ class StudyAttributes:
     def set(self, key: str, value: Any) -> None:
         """Record a JSON-able value."""
         text = json.dumps(value)
+        self._before()
         self._access.write(
             lambda: self._storage.set_study_system_attr(self._study_id, _full_key(key), text)
         )
+        self._known()[_full_key(key)] = text
 
     def get(self, key: str) -> Any:
-        """A recorded value, or None."""
-        return self._access.read(lambda: _read_attr(self._storage, self._study_id, key))
+        """A recorded value, or None.
+
+        Raises:
+            RunFolderError: If it is damaged.
+        """
+        return _value(self._storage, key, self._known().get(_full_key(key)))
+
+    def _known(self) -> dict[str, Any]:
+        if self._texts is None:
+            self._texts = dict(
+                self._access.read(lambda: self._storage.get_study_system_attrs(self._study_id))
+            )
+        return self._texts
 
 
 def study_attr(storage: Storage, name: str, key: str) -> Any:
@@ -71,7 +97,8 @@ def study_attr(storage: Storage, name: str, key: str) -> Any:
     Raises:
         RunFolderError: If the storage does not hold the study.
     """
-    return _read_attr(storage, study_id_of(storage, name), key)
+    attributes = storage.get_study_system_attrs(study_id_of(storage, name))
+    return _value(storage, key, attributes.get(_full_key(key)))
 
 
 def study_id_of(storage: Storage, name: str) -> int:
@@ -89,13 +116,12 @@ def study_id_of(storage: Storage, name: str) -> int:
         ) from None
 
 
-def _read_attr(storage: Storage, study_id: int, key: str) -> Any:
+def _value(storage: Storage, key: str, text: Any) -> Any:
     """A recorded value in its shape, or None.
 
     Raises:
         RunFolderError: If it is damaged.
     """
-    text = storage.get_study_system_attrs(study_id).get(_full_key(key))
     if text is None:
         return None
     journal = journal_of(storage)

@@ -10,29 +10,33 @@ meaningful. Only the driver writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mergesearch.evaluators import Objective
-from mergesearch.merging import Recipe, RunFolderError, StudyFailedError
+from mergesearch.merging import Recipe, RunFolderError
 from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.quiet import quiet_optuna
-from mergesearch.search.record.attributes import ASKED, RESULT
 from mergesearch.search.record.journal_lines import naming_the_line
+from mergesearch.search.record.journal_trials import JournalTrials
+from mergesearch.search.record.optuna_trials import OptunaTrials
+from mergesearch.search.record.postgres_trials import PostgresTrials, can_pipeline
 from mergesearch.search.record.shown import Shown
 from mergesearch.search.record.storage import (
     Storage,
     StorageAccess,
-    batched_writes,
+    backend_of,
+    database_of,
     journal_of,
 )
+from mergesearch.search.record.stored import AskedTrial, Ending, StoredTrial, ToldTrial, TrialStore
 from mergesearch.search.record.study_attributes import StudyAttributes, study_id_of
 from mergesearch.search.record.study_results import StudyResults
-from mergesearch.search.record.trial_record import Kind, TrialRecord, finished_record
+from mergesearch.search.record.trial_record import Decode, Kind, TrialRecord, finished_record
 from mergesearch.search.record.trial_text import (
     as_recorded,
     asked_text,
@@ -42,9 +46,6 @@ from mergesearch.search.record.trial_text import (
 )
 from mergesearch.search.retry import RetryPolicy
 from mergesearch.search.workers.messages import Outcome
-
-if TYPE_CHECKING:
-    import optuna
 
 #: Digits of a recipe's digest that dashboards show.
 SHOWN_DIGITS = 12
@@ -77,7 +78,7 @@ class TrialLog:
         storage: Storage,
         name: str,
         objectives: Sequence[Objective],
-        decode: Callable[[npt.NDArray[np.float64]], Recipe],
+        decode: Decode,
         template: Recipe,
         *,
         keep_fields: bool = False,
@@ -92,12 +93,18 @@ class TrialLog:
         self._decode = decode
         self._template = template
         self._study_id = self._access.read(lambda: _open_study(storage, name, objectives, create))
-        self._trial_ids: dict[int, int] = {}
+        self._trials = trials_of(storage, self._study_id, self._access)
+        self._decoders: dict[int, Decode] = {}  # of running trials, by number
+        self._sizes: set[int] = set()  # of points that can be decoded
+        self._depth = 0  # of nested batches
+        self._waiting: list[Callable[[], None]] = []  # for the end of the batch
         self.records: list[TrialRecord] = []
         naming_the_line(journal_of(storage), self._read_all)
-        self._attributes = StudyAttributes(storage, self._study_id, self._access)
+        self._attributes = StudyAttributes(
+            storage, self._study_id, self._access, self._trials.flush
+        )
         self.results = StudyResults(self._attributes, self.records)
-        self.shown = Shown(storage, self._study_id, self._access, self._trial_ids)
+        self.shown = Shown(storage, self._study_id, self._access, self._trials.ids)
 
     def ask(
         self,
@@ -111,15 +118,18 @@ class TrialLog:
         item_count: int | None = None,
         gradient_items: int = 0,
         retry_of: int | None = None,
+        decode: Decode | None = None,
         notes: Mapping[str, float] | None = None,
         summary: Mapping[str, float],
         bounds: tuple[float, float],
     ) -> TrialRecord:
-        """Record a trial as RUNNING, in one storage operation, before any work is done for it.
+        """Record a trial as RUNNING, before any work is done for it.
 
         Args:
             kind, recipe, name, point, suggestion, tells_at_ask: As in :class:`TrialRecord`.
             item_count, gradient_items, retry_of: As in :class:`TrialRecord`.
+            decode: What makes ``recipe`` of ``point``; the trial's record then needs no recipe once
+                it has ended.
             notes: Named numbers that dashboards show as user attributes.
             summary: Named numbers that dashboards plot as parameters.
             bounds: Lowest and highest of the coordinates.
@@ -130,7 +140,7 @@ class TrialLog:
             name=name,
             suggestion=suggestion,
             point=point,
-            recipe=recipe,
+            merge=recipe,
             tells_at_ask=tells_at_ask,
             tell_index=None,
             state="running",
@@ -139,9 +149,10 @@ class TrialLog:
             retry_of=retry_of,
         )
         text = asked_text(record, self._template, keep_field=self._keep_fields)
-        trial = _running_trial(record, text, notes or {}, summary, bounds)
-        self._trial_ids[record.number] = self._create(record.number, trial)
+        self._trials.ask(_asked_trial(record, text, notes or {}, summary, bounds))
         self.records.append(record)
+        if decode is not None and not self._keep_fields:
+            self._decoders[record.number] = decode
         return record
 
     def tell(
@@ -159,8 +170,6 @@ class TrialLog:
             tell_index: Its position in the order of tells; None where no strategy learns from it.
             estimates: What a trial that a rule stopped would have scored on all items.
         """
-        from optuna.trial import TrialState
-
         outcome = as_recorded(outcome)
         measurement = outcome.measurement
         record = self.records[number]
@@ -168,18 +177,17 @@ class TrialLog:
         finished = round(time.time(), 3)
         estimates = estimates or Estimates()
         attributes = result_attributes(outcome, tell_index, item_count, finished, estimates)
-        state = TrialState.FAIL
+        state: Ending = "FAIL"
         values = None
         if measurement is not None:
             # Some items are not all: dashboards would rank the trial beside complete ones.
-            state = TrialState.COMPLETE if item_count is None else TrialState.PRUNED
+            state = "COMPLETE" if item_count is None else "PRUNED"
         if measurement is not None and item_count is None:
             values = [float(measurement.values[objective.name]) for objective in self._objectives]
-        with self.batched_writes():
-            self._access.write(
-                lambda: self._finish(self._trial_ids[number], attributes, state, values)
-            )
-        self.records[number] = finished_record(record, outcome, tell_index, finished, estimates)
+        self._trials.tell(ToldTrial(number, attributes, state, values))
+        self.records[number] = finished_record(
+            record, outcome, tell_index, finished, estimates, self._decoders.pop(number, None)
+        )
         return self.records[number]
 
     def restore(self, number: int, asked: TrialRecord) -> TrialRecord:
@@ -190,8 +198,7 @@ class TrialLog:
             asked: The trial as a replay asks it.
         """
         text = asked_text(asked, self._template, keep_field=self._keep_fields)
-        trial_id = self._trial_ids[number]
-        self._access.write(lambda: self._storage.set_trial_system_attr(trial_id, ASKED, text))
+        self._trials.set_asked(number, text)
         self.records[number] = asked
         return asked
 
@@ -203,108 +210,88 @@ class TrialLog:
         """A fact recorded by :meth:`set_attr`, or None."""
         return self._attributes.get(key)
 
-    def batched_writes(self) -> AbstractContextManager[None]:
-        """Writes inside reach the disk at once, at the end; only a journal has such a way."""
-        return batched_writes(self._storage)
-
-    def _create(self, number: int, trial: optuna.trial.FrozenTrial) -> int:
-        """Id of the new trial of this number."""
-        storage = self._storage
-        tried = False
-
-        def attempt() -> int:
-            nonlocal tried
-            # A connection that broke after the commit has left the trial behind.
-            exists = tried and storage.get_n_trials(self._study_id) > number
-            tried = True
-            if exists:
-                trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-                recorded = storage.get_trial(trial_id).system_attrs.get(ASKED)
-                ours = recorded == trial.system_attrs[ASKED]
-            else:
-                trial_id = storage.create_new_trial(self._study_id, template_trial=trial)
-                ours = storage.get_trial_number_from_id(trial_id) == number
-            if not ours:
-                raise StudyFailedError(
-                    f"storage: expected trial {number} to be this driver's, found another's; stop "
-                    "the other driver of this study and run the same command again"
-                )
-            return trial_id
-
-        return self._access.write(attempt)
-
-    def _finish(
-        self,
-        trial_id: int,
-        attributes: Mapping[str, Any],
-        state: optuna.trial.TrialState,
-        values: list[float] | None,
-    ) -> None:
-        """Write the attributes, and last the state, which commits them."""
-        import optuna
-
-        storage = self._storage
+    @contextmanager
+    def batched_writes(self) -> Iterator[None]:
+        """What is written inside is recorded together at the end; until then none of it is."""
+        self._depth += 1
         try:
-            for key, value in attributes.items():
-                storage.set_trial_system_attr(trial_id, key, value)
-            storage.set_trial_state_values(trial_id, state, values)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            # A connection that broke after the commit: this very result is recorded already.
-            if storage.get_trial(trial_id).system_attrs.get(RESULT) != attributes[RESULT]:
-                raise StudyFailedError(
-                    "storage: expected a running trial, found one that another driver has "
-                    "finished; run the same command again"
-                ) from None
+            with self._trials.batched_writes():
+                yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                waiting = self._waiting
+                self._waiting = []
+                for action in waiting if self._trials.settled else ():
+                    action()
+
+    def close(self) -> None:
+        """Release what only a driver needs; the log can still be read."""
+        self._trials.close()
+
+    def once_recorded(self, action: Callable[[], None]) -> None:
+        """Act once everything that was written so far is recorded: now, or after the batch.
+
+        Where that fails, nothing is done.
+        """
+        if self._depth:
+            self._waiting.append(action)
+        else:
+            action()
 
     def _read_all(self) -> None:
         """Read every trial of the storage."""
-        trials = self._access.read(
-            lambda: self._storage.get_all_trials(self._study_id, deepcopy=False)
-        )
-        for trial in trials:
-            self._trial_ids[trial.number] = trial._trial_id
+        for trial in self._trials.read():
             self.records.append(self._read(trial))
 
-    def _read(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
-        attributes = trial.system_attrs
+    def _read(self, trial: StoredTrial) -> TrialRecord:
+        attributes = trial.attributes
         where = f"{journal_of(self._storage) or 'storage'}: trial {trial.number}"
         record = read_asked(trial.number, attributes, self._template, self._decode, where)
-        if not trial.state.is_finished():
+        if record.point is not None and record.point.size not in self._sizes:
+            self._sizes.add(record.point.size)
+            _ = record.recipe  # refuses points of another study now, not when they are used
+        if not trial.finished:
             return record
         names = [objective.name for objective in self._objectives]
         return read_result(record, attributes, names, trial.values, where)
 
 
-def _running_trial(
+def _asked_trial(
     record: TrialRecord,
     text: str,
     notes: Mapping[str, float],
     summary: Mapping[str, float],
     bounds: tuple[float, float],
-) -> optuna.trial.FrozenTrial:
-    """The Optuna trial of a record; ``text`` is what is recorded of it."""
-    from optuna.distributions import FloatDistribution
-    from optuna.trial import TrialState, create_trial
-
+) -> AskedTrial:
+    """What the storage is given of a record; ``text`` is what is recorded of it."""
     # Rounded for people; the exact point is in the text.
     finite = {key: float(f"{value:.6g}") for key, value in summary.items() if np.isfinite(value)}
     low = min(bounds[0], *finite.values()) if finite else bounds[0]
     high = max(bounds[1], *finite.values()) if finite else bounds[1]
     # The dashboard shows these as columns, and sends them whole to every viewer.
-    about: dict[str, Any] = {
+    about: dict[str, str | int | float] = {
         "kind": record.kind,
         **({"name": record.name} if record.name else {}),
         "recipe": record.recipe.digest[:SHOWN_DIGITS],
     }
     if record.retry_of is not None:
         about["retry of"] = record.retry_of
-    return create_trial(
-        state=TrialState.RUNNING,
-        params=finite,
-        distributions={key: FloatDistribution(low, high) for key in finite},
-        user_attrs=about | {key: float(f"{value:.4g}") for key, value in notes.items()},
-        system_attrs={ASKED: text},
-    )
+    about |= {key: float(f"{value:.4g}") for key, value in notes.items()}
+    return AskedTrial(record.number, text, finite, (low, high), about)
+
+
+def trials_of(storage: Storage, study_id: int, access: StorageAccess) -> TrialStore:
+    """The trials of a study: lines of a journal, known tables, or whatever storage Optuna has."""
+    journal = backend_of(storage)
+    if journal is not None:
+        return JournalTrials(journal, study_id, access.write)
+    database = access.read(lambda: database_of(storage))
+    if database is None:
+        return OptunaTrials(storage, study_id, access)
+    if can_pipeline(database.engine):
+        return PostgresTrials(database.engine, study_id, access)
+    return OptunaTrials(storage, study_id, access, database.engine)
 
 
 def _open_study(storage: Storage, name: str, objectives: Sequence[Objective], create: bool) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from mergesearch.search.fidelity.rules import Estimates
 from mergesearch.search.workers.gradient_steps import GradientResult
 from mergesearch.search.workers.messages import Failure, Outcome
 
+#: Point -> recipe.
+Decode: TypeAlias = Callable[[npt.NDArray[np.float64]], Recipe]
+
 #: anchor: a known merge, measured before the search; search: asked by the strategy;
 #: recommended: the strategy's own recommendation (``Strategy.best``), measured at the end;
 #: taken: measured by another run, whose scores the study takes over.
@@ -24,7 +28,15 @@ Kind = Literal["anchor", "search", "recommended", "taken"]
 TrialState = Literal["running", "complete", "partial", "failed"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+#: What trials have that have nothing: one for all, as each of its own would take 64 bytes.
+NOTHING: dict[Any, Any] = {}
+
+
+def _nothing() -> dict[Any, Any]:
+    return NOTHING
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class TrialSummary:
     """What is known of a trial without the weights that its recipe merges.
 
@@ -57,17 +69,17 @@ class TrialSummary:
     name: str
     state: TrialState
     item_count: int | None = None
-    values: Mapping[str, float] = field(default_factory=dict)
-    errors: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=_nothing)
+    errors: Mapping[str, float] = field(default_factory=_nothing)
+    seconds: Mapping[str, float] = field(default_factory=_nothing)
     failure: Failure | None = None
     worker: str = ""
     finished: float = 0.0
     cpu_share: float | None = None
     stopped: int | None = None
-    estimates: Mapping[str, float] = field(default_factory=dict)
-    estimate_errors: Mapping[str, float] = field(default_factory=dict)
-    violations: Mapping[str, float] = field(default_factory=dict)
+    estimates: Mapping[str, float] = field(default_factory=_nothing)
+    estimate_errors: Mapping[str, float] = field(default_factory=_nothing)
+    violations: Mapping[str, float] = field(default_factory=_nothing)
     batch_size: int | None = None
     retry_of: int | None = None
 
@@ -87,11 +99,12 @@ class TrialSummary:
         return all(missed <= 0 for missed in self.violations.values())
 
 
+T = TypeVar("T")
 #: A trial, with what is known of its recipe or without.
 Summary = TypeVar("Summary", bound=TrialSummary)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
 class TrialRecord(TrialSummary):
     """One trial as recorded.
 
@@ -99,7 +112,8 @@ class TrialRecord(TrialSummary):
         suggestion: The strategy's id of a search trial, else None.
         point: Position in the space, float64 ``(dim,)``; None for an anchor that the space does not
             hold.
-        recipe: The merge itself.
+        merge: The merge itself, or what makes it of the point: thousands of finished trials would
+            each hold coefficients that their points stand for.
         tells_at_ask: How many results the strategy had been told when this trial was asked.
         tell_index: Position of a finished search trial in the order of tells, from 0, else None.
         gradient_items: Items that its gradient steps read, beside those it is evaluated on.
@@ -113,15 +127,23 @@ class TrialRecord(TrialSummary):
 
     suggestion: int | None
     point: npt.NDArray[np.float64] | None
-    recipe: Recipe
+    merge: Recipe | Decode
     tells_at_ask: int
     tell_index: int | None
     gradient_items: int = 0
-    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    items: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=_nothing)
     gradient_result: GradientResult | None = None
-    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=_nothing)
     lost: bool = False
     told_at: int | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The merge; it may be made anew each time."""
+        if isinstance(self.merge, Recipe):
+            return self.merge
+        assert self.point is not None
+        return self.merge(self.point)
 
 
 def standing_failures(records: Sequence[Summary]) -> list[Summary]:
@@ -143,6 +165,7 @@ def finished_record(
     tell_index: int | None,
     finished: float,
     estimates: Estimates,
+    decode: Decode | None = None,
 ) -> TrialRecord:
     """A running trial with its result.
 
@@ -152,6 +175,7 @@ def finished_record(
         tell_index: Its position in the order of tells; None where no strategy learns from it.
         finished: When the result was recorded, seconds since 1970.
         estimates: What a stopped trial would have scored on all items.
+        decode: What makes its merge from now on; None keeps the merge as it is.
     """
     measurement = outcome.measurement
     whole = record.item_count is None and outcome.stopped is None
@@ -159,22 +183,28 @@ def finished_record(
         record,
         tell_index=tell_index,
         state="failed" if measurement is None else "complete" if whole else "partial",
-        values=dict(measurement.values) if measurement else {},
-        errors=dict(measurement.errors) if measurement else {},
-        items=dict(measurement.items) if measurement else {},
-        seconds=dict(outcome.seconds),
+        values=_kept(measurement.values) if measurement else NOTHING,
+        errors=_kept(measurement.errors) if measurement else NOTHING,
+        items=_kept(measurement.items) if measurement else NOTHING,
+        seconds=_kept(outcome.seconds),
         failure=outcome.failure,
-        worker=outcome.worker,
+        worker=sys.intern(outcome.worker),
         finished=finished,
         gradient_result=outcome.gradient_result,
         stopped=outcome.stopped,
         cpu_share=outcome.cpu_share,
-        estimates=dict(estimates.values),
-        estimate_errors=dict(estimates.errors),
-        rungs=dict(outcome.rungs),
-        violations=dict(measurement.violations) if measurement else {},
+        estimates=_kept(estimates.values),
+        estimate_errors=_kept(estimates.errors),
+        rungs=dict(outcome.rungs) or NOTHING,
+        violations=_kept(measurement.violations) if measurement else NOTHING,
         batch_size=outcome.batch_size,
+        merge=record.merge if decode is None else decode,
     )
+
+
+def _kept(numbers: Mapping[str, T]) -> Mapping[str, T]:
+    """Named things of one of many trials, whose names are the same ones."""
+    return {sys.intern(name): value for name, value in numbers.items()} or NOTHING
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ the names that they had there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from mergesearch.evaluators import Measurement
 from mergesearch.merging import Recipe, RunFolderError
@@ -34,7 +31,7 @@ from mergesearch.search.record.attributes import (
     items_of,
     result_of,
 )
-from mergesearch.search.record.trial_record import TrialRecord, finished_record
+from mergesearch.search.record.trial_record import Decode, TrialRecord, finished_record
 from mergesearch.search.workers.gradient_steps import GradientResult, OptimizerState
 from mergesearch.search.workers.messages import Failure, Outcome
 
@@ -52,6 +49,7 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
     """
     recipe = record.recipe
     point = record.point
+    kept = (point is None or keep_field) and not recipe.mixture  # inside which there is no field
     asked = {
         "number": record.number,
         "kind": record.kind,
@@ -59,7 +57,7 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
         "suggestion": record.suggestion,
         "tells_at_ask": record.tells_at_ask,
         "point": None if point is None else encode_array(point),
-        "field": recipe.field.to_dict() if point is None or keep_field else None,
+        "field": recipe.field.to_dict() if kept else None,
     }
     if record.item_count is not None:
         asked["item_count"] = record.item_count
@@ -73,6 +71,8 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
         asked |= {"operator": recipe.operator, "hyperparameters": recipe.options}
     if point is None and recipe.routing:
         asked["routing"] = dict(recipe.routing)
+    if point is None and recipe.mixture:
+        asked["mixture"] = dict(recipe.mixture)
     return json.dumps(asked)
 
 
@@ -80,7 +80,7 @@ def read_asked(
     number: int,
     attributes: Mapping[str, Any],
     template: Recipe,
-    decode: Callable[[npt.NDArray[np.float64]], Recipe],
+    decode: Decode,
     where: str = "record",
 ) -> TrialRecord:
     """The running trial that :func:`asked_text` recorded.
@@ -107,19 +107,20 @@ def read_asked(
         )
     point = None if asked["point"] is None else decode_array(asked["point"], f"{where}: point")
     lost = asked.get("lost", False)
+    merge: Recipe | Decode
     if lost:
-        recipe = template
+        merge = template
     elif point is not None and asked["field"] is None:
-        recipe = decode(point)
+        merge = decode
     else:
-        recipe = _recorded_recipe(asked, template, where)
+        merge = _recorded_recipe(asked, template, where)
     return TrialRecord(
         number=number,
         kind=asked["kind"],
         name=asked["name"],
         suggestion=asked["suggestion"],
         point=point,
-        recipe=recipe,
+        merge=merge,
         tells_at_ask=asked["tells_at_ask"],
         tell_index=None,
         state="running",
@@ -268,6 +269,8 @@ def _values(
 
 def _recorded_recipe(asked: Mapping[str, Any], template: Recipe, where: str) -> Recipe:
     """The recipe of a trial whose field is recorded: of the study's operator, or of another."""
+    if "mixture" in asked:
+        return replace(template, mixture=tuple(sorted(asked["mixture"].items())))
     if asked["field"] is None:
         raise RunFolderError(f"{where}: expected a point or a field, received neither")
     try:

@@ -29,6 +29,8 @@ def heat_map(data: ReportData) -> HeatMap | None:
     if not isinstance(data.leading, TrialRecord) or data.leading.recipe.routing:
         return None
     field_ = data.leading.recipe.field
+    if not field_.directions:
+        return None
     rows = _directions(data, data.leading)
     if data.layout is None:
         columns = tuple(f"segment {s}" for s in range(field_.segments))
@@ -48,6 +50,7 @@ def kept_of(data: ReportData) -> Kept:
         members=() if data.verdict is not None else data.estimated_members,
         coefficients=heat_map(data),
         routing=routing(data),
+        mixture=mixture(data),
         means={
             record.number: tuple(mean_coefficients(record.recipe.field).tolist())
             for record in data.complete_records
@@ -78,6 +81,13 @@ def routing(data: ReportData) -> Mapping[str, Any]:
     if data.kept is not None:
         return data.kept.routing
     return dict(data.leading.recipe.routing) if isinstance(data.leading, TrialRecord) else {}
+
+
+def mixture(data: ReportData) -> Mapping[str, Any]:
+    """What the leading trial does inside one mixture; empty for any other merge."""
+    if data.kept is not None:
+        return data.kept.mixture
+    return dict(data.leading.recipe.mixture) if isinstance(data.leading, TrialRecord) else {}
 
 
 def mean_coefficients(field_: Field) -> Array:

@@ -10,7 +10,7 @@ from mergesearch.evaluators import Split
 from mergesearch.search.grammar import counted
 from mergesearch.search.record.trial_record import TrialSummary
 from mergesearch.search.report.caveats import caveats
-from mergesearch.search.report.coefficients import routing
+from mergesearch.search.report.coefficients import mixture, routing
 from mergesearch.search.report.comparison import (
     Alternative,
     Comparison,
@@ -68,7 +68,7 @@ def headline(data: ReportData) -> list[str]:
     title = "Winner" if data.winner is not None else "Best so far"
     named = f" ({leading.name})" if leading.name else ""
     first = f"{title}: trial {leading.number}{named}"
-    routed = _routing(routing(data))
+    routed = _routing(routing(data)) + _kept_experts(mixture(data))
     if data.best_anchor is None:
         return [f"{first}.{routed} No anchor is complete."]
     comparisons = compare(data)
@@ -148,6 +148,15 @@ def _routing(values: Mapping[str, Any]) -> str:
         f" It is not a single checkpoint: {values['method']} merges for each {values['per']} "
         f"({listed})."
     )
+
+
+def _kept_experts(values: Mapping[str, Any]) -> str:
+    """How many experts each block keeps, if the trial is a merge inside one mixture."""
+    if not values:
+        return ""
+    experts = values["experts"]
+    blocks = ", ".join(map(str, experts)) if isinstance(experts, list) else f"{experts} by usage"
+    return f" Its blocks keep {blocks} experts ({values['operator']})."
 
 
 def _value(comparison: Comparison) -> str:

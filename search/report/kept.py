@@ -71,6 +71,7 @@ class Kept:
         members: Trials of the front by the estimates, where no verdict names them.
         coefficients: Coefficients of the leading trial by block; None without any.
         routing: How the leading trial routes its input; empty where it is one checkpoint.
+        mixture: What the leading trial does inside one mixture; empty for any other merge.
         means: Trial -> mean coefficient of each direction.
         directions: Names of the directions.
         between: What is expected between measured trials; None in older runs, and while it was not
@@ -81,6 +82,7 @@ class Kept:
     members: tuple[int, ...] = ()
     coefficients: HeatMap | None = None
     routing: Mapping[str, Any] = field(default_factory=dict)
+    mixture: Mapping[str, Any] = field(default_factory=dict)
     means: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     directions: tuple[str, ...] = ()
     between: Between | None = None

@@ -46,11 +46,12 @@ def about_trial(run: Run, record: TrialRecord) -> About:
             for name, value in score.values.items()
         )
     )
-    assert run.plan.layout is not None
+    layout = run.plan.layout_of(record.recipe)
+    assert layout is not None
     return About(
         results,
         TASKS.get(run.plan.evaluator.model_class or "", ""),
-        _written(record.recipe, run.plan.layout),
+        _written(record.recipe, layout),
         (
             "# or from the run, with its scores:",
             f"mergesearch export RUN --trial {record.number} --out merged-model",

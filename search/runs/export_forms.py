@@ -181,6 +181,7 @@ def _model_folder(
 ) -> Iterator[Path]:
     """The folder of the exported model; one for the time being where none is asked for."""
     from mergesearch.merging.export.folder import export_model
+    from mergesearch.merging.mixture.exporting import export_mixture
 
     if out is not None:
         yield out
@@ -188,7 +189,11 @@ def _model_folder(
     resolved(beside).parent.mkdir(parents=True, exist_ok=True)
     place = Path(mkdtemp(prefix=f".{beside.name}.", dir=resolved(beside).parent))
     try:
-        exported = export_model(record.recipe, place / "model", threads=usable_cores(), head=head)
-        yield exported.folder
+        model = place / "model"
+        if record.recipe.mixture:
+            export_mixture(record.recipe, model, head=head)
+        else:
+            export_model(record.recipe, model, threads=usable_cores(), head=head)
+        yield model
     finally:
         shutil.rmtree(place, ignore_errors=True)

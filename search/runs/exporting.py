@@ -9,7 +9,9 @@ from typing import Any
 from mergesearch.merging import InputError
 from mergesearch.merging.export.folder import export_model
 from mergesearch.merging.extensions.references import is_reference
+from mergesearch.merging.mixture.exporting import export_mixture
 from mergesearch.merging.models.model_classes import is_of_diffusers
+from mergesearch.merging.tensors.memo import Memo
 from mergesearch.merging.tensors.parallel import usable_cores
 from mergesearch.search.plan.heads import used_heads
 from mergesearch.search.record.trial_record import TrialRecord
@@ -17,6 +19,8 @@ from mergesearch.search.runs.agreement import Agreement
 from mergesearch.search.runs.card_facts import about_trial, facts_of
 from mergesearch.search.runs.exported import export_bundle, rescore
 from mergesearch.search.runs.opened import Run
+from mergesearch.search.runs.wiring import worker_spec
+from mergesearch.search.workers.node_cache import arena_folder
 
 #: What is said where a second score is not the recorded one.
 DISAGREES = "the exported model does not score as recorded; did device, threads or versions change?"
@@ -87,6 +91,8 @@ def export_trial(
     }
     if routing:
         lines = [_write_bundle(opened, record, out, overwrite, head, storing)]
+    elif record.recipe.mixture:
+        lines = _write_mixture(opened, record, out, overwrite, head, storing)
     else:
         exported = export_model(
             record.recipe,
@@ -166,6 +172,30 @@ def _write_bundle(
     export_bundle(opened, record, out, facts=facts, overwrite=overwrite, threads=usable_cores())
     what = f"not a single checkpoint: {routing['method']} merges for each {routing['per']}"
     return f"trial {record.number} exported to {out}, {what}; README.md there says how to load it"
+
+
+def _write_mixture(
+    opened: Run,
+    record: TrialRecord,
+    out: Path,
+    overwrite: bool,
+    head: str | None,
+    storing: Storing,
+) -> list[str]:
+    """Write a trial of one mixture, and say what became of its experts."""
+    made = export_mixture(
+        record.recipe,
+        out,
+        facts=facts_of(opened, record.number),
+        shard_bytes=storing.shard_bytes,
+        overwrite=overwrite,
+        dtype=storing.dtype,
+        head=head,
+        memo=Memo(arena_folder(worker_spec(opened.plan, opened.folder).arenas) / "shared"),
+    )
+    counts = ", ".join(str(len(block.groups)) for block in made.plan.blocks)
+    first = f"trial {record.number} exported to {out}, {counts} different experts in its blocks"
+    return [first, *made.notes]
 
 
 def _scored_again(

@@ -48,7 +48,11 @@ def log_of_only_driver(
         beginning = spec_of_beginning(spec, recorded, storage)
         plan = plan_study(beginning, fingerprints, folder.arenas)
         plan = with_recorded_choice(plan, storage, folder.arenas)
-        yield plan, open_log(storage, plan, retry=retry, guard=guard)
+        log = open_log(storage, plan, retry=retry, guard=guard)
+        try:
+            yield plan, log
+        finally:
+            log.close()
 
 
 @contextmanager

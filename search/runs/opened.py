@@ -100,7 +100,7 @@ def open_run(path: Path) -> Run:
     """
     folder = RunFolder(path)
     spec = folder.load()
-    storage = read_storage(storage_location(spec, folder))
+    storage = read_storage(storage_location(spec, folder), trials=False)
     # Recipes are identified by the content that was measured, which the log knows.
     fingerprints = study_attr(storage, spec.name, "fingerprints") or ()
     plan = plan_study(spec_of_beginning(spec, spec, storage), fingerprints, folder.arenas)

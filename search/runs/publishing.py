@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mergesearch.evaluators import SPLITS
 from mergesearch.merging import Layout, MergesearchError, Recipe
+from mergesearch.merging.mixture.in_recipe import mixture_of
 from mergesearch.merging.recipe_file import recipe_text, shorthand_of
 from mergesearch.search.dashboard.note import note_markdown, trial_note
 from mergesearch.search.plan.known import passed_over
@@ -17,7 +19,7 @@ from mergesearch.search.record.allowances import changes_after_test
 from mergesearch.search.record.run_folder import RunFolder
 from mergesearch.search.record.study_attributes import LINEAGES, PREDICTED, SET_ASIDE
 from mergesearch.search.record.trial_log import TrialLog
-from mergesearch.search.record.trial_record import TrialSummary
+from mergesearch.search.record.trial_record import TrialRecord, TrialSummary
 from mergesearch.search.report.between.expected import expected_at
 from mergesearch.search.report.coefficients import mean_coefficients, with_kept
 from mergesearch.search.report.data import ReportData, label
@@ -33,6 +35,7 @@ from mergesearch.search.study.budget import busy_seconds
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.problem import study_normaliser
 from mergesearch.spaces.groups import groupings_by_name
+from mergesearch.spaces.widths_space import WidthsSpace
 
 #: Members of the front that have a note of their own in the dashboard.
 NOTED = 20
@@ -48,7 +51,7 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
     test_scores = {} if verdict is None else verdict.scores.get("test", {})
     left = passed_over(plan)
     has_anchors = any(record.kind == "anchor" for record in log.records)
-    return ReportData(
+    data = ReportData(
         study=plan.spec.name,
         run=str(folder.path),
         objectives=plan.objectives,
@@ -77,6 +80,11 @@ def report_data(folder: RunFolder, plan: Plan, log: TrialLog) -> ReportData:
         means_at=lambda point: mean_coefficients(plan.space.decode(point).field).tolist(),
         tolerances=dict(getattr(plan.evaluator, "tolerances", {})),
     )
+    # Layers of the leader may have other widths than those of the study.
+    leading = data.leading if isinstance(plan.space, WidthsSpace) else None
+    if not isinstance(leading, TrialRecord):
+        return data
+    return replace(data, layout=plan.layout_of(leading.recipe))
 
 
 def publish(folder: RunFolder, plan: Plan, log: TrialLog) -> None:
@@ -91,6 +99,8 @@ def publish(folder: RunFolder, plan: Plan, log: TrialLog) -> None:
 
 def recipe_as_text(recipe: Recipe, layout: Layout | None) -> str:
     """A merge as one would write it, or with offsets where coefficients vary inside tensors."""
+    if recipe.mixture:
+        return recipe_text(mixture_of(recipe).to_dict())
     written = None if layout is None else shorthand_of(recipe, layout, groupings_by_name(layout))
     return recipe_text(written or recipe.to_dict())
 
@@ -127,7 +137,8 @@ def _attach_recipes(
     numbers = dict.fromkeys([data.winner.number, *(each.number for each in front[:NOTED])])
     names = {number: f"recipe-of-trial-{number}.yaml" for number in numbers}
     recipes = {number: log.records[number].recipe for number in numbers}
-    files = {name: recipe_as_text(recipes[n], plan.layout) for n, name in names.items()}
+    texts = {n: recipe_as_text(recipe, plan.layout_of(recipe)) for n, recipe in recipes.items()}
+    files = {name: texts[n] for n, name in names.items()}
     addresses = log.shown.attach(files, folder.artifacts)
     return {number: addresses[name] for number, name in names.items()}
 

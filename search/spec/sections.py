@@ -255,6 +255,12 @@ class WorkersSection(Section):
         description="folder on every node for prepared weights; default: beside the run, on "
         "clusters below the node's folder for temporary files",
     )
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="price of an hour of one GPU, or of one worker that uses none, in any "
+        "currency; for the bill of check --cost and of the report",
+    )
 
     @model_validator(mode="after")
     def _one_share(self) -> WorkersSection:

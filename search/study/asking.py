@@ -28,6 +28,7 @@ def ask_taken(plan: Plan, log: TrialLog, name: str, point: Point) -> TrialRecord
         plan.space.decode(point),
         name=name,
         point=point,
+        decode=plan.space.decode,
         summary=plan.space.summary(point),
         bounds=_bounds(plan),
     )
@@ -56,6 +57,7 @@ def ask_recommended(plan: Plan, log: TrialLog, point: Point) -> TrialRecord:
         "recommended",
         plan.space.decode(point),
         point=point,
+        decode=plan.space.decode,
         summary=plan.space.summary(point),
         bounds=_bounds(plan),
     )
@@ -77,6 +79,7 @@ def ask_suggested(
         "search",
         plan.space.decode(suggestion.point),
         point=suggestion.point,
+        decode=plan.space.decode,
         suggestion=suggestion.id,
         tells_at_ask=tells,
         item_count=item_count_of(suggestion, all_items),

@@ -60,7 +60,7 @@ class Restorer:
         asked = replace(
             record,
             point=suggestion.point,
-            recipe=plan.space.decode(suggestion.point),
+            merge=plan.space.decode(suggestion.point),
             item_count=item_count_of(suggestion, self._early_stopping.items),
             gradient_items=gradient_items_of(plan, suggestion),
             lost=False,

@@ -48,7 +48,7 @@ class Study:
         plan: The checked study.
         log: Its trial log, open for writing.
         backend: Where trials run.
-        notify: Called with each event.
+        notify: Called with each event, once what it is about is recorded.
         trust_log: Go on from the recorded points even where replay does not reproduce them.
         graceful_stop: Asks the study to stop once its running trials have finished.
         retry_failed: Measure trials that failed again, before the search goes on.
@@ -69,15 +69,19 @@ class Study:
     ) -> None:
         self._plan = plan
         self._log = log
-        self._notify = notify
+
+        def announce(event: Event) -> None:
+            log.once_recorded(lambda: notify(event))
+
+        self._notify = announce
         self._trust_log = trust_log
         self._retry_failed = retry_failed
         self._context = StudyContext(
             plan=plan,
             log=log,
             pump=TaskPump(backend, log, graceful_stop or GracefulStop()),
-            reporter=TrialReporter(notify, plan.spec.max_consecutive_failures),
-            notify=notify,
+            reporter=TrialReporter(announce, plan.spec.max_consecutive_failures),
+            notify=announce,
         )
         self._measurer = Measurer(self._context)
         self._budget = BudgetTracker(

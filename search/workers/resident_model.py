@@ -17,6 +17,7 @@ from mergesearch.search.workers.messages import WorkerSpec
 from mergesearch.search.workers.node_cache import arena_folder
 
 if TYPE_CHECKING:
+    from mergesearch.merging.mixture.resident import MixtureWriter
     from mergesearch.merging.resident.arena import Arenas
     from mergesearch.merging.resident.merged_model import MergedModel
     from mergesearch.merging.resident.recalibration import Recalibration
@@ -35,6 +36,8 @@ def opened_arenas(spec: WorkerSpec, loading: LoadingReporter) -> Arenas:
     """The arena of a study, prepared if this node does not have it."""
     from mergesearch.merging.resident.arena import open_arenas
 
+    if spec.template.mixture:
+        return _no_arenas(spec)
     loading.begin("preparing weights")
     with listening(loading):
         return open_arenas(
@@ -44,6 +47,24 @@ def opened_arenas(spec: WorkerSpec, loading: LoadingReporter) -> Arenas:
             threads=spec.threads,
             place=preparing_place(spec),
         )
+
+
+def _no_arenas(spec: WorkerSpec) -> Arenas:
+    """The layout of one mixture, whose merges are made of its checkpoint."""
+    from mergesearch.merging.family.family import open_family
+    from mergesearch.merging.mixture.resident import empty_arenas
+
+    return empty_arenas(open_family(spec.template))
+
+
+def mixture_writer(spec: WorkerSpec, loading: LoadingReporter) -> MixtureWriter | None:
+    """What writes merges inside one mixture into the model; None for any other study."""
+    from mergesearch.merging.mixture.resident import MixtureWriter
+
+    if not spec.template.mixture:
+        return None
+    loading.begin("counting what routers do")
+    return MixtureWriter(spec.template, arena_folder(spec.arenas))
 
 
 def own_heads(spec: WorkerSpec) -> tuple[str, ...]:

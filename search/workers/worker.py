@@ -31,7 +31,9 @@ from mergesearch.search.workers.gradient_steps import (
 from mergesearch.search.workers.loading import LoadingReporter
 from mergesearch.search.workers.messages import NODE_CACHE, Failure, Outcome, Task, WorkerSpec
 from mergesearch.search.workers.node_cache import node_cache
+from mergesearch.search.workers.other_shapes import OtherShapes
 from mergesearch.search.workers.resident_model import (
+    mixture_writer,
     own_heads,
     recalibration_of,
     resident_model,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from mergesearch.evaluators import Batch
     from mergesearch.evaluators.base import ItemSubset
     from mergesearch.evaluators.objectives import References
+    from mergesearch.merging.mixture.resident import MixtureWriter
     from mergesearch.merging.resident.merged_model import MergedModel
     from mergesearch.merging.resident.recalibration import Recalibration
 
@@ -101,10 +104,16 @@ class Worker:
         self._names = [objective.name for objective in self._evaluator.objectives]
         self._merged: MergedModel | None = None
         self._recalibration: Recalibration | None = None
+        self._mixture: MixtureWriter | None = None
+        self._other: OtherShapes | None = None
         if self._evaluator.model_class is not None:
+            self._mixture = mixture_writer(spec, loading)  # before the model takes its memory
             heads = self._evaluator.use_heads(own_heads(spec))
             self._merged = resident_model(spec, self._evaluator.model_class, loading, copy, heads)
             self._recalibration = recalibration_of(spec)
+            self._other = OtherShapes(spec, self._evaluator.model_class)
+            if self._mixture is not None:
+                self._mixture.attach(self._merged)
         if spec.space is not None and self._merged is not None:
             self._merged.enable_gradient()
         resident = None if self._merged is None else self._merged.model
@@ -246,8 +255,9 @@ class Worker:
         self, recipe: Recipe, model: Any, references: References | None = None
     ) -> Candidate:
         """What the evaluator scores: the merge, with the head that it names, and all heads."""
-        heads = {} if self._merged is None else self._merged.heads
-        candidate = Candidate(recipe, model, self._merged, references, heads=heads)
+        merged = self._merged_for(recipe)
+        heads = {} if merged is None else merged.heads
+        candidate = Candidate(recipe, model, merged, references, heads=heads)
         return with_head(candidate, self._evaluator)
 
     def _combine(self, recipe: Recipe, seconds: dict[str, float], *, exact: bool = False) -> Any:
@@ -259,12 +269,19 @@ class Worker:
             return None
         before = time.perf_counter()
         try:
-            self._write(self._merged, recipe, exact)
+            merged = self._merged_for(recipe) or self._merged
+            self._write(merged, recipe, exact)
             if self._recalibration is not None:
-                self._recalibration.apply(self._merged.model)
+                self._recalibration.apply(merged.model)
         finally:
             seconds["merge"] += time.perf_counter() - before
-        return self._merged.model
+        return merged.model
+
+    def _merged_for(self, recipe: Recipe) -> MergedModel | None:
+        """The resident model of the shapes that a recipe has."""
+        if self._merged is None or self._other is None or self._other.fits_own(recipe):
+            return self._merged
+        return self._other.merged(recipe)
 
     def _write(self, merged: MergedModel, recipe: Recipe, exact: bool) -> None:
         """Write a merge into the resident model.
@@ -277,7 +294,12 @@ class Worker:
         from mergesearch.merging.resident.encodings.table import rows_are_exact
         from mergesearch.merging.tensors.memo import Memo
 
-        resident = recipe.basis_key == self._spec.template.basis_key
+        if self._mixture is not None:
+            self._mixture.write(merged, recipe)
+            return
+        resident = recipe.basis_key == self._spec.template.basis_key or (
+            self._other is not None and self._other.holds(recipe)
+        )
         if resident and (not exact or rows_are_exact(self._spec.rows)):
             merged.write(recipe.field, recipe.bits)
             return

@@ -68,6 +68,7 @@ CASES = {
     "entropy of tokens": ["entropy"],
     "t3": ["t3"],
     "twin merging": ["twin_merging"],
+    "task masks": ["task_masks"],
     "tasks": ["lm_eval"],
     "tasks in the harness's loop": ["lm_eval"],
     "generation": ["generation"],
@@ -129,6 +130,14 @@ def sections(case: str) -> list[dict[str, Any]]:
         ],
         "t3": [classification("data", *both) | {"kind": "t3"}],
         "twin merging": [classification("data", *both) | {"kind": "twin_merging"}],
+        "task masks": [
+            {
+                "kind": "task_masks",
+                "function": "tests.evaluators.routing.functions:size_of_weights",
+                "sizes": {"search": 6, "validation": 5, "test": 4},
+                "model_class": "AutoModelForImageClassification",
+            }
+        ],
         "tasks": [
             lm_section(
                 FOLDER, "choose", "write", objectives=[{"name": "mean"}, {"domains": ["choose"]}]

@@ -38,6 +38,7 @@ REQUIRED: dict[str, Callable[[Sequence[Tensors]], dict[str, Any]]] = {
     "layer_swap": lambda _experts: {"bottom": 1, "top": 0},
     "concrete": lambda experts: {"calibration": calibration(experts), "steps": 2},
     "fisher": lambda experts: {"calibration": calibration(experts)},
+    "pleas": lambda experts: {"calibration": calibration(experts)},
     "regmean": lambda experts: {"calibration": calibration(experts)},
     "regmean_pp": lambda experts: {"calibration": calibration(experts)},
     "dop": lambda experts: {"order": [expert.name for expert in experts], "steps": 9},

@@ -30,7 +30,7 @@ from mergesearch.merging.family.vocabulary import align_vocabularies, check_same
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.recipe_file import load_recipe, save_recipe
 from mergesearch.merging.resident.arena import open_arenas
-from mergesearch.merging.routing.bundle import SHEET, read_sheet
+from mergesearch.merging.routing.sheet import SHEET, read_sheet
 from tests.fuzz.checking import demand, read_or_refuse, run_verb
 from tests.fuzz.mutations import ANY, JSON, LINES, TEXT, Mutation, mutated
 from tests.fuzz.odd_files import ODD, put_odd_file

@@ -701,6 +701,7 @@ WITHOUT_PEER = frozenset(
         "opcm_add",
         "optmerge",
         "pcb",
+        "pleas",
         "stack",
         "varm",
         "widen",

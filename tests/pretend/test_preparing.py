@@ -14,9 +14,10 @@ from mergesearch.merging.in_memory import MappingSource
 from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.operators.parts import decomposition
 from mergesearch.merging.operators.parts.counting import BINS
-from mergesearch.merging.operators.parts.decomposition import decompose, polar
+from mergesearch.merging.operators.parts.decomposition import decompose
 from mergesearch.merging.operators.parts.gram import regressed
 from mergesearch.merging.operators.parts.magnitudes import kth_largest, magnitude_histogram
+from mergesearch.merging.operators.parts.polar import polar
 from mergesearch.merging.tensors.place import HOST, Place, place_here
 from tests.pretend.device import NAME, Cards
 

@@ -158,6 +158,8 @@ def _check_kind(recipe: Recipe, family: ModelFamily, head: str | None) -> None:
     received = None
     if recipe.routing:
         received = f"{dict(recipe.routing).get('method')!r}, which is merged for each input"
+    elif recipe.mixture:
+        received = "a mixture with fewer experts, which has another shape"
     elif recipe.bits:
         received = "one whose layers are rounded to bits of their own"
     elif isinstance(stored_source(family.base), AdaptedCheckpoint):

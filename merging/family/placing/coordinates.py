@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from mergesearch.merging.alignment.shapes import same_shapes
 from mergesearch.merging.alignment.spec import AlignSpec, item_versions
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.errors import InputError, RecipeError, did_you_mean
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from mergesearch.merging.alignment.aligning import ExpertAlignment
+    from mergesearch.merging.alignment.pleas import Widened
+    from mergesearch.merging.tensors.owned import Owned
 
 
 def in_base_coordinates(
@@ -32,66 +35,98 @@ def in_base_coordinates(
         RecipeError: If there is no expert of a name.
     """
     base, *experts = sources
-    pleas = [name for name, spec in align.items() if spec.method == "pleas"]
     odd = next((name for name in align if name not in {e.name for e in experts}), None)
     if odd is not None:
         raise RecipeError(
             f"special.align: expected names of experts, received {odd!r}; "
             f"{did_you_mean(odd, {expert.name for expert in experts})}"
         )
-    if pleas:
-        if len(experts) != 1:
-            raise RecipeError(
-                f"special.align: pleas: expected one expert beside the base, received "
-                f"{len(experts)}; use weight_matching, or merge two first"
-            )
-        return _widened(base, experts[0], align[pleas[0]])
+    if any(spec.method == "pleas" for spec in align.values()):
+        return _widened(base, experts, _common(align, experts))
     return [base, *(_moved(base, e, align[e.name]) if e.name in align else e for e in experts)]
+
+
+def widenings(base: Checkpoint, experts: Sequence[Checkpoint], spec: AlignSpec) -> Widened:
+    """Base and experts in layers that are wide enough for units of all, as ``pleas`` has them."""
+    from mergesearch.merging.alignment.aligning import ExpertAlignment
+    from mergesearch.merging.alignment.pleas import Widened
+    from mergesearch.merging.alignment.subject import Subject
+
+    subject = Subject(base, spec.calibration, spec.seed)
+    return Widened(tuple(ExpertAlignment(subject, expert, spec) for expert in experts))
+
+
+def _common(align: Mapping[str, AlignSpec], experts: Sequence[Checkpoint]) -> AlignSpec:
+    """What all experts are widened by.
+
+    Raises:
+        RecipeError: If some are not, or by other settings: layers have one width.
+    """
+    given = [align.get(expert.name) for expert in experts]
+    first = next(iter(align.values()))
+    odd = next((e.name for e, spec in zip(experts, given, strict=True) if spec != first), None)
+    if odd is not None:
+        raise RecipeError(
+            "special.align: pleas: expected the same settings for all experts, whose units share "
+            f"layers, received others for {odd!r}; give each the same, or use weight_matching"
+        )
+    return first
 
 
 def _moved(base: Checkpoint, expert: Checkpoint, spec: AlignSpec) -> Checkpoint:
     _check_items(base, spec)
     late = _Late(base, expert, spec)
+    other = spec.method == "transport" and not same_shapes(base, expert)
+    if other and spec.residual != "joint":
+        raise RecipeError(
+            f"special.align: transport: expected residual joint for expert {expert.name!r}, which "
+            f"has other widths than the base, received {spec.residual}; leave it out"
+        )
     made = {
-        name: (unstored(expert, shape, dtype), partial(late.read, name))
+        name: (
+            unstored(expert, base.shape(name) if other else shape, dtype),
+            partial(late.read, name),
+        )
         for name, (shape, dtype) in expert.merged.items()
+        if name in base.tensors or not other
     }
-    return with_tensors(
-        expert, made, done=f"aligned {spec.model_dump()} {item_versions(spec)}", beside=(base,)
-    )
+    config = base.config if other else None
+    return with_tensors(expert, made, config=config, done=f"aligned {_said(spec)}", beside=(base,))
 
 
-def _widened(base: Checkpoint, expert: Checkpoint, spec: AlignSpec) -> list[Checkpoint]:
-    """Base and expert in layers that are wide enough for units of both."""
-    from mergesearch.merging.alignment.pleas import Widened
-
+def _widened(base: Checkpoint, experts: Sequence[Checkpoint], spec: AlignSpec) -> list[Checkpoint]:
+    """Base and experts in layers that are wide enough for units of all."""
     _check_items(base, spec)
-    late = _Late(base, expert, spec)
-    wider = Widened(late.alignment)
-
-    def read(name: str, *, of_expert: bool) -> torch.Tensor:
-        late.prepare()
-        return wider.read(name, expert=of_expert)
-
+    late = _LateWidened(widenings(base, experts, spec))
+    wider = late.widened
+    shapes = wider.shapes
+    sources = (base, *experts)
     seen = []
-    for source, other in ((base, expert), (expert, base)):
-        is_expert = source is expert
+    for place, source in enumerate(sources):
         made = {
             name: (
                 unstored(source, shape, source.tensors[name].dtype),
-                partial(read, name, of_expert=is_expert),
+                partial(late.read, name, place),
             )
-            for name, shape in wider.shapes.items()
+            for name, shape in shapes.items()
         }
-        if is_expert:
+        if place:
             made |= {
-                name: (unstored(source, shape, dtype), partial(late.read, name))
+                name: (unstored(source, shape, dtype), partial(late.aligned, name, place))
                 for name, (shape, dtype) in source.merged.items()
                 if name not in made
             }
-        done = f"widened {is_expert} {spec.model_dump()} {item_versions(spec)}"
-        seen.append(with_tensors(source, made, config=wider.config, done=done, beside=(other,)))
+        done = f"widened {place if place > 1 else bool(place)} {_said(spec)}"
+        beside = tuple(each for each in sources if each is not source)
+        owned = partial(late.owned, place=place)
+        seen.append(
+            with_tensors(source, made, config=wider.config, done=done, beside=beside, owned=owned)
+        )
     return seen
+
+
+def _said(spec: AlignSpec) -> str:
+    return f"{spec.model_dump()} {item_versions(spec)}"
 
 
 def _check_items(base: Checkpoint, spec: AlignSpec) -> None:
@@ -110,6 +145,34 @@ def _check_items(base: Checkpoint, spec: AlignSpec) -> None:
         check_model(options, base)
     except InputError as error:
         raise RecipeError(f"special.align: {error}") from None
+
+
+class _LateWidened:
+    """Alignments that are made when the first tensor is read; threads wait for them."""
+
+    def __init__(self, widened: Widened) -> None:
+        self.widened = widened
+        self._lock = threading.Lock()
+
+    def read(self, name: str, place: int) -> torch.Tensor:
+        """A tensor of a source in the wider coordinates."""
+        self._prepare()
+        return self.widened.read(name, place)
+
+    def aligned(self, name: str, place: int) -> torch.Tensor:
+        """A tensor of an expert, counted from 1, whose shape stays."""
+        self._prepare()
+        return self.widened.alignments[place - 1].read(name)
+
+    def owned(self, name: str, place: int) -> Owned:
+        """Which units of a tensor a source has."""
+        self._prepare()
+        return self.widened.owned(name, place)
+
+    def _prepare(self) -> None:
+        with self._lock:
+            for alignment in self.widened.alignments:
+                alignment.prepare()
 
 
 class _Late:

@@ -1,4 +1,4 @@
-"""Singular value decompositions, polar factors and numerical ranks of single matrices.
+"""Singular value decompositions and numerical ranks of single matrices.
 
 Singular vectors have no sign and, where singular values repeat, no direction: formulas use them in
 pairs only.
@@ -18,6 +18,8 @@ Larger ones, in fp32, go one of three ways, all through eigenvectors of the smal
 Random columns for a given number of singular values (Halko 2011, Algorithm 4.4) were tried and not
 taken: changes by fine-tuning have flat spectra, on which four power iterations with half as many
 columns again are off by 8 % and no faster than this.
+
+``fast`` sends every fp32 matrix of more than ``FAST_FROM`` elements these ways (decision 31).
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
 #: the weights are. Larger ones would take minutes more in all; theirs are off by about 1e-5 of the
 #: largest singular value.
 PRECISE_UP_TO = 1 << 20
+
+#: Matrices of up to this many elements are decomposed precisely even where speed is asked for: it
+#: takes a few milliseconds.
+FAST_FROM = 1 << 14
 
 #: Eigenvectors in fp32 serve down to this fraction of the largest singular value.
 FALLING = 1e-2
@@ -85,11 +91,14 @@ class Svd:
         )
 
 
-def precise(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix in the dtype to decompose it in: fp64 up to ``PRECISE_UP_TO`` elements."""
+def precise(matrix: torch.Tensor, fast: bool = False) -> torch.Tensor:
+    """The matrix in the dtype to decompose it in: fp64 up to ``PRECISE_UP_TO`` elements.
+
+    ``fast`` means up to ``FAST_FROM`` elements.
+    """
     import torch
 
-    small = matrix.numel() <= PRECISE_UP_TO
+    small = matrix.numel() <= _limit(fast)
     return matrix.to(torch.float64 if small or matrix.dtype == torch.float64 else torch.float32)
 
 
@@ -99,6 +108,7 @@ def decompose(
     draws: torch.Generator | None = None,
     place: Place = HOST,
     known: torch.dtype | None = None,
+    fast: bool = False,
 ) -> Svd:
     """The thin singular value decomposition of finite numbers, in their dtype, fp32 or fp64.
 
@@ -110,19 +120,25 @@ def decompose(
         draws: For random columns, by which low rank is found; None not to look for it.
         place: Where a large matrix is decomposed, unless it lies on an accelerator.
         known: Dtype of the numbers that it was made from, if that is less than its own.
+        fast: Whether a matrix counts as large from ``FAST_FROM`` elements on.
     """
-    if is_large(matrix, known):
+    if is_large(matrix, known, fast):
         with place.turn:
-            return _decompose_large(matrix, rank, draws, _roomy(place, matrix))
+            return _decompose_large(matrix, rank, draws, roomy(place, matrix))
     svd = _decompose_whole(matrix)
     return svd if rank is None else svd.top(rank)
 
 
-def is_large(matrix: torch.Tensor, known: torch.dtype | None = None) -> bool:
+def is_large(matrix: torch.Tensor, known: torch.dtype | None = None, fast: bool = False) -> bool:
     """Whether a matrix, made from numbers of a dtype, is decomposed through a Gram matrix."""
     import torch
 
-    return (known or matrix.dtype) != torch.float64 and matrix.numel() > PRECISE_UP_TO
+    return (known or matrix.dtype) != torch.float64 and matrix.numel() > _limit(fast)
+
+
+def _limit(fast: bool) -> int:
+    """Elements up to which a matrix is decomposed precisely."""
+    return min(FAST_FROM, PRECISE_UP_TO) if fast else PRECISE_UP_TO
 
 
 def _decompose_whole(matrix: torch.Tensor) -> Svd:
@@ -144,7 +160,7 @@ def _decompose_large(
 
     size = min(matrix.shape)
     count = size if rank is None else min(rank, size)
-    low = None if draws is None else _decompose_low_rank(matrix, draws, place)
+    low = None if draws is None else decompose_low_rank(matrix, draws, place)
     if low is not None:
         return low.top(count)
     # An accelerator has enough fp64, and its eigenvectors in fp32 are less exact.
@@ -185,7 +201,7 @@ def left_of_grams(matrices: Sequence[torch.Tensor], place: Place) -> Svd:
     """
     import torch
 
-    place = _roomy(place, matrices[0])
+    place = roomy(place, matrices[0])
     gram = lower_gram(matrices[0], torch.float64, place)
     for matrix in matrices[1:]:
         gram += lower_gram(matrix, torch.float64, place)
@@ -196,8 +212,8 @@ def left_of_grams(matrices: Sequence[torch.Tensor], place: Place) -> Svd:
     return Svd(left, values, first[:0])
 
 
-def _decompose_low_rank(matrix: torch.Tensor, draws: torch.Generator, place: Place) -> Svd | None:
-    """The decomposition of a matrix whose rank is far below its sides, None of any other.
+def decompose_low_rank(matrix: torch.Tensor, draws: torch.Generator, place: Place) -> Svd | None:
+    """The decomposition of a large matrix whose rank is far below its sides, None of any other.
 
     What lies outside the range of A times random columns is measured: no singular value of it is
     above zero by :func:`numerical_rank`.
@@ -270,53 +286,17 @@ def numerical_rank(
     return int((values > relative * (values[0] if largest is None else largest)).sum())
 
 
-def polar(matrix: torch.Tensor, dtype: torch.dtype, place: Place = HOST) -> torch.Tensor:
-    """``P Qᵀ`` of ``P Σ Qᵀ``: the nearest matrix whose non-zero singular values are 1.
-
-    Columns that lie in the span of others share it equally; nothing is added outside the span
-    (where ``P`` and ``Q`` are arbitrary). Orthonormal columns are returned as they are.
-
-    Args:
-        matrix: ``(m, n)``, possibly without columns or rows.
-        dtype: Of the numbers that it was made from, for :func:`numerical_rank`.
-        place: Where a large matrix is worked on, unless it lies on an accelerator.
-    """
-    if matrix.numel() == 0:
-        return matrix
-    if is_large(matrix):
-        with place.turn:
-            return _polar_large(matrix, dtype, _roomy(place, matrix))
-    svd = decompose(matrix)
-    kept = svd.top(numerical_rank(svd.values, matrix.shape, dtype))
-    return kept.left @ kept.right
-
-
-def _polar_large(matrix: torch.Tensor, dtype: torch.dtype, place: Place) -> torch.Tensor:
-    """``X (XᵀX)^(-1/2)`` on the span of X, for the lesser side's Gram matrix in fp64."""
-    import torch
-
-    gram = lower_gram(matrix, torch.float64, place)
-    squares, vectors = largest_eigenvectors(gram, len(gram))
-    del gram  # before more is allocated
-    rank = numerical_rank(squares.clamp_min(0).sqrt(), matrix.shape, dtype)
-    vectors = vectors[:, :rank]
-    root = ((vectors * squares[:rank].rsqrt()) @ vectors.T).to(matrix.dtype)  # (X Xᵀ)^(-1/2)
-    del vectors
-    factor = projected(matrix, root, place)
-    return factor.T if matrix.shape[0] <= matrix.shape[1] else factor
-
-
-def _roomy(place: Place, matrix: torch.Tensor) -> Place:
+def roomy(place: Place, matrix: torch.Tensor) -> Place:
     """The place, or main memory if there is no room for the eigenvectors of a Gram matrix."""
     return place if place.fits(WORKSPACE * 8 * min(matrix.shape) ** 2) else HOST
 
 
-def precise_sum(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+def precise_sum(matrices: Sequence[torch.Tensor], fast: bool = False) -> torch.Tensor:
     """Sum of the matrices, in fp64 where their decomposition is.
 
     The order of the experts then does not matter.
     """
-    total = precise(matrices[0]).clone()
+    total = precise(matrices[0], fast).clone()
     for matrix in matrices[1:]:
         total += matrix
     return total

@@ -48,11 +48,15 @@ def lower_gram(matrix: torch.Tensor, dtype: torch.dtype, place: Place) -> torch.
     Returns:
         ``(s, s)`` for ``s = min(m, n)``, on the device of the work.
     """
+    return lower_product(wide_view(matrix), dtype, place)
+
+
+def lower_product(wide: torch.Tensor, dtype: torch.dtype, place: Place) -> torch.Tensor:
+    """:func:`lower_gram`, but of ``A Aᵀ`` whichever side is smaller: ``(m, m)``."""
     import torch
 
-    wide = wide_view(matrix)
     size = len(wide)
-    gram = torch.zeros((size, size), dtype=dtype, device=place.device_of(matrix))
+    gram = torch.zeros((size, size), dtype=dtype, device=place.device_of(wide))
     step = min(COLUMNS, place.room(2 * size * gram.element_size(), held=2 * gram.nbytes))
     for start in range(0, wide.shape[1], step):
         piece = wide[:, start : start + step].to(gram.device, dtype)

@@ -8,7 +8,7 @@ function from a tensor's name to thinned vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
-from mergesearch.merging.kernels.forms import Form
+from mergesearch.merging.kernels.forms import Form, Patches, Thinning
 from mergesearch.merging.kernels.host import host_fp32, stored_numbers
-from mergesearch.merging.operators.base import Basis
+from mergesearch.merging.operators.base import Basis, Direct
 from mergesearch.merging.operators.parts.task_vectors import is_stored_whole
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.parallel import nested_parallel_map
@@ -30,11 +30,16 @@ from mergesearch.merging.tensors.source import Options, TensorSource, remembered
 if TYPE_CHECKING:
     import torch
 
+    from mergesearch.merging.kernels.thinned_numba import Outcome
+
     #: Tensor name -> one vector per expert, new tensors of the base's shape.
     Vectors = Callable[[str], list[torch.Tensor]]
 
 #: Tensor name -> for every expert the magnitude from which on its elements are kept.
 Limits = Callable[[str], list[float]]
+
+#: Tensor name -> what becomes of every expert's task vector, as compiled kernels read it.
+Thinnings = Callable[[str], list[Thinning]]
 
 
 def _fraction(value: Any) -> Any:
@@ -108,24 +113,26 @@ class _Thinned:
         base: The base.
         experts: The experts.
         vectors: Tensor name -> thinned task vectors, new tensors each time.
-        limits: Where thinning is trimming alone, what it keeps; else None.
+        thinnings: What thinning does, where kernels can do it to stored numbers; else None.
     """
 
     base: TensorSource
     experts: Sequence[TensorSource]
     vectors: Vectors
-    limits: Limits | None
+    thinnings: Thinnings | None
 
 
 class MajoritySign:
     """The sign that most positions of a model elect, counted when it is first asked for.
 
-    Counting reads the whole model, so one thread counts while the others wait.
+    Counting reads what has not been counted while it was merged, at worst the whole model, so one
+    thread counts while the others wait.
     """
 
-    def __init__(self, count: Callable[[], int]) -> None:
+    def __init__(self, count: Callable[[Mapping[str, int]], int]) -> None:
         self._count = count
         self._lock = Lock()
+        self._counted: dict[str, int] = {}
         #: 1, −1, 0 (as many positions of either sign), or None before it is counted.
         self.known: int | None = None
 
@@ -133,8 +140,19 @@ class MajoritySign:
         """The sign: 1, −1, or 0."""
         with self._lock:
             if self.known is None:
-                self.known = self._count()
+                self.known = self._count(self._counted)
             return self.known
+
+    def add(self, name: str, balance: int) -> None:
+        """Positions of a tensor that elect a positive sign, minus those that elect a negative."""
+        self._counted[name] = balance
+
+    @property
+    def likely(self) -> int:
+        """The sign if it is known, else that of the tensors counted so far: 1 or −1."""
+        if self.known is not None:
+            return self.known
+        return 1 if sum([*self._counted.values()]) >= 0 else -1
 
 
 def elected_basis(
@@ -144,7 +162,7 @@ def elected_basis(
     merge: str,
     mode: str,
     key: Sequence[Any],
-    limits: Limits | None = None,
+    thinnings: Thinnings | None = None,
 ) -> Basis:
     """The basis that elects signs among ``vectors``, in one of its two modes.
 
@@ -156,29 +174,29 @@ def elected_basis(
         mode: ``frozen`` elects among the vectors as they are, ``live`` among the vectors times
             their coefficients.
         key: All that ``vectors`` depends on besides the weights, JSON-able.
-        limits: Where thinning is trimming alone: tensor name -> the magnitude from which on each
-            expert's elements are kept.
+        thinnings: What thinning does, where kernels can do it to stored numbers.
     """
     if mode == "live":
         return Basis(_LIVE_FORMS[merge], len(experts), vectors)
-    majority = MajoritySign(
-        partial(_count_majority, _Thinned(base, experts, vectors, limits), list(key))
-    )
+    model = _Thinned(base, experts, vectors, thinnings)
+    majority = MajoritySign(partial(_count_majority, model, list(key)))
     return Basis(
         "delta",
         len(experts),
         lambda name: elect(vectors(name), merge, majority),
-        direct=None if limits is None else partial(_merge_stored, limits, merge, majority),
+        direct=None if thinnings is None else partial(_merge_stored, model, merge, majority),
     )
 
 
-def _count_majority(model: _Thinned, key: Sequence[Any]) -> int:
+def _count_majority(model: _Thinned, key: Sequence[Any], counted: Mapping[str, int]) -> int:
     """``sign(Σ_positions γ)`` over the whole model, remembered."""
 
     def count() -> dict[str, torch.Tensor]:
         import torch
 
-        balance = sum(nested_parallel_map(partial(_tensor_balance, model), model.base.names))
+        left = [name for name in model.base.names if name not in counted]
+        balance = sum(nested_parallel_map(partial(_tensor_balance, model), left))
+        balance += sum(counted[name] for name in model.base.names if name in counted)
         return {"sign": torch.tensor([_sign(balance)])}
 
     sources = [model.base, *model.experts]
@@ -186,19 +204,21 @@ def _count_majority(model: _Thinned, key: Sequence[Any]) -> int:
 
 
 def _tensor_balance(model: _Thinned, name: str) -> int:
-    """:func:`_balance` of one tensor, from its stored numbers where thinning is trimming."""
-    if model.limits is None or not is_stored_whole(model.experts, name):
+    """:func:`_balance` of one tensor, from its stored numbers where kernels can thin them."""
+    numbers: list[Any] = [None]
+    if model.thinnings is not None and is_stored_whole(model.experts, name):
+        numbers = _stored(model, name)
+    if model.thinnings is None or any(array is None for array in numbers):
         return _balance(model.vectors(name))
-    numbers = [stored_numbers(source.read(name)) for source in (model.base, *model.experts)]
-    if any(array is None for array in numbers):
-        return _balance(model.vectors(name))
-    from mergesearch.merging.kernels.ties_numba import balance_stored
+    from mergesearch.merging.kernels.thinned_numba import balance_thinned
 
-    return balance_stored(numbers, model.limits(name))
+    balance = balance_thinned(numbers, model.thinnings(name))
+    # Vectors say which of them is not finite.
+    return _balance(model.vectors(name)) if balance is None else balance
 
 
 def _merge_stored(
-    limits: Limits,
+    model: _Thinned,
     merge: str,
     majority: MajoritySign,
     name: str,
@@ -206,16 +226,59 @@ def _merge_stored(
     weights: Any,
     boundaries: Any,
     out: Any,
-) -> tuple[float, float] | None:
-    """Trim, elect and merge a tensor from its stored numbers, as ``Basis.direct`` has it."""
-    from mergesearch.merging.kernels.ties_numba import merge_elected
+    later: bool,
+) -> Direct | None:
+    """Thin, elect and merge a tensor from its stored numbers, as ``Basis.direct`` has it.
 
-    bounds = limits(name)
-    sign = majority.known or 0
-    cancelled, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, sign, out)
-    if cancelled > 0 and not sign and majority():
-        _, *sums = merge_elected(numbers, bounds, weights, boundaries, merge, majority(), out)
-    return None if cancelled < 0 else (sums[0], sums[1])
+    Where terms cancel and the majority is not known yet, it is guessed. ``later`` leaves it to the
+    end to set the guess right, when every tensor's balance is known from its merge.
+    """
+    from mergesearch.merging.kernels.thinned_numba import merge_thinned
+
+    assert model.thinnings is not None
+    how = (model.thinnings(name), weights, boundaries, merge)
+    is_open = majority.known is None
+    sign = majority.likely
+    first = merge_thinned(numbers, *how, sign, out, notes=is_open and later)
+    if not first.finite:
+        return None
+    majority.add(name, first.balance)
+    if first.cancelled == 0 or not is_open:
+        return Direct(first.lost, first.change)
+    if later:
+        settle = partial(_settled, model, name, how, majority, sign, first, out.dtype)
+        return Direct(first.lost, first.change, settle)
+    if majority() != sign:
+        first = merge_thinned(numbers, *how, majority(), out)
+    return Direct(first.lost, first.change)
+
+
+def _settled(
+    model: _Thinned,
+    name: str,
+    how: tuple[Any, Any, Any, str],
+    majority: MajoritySign,
+    guess: int,
+    first: Outcome,
+    dtype: npt.DTypeLike,
+) -> Patches | None:
+    """What is to be written over a tensor merged with a guess; None where it was right."""
+    sign = majority()
+    if sign == guess:
+        return None
+    if sign == -guess and first.patches is not None:
+        return first.patches
+    from mergesearch.merging.kernels.thinned_numba import merge_thinned
+
+    numbers = _stored(model, name)
+    out = np.empty(numbers[0].size, dtype)
+    again = merge_thinned(numbers, *how, sign, out)
+    return Patches(None, out, again.lost - first.lost, again.change - first.change)
+
+
+def _stored(model: _Thinned, name: str) -> list[Any]:
+    """The stored numbers of base and experts, each None where kernels cannot read them."""
+    return [stored_numbers(source.read(name).detach()) for source in (model.base, *model.experts)]
 
 
 def refuse_election(_layout: Layout, _experts: int, options: Options) -> str | None:

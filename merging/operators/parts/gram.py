@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 #: Added to the diagonals of all Gram matrices together, relative to the mean diagonal of their sum.
 RIDGE = 1e-6
 
+#: Gram matrices of so many inputs are worked out by half, so many rows at a time: 0.67 of the time
+#: for 3072 inputs.
+HALVED_FROM = 768
+HALVED_STEP = 256
+
 #: The hyperparameter of operators that solve with Gram matrices.
 Reduce = Annotated[
     float, Field(ge=0, le=1, description="Factor on off-diagonal elements of Gram matrices.")
@@ -119,11 +124,17 @@ class Grams:
             layers: Name -> layer.
             inputs: Inputs of the model, which tell what is padding.
         """
+        last = _LastInput()
 
         def add(
             name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         ) -> None:
-            self.add(name, unpadded((args[0] if args else kwargs["input"]).detach(), inputs))
+            given = args[0] if args else kwargs["input"]
+            gram = last.remembered(given)
+            if gram is None:
+                gram = SummedGram.of(unpadded(given.detach(), inputs))
+                last.remember(given, gram)
+            self.add_gram(name, gram)
 
         with ExitStack() as hooks:
             for name, layer in layers.items():
@@ -149,15 +160,78 @@ class Grams:
 
     def add(self, name: str, vectors: torch.Tensor) -> None:
         """Add inputs ``(vectors, inputs)`` of a layer."""
+        self.add_gram(name, SummedGram.of(vectors))
+
+    def add_gram(self, name: str, gram: SummedGram) -> None:
+        """Add what was made of some inputs of a layer."""
+        if name in self.sums:
+            self.sums[name] += gram.products
+        else:
+            self.sums[name] = gram.products.clone()
+        self.counts[name] = self.counts.get(name, 0) + gram.count
+
+
+@dataclass(frozen=True, eq=False)
+class SummedGram:
+    """Σ x xᵀ over some inputs.
+
+    Attributes:
+        products: ``(inputs, inputs)``, in fp32 or wider.
+        count: Number of inputs.
+    """
+
+    products: torch.Tensor
+    count: int
+
+    @classmethod
+    def of(cls, vectors: torch.Tensor) -> SummedGram:
+        """That of ``(vectors, inputs)``."""
         import torch
 
         wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-        product = wide.T @ wide
-        if name in self.sums:
-            self.sums[name] += product
-        else:
-            self.sums[name] = product
-        self.counts[name] = self.counts.get(name, 0) + len(vectors)
+        return cls(squared(wide), len(vectors))
+
+
+def squared(wide: torch.Tensor) -> torch.Tensor:
+    """``Xᵀ X`` of ``(vectors, inputs)``, of which large ones are worked out by half.
+
+    The other half is the mirror image. In main memory that has the bits of the whole product:
+    blocks are all of one size, so that the library sums the elements of each in the same order.
+    """
+    size = wide.shape[1]
+    if wide.device.type != "cpu" or size < HALVED_FROM or size % HALVED_STEP:
+        return wide.T @ wide
+    result = wide.new_empty((size, size))
+    for first in range(0, size, HALVED_STEP):
+        stop = first + HALVED_STEP
+        lower = wide[:, first:stop].T @ wide[:, :stop]
+        result[first:stop, :stop] = lower
+        result[:first, first:stop] = lower[:, :first].T
+    return result
+
+
+class _LastInput:
+    """The last input of a layer with its Gram matrix: query, key and value layers share one."""
+
+    def __init__(self) -> None:
+        self._last: tuple[torch.Tensor, int, SummedGram] | None = None
+
+    def remembered(self, given: torch.Tensor) -> SummedGram | None:
+        """The Gram matrix, if this is the last input and was not written to since."""
+        if self._last is None:
+            return None
+        tensor, version, gram = self._last
+        return gram if tensor is given and version == _version(given) else None
+
+    def remember(self, given: torch.Tensor, gram: SummedGram) -> None:
+        """Keep the Gram matrix of an input."""
+        version = _version(given)
+        self._last = None if version is None else (given, version, gram)
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written to, None where that is not counted."""
+    return None if tensor.is_inference() else int(tensor._version)
 
 
 def _kind(inputs: int) -> str:

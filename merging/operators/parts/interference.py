@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergesearch.merging.operators.parts.decomposition import PRECISE_UP_TO
+from mergesearch.merging.operators.parts.decomposition import PRECISE_UP_TO, is_large
 from mergesearch.merging.operators.parts.eigenvectors import largest_eigenvectors
+from mergesearch.merging.operators.parts.sides import decompose_side
+from mergesearch.merging.tensors.place import Place
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +100,33 @@ def spectrum_of(inputs: Sequence[torch.Tensor], squared_norms: Sequence[float]) 
     )
 
 
+def fast_spectrum_of(
+    inputs: Sequence[torch.Tensor],
+    squared_norms: Sequence[float],
+    draws: torch.Generator,
+    place: Place,
+) -> Spectrum:
+    """:func:`spectrum_of` of large fp32 inputs: half of C alone, or none of it where rank is low.
+
+    Args:
+        inputs: A_k.
+        squared_norms: n_k.
+        draws: For random columns, by which low rank is found.
+        place: Where it is worked out.
+    """
+    import torch
+
+    scales = [1 / math.sqrt(squared) if squared > 0 else 0.0 for squared in squared_norms]
+    stacked = torch.cat([matrix * scale for matrix, scale in zip(inputs, scales, strict=True)])
+    if not is_large(stacked, fast=True) or stacked.shape[0] < stacked.shape[1]:
+        return spectrum_of(inputs, squared_norms)
+    svd = decompose_side(stacked, draws, place, left=False)
+    values = svd.values.double().square()
+    kept = values > FLOOR
+    rows, columns = stacked.shape
+    return Spectrum(values[kept], svd.right[kept].T.contiguous(), (rows, columns))
+
+
 def _eigenvectors(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """All eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
     import torch
@@ -131,6 +160,36 @@ def momentum_descent(values: torch.Tensor, rate: float, momentum: float, steps: 
         velocity = momentum * velocity + 2 * (1 - values * gained)
         gained = gained + rate * velocity
     return Filter(values * gained, gained)
+
+
+def settled_task_vectors(
+    share: float,
+    deltas: Sequence[torch.Tensor],
+    squared_norms: Sequence[float],
+    spectrum: Spectrum,
+    moved: Filter,
+) -> list[torch.Tensor]:
+    """:func:`settled` of task vectors from a share of each, by the eigenvectors that move alone.
+
+    Args:
+        share: x_k / τ_k.
+        deltas: τ_k, which are inputs and targets too.
+        squared_norms: n_k.
+        spectrum: Of C.
+        moved: How far the eigenvectors have settled; 0 beyond some of the largest.
+    """
+    count = int((moved.moved > 0).sum())
+    vectors = spectrum.vectors[:, :count]
+    factor = (moved.moved[:count] * share).to(vectors.dtype)
+    gained = moved.gained[:count].to(vectors.dtype)
+    terms = []
+    for delta, squared in zip(deltas, squared_norms, strict=True):
+        inside = delta @ vectors
+        change = -inside * factor
+        if squared > 0:
+            change += delta @ (delta.T @ inside) * (gained / squared)
+        terms.append((delta * share).addmm_(change, vectors.T))
+    return terms
 
 
 def settled(

@@ -115,12 +115,12 @@ def kth_largest(
         raise InputError(
             f"rank: expected 1 to {histogram.total}, the count of the numbers, received {rank}"
         )
-    prefix, left = _bin_of(histogram.counts, rank)
+    prefix, left = bin_of(histogram.counts, rank)
     for shift in range(histogram.bits - 2 * DIGIT, -1, -DIGIT):
         counts = _no_counts()
         for _, tensor in stream():
             _count_inside(tensor, histogram, prefix, shift, counts, place)
-        digit, left = _bin_of(counts, left)
+        digit, left = bin_of(counts, left)
         prefix = prefix << DIGIT | digit
     return _number(prefix, histogram.bits, histogram.signed)
 
@@ -288,10 +288,10 @@ def _no_counts() -> npt.NDArray[np.int64]:
     return np.zeros(BINS, dtype=np.int64)
 
 
-def _bin_of(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:
+def bin_of(counts: npt.NDArray[np.int64], rank: int) -> tuple[int, int]:
     """The bin that holds the number of this rank from above, and its rank inside the bin."""
     # Two short searches are several times faster than one over all bins.
-    rows = counts.reshape(256, 256)
+    rows = counts.reshape(-1, 256)
     row, left = _find(rows.sum(axis=1), rank)
     column, left = _find(rows[row], left)
     return row * 256 + column, left

@@ -32,12 +32,22 @@ def uniform_bits(
 
     They are the same for every way to cut a range.
     """
-    key = hashlib.sha256(json.dumps([seed, expert, tensor]).encode()).digest()[:16]
+    from mergesearch.merging.kernels.chunks.draws import draw_bits
+
     first = start // PER_STEP
-    steps = -(-stop // PER_STEP) - first
-    generator = np.random.Philox(key=int.from_bytes(key, "little"), counter=first)
-    bits = generator.random_raw(steps * PER_STEP // 2).astype("<u8", copy=False).view("<u4")
-    return bits[start - first * PER_STEP : stop - first * PER_STEP].astype(np.uint32, copy=False)
+    bits = draw_bits(mask_key(seed, expert, tensor), first, stop - first * PER_STEP)
+    return bits[start - first * PER_STEP :]
+
+
+def mask_key(seed: int, expert: str, tensor: str) -> int:
+    """The 128 bits of the key of a mask."""
+    key = hashlib.sha256(json.dumps([seed, expert, tensor]).encode()).digest()[:16]
+    return int.from_bytes(key, "little")
+
+
+def chance_of(probability: float) -> int:
+    """The number below which an element's bits lie with this probability, 0 to 2³²."""
+    return round(float(probability) * 2.0**32)
 
 
 def keep_mask(
@@ -55,21 +65,27 @@ def keep_mask(
     """
     import torch
 
+    if not isinstance(probability, torch.Tensor):
+        return _equal_mask(mask_key(seed, expert, tensor), shape, chance_of(probability))
     mask = torch.empty(tuple(shape), dtype=torch.bool)
     flat = mask.view(-1)
-    each = (
-        probability.detach().cpu().double().reshape(-1)
-        if isinstance(probability, torch.Tensor)
-        else None
-    )
+    each = probability.detach().cpu().double().reshape(-1)
     for start in range(0, flat.numel(), BLOCK):
         stop = min(start + BLOCK, flat.numel())
         # Signed 64 bits: 2^32, the limit of probability 1, has to fit.
         bits = torch.from_numpy(uniform_bits(seed, expert, tensor, start, stop).astype(np.int64))
-        limits = (
-            torch.tensor(float(probability), dtype=torch.float64)
-            if each is None
-            else each[start:stop]
-        )
-        flat[start:stop] = bits < torch.round(limits * 2.0**32).long()
+        flat[start:stop] = bits < torch.round(each[start:stop] * 2.0**32).long()
+    return mask
+
+
+def _equal_mask(key: int, shape: Sequence[int], chance: int) -> torch.Tensor:
+    """The mask of one chance for all elements."""
+    import torch
+
+    from mergesearch.merging.kernels.chunks.draws import draw_mask
+
+    if chance >= 1 << 32:
+        return torch.ones(tuple(shape), dtype=torch.bool)
+    mask = torch.empty(tuple(shape), dtype=torch.bool)
+    draw_mask(key, chance, mask.view(-1).view(torch.uint8).numpy())
     return mask

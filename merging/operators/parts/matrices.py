@@ -52,6 +52,13 @@ Fused = Annotated[
         "they hold, or one; a stack of experts is always one for each"
     ),
 ]
+Decompositions = Annotated[
+    Literal["precise", "fast"],
+    Field(
+        description="how matrices are decomposed: precise, or fast, in about half the time (far "
+        "less for adapters), with rows exact to 1e-4 of their size"
+    ),
+]
 Others = Annotated[
     Literal["mean", "sum", "base"],
     Field(

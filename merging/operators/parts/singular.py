@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging.operators.parts.decomposition import (
@@ -14,11 +14,15 @@ from mergesearch.merging.operators.parts.decomposition import (
     precise_sum,
 )
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
+from mergesearch.merging.operators.parts.sides import decompose_side
 from mergesearch.merging.tensors.place import Place, place_of
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
     import torch
+
+#: What is added to keys of results, by whether they were made fast.
+_FAST: Mapping[bool, list[str]] = {False: [], True: ["fast"]}
 
 
 def singular(
@@ -27,6 +31,7 @@ def singular(
     part: MatrixPart,
     matrix: torch.Tensor,
     rank: int | None = None,
+    fast: bool = False,
 ) -> Svd:
     """Singular values and vectors of one expert's task vector.
 
@@ -37,12 +42,14 @@ def singular(
         matrix: The task vector's part itself.
         rank: Number of singular values that are wanted, the largest; None for all. No more than
             those are kept.
+        fast: See :func:`decompose`.
     """
 
     def compute() -> Svd:
-        return decompose(precise(matrix), rank, part.draws(), place_of(base))
+        wide = precise(matrix, fast)
+        return decompose(wide, rank, part.draws(), place_of(base), fast=fast)
 
-    key = ["singular vectors of a task vector", *part.key, rank]
+    key = ["singular vectors of a task vector", *part.key, rank, *_FAST[fast]]
     return _remembered_svd([base, expert], key, compute, matrix.device)
 
 
@@ -51,14 +58,35 @@ def singular_of_sum(
     experts: Sequence[TensorSource],
     part: MatrixPart,
     matrices: Sequence[torch.Tensor],
+    fast: bool = False,
 ) -> Svd:
     """Singular values and vectors of ``Σ_k τ_k``."""
-    key = ["singular vectors of the sum of task vectors", *part.key]
+    key = ["singular vectors of the sum of task vectors", *part.key, *_FAST[fast]]
 
     def compute() -> Svd:
-        return decompose(precise_sum(matrices), None, part.draws(), place_of(base))
+        total = precise_sum(matrices, fast)
+        return decompose(total, None, part.draws(), place_of(base), fast=fast)
 
     return _remembered_svd([base, *experts], key, compute, matrices[0].device)
+
+
+def left_of_sum(
+    base: TensorSource,
+    experts: Sequence[TensorSource],
+    part: MatrixPart,
+    matrices: Sequence[torch.Tensor],
+    fast: bool = True,
+) -> Svd:
+    """:func:`singular_of_sum`, where right singular vectors may be missing."""
+    total = precise_sum(matrices, fast)
+    if total.shape[0] > total.shape[1] or not is_large(total, fast=fast):
+        return singular_of_sum(base, experts, part, matrices, fast)
+    key = ["left singular vectors of the sum of task vectors", *part.key, *_FAST[fast]]
+
+    def compute() -> Svd:
+        return decompose_side(total, part.draws(), place_of(base), left=True)
+
+    return _remembered_svd([base, *experts], key, compute, total.device)
 
 
 def singular_side_by_side(
@@ -66,11 +94,21 @@ def singular_side_by_side(
     experts: Sequence[TensorSource],
     part: MatrixPart,
     matrices: Sequence[torch.Tensor],
+    fast: bool = False,
 ) -> Svd:
-    """Left singular vectors and values of ``[τ_1 ... τ_K]``, ``(m, K n)``, with an empty right."""
-    key = ["left singular vectors of the task vectors side by side", *part.key]
+    """Left singular vectors and values of ``[τ_1 ... τ_K]``, ``(m, K n)``, with an empty right.
+
+    Where they are made fast, it may be the left ones that are missing, if m is no less than K n.
+    """
+    import torch
+
+    key = ["left singular vectors of the task vectors side by side", *part.key, *_FAST[fast]]
 
     def compute() -> Svd:
+        if fast and is_large(matrices[0], fast=True):
+            joined = torch.cat([precise(matrix, fast) for matrix in matrices], dim=1)
+            less = joined.shape[0] < joined.shape[1]
+            return decompose_side(joined, part.draws(), place_of(base), left=less)
         return _side_by_side(matrices, place_of(base))
 
     return _remembered_svd([base, *experts], key, compute, matrices[0].device)

@@ -1,4 +1,4 @@
-"""How long a trial takes on this machine: the base is evaluated once, and one merge is made."""
+"""How long a trial takes on this machine: the base is evaluated, and one merge is made."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging import InputError
 from mergesearch.merging.operators import get_operator
 from mergesearch.merging.resident.card_memory import weight_bytes
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.run_folder import RunFolder
-from mergesearch.search.runs.wiring import worker_spec
 from mergesearch.search.workers.messages import Outcome, Task
-from mergesearch.search.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from mergesearch.search.workers.worker import Worker
 
 #: Items on which the first evaluation is made, which also warms up.
 FIRST_ITEMS = 32
-#: Seconds that the timed evaluation may take, about; more items are extrapolated.
+#: Seconds that the timed evaluation of a proposal may take, about; more items are extrapolated.
 LONGEST = 20.0
 #: Seconds of a trial beside merge and evaluation: the journal, the strategy, the checks.
 OVERHEAD = 0.03
@@ -71,20 +72,25 @@ def room_needed(plan: Plan) -> int:
     return weights.base + weights.rows
 
 
-def measure_cost(plan: Plan, folder: Path) -> Cost | str:
+def measure_cost(plan: Plan, folder: Path, longest: float = LONGEST) -> Cost | str:
     """Time the base and a merge of a planned study, or say why that is not done.
 
     Args:
         plan: The study.
         folder: Where prepared weights may lie for a while.
+        longest: Seconds that the timed evaluation may take, about; more items are extrapolated.
 
     Raises:
         InputError: If the base cannot be evaluated.
     """
+    # Imported on demand: both load torch, which a plan alone does without.
+    from mergesearch.search.runs.wiring import worker_spec
+    from mergesearch.search.workers.worker import Worker
+
     needed = room_needed(plan)
     if 2 * needed > shutil.disk_usage(folder).free:
         return f"{needed / 1e9:.1f} GB of prepared weights, for which the disk has little room"
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".mergesearch-init-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".mergesearch-cost-") as scratch:
         started = time.perf_counter()
         worker = Worker(worker_spec(plan, RunFolder(Path(scratch) / "run")))
         items = plan.evaluator.size("search")
@@ -94,8 +100,8 @@ def measure_cost(plan: Plan, folder: Path) -> Cost | str:
         some = _outcome(worker, plan, first or None, "base")
         seconds = some.seconds["evaluate"]
         timed = items
-        if items and seconds * items / first > LONGEST:
-            timed = min(items, max(first, int(LONGEST * first / seconds)))
+        if items and seconds * items / first > longest:
+            timed = min(items, max(first, int(longest * first / seconds)))
         merged = _outcome(worker, plan, timed or None, "start")
         whole = merged if timed == first else _outcome(worker, plan, timed or None, "base")
         base = some if timed == first else whole
@@ -124,7 +130,7 @@ def _outcome(worker: Worker, plan: Plan, items: int | None, which: str) -> Outco
     outcome = worker.run(Task(which, recipe, "search", items=items))
     if outcome.failure is not None:
         raise InputError(
-            f"the proposed study does not run: the {which} could not be evaluated "
+            f"the study does not run: the {which} could not be evaluated "
             f"({' '.join(outcome.failure.message.split())[:300]}); see "
             "`mergesearch help evaluators` for what data and models must have"
         )

@@ -14,6 +14,7 @@ from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.export.content import Content
 from mergesearch.merging.export.difference import Difference, difference
 from mergesearch.merging.export.folder import export_model
+from mergesearch.merging.mixture.exporting import export_mixture
 from mergesearch.merging.tensors.parallel import usable_cores
 from mergesearch.search.plan.loading import load_study
 from mergesearch.search.plan.plan import Plan
@@ -124,9 +125,12 @@ def replay(source: ReplaySource, study: Path | None = None, out: Path | None = N
     with ExitStack() as stack:
         kept = out or Path(stack.enter_context(TemporaryDirectory(prefix="replay-"))) / "model"
         started = time.perf_counter()
-        export_model(
-            source.recipe, kept, dtype=content.dtype, threads=usable_cores(), head=content.head
-        )
+        if source.recipe.mixture:
+            export_mixture(source.recipe, kept, dtype=content.dtype, head=content.head)
+        else:
+            export_model(
+                source.recipe, kept, dtype=content.dtype, threads=usable_cores(), head=content.head
+            )
         seconds = time.perf_counter() - started
         scores = None
         if run is not None and record is not None:

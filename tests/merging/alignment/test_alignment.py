@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from mergesearch.merging.alignment.aligning import ExpertAlignment, weight_terms
 from mergesearch.merging.alignment.axes import fresh, leaves, reshaped, tie
 from mergesearch.merging.alignment.groups import Groups
+from mergesearch.merging.alignment.invertible import attentions_of
 from mergesearch.merging.alignment.matching import agreement, match
 from mergesearch.merging.alignment.moving import Moves, from_tensors, identity, moved, to_tensors
 from mergesearch.merging.alignment.probing import random_order, rotary_turn
@@ -20,6 +22,8 @@ from mergesearch.merging.alignment.rotations import with_turns
 from mergesearch.merging.alignment.spec import AlignSpec
 from mergesearch.merging.alignment.subject import Subject
 from mergesearch.merging.alignment.transport import plan
+from mergesearch.merging.attention.random_maps import random_maps
+from mergesearch.merging.attention.realigning import MappedHeads
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.tensors.memo import Memo
 from tests.merging.alignment.models import MODELS, saved
@@ -172,6 +176,56 @@ class TestKinds:
         for key, axes in groups.tensors.items():
             back = moved(twin.read(key), axes, groups, found)
             torch.testing.assert_close(back, subject.base.read(key), atol=1e-5, rtol=0)
+
+
+class Mapped:
+    """The base with heads in other places, mapped by random matrices that cancel."""
+
+    def __init__(self, subject: Subject) -> None:
+        base = subject.base
+        self._attentions = attentions_of(base)
+        self._heads = MappedHeads(self._attentions, self._maps)
+        rng = np.random.default_rng(7)
+        groups = subject.groups
+        heads = {groups.groups[i].outer[0] for i in groups.order if groups.groups[i].outer}
+        moves = {i: random_order((), groups.groups[i].size, rng) for i in sorted(heads)}
+        self._base = Twin(subject, Moves(moves))
+        self.name = "mapped"
+        self.identity = "mapped"
+        self.tensors = base.tensors
+        self.merged = base.merged
+        self.shape = base.shape
+
+    def _maps(self, place: int) -> dict[Any, Any]:
+        attention, free = self._attentions[place]
+        counts = attention.counts
+        rng = np.random.default_rng(place)
+        return {one.pair: random_maps(one, counts.groups, counts.width, rng) for one in free}
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self._base.read(name)
+        return self._heads.apply(name, tensor, "float32") if name in self._heads.names else tensor
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_heads_that_were_mapped_come_back(subjects: dict[str, Subject], name: str) -> None:
+    subject = subjects[name]
+    twin: Any = Mapped(subject)
+    expected = answers(subject, subject.base)
+    torch.testing.assert_close(answers(subject, twin), expected, atol=1e-5, rtol=0)
+    turned, mapped = (
+        ExpertAlignment(subject, twin, AlignSpec(method=method, sweeps=3))  # type: ignore[arg-type]
+        for method in ("procrustes", "invertible")
+    )
+    assert mapped.heads is not None
+    gaps = {
+        alignment.spec.method: max(
+            float((alignment.read(key) - subject.base.read(key)).abs().max())
+            for key in mapped.heads.names
+        )
+        for alignment in (turned, mapped)
+    }
+    assert gaps["invertible"] < 1e-3 < 0.1 < gaps["procrustes"]
 
 
 def test_moves_come_back_from_a_memo(subjects: dict[str, Subject], tmp_path: Path) -> None:

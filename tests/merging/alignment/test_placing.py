@@ -14,11 +14,13 @@ from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import RecipeError
 from mergesearch.merging.export.folder import export_model
-from mergesearch.merging.family.family import ModelFamily, align_family
+from mergesearch.merging.family.family import ModelFamily, align_family, open_family
+from mergesearch.merging.family.placing.widths import ChosenWidths
 from mergesearch.merging.lineage.refusal import check_lineages
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.policies import parse_policies
 from mergesearch.merging.recipe_file import load_recipe
+from mergesearch.merging.tensors.memo import Memo
 from mergesearch.search.plan.lineage import family_lineages
 from mergesearch.search.spec.study_file import validate
 from tests.merging.alignment.models import saved
@@ -62,17 +64,24 @@ def logits_of(source: Checkpoint) -> torch.Tensor:
     return found
 
 
-def shorthand(folder: Path, out: Path, coefficient: float, align: str = "weight_matching") -> Path:
+def shorthand(
+    folder: Path,
+    out: Path,
+    coefficient: float,
+    align: str = "weight_matching",
+    batch_norm: str = "refuse",
+) -> Path:
     path = out / "recipe.yaml"
     path.write_text(
         f"base: {folder / 'a'}\nexperts:\n  b: {{path: {folder / 'b'}, align: {align}}}\n"
         f"operator: task_arithmetic\ncoefficients: {coefficient}\n"
+        f"special: {{batch_norm: {batch_norm}}}\n"
     )
     return path
 
 
 class TestExports:
-    @pytest.mark.parametrize("align", ["weight_matching", "procrustes", "pleas"])
+    @pytest.mark.parametrize("align", ["weight_matching", "procrustes", "invertible", "pleas"])
     def test_the_aligned_expert_answers_as_itself(
         self, folder: Path, tmp_path: Path, align: str
     ) -> None:
@@ -117,10 +126,39 @@ class TestPleas:
             expected = logits(folder / "resnet" / name)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
-    def test_is_for_two_models(self, folder: Path) -> None:
+    def test_three_models_share_layers(self, folder: Path, tmp_path: Path) -> None:
+        paths = [folder / "resnet" / "a", folder / "resnet" / "b", tmp_path / "c"]
+        saved("resnet", tmp_path / "c", 2)
+        sources = [open_checkpoint(str(p), name) for p, name in zip(paths, "abc", strict=True)]
+        spec = {"method": "pleas", "fraction": {"hidden_sizes.1": 0.5}, "sweeps": 1}
+        policies = parse_policies({"align": {"b": spec, "c": spec}, "batch_norm": "merge"})
+        wide = align_family(sources[0], sources[1:], policies)
+        assert wide.base.config["hidden_sizes"] == [8, 24]
+        for source, path in zip(wide.sources, paths, strict=True):
+            torch.testing.assert_close(logits_of(source), logits(path), atol=1e-5, rtol=0)
+
+    def test_other_widths_have_the_layout_of_their_family(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        recipe = load_recipe(shorthand(folder / "resnet", tmp_path, 0.5, "pleas", "merge"))
+        memo = Memo(tmp_path / "memo")
+        chosen = ChosenWidths(recipe, open_family(recipe, memo).layout, memo)
+        assert chosen.fractions == {"hidden_sizes.0": 0.25, "hidden_sizes.1": 0.25}
+        assert chosen.at(chosen.fractions)[0] is recipe
+        for shares in ({"hidden_sizes.0": 0.5, "hidden_sizes.1": 0.0}, {"hidden_sizes.1": 1.0}):
+            full = {"hidden_sizes.0": 0.0} | shares
+            other, layout = chosen.at(full)
+            assert open_family(other, memo).layout.digest == layout.digest == other.layout
+            assert chosen.at(full)[0].basis_key == other.basis_key != recipe.basis_key
+
+    def test_settings_must_be_the_same_for_all(self, folder: Path) -> None:
         sources = [open_checkpoint(str(folder / "vit" / "b"), name) for name in "abc"]
-        with pytest.raises(RecipeError, match="expected one expert beside the base, received 2"):
+        with pytest.raises(RecipeError, match=r"same settings for all experts.* 'c'"):
             align_family(sources[0], sources[1:], parse_policies({"align": {"b": "pleas"}}))
+
+    def test_widths_go_by_their_names(self, folder: Path) -> None:
+        with pytest.raises(RecipeError, match="names of widths, received 'hidden_size'"):
+            family(folder / "vit", {"method": "pleas", "fraction": {"hidden_size": 0.5}})
 
 
 class TestPolicies:

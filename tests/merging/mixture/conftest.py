@@ -45,13 +45,14 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def folder(kind: str) -> Path:
         if not (home / kind).is_dir():
-            _save(kind, home / kind)
+            save_mixture(kind, home / kind)
         return home / kind
 
     return folder
 
 
-def _save(kind: str, folder: Path) -> None:
+def save_mixture(kind: str, folder: Path) -> None:
+    """Save a kind's model with weights of its own."""
     import torch
     import transformers
     from safetensors.torch import save_file

@@ -77,8 +77,8 @@ def test_clusters_are_the_best_of_all_divisions_of_a_small_case() -> None:
 def test_counts_follow_usage_in_the_whole_model_and_keep_one_in_every_block() -> None:
     even = statistics([0.25] * 4, np.eye(4))
     uneven = statistics([0.97, 0.01, 0.01, 0.01], np.eye(4))
-    assert counts_by_usage([even, uneven], 2) == [3, 1]
-    assert counts_by_usage([even, uneven], 4) == [4, 4]
+    assert counts_by_usage([even, uneven], 4) == [3, 1]
+    assert counts_by_usage([even, uneven], 8) == [4, 4]
 
 
 def test_slots_give_spare_places_to_the_most_used_members() -> None:

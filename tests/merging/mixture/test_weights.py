@@ -8,9 +8,10 @@ import torch
 
 from mergesearch.merging.mixture.layers import ExpertWeights
 from mergesearch.merging.mixture.weights import (
-    aligned,
     factor_bytes,
+    in_order,
     low_rank_and_sparse,
+    neuron_order,
     shares,
     union_subspace_mean,
     weighted_mean,
@@ -24,6 +25,10 @@ def expert(seed: int, inner: int = 7, width: int = 5) -> ExpertWeights:
         return torch.randn(shape, generator=generator)
 
     return ExpertWeights(draw(inner, width), draw(inner, width), draw(width, inner))
+
+
+def aligned(own: ExpertWeights, reference: ExpertWeights) -> ExpertWeights:
+    return in_order(own, neuron_order(own, reference))
 
 
 def matrices(count: int, shape: tuple[int, int] = (4, 6)) -> list[torch.Tensor]:

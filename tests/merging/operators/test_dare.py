@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mergesearch.merging import CheckpointError, RecipeError, merge
+from mergesearch.merging import CheckpointError, Field, Layout, RecipeError, merge
+from mergesearch.merging.in_memory import (
+    MappingSource,
+    merge_tensor,
+    merge_wide,
+    prepared_merge,
+)
+from mergesearch.merging.operators import get_operator
 from mergesearch.merging.operators.parts.masks import keep_mask
 
 State = dict[str, torch.Tensor]
@@ -226,3 +233,43 @@ def test_trimming_what_is_dropped_already_changes_nothing(operator: str, density
     plain = merged(vectors, 1.0, operator, drop=0.5)
     trimmed = merged(vectors, 1.0, operator, drop=0.5, density=density)
     assert all(torch.equal(plain[name], trimmed[name]) for name in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("operator", ["dare", "dare_ties"])
+@pytest.mark.parametrize(
+    "options", [{}, {"vectors": "drop", "drop": 0.5}, {"density": 0.2, "drop": 0.3}, {"drop": 0.0}]
+)
+def test_merging_what_is_stored_gives_the_bits_of_the_rows(
+    dtype: torch.dtype, operator: str, options: dict[str, Any]
+) -> None:
+    vectors = task_vectors()
+    base = {name: torch.full_like(tensor, 0.5) for name, tensor in vectors["expert 0"].items()}
+    base = {name: tensor.to(dtype) for name, tensor in base.items()}
+    experts = {
+        name: {n: (base[n].float() + t.mul(8).round() / 8).to(dtype) for n, t in vector.items()}
+        for name, vector in vectors.items()
+    }
+    layout = Layout.build(
+        {n: (tuple(t.shape), str(dtype).removeprefix("torch.")) for n, t in base.items()}
+    )
+    field = Field.constant(layout.size, [0.3, -0.2, 1.0])
+    sources = [
+        MappingSource(name, state, layout.names)
+        for name, state in {"base": base, **experts}.items()
+    ]
+    full = get_operator(operator).complete(options)
+    merge = prepared_merge(sources[0], sources[1:], operator, full, field, layout)
+    assert merge.basis.direct is not None
+    for spec in layout.tensors:
+        merged, _ = merge_tensor(merge, spec, spec.dtype)
+        assert torch.equal(merged, merge_wide(merge, spec).to(dtype)), spec.name
+
+
+def test_a_norm_is_restored_from_rows() -> None:
+    vectors = task_vectors(1)
+    names = list(vectors["expert 0"])
+    base, expert = (MappingSource(name, vectors["expert 0"], names) for name in ("base", "e"))
+    for rescale, is_direct in (("inverse_prob", True), ("none", True), ("l1", False)):
+        basis = get_operator("dare").prepare(base, [expert], rescale=rescale)
+        assert (basis.direct is not None) == is_direct

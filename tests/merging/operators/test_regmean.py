@@ -13,7 +13,8 @@ from torch import nn
 from mergesearch.merging import InputError, merge
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.models.calibration_spec import Calibration
-from mergesearch.merging.operators.parts.gram import Grams, LinearWeight, regressed
+from mergesearch.merging.operators.parts import gram
+from mergesearch.merging.operators.parts.gram import Grams, LinearWeight, regressed, squared
 from mergesearch.merging.operators.regmean import prepare
 from mergesearch.merging.tensors.memo import Memo
 from tests.merging.operators.calibrated import images, save_items
@@ -275,3 +276,38 @@ def test_values_of_reduce_share_the_gram_matrices(
     other = prepare(base, experts, **options | {"reduce": 0.1}).rows(name)
     assert torch.equal(first[0], again[0])
     assert not torch.allclose(first[0], other[0], atol=1e-4)
+
+
+class TestProducts:
+    @pytest.mark.parametrize("size", [40, 768, 800])
+    @pytest.mark.parametrize("count", [1, 30])
+    def test_halves_have_the_bits_of_the_whole(self, size: int, count: int) -> None:
+        x = random(count, size, seed=size)
+        assert torch.equal(squared(x), x.T @ x)
+
+    def test_layers_with_one_input_share_its_gram_matrix(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[int] = []
+
+        def counted(wide: torch.Tensor) -> torch.Tensor:
+            made.append(len(wide))
+            return squared(wide)
+
+        monkeypatch.setattr(gram, "squared", counted)
+        layers = {name: nn.Linear(IN, OUT) for name in ("query", "key", "value")}
+        grams = Grams()
+        x = random(6, IN, seed=1)
+        y = random(5, IN, seed=2)
+        with torch.no_grad(), grams.collecting(layers, {}):
+            for name in ("query", "key", "value", "query"):
+                layers[name](x)
+            layers["key"](y)
+            y += 1  # as a residual stream is written to in place
+            layers["value"](y)
+        assert made == [6, 5, 5]
+        expected = {"query": 2 * x.T @ x, "key": x.T @ x + (y - 1).T @ (y - 1)}
+        expected["value"] = x.T @ x + y.T @ y
+        for name, products in expected.items():
+            torch.testing.assert_close(grams.sums[name], products)
+        assert grams.counts == {"query": 12, "key": 11, "value": 11}

@@ -13,16 +13,16 @@ from mergesearch.merging import CheckpointError, Field, InputError, Recipe, Reci
 from mergesearch.merging.export.folder import export_model
 from mergesearch.merging.models.prompt_heads import PromptHeads
 from mergesearch.merging.routing.bundle import load
-from mergesearch.merging.routing.routed import (
-    T3,
-    TwinMerging,
+from mergesearch.merging.routing.divergence import js_divergence
+from mergesearch.merging.routing.router import train_router
+from mergesearch.merging.routing.t3 import T3
+from mergesearch.merging.routing.twin_merging import TwinMerging
+from mergesearch.merging.routing.vectors import (
     copied_tensors,
     exclusive_vector,
     floating_tensors,
-    js_divergence,
     low_rank,
 )
-from mergesearch.merging.routing.router import train_router
 from tests.evaluators.items import pico_vit
 from tests.evaluators.prompted import CLASSES, pico_clip, word_tokenizer
 

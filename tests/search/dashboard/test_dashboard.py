@@ -31,7 +31,9 @@ from mergesearch.evaluators import Measurement, Objective
 from mergesearch.merging import Field, InputError, Recipe, RunFolderError, Source
 from mergesearch.search.dashboard.access import Access, find_token, is_loopback, read_token
 from mergesearch.search.dashboard.note import note_markdown
-from mergesearch.search.dashboard.serving import build_application, serve
+from mergesearch.search.dashboard.serving import build_application, likely_paths, serve
+from mergesearch.search.dashboard.shared_answers import SharedAnswers
+from mergesearch.search.dashboard.shown_storage import shown_storage
 from mergesearch.search.record.storage import open_storage
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.workers.messages import Outcome
@@ -374,7 +376,8 @@ class TestBounds:
             asked = log.ask(kind, TEMPLATE, name=name, summary={"x": 0.5}, bounds=(0, 1))
             named = dict(zip(names, values, strict=False))
             log.tell(asked.number, Outcome("", Measurement(named), None, {}), None)
-            application = build_application(storage, Access(), None, {})
+            shown = shown_storage(tmp_path / "journal.log")
+            application = build_application(shown, Access(), None, {})
             detail = json.loads(call(application, "/api/studies/0")[2])
             assert [trial["number"] for trial in detail["best_trials"]] == [min(asked.number, 1)]
             about = {each["key"]: each["value"] for each in detail["trials"][-1]["user_attrs"]}
@@ -387,6 +390,28 @@ class TestBounds:
         bare = optuna_dashboard.wsgi(open_storage(url))
         application = build_application(open_storage(url), Access(), None, {})
         assert detail_in(application) == json.loads(call(bare, "/api/studies/1")[2])
+
+    def test_a_prepared_answer_waits_for_the_first_viewer(self, tmp_path):
+        fill = open_storage(tmp_path / "journal.log")
+        for name in ("first", "second"):
+            TrialLog(fill, name, OBJECTIVES, lambda point: TEMPLATE, TEMPLATE)
+        storage = shown_storage(tmp_path / "journal.log")
+        asked: list[str] = []
+        dashboard = optuna_dashboard.wsgi(storage)
+
+        def counted(environ, start_response):
+            asked.append(environ["PATH_INFO"])
+            return dashboard(environ, start_response)
+
+        shared = SharedAnswers(counted)
+        paths = likely_paths(storage)
+        assert paths == ["/api/studies", "/api/studies/1", "/api/studies/0"]
+        shared.prepare(paths)
+        assert asked == paths
+        assert [json.loads(call(shared, path)[2])["name"] for path in paths[1:]] == [
+            *("second", "first")
+        ]
+        assert asked == paths
 
     def test_what_there_is_not_is_refused(self, server):
         assert ask(f"{server}api/studies/99")[0] == 404

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from mergesearch.search.init.commented import Key, commented, plain
-from mergesearch.search.init.cost import Cost
 from mergesearch.search.init.sizing import ENOUGH, FEWEST_ITEMS, size_of
 from mergesearch.search.init.tables import split_roles
 from mergesearch.search.plan.loading import load_study
 from mergesearch.search.plan.planning import plan_study
+from mergesearch.search.runs.cost.trial_cost import Cost
 from tests.search.cli.test_cli import mergesearch
 from tests.search.conftest import model_study
 from tests.search.init.journeys import PICTURES, reviews, write_csv

@@ -50,7 +50,7 @@ def trial(number: int, value: float) -> TrialRecord:
         state="complete",
         suggestion=number,
         point=np.zeros(1),
-        recipe=recipe,
+        merge=recipe,
         tells_at_ask=0,
         tell_index=number,
         values={"accuracy": value},

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -176,9 +176,8 @@ def test_the_cpu_share_is_weighted_and_unknown_without_any(record: TrialRecord) 
 
     window = Window(Clock())
     window.add(replace(record, seconds={"evaluate": 5.0}))
-    known = {
-        key: value for key, value in vars(record).items() if key not in ("seconds", "cpu_share")
-    }
+    names = {each.name for each in fields(record)} - {"seconds", "cpu_share"}
+    known = {name: getattr(record, name) for name in names}
     if not hasattr(record, "cpu_share"):
         assert math.isnan(window.cpu_share())
     window = Window(Clock())

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psycopg
@@ -16,13 +18,15 @@ import pytest
 from mergesearch.merging import InputError, RunFolderError, StudyFailedError
 from mergesearch.search.plan.loading import load_study
 from mergesearch.search.record.lease import Holder, Lease, holder_of
-from mergesearch.search.record.storage import open_engine, read_storage
+from mergesearch.search.record.storage import StorageAway, open_engine, read_storage
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import open_run
 from tests.commands import run_command
 from tests.postgres import Gate, Server
 from tests.search.studies import analytic, fingerprint, spec_of, write_study
 from tests.waiting import PATIENT, wait_for
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.xdist_group("postgres")
 
@@ -100,11 +104,25 @@ def test_a_killed_driver_is_followed_by_one_in_another_folder(
     assert fingerprint(open_run(tmp_path / "another host")) == undisturbed
 
 
+def connections(url: str) -> int:
+    """How many connections the database has, beside this one."""
+    address = url.replace("@", f":{os.environ['PGPASSWORD']}@")
+    with psycopg.connect(address) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+        return connection.execute(query, [connection.info.dbname]).fetchone()[0] - 1
+
+
 def test_a_second_driver_is_refused_with_the_name_of_the_first(url: str, tmp_path: Path) -> None:
-    path = write_study(study(url, driver={"lease_seconds": 3}), tmp_path)
+    data = study(url, driver={"lease_seconds": 12})
+    path = write_study(data | {"evaluators": [EVALUATOR | {"seconds": 0.1}]}, tmp_path)
     first = start(path, tmp_path / "one")
     await_finished(url, 5, first)
+    first.send_signal(signal.SIGSTOP)  # so that it does not end before the other comes
+    before = connections(url)
     second = start(path, tmp_path / "two")
+    # One is for the record, the next one for the lease.
+    wait_for(lambda: connections(url) > before + 1, second, pause=0.05)
+    first.send_signal(signal.SIGCONT)
     _, errors = second.communicate(timeout=PATIENT)
     assert second.returncode == 2
     assert f"found process {first.pid} on" in errors
@@ -173,25 +191,42 @@ def test_a_commit_whose_answer_is_lost_is_not_repeated(
     """The connection breaks at some commits, before the server has them, or after."""
     from sqlalchemy.engine.default import DefaultDialect
 
+    from mergesearch.search.record.postgres_trials import PostgresTrials
+
     commit = DefaultDialect.do_commit
+    send = PostgresTrials._send
     count = 0
     random = np.random.default_rng(0)
 
-    def breaking(dialect: DefaultDialect, pooled: object) -> None:
+    def broken(connection: psycopg.Connection, act: Callable[[], T]) -> T:
         nonlocal count
         count += 1
-        connection = pooled.dbapi_connection
-        cut = count > 40 and random.random() < 0.1 and connection.info.dbname in url
+        cut = count > 20 and random.random() < 0.1 and connection.info.dbname in url
         if cut and when == "before":
             connection.close()
-        commit(dialect, pooled)
+        done = act()
         if cut:
             connection.close()
             raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return done
+
+    def breaking(dialect: DefaultDialect, pooled: object) -> None:
+        broken(pooled.dbapi_connection, lambda: commit(dialect, pooled))
+
+    def breaking_round(trials: PostgresTrials, parameters: dict) -> object:
+        trials._connection = trials._connection or trials._engine.raw_connection()
+        connection = trials._connection.driver_connection
+        try:
+            return broken(connection, lambda: send(trials, parameters))
+        except psycopg.Error as error:
+            trials._connection.invalidate()
+            trials._connection = None
+            raise StorageAway(str(error)) from error
 
     monkeypatch.setattr(DefaultDialect, "do_commit", breaking)
+    monkeypatch.setattr(PostgresTrials, "_send", breaking_round)
     run = run_study(spec_of(study(url), tmp_path), tmp_path / "run")
-    assert count > 100
+    assert count > 80
     assert fingerprint(run) == undisturbed
 
 

@@ -45,7 +45,7 @@ def study(
             name=f"anchor {number}" if anchor else "",
             suggestion=None if anchor else 0,
             point=None,
-            recipe=Recipe(source, (Source("one", "one"),), "average", field, layout="none"),
+            merge=Recipe(source, (Source("one", "one"),), "average", field, layout="none"),
             tells_at_ask=0,
             tell_index=None,
             state="complete",

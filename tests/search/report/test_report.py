@@ -98,7 +98,7 @@ def make_study(
             "name": ANCHORS[number] if anchor else "",
             "suggestion": None if anchor else number - len(ANCHORS),
             "point": values.mean(axis=1),
-            "recipe": recipe,
+            "merge": recipe,
             "tells_at_ask": 0,
             "tell_index": None,
             "seconds": {

@@ -27,7 +27,7 @@ def trial(
         name="",
         suggestion=number,
         point=None,
-        recipe=RECIPE,
+        merge=RECIPE,
         tells_at_ask=0,
         tell_index=None,
         state=state,

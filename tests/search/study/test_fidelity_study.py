@@ -14,6 +14,7 @@ from mergesearch.merging import InputError
 from mergesearch.search.cli.check import describe_plan
 from mergesearch.search.front import Normaliser
 from mergesearch.search.plan.planning import plan_study
+from mergesearch.search.record.storage import read_storage
 from mergesearch.search.report.caveats import caveats, ties
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.exported import rescore
@@ -309,9 +310,9 @@ class TestBounds:
         level = run.log.results.references("search")["base"]["cross_entropy/odd"]
         assert base.violations == {odd: pytest.approx(-0.01 / max(1.0, level), abs=1e-9)}
         for record in complete:
-            stored = run.log._storage.get_trial_system_attrs(run.log._trial_ids[record.number])[
-                "constraints"
-            ]
+            storage = read_storage(tmp_path / "run" / "journal.log")
+            trial = storage.get_trial(run.log._trials.ids[record.number])
+            stored = trial.system_attrs["constraints"]
             assert stored == [record.violations[odd]]
         assert any("miss a bound" in line for line in caveats(run.report_data()))
         assert open_run(tmp_path / "run").log.records[3].violations == run.log.records[3].violations

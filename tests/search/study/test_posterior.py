@@ -29,7 +29,7 @@ def trial(number: int, point: np.ndarray, items: np.ndarray, kind: str = "search
         name="",
         suggestion=number,
         point=point,
-        recipe=Recipe(source, (Source("one", "one"),), "average", field, layout="none"),
+        merge=Recipe(source, (Source("one", "one"),), "average", field, layout="none"),
         tells_at_ask=0,
         tell_index=number,
         state="complete",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mergesearch.merging import InputError, ReplayError, RunFolderError, StudyFailedError
-from mergesearch.search.record.trial_log import TrialLog
+from mergesearch.search.record.storage import read_storage
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import open_run
 from mergesearch.search.study.budget import busy_seconds
@@ -276,8 +276,8 @@ def test_busy_time_does_not_count_breaks() -> None:
 
 def test_summaries_stay_few_and_the_point_is_exact(tmp_path: Path) -> None:
     run = run_in(analytic(trials=20, dim=200), tmp_path / "run")
-    log: TrialLog = run.log
-    trials = log._storage.get_all_trials(log._study_id, deepcopy=False)
+    storage = read_storage(tmp_path / "run" / "journal.log")
+    trials = storage.get_all_trials(run.log._study_id, deepcopy=False)
     assert all(len(trial.params) <= 16 for trial in trials)
     again = open_run(tmp_path / "run")
     for before, after in zip(run.log.records, again.log.records, strict=True):

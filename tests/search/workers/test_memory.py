@@ -149,7 +149,7 @@ def test_the_batch_is_in_the_record_and_in_the_report(size: int | None) -> None:
         name="",
         suggestion=0,
         point=np.zeros(2),
-        recipe=recipe,
+        merge=recipe,
         tells_at_ask=0,
         tell_index=None,
         state="running",

@@ -13,10 +13,11 @@ from mergesearch.merging.in_memory import MappingSource
 from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.operators.parts import decomposition, eigenvectors
 from mergesearch.merging.operators.parts.counting import digit_counts
-from mergesearch.merging.operators.parts.decomposition import decompose, polar
+from mergesearch.merging.operators.parts.decomposition import decompose
 from mergesearch.merging.operators.parts.eigenvectors import largest_eigenvectors, lower_gram
 from mergesearch.merging.operators.parts.magnitudes import DIGIT, kth_largest, magnitude_histogram
 from mergesearch.merging.operators.parts.matrix_part import MatrixPart
+from mergesearch.merging.operators.parts.polar import polar
 from mergesearch.merging.operators.parts.singular import singular_side_by_side
 from mergesearch.merging.tensors.place import HOST, Place, PlacedSource, place_of
 from mergesearch.merging.tensors.source import FilteredSource

@@ -14,8 +14,9 @@ from mergesearch.merging import merge
 from mergesearch.merging.operators import OPERATORS
 from mergesearch.merging.operators.parts import decomposition
 from mergesearch.merging.operators.parts import singular as remembering
-from mergesearch.merging.operators.parts.decomposition import decompose, numerical_rank, polar
+from mergesearch.merging.operators.parts.decomposition import decompose, numerical_rank
 from mergesearch.merging.operators.parts.matrices import matrices_in
+from mergesearch.merging.operators.parts.polar import polar
 from mergesearch.merging.operators.parts.singular import singular, singular_side_by_side
 from mergesearch.merging.tensors.memo import Memo
 from tests.merging.operators.parts.families import draw, selection, sources
@@ -89,7 +90,7 @@ class TestDecompositions:
         first = singular(base, expert, part, delta, 2)
         assert (first.left.shape, first.values.shape, first.right.shape) == ((6, 2), (2,), (2, 4))
 
-        def refuse(*_arguments: Any) -> Any:
+        def refuse(*_arguments: Any, **_options: Any) -> Any:
             raise AssertionError("decomposed again")
 
         monkeypatch.setattr(remembering, "decompose", refuse)

@@ -1,0 +1,1 @@
+"""What trials and studies cost, measured in two seconds before they run."""

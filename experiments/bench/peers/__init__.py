@@ -1,0 +1,1 @@
+"""Whole trials of this package beside those of others, each in an environment of its own."""

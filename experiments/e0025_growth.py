@@ -1,4 +1,4 @@
-"""Experiment 25: how time and memory grow with parameters, experts, dimensions, trials, workers.
+"""Experiment 25: how time grows with parameters, experts, dimensions, trials and workers.
 
 ``python -m experiments.e0025_growth``
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import cProfile
 import heapq
 import pstats
-import resource
 import tempfile
 import time
 from collections import Counter
@@ -76,12 +75,10 @@ class Driven:
     Attributes:
         milliseconds: CPU time of the last tenth of the trials, each.
         kilobytes: Journal for each trial.
-        memory: Bytes by which the process grew for each trial.
     """
 
     milliseconds: float
     kilobytes: float
-    memory: float
 
 
 def study_of(dimensions: int, trials: int, strategy: str) -> dict[str, Any]:
@@ -104,20 +101,13 @@ def driven(dimensions: int, trials: int, strategy: str) -> Driven:
         if event.kind == "trial":
             clock.append(time.process_time())
 
-    before = _resident()
     with tempfile.TemporaryDirectory() as folder:
         spec = resolve(validate(study_of(dimensions, trials, strategy), "growth"), Path(folder))
-        run = run_study(spec, Path(folder) / "run", note)
+        run_study(spec, Path(folder) / "run", note)
         size = (Path(folder) / "run" / "journal.log").stat().st_size
-        grown = _resident() - before
-        assert run.log.records
     last = max(trials // 10, 2)
     cost = (clock[-1] - clock[-last]) / (last - 1)
-    return Driven(1e3 * cost, size / trials / 1e3, max(grown, 0) / trials)
-
-
-def _resident() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Driven(1e3 * cost, size / trials / 1e3)
 
 
 class SimulatedCluster(Inline):
@@ -266,7 +256,7 @@ def tables() -> str:
     moved = [k + 2 for k in EXPERTS]
     exponent = slope(moved, by_experts)
     lines.append(f"| 20M parameters, experts | {shown} | (K + 2)^1 | (K + 2)^{exponent:.2f} |")
-    lines += ["", "| driver | CPU ms a trial | journal kB | memory kB |", "|---|---|---|---|"]
+    lines += ["", "| driver | CPU ms a trial | journal kB |", "|---|---|---|"]
     for strategy in ("sobol", "cma_es"):
         for dimensions in DIMENSIONS:
             one = driven(dimensions, 500, strategy)
@@ -290,7 +280,7 @@ def tables() -> str:
 
 
 def _driver_row(what: str, one: Driven) -> str:
-    return f"| {what} | {one.milliseconds:.2f} | {one.kilobytes:.1f} | {one.memory / 1e3:.1f} |"
+    return f"| {what} | {one.milliseconds:.2f} | {one.kilobytes:.1f} |"
 
 
 def main() -> None:

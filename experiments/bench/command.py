@@ -24,16 +24,17 @@ ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "experiments/0001-digits/study.yaml"
 
 
+def cpu_of(*arguments: str) -> float:
+    """CPU seconds of one process of this interpreter, its children included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def cpu_seconds(*arguments: str) -> float:
     """CPU seconds of one call of the command line; the median of a few, after one unmeasured."""
-    times = []
-    for _ in range(REPEATS + 1):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "mergesearch", *arguments], check=True, capture_output=True
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    times = [cpu_of("-m", "mergesearch", *arguments) for _ in range(REPEATS + 1)]
     return statistics.median(times[1:])
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ import numpy as np
 import torch
 
 from experiments.bench import combine as combine_bench
-from experiments.bench.command import write_study
+from experiments.bench.command import cpu_of, write_study
 from mergesearch.merging.kernels.dispatch import combine
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.search.runs.driver import run_study
@@ -113,22 +111,14 @@ def _driver() -> float:
     return min(times) / min(loops)
 
 
-def _cpu_of(*arguments: str) -> float:
-    """CPU seconds of a process of this interpreter."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def _check() -> float:
     """CPU seconds of ``check`` on headers of 8B parameters over those of importing torch."""
     with tempfile.TemporaryDirectory() as folder:
         study = str(write_study(Path(folder)))
         pairs = [
             (
-                _cpu_of("-m", "mergesearch", "check", study),
-                _cpu_of("-c", "import torch"),
+                cpu_of("-m", "mergesearch", "check", study),
+                cpu_of("-c", "import torch"),
             )
             for _ in range(3)
         ]

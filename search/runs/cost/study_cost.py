@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergesearch.merging.operators import get_operator
-from mergesearch.merging.resident.card_memory import weight_bytes
 from mergesearch.search.plan.cards import cards_here
 from mergesearch.search.plan.plan import Plan
-from mergesearch.search.runs.cost.trial_cost import Cost, measure_cost
+from mergesearch.search.runs.cost.trial_cost import Cost, bytes_of_trial, measure_cost
 
 #: Seconds that the timed evaluation takes for ``mergesearch check --cost``, about.
 PROBE = 2.0
@@ -100,15 +98,6 @@ def cost_of_study(plan: Plan, trial: Cost) -> StudyCost:
         rented=max(round(workers * cards), 1) if cards else workers,
         price=plan.spec.workers.price_per_hour,
     )
-
-
-def bytes_of_trial(plan: Plan) -> tuple[int, int]:
-    """Bytes that one merge reads and writes; zeros for problems without weights."""
-    if plan.family is None:
-        return 0, 0
-    operator = get_operator(plan.template.operator)
-    weights = weight_bytes(plan.family, operator, plan.template.options, plan.spec.rows)
-    return weights.base + weights.rows, weights.merged
 
 
 def workers_of(plan: Plan) -> int:

@@ -9,7 +9,8 @@ from mergesearch.search.grammar import counted
 from mergesearch.search.plan.card_check import check_cards_there
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.report.page.cost_section import duration
-from mergesearch.search.runs.cost.study_cost import StudyCost, bytes_of_trial, study_cost
+from mergesearch.search.runs.cost.study_cost import StudyCost, study_cost
+from mergesearch.search.runs.cost.trial_cost import bytes_of_trial
 from mergesearch.search.runs.listed import size_text
 
 

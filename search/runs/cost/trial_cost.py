@@ -63,13 +63,13 @@ class Cost:
         return asdict(self) | {"base": dict(self.base), "trial": self.trial}
 
 
-def room_needed(plan: Plan) -> int:
-    """Bytes that timing a study writes to disk."""
+def bytes_of_trial(plan: Plan) -> tuple[int, int]:
+    """Bytes that one merge reads and writes; zeros for problems without weights."""
     if plan.family is None:
-        return 0
+        return 0, 0
     operator = get_operator(plan.template.operator)
     weights = weight_bytes(plan.family, operator, plan.template.options, plan.spec.rows)
-    return weights.base + weights.rows
+    return weights.base + weights.rows, weights.merged
 
 
 def measure_cost(plan: Plan, folder: Path, longest: float = LONGEST) -> Cost | str:
@@ -87,7 +87,7 @@ def measure_cost(plan: Plan, folder: Path, longest: float = LONGEST) -> Cost | s
     from mergesearch.search.runs.wiring import worker_spec
     from mergesearch.search.workers.worker import Worker
 
-    needed = room_needed(plan)
+    needed, _ = bytes_of_trial(plan)  # what is prepared is what a merge reads
     if 2 * needed > shutil.disk_usage(folder).free:
         return f"{needed / 1e9:.1f} GB of prepared weights, for which the disk has little room"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".mergesearch-cost-") as scratch:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from mergesearch.search.cli.main import app
 from mergesearch.search.plan.plan import Plan
 from mergesearch.search.plan.planning import plan_study
-from mergesearch.search.runs.cost.study_cost import bytes_of_trial, cost_of_study, held_out
-from mergesearch.search.runs.cost.trial_cost import OVERHEAD, Cost
+from mergesearch.search.runs.cost.study_cost import cost_of_study, held_out
+from mergesearch.search.runs.cost.trial_cost import OVERHEAD, Cost, bytes_of_trial
 from tests.search.conftest import model_study
 from tests.search.studies import analytic, spec_of, write_study
 

@@ -78,15 +78,16 @@ def left_of_sum(
     fast: bool = True,
 ) -> Svd:
     """:func:`singular_of_sum`, where right singular vectors may be missing."""
-    total = precise_sum(matrices, fast)
-    if total.shape[0] > total.shape[1] or not is_large(total, fast=fast):
+    rows, columns = matrices[0].shape
+    if rows > columns or not is_large(matrices[0], fast=fast):
         return singular_of_sum(base, experts, part, matrices, fast)
     key = ["left singular vectors of the sum of task vectors", *part.key, *_FAST[fast]]
 
     def compute() -> Svd:
+        total = precise_sum(matrices, fast)
         return decompose_side(total, part.draws(), place_of(base), left=True)
 
-    return _remembered_svd([base, *experts], key, compute, total.device)
+    return _remembered_svd([base, *experts], key, compute, matrices[0].device)
 
 
 def singular_side_by_side(

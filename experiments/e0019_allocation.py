@@ -31,9 +31,9 @@ from experiments.e0019_moe import (
     head,
     measured,
     runs_of,
+    tables_of_zoos,
 )
 from experiments.running import ROOT, folder_name, kept, write_between
-from experiments.zoo.moe import build_moe
 from experiments.zoo.skills_data import SPLITS
 
 if TYPE_CHECKING:
@@ -193,16 +193,8 @@ def _listed(counts: list[int]) -> str:
 
 def main() -> None:
     """Run what is missing, and write the tables."""
-    from experiments.zoo.building import one_thread, silence_transformers
-
     argparse.ArgumentParser(description="Search experts of each block.").parse_args()
-    silence_transformers()
-    parts = []
-    for name, (what, settings) in ZOOS.items():
-        zoo = build_moe(ROOT / "zoo" / name, settings)
-        with one_thread():
-            parts.append(f"**{what.capitalize()}** (`zoo/{name}`)\n\n{tables(zoo)}")
-    write_between(README, START, STOP, "\n\n".join(parts))
+    write_between(README, START, STOP, tables_of_zoos(tables))
 
 
 if __name__ == "__main__":

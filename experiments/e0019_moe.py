@@ -10,7 +10,7 @@ between its two marks.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -246,18 +246,23 @@ def figures_of(zoo: Path, case: Case, experts: int) -> dict[str, Any]:
     return figures
 
 
-def main() -> None:
-    """Make what is missing, and write the tables."""
+def tables_of_zoos(tables_of: Callable[[Path], str]) -> str:
+    """The tables of every zoo, which is built where it is missing, under its name."""
     from experiments.zoo.building import one_thread, silence_transformers
 
-    argparse.ArgumentParser(description="Make a mixture of experts smaller.").parse_args()
     silence_transformers()
     parts = []
     for name, (what, settings) in ZOOS.items():
         zoo = build_moe(ROOT / "zoo" / name, settings)
         with one_thread():
-            parts.append(f"**{what.capitalize()}** (`zoo/{name}`)\n\n{tables(zoo)}")
-    write_between(README, START, STOP, "\n\n".join(parts))
+            parts.append(f"**{what.capitalize()}** (`zoo/{name}`)\n\n{tables_of(zoo)}")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Make what is missing, and write the tables."""
+    argparse.ArgumentParser(description="Make a mixture of experts smaller.").parse_args()
+    write_between(README, START, STOP, tables_of_zoos(tables))
 
 
 if __name__ == "__main__":

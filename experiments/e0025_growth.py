@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from experiments.bench.combine import TENSORS, best_seconds
+from experiments.bench.driver import study_of
 from experiments.running import ROOT, write_between
 from mergesearch.merging import Field, Layout
 from mergesearch.merging.kernels.dispatch import combine
@@ -79,18 +80,6 @@ class Driven:
 
     milliseconds: float
     kilobytes: float
-
-
-def study_of(dimensions: int, trials: int, strategy: str) -> dict[str, Any]:
-    """A study without weights."""
-    return {
-        "name": "growth",
-        "space": {"dim": dimensions, "bounds": [0.0, 1.0], "start": 0.3},
-        "strategy": strategy,
-        "evaluators": [{"kind": "synthetic", "problem": "sphere"}],
-        "budget": {"trials": trials},
-        "anchors": "none",
-    }
 
 
 def driven(dimensions: int, trials: int, strategy: str) -> Driven:

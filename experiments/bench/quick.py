@@ -25,6 +25,7 @@ import torch
 
 from experiments.bench import combine as combine_bench
 from experiments.bench.command import cpu_of, write_study
+from experiments.bench.driver import study_of
 from mergesearch.merging.kernels.dispatch import combine
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.search.runs.driver import run_study
@@ -89,14 +90,7 @@ def _loop() -> float:
 
 def _driver() -> float:
     """CPU seconds of a study without weights over those of the loop."""
-    study = {
-        "name": "quick",
-        "space": {"dim": 200, "bounds": [0.0, 1.0], "start": 0.3},
-        "strategy": "cma_es",
-        "evaluators": [{"kind": "synthetic", "problem": "sphere"}],
-        "budget": {"trials": TRIALS},
-        "anchors": "none",
-    }
+    study = study_of(200, TRIALS)
     times = []
     loops = []
     for number in range(3):

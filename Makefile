@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
+# Hundreds of processes of the tests import the same modules: each is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-fast test-slow bench bench-peers bench-quick gpu-check lint format faults fuzz soak golden peers docs docs-site clean
 

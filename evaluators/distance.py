@@ -30,6 +30,7 @@ class Distance(EvaluatorBase):
 
     constraints: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
+    deterministic = True
     measures_weights = True
     _subject = "a distance"
 
@@ -76,11 +77,13 @@ class Distance(EvaluatorBase):
     def _shared(self, candidate: Candidate, base: Checkpoint) -> dict[str, Any]:
         """Stored name -> view of the model's parameters, for every shared name, sorted."""
         from mergesearch.merging.family.family import open_family
-        from mergesearch.merging.models.parameter_views import parameter_views
+        from mergesearch.merging.models.parameter_views import name_in_class, parameter_views
 
         views = parameter_views(candidate.model)
         heads = open_family(candidate.recipe).heads if candidate.heads else None
         own = {} if heads is None else heads.head(str(self.one_head)).renamed
         names = sorted(base.merged if heads is None else {*base.merged} - heads.names)
-        stored = {name: own.get(name, name) for name in names}
+        stored = {
+            name: name_in_class(candidate.model, views, own.get(name, name)) for name in names
+        }
         return {name: views[other] for name, other in stored.items() if other in views}

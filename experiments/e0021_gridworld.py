@@ -125,12 +125,7 @@ class Bench:
 
 @contextmanager
 def alike(zoo: Path) -> Iterator[Path]:
-    """The zoo as if heads meant the same: averages of heads with other names are refused.
-
-    The base is stored as a classifier without its head, in the experts' own class.
-    """
-    from safetensors.torch import load_file, save_file
-
+    """The zoo as if heads meant the same: averages of heads with other names are refused."""
     names = {str(number): f"LABEL_{number}" for number in range(len(MOVES))}
     numbers = {name: int(number) for number, name in names.items()}
     with TemporaryDirectory() as folder:
@@ -139,12 +134,7 @@ def alike(zoo: Path) -> Iterator[Path]:
         for skill in SKILLS:
             config = json.loads((zoo / skill / "config.json").read_text())
             text = json.dumps({**config, "id2label": names, "label2id": numbers})
-            for place in (skill, "base"):
-                (plain / place / "config.json").write_text(text)
-        tower = load_file(zoo / "base" / "model.safetensors")
-        tensors = {f"vit.{name}": tensor for name, tensor in tower.items()}
-        file = plain / "base" / "model.safetensors"
-        save_file(tensors, file, metadata={"format": "pt"})
+            (plain / skill / "config.json").write_text(text)
         yield plain
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from mergesearch.merging.foreign.shown import line_cut, printable
+from mergesearch.merging.foreign.shown import cut, line_cut, printable
 
 #: The most characters of a name and of a list of names in a message; ours are all shorter.
 LONGEST_NAME = 60
@@ -78,14 +78,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         name: As received.
         known: All names that are accepted.
     """
-    # Names of experts and columns are foreign text; that of the reader of foreign text is above.
-    names = sorted(name if name.isprintable() else ascii(name)[1:-1] for name in known)
+    names = sorted(map(printable, known))  # those of experts and columns are foreign text
     close = [each for each in names if len(name) > 2 and each.startswith(name)]
     if len(name) < 100:  # the comparison takes as long as the name is long, squared
         close = close or difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {_short(close[0])!r}? " if close else ""
-    return f"{hint}known: {_short(', '.join(map(_short, names)), LONGEST_LIST)}"
-
-
-def _short(text: str, limit: int = LONGEST_NAME) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+    hint = f"did you mean {cut(close[0], LONGEST_NAME)!r}? " if close else ""
+    listed = ", ".join(cut(each, LONGEST_NAME) for each in names)
+    return f"{hint}known: {cut(listed, LONGEST_LIST)}"

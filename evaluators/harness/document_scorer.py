@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators.base import Split
 from mergesearch.evaluators.batching import KeptPlans, token_limit
-from mergesearch.evaluators.harness.frozen import FrozenTask, freeze_task, score_frozen
+from mergesearch.evaluators.harness.frozen import (
+    FrozenTask,
+    freeze_task,
+    prompt_of,
+    score_frozen,
+)
 from mergesearch.evaluators.harness.harness_loop import score_by_harness
 from mergesearch.evaluators.harness.plan import ScoringPlan
 from mergesearch.evaluators.harness.prompt import Prompt
-from mergesearch.evaluators.harness.rows import Options
+from mergesearch.evaluators.harness.rows import Options, Tokens
 from mergesearch.evaluators.harness.scoring import can_pack
 from mergesearch.evaluators.harness.tasks import SplitTask
 from mergesearch.evaluators.text.tokenizers import load_tokenizer
@@ -97,19 +102,40 @@ class DocumentScorer:
         frozen = self._frozen(harness, split, tasks)
         options = self._options(harness, packed=frozen.packed)
         scores: dict[int, dict[str, Any]] = {}
-        first = 0
-        for task, requests in zip(tasks, frozen.tasks, strict=True):
-            stop = first + len(task.document_indices)
-            own = [document - first for document in documents if first <= document < stop]
-            if own:
-                answered = (
-                    score_by_harness(harness, task, own, self._prompt)
-                    if requests is None
-                    else score_frozen(harness, requests, own, options, self._plans)
-                )
-                scores |= {first + d: answer for d, answer in zip(own, answered, strict=True)}
-            first = stop
+        for place, first, own in _by_task(tasks, documents):
+            requests = frozen.tasks[place]
+            answered = (
+                score_by_harness(harness, tasks[place], own, self._prompt)
+                if requests is None
+                else score_frozen(harness, requests, own, options, self._plans)
+            )
+            scores |= {first + d: answer for d, answer in zip(own, answered, strict=True)}
         return scores
+
+    def prompts(
+        self, model: Any, split: Split, tasks: Sequence[SplitTask], documents: Sequence[int]
+    ) -> list[Tokens]:
+        """Tokens of the prompt of each document: those before the answer of its first request.
+
+        Args:
+            model: The resident model.
+            split: The split.
+            tasks: All tasks on it, none of which needs the harness's own loop.
+            documents: As for :meth:`score`.
+        """
+        harness = self._harness(model)
+        frozen = self._frozen(harness, split, tasks)
+        found: dict[int, Tokens] = {}
+        for place, first, own in _by_task(tasks, documents):
+            requests = frozen.tasks[place]
+            assert requests is not None
+            found |= {first + d: prompt_of(harness, requests, d) for d in own}
+        return [found[document] for document in documents]
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a forward pass at most."""
+        return self._batch_size
 
     def halve_batch(self) -> int | None:
         """Halve the rows of a forward pass; None where they are one."""
@@ -137,7 +163,7 @@ class DocumentScorer:
         """Requests of a split, built when the split is first used."""
         if split not in self.frozen:
             frozen = [
-                None if _needs_loop(task) else freeze_task(harness, task, self._prompt)
+                None if needs_loop(task) else freeze_task(harness, task, self._prompt)
                 for task in tasks
             ]
             self.frozen[split] = FrozenSplit(frozen, self._packs(harness, frozen))
@@ -163,7 +189,23 @@ class DocumentScorer:
         return Options(self._batch_size, harness.max_length, packed, self._padding, tokens)
 
 
-def _needs_loop(task: SplitTask) -> bool:
+def _by_task(
+    tasks: Sequence[SplitTask], documents: Sequence[int]
+) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield the place of each task that some documents are of, its first document, and these.
+
+    Documents are counted from the first of the task.
+    """
+    first = 0
+    for place, task in enumerate(tasks):
+        stop = first + len(task.document_indices)
+        own = [document - first for document in documents if first <= document < stop]
+        if own:
+            yield place, first, own
+        first = stop
+
+
+def needs_loop(task: SplitTask) -> bool:
     """Whether the harness's own loop scores the task."""
     tier = task.options.tier
     return tier == "two" or (tier == "auto" and task.task.OUTPUT_TYPE not in FIRST_TIER)

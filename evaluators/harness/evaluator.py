@@ -41,6 +41,9 @@ from mergesearch.evaluators.reduction import DomainScore, measure
 from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
 from mergesearch.merging import InputError
 
+#: Kinds of requests whose answers are likelihoods.
+LIKELIHOODS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+
 
 class LmEval(EvaluatorBase):
     """Scores a causal language model on tasks of lm_eval.
@@ -120,6 +123,11 @@ class LmEval(EvaluatorBase):
         return constraints_of(self._tasks.metrics)
 
     @property
+    def deterministic(self) -> bool:
+        """Whether all tasks compare likelihoods; others may draw the answers that they write."""
+        return all(task.task.OUTPUT_TYPE in LIKELIHOODS for task in self._tasks.by_split["search"])
+
+    @property
     def tolerances(self) -> Mapping[str, str]:
         """Tolerances of the bounds that have one."""
         return tolerances_of(self._tasks.metrics)
@@ -178,12 +186,17 @@ class LmEval(EvaluatorBase):
         by_document = candidate.scored.setdefault((id(self), split), {})
         fresh = [document for document in documents if document not in by_document]
         if fresh:
-            tasks = self._tasks.by_split[split]
-            by_document.update(self._scorer.score(candidate.model, split, tasks, fresh))
+            by_document.update(self._answered(candidate.model, split, fresh))
         scores = self._by_domain([by_document[one] for one in documents], indices, domains[indices])
         made_of = (self._tasks.metrics, scores, candidate.references, self._experts)
         measured = measure(*made_of, domains)
         return measured if split == "search" else with_resamples(measured, *made_of)
+
+    def _answered(
+        self, model: Any, split: Split, documents: Sequence[int]
+    ) -> dict[int, dict[str, Any]]:
+        """Index of each document -> metric -> its score."""
+        return self._scorer.score(model, split, self._tasks.by_split[split], documents)
 
     def _by_domain(
         self,

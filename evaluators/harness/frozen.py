@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mergesearch.evaluators.batching import KeptPlans
 from mergesearch.evaluators.harness.plan import ScoringPlan
 from mergesearch.evaluators.harness.prompt import Prompt, request_arguments
-from mergesearch.evaluators.harness.rows import Answer, Options, Request
+from mergesearch.evaluators.harness.rows import Answer, Options, Request, Tokens
 from mergesearch.evaluators.harness.scoring import score_requests
 from mergesearch.evaluators.harness.tasks import SplitTask, quiet
 from mergesearch.merging import MergesearchError
@@ -60,6 +60,16 @@ def freeze_task(harness: HarnessModel, source: SplitTask, prompt: Prompt) -> Fro
     with quiet():
         tokens = {id(one): harness.tokens_of(one) for one in scored}
     return FrozenTask(source, tuple(documents), groups, tokens)
+
+
+def prompt_of(harness: HarnessModel, frozen: FrozenTask, document: int) -> Tokens:
+    """Tokens of the prompt of a document, no more of its end than the model reads."""
+    first = frozen.instances[document][0]
+    requests = frozen.tokens.get(id(first))
+    tokens = (
+        tuple(harness.lm.tok_encode(first.args[0])) if requests is None else requests[0].context
+    )
+    return tokens[-harness.max_length :]
 
 
 def score_frozen(

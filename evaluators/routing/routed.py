@@ -8,7 +8,7 @@ along. It answers as an image classifier, by class prompts, or as a language mod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -62,16 +62,18 @@ class RoutedEvaluator(Evaluator, Protocol):
         """The input-dependent merge of a candidate."""
 
 
-class RoutedItems(ByItem, ABC):
-    """Scores an input-dependent merge item by item.
+class ForInputs(ABC):
+    """What evaluators of input-dependent merges have in common, whatever scores them.
 
-    Checkpoints beside it are scored as they are.
+    Args:
+        **options: Of what scores them, which comes after it among the bases.
     """
 
-    #: A rule or a router gives no gradient that a strategy could follow.
-    smooth: ClassVar[frozenset[str]] = frozenset()
     parameters: tuple[Parameter, ...]
     fixed: Mapping[str, Any]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
 
     @abstractmethod
     def routed(self, candidate: Candidate) -> Routed:
@@ -85,32 +87,23 @@ class RoutedItems(ByItem, ABC):
         """What answers by the models that a candidate is merged into."""
 
     @abstractmethod
-    def arguments(self, model: Any, items: Any) -> Mapping[str, torch.Tensor]:
-        """Keyword arguments of the model for some items."""
+    def search_domains(self) -> Collection[str]:
+        """Domains of the search items, known before any weight is read."""
 
-    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
-        """Score the merge of a recipe with routing, a loaded bundle, or a checkpoint."""
-        if candidate.merged is None or not candidate.recipe.routing:
-            return super().evaluate(candidate, split, items)
-        return super().evaluate(replace(candidate, model=self.routed(candidate)), split, items)
+    @abstractmethod
+    def seen_by_router(
+        self, model: Any, batch_size: int
+    ) -> tuple[list[str], Iterator[Mapping[str, torch.Tensor]]]:
+        """Domain of each search item, and all of them, in batches, as arguments of the model."""
 
-    def _scores_of(self, candidate: Candidate, items: Any) -> Mapping[str, Array]:
-        """A routed merge brings the heads of all domains, whose items run together."""
-        if hasattr(candidate.model, "item_weights"):
-            return self._item_scores(candidate.model, items)
-        return super()._scores_of(candidate, items)
+    def in_place(self, candidate: Candidate) -> Candidate:
+        """A candidate whose model is the merge of its recipe, if that has a routing.
 
-    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
-        """Metric -> score of each item ``(items,)``, computed in an order that mixes domains.
-
-        Batches of sorted data would hold one domain each, and a merge for a batch would profit.
+        Loaded bundles and checkpoints stay as they are.
         """
-        order = balanced_order(items.domains)
-        back = np.argsort(order)
-        return {
-            metric: scores[back]
-            for metric, scores in super()._item_scores(model, items.rows(order)).items()
-        }
+        if candidate.merged is None or not candidate.recipe.routing:
+            return candidate
+        return replace(candidate, model=self.routed(candidate))
 
     def check_recipe(self, template: Recipe) -> None:
         """Refuse operators and policies under which experts cannot be reproduced.
@@ -130,6 +123,56 @@ class RoutedItems(ByItem, ABC):
                 f"special.{odd[0]}: expected no policy but batch_norm base or merge for {method}, "
                 "which is merged for each input; leave it out"
             )
+
+
+class RoutedItems(ForInputs, ByItem, ABC):
+    """Scores an input-dependent merge item by item.
+
+    Checkpoints beside it are scored as they are.
+    """
+
+    #: A rule or a router gives no gradient that a strategy could follow.
+    smooth: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def arguments(self, model: Any, items: Any) -> Mapping[str, torch.Tensor]:
+        """Keyword arguments of the model for some items."""
+
+    def evaluate(self, candidate: Candidate, split: Split, items: ItemSubset = None) -> Measurement:
+        """Score the merge of a recipe with routing, a loaded bundle, or a checkpoint."""
+        return super().evaluate(self.in_place(candidate), split, items)
+
+    def search_domains(self) -> Collection[str]:
+        """Those of the data."""
+        domains: Collection[str] = self._tables.check(self._splits)["search"]
+        return domains
+
+    def seen_by_router(
+        self, model: Any, batch_size: int
+    ) -> tuple[list[str], Iterator[Mapping[str, torch.Tensor]]]:
+        """Domain of each search item, and all of them, in batches, as arguments of the model."""
+        items = self._items["search"]
+        starts = range(0, len(items.domains), batch_size)
+        parts = (items.rows(slice(start, start + batch_size)) for start in starts)
+        return [*map(str, items.domains)], (self.arguments(model, part) for part in parts)
+
+    def _scores_of(self, candidate: Candidate, items: Any) -> Mapping[str, Array]:
+        """A routed merge brings the heads of all domains, whose items run together."""
+        if hasattr(candidate.model, "item_weights"):
+            return self._item_scores(candidate.model, items)
+        return super()._scores_of(candidate, items)
+
+    def _item_scores(self, model: Any, items: Any) -> dict[str, Array]:
+        """Metric -> score of each item ``(items,)``, computed in an order that mixes domains.
+
+        Batches of sorted data would hold one domain each, and a merge for a batch would profit.
+        """
+        order = balanced_order(items.domains)
+        back = np.argsort(order)
+        return {
+            metric: scores[back]
+            for metric, scores in super()._item_scores(model, items.rows(order)).items()
+        }
 
 
 class OfClassifiers(RoutedItems, Classification):

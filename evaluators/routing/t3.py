@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergesearch.evaluators.base import Candidate
 from mergesearch.evaluators.routing.routed import (
+    ForInputs,
     OfClassifiers,
     OfPrompts,
     Parameter,
-    RoutedItems,
     tensors_at,
 )
 from mergesearch.merging import InputError, Recipe
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from mergesearch.merging.routing.routed import Routed
 
 
-class T3Items(RoutedItems):
-    """Scores T3.
+class T3Rule(ForInputs):
+    """T3 for what an evaluator scores.
 
     Args:
         per: Merge for every ``item``, or for a ``batch`` by its mean divergence.
         centred: ``2 · sigmoid - 1`` instead of the published sigmoid
-            (:class:`mergesearch.merging.routing.routed.T3`).
+            (:class:`mergesearch.merging.routing.t3.T3`).
         **items: Arguments of the evaluator that scores checkpoints.
     """
 
@@ -63,9 +63,9 @@ class T3Items(RoutedItems):
         return t3_of(candidate.merged.model, base, expert, dict(candidate.recipe.routing), head)
 
 
-class T3(T3Items, OfClassifiers):
+class T3(T3Rule, OfClassifiers):
     """Scores T3 as an image classifier."""
 
 
-class PromptedT3(T3Items, OfPrompts):
+class PromptedT3(T3Rule, OfPrompts):
     """Scores T3 by class prompts, as its paper does."""

@@ -6,7 +6,7 @@ What is written after a prompt, or scored there, is then by that merge alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from mergesearch.evaluators.base import Candidate
 from mergesearch.evaluators.model_items import ModelItems, padded
 from mergesearch.evaluators.routing.routed import RoutedItems
-from mergesearch.evaluators.routing.t3 import T3Items
-from mergesearch.evaluators.routing.twin_merging import TwinItems
+from mergesearch.evaluators.routing.t3 import T3Rule
+from mergesearch.evaluators.routing.twin_merging import TwinRule
 from mergesearch.evaluators.text.generation import Generation
 from mergesearch.evaluators.text.language_model import LanguageModel
 from mergesearch.evaluators.text.text_items import TextItems
@@ -27,6 +27,18 @@ from mergesearch.merging.models.task_heads import OwnHead, TaskHead
 
 if TYPE_CHECKING:
     import torch
+
+
+def padded_prompts(prompts: Sequence[torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Prompts ``(tokens,)`` as arguments of a model, padded on their right, and where they are."""
+    import torch
+
+    device = next(model.parameters()).device
+    mask = padded([torch.ones_like(prompt) for prompt in prompts])
+    return {
+        "input_ids": to_device(padded([*prompts]), device),
+        "attention_mask": to_device(mask, device),
+    }
 
 
 class OfTexts(RoutedItems, ABC):
@@ -42,15 +54,7 @@ class OfTexts(RoutedItems, ABC):
 
     def arguments(self, model: Any, items: Any) -> Mapping[str, torch.Tensor]:
         """The prompts, padded on their right, and where they are."""
-        import torch
-
-        rows = self.prompts(items)
-        device = next(model.parameters()).device
-        mask = padded([torch.ones_like(row) for row in rows])
-        return {
-            "input_ids": to_device(padded(rows), device),
-            "attention_mask": to_device(mask, device),
-        }
+        return padded_prompts(self.prompts(items), model)
 
     def merged_parts(self, routed: Any, items: Any) -> Iterator[tuple[npt.NDArray[np.intp], Any]]:
         """Merge for some items after the other, and yield their indices and these items.
@@ -102,19 +106,19 @@ class OfLanguageModel(OfTexts, LanguageModel):
         return scores
 
 
-class T3Generation(T3Items, OfGeneration):
+class T3Generation(T3Rule, OfGeneration):
     """Scores texts that T3 writes."""
 
 
-class T3LanguageModel(T3Items, OfLanguageModel):
+class T3LanguageModel(T3Rule, OfLanguageModel):
     """Scores T3 by the cross-entropy of tokens."""
 
 
-class TwinMergingGeneration(TwinItems, OfGeneration):
+class TwinMergingGeneration(TwinRule, OfGeneration):
     """Scores texts that Twin-Merging writes."""
 
 
-class TwinMergingLanguageModel(TwinItems, OfLanguageModel):
+class TwinMergingLanguageModel(TwinRule, OfLanguageModel):
     """Scores Twin-Merging by the cross-entropy of tokens."""
 
 

@@ -9,24 +9,23 @@ import numpy as np
 
 from mergesearch.evaluators.base import Candidate
 from mergesearch.evaluators.routing.routed import (
+    ForInputs,
     OfClassifiers,
     OfPrompts,
     Parameter,
-    RoutedItems,
     tensors_at,
 )
 from mergesearch.merging import Field, InputError, Recipe
 from mergesearch.merging.models.task_heads import TaskHead
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from mergesearch.merging.routing.routed import Routed
 
 
-class TwinItems(RoutedItems):
-    """Scores Twin-Merging.
+class TwinRule(ForInputs):
+    """Twin-Merging for what an evaluator scores.
 
     The router learns from the search items which expert an item belongs to: the one of its domain.
 
@@ -59,18 +58,19 @@ class TwinItems(RoutedItems):
         **items: Any,
     ) -> None:
         super().__init__(experts=experts, **items)
-        self._source = items
+        self._key = items["where"]
         self._owners = experts
-        self._batch = items["batch_size"]
+        self._router_batch = items["batch_size"]  # as given: the router must not depend on memory
         router = {
             "router_width": router_width,
             "router_steps": router_steps,
             "router_seed": router_seed,
         }
         self.fixed = {"method": "twin_merging", "per": per, **router}
-        if items["columns"]["domain"] is None:
+        columns = items.get("columns")  # none where tasks are the domains
+        if columns is not None and columns["domain"] is None:
             raise InputError(
-                f"{items['where']}.domain: required key is missing: the router of "
+                f"{self._key}.domain: required key is missing: the router of "
                 "twin_merging learns which domain an item belongs to"
             )
 
@@ -81,10 +81,9 @@ class TwinItems(RoutedItems):
             InputError: In one line.
         """
         super().check_recipe(template)
-        where = self._source["where"]
-        domains = self._tables.check(self._splits)["search"]
+        where = self._key
         names = [expert.name for expert in template.experts]
-        owners = {domain: self._owner(domain) for domain in sorted(domains)}
+        owners = {domain: self._owner(domain) for domain in sorted(self.search_domains())}
         lost = next((domain for domain, owner in owners.items() if owner not in names), None)
         if lost is not None:
             raise InputError(
@@ -140,34 +139,22 @@ class TwinItems(RoutedItems):
 
         values = dict(recipe.routing)
         indices = {expert.name: index for index, expert in enumerate(recipe.experts)}
-        labels = torch.tensor(
-            [indices[self._owner(str(name))] for name in self._items["search"].domains]
-        )
+        domains, batches = self.seen_by_router(model, self._router_batch)
+        with torch.no_grad():
+            features = torch.cat([head.features(model, batch) for batch in batches])
         return train_router(
-            self._features(model, head),
-            labels,
+            features,
+            torch.tensor([indices[self._owner(domain)] for domain in domains]),
             len(indices),
             width=values["router_width"],
             steps=values["router_steps"],
             seed=values["router_seed"],
         )
 
-    def _features(self, model: Any, head: TaskHead) -> torch.Tensor:
-        """What the router sees of all search items, by the model with its present weights."""
-        import torch
 
-        items = self._items["search"]
-        parts = [
-            items.rows(slice(start, start + self._batch))
-            for start in range(0, len(items.domains), self._batch)
-        ]
-        with torch.no_grad():
-            return torch.cat([head.features(model, self.arguments(model, part)) for part in parts])
-
-
-class TwinMerging(TwinItems, OfClassifiers):
+class TwinMerging(TwinRule, OfClassifiers):
     """Scores Twin-Merging as an image classifier."""
 
 
-class PromptedTwinMerging(TwinItems, OfPrompts):
+class PromptedTwinMerging(TwinRule, OfPrompts):
     """Scores Twin-Merging by class prompts."""

@@ -124,7 +124,8 @@ def check_model_kind(
     if kind is MODEL_KINDS[0] and hasattr(section, "prompts"):
         use = "prompts, as kind: zero_shot has them"
     if kind.auto == DEFAULT and section.kind in OWN:
-        use = f"kind: generation or language_model with routing: {{method: {section.kind}}}"
+        kinds = "generation, language_model or lm_eval"
+        use = f"kind: {kinds} with routing: {{method: {section.kind}}}"
     raise InputError(
         f"{key}: expected an evaluator of {whose} {found}, received {section.kind}, which loads "
         f"{model_class}; use {use}"

@@ -1,4 +1,4 @@
-"""The key ``routing`` of evaluators of texts: merges for each prompt instead of checkpoints."""
+"""The key ``routing`` of evaluators of language models: a merge for each prompt."""
 
 from __future__ import annotations
 

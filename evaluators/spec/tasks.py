@@ -11,6 +11,7 @@ from pydantic import Field as Key
 
 from mergesearch.evaluators.base import Evaluator
 from mergesearch.evaluators.spec.base import BoundSpec, ScoreSpec, Section, metrics_of
+from mergesearch.evaluators.spec.routing import DESCRIPTION, RoutingSpec, no_routing
 from mergesearch.evaluators.spec.section import ModelSection
 
 
@@ -90,6 +91,18 @@ class TaskBoundSpec(BoundSpec, TaskMetricSpec):
     """One bound over tasks."""
 
 
+#: Keys that are arguments of the evaluator.
+_AS_GIVEN = {
+    "tokenizer",
+    "batch_size",
+    "batch_tokens",
+    "max_length",
+    "padding",
+    "max_items",
+    "experts",
+}
+
+
 class LmEvalSpec(ModelSection):
     """Tasks of the language-model evaluation harness."""
 
@@ -134,6 +147,7 @@ class LmEvalSpec(ModelSection):
     experts: dict[str, str] | None = Key(
         default=None, description="Task -> expert; by default of the same name."
     )
+    routing: RoutingSpec | None = Key(default=None, exclude_if=no_routing, description=DESCRIPTION)
     allow_public_benchmarks: bool = Key(
         default=False, description="Search on benchmarks that results are reported on all the same."
     )
@@ -152,22 +166,23 @@ class LmEvalSpec(ModelSection):
         from mergesearch.evaluators.harness.tasks import TaskOptions
 
         scores = [*self.objectives, *self.constraints]
-        return LmEval(
-            [TaskOptions(**task.model_dump()) for task in self.tasks],
-            [
+        options: dict[str, Any] = {
+            "tasks": [TaskOptions(**task.model_dump()) for task in self.tasks],
+            "metrics": [
                 replace(m, metric=score.metric or "")
                 for m, score in zip(metrics_of(scores), scores, strict=True)
             ],
-            tokenizer=self.tokenizer,
-            include_path=None if self.include_path is None else folder / self.include_path,
-            batch_size=self.batch_size,
-            batch_tokens=self.batch_tokens,
-            max_length=self.max_length,
-            packed=None if self.packed == "auto" else self.packed,
-            padding=self.padding,
-            prompt=Prompt(self.apply_chat_template, self.system_prompt, self.fewshot_as_multiturn),
-            max_items=self.max_items,
-            experts=self.experts,
-            allow_public=self.allow_public_benchmarks,
-            where=where,
-        )
+            "include_path": None if self.include_path is None else folder / self.include_path,
+            "packed": None if self.packed == "auto" else self.packed,
+            "prompt": Prompt(
+                self.apply_chat_template, self.system_prompt, self.fewshot_as_multiturn
+            ),
+            "allow_public": self.allow_public_benchmarks,
+            "where": where,
+            **self.model_dump(include=_AS_GIVEN),
+        }
+        if self.routing is None:
+            return LmEval(**options)
+        from mergesearch.evaluators.routing.tasks import TASKS
+
+        return TASKS[self.routing.method](**options, **self.routing.rules)

@@ -104,6 +104,12 @@ class ModelsFile(_Section):
             raise ValueError(
                 f"tasks: expected objectives for every expert, received none for {missing[0]!r}"
             )
+        for size in self.subsets.sizes or ():
+            if size > len(self.experts):
+                raise ValueError(
+                    f"subsets.sizes: expected at most {len(self.experts)}, the number of experts, "
+                    f"received {size}"
+                )
         both = self.tasks.keys() & self.held_out.keys()
         if both:
             raise ValueError(

@@ -1,23 +1,27 @@
 """Small real models to merge, made on the spot, in one to four minutes each on two cores.
 
-Nothing is downloaded but the base of the last zoo.
+Nothing is downloaded but the base of the minilm zoo.
 
 ``python -m experiments.zoo.digits`` makes the **digits** zoo in ``zoo/digits``::
 
     zoo/digits/
-    ├── base/ a ViT of 203,082 parameters (six blocks of width 64, 8x8 grey images, ten classes) ├──
-    upright/ the same model, fine-tuned on one domain only: four experts that share a base ├──
-    rotated/ turned by 90 degrees ├── mirrored/ left and right exchanged ├── inverted/ black and
-    white exchanged ├── data/ items to merge for: splits search, validation, test; columns pixels,
-    label, domain, id └── manifest.json settings and measured accuracies
+    ├── base/          a ViT of 203,082 parameters (six blocks of width 64, 8x8 grey, ten classes)
+    ├── upright/       the same model, fine-tuned on one domain only: four experts of one base
+    ├── rotated/       turned by 90 degrees
+    ├── mirrored/      left and right exchanged
+    ├── inverted/      black and white exchanged
+    ├── data/          items: splits search, validation, test; columns pixels, label, domain, id
+    └── manifest.json  settings and measured accuracies
 
 ``python -m experiments.zoo.skills`` makes the **skills** zoo in ``zoo/skills``, two minutes::
 
     zoo/skills/
-    ├── base/ a Llama of 0.7M parameters with a tokenizer of its own, trained a little on text and
-    five skills ├── addition/ sorting/ brackets/ reversal/ knowledge/ the same model, fine-tuned on
-    one skill ├── data/ of each skill, and of text: splits search, validation, test └── tasks/ task
-    files for lm_eval: multiple choice, log-likelihood, rolling, generation
+    ├── base/      a Llama of 0.7M parameters with a tokenizer of its own, trained a little on text
+    │              and five skills
+    ├── addition/ sorting/ brackets/ reversal/ knowledge/
+    │              the same model, fine-tuned on one skill
+    ├── data/      of each skill, and of text: splits search, validation, test
+    └── tasks/     task files for lm_eval: choices, log-likelihood, rolling, generation
 
 ``python -m experiments.zoo.segments`` makes the **segments** zoo in ``zoo/segments``, three
 minutes: a small SAM, three experts (``tomography``, ``sonography``, ``radiography``), synthetic
@@ -35,6 +39,11 @@ changes of it and action heads of their own. Its items are episodes, which are p
 ``python -m experiments.zoo.questions`` makes the **questions** zoo in ``zoo/questions``, one
 minute: a LLaVA of 0.2M parameters and four experts (``digits``, ``shapes``, ``stripes``,
 ``counts``) that answer questions about the pictures of the CLIP zoo.
+
+``python -m experiments.zoo.clip`` makes the **clip** zoo in ``zoo/clip``: a tiny CLIP and four
+experts whose vision towers alone are fine-tuned. ``experiments.zoo.moe`` makes a small Mixtral,
+``experiments.zoo.seeds`` models of one task that share no start, and ``experiments.zoo.shapes``
+language models of three architectures.
 
 Each model is an ordinary Hugging Face folder (config, safetensors, image processor or tokenizer).
 Digits are those of scikit-learn's copy of Alpaydin and Kaynak 1998, "Optical Recognition of

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from mergesearch.merging import InputError
 
 if TYPE_CHECKING:
+    import torch
     from _typeshed import DataclassInstance
 
 
@@ -63,6 +65,69 @@ def holds(out: Path, number: int, settings: DataclassInstance) -> bool:
         return False
     manifest = json.loads(path.read_text())
     return bool(manifest.get("format") == number and manifest.get("settings") == asdict(settings))
+
+
+def write_manifest(
+    folder: Path, number: int, settings: DataclassInstance, started: float, **facts: Any
+) -> None:
+    """Write the manifest that :func:`holds` looks for, last of all files of a zoo.
+
+    Args:
+        folder: Of the zoo.
+        number: Of its format.
+        settings: That it was made with.
+        started: ``time.perf_counter()`` when its making began.
+        **facts: What else it says, such as measured accuracies.
+    """
+    seconds = round(time.perf_counter() - started, 1)
+    manifest = {"format": number, "settings": asdict(settings), **facts, "seconds": seconds}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def task_arithmetic(
+    weights: Mapping[str, Mapping[str, torch.Tensor]], coefficient: float
+) -> dict[str, torch.Tensor]:
+    """Base plus the scaled sum of the others' task vectors.
+
+    Ilharco 2023, "Editing Models with Task Arithmetic".
+
+    Args:
+        weights: ``base`` and experts -> state dict.
+        coefficient: Of the sum.
+    """
+    base, *experts = (weights[name] for name in ("base", *(n for n in weights if n != "base")))
+    return {
+        key: value + coefficient * sum((one[key] - value for one in experts), start=0 * value)
+        if value.is_floating_point()
+        else value
+        for key, value in base.items()
+    }
+
+
+def scores_along(
+    models: Mapping[str, Any], line: Sequence[float], score: Callable[[Any], dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Scores of base and experts, and of task arithmetic with some coefficients.
+
+    Args:
+        models: ``base``, whose weights are overwritten, and experts.
+        line: The coefficients.
+        score: Scores a model.
+    """
+    rows = {name: score(model) for name, model in models.items()}
+    weights = copied_weights(models)
+    for coefficient in line:
+        models["base"].load_state_dict(task_arithmetic(weights, coefficient))
+        rows[f"coefficient {coefficient:.2f}"] = score(models["base"])
+    return rows
+
+
+def copied_weights(models: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of the weights of models as they are now."""
+    return {
+        name: {key: value.clone() for key, value in model.state_dict().items()}
+        for name, model in models.items()
+    }
 
 
 @dataclass(frozen=True)

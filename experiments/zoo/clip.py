@@ -8,16 +8,22 @@ stays the base's, and the head of a task is the text features of its class promp
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    scores_along,
+    write_manifest,
+)
 from experiments.zoo.clip_data import CLASSES, PROMPTS, SIDE, make_items, save_items
 from experiments.zoo.digits import LINE, Training
 
@@ -83,21 +89,7 @@ def measure(folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
     tests = make_items(settings.items, settings.seed)["test"]
     models = {name: _load(folder / name) for name in ("base", *CLASSES)}
     tokenizer = _tokenizer()
-    rows = {name: _accuracies(model, tokenizer, tests) for name, model in models.items()}
-    base = {key: value.clone() for key, value in models["base"].state_dict().items()}
-    vectors = {
-        key: sum(models[task].state_dict()[key] - value for task in CLASSES)
-        for key, value in base.items()
-        if value.is_floating_point()
-    }
-    for coefficient in LINE:
-        merged = {
-            key: value + coefficient * vectors[key] if key in vectors else value
-            for key, value in base.items()
-        }
-        models["base"].load_state_dict(merged)
-        rows[f"coefficient {coefficient:.2f}"] = _accuracies(models["base"], tokenizer, tests)
-    return rows
+    return scores_along(models, LINE, lambda model: _accuracies(model, tokenizer, tests))
 
 
 def _write(folder: Path, settings: Settings) -> None:
@@ -115,13 +107,7 @@ def _write(folder: Path, settings: Settings) -> None:
         _train(expert, tokenizer, own, settings.expert, settings.seed + 10 + index)
         accuracies[task] = _save(expert, tokenizer, folder / task, items["test"])
     save_items(folder / "data", {s: part for s, part in items.items() if s != "training"})
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "accuracy": accuracies,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started, accuracy=accuracies)
 
 
 def _words() -> list[str]:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +23,9 @@ from experiments.zoo.building import (
     holds,
     make_zoo,
     one_thread,
+    scores_along,
     silence_transformers,
+    write_manifest,
 )
 from experiments.zoo.digits_data import (
     DOMAINS,
@@ -119,29 +121,7 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     chosen = np.array(manifest["test_images"])
     with one_thread():
         models = {name: _load(folder / name) for name in names}
-        rows = {name: accuracies(model, chosen) for name, model in models.items()}
-        weights = {
-            name: {key: value.clone() for key, value in m.state_dict().items()}
-            for name, m in models.items()
-        }
-        merged = models["base"]
-        for coefficient in LINE:
-            merged.load_state_dict(_task_arithmetic(weights, coefficient))
-            rows[f"coefficient {coefficient:.2f}"] = accuracies(merged, chosen)
-    return rows
-
-
-def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
-    """Base plus scaled sum of task vectors.
-
-    After Ilharco 2023, "Editing Models with Task Arithmetic".
-    """
-    base = weights["base"]
-    return {
-        key: value
-        + coefficient * sum((weights[domain][key] - value for domain in DOMAINS), start=0 * value)
-        for key, value in base.items()
-    }
+        return scores_along(models, LINE, lambda model: accuracies(model, chosen))
 
 
 def _write(folder: Path, settings: Settings, processes: int) -> None:
@@ -158,14 +138,9 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
     found.update(zip(DOMAINS, rows, strict=True))
     splits = splits_of(settings)
     save_items(folder / "data", {name: splits[name] for name in settings.images})
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "accuracy": found,
-        "test_images": splits["test"].tolist(),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(
+        folder, FORMAT, settings, started, accuracy=found, test_images=splits["test"].tolist()
+    )
 
 
 def splits_of(settings: Settings) -> dict[str, Indices]:

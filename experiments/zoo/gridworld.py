@@ -11,17 +11,23 @@ the order in which the skill numbers them. There are no items: :func:`success` a
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo, one_thread
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    one_thread,
+    write_manifest,
+)
 from experiments.zoo.gridworld_data import (
     CELL,
     SIDE,
@@ -117,13 +123,7 @@ def _write(folder: Path, settings: Settings) -> None:
             torch.manual_seed(settings.seed + 100 + index)
             expert, losses[name] = _trained_expert(tower, name, settings, index)
             expert.save_pretrained(folder / name)
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "losses": losses,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started, losses=losses)
 
 
 def _new_model(skill: str | None) -> Any:

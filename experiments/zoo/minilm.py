@@ -11,21 +11,20 @@ everything is fine-tuned.
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo
+from experiments.zoo.building import Maker, build_beside, holds, make_zoo, write_manifest
 from experiments.zoo.minilm_data import CLASSES, Texts, load_items, make_items, save_items
 from mergesearch.merging import InputError
 
@@ -177,13 +176,7 @@ def _write(folder: Path, settings: Settings) -> None:
         _tokenizer(folder / "base").save_pretrained(folder / task)
     kept = {split: tasks for split, tasks in items.items() if split != "training"}
     save_items(folder / "data", _by_length(kept, folder / "base"))
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "accuracy": accuracies,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started, accuracy=accuracies)
 
 
 def _by_length(items: Mapping[str, Mapping[str, Texts]], base: Path) -> dict[str, dict[str, Texts]]:

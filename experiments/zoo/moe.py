@@ -9,16 +9,15 @@ calibration items are training questions, padded to one length, with a mask.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo
+from experiments.zoo.building import Maker, build_beside, holds, make_zoo, write_manifest
 from experiments.zoo.skills import (
     IGNORED,
     TOKENS,
@@ -105,12 +104,7 @@ def _write(folder: Path, settings: Settings) -> None:
         upcycle(model, dense)
     train(model, list(pools.values()), settings, settings.training.steps - begun, 1)
     model.save_pretrained(folder / "base")
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started)
 
 
 def _save_data(folder: Path, pools: Mapping[str, Sequence[Example]], settings: Settings) -> None:

@@ -9,14 +9,20 @@ blocks, while the eye, the projector, the embeddings and the head stay the base'
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    scores_along,
+    write_manifest,
+)
 from experiments.zoo.clip_data import SIDE, make_items
 from experiments.zoo.digits import LINE, Training
 from experiments.zoo.questions_data import (
@@ -96,18 +102,7 @@ def measure(folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
     processor = make_processor()
     tests = as_stored(make_items(settings.items, settings.seed)["test"])
     models = {name: _load(folder / name) for name in ("base", *QUESTIONS)}
-    rows = {name: _accuracies(model, processor, tests) for name, model in models.items()}
-    base = {key: value.clone() for key, value in models["base"].state_dict().items()}
-    vectors = {
-        key: sum(models[task].state_dict()[key] - value for task in QUESTIONS)
-        for key, value in base.items()
-        if value.is_floating_point()
-    }
-    for coefficient in LINE:
-        moved = {key: base[key] + coefficient * vector for key, vector in vectors.items()}
-        models["base"].load_state_dict({**base, **moved})
-        rows[f"coefficient {coefficient:.2f}"] = _accuracies(models["base"], processor, tests)
-    return rows
+    return scores_along(models, LINE, lambda model: _accuracies(model, processor, tests))
 
 
 def _write(folder: Path, settings: Settings) -> None:
@@ -128,13 +123,7 @@ def _write(folder: Path, settings: Settings) -> None:
         _train(expert, processor, own, settings.expert, settings.seed + 10 + index)
         accuracies[task] = _save(expert, processor, folder / task, tests)
     save_rows(folder / "data", items)
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "accuracy": accuracies,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started, accuracy=accuracies)
 
 
 def is_tuned(name: str) -> bool:

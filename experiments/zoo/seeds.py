@@ -11,14 +11,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.zoo import digits
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo, one_thread
+from experiments.zoo.building import (
+    Maker,
+    build_beside,
+    holds,
+    make_zoo,
+    one_thread,
+    write_manifest,
+)
 from experiments.zoo.digits import Training
 from experiments.zoo.digits_data import Indices, in_domain, load_images, partition
 
@@ -98,14 +105,9 @@ def _write(folder: Path, settings: Settings) -> None:
         accuracy[name] = digits.accuracies(model, splits["test"])
     for name, domains in ITEMS.items():
         _save_items(folder / "data" / name, domains, {n: splits[n] for n in settings.images})
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "accuracy": accuracy,
-        "test_images": splits["test"].tolist(),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(
+        folder, FORMAT, settings, started, accuracy=accuracy, test_images=splits["test"].tolist()
+    )
 
 
 def new_vit(settings: Settings, seed: int) -> Any:

@@ -22,7 +22,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,10 +33,13 @@ import numpy as np
 from experiments.zoo.building import (
     Maker,
     build_beside,
+    copied_weights,
     holds,
     make_zoo,
     one_thread,
     silence_transformers,
+    task_arithmetic,
+    write_manifest,
 )
 from experiments.zoo.segments_data import (
     DOMAINS,
@@ -140,31 +143,15 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     with one_thread():
         models = {name: _load(folder / name) for name in ("base", *EXPERTS)}
         rows = {name: dice_scores(model, lesions) for name, model in models.items()}
-        weights = {
-            name: {key: value.clone() for key, value in m.state_dict().items()}
-            for name, m in models.items()
-        }
+        weights = copied_weights(models)
         merged = models["base"]
         for name, coefficient in {
             "average": 1 / len(EXPERTS),
             **{f"coefficient {c:.1f}": c for c in LINE},
         }.items():
-            merged.load_state_dict(_task_arithmetic(weights, coefficient))
+            merged.load_state_dict(task_arithmetic(weights, coefficient))
             rows[name] = dice_scores(merged, lesions)
     return rows
-
-
-def _task_arithmetic(weights: Mapping[str, Weights], coefficient: float) -> dict[str, torch.Tensor]:
-    """Base plus scaled sum of task vectors.
-
-    After Ilharco 2023, "Editing Models with Task Arithmetic".
-    """
-    base = weights["base"]
-    return {
-        key: value
-        + coefficient * sum((weights[expert][key] - value for expert in EXPERTS), start=0 * value)
-        for key, value in base.items()
-    }
 
 
 def _write(folder: Path, settings: Settings, processes: int) -> None:
@@ -179,13 +166,7 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
             rows = list(pool.map(partial(_make_expert, folder, settings), EXPERTS))
     scores.update(zip(EXPERTS, rows, strict=True))
     save_items(folder / "data", settings.images, settings.seed)
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "dice": scores,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started, dice=scores)
 
 
 def _make_base(folder: Path, settings: Settings) -> dict[str, float]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.zoo.building import Maker, build_beside, holds, make_zoo
+from experiments.zoo.building import Maker, build_beside, holds, make_zoo, write_manifest
 from experiments.zoo.shapes_data import HOME, LANGUAGES, LENGTH, exact_losses, texts
 
 #: Raised when the same settings begin to mean another zoo.
@@ -85,12 +85,7 @@ def _write(folder: Path, settings: Settings) -> None:
         _train(model, tokenizer, found, settings, index)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started)
 
 
 def texts_of_all(seed: Sequence[int], name: str) -> list[str]:

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +23,7 @@ from experiments.zoo.building import (
     make_zoo,
     one_thread,
     silence_transformers,
+    write_manifest,
 )
 from experiments.zoo.skills_data import (
     SKILLS,
@@ -135,12 +135,7 @@ def _write(folder: Path, settings: Settings, processes: int) -> None:
         # Spawned, for a forked torch may hang on locks that another thread held.
         with ProcessPoolExecutor(processes, get_context("spawn"), silence_transformers) as pool:
             list(pool.map(partial(_make_expert, folder, settings), SKILLS))
-    manifest = {
-        "format": FORMAT,
-        "settings": asdict(settings),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, FORMAT, settings, started)
 
 
 def _save_data(folder: Path, settings: Settings) -> None:

@@ -49,7 +49,7 @@ def render_card(
         mergekit: Whether mergekit's configuration lies beside the card.
     """
     parent = base if heads is None else heads.base
-    licences = _licences(parent, experts)
+    licences = licences_of(parent, experts)
     opening = (
         f"Merged by mergesearch with the operator `{recipe.operator}`{_options(recipe)} over the "
         f"base `{recipe.base.name}`. The recipe (`recipe.yaml`, the same in `recipe.json`) "
@@ -59,100 +59,34 @@ def render_card(
         f"# Merge of {', '.join(expert.name for expert in recipe.experts)}",
         opening,
         "## Sources\n\n"
-        + _table(("role", "name", "source", "weights (SHA-256)"), _source_rows(recipe)),
+        + table(("role", "name", "source", "weights (SHA-256)"), source_rows(recipe)),
         "## Coefficients\n\nOver all merged parameters.\n\n"
-        + _table(("direction", "mean", "min", "max"), _coefficient_rows(recipe, layout)),
+        + table(("direction", "mean", "min", "max"), _coefficient_rows(recipe, layout)),
     ]
     if 0 < about.recipe.count("\n") <= _LONGEST:
         sections.append(f"## Recipe\n\n```yaml\n{about.recipe.rstrip()}\n```")
     if heads is not None:
         sections.append("## Heads\n\n" + _heads(heads))
-    sections += _closing(facts, licences)
+    sections += closing(facts, licences)
     sections.append("## How to reproduce\n\n" + _reproducing(about, mergekit))
     sections.append("## How to load\n\n" + _loading(base))
     tags = ["merge", "mergesearch", *(["mergekit"] if mergekit else [])]
-    front = _front_matter(recipe, base, experts, licences, tags, about)
+    front = front_matter(recipe, base, experts, licences, tags, about)
     return checked_card(front, "\n\n".join(sections))
 
 
-def render_bundle_card(
-    recipe: Recipe,
-    base: Checkpoint,
-    experts: Sequence[Checkpoint],
-    facts: Mapping[str, str],
-    tasks: Sequence[str] = (),
-    *,
-    writes: str | None = None,
-) -> str:
-    """Markdown of a merge that depends on its input: what it is, and how to load it.
-
-    Args:
-        recipe: What was merged.
-        base: The base.
-        experts: The experts.
-        facts: Shown as a table.
-        tasks: Tasks among whose classes it answers, for one with class prompts.
-        writes: Folder in it with the tokenizer, for one that continues texts.
-    """
-    licences = _licences(base, experts)
-    routing = dict(recipe.routing)
-    opening = (
-        f"**This is not a single checkpoint.** Its weights are merged by `{routing['method']}` "
-        f"anew for each {routing['per']}, which costs several forward passes and a merge each "
-        "time. The folders in here are what it is merged from; none of them is the model that was "
-        "scored."
-    )
-    sections = [
-        f"# Input-dependent merge of {', '.join(expert.name for expert in recipe.experts)}",
-        opening,
-        "## Parameters\n\n"
-        + _table(("parameter", "value"), [(key, str(value)) for key, value in recipe.routing]),
-        "## Sources\n\n"
-        + _table(("role", "name", "source", "weights (SHA-256)"), _source_rows(recipe)),
-        *_closing(facts, licences),
-    ]
-    code = _calling(tasks) if writes is None else _writing(writes)
-    sections.append(f"## How to load\n\nWith mergesearch installed:\n\n```python\n{code}\n```")
-    front = _front_matter(recipe, base, experts, licences, ["merge", "mergesearch"], NOTHING)
-    return checked_card(front, "\n\n".join(sections))
-
-
-def _licences(base: Checkpoint, experts: Sequence[Checkpoint]) -> Licences:
+def licences_of(base: Checkpoint, experts: Sequence[Checkpoint]) -> Licences:
     return [(source.name, declared_licence(source)) for source in (base, *experts)]
 
 
-def _calling(tasks: Sequence[str]) -> str:
-    """How the bundle of a model of images is called."""
-    code = (
-        "from mergesearch.merging.routing.bundle import load\n\nmodel = "
-        'load("path/to/this/folder")\n'
-    )
-    named = f', tasks="{tasks[0]}"' if tasks else ""
-    code += f"logits = model(pixel_values=images{named}).logits"
-    return f"{code}  # .weights says how each item was merged"
-
-
-def _writing(folder: str) -> str:
-    """How the bundle of a model of texts is called."""
-    return (
-        "from transformers import AutoTokenizer\n\n"
-        "from mergesearch.merging.routing.bundle import load\n\n"
-        'model = load("path/to/this/folder")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder/{folder}")\n'
-        'prompt = tokenizer("...", return_tensors="pt", return_token_type_ids=False)\n'
-        "tokens = model.generate(**prompt, max_new_tokens=64)  # the prompt decides, once\n"
-        "logits = model(**prompt).logits  # prompt_mask says what is prompt if answers follow"
-    )
-
-
-def _closing(facts: Mapping[str, str], licences: Licences) -> list[str]:
+def closing(facts: Mapping[str, str], licences: Licences) -> list[str]:
     """The sections of facts and of licences, where there is something to say."""
     sections = []
     if facts:
-        sections.append("## Facts\n\n" + _table(("fact", "value"), facts.items()))
+        sections.append("## Facts\n\n" + table(("fact", "value"), facts.items()))
     if common_licence(licences) is None:
         rows = [(name, licence or "not declared") for name, licence in licences]
-        told = _table(("parent", "licence"), rows)
+        told = table(("parent", "licence"), rows)
         sections.append(f"## Licences of the parents\n\n{licence_conflict(licences)}\n\n{told}")
     return sections
 
@@ -172,7 +106,7 @@ def coefficient_summary(field: Field, layout: Layout) -> npt.NDArray[np.float64]
     return np.stack((values @ sizes / sizes.sum(), values.min(axis=1), values.max(axis=1)), axis=1)
 
 
-def _front_matter(
+def front_matter(
     recipe: Recipe,
     base: Checkpoint,
     experts: Sequence[Checkpoint],
@@ -205,7 +139,7 @@ def _options(recipe: Recipe) -> str:
     return "".join(f", {name} {value}" for name, value in recipe.hyperparameters)
 
 
-def _source_rows(recipe: Recipe) -> list[tuple[str, ...]]:
+def source_rows(recipe: Recipe) -> list[tuple[str, ...]]:
     roles = ("base", *("expert" for _ in recipe.experts))
     sources = zip(roles, (recipe.base, *recipe.experts), strict=True)
     return [
@@ -260,7 +194,7 @@ def _heads(heads: Heads) -> str:
     )
     lines = [
         about,
-        _table(("head of", "tensors", "parameters"), rows),
+        table(("head of", "tensors", "parameters"), rows),
         "`mergesearch export --head NAME` writes the whole model of one head. In Python:",
         f"```python\n{code}```",
     ]
@@ -274,7 +208,7 @@ def _heads(heads: Heads) -> str:
     return "\n\n".join(lines)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 

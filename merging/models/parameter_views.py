@@ -9,7 +9,7 @@ fused in memory), it is asked once more, about element numbers instead of weight
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,24 @@ def parameter_views(model: nn.Module, *, as_saved: bool = True) -> dict[str, Par
         if owner is not None:
             views[name] = stored.view(tensor, owner)
     return views
+
+
+def name_in_class(model: nn.Module, known: Collection[str], name: str) -> str:
+    """What the class of a model calls a stored tensor.
+
+    A tower may be stored by itself, without the prefix that it has in a model with a head, and the
+    other way round; transformers loads both (``base_model_prefix``).
+
+    Args:
+        model: Any module.
+        known: The model's own stored names.
+        name: In a checkpoint that the model was loaded from.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    if name in known or not prefix:
+        return name
+    others = (f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+    return next((other for other in others if other in known), name)
 
 
 def memory_of(tensor: torch.Tensor) -> object:

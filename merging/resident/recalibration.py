@@ -70,14 +70,14 @@ class Recalibration:
             renamed: Name -> the name in ``folder``, where that is another.
         """
         from mergesearch.merging.models.loading import load_model
-        from mergesearch.merging.models.parameter_views import parameter_views
+        from mergesearch.merging.models.parameter_views import name_in_class, parameter_views
 
         model = load_model(folder, self.model_class)
         self.apply(model)
         views = parameter_views(model)
         tensors = model.state_dict()
         for name in sorted(statistics):
-            view = views[renamed.get(name, name)]
+            view = views[name_in_class(model, views, renamed.get(name, name))]
             tensor = view.of(tensors[view.parameter])
             write_tensor(written[name], tensor.to(_dtype_of(written[name])))
 

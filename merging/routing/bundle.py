@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.export.bundle_card import Served, render_bundle_card
 from mergesearch.merging.export.folder import export_model
-from mergesearch.merging.export.model_card import render_bundle_card
 from mergesearch.merging.export.new_folder import check_target, new_folder
 from mergesearch.merging.family.family import open_family
 from mergesearch.merging.foreign.paths import resolved
@@ -34,7 +34,7 @@ from mergesearch.merging.models.prompt_heads import PromptHeads
 from mergesearch.merging.models.task_heads import TaskHead
 from mergesearch.merging.recipe import Recipe
 from mergesearch.merging.recipe_file import load_recipe, save_recipe
-from mergesearch.merging.routing.methods import LOADERS, TENSORS
+from mergesearch.merging.routing.methods import LOADERS, TENSORS, Stored
 from mergesearch.merging.routing.sheet import FORMAT, SHEET, read_sheet
 from mergesearch.merging.tensors.field import Field
 
@@ -85,10 +85,9 @@ def write_bundle(
             stamped = _write_models(recipe, part, threads)
             _write_sheet(recipe, routed.head, model_class, part)
             _write_tensors(routed, part / TENSORS)
-            tasks = _named_tasks(routed.head)
             writes = next(iter(folders(recipe))) if model_class in WRITING else None
             sources = (family.base, family.experts)
-            card = render_bundle_card(stamped, *sources, facts or {}, tasks, writes=writes)
+            card = render_bundle_card(stamped, *sources, facts or {}, served(routed), writes=writes)
             (part / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise InputError(
@@ -132,11 +131,17 @@ def _own_heads(head: TaskHead) -> OwnHeads | None:
     return head if isinstance(head, OwnHeads) else None
 
 
-def _named_tasks(head: TaskHead) -> list[str]:
-    """Tasks with classes of their own."""
-    if (own := _own_heads(head)) is not None:
-        return [*own.models]
-    return [task for task in head.classes if task] if isinstance(head, PromptHeads) else []
+def served(routed: Routed) -> Served:
+    """Which tasks a merge serves, and how items are told apart."""
+    from mergesearch.merging.routing.masked import MaskedMerge
+
+    own = _own_heads(routed.head)
+    if isinstance(routed, MaskedMerge):
+        return Served(routed.tasks, masks=True, heads=own is not None, infers=bool(routed.router))
+    if own is not None:
+        return Served(tuple(own.models), heads=True)
+    prompts = routed.head.classes if isinstance(routed.head, PromptHeads) else ()
+    return Served(tuple(task for task in prompts if task))
 
 
 def folders(recipe: Recipe) -> dict[str, Field]:
@@ -167,9 +172,8 @@ def load(folder: Path | str) -> Routed:
     sheet = read_sheet(root)
     routing = sheet["routing"]
     names = sheet.get("heads") or []
-    load_method = LOADERS[routing["method"]]
-    experts = sheet["experts"]
-    loaded: Routed = load_method(root, routing, experts, sheet["model_class"], names).eval()
+    stored = Stored(root, routing, sheet["experts"], sheet["model_class"], names)
+    loaded = LOADERS[routing["method"]](stored).eval()
     loaded.head = _stored_head(root, sheet, loaded.model) or loaded.head
     return loaded
 

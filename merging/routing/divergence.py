@@ -43,14 +43,18 @@ def split_prompts(
 
     Args:
         model: A language model.
-        inputs: Ids and mask of prompts, padded on their right.
+        inputs: Ids and mask of prompts, padded on their right, and what goes with them.
     """
-    count, tokens = inputs[IDS].shape
+    shape = inputs[IDS].shape
+    count, tokens = shape
     rows = max(KEPT_LOGITS // max(2 * tokens * _logit_bytes(model), 1), 1)
     for start in range(0, count, rows):
         part = {name: tensor[start : start + rows] for name, tensor in inputs.items()}
         width = int(part[MASK].sum(dim=1).max())
-        yield {name: tensor[:, :width] for name, tensor in part.items()}
+        yield {
+            name: tensor[:, :width] if inputs[name].shape == shape else tensor
+            for name, tensor in part.items()
+        }
 
 
 def _logit_bytes(model: Any) -> int:

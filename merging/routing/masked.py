@@ -24,13 +24,13 @@ from mergesearch.merging.checkpoints.packed import restored
 from mergesearch.merging.errors import InputError
 from mergesearch.merging.export.pack_forms import held_numbers
 from mergesearch.merging.models.task_heads import TaskHead, Tasks, wide
+from mergesearch.merging.routing.prompts import IDS, MASK, PROMPT, prompts_alone
 from mergesearch.merging.routing.routed import Answer, Routed
 from mergesearch.merging.routing.vectors import Tensors
 
 #: Name -> the sum of changes (``sum``, in the tensor's shape) and packed masks (``mask``, ``(K,
 #: bytes)``).
 Held = Mapping[str, Mapping[str, torch.Tensor]]
-
 
 #: What keys of a routing begin with that say what is in a group.
 GROUP = "group."
@@ -78,8 +78,13 @@ class MaskedMerge(Routed):
     ) -> list[str]:
         """The task of every item, by the router; for episodes, from their first observations.
 
+        Args:
+            pixel_values: Images, if the model reads any.
+            **inputs: Other arguments of the model; of texts prompts alone are looked at
+                (:func:`mergesearch.merging.routing.prompts.prompts_alone`).
+
         Raises:
-            InputError: If there is no router.
+            InputError: If there is no router, or a mask does not fit its texts.
         """
         if self.router is None:
             raise InputError(
@@ -87,7 +92,7 @@ class MaskedMerge(Routed):
                 "received none, and this merge has no router"
             )
         named = inputs if pixel_values is None else {"pixel_values": pixel_values, **inputs}
-        chosen = self.router.scores(self, named).argmax(dim=1)
+        chosen = self.router.scores(self, prompts_alone(named)).argmax(dim=1)
         return [self.tasks[index] for index in chosen.tolist()]
 
     def forward(
@@ -105,9 +110,31 @@ class MaskedMerge(Routed):
             prompt_mask: As in :meth:`Routed.forward`.
             **inputs: Other arguments of the model.
         """
-        told = self.tasks_of(pixel_values, **inputs) if tasks is None else tasks
-        answer: Answer = super().forward(pixel_values, told, prompt_mask, **inputs)
+        if tasks is None:
+            deciding = inputs if prompt_mask is None else {**inputs, PROMPT: prompt_mask}
+            tasks = self.tasks_of(pixel_values, **deciding)
+        answer: Answer = super().forward(pixel_values, tasks, prompt_mask, **inputs)
         return answer
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        tasks: Tasks = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Prompts with what the model and head of its task write after each.
+
+        Args:
+            input_ids: As in :meth:`Routed.generate`.
+            attention_mask: As there.
+            tasks: The task of each prompt, or of all; None: each is inferred from its prompt.
+            **options: As there.
+        """
+        if tasks is None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            tasks = self.tasks_of(**{IDS: input_ids, MASK: mask})
+        return super().generate(input_ids, attention_mask, tasks, **options)
 
     def item_weights(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:
         """1 for the task of every item, else 0 ``(items, tasks)``.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,46 +23,56 @@ if TYPE_CHECKING:
 TENSORS = "routing.safetensors"
 
 
-def _loaded(
-    folder: Path, model_class: str, names: Sequence[str]
-) -> tuple[nn.Module, TaskHead | None]:
-    """The model of a folder, and the models with each of its heads, if it has several."""
-    from mergesearch.merging.export.head_folders import head_names
-    from mergesearch.merging.export.head_models import load_with_head
-    from mergesearch.merging.models.loading import load_model
-    from mergesearch.merging.models.own_heads import OwnHeads, share_alike
+@dataclass(frozen=True)
+class Stored:
+    """A bundle as its sheet describes it.
 
-    if not names:
-        return load_model(str(folder), model_class), None
-    models = {name: load_with_head(folder, name, model_class) for name in names}
-    first, *others = names
-    for name in others:
-        share_alike(models[first], models[name], head_names(folder, name))
-    return models[first], OwnHeads(models)
+    Attributes:
+        root: Its folder.
+        routing: Of the recipe.
+        experts: Their names.
+        model_class: Auto class of the models.
+        heads: Names of the heads of experts; empty where they share one.
+    """
+
+    root: Path
+    routing: Mapping[str, Any]
+    experts: Sequence[str]
+    model_class: str
+    heads: Sequence[str]
+
+    @property
+    def tensors(self) -> Path:
+        """The file of what goes with the models."""
+        return self.root / TENSORS
+
+    def model(self, name: str) -> tuple[nn.Module, TaskHead | None]:
+        """The model of a folder in it, and the models with each of its heads, if it has several."""
+        from mergesearch.merging.export.head_folders import head_names
+        from mergesearch.merging.export.head_models import load_with_head
+        from mergesearch.merging.models.loading import load_model
+        from mergesearch.merging.models.own_heads import OwnHeads, share_alike
+
+        folder = self.root / name
+        if not self.heads:
+            return load_model(str(folder), self.model_class), None
+        models = {head: load_with_head(folder, head, self.model_class) for head in self.heads}
+        first, *others = self.heads
+        for head in others:
+            share_alike(models[first], models[head], head_names(folder, head))
+        return models[first], OwnHeads(models)
 
 
-def _load_t3(
-    root: Path,
-    routing: Mapping[str, Any],
-    experts: Sequence[str],
-    model_class: str,
-    names: Sequence[str],
-) -> Routed:
+def _load_t3(stored: Stored) -> Routed:
     from mergesearch.merging.routing.vectors import copied_tensors
 
-    model, head = _loaded(root / "base", model_class, names)
+    model, head = stored.model("base")
     base = copied_tensors(model)
-    expert, _ = _loaded(root / "expert", model_class, names[:1])
-    return t3_of(model, base, copied_tensors(expert), routing, head)
+    expert, _ = replace(stored, heads=stored.heads[:1]).model("expert")
+    return t3_of(model, base, copied_tensors(expert), stored.routing, head)
 
 
-def _load_twin(
-    root: Path,
-    routing: Mapping[str, Any],
-    experts: Sequence[str],
-    model_class: str,
-    names: Sequence[str],
-) -> Routed:
+def _load_twin(stored: Stored) -> Routed:
     from safetensors.torch import load_file
 
     from mergesearch.merging.models.task_heads import OwnHead
@@ -69,38 +80,33 @@ def _load_twin(
     from mergesearch.merging.routing.twin_merging import TwinMerging
     from mergesearch.merging.routing.vectors import copied_tensors, without_heads
 
-    model, head = _loaded(root / "shared", model_class, names)
-    read_header(root / TENSORS)  # names what the library would stumble over
-    stored = load_file(root / TENSORS)
+    model, head = stored.model("shared")
+    read_header(stored.tensors)  # names what the library would stumble over
+    tensors = load_file(stored.tensors)
     shared = without_heads(copied_tensors(model), head or OwnHead())
-    with library_errors(path_shown(root / TENSORS), "the tensors of the bundle", CheckpointError):
+    where = path_shown(stored.tensors)
+    with library_errors(where, "the tensors of the bundle", CheckpointError):
         vectors = [
-            {name: _low_rank(stored, f"exclusive.{k}.{name}", shared[name]) for name in shared}
-            for k in range(len(experts))
+            {name: _low_rank(tensors, f"exclusive.{k}.{name}", shared[name]) for name in shared}
+            for k in range(len(stored.experts))
         ]
-        router = stored_router(stored, len(experts))
+        router = stored_router(tensors, len(stored.experts))
     return TwinMerging(
         model,
         shared,
         vectors,
         router,
-        temperature=routing["temperature"],
-        per=routing["per"],
+        temperature=stored.routing["temperature"],
+        per=stored.routing["per"],
         head=head,
     )
 
 
-def _load_masked(
-    root: Path,
-    routing: Mapping[str, Any],
-    experts: Sequence[str],
-    model_class: str,
-    names: Sequence[str],
-) -> Routed:
+def _load_masked(stored: Stored) -> Routed:
     from mergesearch.merging.routing.masked_file import load_masked
 
-    model, head = _loaded(root / "base", model_class, names)
-    return load_masked(model, root / TENSORS, routing, experts, head)
+    model, head = stored.model("base")
+    return load_masked(model, stored.tensors, stored.routing, stored.experts, head)
 
 
 def t3_of(
@@ -122,11 +128,15 @@ def t3_of(
     )
 
 
-def _low_rank(stored: Mapping[str, torch.Tensor], key: str, like: torch.Tensor) -> LowRank:
+def _low_rank(tensors: Mapping[str, torch.Tensor], key: str, like: torch.Tensor) -> LowRank:
     from mergesearch.merging.routing.vectors import LowRank
 
-    return LowRank(stored[f"{key}.left"], stored.get(f"{key}.right"), tuple(like.shape))
+    return LowRank(tensors[f"{key}.left"], tensors.get(f"{key}.right"), tuple(like.shape))
 
 
 #: Method -> what loads it.
-LOADERS = {"t3": _load_t3, "twin_merging": _load_twin, "task_masks": _load_masked}
+LOADERS: Mapping[str, Callable[[Stored], Routed]] = {
+    "t3": _load_t3,
+    "twin_merging": _load_twin,
+    "task_masks": _load_masked,
+}

@@ -19,12 +19,13 @@ def prompts_alone(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tens
     """The part of a batch that decides how its items are merged.
 
     Of texts it is their prompts, padded on the right whatever the side they came padded on, so
-    that what follows a prompt (an answer that is scored) cannot take part. Other inputs decide as
-    they are.
+    that what follows a prompt (an answer that is scored) cannot take part. Other inputs, such as
+    the images of a prompt, decide as they are.
 
     Args:
         inputs: Arguments of a model; of texts :data:`IDS` ``(items, tokens)``, with or without
             :data:`MASK` and :data:`PROMPT` of the same shape, which are 1 where a token counts.
+            What else has that shape goes with the tokens.
 
     Raises:
         InputError: If a mask has another shape, or an item has no prompt.
@@ -46,7 +47,12 @@ def prompts_alone(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tens
     width = int(counts.max())
     order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
     mask = real.gather(1, order)
-    return {IDS: ids.gather(1, order).where(mask, 0), MASK: mask.to(torch.int64)}
+    others = {
+        name: given.gather(1, order.to(given.device)) if given.shape == ids.shape else given
+        for name, given in inputs.items()
+        if name not in (IDS, MASK, PROMPT)
+    }
+    return {IDS: ids.gather(1, order).where(mask, 0), MASK: mask.to(torch.int64), **others}
 
 
 def prompt_means(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -122,7 +122,11 @@ class Routed(nn.Module, ABC):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        tasks: Tasks = None,
+        **options: Any,
     ) -> torch.Tensor:
         """Prompts with what is written after each, by the model that is merged for it.
 
@@ -131,6 +135,7 @@ class Routed(nn.Module, ABC):
         Args:
             input_ids: Prompts ``(items, tokens)``, padded on their left.
             attention_mask: 0 where they are padded.
+            tasks: As in :meth:`forward`.
             **options: Of ``generate`` in ``transformers``.
 
         Returns:
@@ -147,11 +152,28 @@ class Routed(nn.Module, ABC):
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         parts = []
-        for chosen in self.merges(self.weights_for({IDS: input_ids, MASK: mask})):
-            model: Any = self.model
+        for chosen in self.merges(self.weights_for({IDS: input_ids, MASK: mask}, tasks)):
+            model = self._writer(of_items(tasks, chosen))
             batch = {IDS: input_ids[chosen], MASK: mask[chosen]}
             parts.append((chosen, model.generate(**batch, **options)))
         return together(parts, padding_token(self.model, options))
+
+    def _writer(self, tasks: Tasks) -> Any:
+        """What writes after prompts of one merge: the model, with the head of their task.
+
+        Raises:
+            InputError: If experts have heads of their own, and it is not one task.
+        """
+        if not isinstance(self.head, OwnHeads):
+            return self.model
+        named = {tasks} if isinstance(tasks, str) else {*(tasks or ())}
+        if len(named) != 1 or not named <= {*self.head.models}:
+            raise InputError(
+                f"tasks: expected one of {', '.join(self.head.models)} for prompts that are "
+                f"continued together, received {', '.join(sorted(named)) or 'none'}; call it for "
+                "each task"
+            )
+        return self.head.models[named.pop()]
 
     @torch.no_grad()
     def weights_for(self, inputs: Mapping[str, torch.Tensor], tasks: Tasks = None) -> torch.Tensor:

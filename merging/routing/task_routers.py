@@ -21,6 +21,7 @@ from mergesearch.merging.errors import InputError
 from mergesearch.merging.models.own_heads import OwnHeads
 from mergesearch.merging.models.task_heads import wide
 from mergesearch.merging.routing.masked import MaskedMerge
+from mergesearch.merging.routing.prompts import MASK
 from mergesearch.merging.routing.router import train_router
 
 #: Arguments of a model by name.
@@ -72,6 +73,10 @@ class HeadRouter:
         finally:
             hook.remove()
         seen = wide(read[0])
+        mask = inputs.get(MASK)
+        if mask is not None and mask.shape == seen.shape[:-1]:  # padding of texts does not count
+            kept = mask.to(seen.device, seen.dtype)[:, :, None]
+            return (seen * kept).sum(dim=1) / kept.sum(dim=1)
         return seen if seen.ndim == 2 else seen.flatten(1, -2).mean(dim=1)
 
 

@@ -43,7 +43,7 @@ GgufTypeOption = Annotated[
     typer.Option(
         "--gguf-type",
         metavar="TYPE",
-        help="Type of its matrices: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or "
-        "q4_k.",
+        help="Type of its matrices: f32, f16 (default), bf16, q8_0, q5_1, q5_0, q4_1, q4_0, q4_k, "
+        "or bits for those that a study gave layers (space.bits).",
     ),
 ]

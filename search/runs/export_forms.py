@@ -153,7 +153,8 @@ def _gguf(
     assert forms.gguf is not None
     name = f"{opened.plan.spec.name} trial {record.number}"
     kind = forms.gguf_type or "f16"
-    exported = write_gguf(folder, forms.gguf, kind, name=name, overwrite=overwrite)
+    bits = dict(record.recipe.bits)
+    exported = write_gguf(folder, forms.gguf, kind, name=name, overwrite=overwrite, bits=bits)
     first, *others = exported.lines()
     lines = [f"trial {record.number} written to {forms.gguf}: {first}", *others]
     return Exported(exported.to_dict(), lines)
@@ -172,7 +173,8 @@ def _check_gguf(record: TrialRecord, forms: Forms, head: str | None, overwrite: 
             "gguf: expected the merge of one checkpoint, received one that depends on its input"
         )
     config = open_checkpoint(chosen.path).config
-    check_gguf(config, forms.gguf_type or "f16", forms.gguf, overwrite)
+    kind = forms.gguf_type or "f16"
+    check_gguf(config, kind, forms.gguf, overwrite, dict(record.recipe.bits))
 
 
 @contextmanager

@@ -186,6 +186,7 @@ WRONG = {
     "both": ({"held_out": {"left": "odd"}}, "expected tasks without an expert, received 'left'"),
     "study key": ({"study": {"worker": {}}}, r"study\.worker: unknown key; .*workers"),
     "one size": ({"subsets": {"sizes": [1]}}, "subsets.sizes.0: input should be greater"),
+    "too many": ({"subsets": {"sizes": [2, 9]}}, "subsets.sizes: expected at most 2, the number"),
 }
 
 

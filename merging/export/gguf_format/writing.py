@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from mergesearch.merging.checkpoints.checkpoint import Checkpoint
 from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.errors import InputError
+from mergesearch.merging.export.gguf_format.grids import CODES, on_grid, type_of
 from mergesearch.merging.export.gguf_format.models import (
     GgufModel,
     hyperparameters,
@@ -27,7 +30,9 @@ from mergesearch.merging.models.q4_k import BLOCK, quantised
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q4_k", "bits"]
+#: The type of a file whose matrices have the bits that a study gave their layers.
+BITS = "bits"
 #: Type of the matrices of a file -> the number by which llama.cpp names files of that kind.
 TYPES: Mapping[str, int] = {
     "f32": 0,
@@ -39,7 +44,9 @@ TYPES: Mapping[str, int] = {
     "q4_1": 3,
     "q4_0": 2,
     "q4_k": 14,
+    BITS: 3,  # most of it, in general: that of q4_1
 }
+NO_BITS: Mapping[str, int] = MappingProxyType({})
 #: Types of blocks of 32 elements.
 _SMALL_BLOCKS = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0"})
 
@@ -55,6 +62,7 @@ class GgufExport:
         size: Bytes.
         wider: Matrices that are kept in a wider type, as the length of their rows asks for.
         without_tokenizer: Why there is no tokenizer in it, or None.
+        types: Type -> number of tensors.
     """
 
     file: Path
@@ -63,6 +71,7 @@ class GgufExport:
     size: int
     wider: tuple[str, ...]
     without_tokenizer: str | None
+    types: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -72,12 +81,17 @@ class GgufExport:
             "tensors": self.tensors,
             "bytes": self.size,
             "wider": list(self.wider),
+            "types": dict(self.types),
             "tokenizer": self.without_tokenizer is None,
         }
 
     def lines(self) -> list[str]:
         """For people."""
-        lines = [f"GGUF of {self.tensors} tensors in {self.kind}, {self.size / 1e6:.1f} MB"]
+        kind = self.kind
+        if kind == BITS:
+            counts = (f"{count} {one}" for one, count in sorted(self.types.items()))
+            kind = f"the types of their bits ({', '.join(counts)})"
+        lines = [f"GGUF of {self.tensors} tensors in {kind}, {self.size / 1e6:.1f} MB"]
         if self.wider:
             lines.append(
                 f"{len(self.wider)} matrices are kept wider, as their rows are no multiple of a "
@@ -88,12 +102,25 @@ class GgufExport:
         return lines
 
 
-def check_gguf(config: Mapping[str, Any], kind: str, file: Path, overwrite: bool) -> None:
+def check_gguf(
+    config: Mapping[str, Any],
+    kind: str,
+    file: Path,
+    overwrite: bool,
+    bits: Mapping[str, int] = NO_BITS,
+) -> None:
     """Refuse what cannot be written as GGUF, before weights are read.
+
+    Args:
+        config: Of the model.
+        kind: Type of the matrices.
+        file: To create.
+        overwrite: Replace a file.
+        bits: Bits of the matrices that were rounded.
 
     Raises:
         InputError: If the package is missing, the model is of an unknown kind, there is no such
-            type, or the file exists.
+            type, it needs bits and there are none, or the file exists.
     """
     try:
         import gguf  # noqa: F401
@@ -104,14 +131,36 @@ def check_gguf(config: Mapping[str, Any], kind: str, file: Path, overwrite: bool
         ) from error
     if kind not in TYPES:
         raise InputError(f"gguf: expected a type of {', '.join(TYPES)}, received {kind!r}")
-    model_of(config)
+    model = model_of(config)
+    if kind == BITS:
+        _check_bits(bits, model)
     if file.is_dir() or (file.exists() and not overwrite):
         what = "a folder" if file.is_dir() else "one that exists"
         raise InputError(f"{file}: expected a file to create, received {what}; choose another")
 
 
+def _check_bits(bits: Mapping[str, int], model: GgufModel) -> None:
+    """Refuse bits where there are none, or rows are not what shares a scale."""
+    if not bits:
+        raise InputError(
+            "gguf: expected a trial whose layers have bits of their own (space.bits) for the type "
+            f"{BITS}, received one without; choose another type, such as q4_k"
+        )
+    if model.architecture == "gpt2":
+        raise InputError(
+            f"gguf: expected matrices with a row for each output for the type {BITS}, received "
+            "gpt2, which has columns; choose another type, such as q8_0"
+        )
+
+
 def write_gguf(
-    folder: Path, file: Path, kind: str = "f16", *, name: str = "", overwrite: bool = False
+    folder: Path,
+    file: Path,
+    kind: str = "f16",
+    *,
+    name: str = "",
+    overwrite: bool = False,
+    bits: Mapping[str, int] = NO_BITS,
 ) -> GgufExport:
     """Write the model of a folder as a GGUF file.
 
@@ -123,12 +172,13 @@ def write_gguf(
         kind: Type of the matrices, one of :data:`TYPES`.
         name: Of the model, as the file states it.
         overwrite: Replace a file.
+        bits: Stored name -> bits of a matrix that was rounded to them.
 
     Raises:
         InputError: As :func:`check_gguf`, or if a tensor has no place in GGUF.
     """
     checkpoint = open_checkpoint(str(folder))
-    check_gguf(checkpoint.config, kind, file, overwrite)
+    check_gguf(checkpoint.config, kind, file, overwrite, bits)
     from gguf import GGUFWriter
 
     model = model_of(checkpoint.config)
@@ -137,13 +187,20 @@ def write_gguf(
     writer = GGUFWriter(part, model.architecture)
     try:
         why = _add_metadata(writer, checkpoint, folder, model, kind, name or folder.name)
-        wider = _write_tensors(writer, checkpoint, names, model, kind)
+        types = {
+            name: _type_of(_shape(name, checkpoint, model), own, _kind_of(name, kind, bits))
+            for name, own in names.items()
+        }
+        _write_tensors(writer, checkpoint, names, model, types, bits if kind == BITS else NO_BITS)
         writer.close()
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
     count = len(names) + (rope_factors(checkpoint.config) is not None)
-    return GgufExport(file, kind, count, file.stat().st_size, wider, why)
+    wider = tuple(
+        own for name, own in names.items() if types[name] not in ("f32", _kind_of(name, kind, bits))
+    )
+    return GgufExport(file, kind, count, file.stat().st_size, wider, why, Counter(types.values()))
 
 
 def _names(checkpoint: Checkpoint, model: GgufModel) -> dict[str, str]:
@@ -195,21 +252,25 @@ def _write_tensors(
     checkpoint: Checkpoint,
     names: Mapping[str, str],
     model: GgufModel,
-    kind: str,
-) -> tuple[str, ...]:
-    """Lay out the file and fill it; returns the matrices that are wider than asked for."""
+    kinds: Mapping[str, str],
+    bits: Mapping[str, int],
+) -> None:
+    """Lay out the file and fill it.
+
+    Args:
+        writer: Of the file.
+        checkpoint: The model.
+        names: Stored name -> name in GGUF.
+        model: What GGUF calls it.
+        kinds: Stored name -> type.
+        bits: Bits of the matrices whose values lie on grids.
+    """
     from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
 
     factors = rope_factors(checkpoint.config)
-    types: dict[str, GGMLQuantizationType] = {}
-    wider = []
+    types = {name: GGMLQuantizationType[kind.upper()] for name, kind in kinds.items()}
     for name, own in names.items():
-        shape = _shape(name, checkpoint, model)
-        chosen = _type_of(shape, own, kind)
-        if len(shape) > 1 and chosen != kind:
-            wider.append(own)
-        types[name] = GGMLQuantizationType[chosen.upper()]
-        stored = quant_shape_to_byte_shape(shape, types[name])
+        stored = quant_shape_to_byte_shape(_shape(name, checkpoint, model), types[name])
         writer.add_tensor_info(
             own, stored, np.dtype(np.uint8), int(np.prod(stored)), raw_dtype=types[name]
         )
@@ -219,10 +280,20 @@ def _write_tensors(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name in names:
-        writer.write_tensor_data(_encoded(_array(name, checkpoint, model), types[name]))
+        array = _array(name, checkpoint, model)
+        grid = name in bits and kinds[name] in CODES
+        writer.write_tensor_data(
+            on_grid(array, kinds[name]) if grid else _encoded(array, types[name])
+        )
     if factors is not None:
         writer.write_tensor_data(factors)
-    return tuple(wider)
+
+
+def _kind_of(name: str, kind: str, bits: Mapping[str, int]) -> str:
+    """The type that is asked for a matrix; that of its bits, and f16 without any."""
+    if kind != BITS:
+        return kind
+    return type_of(bits[name]) if name in bits else "f16"
 
 
 def _type_of(shape: tuple[int, ...], own: str, kind: str) -> str:

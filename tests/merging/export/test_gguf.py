@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mergesearch.merging import InputError
+from mergesearch.merging.export.gguf_format.grids import on_grid, type_of
 from mergesearch.merging.export.gguf_format.models import hyperparameters, rope_factors
 from mergesearch.merging.export.gguf_format.writing import TYPES, write_gguf
+from mergesearch.merging.models.layer_bits import at_bits
 from mergesearch.merging.models.q4_k import quantised
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'mergesearch[gguf]'")
@@ -204,6 +206,60 @@ def test_blocks_of_q4_k() -> None:
     # Half a step of fifteen, and what six bits of scale and minimum miss.
     assert (missing <= span / 30 + (groups.max() / 63) / 2).all()
     assert np.linalg.norm(read[2] - rows[2]) < 0.1 * np.linalg.norm(rows[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5])
+def test_blocks_hold_the_values_that_bits_left(bits: int, dtype: torch.dtype) -> None:
+    kind = type_of(bits)
+    matrix = torch.randn((6, 192), generator=torch.Generator().manual_seed(bits)) + 0.3
+    matrix[5] = 0.25
+    values = at_bits(matrix.to(dtype), bits).float().numpy()
+    told = gguf.GGMLQuantizationType[kind.upper()]
+    read, usual = (
+        gguf.quants.dequantize(blocks, told)
+        for blocks in (on_grid(values, kind), gguf.quants.quantize(values, told))
+    )
+    step = np.ptp(matrix.numpy()) / (2**bits - 1)
+    # What is left is rounding: of step and minimum to fp16, and of the values to their own dtype.
+    assert np.abs(read - values).max() < (0.02 if dtype == torch.float32 else 0.08) * step
+    assert np.array_equal(read[5], values[5])
+    if bits > 1:
+        assert np.linalg.norm(read - values) < 0.2 * np.linalg.norm(usual - values)
+
+
+def test_a_file_of_the_bits_of_its_layers(saved: Save) -> None:
+    import transformers
+
+    folder = saved("qwen2", hidden_size=64, intermediate_size=96)
+    stored = load_file(folder / "model.safetensors")
+    bits = {n: (3, 6)["layers.1" in n] for n, t in stored.items() if "layers" in n and t.ndim > 1}
+    bits["model.layers.0.self_attn.o_proj.weight"] = 5
+    rounded = {n: at_bits(t, bits[n]) if n in bits else t for n, t in stored.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    exported = write_gguf(folder, folder / "model.gguf", "bits", bits=bits)
+    types = {t.name: t.tensor_type.name.lower() for t in gguf.GGUFReader(exported.file).tensors}
+    assert types["blk.0.attn_q.weight"] == "q4_1"
+    assert types["blk.0.attn_output.weight"] == "q5_1"
+    assert types["blk.1.attn_q.weight"] == "q8_0"
+    assert types["token_embd.weight"] == "f16"
+    assert exported.wider == ()
+    assert "6 q4_1, 1 q5_1, 7 q8_0" in exported.lines()[0]
+    auto = transformers.AutoModelForCausalLM
+    again = auto.from_pretrained(folder, gguf_file="model.gguf").eval().state_dict()
+    whole = auto.from_pretrained(folder).eval().state_dict()
+    for name, width in bits.items():
+        missed = (again[name] - whole[name]).abs().max()
+        assert missed < (0.01 if width > 5 else 0.002) * whole[name].abs().max(), name
+
+
+def test_bits_that_no_file_can_have(saved: Save) -> None:
+    folder = saved("llama")
+    with pytest.raises(InputError, match=r"expected a trial whose layers have bits .* q4_k"):
+        write_gguf(folder, folder / "model.gguf", "bits")
+    folder = saved("gpt2")
+    with pytest.raises(InputError, match="expected matrices with a row for each output"):
+        write_gguf(folder, folder / "model.gguf", "bits", bits={"h.0.attn.c_attn.weight": 4})
 
 
 def test_scaled_positions_of_llama_3(saved: Save) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from mergesearch.merging.routing.masked import MaskedMerge, by_tensor, held_sum
 from mergesearch.merging.routing.masked_file import check_held
 from mergesearch.merging.routing.task_routers import HeadRouter, trained_router
 from mergesearch.merging.routing.vectors import copied_tensors
-from tests.evaluators.items import pico_vit
+from tests.evaluators.items import pico_llama, pico_vit
 
 TASKS = ("left", "right")
 HEAD = ("classifier.weight", "classifier.bias")
 IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 MANY = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 GENERATOR = torch.Generator().manual_seed(1)
+#: The head of a language model, and how it writes.
+WORDS = "lm_head.weight"
+WRITTEN: Any = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 SCALE = 0.5
 THRESHOLD = 0.8
 
@@ -141,6 +145,62 @@ def test_a_learned_router_sees_the_base_whatever_is_written() -> None:
     with torch.no_grad():
         found = routed.router.scores(routed, {"pixel_values": IMAGES})
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def words(seed: int) -> Any:
+    return pico_llama(seed, tie_word_embeddings=False)
+
+
+def text_merge(head: OwnHeads | None = None) -> MaskedMerge:
+    """Language models under masks, with the head of the first or with heads of their own."""
+    model = words(0) if head is None else head.models["left"]
+    base, *experts = (
+        {n: t for n, t in copied_tensors(words(seed)).items() if head is None or n != WORDS}
+        for seed in (0, 1, 2)
+    )
+    found = held_sum(base, experts, dict.fromkeys(base, SCALE), dict.fromkeys(base, THRESHOLD))
+    return MaskedMerge(model, base, found, TASKS, head=head)
+
+
+class ByTokens:
+    """A router to which tokens below 10 are of the first task, and others of the second."""
+
+    def scores(self, merge: MaskedMerge, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        counted = inputs["attention_mask"].bool()
+        low = inputs["input_ids"] < 10
+        return torch.stack([(counted & low).sum(1), (counted & ~low).sum(1)], dim=1)
+
+
+def test_prompts_alone_say_whose_task_a_text_is() -> None:
+    routed = text_merge()
+    routed.router = ByTokens()
+    prompt = torch.tensor([[1, 4, 2]])
+    whole = torch.tensor([[1, 4, 2, 12, 11, 10, 13]])
+    mask = torch.zeros_like(whole)
+    mask[:, :3] = 1
+    assert routed.tasks_of(input_ids=prompt) == ["left"]
+    assert routed.tasks_of(input_ids=whole) == ["right"]
+    assert routed.tasks_of(input_ids=whole, prompt_mask=mask) == ["left"]
+    assert routed(input_ids=whole, prompt_mask=mask).weights.tolist() == [[1.0, 0.0]]
+    plain = routed.generate(prompt, **WRITTEN)
+    routed.write_task("left")
+    assert torch.equal(plain, routed.model.generate(prompt, **WRITTEN))
+
+
+def test_texts_are_written_under_the_mask_and_head_of_their_task() -> None:
+    models = {task: words(seed) for seed, task in enumerate(TASKS, 1)}
+    share_alike(models["left"], models["right"], [WORDS])
+    prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for head, writers in ((None, None), (OwnHeads(models), models)):
+        routed = text_merge(head)
+        found = routed.generate(prompts, tasks=["left", "right"], **WRITTEN)
+        for row, task in enumerate(TASKS):
+            routed.write_task(task)
+            writer = routed.model if writers is None else writers[task]
+            assert torch.equal(found[row], writer.generate(prompts[row : row + 1], **WRITTEN)[0])
+    assert not torch.equal(*(m.get_output_embeddings().weight for m in models.values()))
+    with pytest.raises(InputError, match="expected one of left, right, received 'up'"):
+        routed.generate(prompts, tasks="up", **WRITTEN)
 
 
 def test_without_a_router_tasks_must_be_told() -> None:

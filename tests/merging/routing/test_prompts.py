@@ -91,6 +91,24 @@ def test_answers_decide_nothing() -> None:
         assert not torch.allclose(answer.weights, routed.weights_for(whole), atol=1e-4)
 
 
+def test_what_goes_with_prompts_decides_with_them() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    ids = torch.tensor([[0, 5, 6, 7], [8, 9, 10, 11]])
+    found = prompts_alone(
+        {
+            "input_ids": ids,
+            "prompt_mask": torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]),
+            "token_type_ids": 10 * ids,
+            "pixel_values": images,
+        }
+    )
+    assert found["input_ids"].tolist() == [[5, 6], [8, 0]]
+    assert found["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert found["token_type_ids"][0].tolist() == [50, 60]
+    assert torch.equal(found["pixel_values"], images)
+    assert "prompt_mask" not in found
+
+
 def test_each_text_is_scored_by_the_model_of_its_prompt() -> None:
     whole = padded([p + a for p, a in zip(PROMPTS, ANSWERS, strict=True)])
     mask = whole["attention_mask"].clone()

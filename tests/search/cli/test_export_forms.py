@@ -124,6 +124,25 @@ def test_gguf_without_a_folder(run: Path, tmp_path: Path) -> None:
     assert mergesearch("export", run, "--gguf", file, "--overwrite")[0] == 0
 
 
+@pytest.mark.slow
+def test_gguf_of_the_bits_of_layers(texts: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    study = study_with_adapters(
+        tmp_path / "study",
+        texts,
+        space={"granularity": "global", "bits": {"mean": 4.0, "choices": [3, 4]}},
+        evaluators=[{"kind": "language_model", "data": str(texts)}],
+    )
+    run = tmp_path / "run"
+    code, _, err = mergesearch("run", study, "--run", run, "--progress", "quiet")
+    assert code == 0, err
+    file = tmp_path / "model.gguf"
+    result = exported(run, "--gguf", file, "--gguf-type", "bits")["gguf"]
+    assert len(gguf.GGUFReader(file).tensors) == result["tensors"]
+    assert len(result["wider"]) == 7  # the model's rows are shorter than a block
+    assert result["types"]["f16"] == 7 + 2  # those, embeddings and the output
+
+
 def test_refusals(run: Path, tmp_path: Path) -> None:
     assert "give --out DIR, --adapter DIR or --gguf FILE" in refused("export", run)
     assert "--adapter-rank: expected --adapter" in refused(
@@ -134,4 +153,8 @@ def test_refusals(run: Path, tmp_path: Path) -> None:
     )
     assert "--gguf-type: expected --gguf" in refused(
         "export", run, "--out", tmp_path / "x", "--gguf-type", "f16"
+    )
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    assert "expected a trial whose layers have bits of their own" in refused(
+        "export", run, "--gguf", tmp_path / "x.gguf", "--gguf-type", "bits"
     )

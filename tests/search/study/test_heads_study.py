@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,32 @@ def test_a_head_without_heads(tmp_path: Path, pico_models: Path, pico_items: Pat
         data = study(pico_models, pico_items, evaluators=evaluators, special=special)
         with pytest.raises(InputError, match=r"evaluators\.0\.head: expected .* received 'left'"):
             plan_study(spec_of(data | {"strategy": "cma_es"}, tmp_path))
+
+
+def test_averaged_heads_around_a_tower_that_is_stored_by_itself(
+    pico_models: Path, pico_items: Path, tmp_path: Path
+) -> None:
+    """A base without its head and its prefix gives the merges of a base that has both."""
+    bare = tmp_path / "bare"
+    copytree(pico_models, bare)
+    file = bare / "base" / "model.safetensors"
+    tensors = load_file(file)
+    tower = {n.removeprefix("vit."): t for n, t in tensors.items() if n.startswith("vit.")}
+    save_file(tower, file, metadata={"format": "pt"})
+    distance = {"kind": "distance", "model_class": CLASS}
+    evaluators = [by_domain(pico_items, domain=None), distance]
+    sections = {"special": {"heads": "average"}, "evaluators": evaluators, "strategy": "cma_es"}
+    values = []
+    for models in (pico_models, bare):
+        plan = plan_study(spec_of(study(models, pico_items, **sections), tmp_path))
+        kinds = tuple(one.model_dump(mode="json") for one in plan.spec.evaluators)
+        worker = Worker(WorkerSpec(plan.template, kinds, str(tmp_path / f"arenas-{models.name}")))
+        outcome = worker.run(Task("one", plan.space.decode(plan.space.start), "search"))
+        assert outcome.measurement is not None, outcome.failure
+        values.append(dict(outcome.measurement.values))
+    whole, alone = values
+    assert whole.pop("distance") > alone.pop("distance") > 0  # one base has a head to be far from
+    assert whole == alone
 
 
 def test_an_objective_may_name_the_expert(

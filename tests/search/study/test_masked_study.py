@@ -96,6 +96,11 @@ def test_a_bundle_infers_and_scores_as_recorded(
     out = tmp_path / "out"
     export_bundle(run, searched[-1], out, facts={}, overwrite=False, threads=1)
     assert rescore(run, searched[-1], out).agreement.identical
+    card = (out / "README.md").read_text()
+    assert (
+        "It serves `left`, `right`. Each is answered under a mask of its own, by the head" in card
+    )
+    assert "tasks = model.tasks_of(**first)" in card
     merge = load(out)
     assert isinstance(merge, MaskedMerge)
     bright = first_images("right")["pixel_values"]

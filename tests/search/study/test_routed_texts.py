@@ -14,6 +14,7 @@ from mergesearch.search.cli.check import describe_plan
 from mergesearch.search.plan.planning import plan_study
 from mergesearch.search.runs.exported import export_bundle, rescore
 from tests.evaluators.items import DOMAINS, pico_llama, save, token_splits
+from tests.evaluators.language import lm_section, make_tasks
 from tests.evaluators.texts import make_tokenizer, text_folder, text_llama
 from tests.search.studies import run_in, spec_of
 
@@ -27,12 +28,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, name in enumerate(("base", *DOMAINS)):
             make(seed).save_pretrained(home / family / name)
     make_tokenizer(home / "written" / "base")
+    make_tasks(home)
     return home
 
 
 def study(home: Path, kind: str, method: str, **options: Any) -> dict[str, Any]:
-    """A study of ``generation`` or ``language_model``."""
-    written = kind == "generation"
+    """A study of ``generation``, ``language_model`` or ``lm_eval``."""
+    written = kind != "language_model"
     columns = (
         {"data": "texts", "target": "target", "scorer": "prefix", "max_new_tokens": 3}
         if written
@@ -43,6 +45,10 @@ def study(home: Path, kind: str, method: str, **options: Any) -> dict[str, Any]:
     router = {"router_steps": 5, "router_width": 4} if method == "twin_merging" else {}
     routing = {"method": method, **router, **options}
     section = {"kind": kind, "domain": "domain", "batch_size": 5, "routing": routing}
+    if kind == "lm_eval":
+        owners = dict(zip(("choose", "write"), DOMAINS, strict=True))
+        section = lm_section(home, *owners) | {"routing": routing, "experts": owners}
+        columns = {}
     return {
         "name": "routed",
         "base": f"{family}/base",
@@ -61,6 +67,8 @@ def study(home: Path, kind: str, method: str, **options: Any) -> dict[str, Any]:
         ("language_model", "t3", {"per": "batch"}),
         pytest.param("generation", "t3", {}, marks=pytest.mark.slow),
         pytest.param("language_model", "twin_merging", {}, marks=pytest.mark.slow),
+        pytest.param("lm_eval", "t3", {}, marks=pytest.mark.slow),
+        pytest.param("lm_eval", "twin_merging", {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_bundle_gives_what_was_evaluated(
@@ -85,7 +93,7 @@ def test_a_bundle_gives_what_was_evaluated(
     card = (out / "README.md").read_text()
     assert "model.generate(**prompt" in card
     folder = "shared" if method == "twin_merging" else "base"
-    assert (out / folder / "tokenizer.json").exists() is (kind == "generation")
+    assert (out / folder / "tokenizer.json").exists() is (kind != "language_model")
     assert f"this/folder/{folder}" in card
 
 

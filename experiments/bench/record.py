@@ -18,7 +18,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from experiments.bench.timing import timed
 from mergesearch.evaluators import Measurement, Objective
 from mergesearch.merging import Field, Recipe, Source
 from mergesearch.search.dashboard.access import Access
@@ -49,6 +49,18 @@ BLOCK = 64
 BLOCKS = 7
 
 
+#: A request of a browser, but for its path.
+BROWSER = {
+    "REQUEST_METHOD": "GET",
+    "QUERY_STRING": "",
+    "HTTP_HOST": "localhost",
+    "HTTP_ACCEPT_ENCODING": "gzip",
+    "SERVER_NAME": "localhost",
+    "SERVER_PORT": "80",
+    "wsgi.url_scheme": "http",
+}
+
+
 class Writer:
     """Writes a study of one objective to a storage, round by round.
 
@@ -63,6 +75,7 @@ class Writer:
         self, location: str | Path, dim: int, name: str = "study", *, by_optuna: bool = False
     ) -> None:
         self._dim = dim
+        self._decode = decoder(dim)
         self._rng = np.random.default_rng(0)
         self.log = open_log(location, dim, name)
         if by_optuna:
@@ -83,7 +96,7 @@ class Writer:
         point = self._rng.random(self._dim)
         record = self.log.ask(
             "search",
-            decoder(self._dim)(point),
+            self._decode(point),
             point=point,
             suggestion=len(self.log.records),
             tells_at_ask=self._told,
@@ -116,43 +129,61 @@ def open_log(location: str | Path, dim: int, name: str = "study") -> TrialLog:
     return TrialLog(open_storage(location), name, OBJECTIVES, decoder(dim), template(dim))
 
 
-def writing(url: str, sizes: tuple[int, ...] = (1, 8)) -> dict[str, Any]:
-    """Trials a second in rounds of several sizes, beside the server's own commits."""
+@contextlib.contextmanager
+def committing(url: str) -> Iterator[Callable[[], None]]:
+    """What commits a row of 500 characters, for one answer of the server, as a round needs."""
     engine = open_engine(url)
-    rows = sa.Table("bench", sa.MetaData(), sa.Column("text", sa.String(600)))
-    rows.create(engine, checkfirst=True)
+    connection = engine.raw_connection()
+    bare: Any = connection.driver_connection
+    bare.autocommit = True
+    bare.execute("CREATE TABLE bench (text varchar(600))")
+    try:
+        yield lambda: bare.execute("INSERT INTO bench VALUES (%s)", ["x" * 500])
+    finally:
+        bare.execute("DROP TABLE bench")
+        connection.close()
+        engine.dispose()
 
-    def commits() -> None:
-        for _ in range(BLOCK):
-            with engine.begin() as connection:
-                connection.execute(rows.insert().values(text="x" * 500))
 
-    ways: dict[str, tuple[Callable[[], None], int]] = {"commits": (commits, BLOCK)}
+def writing(url: str, sizes: tuple[int, ...] = (1, 8, 64)) -> dict[str, Any]:
+    """Trials a second in rounds of several sizes, beside the server's own commits."""
+    with committing(url) as commit:
+
+        def commits() -> None:
+            for _ in range(BLOCK):
+                commit()
+
+        ways: dict[str, tuple[Callable[[], None], int]] = {"commits": (commits, BLOCK)}
+        for size in sizes:
+            ours = Writer(url, 8, f"rounds of {size}")
+            ways[f"rounds of {size}"] = (partial(_rounds, ours, size, BLOCK), BLOCK)
+        theirs = Writer(url, 8, "optuna", by_optuna=True)
+        ways["through Optuna"] = (partial(_rounds, theirs, 1, BLOCK // 8), BLOCK // 8)
+        figures = _rates(ways)
     for size in sizes:
-        ours = Writer(url, 8, f"rounds of {size}")
-        ways[f"rounds of {size}"] = (partial(_rounds, ours, size, BLOCK), BLOCK)
-    theirs = Writer(url, 8, "optuna", by_optuna=True)
-    ways["through Optuna"] = (partial(_rounds, theirs, 1, BLOCK // 8), BLOCK // 8)
+        found = figures[f"rounds of {size}"]
+        found["of_commit_rate"] = found["per_second"] / figures["commits"]["per_second"]
+        found["of_optuna"] = found["per_second"] / figures["through Optuna"]["per_second"]
+    return figures | {"statements": statements(url, sizes)}
+
+
+def _rates(ways: Mapping[str, tuple[Callable[[], None], int]]) -> dict[str, dict[str, float]]:
+    """Way -> trials a second and CPU time of one, of blocks that write so many trials each."""
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for index in range(BLOCKS + 1):
         for way, (block, count) in ways.items():
-            taken = _timed(block)
+            wall, cpu = timed(block)
             if index:  # the first of each warms up
-                times[way].append((taken[0] / count, taken[1] / count))
-    rows.drop(engine)
-    engine.dispose()
-    figures = {
+                times[way].append((wall / count, cpu / count))
+    return {
         way: {
             "per_second": 1 / statistics.median(wall for wall, _ in each),
+            # What a machine that does nothing else would come near to.
+            "fastest_per_second": 1 / min(wall for wall, _ in each),
             "cpu_ms": 1e3 * statistics.median(cpu for _, cpu in each),
         }
         for way, each in times.items()
     }
-    for way in [f"rounds of {size}" for size in sizes]:
-        rate = figures[way]["per_second"]
-        figures[way]["of_commit_rate"] = rate / figures["commits"]["per_second"]
-        figures[way]["of_optuna"] = rate / figures["through Optuna"]["per_second"]
-    return figures | {"statements": statements(url, sizes)}
 
 
 def _rounds(writer: Writer, size: int, trials: int) -> None:
@@ -200,7 +231,7 @@ def counted() -> Iterator[list[float]]:
 
 def opening(location: str | Path, dim: int, name: str) -> dict[str, float]:
     """Seconds to open a log."""
-    wall, cpu = _timed(lambda: open_log(location, dim, name))
+    wall, cpu = timed(lambda: open_log(location, dim, name))
     return {"seconds": wall, "cpu_seconds": cpu}
 
 
@@ -219,54 +250,41 @@ def opening_by_optuna(location: str | Path, name: str) -> dict[str, float]:
     """Seconds in which Optuna itself reads all trials of a study."""
     storage = read_storage(location)
     study = storage.get_study_id_from_name(name)
-    wall, cpu = _timed(lambda: storage.get_all_trials(study, deepcopy=False))
+    wall, cpu = timed(lambda: storage.get_all_trials(study, deepcopy=False))
     return {"seconds": wall, "cpu_seconds": cpu}
 
 
 def page(location: str | Path, name: str) -> dict[str, float]:
-    """Seconds of the dashboard's page of a study: first, and again once its answer is too old."""
+    """Seconds of what the dashboard's page of a study asks for: first, and once more at once."""
     storage = shown_storage(location)
     study = storage.get_study_id_from_name(name)
     application = build_application(storage, Access(None, None, False, any_host=True), None, {})
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": f"/api/studies/{study}",
-        "QUERY_STRING": "",
-        "HTTP_HOST": "localhost",
-        "HTTP_ACCEPT_ENCODING": "gzip",
-        "SERVER_NAME": "localhost",
-        "SERVER_PORT": "80",
-        "wsgi.url_scheme": "http",
-    }
     answers: list[Answer] = []
 
-    def ask() -> None:
-        answers.append(Answer.of(application, dict(environ)))
+    def ask(path: str) -> None:
+        answers.append(Answer.of(application, {"PATH_INFO": path, **BROWSER}))
 
-    first, first_cpu = _timed(ask)
-    again, again_cpu = _timed(ask)
+    path = f"/api/studies/{study}"
+    first, first_cpu = timed(lambda: ask(path))
+    again, again_cpu = timed(lambda: ask(path))
+    rest, rest_cpu = timed(lambda: ask(f"{path}/param_importances"))
     return {
         "seconds": first,
         "cpu_seconds": first_cpu,
         "again_seconds": again,
         "again_cpu_seconds": again_cpu,
+        "importances_seconds": rest,
+        "importances_cpu_seconds": rest_cpu,
         "MB": len(answers[0].body) / 1e6,
     }
 
 
-def _timed(action: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds of an action; what it returns is dropped."""
-    wall = time.perf_counter()
-    cpu = time.process_time()
-    action()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def fill(location: str | Path, dim: int, trials: int, name: str) -> None:
-    """Record a study of so many trials."""
+def fill(location: str | Path, dim: int, trials: int, name: str) -> dict[str, float]:
+    """Record a study of so many trials in rounds of a hundred; trials a second, and CPU of each."""
     writer = Writer(location, dim, name)
-    _rounds(writer, 100, trials)
+    wall, cpu = timed(partial(_rounds, writer, 100, trials))
     writer.round(0)
+    return {"per_second": trials / wall, "cpu_ms": 1e3 * cpu / trials}
 
 
 def _say(what: str, figures: Any) -> None:
@@ -315,7 +333,7 @@ def main() -> None:
         _say("optuna", figures["optuna"])
         for place, location in places.items():
             other = Path(folder) / "wide.log" if isinstance(location, Path) else location
-            fill(other, arguments.dim, trials, "wide")
+            figures[place]["writing, wide"] = fill(other, arguments.dim, trials, "wide")
             figures[place]["opening, wide"] = opening(other, arguments.dim, "wide")
             figures[place]["page, wide"] = page(other, "wide")
             _say(place, figures[place])

@@ -19,8 +19,10 @@ from typing import Any
 
 import psutil
 
-from experiments.bench.timing import seconds_of
+from experiments.bench.record import committing
+from experiments.bench.timing import seconds_of, timed
 from mergesearch.search.runs.driver import run_study
+from mergesearch.search.runs.opened import open_run
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.spec.study_file import resolve, validate
 from mergesearch.search.study.events import Event
@@ -66,7 +68,7 @@ class Watch:
 
 
 def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[str, Any]:
-    """Trials per second, memory, and seconds to resume the finished record."""
+    """Trials per second, memory, and seconds to open and to resume the finished record."""
     watch = Watch()
     spec = study("service", trials, storage)
     cpu = time.process_time()
@@ -81,12 +83,18 @@ def throughput(folder: Path, trials: int, storage: str | None = None) -> dict[st
         "driver_cpu_ms_per_trial": 1e3 * cpu / trials,
         "memory_MB": watch.memory,
     }
+    figures["opening_seconds"], figures["opening_cpu_seconds"] = timed(
+        lambda: open_run(folder / "run")
+    )
     figures["resume_seconds"] = _resume(folder, spec)
     return figures
 
 
 def _resume(folder: Path, spec: StudySpec) -> float:
-    """Seconds from the command to the first new trial of a journal, or to open a database."""
+    """Seconds from the command to the first new trial of a journal, or to end a finished study.
+
+    The first new trial comes once Ray has started its workers.
+    """
     journal = folder / "run" / "journal.log"
     if spec.storage is None:
         lines = journal.read_bytes().splitlines(keepends=True)
@@ -126,22 +134,8 @@ def fsync_rate(folder: Path) -> float:
 
 def commit_rate(url: str) -> float:
     """Commits of one row per second."""
-    import sqlalchemy as sa
-
-    from mergesearch.search.record.storage import open_engine
-
-    engine = open_engine(url)
-    table = sa.Table("bench", sa.MetaData(), sa.Column("text", sa.String(600)))
-    table.create(engine, checkfirst=True)
-
-    def commit() -> None:
-        with engine.begin() as connection:
-            connection.execute(table.insert().values(text="x" * 500))
-
-    try:
+    with committing(url) as commit:
         return 1 / seconds_of(commit, repeats=300)
-    finally:
-        table.drop(engine)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 def seconds_of(operation: Callable[[], None], repeats: int) -> float:
@@ -15,3 +16,11 @@ def seconds_of(operation: Callable[[], None], repeats: int) -> float:
         operation()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds of an action; what it returns is dropped."""
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    action()
+    return time.perf_counter() - wall, time.process_time() - cpu

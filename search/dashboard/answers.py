@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 COMPRESSED_BYTES = 1024
 COMPRESSED_KINDS = ("application/json", "text/html", "text/csv", "text/plain")
 GZIP_ACCEPTED = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
+#: JSON has no infinities, and a browser refuses an answer that holds one. Constraints have some.
+LARGEST = sys.float_info.max
+FINITE = {"Infinity": LARGEST, "-Infinity": -LARGEST, "NaN": LARGEST}
+
+
+def finite_json(body: bytes) -> Any:
+    """An answer's JSON, with numbers in place of what browsers refuse."""
+    return json.loads(body, parse_constant=FINITE.__getitem__)
 
 
 @dataclass(frozen=True)

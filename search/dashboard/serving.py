@@ -123,9 +123,12 @@ def shared_dashboard(storage: Storage, artifacts: Path | None) -> SharedAnswers:
     """The dashboard over an open storage, whose answers all viewers share."""
     import optuna_dashboard
 
+    from mergesearch.search.dashboard.study_detail import StudyDetails
+
     # An open storage is passed: given a URL, the dashboard re-reads every trial every few seconds.
     store = None if artifacts is None else attached_files(artifacts)
-    return SharedAnswers(optuna_dashboard.wsgi(storage, artifact_store=store))
+    dashboard = optuna_dashboard.wsgi(storage, artifact_store=store)
+    return SharedAnswers(dashboard, StudyDetails(storage).of)
 
 
 def likely_paths(storage: Storage) -> list[str]:

@@ -1,28 +1,24 @@
-"""Shares among viewers what their browsers poll, and ranks only what the search found.
-
-Trials that miss a bound are not among the best, nor are anchors. Anchors are no infeasible trials
-in the record, which would keep them out too: every plot would call them so, and whoever reads the
-study with Optuna would rank without what the search must beat.
-"""
+"""Shares among viewers what their browsers poll, and ranks only what the search found."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from mergesearch.search.dashboard.access import answer
-from mergesearch.search.dashboard.answers import Answer
-from mergesearch.search.front import nondominated
+from mergesearch.search.dashboard.answers import Answer, finite_json
+from mergesearch.search.dashboard.best_trials import best_trials
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from mergesearch.search.dashboard.study_detail import Detail
 
 #: A polled answer is made anew after so many seconds, or after so many times as long as it took.
 KEPT_SECONDS = 2.0
@@ -38,9 +34,6 @@ NOBODY = {
     "SERVER_PROTOCOL": "HTTP/1.1",
     "wsgi.url_scheme": "http",
 }
-#: JSON has no infinities, and a browser refuses an answer that holds one. Constraints have some.
-LARGEST = sys.float_info.max
-FINITE = {"Infinity": LARGEST, "-Infinity": -LARGEST, "NaN": LARGEST}
 
 
 @dataclass(frozen=True)
@@ -70,10 +63,16 @@ class SharedAnswers:
 
     Args:
         application: The dashboard.
+        detail: Answers a request for a study in less time, or None where the dashboard has to.
     """
 
-    def __init__(self, application: WSGIApplication) -> None:
+    def __init__(
+        self,
+        application: WSGIApplication,
+        detail: Callable[[int, WSGIEnvironment], Detail | None] = lambda study, environ: None,
+    ) -> None:
         self._application = application
+        self._detail = detail
         self._kept: dict[str, _Polled] = {}
         self._locks = [threading.Lock() for _ in range(16)]
 
@@ -107,70 +106,38 @@ class SharedAnswers:
         with self._locks[hash(path) % len(self._locks)]:
             kept = self._kept.get(path)
             if kept is None or kept.until < time.monotonic():
-                self._kept[path] = kept = self._made(environ)
+                self._kept[path] = kept = self._made(path, environ)
                 self._drop_old()
         return kept
 
-    def _made(self, environ: WSGIEnvironment) -> _Polled:
+    def _made(self, path: str, environ: WSGIEnvironment) -> _Polled:
         started = time.monotonic()
-        made = Answer.of(self._application, environ | {"QUERY_STRING": ""})
-        trials = None
-        if made.status.startswith("200"):
-            detail = json.loads(made.body, parse_constant=FINITE.__getitem__)
-            if "trials" in detail:
-                detail["best_trials"] = best_trials(detail)
-                trials = tuple(json.dumps(trial).encode() for trial in detail.pop("trials"))
-            body = json.dumps(detail).encode()
-            made = made.with_body(body)
+        whole = environ | {"QUERY_STRING": ""}
+        study = path.rpartition("/")[2]
+        detail = self._detail(int(study), dict(whole)) if study.isdecimal() else None
+        made, trials = (
+            (detail.answer, detail.trials) if detail is not None else self._by_dashboard(whole)
+        )
         now = time.monotonic()
         return _Polled(made, trials, now + max(KEPT_SECONDS, KEPT_TIMES * (now - started)))
+
+    def _by_dashboard(self, environ: WSGIEnvironment) -> tuple[Answer, tuple[bytes, ...] | None]:
+        """The dashboard's own answer, without its trials if it lists any, and these."""
+        made = Answer.of(self._application, environ)
+        if not made.status.startswith("200"):
+            return made, None
+        detail = finite_json(made.body)
+        trials = None
+        if "trials" in detail:
+            detail["best_trials"] = best_trials(detail)
+            trials = tuple(json.dumps(trial).encode() for trial in detail.pop("trials"))
+        return made.with_body(json.dumps(detail).encode()), trials
 
     def _drop_old(self) -> None:
         now = time.monotonic()
         for path, kept in list(self._kept.items()):
             if kept.until < now:
                 self._kept.pop(path, None)
-
-
-def best_trials(detail: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The best trials, among those that keep all bounds, of a study as the API describes it.
-
-    Anchors are known beforehand, so that they are among the best only while no other trial is
-    there. The API's own list knows of neither; it is kept for studies without bounds and anchors,
-    and for preferential ones.
-    """
-    trials = detail["trials"]
-    known = [_is_anchor(trial) for trial in trials]
-    if detail.get("is_preferential") or not (any(known) or any(map(_misses_a_bound, trials))):
-        return list(detail["best_trials"])
-    done = [
-        (trial, anchor)
-        for trial, anchor in zip(trials, known, strict=True)
-        if trial["state"] == "Complete" and not _misses_a_bound(trial)
-    ]
-    found = [trial for trial, anchor in done if not anchor] or [trial for trial, _ in done]
-    signs = [-1.0 if direction == "maximize" else 1.0 for direction in detail["directions"]]
-    # Infinities are words in JSON, which `float` reads.
-    losses = [
-        [sign * float(value) for sign, value in zip(signs, trial["values"], strict=True)]
-        for trial in found
-    ]
-    if len(signs) == 1:
-        return [found[losses.index(min(losses))]] if found else []
-    return [
-        trial
-        for trial, kept in zip(found, nondominated(losses) if found else (), strict=True)
-        if kept
-    ]
-
-
-def _is_anchor(trial: Mapping[str, Any]) -> bool:
-    """Whether a trial is a known merge, as its attributes for people say."""
-    return {"key": "kind", "value": "anchor"} in trial["user_attrs"]
-
-
-def _misses_a_bound(trial: Mapping[str, Any]) -> bool:
-    return any(violation > 0 for violation in trial["constraints"])
 
 
 def _after(environ: WSGIEnvironment) -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from mergesearch.search.quiet import quiet_optuna
@@ -75,12 +75,29 @@ class ShownDatabase(RDBStorage):
         Raises:
             KeyError: If there is no such study.
         """
+        trials = self._get_trials(study_id, states, set(), -1)
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        """The trials of these ids, and all whose ids are higher.
+
+        Studies of Optuna read a database through a cache of their own, which asks for trials so.
+        """
         self.get_study_name_from_id(study_id)  # raises
         with self._reading, self.engine.connect() as connection:
             trials = self._trials(connection, study_id)
-        if states is not None:
-            trials = [trial for trial in trials if trial.state in states]
-        return copy.deepcopy(trials) if deepcopy else trials
+        return [
+            trial
+            for trial in trials
+            if (trial._trial_id > trial_id_greater_than or trial._trial_id in included_trial_ids)
+            and (states is None or trial.state in states)
+        ]
 
     def _trials(self, connection: sa.Connection, study_id: int) -> list[FrozenTrial]:
         """The trials, of which those that have ended are kept."""
@@ -138,3 +155,34 @@ def _frozen(
 @lru_cache(maxsize=1024)  # studies have few, and repeat them for every trial
 def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
+
+
+class FewTrials(InMemoryStorage):
+    """A storage of one study that seems to have a few of its trials alone.
+
+    Args:
+        study: The study as its storage has it.
+        trials: The few.
+    """
+
+    def __init__(self, study: Any, trials: list[FrozenTrial]) -> None:
+        super().__init__()
+        self._study = study
+        self._few = trials
+
+    def get_all_studies(self) -> list[Any]:
+        """The study."""
+        return [self._study]
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """The few trials."""
+        return [trial for trial in self._few if states is None or trial.state in states]
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """Any trial: which are the best is found out among all of them."""
+        return self._few[-1]

@@ -80,8 +80,9 @@ def values_between(
     columns = table("trial_values").c
     query = _between("trial_values", ["value", "value_type"], study_id, first, last)
     known: dict[int, list[float]] = defaultdict(list)
-    for row in connection.execute(query.order_by(columns.trial_id, columns.objective)):
-        known[row.trial_id].append(value_of(row.value, row.value_type))
+    ordered = query.order_by(columns.trial_id, columns.objective)
+    for trial_id, value, kind in connection.execute(ordered).all():  # one by one costs more
+        known[trial_id].append(value_of(value, kind))
     return dict(known)
 
 
@@ -107,8 +108,8 @@ def attributes_between(
     own = table(name).c.key.in_(TRIAL_KEYS)
     query = _between(name, ["key", "value_json"], study_id, first, last)
     known: dict[int, dict[str, Any]] = defaultdict(dict)
-    for row in connection.execute(query.where(own if ours else ~own)):
-        known[row.trial_id][row.key] = json.loads(row.value_json)
+    for trial_id, key, text in connection.execute(query.where(own if ours else ~own)).all():
+        known[trial_id][key] = json.loads(text)
     return dict(known)
 
 
@@ -119,9 +120,8 @@ def params_between(
     names = ["param_name", "param_value", "distribution_json"]
     query = _between("trial_params", names, study_id, first, last)
     known: dict[int, list[tuple[str, float, str]]] = defaultdict(list)
-    for trial_id, param, value, text in connection.execute(
-        query.order_by(table("trial_params").c.param_id)
-    ):
+    ordered = query.order_by(table("trial_params").c.param_id)
+    for trial_id, param, value, text in connection.execute(ordered).all():
         known[trial_id].append((param, value, text))
     return dict(known)
 
@@ -134,7 +134,7 @@ def intermediate_between(
     known: dict[int, dict[int, float]] = defaultdict(dict)
     for trial_id, step, value, kind in connection.execute(
         _between("trial_intermediate_values", names, study_id, first, last)
-    ):
+    ).all():
         known[trial_id][step] = value_of(value, kind)
     return dict(known)
 

@@ -19,7 +19,7 @@ from mergesearch.search.dashboard.shown_storage import shown_storage
 from mergesearch.search.record.attributes import TRIAL_KEYS
 from mergesearch.search.record.journal_trials import JournalTrials
 from mergesearch.search.record.optuna_trials import OptunaTrials
-from mergesearch.search.record.postgres_trials import PostgresTrials
+from mergesearch.search.record.postgres_trials import PostgresTrials, array_text
 from mergesearch.search.record.storage import database_of, open_storage, read_storage
 from mergesearch.search.record.tables import KNOWN_VERSIONS, TABLES, table
 from mergesearch.search.record.trial_log import TrialLog
@@ -191,6 +191,48 @@ def test_a_round_is_there_as_a_whole_or_not_at_all(url: str) -> None:
     assert [record.state for record in open_log(url).records] == ["complete", "running"]
 
 
+def test_a_round_that_the_server_refuses_at_its_commit_is_not_there(url: str) -> None:
+    """No answer to a statement of the round is taken for the answer to its commit."""
+    log = open_log(url)
+    number = ask(log, np.zeros(3), 0)
+    address = url.replace("@", f":{os.environ['PGPASSWORD']}@")
+    with psycopg.connect(address, autocommit=True) as other:
+        other.execute(REFUSAL)
+        other.execute(
+            "CREATE CONSTRAINT TRIGGER refusal AFTER INSERT ON trial_values DEFERRABLE "
+            "INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+
+        def write() -> None:
+            with log.batched_writes():
+                log.tell(number, outcome(0), 0)
+                ask(log, np.ones(3), 1)
+
+        with pytest.raises(StudyFailedError, match="refused at its commit"):
+            write()
+        assert [record.state for record in open_log(url).records] == ["running"]
+        other.execute("DROP TRIGGER refusal ON trial_values")
+    log._trials.flush()
+    assert [record.state for record in open_log(url).records] == ["complete", "running"]
+
+
+REFUSAL = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'refused at its commit'; END $$
+"""
+
+
+def test_arrays_are_read_as_they_were_written(url: str) -> None:
+    texts = ["", "NULL", 'a "quoted" \\ one', "{1,2}", " a\nb\t", "\\\\", "é—漢", "'", "%s"]
+    numbers = [0.1, -1e-300, 5e-324, 1.7976931348623157e308, float("inf"), 3.0, None]
+    address = url.replace("@", f":{os.environ['PGPASSWORD']}@")
+    with psycopg.connect(address) as connection:
+        written = [array_text(texts), array_text(numbers), array_text(()), array_text([3, -1])]
+        query = "SELECT %s::text[], %s::float8[], %s::text[], %s::int[]"
+        read = connection.execute(query, written).fetchone()
+    assert read == (texts, numbers, [], [3, -1])
+
+
 def test_what_is_told_of_a_trial_is_told_once_it_is_recorded(url: str, tmp_path: Path) -> None:
     for location in (url, tmp_path / "journal.log"):
         log = open_log(location)
@@ -284,6 +326,9 @@ class TestShown:
             assert shown == whole
             assert [trial._trial_id for trial in shown] == [trial._trial_id for trial in whole]
             assert any("constraints" in trial.system_attrs for trial in shown)
+            # Studies read a database through a cache of Optuna's: importances and plots do.
+            by_study = optuna.load_study(study_name="study", storage=shown_storage(location))
+            assert by_study.get_trials() == shown
 
     def test_studies_of_others_are_shown_as_they_are(self, url: str) -> None:
         open_log(url)

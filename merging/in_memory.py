@@ -336,7 +336,7 @@ def _merge_stored(
         return None
     out = torch.empty(spec.shape, dtype=dtype)
     part = merge.field.restrict(spec.start, spec.stop)
-    weights = term_weights(part, basis.form)
+    weights = term_weights(part, basis.form, angles=_angles(basis, spec))
     direct = basis.direct(spec.name, numbers, weights, part.boundaries, stored_numbers(out), later)
     if direct is None:
         return None
@@ -360,11 +360,15 @@ def merge_wide(merge: PreparedMerge, spec: TensorSpec) -> torch.Tensor:
         combine_factors(tensor.reshape(-1), left, right, factors.owner, part, out, threads=1)
         return out.view(spec.shape)
     rows = [row.to(wide).reshape(-1) for row in basis.rows(spec.name)]
-    angles = None
-    if basis.angles is not None:
-        angles = Field.constant(spec.size, [basis.angles(spec.name)])
-    combine(tensor.reshape(-1), rows, part, basis.form, out, angles=angles, threads=1)
+    combine(tensor.reshape(-1), rows, part, basis.form, out, angles=_angles(basis, spec), threads=1)
     return postprocess(merge.special, spec.name, out.view(spec.shape), tensor, spec.dtype)
+
+
+def _angles(basis: Basis, spec: TensorSpec) -> Field | None:
+    """The angle of a tensor as a field over it, for the form ``slerp``."""
+    if basis.angles is None:
+        return None
+    return Field.constant(spec.size, [basis.angles(spec.name)])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Merges that both tools make, as each of them says it, and how many times faster ours must be."""
+"""Merges that both tools make, as each of them says it, and how many times faster ours must be.
+
+mergekit 0.1.5 calls DELLA with the election of TIES ``della``, as we do, and the sum
+``della_linear``. It has no TSV.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +86,16 @@ METHODS = (
         1.0,
         "della",
         1.0,
+        2.0,
+        {"density": 0.2, "epsilon": 0.1},
+        {"density": 0.2, "epsilon": 0.1},
+    ),
+    Method(
+        "DELLA-linear 0.2",
+        "della_linear",
+        0.3,
+        "della_linear",
+        0.3,
         2.0,
         {"density": 0.2, "epsilon": 0.1},
         {"density": 0.2, "epsilon": 0.1},

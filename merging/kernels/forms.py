@@ -43,15 +43,20 @@ class Thinning:
         chance: An element survives where its 32 random bits are below this number.
         factor: What survivors are multiplied by, rounded to fp32; 1 where none is dropped by
             chance.
+        made: Whether the numbers are the task vector itself, rather than an expert's.
     """
 
     limit: float = 0.0
     key: int | None = None
     chance: int = 0
     factor: float = 1.0
+    made: bool = False
 
 
 KEEP_ALL = Thinning()
+
+#: A task vector that has been thinned before.
+MADE = Thinning(made=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 from numba.core import event
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from mergesearch.merging.kernels.forms import ELECTIONS
@@ -24,6 +25,13 @@ from mergesearch.merging.kernels.forms import ELECTIONS
 #: Elements per inner loop: six streams of 4 kB stay in the first-level cache, where `out` waits for
 #: its next terms.
 BLOCK = 1024
+
+#: The same where terms are not all read side by side, as a base and four rows are. A processor
+#: fetches ahead of a row only once it has followed it for a while, which takes most of 4 kB: a byte
+#: of 16 rows took twice as long as one of four. Visits of 64 kB are worth that ``out`` waits in the
+#: second-level cache.
+LONG_BLOCK = 1 << 14
+SIDE_BY_SIDE = 5
 
 #: Shortest stretch worth a thread (1 MB per stream), and stretches per thread so that a slow core
 #: delays little.
@@ -92,16 +100,46 @@ event.register("numba:compile", _Compiling())
 
 
 def compiled(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit``, with its compile cache where some folder for it is writable."""
+    """``numba.njit``, with its compile cache where some folder for it is writable.
+
+    The function is compiled, or taken from the cache, when it is first called: a study uses few of
+    the kernels that its modules have, and to load one takes about 10 ms.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(signature, cache=True, **options)(function)
+            kernel = numba.njit(cache=True, **options)(function)
         except RuntimeError:
             # numba: "no locator available": neither the package nor the user's folder is writable
-            return numba.njit(signature, **options)(function)
+            kernel = numba.njit(**options)(function)
+        _compile_at_first_use(kernel, signature)
+        return kernel
 
     return decorate
+
+
+def _compile_at_first_use(kernel: Any, signature: Any) -> None:
+    """Let a kernel compile itself for its signatures, and for no others, at its first use.
+
+    Numba has two ways into a kernel without compiled code, both named here: a call from Python, and
+    the compilation of a kernel that calls it.
+    """
+    template = kernel.get_call_template
+
+    def compiled_kernel(*_arguments: Any) -> Any:
+        with global_compiler_lock:
+            if not kernel.overloads:
+                for each in signature if isinstance(signature, list) else [signature]:
+                    kernel.compile(each)
+                kernel.disable_compile()
+        return kernel  # numba calls what it receives with the same arguments
+
+    def call_template(arguments: Any, options: Any) -> Any:
+        compiled_kernel()
+        return template(arguments, options)
+
+    kernel._compile_for_args = compiled_kernel
+    kernel.get_call_template = call_template
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -362,8 +400,9 @@ def _combine(
     addresses: Any, weights: Floats, boundaries: Any, out: Floats, start: int, stop: int, rule: int
 ) -> None:
     """The stretch ``start:stop`` of the sum, segment by segment, block by block."""
-    scratch = np.empty((3, BLOCK), np.float32)
     terms = addresses.size
+    most = LONG_BLOCK if terms > SIDE_BY_SIDE else BLOCK
+    scratch = np.empty((3, most if rule != 0 else 0), np.float32)
     used_weights = np.empty(terms, np.float32)
     used_addresses = np.empty(terms, np.int64)
     block_addresses = np.empty(terms, np.int64)
@@ -376,8 +415,9 @@ def _combine(
                 used_weights[count] = weights[t, segment]
                 used_addresses[count] = addresses[t]
                 count += 1
+        length = LONG_BLOCK if count > SIDE_BY_SIDE else BLOCK
         while start < end:
-            block = min(start + BLOCK, end)
+            block = min(start + length, end)
             for t in range(count):
                 block_addresses[t] = used_addresses[t] + 4 * start
             if rule == 0:

@@ -94,6 +94,21 @@ def _load(out: Any, address: int, kind: int, start: int) -> None:
         _widen(out, numba.carray(_half_pointer(address + 2 * start), out.size))
 
 
+@compiled(_ROW(types.int64, types.int64, types.int64, _ROW))
+def _row_of(address: int, kind: int, start: int, room: Any) -> Any:
+    """As many elements as fit in ``room``: fp32 where they lie, others widened there."""
+    if kind == 0:
+        return numba.carray(_pointer(address + 4 * start), room.size)
+    _widen(room, numba.carray(_half_pointer(address + 2 * start), room.size))
+    return room
+
+
+@compiled(types.void(_ROW, _ROW, _ROW, types.float32))
+def _add_change(total: Any, row: Any, base: Any, weight: Any) -> None:
+    for i in range(total.size):
+        total[i] = total[i] + weight * (row[i] - base[i])
+
+
 @compiled(types.void(types.int64[::1], types.int64[::1], _ROW), nogil=True)
 def _difference(addresses: Any, kinds: Any, out: Any) -> None:
     other = np.empty(BLOCK, np.float32)
@@ -106,12 +121,11 @@ def _difference(addresses: Any, kinds: Any, out: Any) -> None:
 
 @compiled(types.void(types.int64, types.int64, types.int64, _ROW, _ROW, _ROW, types.float64[::1]))
 def _store(out: int, kind: int, start: int, total: Any, base: Any, scratch: Any, sums: Any) -> None:
-    """Store a block from ``start`` of the array at ``out``.
+    """Store a block from ``start`` of the array of bf16 numbers at ``out``; fp32 lies there.
 
     Adds what rounding lost, and the change, to ``sums``.
     """
     if kind == 0:
-        _copy(numba.carray(_pointer(out + 4 * start), total.size), total)
         return
     stored = numba.carray(_half_pointer(out + 2 * start), total.size)
     _narrow(stored, total)
@@ -149,33 +163,32 @@ def _merge(
 
     Adds what rounding lost, and the change, to ``sums``.
     """
-    scratch = np.empty((4, BLOCK), np.float32)
+    scratch = np.empty((3, BLOCK), np.float32)
     for segment in range(boundaries.size - 1):
         for start in range(boundaries[segment], boundaries[segment + 1], BLOCK):
             n = min(start + BLOCK, boundaries[segment + 1]) - start
-            base = scratch[0, :n]
-            row = scratch[1, :n]
+            base = _row_of(addresses[0], kinds[0], start, scratch[0, :n])
             total = scratch[2, :n]
-            _load(base, addresses[0], kinds[0], start)
+            if out_kind == 0:
+                total = numba.carray(_pointer(out + 4 * start), n)
             empty = True
             for t in range(addresses.size):
                 weight = weights[t, segment]
                 if weight == 0:
                     continue
-                term = base
-                if t > 0:
-                    _load(row, addresses[t], kinds[t], start)
-                    if delta:
-                        _subtract(row, base)
-                    term = row
-                if empty:
-                    _set1(total, term, weight)
+                row = base if t == 0 else _row_of(addresses[t], kinds[t], start, scratch[1, :n])
+                if delta and t > 0:
+                    if empty:
+                        total[:] = 0
+                    _add_change(total, row, base, weight)
+                elif empty:
+                    _set1(total, row, weight)
                 else:
-                    _add1(total, term, weight)
+                    _add1(total, row, weight)
                 empty = False
             if empty:
                 total[:] = 0
-            _store(out, out_kind, start, total, base, row, sums)
+            _store(out, out_kind, start, total, base, scratch[1, :n], sums)
 
 
 def difference(one: Any, other: Any, out: npt.NDArray[np.float32]) -> None:

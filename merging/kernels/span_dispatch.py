@@ -11,7 +11,7 @@ from mergesearch.merging.errors import InputError, RecipeError
 from mergesearch.merging.kernels.dispatch import default_threads, refined_to_angles, term_weights
 from mergesearch.merging.kernels.forms import ELECTIONS, Form
 from mergesearch.merging.kernels.host import dtype_name, host_bytes
-from mergesearch.merging.kernels.spans import Span
+from mergesearch.merging.kernels.spans import Ranges, Span
 from mergesearch.merging.kernels.spans_decode import is_wide
 from mergesearch.merging.kernels.triton_blocks import Tables, usable
 from mergesearch.merging.tensors.field import Field
@@ -36,6 +36,7 @@ def combine_spans(
     threads: int | None = None,
     kernel: SpanKernel = "auto",
     tables: Tables | None = None,
+    only: Ranges | None = None,
 ) -> None:
     """Write the weighted sum of base and rows into ``out``.
 
@@ -52,7 +53,9 @@ def combine_spans(
         threads: Number of CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
         kernel: ``auto`` takes numba in main memory and Triton on a CUDA device, where dtypes and
             packages allow them, else torch.
-        tables: What the Triton kernels keep between merges of the same spans.
+        tables: What kernels keep between merges of the same spans.
+        only: Positions that are written, where these are not all; others are left as they are. Not
+            by Triton, whose tables would have to be made and copied to the card for each merge.
 
     Raises:
         RecipeError: If the field does not fit the spans.
@@ -66,6 +69,10 @@ def combine_spans(
     election = form if form in ELECTIONS else ""
     chosen = chosen_kernel(memory, out, wide, kernel)
     if chosen == "triton":
+        if only is not None:
+            raise InputError(
+                "combine_spans: expected all positions on a GPU, received some; leave only out"
+            )
         from mergesearch.merging.kernels import triton_combine
         from mergesearch.merging.kernels.torch_kernel import as_tensor
 
@@ -84,13 +91,15 @@ def combine_spans(
     if chosen == "numba" and host is not None:
         from mergesearch.merging.kernels import spans_numba
 
-        spans_numba.combine(host, spans, weights, field.boundaries, out, threads, election)
+        spans_numba.combine(
+            host, spans, weights, field.boundaries, out, threads, election, only, tables
+        )
     else:
         from mergesearch.merging.kernels import spans_torch
         from mergesearch.merging.kernels.torch_kernel import as_tensor
 
         arena = as_tensor(memory)
-        spans_torch.combine(arena, spans, weights, field.boundaries, out, threads, election)
+        spans_torch.combine(arena, spans, weights, field.boundaries, out, threads, election, only)
 
 
 def chosen_kernel(memory: Array, out: Array, wide: bool, kernel: SpanKernel) -> SpanKernel:
@@ -147,15 +156,17 @@ def _check(memory: Array, spans: Sequence[Span], field: Field, out: Array) -> No
             f"and {device_type(out)}"
         )
     end = 0
+    directions = field.directions
+    size = field.size
     for span in spans:
-        if len(span.rows) != field.directions:
+        if len(span.rows) != directions:
             raise RecipeError(
                 f"combine_spans: expected a field of {len(span.rows)} directions, received "
-                f"{field.directions}"
+                f"{directions}"
             )
-        if span.start < end or span.stop > field.size:
+        if span.start < end or span.stop > size:
             raise InputError(
-                f"combine_spans: expected spans in order within {field.size} positions, received "
+                f"combine_spans: expected spans in order within {size} positions, received "
                 f"one of {span.start}:{span.stop} after position {end}"
             )
         end = span.stop

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ RowsSetting = Literal["auto", "stored", "masked", "packed", "dense", "bf16", "in
 
 #: Bytes of a number.
 ITEMSIZE: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int8": 1}
+
+#: Positions of the flat index, int64 ``(ranges, 2)``: starts and stops, in order and apart.
+Ranges = npt.NDArray[np.int64]
 
 #: Elements that share one scale of int8 numbers, counted from the start of the span.
 SCALE_BLOCK = 128
@@ -57,6 +60,16 @@ ROW_BITS: Mapping[str, Callable[[str, float], float]] = {
     "bf16": lambda _dtype, _density: 16.0,
     "int8": lambda _dtype, _density: 8.0 + 32.0 / SCALE_BLOCK,
 }
+
+
+class Stretch(Protocol):
+    """What has a first position, and one after the last."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -123,17 +136,54 @@ class Piece:
     stop: int
 
 
-def pieces(spans: Sequence[Span], boundaries: npt.NDArray[np.int64]) -> list[Piece]:
-    """Spans cut where segments end, in the order of the flat index; nothing is left out."""
-    result = []
-    for number, span in enumerate(spans):
-        first = int(np.searchsorted(boundaries, span.start, side="right")) - 1
-        start = span.start
-        segment = first
-        while start < span.stop:
-            stop = min(int(boundaries[segment + 1]), span.stop)
-            if stop > start:
-                result.append(Piece(number, segment, start, stop))
-            start = stop
-            segment += 1
-    return result
+def pieces(
+    spans: Sequence[Span], boundaries: npt.NDArray[np.int64], only: Ranges | None = None
+) -> list[Piece]:
+    """Spans cut where segments end, in the order of the flat index; nothing is left out.
+
+    Args:
+        spans: In the order of the flat index.
+        boundaries: Of the segments ``(segments + 1,)``.
+        only: Positions that are meant, where these are not all.
+    """
+    table = piece_table(limits_of(spans), boundaries, only)
+    return [Piece(*row) for row in table.tolist()]
+
+
+def piece_table(
+    limits: Ranges, boundaries: npt.NDArray[np.int64], only: Ranges | None = None
+) -> npt.NDArray[np.int64]:
+    """The :func:`pieces` of spans as numbers ``(pieces, 4)``: span, segment, start, stop.
+
+    Args:
+        limits: Of the spans.
+        boundaries: Of the segments ``(segments + 1,)``.
+        only: Positions that are meant, where these are not all.
+    """
+    meant = limits if only is None else only
+    # Three runs in order, which this kind of sort merges.
+    edges = np.sort(np.concatenate((boundaries, limits.ravel(), meant.ravel())), kind="stable")
+    starts = edges[:-1]
+    kept = (starts < edges[1:]) & holding(limits, starts)
+    if only is not None:
+        kept &= holding(only, starts)
+    starts = starts[kept]
+    table = np.empty((len(starts), 4), np.int64)
+    table[:, 0] = np.searchsorted(limits[:, 0], starts, side="right") - 1
+    table[:, 1] = np.searchsorted(boundaries, starts, side="right") - 1
+    table[:, 2] = starts
+    table[:, 3] = edges[1:][kept]
+    return table
+
+
+def limits_of(stretches: Sequence[Stretch]) -> Ranges:
+    """First positions of stretches, and those after the last: ``(stretches, 2)``."""
+    return np.array([(one.start, one.stop) for one in stretches], np.int64).reshape(-1, 2)
+
+
+def holding(ranges: Ranges, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether some range holds each position."""
+    following = np.searchsorted(ranges[:, 1], positions, side="right")
+    starts = np.append(ranges[:, 0], np.iinfo(np.int64).max)
+    held: npt.NDArray[np.bool_] = starts[following] <= positions
+    return held

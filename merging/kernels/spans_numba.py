@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,17 @@ from mergesearch.merging.kernels.chunks.columns import (
 from mergesearch.merging.kernels.chunks.ranges import combine_pieces
 from mergesearch.merging.kernels.forms import ELECTIONS
 from mergesearch.merging.kernels.numba_kernel import stretches
-from mergesearch.merging.kernels.spans import Column, Span, pieces
+from mergesearch.merging.kernels.spans import Column, Ranges, Span, piece_table
+from mergesearch.merging.kernels.triton_blocks import Tables
 
 #: Threads share the positions in multiples of this, so that only ends of spans are ragged.
 BLOCK = 1024
 
 Floats = npt.NDArray[np.float32]
 _Index = npt.NDArray[np.int64]
+
+#: What tables of spans alone depend on.
+_NO_SEGMENTS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,8 @@ def combine(
     out: Any,
     threads: int,
     election: str = "",
+    only: Ranges | None = None,
+    tables: Tables | None = None,
 ) -> None:
     """Write the weighted sum of base and rows into ``out``; positions between spans are left.
 
@@ -104,9 +111,11 @@ def combine(
             (torch) bf16.
         threads: Number of CPU threads.
         election: How rows are elected instead of summed, or nothing.
+        only: Positions that are written, where these are not all; others are left.
+        tables: What is kept between merges of the same spans.
     """
-    table = SpanTable.of(memory, spans)
-    parts = _part_table(spans, boundaries)
+    table = _kept_table(memory, spans, tables)
+    parts = piece_table(table.limits[:, :2], boundaries, only)
     address, kind = result_address(out)
     rule = ("", *ELECTIONS).index(election)
 
@@ -115,7 +124,7 @@ def combine(
             table.columns, table.scales, table.limits, parts, weights, address, kind, *limits, rule
         )
 
-    tasks = stretches(len(out), threads, BLOCK)
+    tasks = even_shares(parts[:, 2:], len(out), threads)
     if len(tasks) == 1:
         stretch(tasks[0])
         return
@@ -123,10 +132,27 @@ def combine(
         list(pool.map(stretch, tasks))
 
 
-def _part_table(spans: Sequence[Span], boundaries: _Index) -> _Index:
-    """Pieces as ``(pieces, 4)``: span, segment, start, stop."""
-    parts = [(p.span, p.segment, p.start, p.stop) for p in pieces(spans, boundaries)]
-    return np.array(parts, dtype=np.int64).reshape(-1, 4)
+def _kept_table(
+    memory: npt.NDArray[np.uint8], spans: Sequence[Span], tables: Tables | None
+) -> SpanTable:
+    """The table of an arena, made only where it is not kept."""
+    if tables is None:
+        return SpanTable.of(memory, spans)
+    place = ("numba", memory.ctypes.data)
+    [table] = tables.of(spans, _NO_SEGMENTS, place, lambda: [SpanTable.of(memory, spans)])
+    return table
+
+
+def even_shares(ranges: Ranges, size: int, threads: int) -> list[tuple[int, int]]:
+    """Positions ``0..size`` cut into tasks for the threads, with as much of the ranges in each."""
+    ends = np.cumsum(ranges[:, 1] - ranges[:, 0])
+    if threads <= 1 or not len(ends):
+        return [(0, size)]
+    cuts = [start for start, _ in stretches(int(ends[-1]), threads, BLOCK)][1:]
+    within = np.searchsorted(ends, cuts, side="right")
+    at = ranges[within, 1] - (ends[within] - cuts)
+    edges = [0, *np.unique(at // BLOCK * BLOCK).tolist(), size]
+    return [(start, stop) for start, stop in pairwise(edges) if start < stop]
 
 
 def result_address(out: Any) -> tuple[int, int]:

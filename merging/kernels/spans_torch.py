@@ -18,6 +18,7 @@ from mergesearch.merging.kernels.spans import (
     PACK_BLOCK,
     SCALE_BLOCK,
     Column,
+    Ranges,
     Span,
     pieces,
 )
@@ -41,6 +42,7 @@ def combine(
     out: Any,
     threads: int,
     election: str = "",
+    only: Ranges | None = None,
 ) -> None:
     """Write the weighted sum of base and rows into ``out``; positions between spans are left.
 
@@ -52,6 +54,7 @@ def combine(
         out: ``(n,)``, on the device of the arena.
         threads: Number of CPU threads.
         election: How rows are elected instead of summed, or nothing.
+        only: Positions that are written, where these are not all; others are left.
     """
     target = as_tensor(out)
     block = CPU_BLOCK if target.device.type == "cpu" else ACCELERATOR_BLOCK
@@ -59,7 +62,7 @@ def combine(
     scratch = torch.empty((2, min(block, target.numel())), dtype=wide, device=target.device)
     columns = weights.T.tolist()
     with torch.no_grad(), torch_threads(threads):
-        for piece in pieces(spans, boundaries):
+        for piece in pieces(spans, boundaries, only):
             span = spans[piece.span]
             used = [t for t, weight in enumerate(columns[piece.segment]) if weight != 0]
             for start in range(piece.start, piece.stop, block):

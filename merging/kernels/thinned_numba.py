@@ -1,9 +1,10 @@
 """TIES and DARE in one pass over weights as they are stored, fp32 or bf16.
 
 Difference, thinning, election and sum are the same operations in the same order as on prepared
-rows, so the same bits, without making the rows. Positions whose terms cancel take the sign that
-most positions of the model have. Where that is not known yet, they are written for a guess, and
-what differs for the other sign is returned, to be written over them later.
+rows, so the same bits, without making the rows. Task vectors that were thinned before are elected
+and summed in the same pass. Positions whose terms cancel take the sign that most positions of the
+model have. Where that is not known yet, they are written for a guess, and what differs for the
+other sign is returned, to be written over them later.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mergesearch.merging.kernels.chunks.terms import (
     CHANGE_AT,
     DRAWN,
     FACTOR,
+    IS_CHANGE,
     KEY,
     KIND,
     LIMIT,
@@ -256,7 +258,8 @@ def merge_thinned(
     """Write base + Σ c_k elected_k into ``out``, in the frozen mode of TIES; or base + Σ c_k x_k.
 
     Args:
-        sources: Base and experts, each contiguous ``(n,)``: fp32, or bf16 as its bits in uint16.
+        sources: Base and experts, each contiguous ``(n,)``: fp32, or bf16 as its bits in uint16;
+            in the place of an expert its task vector, where the thinning says so.
         thinnings: What becomes of every expert's task vector.
         weights: ``(1 + experts, segments)``, 1 for the base.
         boundaries: ``(segments + 1,)``.
@@ -323,6 +326,7 @@ def _terms(sources: Sequence[Any], thinnings: Sequence[Thinning]) -> npt.NDArray
         factor, limit = np.array([thinning.factor, thinning.limit], np.float32).view(np.uint32)
         term[FACTOR] = factor
         term[LIMIT] = limit
+        term[IS_CHANGE] = thinning.made
         if thinning.key is not None:
             term[DRAWN] = 1
             term[CHANCE] = thinning.chance

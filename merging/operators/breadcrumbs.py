@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from mergesearch.merging.kernels.host import host_fp32
 from mergesearch.merging.operators.base import Basis, Operator
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
     elected_basis,
     is_exempt,
+    merging_of,
 )
-from mergesearch.merging.operators.parts.magnitudes import count_kept, largest_mask
+from mergesearch.merging.operators.parts.magnitudes import (
+    count_kept,
+    largest_mask,
+    magnitude_histogram,
+)
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource
@@ -65,7 +71,7 @@ def prepare(
         return elected_basis(
             base, experts, thin, "mean", "frozen", ["breadcrumbs", density, gamma, scope, vectors]
         )
-    return Basis("delta", len(experts), thin)
+    return Basis("delta", len(experts), thin, direct=merging_of(thin))
 
 
 def middling(
@@ -96,12 +102,19 @@ def keep_between(vector: torch.Tensor, density: float, gamma: float, scope: str)
         return vector
     if scope == "tensor":
         outliers, last = _ranks(vector.numel(), density, gamma)
-        return vector.masked_fill_(
-            largest_mask(vector, outliers) | ~largest_mask(vector, last), 0.0
-        )
+        counts = magnitude_histogram(lambda: [("tensor", vector)])
+        dropped = largest_mask(vector, outliers, counts)
+        dropped |= ~largest_mask(vector, last, counts)
+        return vector.masked_fill_(dropped, 0.0)
     vector = vector.contiguous()
     rows = vector.view(-1, vector.shape[-1])
     outliers, last = _ranks(rows.shape[1], density, gamma)
+    numbers = host_fp32(vector)
+    if numbers is not None:
+        from mergesearch.merging.kernels.chunks.ranking import keep_ranks
+
+        keep_ranks(numbers, rows.shape[1], outliers, last)
+        return vector
     height = max(1, BLOCK // rows.shape[1])
     for start in range(0, rows.shape[0], height):
         block = rows[start : start + height]

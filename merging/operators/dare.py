@@ -40,8 +40,10 @@ from mergesearch.merging.operators.parts.election import (
     Thinnings,
     elected_basis,
     is_exempt,
+    merging_of,
     one_minus,
     refuse_election,
+    thinned_sum,
 )
 from mergesearch.merging.operators.parts.magnitudes import count_kept, kth_largest, trim
 from mergesearch.merging.operators.parts.masks import chance_of, keep_mask, mask_key
@@ -106,7 +108,7 @@ def prepare(
         "delta",
         len(experts),
         thin,
-        direct=None if thinnings is None else partial(_merge_stored, thinnings),
+        direct=merging_of(thin) if thinnings is None else partial(_merge_stored, thinnings),
     )
 
 
@@ -143,10 +145,7 @@ def _merge_stored(
     _later: bool,
 ) -> Direct | None:
     """Thin and add a tensor's task vectors from its stored numbers, as ``Basis.direct`` has it."""
-    from mergesearch.merging.kernels.thinned_numba import merge_thinned
-
-    merged = merge_thinned(numbers, thinnings(name), weights, boundaries, "", 0, out)
-    return Direct(merged.lost, merged.change) if merged.finite else None
+    return thinned_sum(numbers, thinnings(name), weights, boundaries, out)
 
 
 def dropped(
@@ -275,15 +274,20 @@ def survivors(
         keep: Probability of survival, for all elements or (fp64) for each; not 0.
         rescale: ``inverse_prob``, ``l1``, ``l2`` or ``none``.
     """
-    before = _norm(vector, rescale)
+    before = norm_to_keep(vector, rescale)
     # δ = m ⊙ τ / (1 − p), m ~ Bernoulli(1 − p)
     mask = keep_mask(seed, expert, name, vector.shape, keep)
     vector.masked_fill_(~mask.to(vector.device), 0.0)
     if rescale == "inverse_prob":
         return _divided(vector, keep)
+    return with_norm(vector, before, rescale)
+
+
+def with_norm(vector: torch.Tensor, norm: float, rescale: str) -> torch.Tensor:
+    """What is left of a vector, in place, scaled to the norm that it had before dropping."""
     # δ = m ⊙ τ · ‖τ‖ / ‖m ⊙ τ‖
-    after = _norm(vector, rescale)
-    return vector.mul_(before / after) if after > 0 else vector
+    after = norm_to_keep(vector, rescale)
+    return vector.mul_(norm / after) if after > 0 else vector
 
 
 def _divided(vector: torch.Tensor, keep: float | torch.Tensor) -> torch.Tensor:
@@ -301,7 +305,7 @@ def _divided(vector: torch.Tensor, keep: float | torch.Tensor) -> torch.Tensor:
     return vector
 
 
-def _norm(vector: torch.Tensor, rescale: str) -> float:
+def norm_to_keep(vector: torch.Tensor, rescale: str) -> float:
     """The norm that rescaling restores, in fp64; 1 where it restores none."""
     if rescale not in ("l1", "l2"):
         return 1.0

@@ -22,8 +22,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from mergesearch.merging.kernels.host import host_fp32
 from mergesearch.merging.operators.base import Basis, Operator, RowForm
-from mergesearch.merging.operators.dare import BOUNDS, Rescale, Thinned, survivors
+from mergesearch.merging.operators.dare import (
+    BOUNDS,
+    Rescale,
+    Thinned,
+    norm_to_keep,
+    survivors,
+    with_norm,
+)
 from mergesearch.merging.operators.parts.election import (
     SHARED_IDENTITIES,
     Fractional,
@@ -32,8 +40,10 @@ from mergesearch.merging.operators.parts.election import (
     Seed,
     elected_basis,
     is_exempt,
+    merging_of,
     refuse_election,
 )
+from mergesearch.merging.operators.parts.masks import mask_key
 from mergesearch.merging.operators.parts.task_vectors import finite_task_vectors
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.source import Options, TensorSource, shapes_of
@@ -86,9 +96,8 @@ def prepare_linear(
     vectors: Thinned = "pass",
 ) -> Basis:
     """Task vectors thinned by magnitude and chance, the survivors rescaled."""
-    return Basis(
-        "delta", len(experts), sampled(base, experts, density, epsilon, rescale, seed, vectors)
-    )
+    thin = sampled(base, experts, density, epsilon, rescale, seed, vectors)
+    return Basis("delta", len(experts), thin, direct=merging_of(thin))
 
 
 def sampled(
@@ -104,12 +113,13 @@ def sampled(
     stacks = stack_layouts(shapes_of(base))
 
     def thin_one(expert: TensorSource, name: str, vector: torch.Tensor) -> torch.Tensor:
+        if epsilon == 0:
+            return survivors(vector, seed, expert.name, name, density, rescale)
         matrices = vector.flatten(0, 1) if name in stacks and vector.ndim == 3 else vector
-        keep = (
-            density
-            if epsilon == 0
-            else keep_probabilities(matrices, density, epsilon).view(vector.shape)
-        )
+        if vector.numel() and host_fp32(vector) is not None:
+            chances = keep_by_rank(_row_length(matrices), density, epsilon)
+            return ranked_survivors(vector, mask_key(seed, expert.name, name), chances, rescale)
+        keep = keep_probabilities(matrices, density, epsilon).view(vector.shape)
         return survivors(vector, seed, expert.name, name, keep, rescale)
 
     def thin(name: str) -> list[torch.Tensor]:
@@ -121,6 +131,45 @@ def sampled(
         ]
 
     return thin
+
+
+def ranked_survivors(
+    vector: torch.Tensor, key: int, chances: torch.Tensor, rescale: str
+) -> torch.Tensor:
+    """A task vector with elements kept by rank and chance; the bits of :func:`.dare.survivors`.
+
+    Args:
+        vector: Contiguous fp32 in main memory; **overwritten**.
+        key: Of the random bits, 128 bits.
+        chances: Probability of survival of the ranks of a row, fp64.
+        rescale: As for :func:`.dare.survivors`.
+    """
+    import torch
+
+    from mergesearch.merging.kernels.chunks.ranking import drop_by_rank
+
+    norm = norm_to_keep(vector, rescale)
+    inverse = 1 / chances if rescale == "inverse_prob" else torch.ones_like(chances)
+    limits = torch.round(chances * 2.0**32).long()
+    numbers = vector.view(-1).numpy()
+    drop_by_rank(numbers, len(chances), key, limits.numpy(), inverse.float().numpy())
+    return vector if rescale == "inverse_prob" else with_norm(vector, norm, rescale)
+
+
+def keep_by_rank(length: int, density: float, epsilon: float) -> torch.Tensor:
+    """Probability of survival of the ranks r = 1..n of a row of n elements, ``(length,)``, fp64."""
+    import torch
+
+    if length == 1:
+        return torch.full((1,), density, dtype=torch.float64)
+    ranks = torch.arange(length, dtype=torch.float64)
+    # p_i = (density − ε) + (r_i − 1) / (n − 1) · 2ε
+    return ((density - epsilon) + ranks / (length - 1) * (2 * epsilon)).clamp_(max=1.0)
+
+
+def _row_length(vector: torch.Tensor) -> int:
+    """Elements of a row; a vector of one dimension is one row."""
+    return vector[0].numel() if vector.ndim > 1 else vector.numel()
 
 
 def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
@@ -141,15 +190,9 @@ def keep_probabilities(vector: torch.Tensor, density: float, epsilon: float) -> 
 
     if vector.numel() == 0:
         return torch.empty_like(vector, dtype=torch.float64)
-    rows = vector.reshape(vector.shape[0] if vector.ndim > 1 else 1, -1)
-    length = rows.shape[1]
-    if length == 1:
-        return torch.full_like(vector, density, dtype=torch.float64)
-    # p of the ranks r = 1..n
-    ladder = (density - epsilon) + torch.arange(length, dtype=torch.float64) / (length - 1) * (
-        2 * epsilon
-    )
-    ladder = ladder.clamp_(max=1.0).to(vector.device)
+    length = _row_length(vector)
+    rows = vector.reshape(-1, length)
+    ladder = keep_by_rank(length, density, epsilon).to(vector.device)
     keep = torch.empty(rows.shape, dtype=torch.float64, device=vector.device)
     height = max(1, BLOCK // length)
     for start in range(0, rows.shape[0], height):

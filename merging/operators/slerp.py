@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mergesearch.merging.operators.average import prepare as prepare_average
 from mergesearch.merging.operators.base import Basis, Operator
-from mergesearch.merging.operators.parts.inner_products import dot
+from mergesearch.merging.operators.parts.inner_products import products
 from mergesearch.merging.tensors.source import TensorSource, remembered
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ STRAIGHT = 0.9995
 def prepare(base: TensorSource, experts: Sequence[TensorSource]) -> Basis:
     """The expert itself, and its angle to the base for every tensor."""
     (expert,) = experts
+    average = prepare_average(base, experts)
     return Basis(
         "slerp",
         1,
-        prepare_average(base, experts).rows,
+        average.rows,
         angles=lambda name: _angle(base, expert, name),
+        direct=average.direct,
     )
 
 
@@ -45,8 +47,7 @@ def _angle(base: TensorSource, expert: TensorSource, name: str) -> float:
         one = base.read(name)
         other = expert.read(name)
         other = other.to(one.device)
-        products = [dot(one, one), dot(one, other), dot(other, other)]
-        return {"products": torch.tensor(products, dtype=torch.float64)}
+        return {"products": torch.tensor(products(one, other), dtype=torch.float64)}
 
     own, mixed, other = remembered((base, expert), ["inner products", name], compute)[
         "products"

@@ -6,6 +6,7 @@ Nothing but torch is imported, so that each environment runs it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -27,24 +28,37 @@ def items() -> torch.Tensor:
 
 
 def score(model: Any) -> dict[str, float]:
-    """The mean loss of the next token, in nats."""
+    """The mean loss of the next token, in nats.
+
+    A line of JSON goes to the file that ``BENCH_SCORES`` names: the loss, seconds since the process
+    began and CPU seconds of the process, and how many of both the evaluation took.
+    """
+    start = time.perf_counter()
+    cpu = time.process_time()
     tokens = items()
     with torch.inference_mode():
-        loss = model(input_ids=tokens, labels=tokens).loss
-    return {"loss": float(loss)}
+        loss = float(model(input_ids=tokens, labels=tokens).loss)
+    line = {
+        "loss": loss,
+        "seconds": time.time() - psutil.Process().create_time(),
+        "cpu": time.process_time(),
+        "evaluate": time.perf_counter() - start,
+        "evaluate_cpu": time.process_time() - cpu,
+    }
+    with open(os.environ["BENCH_SCORES"], "a", encoding="utf-8") as scores:
+        scores.write(json.dumps(line) + "\n")
+    return {"loss": loss}
 
 
 def run_trials(setting: Mapping[str, Any], trial: Callable[[list[float]], Any]) -> None:
-    """Run the trials of a peer, and print a line of JSON for each.
+    """Run the trials of a peer.
 
     Args:
         setting: What ``experiments.bench.peers`` wrote for the program.
         trial: Makes the merged model of a point, one coefficient for each expert.
     """
-    began = psutil.Process().create_time()
     for point in setting["points"]:
-        loss = score(trial(point))["loss"]
-        print(json.dumps({"seconds": time.time() - began, "loss": loss}), flush=True)
+        score(trial(point))
 
 
 def setting_of(arguments: list[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mergesearch.merging.kernels.chunks.columns import (
+    CHUNK,
     FLOAT,
     INT,
     VECTORS,
@@ -40,6 +41,11 @@ from mergesearch.merging.kernels.chunks.rows import (
     sums,
     with_row,
 )
+
+#: Rules of a sum that is made in parts, as bits: it begins with what waits in scratch memory, and
+#: waits there for more rows.
+GOES_ON = 1
+WAITS = 2
 
 #: Rules of an election, as numbers.
 _MEAN = 2
@@ -73,7 +79,10 @@ def _compiled(pairs: bool, emit: Callable[[Code, Call], None]) -> Any:
 
 
 def _emit_sum(code: Code, call: Call) -> None:
-    """``Σ_t weight[t] · row[t]``, the base first; 0 where there is no term."""
+    """``Σ_t weight[t] · row[t]``, the base first; 0 where there is no term.
+
+    A sum in parts waits in scratch memory as it stands in the registers, ``(chunks, CHUNK)``, fp32.
+    """
     builder = code.builder
     room = make_room(code)
     totals = variables(code)
@@ -83,17 +92,43 @@ def _emit_sum(code: Code, call: Call) -> None:
     # Adding to −0 leaves every number as it is, −0 too.
     none = builder.icmp_signed("==", call.count, INT(0))
     empty = splat(builder, builder.select(none, FLOAT(0.0), FLOAT(-0.0)))
+    goes_on = _has_rule(code, call, GOES_ON)
+    waits = _has_rule(code, call, WAITS)
     with cgutils.for_range(builder, call.last, start=call.first) as chunks:
         open_chunk(code, call, chunks.index, room, reads)
-        with builder.if_else(weighs) as (then, otherwise):
+        offset = builder.mul(builder.sub(chunks.index, call.first), INT(4 * CHUNK))
+        waiting = builder.add(call.scratch, offset)
+        with builder.if_else(goes_on) as (then, otherwise):
             with then:
-                wide = splat(builder, weight)
-                write(code, totals, [builder.fmul(wide, base) for base in read(code, room.base)])
-            with otherwise:
-                write(code, totals, [empty] * VECTORS)
+                _take_up(code, waiting, totals)
+            with otherwise, builder.if_else(weighs) as (weighed, left_out):
+                with weighed:
+                    wide = splat(builder, weight)
+                    terms = [builder.fmul(wide, base) for base in read(code, room.base)]
+                    write(code, totals, terms)
+                with left_out:
+                    write(code, totals, [empty] * VECTORS)
         with rows_of(code, call) as (term, scalars, _room_of_term):
             with_row(code, term, scalars, chunks.index, room, partial(_add, code, scalars, totals))
-        store(code, read(code, totals), call.out, call.kind, chunks.index)
+        with builder.if_else(waits) as (then, otherwise):
+            with then:
+                _put_by(code, waiting, totals)
+            with otherwise:
+                store(code, read(code, totals), call.out, call.kind, chunks.index)
+
+
+def _has_rule(code: Code, call: Call, bit: int) -> Any:
+    return code.builder.icmp_signed("!=", code.builder.and_(call.rule, INT(bit)), INT(0))
+
+
+def _take_up(code: Code, waiting: Any, totals: Values) -> None:
+    parts = [load(code, waiting, FLOATS, 4 * LANES * v) for v in range(VECTORS)]
+    write(code, totals, parts)
+
+
+def _put_by(code: Code, waiting: Any, totals: Values) -> None:
+    for v, total in enumerate(read(code, totals)):
+        keep(code, waiting, total, 4 * LANES * v)
 
 
 def _emit_election(code: Code, call: Call) -> None:

@@ -10,14 +10,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from mergesearch.merging.kernels.chunks.columns import CHUNK, FIELDS, MINUS_BASE, PACKED
-from mergesearch.merging.kernels.chunks.loops import (
-    elect_natural,
-    elect_pairs,
-    sum_natural,
-    sum_pairs,
-)
 from mergesearch.merging.kernels.chunks.rows import UNREAD
 from mergesearch.merging.kernels.chunks.stamp import stamped
+from mergesearch.merging.kernels.chunks.whole import MANY, PIECE, sum_chunks
 from mergesearch.merging.kernels.numba_kernel import compiled
 
 
@@ -40,39 +35,9 @@ _READ3 = types.Array(types.int64, 3, "C", readonly=True)
 _FLOATS2 = types.Array(types.float32, 2, "C", readonly=True)
 _FLOATS1 = types.Array(types.float32, 1, "C", readonly=True)
 _BYTES1 = types.Array(types.uint8, 1, "C")
-#: Terms, masks and bytes of a padded chunk, and its result, followed by the terms of an election.
+#: Terms, masks and bytes of a padded chunk, and its result, followed by the terms of an election or
+#: by what a sum in parts has come to.
 _ROOM = types.Tuple([_TERMS, _LIST, _BYTES1, types.Array(types.float32, 1, "C")])
-
-
-@compiled(types.void(_TERMS, _SCALARS, _AT, _LIST, *[_AT] * 6))
-@stamped
-def sum_chunks(
-    terms: Any,
-    scalars: Any,
-    count: int,
-    masks: Any,
-    first: int,
-    last: int,
-    out: int,
-    kind: int,
-    rule: int,
-    scratch: int,
-) -> None:
-    """Write chunks ``first:last`` of base and ``count`` rows, summed or elected."""
-    at = terms.ctypes.data
-    numbers = scalars.ctypes.data
-    all_masks = masks.ctypes.data
-    k = masks.size
-    base = terms[0, 0]
-    if base == 1 or base == 2:  # 16 bits
-        if rule == 0:
-            sum_pairs(at, numbers, count, all_masks, k, first, last, out, kind, rule, scratch)
-        else:
-            elect_pairs(at, numbers, count, all_masks, k, first, last, out, kind, rule, scratch)
-    elif rule == 0:
-        sum_natural(at, numbers, count, all_masks, k, first, last, out, kind, rule, scratch)
-    else:
-        elect_natural(at, numbers, count, all_masks, k, first, last, out, kind, rule, scratch)
 
 
 @compiled(types.void(_AT, _AT, _AT))
@@ -212,11 +177,12 @@ def sum_range(
 @compiled(_ROOM(_AT))
 def make_room(rows: int) -> Any:
     """Scratch memory of :func:`sum_range` for so many terms."""
+    chunks = max(rows, PIECE if rows > MANY else 0)
     return (
         np.empty((rows, FIELDS), np.int64),
         np.empty(rows, np.int64),
         np.empty(rows * (_PAD + 2 * _MASK_PAD), np.uint8),
-        np.empty((1 + rows) * CHUNK, np.float32),
+        np.empty((1 + chunks) * CHUNK, np.float32),
     )
 
 

@@ -74,8 +74,9 @@ class Call:
         first, last: Chunks of the span.
         out: Address of the result at the start of the span.
         kind: Of the result's numbers.
-        rule: Of an election.
-        scratch: Address of room for the terms of an election, ``(count, CHUNK)``, fp32.
+        rule: Of an election, or of a sum that is made in parts.
+        scratch: Address of room for the terms of an election, ``(count, CHUNK)``, or for what a sum
+            in parts has come to, ``(last - first, CHUNK)``; fp32.
     """
 
     terms: Any

@@ -15,9 +15,10 @@ from mergesearch.merging.kernels.chunks.narrow import FLOATS, INTS, LANES, int_c
 
 #: Numbers of a term, int64: kind, address of its first element, whether elements are dropped by
 #: chance, the bits of two fp32 numbers (a factor, and the least magnitude that is kept), the chance
-#: of survival times 2³², and the two words of the key of its bits.
-TERM_FIELDS = 8
-(KIND, ADDRESS, DRAWN, FACTOR, LIMIT, CHANCE, KEY, OTHER_KEY) = range(TERM_FIELDS)
+#: of survival times 2³², the two words of the key of its bits, and whether its numbers are a task
+#: vector rather than an expert.
+TERM_FIELDS = 9
+(KIND, ADDRESS, DRAWN, FACTOR, LIMIT, CHANCE, KEY, OTHER_KEY, IS_CHANGE) = range(TERM_FIELDS)
 
 #: Rules of an election, as numbers; 0 elects nothing and adds all terms.
 SUM_ALL, MEAN, SUM, LARGEST = range(4)

@@ -49,6 +49,7 @@ from mergesearch.merging.kernels.chunks.terms import (
     CHANGE_AT,
     DRAWN,
     FACTOR,
+    IS_CHANGE,
     KEY,
     KIND,
     LIMIT,
@@ -133,10 +134,11 @@ def _take_term(
     totals, sizes_held = held
     values = variables(code)
     _widen(code, term, call.chunk, values)
-    pairs = zip(read(code, values), read(code, base), strict=True)
-    changes = [builder.fsub(value, origin) for value, origin in pairs]
-    _remember_odd(code, call, changes)
-    write(code, values, changes)
+    is_expert = builder.icmp_signed("==", load(code, term, INT, 8 * IS_CHANGE), INT(0))
+    with builder.if_then(is_expert):
+        pairs = zip(read(code, values), read(code, base), strict=True)
+        write(code, values, [builder.fsub(value, origin) for value, origin in pairs])
+    _remember_odd(code, call, read(code, values))
     drawn = builder.icmp_signed("!=", load(code, term, INT, 8 * DRAWN), INT(0))
     with builder.if_then(drawn):
         _drop(code, call, term, values)

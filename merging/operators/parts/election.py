@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field
 
-from mergesearch.merging.kernels.forms import Form, Patches, Thinning
+from mergesearch.merging.kernels.forms import MADE, Form, Patches, Thinning
 from mergesearch.merging.kernels.host import host_fp32, stored_numbers
-from mergesearch.merging.operators.base import Basis, Direct
+from mergesearch.merging.operators.base import Basis, Direct, DirectMerge
 from mergesearch.merging.operators.parts.task_vectors import is_stored_whole
 from mergesearch.merging.tensors.layout import Layout
 from mergesearch.merging.tensors.parallel import nested_parallel_map
@@ -184,8 +184,38 @@ def elected_basis(
         "delta",
         len(experts),
         lambda name: elect(vectors(name), merge, majority),
-        direct=None if thinnings is None else partial(_merge_stored, model, merge, majority),
+        direct=partial(_merge_stored, model, merge, majority),
     )
+
+
+def merging_of(vectors: Vectors) -> DirectMerge:
+    """What adds thinned task vectors to a tensor of the base in one pass, as ``Basis.direct``."""
+    return partial(_add_vectors, vectors)
+
+
+def _add_vectors(
+    vectors: Vectors,
+    name: str,
+    numbers: Sequence[Any],
+    weights: Any,
+    boundaries: Any,
+    out: Any,
+    _later: bool,
+) -> Direct | None:
+    rows = _host_rows(vectors(name))
+    if rows is None:
+        return None
+    return thinned_sum([numbers[0], *rows], [MADE] * len(rows), weights, boundaries, out)
+
+
+def thinned_sum(
+    numbers: Sequence[Any], thinnings: Sequence[Thinning], weights: Any, boundaries: Any, out: Any
+) -> Direct | None:
+    """Add thinned rows to a tensor of the base in one pass; None where a number is not finite."""
+    from mergesearch.merging.kernels.thinned_numba import merge_thinned
+
+    merged = merge_thinned(numbers, thinnings, weights, boundaries, "", 0, out)
+    return Direct(merged.lost, merged.change) if merged.finite else None
 
 
 def _count_majority(model: _Thinned, key: Sequence[Any], counted: Mapping[str, int]) -> int:
@@ -230,13 +260,17 @@ def _merge_stored(
 ) -> Direct | None:
     """Thin, elect and merge a tensor from its stored numbers, as ``Basis.direct`` has it.
 
-    Where terms cancel and the majority is not known yet, it is guessed. ``later`` leaves it to the
-    end to set the guess right, when every tensor's balance is known from its merge.
+    Where kernels cannot thin, vectors are thinned first and then merged in the same way. Where
+    terms cancel and the majority is not known yet, it is guessed. ``later`` leaves it to the end to
+    set the guess right, when every tensor's balance is known from its merge.
     """
     from mergesearch.merging.kernels.thinned_numba import merge_thinned
 
-    assert model.thinnings is not None
-    how = (model.thinnings(name), weights, boundaries, merge)
+    terms = _terms(model, name, numbers)
+    if terms is None:
+        return None
+    numbers, thinnings = terms
+    how = (thinnings, weights, boundaries, merge)
     is_open = majority.known is None
     sign = majority.likely
     first = merge_thinned(numbers, *how, sign, out, notes=is_open and later)
@@ -270,10 +304,25 @@ def _settled(
         return first.patches
     from mergesearch.merging.kernels.thinned_numba import merge_thinned
 
-    numbers = _stored(model, name)
+    terms = _terms(model, name, _stored(model, name))
+    assert terms is not None  # as when the tensor was merged
+    numbers, _ = terms
     out = np.empty(numbers[0].size, dtype)
     again = merge_thinned(numbers, *how, sign, out)
     return Patches(None, out, again.lost - first.lost, again.change - first.change)
+
+
+def _terms(
+    model: _Thinned, name: str, numbers: Sequence[Any]
+) -> tuple[Sequence[Any], list[Thinning]] | None:
+    """What kernels read of a tensor: base and experts to thin, or the base and thinned vectors.
+
+    None where the vectors are not what they read.
+    """
+    if model.thinnings is not None:
+        return numbers, model.thinnings(name)
+    rows = _host_rows(model.vectors(name))
+    return None if rows is None else ([numbers[0], *rows], [MADE] * len(rows))
 
 
 def _stored(model: _Thinned, name: str) -> list[Any]:

@@ -26,6 +26,22 @@ def dot(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(total)
 
 
+def products(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float, float]:
+    """Σ one², Σ one · other and Σ other², each with the bits of :func:`dot`, in one read."""
+    import torch
+
+    totals = torch.zeros(3, dtype=torch.float64, device=one.device)
+    flat = one.reshape(-1)
+    opposite = other.reshape(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        left = flat[start : start + _CHUNK].double()
+        right = opposite[start : start + _CHUNK].double()
+        parts = (left * left).sum(), (left * right).sum(), (right * right).sum()
+        totals += torch.stack(parts)
+    own, mixed, opposed = totals.tolist()
+    return own, mixed, opposed
+
+
 def norm(tensor: torch.Tensor) -> float:
     """Frobenius norm, summed in fp64."""
     return math.sqrt(dot(tensor, tensor))

@@ -165,13 +165,16 @@ def trim(tensor: torch.Tensor, threshold: float) -> torch.Tensor:
     return tensor
 
 
-def largest_mask(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    """True at exactly ``count`` elements of the largest magnitude; ties go by position."""
+def largest_mask(tensor: torch.Tensor, count: int, first: Histogram | None = None) -> torch.Tensor:
+    """True at exactly ``count`` elements of the largest magnitude; ties go by position.
+
+    ``first`` is the tensor's :func:`magnitude_histogram`, if it is known.
+    """
     import torch
 
     if not 0 < count < tensor.numel():
         return torch.full_like(tensor, count > 0, dtype=torch.bool)
-    threshold = kth_largest(lambda: [("tensor", tensor)], count)
+    threshold = kth_largest(lambda: [("tensor", tensor)], count, first=first)
     magnitudes = tensor.detach().abs().reshape(-1)
     mask = magnitudes > threshold
     ties = (magnitudes == threshold).nonzero().reshape(-1)

@@ -143,6 +143,19 @@ def test_blocks_change_no_bit(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -
     assert same_bits(merged(base, basis, field, kernel=kernel, threads=2), whole)
 
 
+@pytest.mark.parametrize("form", ["delta", *ELECTIONS])
+@pytest.mark.parametrize("directions", [4, 5, 16])
+def test_long_blocks_of_many_rows_change_no_bit(form: Form, directions: int) -> None:
+    size = 2 * numba_kernel.LONG_BLOCK + 77
+    generator = np.random.default_rng(directions)
+    base, *basis = generator.standard_normal((directions + 1, size), dtype=np.float32)
+    values = generator.uniform(-1, 1, (directions, 2))
+    values[1, 1] = 0
+    field = Field(np.array([0, 1000, size]), values)
+    by_numba, by_torch = (merged(base, basis, field, form, kernel=kernel) for kernel in KERNELS)
+    assert same_bits(by_numba, by_torch)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_zero_coefficients_give_the_base_to_the_bit(kernel: Kernel) -> None:
     base = np.array([1.0, -0.0, 0.0, 1e-45, -3e38, np.inf, np.nan], np.float32)

@@ -15,7 +15,7 @@ from numba.core import config
 
 from mergesearch.merging import Field, InputError, RecipeError
 from mergesearch.merging.kernels import numba_kernel, spans_numba, spans_torch
-from mergesearch.merging.kernels.chunks import ranges, spread, stamp
+from mergesearch.merging.kernels.chunks import ranges, spread, stamp, whole
 from mergesearch.merging.kernels.dispatch import combine, term_weights
 from mergesearch.merging.kernels.forms import ELECTIONS, Form
 from mergesearch.merging.kernels.span_dispatch import SpanKernel, combine_spans
@@ -132,6 +132,31 @@ def test_the_bits_are_those_of_fp32_rows_rounded_once(dtype: str, rule: str) -> 
     expected = torch.from_numpy(wide).to(getattr(torch, dtype))
     result = merged("numba", memory, spans, weights, field.boundaries, dtype, rule)
     assert reference.same_bits(result, bits(expected))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("base", ["bfloat16", "float32"])
+@pytest.mark.parametrize("count", [whole.MANY - 1, whole.MANY, 2 * whole.GROUP + 1])
+def test_sums_in_parts_have_the_bits_of_the_reference(count: int, base: Any, shared: bool) -> None:
+    kinds = (
+        Row("bfloat16", minus_base=True),
+        Row("bfloat16", minus_base=True, masked=True),
+        Row("float32"),
+        Row("int8", scale=1.5),
+        Row("bfloat16", minus_base=True, masked=True, packed=True),
+    )
+    rows = tuple(kinds[t % len(kinds)] for t in range(count))
+    size = 2 * whole.PIECE * 64 + 100  # three pieces and the end of a chunk
+    generator = np.random.default_rng(count)
+    memory, spans = reference.random_arena(generator, [Stretch(size, base, rows, shared)])
+    boundaries = np.array([0, 999, size])
+    weights = generator.standard_normal((count + 1, 2)).astype(np.float32)
+    weights[0] = 0, 1  # without the base, and with it
+    weights[3, 1] = 0
+    for dtype in ("bfloat16", "float32"):
+        expected = reference.combine(memory, spans, weights, boundaries, dtype, "")
+        result = merged("numba", memory, spans, weights, boundaries, dtype)
+        assert reference.same_bits(canonical(result), expected)
 
 
 @pytest.mark.parametrize("rule", ["", "elect_mean"])

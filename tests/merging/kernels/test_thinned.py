@@ -12,7 +12,7 @@ import torch
 from mergesearch.merging import Field
 from mergesearch.merging.kernels.chunks.draws import draw_bits, draw_mask
 from mergesearch.merging.kernels.dispatch import combine
-from mergesearch.merging.kernels.forms import Thinning
+from mergesearch.merging.kernels.forms import MADE, Thinning
 from mergesearch.merging.kernels.host import stored_numbers
 from mergesearch.merging.kernels.thinned_numba import balance_thinned, merge_thinned
 from mergesearch.merging.operators.parts.election import elect
@@ -119,6 +119,21 @@ def test_gives_the_bits_of_the_rows(size: int, dtype: torch.dtype, how: str, rul
             lost = float((merged.float() - exact).double().square().sum())
             change = float((exact - tensors[0].float()).double().square().sum())
             assert np.allclose([outcome.lost, outcome.change], [lost, change], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", ["", "mean", "max"])
+def test_vectors_thinned_before_are_merged_as_they_are(dtype: torch.dtype, rule: str) -> None:
+    tensors = sources(1000, dtype)
+    thin = rows(tensors, THINNINGS["dropped and trimmed"])
+    field = cut(1000)
+    exact = expected(tensors, thin, rule, 1, field)
+    merged, outcome = run([tensors[0], *thin], [MADE] * 3, rule, 1, field)
+    assert torch.equal(merged, exact.to(dtype))
+    stored = run(tensors, THINNINGS["dropped and trimmed"], rule, 1, field)[1]
+    assert (outcome.cancelled, outcome.balance) == (stored.cancelled, stored.balance)
+    thin[1][70] = float("inf")
+    assert not run([tensors[0], *thin], [MADE] * 3, rule, 1, field)[1].finite
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

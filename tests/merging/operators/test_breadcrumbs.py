@@ -82,6 +82,17 @@ def test_keeps_what_lies_between(
     )
 
 
+@pytest.mark.parametrize("shape", [(7, 15), (40, 1), (9,), (3, 2, 4, 5)])
+def test_ranked_rows_have_the_bits_of_sorted_ones(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = torch.randint(-6, 7, shape, generator=torch.Generator().manual_seed(4)) / 4
+    ranked = breadcrumbs.keep_between(vector.clone(), 0.4, 0.2, "row")
+    monkeypatch.setattr(breadcrumbs, "host_fp32", lambda _tensor: None)
+    expected = breadcrumbs.keep_between(vector.clone(), 0.4, 0.2, "row")
+    assert ranked.numpy().tobytes() == expected.numpy().tobytes()
+
+
 def test_scopes_differ_but_agree_on_a_single_row() -> None:
     vectors = [{"w": vector["w"][:1]} for vector in task_vectors()]
     assert torch.equal(merged(vectors, scope="row")["w"], merged(vectors, scope="tensor")["w"])

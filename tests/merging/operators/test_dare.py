@@ -238,7 +238,15 @@ def test_trimming_what_is_dropped_already_changes_nothing(operator: str, density
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("operator", ["dare", "dare_ties"])
 @pytest.mark.parametrize(
-    "options", [{}, {"vectors": "drop", "drop": 0.5}, {"density": 0.2, "drop": 0.3}, {"drop": 0.0}]
+    "options",
+    [
+        {},
+        {"vectors": "drop", "drop": 0.5},
+        {"density": 0.2, "drop": 0.3},
+        {"drop": 0.0},
+        {"drop": 0.5, "rescale": "l1"},
+        {"drop": 0.5, "rescale": "l2", "density": 0.3},
+    ],
 )
 def test_merging_what_is_stored_gives_the_bits_of_the_rows(
     dtype: torch.dtype, operator: str, options: dict[str, Any]
@@ -264,12 +272,3 @@ def test_merging_what_is_stored_gives_the_bits_of_the_rows(
     for spec in layout.tensors:
         merged, _ = merge_tensor(merge, spec, spec.dtype)
         assert torch.equal(merged, merge_wide(merge, spec).to(dtype)), spec.name
-
-
-def test_a_norm_is_restored_from_rows() -> None:
-    vectors = task_vectors(1)
-    names = list(vectors["expert 0"])
-    base, expert = (MappingSource(name, vectors["expert 0"], names) for name in ("base", "e"))
-    for rescale, is_direct in (("inverse_prob", True), ("none", True), ("l1", False)):
-        basis = get_operator("dare").prepare(base, [expert], rescale=rescale)
-        assert (basis.direct is not None) == is_direct

@@ -12,7 +12,7 @@ import torch
 from mergesearch.merging import RecipeError, merge
 from mergesearch.merging.operators import della
 from mergesearch.merging.operators.della import keep_probabilities
-from mergesearch.merging.operators.parts.masks import keep_mask
+from mergesearch.merging.operators.parts.masks import keep_mask, mask_key
 
 State = dict[str, torch.Tensor]
 
@@ -94,6 +94,26 @@ def test_equal_chances_for_each_element_are_one_chance_for_all() -> None:
     each = torch.full((40, 50), 0.3, dtype=torch.float64)
     results = [survivors(vector.clone(), 0, "e", "w", keep, "inverse_prob") for keep in (0.3, each)]
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("rescale", ["inverse_prob", "l1", "l2", "none"])
+@pytest.mark.parametrize("shape", [(7, 15), (40, 1), (9,), (3, 2, 2, 2), (1, 1), (5, 300)])
+def test_ranked_rows_have_the_bits_of_chances_for_each_element(
+    shape: tuple[int, ...], rescale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergesearch.merging.kernels.chunks import ranking
+    from mergesearch.merging.operators.dare import survivors
+
+    monkeypatch.setattr(ranking, "BLOCK", 60)
+    generator = torch.Generator().manual_seed(4)
+    vector = torch.randint(-5, 6, shape, generator=generator).float()  # with ties, and −0
+    vector[vector == 1] = -0.0
+    keep = keep_probabilities(vector, 0.6, 0.3)
+    expected = survivors(vector.clone(), 0, "e", "w", keep, rescale)
+    length = vector.numel() // (len(vector) if vector.ndim > 1 else 1)
+    by_rank = della.keep_by_rank(length, 0.6, 0.3)
+    ranked = della.ranked_survivors(vector.clone(), mask_key(0, "e", "w"), by_rank, rescale)
+    assert ranked.numpy().tobytes() == expected.numpy().tobytes()
 
 
 def survivors_of(vector: torch.Tensor, expert: str, name: str) -> np.ndarray:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mergesearch.merging import Layout, RecipeError, merge
+from mergesearch.merging import Field, Layout, RecipeError, merge
+from mergesearch.merging.in_memory import (
+    MappingSource,
+    merge_tensor,
+    merge_wide,
+    prepared_merge,
+)
 from mergesearch.merging.operators import get_operator
+from mergesearch.merging.operators.parts.inner_products import dot, products
 from mergesearch.merging.operators.slerp import STRAIGHT
 from mergesearch.merging.tensors.memo import Memo
 
@@ -207,6 +214,34 @@ class TestSlerp:
             np.testing.assert_allclose(
                 result[name], arc(base[name].numpy(), expert[name].numpy(), t), atol=1e-6
             )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("t", [0.0, 0.3, 1.0, 1.4])
+    def test_merging_what_is_stored_gives_the_bits_of_the_rows(
+        self, t: float, dtype: torch.dtype
+    ) -> None:
+        shapes = {"wide": (40, 60), "same": (7, 3), "one": (1,), "none": (0, 3)}
+        states = [
+            {name: state(seed, (name,), shape)[name].to(dtype) for name, shape in shapes.items()}
+            for seed in (0, 1)
+        ]
+        states[1]["same"] = states[0]["same"]  # no arc
+        stored = str(dtype).removeprefix("torch.")
+        layout = Layout.build({name: (shape, stored) for name, shape in shapes.items()})
+        sources = [MappingSource(n, s, list(s)) for n, s in zip("be", states, strict=True)]
+        field = Field.constant(layout.size, [t])
+        merged = prepared_merge(sources[0], sources[1:], "slerp", {}, field, layout)
+        merged = replace(merged, basis=replace(merged.basis, rows=None))  # type: ignore[arg-type]
+        rows = prepared_merge(sources[0], sources[1:], "slerp", {}, field, layout)
+        for spec in layout.tensors:
+            if spec.size:  # without rows: only stored numbers are left to merge
+                direct, _ = merge_tensor(merged, spec, spec.dtype)
+                assert torch.equal(direct, merge_wide(rows, spec).to(dtype)), spec.name
+
+    def test_products_of_one_read_are_those_of_three(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        one, other = (torch.randn(70_001, generator=generator).bfloat16() for _ in range(2))
+        assert products(one, other) == (dot(one, one), dot(one, other), dot(other, other))
 
     def test_keeps_the_length_of_tensors_of_equal_length(self) -> None:
         base, expert = ({name: t / t.norm() for name, t in state(seed).items()} for seed in (0, 1))

@@ -49,6 +49,7 @@ class Alignment(ByItem):
         **by_item: Arguments of :class:`ByItem`.
     """
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"alignment"})
 
     def __init__(

@@ -60,6 +60,7 @@ class Command(EvaluatorBase):
     """
 
     additive: tuple[str, ...] = ()
+    deterministic = False
     _subject = "a program"
 
     def __init__(

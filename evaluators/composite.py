@@ -79,6 +79,11 @@ class Composite:
         self.proxies = tuple(dict.fromkeys(offered))
         self.provides = shared | ({"gradient"} if self.differentiable else frozenset())
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether every member scores a merge the same each time."""
+        return all(getattr(member, "deterministic", False) for member in self._members)
+
     def lend(self, share: float) -> None:
         """Let every member's search use some of its validation items."""
         for member in self._members:

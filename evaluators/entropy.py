@@ -26,6 +26,7 @@ class Entropy(ByItem):
         **by_item: Arguments of :class:`ByItem`.
     """
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"entropy"})
 
     def __init__(self, model_class: str, **by_item: Any) -> None:

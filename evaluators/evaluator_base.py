@@ -115,6 +115,14 @@ class EvaluatorBase:
     _halvings: int = 0
 
     @property
+    def deterministic(self) -> bool:
+        """Whether a merge scores the same each time, so that it need not be measured twice.
+
+        What runs code of others, or asks people, promises that only where it is told so.
+        """
+        return False
+
+    @property
     def tolerances(self) -> Mapping[str, str]:
         """Bound -> its tolerance with the unit, for those that have one."""
         return self._tolerances

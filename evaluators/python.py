@@ -72,6 +72,7 @@ class PythonFunction(EvaluatorBase):
         InputError: If two objectives have one name.
     """
 
+    deterministic = False
     _subject = "a function"
 
     def __init__(

@@ -81,6 +81,7 @@ class Synthetic(EvaluatorBase):
     """
 
     selects = True
+    deterministic = True
     constraints: tuple[str, ...] = ()
 
     def __init__(

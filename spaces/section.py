@@ -19,7 +19,7 @@ _Number = Annotated[float, Key(strict=True, allow_inf_nan=False)]
 class _Section(BaseModel):
     """Frozen, no unknown keys, finite numbers of a size that memory holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @field_validator("*")
     @classmethod

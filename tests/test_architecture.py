@@ -34,6 +34,7 @@ ROOMS = [
     "merging.kernels",
     "merging.checkpoints",
     "merging.models",
+    "merging.models.hidden_states",
     "merging.attention",
     "merging.alignment",
     "merging.policies",
@@ -235,6 +236,7 @@ def test_engines_stay_behind_their_own_files() -> None:
         "ray": ["search.workers.backends.cluster"],
         "optuna": [
             "search.dashboard.shown_storage",
+            "search.dashboard.trial_json",
             "search.record.journal",
             "search.record.journal_lines",
             "search.record.optuna_trials",

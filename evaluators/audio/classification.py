@@ -20,6 +20,7 @@ class AudioClassification(ByItem):
     Columns are arguments of the model, such as ``input_values``, and ``label``.
     """
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
     pooled: ClassVar[Mapping[str, Pool]] = {"f1": macro_f1}
     model_class: str | None = "AutoModelForAudioClassification"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergesearch.merging import InputError
 from mergesearch.merging.foreign.shown import shown_names
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 #: Role -> column; roles that an evaluator can do without may have None.
 Columns = Mapping[str, str | None]
 
+#: From so many rows on, importing Arrow's functions takes less time than doing without them.
+MANY_ROWS = 1_000_000
 #: Roles of columns that hold a text.
 TEXTS = ("prompt", "target", "text", "pair")
 #: Roles of columns that hold several texts.
@@ -72,6 +74,13 @@ def check_there(names: list[str], columns: Columns, where: str) -> None:
         raise InputError(
             f"{where}: expected a column {missing[0]!r}, received only {shown_names(names)}"
         )
+
+
+def distinct(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column, each once, in the order of their first rows."""
+    if len(column) > MANY_ROWS:
+        return list(column.unique().to_pylist())
+    return list(dict.fromkeys(column.to_pylist()))
 
 
 def inputs(columns: Columns) -> dict[str, str]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergesearch.evaluators.data.columns import LISTS, MEDIA, TEXTS, Columns, check_columns, inputs
+from mergesearch.evaluators.data.columns import (
+    LISTS,
+    MEDIA,
+    TEXTS,
+    Columns,
+    check_columns,
+    distinct,
+    inputs,
+)
+from mergesearch.evaluators.data.plain_columns import plain_columns
 from mergesearch.evaluators.data.table_files import class_names, read_datasets_table
 from mergesearch.merging import InputError
+from mergesearch.merging.extensions.heavy_imports import fast_imports
 from mergesearch.merging.foreign.datasets_folder import data_files, features_of, read_arrow
 from mergesearch.merging.foreign.file_kinds import kind_of
 from mergesearch.merging.foreign.library import library_errors
@@ -50,18 +60,34 @@ def _kind(feature: Any) -> str:
 
 def load_datasets(folder: Path, columns: Columns) -> dict[str, Any]:
     """Load columns of a split that ``save_to_disk`` wrote."""
-    from datasets import ClassLabel, load_from_disk
-
     wanted = {role: column for role, column in columns.items() if column is not None}
+    # An array of texts would take the length of the longest one for each of them.
+    lists = {role: column for role, column in wanted.items() if role in (*TEXTS, *LISTS, "tags")}
+    arrays = {role: column for role, column in wanted.items() if role not in lists}
+    plain = plain_columns(folder, {*arrays.values()}, {*lists.values()})
+    if plain is None:
+        return _by_datasets(folder, arrays, lists)
+    loaded = {role: plain[0][column] for role, column in arrays.items()}
+    loaded |= {role: plain[1][column] for role, column in lists.items()}
+    names = class_names(folder).get(arrays.get("domain", ""))
+    if names is not None:
+        loaded["domain"] = [names[number] for number in loaded["domain"].tolist()]
+    return loaded
+
+
+def _by_datasets(
+    folder: Path, arrays: Mapping[str, str], lists: Mapping[str, str]
+) -> dict[str, Any]:
+    """The same for columns of any kind: some as arrays, some as lists; by role."""
+    with fast_imports():
+        from datasets import ClassLabel, load_from_disk
+
     with library_errors(path_shown(folder), "a folder of save_to_disk"):
         dataset = load_from_disk(str(folder))
-    lists = (*TEXTS, *LISTS, "tags")
-    arrays = {role: column for role, column in wanted.items() if role not in lists}
     values = dataset.with_format("numpy", columns=sorted(set(arrays.values())))[:] if arrays else {}
     loaded = {role: values[column] for role, column in arrays.items()}
-    # An array of texts would take the length of the longest one for each of them.
-    loaded |= {role: list(dataset[column]) for role, column in wanted.items() if role in lists}
-    domain = columns.get("domain")
+    loaded |= {role: list(dataset[column]) for role, column in lists.items()}
+    domain = arrays.get("domain")
     if domain is not None and isinstance(dataset.features[domain], ClassLabel):
         loaded["domain"] = dataset.features[domain].int2str(loaded["domain"].tolist())
     return loaded
@@ -98,7 +124,7 @@ def datasets_table(data: Path, split: str, columns: Columns, where: str) -> pa.T
 
 def _check_numbers(domains: pa.ChunkedArray, names: Sequence[str], where: str) -> None:
     """Refuse numbers of domains that have no name."""
-    for number in domains.unique().to_pylist():
+    for number in distinct(domains):
         if not isinstance(number, int) or not 0 <= number < len(names):
             raise InputError(
                 f"{where}: expected numbers of domains below {len(names)}, received {shown(number)}"

@@ -22,6 +22,7 @@ from mergesearch.evaluators.data.columns import (
     RECORDINGS,
     TEXTS,
     Columns,
+    distinct,
     holds_media,
     inputs,
 )
@@ -137,14 +138,14 @@ class ItemTables:
 
     def _check_media(self, table: pa.Table) -> None:
         """Refuse pictures and recordings that no processor makes a model's inputs of."""
-        from pyarrow import compute
-
         checkpoint = self._files.checkpoint
         for role, column in inputs(self._columns).items():
             values = table.column(column)
             if not holds_media(values.type):
                 continue
             if role in RECORDINGS:
+                from pyarrow import compute
+
                 seconds = compute.max(compute.struct_field(values, "size")).as_py()
                 check_recordings(seconds, role, checkpoint, self._where)
             else:
@@ -251,7 +252,7 @@ class ItemTables:
         if column is None:
             return set()
         names = self._domain_names(split, column)
-        values = table.column(column).unique().to_pylist()
+        values = distinct(table.column(column))
         return {names[value] if names else str(value) for value in values}
 
     def _domain_names(self, split: str, column: str | None) -> Sequence[str]:

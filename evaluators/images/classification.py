@@ -42,6 +42,7 @@ class _Items:
 class Classification(ByItem):
     """Scores an image classification model; see :class:`ByItem` for its arguments."""
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
     model_class: str | None = "AutoModelForImageClassification"
 

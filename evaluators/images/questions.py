@@ -77,6 +77,7 @@ class VisualQuestions(ByItem):
             ``target`` or ``answers``.
     """
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
     model_class: str | None = "AutoModelForImageTextToText"
 

@@ -39,6 +39,7 @@ class Segmentation(ByItem):
             ``(height, width)``.
     """
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
 
     def __init__(

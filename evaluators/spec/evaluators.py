@@ -180,6 +180,11 @@ def parse_evaluators(section: Sequence[Mapping[str, Any]]) -> list[AnySpec]:
     return TypeAdapter(list[EvaluatorSpec]).validate_python(list(section))
 
 
+def hands_weights_out(specs: Sequence[AnySpec]) -> bool:
+    """Whether code of others is handed the model, whose weights it may write to in any way."""
+    return any(spec.kind not in SECTIONS.own or getattr(spec, "runs_code", False) for spec in specs)
+
+
 def build_evaluator(specs: Sequence[AnySpec], folder: Path, lend: float | None = None) -> Evaluator:
     """Build one evaluator for the whole section; relative paths start at ``folder``.
 

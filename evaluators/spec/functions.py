@@ -60,6 +60,12 @@ class PythonSpec(ModelSection):
         description="transformers auto class of the model, or module:name of a function that "
         "builds any torch module.",
     )
+    deterministic: bool = Key(
+        default=False,
+        exclude_if=lambda same: not same,  # older studies have no such key, and their hash
+        description="Whether the function scores a merge the same each time; one that was measured "
+        "before is then answered from the record.",
+    )
     source: dict[str, str] = Key(
         default_factory=dict,
         description="Hashes of the functions' code, which a resumed run must share; found when the "
@@ -114,7 +120,9 @@ class PythonSpec(ModelSection):
         """Build the evaluator."""
         from mergesearch.evaluators.python import PythonFunction
 
-        return PythonFunction(**self._arguments(where))
+        evaluator = PythonFunction(**self._arguments(where))
+        evaluator.deterministic = self.deterministic
+        return evaluator
 
     def _arguments(self, where: str) -> dict[str, Any]:
         """Arguments of every evaluator that is a function."""
@@ -199,4 +207,6 @@ class TaskMasksSpec(PythonSpec):
         keys = {"groups", "threshold", "router", "directions", "observations"}
         training = {key: getattr(self, f"router_{key}") for key in ("width", "steps", "seed")}
         own = self.model_dump(include=keys)
-        return TaskMasks(**own, training=training, **self._arguments(where))
+        evaluator = TaskMasks(**own, training=training, **self._arguments(where))
+        evaluator.deterministic = self.deterministic
+        return evaluator

@@ -118,6 +118,12 @@ class CommandSpec(ModelSection):
     folder: str = Key(
         default=".", description="Where the program runs; paths with a slash start there."
     )
+    deterministic: bool = Key(
+        default=False,
+        exclude_if=lambda same: not same,  # older studies have no such key, and their hash
+        description="Whether the program scores a merge the same each time; one that was measured "
+        "before is then answered from the record.",
+    )
 
     @property
     def runs_code(self) -> bool:
@@ -145,7 +151,7 @@ class CommandSpec(ModelSection):
         own = self.model_dump(include={"timeout", "inputs", "sizes", "tokenizer"})
         model_class = None if self.model == "none" else self.model_class or "AutoModelForCausalLM"
         objectives = [Objective(**objective.model_dump()) for objective in self.objectives]
-        return Command(
+        evaluator = Command(
             self.command,
             objectives,
             **own,
@@ -154,6 +160,8 @@ class CommandSpec(ModelSection):
             folder=folder / self.folder,
             where=where,
         )
+        evaluator.deterministic = self.deterministic
+        return evaluator
 
 
 class DistanceSpec(ModelSection):

@@ -14,7 +14,7 @@ from mergesearch.merging.foreign.sizes import sized
 class Section(BaseModel):
     """A frozen section that allows no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
     most: ClassVar[Mapping[str, int]] = {}
 
     @field_validator("*")

@@ -110,6 +110,8 @@ class Generation(Tokenized):
         super().__init__(tokenizer, **by_item)
         self._scorer = scorer
         self._engine = engine
+        # Nobody knows what a user's function does, and vLLM batches as requests come.
+        self.deterministic = engine == "transformers" and scorer in SCORERS
         self._batch_tokens = batch_tokens
         self._vllm = vllm or VllmSettings()
         self._max_new_tokens = max_new_tokens
@@ -128,8 +130,8 @@ class Generation(Tokenized):
         find_scorer(self._scorer, f"{self._where}.scorer")
         if self._engine == "vllm":
             check_version(f"{self._where}.engine")
-        tokenizer = self._loaded()
-        if self._chat_template and not tokenizer.chat_template:
+        template = self._check_tokenizer(template=self._chat_template)
+        if self._chat_template and not template:
             raise InputError(
                 f"{self._where}.chat_template: expected a tokenizer with a chat template, found "
                 f"none in {self._tokenizer}; use chat_template: false"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class LanguageModel(ByItem):
     """Scores a causal language model; an item's score is the mean over its tokens that count."""
 
+    deterministic = True
     smooth: ClassVar[frozenset[str]] = frozenset({"cross_entropy"})
     model_class: str | None = "AutoModelForCausalLM"
 

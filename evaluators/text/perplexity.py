@@ -121,7 +121,7 @@ class Perplexity(Tokenized):
             InputError: In one line.
         """
         super().check()
-        self._loaded()
+        self._check_tokenizer()
 
     def weights(self, split: Split) -> npt.NDArray[np.float64]:
         """Number of tokens of each item that count ``(items,)``, in the order of the split."""

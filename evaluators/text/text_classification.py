@@ -58,7 +58,7 @@ class TextClassification(Tokenized):
             InputError: In one line.
         """
         super().check()
-        self._loaded()
+        self._check_tokenizer()
 
     def _read(self, columns: Mapping[str, Any]) -> ModelItems:
         import torch

@@ -7,7 +7,11 @@ from typing import Any
 
 from mergesearch.evaluators.by_item import ByItem
 from mergesearch.evaluators.text.text_items import required_tokenizer
-from mergesearch.evaluators.text.tokenizers import load_tokenizer, parent_warnings
+from mergesearch.evaluators.text.tokenizers import (
+    check_tokenizer,
+    load_tokenizer,
+    parent_warnings,
+)
 
 
 class Tokenized(ByItem):
@@ -18,6 +22,8 @@ class Tokenized(ByItem):
         **by_item: Arguments of :class:`ByItem`.
     """
 
+    deterministic = True
+
     def __init__(self, tokenizer: str | None, **by_item: Any) -> None:
         super().__init__(**by_item)
         self._tokenizer = tokenizer
@@ -25,6 +31,24 @@ class Tokenized(ByItem):
     def warnings(self, sources: Sequence[str]) -> list[str]:
         """Warnings about tokenizers that differ among base and experts."""
         return parent_warnings(sources, templates=False)
+
+    def _check_tokenizer(self, *, template: bool = False) -> bool:
+        """Check the tokenizer, without loading it if its files say enough.
+
+        Args:
+            template: Whether a chat template is asked about.
+
+        Returns:
+            Whether it has one.
+
+        Raises:
+            InputError: If there is no tokenizer.
+        """
+        return check_tokenizer(
+            required_tokenizer(self._tokenizer, self._where),
+            f"{self._where}.tokenizer",
+            template=template,
+        )
 
     def _loaded(self) -> Any:
         """The tokenizer."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from mergesearch.evaluators.data.pretrained import checkpoint_folder
 from mergesearch.merging.checkpoints.opening import open_checkpoint
+from mergesearch.merging.checkpoints.plain_tokenizer import plain_tokenizer
 from mergesearch.merging.checkpoints.tokenizer_folder import TOKENIZER_LIMIT, tokenizer_in
 from mergesearch.merging.foreign.json_text import parse_json, read_json
 from mergesearch.merging.foreign.node import Node
@@ -39,6 +40,26 @@ def load_tokenizer(path: str, where: str) -> Any:
         InputError: If there is none.
     """
     return tokenizer_in(checkpoint_folder(path, where), f"{where}: {path}")
+
+
+def check_tokenizer(path: str, where: str, *, template: bool = False) -> bool:
+    """Check that a tokenizer can be loaded, from its files alone where these say enough.
+
+    Args:
+        path: Folder, or ``org/name@revision``.
+        where: Key of the study file, for messages.
+        template: Whether a chat template is asked about.
+
+    Returns:
+        Whether it has a chat template, if that is asked.
+
+    Raises:
+        InputError: If there is no tokenizer.
+    """
+    plain = plain_tokenizer(checkpoint_folder(path, where))
+    if plain is not None and (plain.chat_template or not template):
+        return plain.chat_template
+    return bool(getattr(load_tokenizer(path, where), "chat_template", None))
 
 
 def parent_warnings(sources: Sequence[str], *, templates: bool) -> list[str]:

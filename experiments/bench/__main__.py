@@ -1,6 +1,7 @@
 """``make bench``: every benchmark, one after the other."""
 
 from experiments.bench import (
+    changed,
     combine,
     command,
     cost,
@@ -17,6 +18,7 @@ from experiments.bench import (
 BENCHMARKS = (
     combine,
     stored,
+    changed,
     gradient,
     driver,
     service,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ COMPANIONS = (
     *("LICENSE*", "NOTICE*"),
 )
 
+#: Files whose headers are read at the same time.
+HEADERS_AT_A_TIME = 8
 _BLOCK = 1 << 22  # bytes read at a time when hashing
 
 
@@ -132,14 +135,16 @@ def refuse_other_files(file: Path) -> None:
 
 def _sharded_tensors(folder: Path, file: Path) -> dict[str, TensorInfo]:
     shard_of = weight_map(file)
-    stored: dict[str, TensorInfo] = {}
-    for shard in sorted({*shard_of.values()}):
+    shards = sorted({*shard_of.values()})
+    for shard in shards:
         if Path(shard).name != shard or not is_file(folder / shard):
             raise CheckpointError(
                 f"{path_shown(file)}: expected shard {shown(shard)} in its folder, "
                 "received no such file"
             )
-        for name, info in read_header(folder / shard).items():
+    stored: dict[str, TensorInfo] = {}
+    for shard, header in zip(shards, _headers([folder / shard for shard in shards]), strict=True):
+        for name, info in header.items():
             if shard_of.get(name) != shard:
                 raise CheckpointError(
                     f"{path_shown(folder / shard)}: tensor {shown(name)}: expected the "
@@ -154,6 +159,12 @@ def _sharded_tensors(folder: Path, file: Path) -> dict[str, TensorInfo]:
             f"{name_shown(shard_of[missing[0]])}, received none"
         )
     return stored
+
+
+def _headers(files: Sequence[Path]) -> Iterator[dict[str, TensorInfo]]:
+    """Headers of files, in order, several read at a time: shared storage answers each slowly."""
+    with ThreadPoolExecutor(min(len(files), HEADERS_AT_A_TIME)) as pool:
+        yield from pool.map(read_header, files)
 
 
 def weight_map(file: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mergesearch.merging.checkpoints.safetensors_files import read_json
 from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.extensions.heavy_imports import fast_imports
 from mergesearch.merging.foreign.library import library_errors
 from mergesearch.merging.foreign.paths import is_file
 from mergesearch.merging.foreign.shown import path_shown, shown
@@ -36,11 +37,12 @@ def tokenizer_in(folder: Path | None, where: str) -> Any:
     Raises:
         InputError: If there is none.
     """
-    from transformers import AutoTokenizer
+    with fast_imports():
+        from transformers import AutoTokenizer
 
     try:
         check_settings(folder)
-        with library_errors(where, "a tokenizer"):
+        with library_errors(where, "a tokenizer"), fast_imports():
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )

@@ -137,7 +137,10 @@ class RowReader:
 
     def _finite(self, numbers: Rows) -> Rows:
         """The numbers, with zero for those that are not finite, in place."""
-        self.odd += numbers.size - int(np.count_nonzero(np.isfinite(numbers)))
+        odd = numbers.size - int(np.count_nonzero(np.isfinite(numbers)))
+        if not odd:
+            return numbers
+        self.odd += odd
         return np.nan_to_num(numbers, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -121,7 +121,7 @@ def passage(model: nn.Module, chain: Chain, run: Callable[[], Any]) -> Passage:
     def before(
         index: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        hidden, call = _split_call(args, kwargs)
+        hidden, call = split_call(args, kwargs)
         if index != len(calls) or hidden is None or (index and not _same(hidden, ends[1])):
             raise _no_chain(chain)
         calls.append(call)
@@ -177,7 +177,8 @@ def _joined(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent else child
 
 
-def _split_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor | None, Call]:
+def split_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor | None, Call]:
+    """The hidden state that a block is given, or None, and the rest of its call."""
     if args:
         return args[0], Call(True, tuple(args[1:]), dict(kwargs))
     rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}

@@ -22,6 +22,7 @@ from mergesearch.merging.models.model_classes import (
     auto_class,
     diffusers_class,
     is_of_diffusers,
+    loads_as,
 )
 from mergesearch.merging.models.parameter_views import parameter_views
 
@@ -62,6 +63,7 @@ def load_model(source_path: str, model_class: str, dtype: str | None = None) -> 
     quiet = nullcontext() if adapted is None else no_report()
     readable = library_errors(path_shown(source_path), f"a model of {model_class}", CheckpointError)
     with no_progress_bar(), quiet, readable:
+        loads_as(model_class, checkpoint.config)  # which imports the class, and that fast
         model, report = auto.from_pretrained(
             str(checkpoint.folder),
             dtype=kept,

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from mergesearch.merging.errors import CheckpointError, InputError
+from mergesearch.merging.extensions.heavy_imports import fast_imports
 from mergesearch.merging.foreign.library import library_errors
 from mergesearch.merging.foreign.shown import name_shown, path_shown
 
@@ -17,9 +18,10 @@ def auto_class(model_class: str) -> Any:
     Raises:
         InputError: If there is none.
     """
-    import transformers
+    with fast_imports():
+        import transformers
 
-    auto = getattr(transformers, model_class, None)
+        auto = getattr(transformers, model_class, None)
     if not model_class.startswith("AutoModel") or not hasattr(auto, "from_pretrained"):
         raise InputError(
             "model class: expected a transformers auto class (AutoModel...), received "
@@ -34,19 +36,21 @@ def loads(model_class: str, model_type: str) -> bool:
     Raises:
         InputError: If there is no such auto class.
     """
-    from transformers import CONFIG_MAPPING
+    with fast_imports():
+        from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[model_type] in auto_class(model_class)._model_mapping
+        return CONFIG_MAPPING[model_type] in auto_class(model_class)._model_mapping
 
 
 def loads_as(model_class: str, config: Mapping[str, Any]) -> str | None:
     """Name of the class that an auto class makes of a configuration, None where it has none."""
-    from transformers import CONFIG_MAPPING
-
     model_type = str(config.get("model_type"))
-    if model_type not in CONFIG_MAPPING or not loads(model_class, model_type):
-        return None
-    made = auto_class(model_class)._model_mapping[CONFIG_MAPPING[model_type]]
+    with fast_imports():
+        from transformers import CONFIG_MAPPING
+
+        if model_type not in CONFIG_MAPPING or not loads(model_class, model_type):
+            return None
+        made = auto_class(model_class)._model_mapping[CONFIG_MAPPING[model_type]]
     names = made if isinstance(made, list | tuple) else [made]
     return str(names[0].__name__)
 

@@ -16,7 +16,12 @@ import torch
 from torch import nn
 
 from mergesearch.merging.errors import CheckpointError, MergesearchError
-from mergesearch.merging.models.parameter_views import ParameterView, StoredTensors, memory_of
+from mergesearch.merging.models.parameter_views import (
+    ParameterView,
+    StoredTensors,
+    memory_of,
+    name_in_class,
+)
 from mergesearch.merging.resident.device_map import place
 from mergesearch.merging.tensors.layout import Layout
 
@@ -67,10 +72,15 @@ class Binding:
                     "address; do not move or cast a bound model, bind a new one"
                 )
 
-    def update_copies(self) -> None:
-        """Bring the copied tensors up to date with the buffers."""
+    def update_copies(self, changed: Collection[str]) -> None:
+        """Bring the copied tensors up to date with the buffers.
+
+        Args:
+            changed: Stored names of those that may have become others.
+        """
         for copied in self.copied:
-            copied.target.copy_(self.slices[copied.name])
+            if copied.name in changed:
+                copied.target.copy_(self.slices[copied.name])
 
 
 def bind(
@@ -103,7 +113,8 @@ def bind(
     for spec in layout.tensors:
         if spec.size == 0:
             continue
-        target = stored.by_name.get(renamed.get(spec.name, spec.name))
+        own = renamed.get(spec.name, spec.name)
+        target = stored.by_name.get(name_in_class(model, stored.by_name, own))
         name = None if target is None else stored.owner(target)
         if target is None or name is None or tuple(target.shape) != spec.shape:
             raise CheckpointError(
@@ -118,7 +129,7 @@ def bind(
         else:
             copied.append((spec.name, owner, stored.view(target, name)))
     for name in copied_from_base:
-        target = stored.by_name.get(name)
+        target = stored.by_name.get(name_in_class(model, stored.by_name, name))
         owner_name = None if target is None else stored.owner(target)
         if target is not None and owner_name is not None:
             filled[owner_name] += target.numel()
@@ -139,7 +150,7 @@ def tensor_devices(
     stored = StoredTensors.of(model)
     devices = {}
     for spec in layout.tensors:
-        target = stored.by_name.get(spec.name)
+        target = stored.by_name.get(name_in_class(model, stored.by_name, spec.name))
         name = None if target is None or not spec.size else stored.owner(target)
         devices[spec.name] = device_of(name or spec.name)
     return devices

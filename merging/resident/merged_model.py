@@ -6,7 +6,7 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from mergesearch.merging.family.heads import Head
 from mergesearch.merging.models.layer_bits import Bits, rounded_tensors
 from mergesearch.merging.models.loading import widest_dtype
 from mergesearch.merging.resident.arena import Arenas
-from mergesearch.merging.resident.binding import Binding, bind, tensor_devices
+from mergesearch.merging.resident.binding import Binding, bind
 from mergesearch.merging.resident.device_map import device_lookup
 from mergesearch.merging.resident.gradient import (
     check_smooth,
@@ -28,8 +28,9 @@ from mergesearch.merging.resident.gradient import (
     parts,
 )
 from mergesearch.merging.resident.gradient_buffer import GradientBuffer
+from mergesearch.merging.resident.last_write import Changes, LastWrite
 from mergesearch.merging.resident.postprocessing import gradient_of_sums, postprocessed_tensor
-from mergesearch.merging.resident.shard import Shard, shard_of, whole_shard
+from mergesearch.merging.resident.shard import Shard, shards_of
 from mergesearch.merging.resident.terms import Terms, combine_terms
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import TensorSpec
@@ -84,7 +85,7 @@ class MergedModel:
             spec.name for spec in specs if spec.name in arenas.special.postprocessed
         }
         device_of = device_lookup(device, devices)
-        self.shards = _shards(Terms.of(arenas), model, device_of, dtype)
+        self.shards = shards_of(Terms.of(arenas), model, device_of, dtype)
         self._gradient: GradientBuffer | None = None
         self._norms: tuple[bytes, list[npt.NDArray[np.float64]]] | None = None
         self._slices = {
@@ -96,6 +97,7 @@ class MergedModel:
         self._device_of = device_of
         self._binding = self._bound(model, head)
         self._bindings = [self._binding]
+        self._last = LastWrite(self.shards, self._bindings)
 
     @property
     def merged(self) -> torch.Tensor:
@@ -131,6 +133,7 @@ class MergedModel:
             raise MergesearchError("heads: expected all of them before enable_gradient()")
         if model is not self.model:
             self._bindings.append(self._bound(model, head))
+        self._last.extend()
         self.heads[name] = model
 
     def _bound(self, model: nn.Module, head: Head | None) -> Binding:
@@ -139,12 +142,11 @@ class MergedModel:
         kept = {*own, *(names.get(name, name) for name in self._copied)}
         return bind(model, self.layout, self._slices, kept, self._device_of, names)
 
-    def _update_copies(self) -> None:
-        for binding in self._bindings:
-            binding.update_copies()
-
     def write(self, field: Field, bits: Bits = ()) -> None:
         """Merge with the coefficients of ``field`` into the model.
+
+        Where the last write's coefficients have the same bits, its weights are left as they are:
+        the model holds what a whole merge would write (:class:`LastWrite`).
 
         Args:
             field: The coefficients.
@@ -158,17 +160,32 @@ class MergedModel:
         """
         self.check_binding()
         with torch.no_grad():
-            for shard in self.shards:
-                part, _ = shard.local(field)
-                combine_terms(shard.terms, part, shard.merged, threads=self._threads)
-                for spec in self._postprocessed_of(shard):
-                    tensor = postprocessed_tensor(shard.terms, self._special, spec, part)
-                    self._slices[spec.name].copy_(tensor)
-            for spec in self._rounded:
-                if spec.name not in self._postprocessed:
-                    weights = self._slices[spec.name]
-                    weights.copy_(weights.to(getattr(torch, spec.dtype)))
-            self._finish(bits)
+            fields = [shard.local(field)[0] for shard in self.shards]
+            changes = self._last.changes(fields, bits)
+            for shard, part, changed in zip(self.shards, fields, changes, strict=True):
+                self._merge(shard, part, changed)
+            self._finish(bits, changes)
+        self._last.keep(fields, bits)
+
+    def _merge(self, shard: Shard, field: Field, changes: Changes) -> None:
+        """Merge what has changed of a shard, each tensor in its own dtype."""
+        only = changes.ranges
+        combine_terms(shard.terms, field, shard.merged, threads=self._threads, only=only)
+        for spec in self._postprocessed_of(shard):
+            if spec.name in changes.names:
+                tensor = postprocessed_tensor(shard.terms, self._special, spec, field)
+                self._slices[spec.name].copy_(tensor)
+        for spec in self._rounded:
+            if spec.name in changes.names and spec.name not in self._postprocessed:
+                weights = self._slices[spec.name]
+                weights.copy_(weights.to(getattr(torch, spec.dtype)))
+
+    def forget(self) -> None:
+        """Let the next write merge everything.
+
+        Call it where weights may have been written to past torch's own operations.
+        """
+        self._last.forget()
 
     def write_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], bits: Bits = ()) -> None:
         """Write merged tensors that come from elsewhere than the arenas.
@@ -183,17 +200,23 @@ class MergedModel:
             MergesearchError: If the model was moved or cast since it was bound.
         """
         self.check_binding()
+        self._last.forget()
         with torch.no_grad():
             for name, tensor in tensors:
                 self._slices[name].copy_(tensor)
-            self._finish(bits)
+            self._finish(bits, self._last.everything)
 
-    def _finish(self, bits: Bits) -> None:
-        """What follows every merge: rounding, copies, and the check of all values."""
-        for name, rounded in rounded_tensors(bits, self._stored, self._threads):
+    def _finish(self, bits: Bits, changes: Sequence[Changes]) -> None:
+        """What follows every merge: rounding, copies, and the check of all new values."""
+        changed = frozenset[str]().union(*(one.names for one in changes))
+        due = [pair for pair in bits if pair[0] in changed or pair[0] not in self._slices]
+        for name, rounded in rounded_tensors(due, self._stored, self._threads):
             self._slices[name].copy_(rounded)
-        self._update_copies()
-        self._check_finite()
+        for binding in self._bindings:
+            binding.update_copies(changed)
+        pairs = zip(self.shards, changes, strict=True)
+        if not all(_is_finite(shard, each, self._threads) for shard, each in pairs):
+            self._check_finite()
 
     def _stored(self, name: str) -> torch.Tensor:
         """A merged tensor in the dtype that it is stored in."""
@@ -306,28 +329,20 @@ class MergedModel:
         return self._gradient
 
     def _check_finite(self) -> None:
-        # One pass over everything; a sum may overflow though all terms are finite, so tensors are
-        # looked at only then.
-        if all(bool(torch.isfinite(shard.merged.sum())) for shard in self.shards):
-            return
+        """Look at every tensor: a sum may overflow though all terms are finite.
+
+        Raises:
+            NonFiniteError: If one is not finite.
+        """
         for name, weights in self._slices.items():
             if not bool(torch.isfinite(weights).all()):
                 raise NonFiniteError(f"tensor {name!r}")
 
 
-def _shards(
-    terms: Terms,
-    model: nn.Module,
-    device_of: Callable[[str], torch.device],
-    dtype: torch.dtype,
-) -> tuple[Shard, ...]:
-    """A shard for every device that tensors of the model are used on, in the flat index's order."""
-    layout = terms.packing.layout
-    devices = tensor_devices(model, layout, device_of)
-    distinct = list(dict.fromkeys(devices.values()))
-    if len(distinct) == 1:
-        return (whole_shard(terms, str(distinct[0]), dtype),)
-    return tuple(
-        shard_of(terms, {n for n, own in devices.items() if own == device}, str(device), dtype)
-        for device in distinct
-    )
+def _is_finite(shard: Shard, changes: Changes, threads: int) -> bool:
+    """Whether what was merged of a shard is surely finite, in one pass over it."""
+    if changes.ranges is None:
+        return bool(torch.isfinite(shard.merged.sum()))
+    from mergesearch.merging.resident.finite import all_finite
+
+    return all_finite(shard.merged, changes.ranges, threads)

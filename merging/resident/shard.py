@@ -6,13 +6,15 @@ its layers are numbered anew, so that each card merges its own in one go and rea
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
+from mergesearch.merging.resident.binding import tensor_devices
 from mergesearch.merging.resident.encodings.packing import Packing
 from mergesearch.merging.resident.terms import Terms, on_device
 from mergesearch.merging.resident.upload import copy_bytes
@@ -124,3 +126,21 @@ def shard_of(terms: Terms, names: Collection[str], device: str, dtype: torch.dty
     merged = torch.zeros(layout.size, dtype=dtype, device=device)
     own_terms = Terms(own, terms.form, memory, angles)
     return Shard(whole, own_terms, merged)
+
+
+def shards_of(
+    terms: Terms,
+    model: nn.Module,
+    device_of: Callable[[str], torch.device],
+    dtype: torch.dtype,
+) -> tuple[Shard, ...]:
+    """A shard for every device that tensors of the model are used on, in the flat index's order."""
+    layout = terms.packing.layout
+    devices = tensor_devices(model, layout, device_of)
+    distinct = list(dict.fromkeys(devices.values()))
+    if len(distinct) == 1:
+        return (whole_shard(terms, str(distinct[0]), dtype),)
+    return tuple(
+        shard_of(terms, {n for n, own in devices.items() if own == device}, str(device), dtype)
+        for device in distinct
+    )

@@ -14,9 +14,11 @@ from mergesearch.merging.kernels.dispatch import term_weights
 from mergesearch.merging.kernels.forms import Form
 from mergesearch.merging.kernels.lowrank import combine_factors, matrix_shape
 from mergesearch.merging.kernels.span_dispatch import chosen_kernel, combine_spans
+from mergesearch.merging.kernels.spans import Ranges
 from mergesearch.merging.kernels.spans_decode import read
 from mergesearch.merging.kernels.triton_blocks import Tables
 from mergesearch.merging.resident.encodings.packing import Packing, StoredColumn, StoredTensor
+from mergesearch.merging.resident.ranges import touched
 from mergesearch.merging.resident.upload import copy_bytes
 from mergesearch.merging.tensors.field import Field
 from mergesearch.merging.tensors.layout import Layout, TensorSpec
@@ -55,7 +57,7 @@ class Terms:
         form: How base and rows combine.
         memory: uint8 ``(bytes,)``.
         angles: For ``slerp``: the angle between base and row over the flat index.
-        tables: What kernels on a GPU keep between merges.
+        tables: What kernels keep between merges.
     """
 
     packing: Packing
@@ -144,7 +146,12 @@ class Terms:
 
 
 def combine_terms(
-    terms: Terms, coefficients: Field, out: Array, *, threads: int | None = None
+    terms: Terms,
+    coefficients: Field,
+    out: Array,
+    *,
+    threads: int | None = None,
+    only: Ranges | None = None,
 ) -> None:
     """Write the merge of ``terms`` with ``coefficients`` into ``out`` ``(size,)``.
 
@@ -155,6 +162,8 @@ def combine_terms(
         coefficients: Over the flat index.
         out: On the device of the terms, fp32, fp64, bf16 or fp16.
         threads: CPU threads; None takes ``OMP_NUM_THREADS``, or 1.
+        only: Positions that must be merged, in main memory alone; a tensor that is kept as factors
+            is merged whole if it has some, all else is left as it is.
 
     Raises:
         RecipeError: If the field does not fit the terms.
@@ -175,11 +184,13 @@ def combine_terms(
         angles=terms.angles,
         threads=threads,
         tables=terms.tables,
+        only=only,
     )
     if chosen_kernel(terms.memory, out, packing.dtype == "float64", "auto") == "triton":
         _combine_factors_on_gpu(terms, coefficients, out)
         return
-    for stored in terms.factors:
+    met = set(touched(packing.factored, only))
+    for stored in (own for own in terms.factors if own.spec in met):
         start = stored.spec.start
         stop = stored.spec.stop
         combine_factors(

@@ -33,7 +33,7 @@ def rows_of(
 def _columns(objectives: Sequence[Objective], coordinates: Sequence[str]) -> list[str]:
     """Names of all columns, each of which is another."""
     scores = [name for o in objectives for name in (o.name, f"{o.name} error")]
-    plain = ["trial", "kind", "name", "state", *scores, "seconds", "failure"]
+    plain = ["trial", "kind", "name", "state", *scores, "seconds", "failure", "same as"]
     return plain + [f"{name} coefficient" if name in plain else name for name in coordinates]
 
 
@@ -51,6 +51,7 @@ def _row(record: TrialRecord, objectives: Sequence[Objective], coordinates: Sequ
         **scores,
         "seconds": sum(record.seconds.values()),
         "failure": None if record.failure is None else record.failure.message,
+        "same as": record.same_as,
         **dict(zip(coordinates, point, strict=bool(coordinates))),
     }
 

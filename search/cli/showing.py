@@ -88,5 +88,6 @@ def trial_lines(records: Sequence[TrialSummary]) -> list[str]:
             if record.failure is None
             else f"{record.failure.kind}: {cut(record.failure.message)}"
         )
-        lines.append(f"{name}  {values}{reason}")
+        same = "" if record.same_as is None else f"  same merge as trial {record.same_as}"
+        lines.append(f"{name}  {values}{reason}{same}")
     return lines or ["none"]

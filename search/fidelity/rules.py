@@ -78,6 +78,20 @@ def measure_in_stages(
     return StagedMeasurement(evaluate(None), rungs, None)
 
 
+def would_pass(rule: EarlyStopRule | None, rungs: Mapping[int, Values]) -> bool:
+    """Whether a rule lets a trial end that has these values at its stages.
+
+    False where that is not known: values of some stage are missing, or the rule asks for more.
+    """
+    if rule is None or not rule.stages:
+        return True
+    if isinstance(rule, Race) or not all(stage in rungs for stage in rule.stages):
+        return False
+    return not any(
+        rule.stops(index, Measurement(rungs[stage])) for index, stage in enumerate(rule.stages)
+    )
+
+
 @dataclass(frozen=True)
 class Estimates:
     """What a stopped trial would have scored on all items.

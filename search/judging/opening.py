@@ -14,7 +14,6 @@ from mergesearch.search.judging.address import written_address
 from mergesearch.search.judging.backend import Bell, JudgedBackend
 from mergesearch.search.judging.bench import Bench
 from mergesearch.search.judging.record import JudgingRecord
-from mergesearch.search.judging.serving import served
 from mergesearch.search.retry import RetryPolicy
 from mergesearch.search.spec.sections import StudySpec
 from mergesearch.search.study.events import Event
@@ -76,6 +75,8 @@ def judging(
     if not is_judged(spec):
         yield Judges()
         return
+    from mergesearch.search.judging.serving import served
+
     bell = Bell()
     record = JudgingRecord(folder)
     record.begin(_digest(spec, template))

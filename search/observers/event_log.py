@@ -159,6 +159,7 @@ def _trial_fields(record: TrialRecord) -> dict[str, Any]:
         "seconds": _finite(record.seconds),
         "worker": record.worker,
         "failure": None if failure is None else {"kind": failure.kind, "message": failure.message},
+        **({} if record.same_as is None else {"same_as": record.same_as}),
     }
 
 

@@ -203,9 +203,14 @@ def describe(event: Event, objectives: list[str]) -> str:
         return f"{name}: {_values(event.score, objectives)}"
     if record.failure is not None:
         return f"{name}: {record.failure.kind}: {record.failure.message}"
-    return f"{name}: {_values(record, objectives)}" + (
-        "" if record.stopped is None else f" (stopped after {counted(record.stopped, 'item')})"
-    )
+    return f"{name}: {_values(record, objectives)}{_told(record)}"
+
+
+def _told(record: TrialRecord) -> str:
+    """Why a trial was not measured on all items, in brackets."""
+    if record.stopped is not None:
+        return f" (stopped after {counted(record.stopped, 'item')})"
+    return "" if record.same_as is None else f" (the merge of trial {record.same_as}, known)"
 
 
 def _values(measured: TrialRecord | Score | None, objectives: list[str]) -> str:
@@ -235,4 +240,6 @@ def _json_lines(event: Event) -> None:
             data["state"] = "failed" if event.score is None else "complete"
             data["values"] = {} if event.score is None else dict(event.score.values)
         data["failure"] = None if record.failure is None else record.failure.message
+        if record.same_as is not None:
+            data["same_as"] = record.same_as
     print(json.dumps(all_shown(redacted(data))), file=sys.stderr, flush=True)

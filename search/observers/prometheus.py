@@ -213,7 +213,8 @@ class Metrics:
         self._trials.labels(record.state, record.kind).inc()
         for phase, seconds in record.seconds.items():
             self._seconds.labels(phase).observe(seconds)
-        self._window.add(record)
+        if record.same_as is None:  # else no worker had a part in it
+            self._window.add(record)
         self._best_so_far.add(record)
         self._show_best()
 

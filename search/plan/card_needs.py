@@ -47,6 +47,7 @@ class Demand:
         evaluators: Sections of its evaluators.
         gradients: Whether its strategy needs backward passes.
         heads: Bytes of the heads that its experts keep and its items are scored with.
+        hidden_states: Bytes of main memory that each worker may keep of what lower blocks gave.
     """
 
     family: ModelFamily
@@ -55,6 +56,7 @@ class Demand:
     evaluators: Sequence[AnySpec]
     gradients: bool = False
     heads: int = 0
+    hidden_states: int = 0
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -103,6 +105,7 @@ def demand_of(plan: Plan) -> Demand | None:
         plan.spec.evaluators,
         plan.differentiable_space is not None,
         head_bytes(plan.heads, plan.evaluator, itemsize),
+        plan.hidden_states,
     )
 
 
@@ -218,7 +221,8 @@ class NodeBytes:
     Attributes:
         disk: Prepared weights, which all workers of the node map.
         host: Main memory that is not given back under pressure: processes, models that are being
-            loaded, pinned staging; and base and rows where trials are merged there.
+            loaded, kept hidden states, pinned staging; and base and rows where trials are merged
+            there.
     """
 
     disk: int
@@ -231,5 +235,6 @@ def node_bytes(demand: Demand, settings: CardSettings, count: int) -> NodeBytes:
     workers = count // settings.gpus * settings.per_gpu
     stored = weights.base + weights.rows
     holders = count if settings.per_gpu > 1 else 0
-    host = (workers + holders) * PROCESS_BYTES + workers * weights.merged + count * STAGING_BYTES
+    host = (workers + holders) * PROCESS_BYTES + count * STAGING_BYTES
+    host += workers * (weights.merged + demand.hidden_states)
     return NodeBytes(stored, host + (stored if settings.on_host else 0))

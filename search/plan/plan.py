@@ -21,6 +21,9 @@ from mergesearch.spaces import DifferentiableSpace, Space
 from mergesearch.spaces.mixture_space import MixtureSpace
 from mergesearch.spaces.widths_space import WidthsSpace
 
+#: What workers may keep where a strategy holds lower blocks and the study says nothing.
+HIDDEN_STATES_GB = 1.0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -127,6 +130,14 @@ class Plan:
             return None
         assert isinstance(self.space, DifferentiableSpace)
         return self.space
+
+    @property
+    def hidden_states(self) -> int:
+        """Bytes that each worker may keep of what lower blocks gave."""
+        size = self.spec.workers.hidden_states_gb
+        if size is None:
+            size = HIDDEN_STATES_GB if self.entry.holds_blocks else 0
+        return int(size * 1e9)
 
     @property
     def recommended_trials(self) -> int:

@@ -49,6 +49,7 @@ class SummaryShape(TypedDict):
     violations: NotRequired[Numbers]
     batch_size: NotRequired[Count | None]
     retry_of: NotRequired[Count | None]
+    same_as: NotRequired[Count | None]
 
 
 class ScaleShape(TypedDict):

@@ -48,6 +48,7 @@ class Asked(TypedDict):
     item_count: NotRequired[Count | None]
     gradient_items: NotRequired[Count]
     retry_of: NotRequired[Count | None]
+    same_as: NotRequired[Count | None]
     operator: NotRequired[Name]
     hyperparameters: NotRequired[dict[str, Any]]
     routing: NotRequired[dict[str, Any]]

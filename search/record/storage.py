@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,9 +114,9 @@ class StorageAccess:
     def read(self, action: Callable[[], T]) -> T:
         """The result of ``action``, which may run several times."""
         import optuna
-        from sqlalchemy.exc import SQLAlchemyError
 
-        transient = (StorageAway, optuna.exceptions.StorageInternalError, SQLAlchemyError)
+        own: tuple[type[Exception], ...] = (StorageAway, optuna.exceptions.StorageInternalError)
+        transient = (*own, *_errors_of_databases())
         return self.retry(action, transient, "storage")
 
     def write(self, action: Callable[[], T]) -> T:
@@ -126,6 +127,15 @@ class StorageAccess:
             return action()
 
         return self.read(guarded)
+
+
+def _errors_of_databases() -> tuple[type[Exception], ...]:
+    """What a database raises; nothing while none has been opened, which imports SQLAlchemy."""
+    if "sqlalchemy" not in sys.modules:
+        return ()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (SQLAlchemyError,)
 
 
 def backend_of(storage: Storage) -> RunJournal | ReadJournal | None:

@@ -118,6 +118,7 @@ class TrialLog:
         item_count: int | None = None,
         gradient_items: int = 0,
         retry_of: int | None = None,
+        same_as: int | None = None,
         decode: Decode | None = None,
         notes: Mapping[str, float] | None = None,
         summary: Mapping[str, float],
@@ -127,7 +128,7 @@ class TrialLog:
 
         Args:
             kind, recipe, name, point, suggestion, tells_at_ask: As in :class:`TrialRecord`.
-            item_count, gradient_items, retry_of: As in :class:`TrialRecord`.
+            item_count, gradient_items, retry_of, same_as: As in :class:`TrialRecord`.
             decode: What makes ``recipe`` of ``point``; the trial's record then needs no recipe once
                 it has ended.
             notes: Named numbers that dashboards show as user attributes.
@@ -147,6 +148,7 @@ class TrialLog:
             item_count=item_count,
             gradient_items=gradient_items,
             retry_of=retry_of,
+            same_as=same_as,
         )
         text = asked_text(record, self._template, keep_field=self._keep_fields)
         self._trials.ask(_asked_trial(record, text, notes or {}, summary, bounds))
@@ -277,6 +279,8 @@ def _asked_trial(
     }
     if record.retry_of is not None:
         about["retry of"] = record.retry_of
+    if record.same_as is not None:
+        about["same as"] = record.same_as
     about |= {key: float(f"{value:.4g}") for key, value in notes.items()}
     return AskedTrial(record.number, text, finite, (low, high), about)
 

@@ -62,6 +62,8 @@ class TrialSummary:
         batch_size: Items of a forward pass, where its worker had to make them fewer than the study
             says because memory ran out; else None.
         retry_of: Number of the failed trial that this one is another attempt at; else None.
+        same_as: Number of the earlier trial of the same merge whose measurement it is given; None
+            where it is measured.
     """
 
     number: int
@@ -82,6 +84,7 @@ class TrialSummary:
     violations: Mapping[str, float] = field(default_factory=_nothing)
     batch_size: int | None = None
     retry_of: int | None = None
+    same_as: int | None = None
 
     @property
     def evaluated(self) -> int | None:

@@ -65,6 +65,8 @@ def asked_text(record: TrialRecord, template: Recipe, *, keep_field: bool) -> st
         asked["gradient_items"] = record.gradient_items
     if record.retry_of is not None:
         asked["retry_of"] = record.retry_of
+    if record.same_as is not None:
+        asked["same_as"] = record.same_as
     if record.told_at is not None:
         asked["told_at"] = record.told_at
     if point is None and recipe.basis_key != template.basis_key:
@@ -105,6 +107,10 @@ def read_asked(
         raise RunFolderError(
             f"{where}: expected an attempt at an earlier trial, received one at {asked['retry_of']}"
         )
+    if asked.get("same_as") is not None and asked["same_as"] >= number:
+        raise RunFolderError(
+            f"{where}: expected the merge of an earlier trial, received that of {asked['same_as']}"
+        )
     point = None if asked["point"] is None else decode_array(asked["point"], f"{where}: point")
     lost = asked.get("lost", False)
     merge: Recipe | Decode
@@ -127,6 +133,7 @@ def read_asked(
         item_count=asked.get("item_count"),
         gradient_items=asked.get("gradient_items", 0),
         retry_of=asked.get("retry_of"),
+        same_as=asked.get("same_as"),
         lost=lost,
         told_at=asked.get("told_at"),
     )

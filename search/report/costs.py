@@ -90,12 +90,18 @@ class Forecast:
         return {phase: self.trials * seconds for phase, seconds in self.each.items()}
 
 
+def measured_trials(data: ReportData) -> list[TrialSummary]:
+    """Finished trials that a worker has measured: neither known nor taken from other runs."""
+    ended = (record for record in data.records if record.state != "running")
+    return [record for record in ended if record.kind != "taken" and record.same_as is None]
+
+
 def forecast(data: ReportData) -> Forecast | None:
     """What the finished trials were expected to take; None while nothing but anchors is finished.
 
-    Trials whose scores were taken from other runs cost nothing.
+    Trials whose scores the record had, or were taken from other runs, cost nothing.
     """
-    timed = [r for r in data.records if r.state != "running" and r.kind != "taken"]
+    timed = measured_trials(data)
     anchors = [r for r in timed if r.kind == "anchor" and r.state == "complete"]
     if not anchors or all(record.kind == "anchor" for record in timed):
         return None

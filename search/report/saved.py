@@ -188,7 +188,7 @@ def _data(content: Mapping[str, Any], run: str) -> ReportData:
 def _summary_dict(record: TrialSummary) -> dict[str, Any]:
     values = {name: getattr(record, name) for name in _SUMMARY}
     failure = None if record.failure is None else vars(record.failure)
-    return {name: each for name, each in values.items() if each} | {
+    return {name: each for name, each in values.items() if each or each == 0} | {
         "number": record.number,
         "name": record.name,
         "failure": failure,

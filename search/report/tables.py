@@ -31,6 +31,7 @@ class Row:
         best_anchor: Whether it is the best anchor (on validation items once they are measured).
         winner: Whether it won.
         leading: Whether it is the best so far of a study that has no winner yet.
+        same_as: The earlier trial of the same merge that was measured instead, if there is one.
     """
 
     trial: int
@@ -40,6 +41,7 @@ class Row:
     best_anchor: bool = False
     winner: bool = False
     leading: bool = False
+    same_as: int | None = None
 
     @property
     def marks(self) -> str:
@@ -51,7 +53,8 @@ class Row:
         }
         failed = {"failed": self.state == "failed", "running": self.state == "running"}
         listed = [mark for mark, holds in {**marks, **failed}.items() if holds]
-        return ", ".join([*listed, *self._misses()])
+        same = [] if self.same_as is None else [f"same merge as trial {self.same_as}"]
+        return ", ".join([*listed, *same, *self._misses()])
 
     def _misses(self) -> list[str]:
         """``misses harm at most base on test items``; no items where it does on all."""
@@ -83,6 +86,7 @@ def _row(data: ReportData, record: TrialSummary) -> Row:
         best_anchor=record is data.best_anchor,
         winner=record is data.winner,
         leading=data.winner is None and record is data.leading,
+        same_as=record.same_as,
     )
 
 

@@ -34,7 +34,8 @@ def trials_csv(data: ReportData) -> str:
 
     Columns are the number, kind, name and state of a trial; value and standard error of each
     objective, on search items first; whether it keeps all bounds; seconds by phase; the mean
-    coefficient of each direction; and why it failed. What was not measured is empty.
+    coefficient of each direction; why it failed; and the earlier trial of the same merge whose
+    values it was given. What was not measured is empty.
     """
     data = with_kept(data)
     table = io.StringIO()
@@ -78,6 +79,7 @@ def _columns(data: ReportData) -> dict[str, type]:
         **{f"{phase} seconds": float for phase in PHASES},
         **{f"coefficient {name}": float for name in directions},
         "failure": str,
+        "same as": int,
     }
 
 
@@ -98,6 +100,7 @@ def _row(data: ReportData, record: TrialSummary, directions: int) -> list[Any]:
         *(record.seconds.get(phase) for phase in PHASES),
         *(means or [None] * directions),
         failure,
+        record.same_as,
     ]
 
 

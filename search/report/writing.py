@@ -162,6 +162,7 @@ def trial_dict(record: TrialSummary) -> dict[str, Any]:
         "estimate_errors": record.estimate_errors,
         "violations": record.violations,
         "seconds": record.seconds,
+        "same_as": record.same_as,
     }
 
 

@@ -90,4 +90,5 @@ def worker_spec(plan: Plan, folder: RunFolder) -> WorkerSpec:
         objects=given_objects(plan.spec),
         plugins=used_plugins(plan.spec),
         lend=plan.spec.selection.lend,
+        hidden_states=plan.hidden_states,
     )

@@ -16,7 +16,7 @@ AUTO_OPERATOR = "auto"
 class AutoOperator(BaseModel):
     """Options of ``operator: {name: auto, ...}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     among: list[str] | None = Field(
         None, min_length=1, description="operators to measure; default: a list by what is known"

@@ -30,7 +30,7 @@ from mergesearch.spaces.spec import SpaceSpec
 class Section(BaseModel):
     """A section of the study file: frozen, no unknown keys, finite numbers of sane size."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
     most: ClassVar[Mapping[str, int]] = {}
 
     @field_validator("*")
@@ -254,6 +254,16 @@ class WorkersSection(Section):
         None,
         description="folder on every node for prepared weights; default: beside the run, on "
         "clusters below the node's folder for temporary files",
+    )
+    hidden_states_gb: float | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        # Studies without it read, and hash, as they did before.
+        exclude_if=lambda size: size is None,
+        description="main memory of each worker for what lower blocks gave, in GB: blocks whose "
+        "coefficients are those of a recent trial do not run again; by default 1 with strategy "
+        "block_coordinate, else 0, which keeps nothing",
     )
     price_per_hour: float | None = Field(
         None,

@@ -34,6 +34,8 @@ class StrategyInfo:
             then searches.
         most: Largest dimension that it accepts; None: any.
         slow: When an ask or a tell takes more than 50 ms of CPU, in words; empty: never.
+        holds_blocks: Whether it holds lower blocks while it moves upper ones, so that workers keep
+            hidden states unless the study says otherwise.
         preset: Keys of the study's ``space`` section that it sets unless the study does.
         given: The class itself, where a plug-in or a program gives it.
     """
@@ -50,6 +52,7 @@ class StrategyInfo:
     space: Literal["coefficients", "segments", "mixed", "product"] = "coefficients"
     most: int | None = None
     slow: str = ""
+    holds_blocks: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
     given: type[Strategy] | None = field(default=None, compare=False, repr=False)
 

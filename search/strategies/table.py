@@ -60,6 +60,19 @@ _ALL = (
         most=512,
     ),
     _entry(
+        "block_coordinate",
+        "BlockCoordinate",
+        summary="searches all coefficients, then refines those of a quarter of the blocks after "
+        "another, from the top, while workers keep what the blocks below gave",
+        source="Tseng 2001, Convergence of a block coordinate descent method for "
+        "nondifferentiable minimization",
+        when="for one objective and a coefficient for each block, where evaluating is nearly all "
+        "of a trial's time and items are read whole (no generation)",
+        dims=(2, 2000),
+        budget="100 or more",
+        holds_blocks=True,
+    ),
+    _entry(
         "m2n2",
         "M2n2",
         summary="keeps an archive of merges that compete for items; children join two at a split "

@@ -8,6 +8,7 @@ from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import TrialRecord
 from mergesearch.search.strategies.base import Point, Suggestion
+from mergesearch.search.study.known_merges import KnownMerges
 
 
 def ask_anchor(plan: Plan, log: TrialLog, anchor: Anchor) -> TrialRecord:
@@ -51,20 +52,28 @@ def ask_again(plan: Plan, log: TrialLog, failed: TrialRecord) -> TrialRecord:
     )
 
 
-def ask_recommended(plan: Plan, log: TrialLog, point: Point) -> TrialRecord:
+def ask_recommended(plan: Plan, log: TrialLog, point: Point, known: KnownMerges) -> TrialRecord:
     """Record the strategy's recommendation as a running trial."""
+    recipe = plan.space.decode(point)
     return log.ask(
         "recommended",
-        plan.space.decode(point),
+        recipe,
         point=point,
         decode=plan.space.decode,
+        same_as=known.find(recipe),
         summary=plan.space.summary(point),
         bounds=_bounds(plan),
     )
 
 
 def ask_suggested(
-    plan: Plan, log: TrialLog, suggestion: Suggestion, tells: int, all_items: int
+    plan: Plan,
+    log: TrialLog,
+    suggestion: Suggestion,
+    recipe: Recipe,
+    tells: int,
+    all_items: int,
+    same_as: int | None = None,
 ) -> TrialRecord:
     """Record a suggestion of the strategy as a running trial.
 
@@ -72,18 +81,21 @@ def ask_suggested(
         plan: The study.
         log: Its trial log.
         suggestion: What the strategy asked for.
+        recipe: The merge that its point stands for.
         tells: How many results the strategy has been told.
         all_items: Number of search items.
+        same_as: The trial whose measurement it is given; None where it is measured.
     """
     return log.ask(
         "search",
-        plan.space.decode(suggestion.point),
+        recipe,
         point=suggestion.point,
         decode=plan.space.decode,
         suggestion=suggestion.id,
         tells_at_ask=tells,
         item_count=item_count_of(suggestion, all_items),
         gradient_items=gradient_items_of(plan, suggestion),
+        same_as=same_as,
         notes=suggestion.notes,
         summary=plan.space.summary(suggestion.point),
         bounds=_bounds(plan),

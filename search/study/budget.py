@@ -6,7 +6,7 @@ counts as three evaluations: one pass forward, and twice its cost back. Time is 
 trial ends: a study stops asking once it is spent, and running trials finish. Re-evaluations on
 validation and test items are not counted, and another attempt at a failed trial is one of neither
 trials nor evaluations: these were counted when it was first asked. Nor is a trial whose scores
-another run has measured.
+another run has measured. A trial whose merge was measured before counts as a trial alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def spent(records: Sequence[TrialRecord], cost: Callable[[int | None], int]) -> 
 
 
 def _cost(record: TrialRecord, cost: Callable[[int | None], int]) -> int:
-    """Evaluations of a trial and of its gradients."""
+    """Evaluations of a trial and of its gradients; none where the record answered it."""
+    if record.same_as is not None:
+        return 0
     return cost(record.evaluated) + GRADIENT_COST * record.gradient_items
 
 

@@ -9,6 +9,7 @@ from mergesearch.search.plan.plan import Plan
 from mergesearch.search.record.trial_log import TrialLog
 from mergesearch.search.record.trial_record import Kind, TrialRecord
 from mergesearch.search.study.events import Event
+from mergesearch.search.study.known_merges import KnownMerges
 from mergesearch.search.study.reporting import TrialReporter
 from mergesearch.search.study.task_pump import TaskPump
 
@@ -23,6 +24,7 @@ class StudyContext:
         pump: Runs tasks.
         reporter: Announces finished trials.
         notify: Called with each event.
+        known: The merges that have been measured.
     """
 
     plan: Plan
@@ -30,6 +32,7 @@ class StudyContext:
     pump: TaskPump
     reporter: TrialReporter
     notify: Callable[[Event], None]
+    known: KnownMerges
 
     def records(self, kind: Kind) -> list[TrialRecord]:
         """Recorded trials of a kind, by number."""

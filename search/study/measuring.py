@@ -17,6 +17,8 @@ from mergesearch.search.fidelity.rules import EarlyStopRule
 from mergesearch.search.record.trial_record import Score, TrialRecord
 from mergesearch.search.study.context import StudyContext
 from mergesearch.search.study.events import Event
+from mergesearch.search.study.known_merges import answer, measured_trial
+from mergesearch.search.study.repetition import Repetition
 from mergesearch.search.workers.messages import Outcome, Task
 
 #: A line of a traceback that says where an error was raised.
@@ -90,9 +92,13 @@ class Measurer:
             self._begin_phase(phase, done, total)
 
         def next_task() -> Task | None:
-            if not waiting:
-                return None
-            return replace(self.task(waiting.popleft()), early_stop_rule=early_stop_rule)
+            while waiting:
+                record = waiting.popleft()
+                known = answer(record, self._context.log.records)
+                if known is None:
+                    return replace(self.task(record), early_stop_rule=early_stop_rule)
+                finish(known)
+            return None
 
         def finish(outcome: Outcome) -> None:
             nonlocal done
@@ -104,8 +110,16 @@ class Measurer:
 
         self._context.pump.run(next_task, finish)
 
-    def evaluate(self, split: Split, numbers: Sequence[int]) -> dict[int, Score]:
-        """Evaluate trials on held-out items; those that cannot be evaluated have no score."""
+    def evaluate(
+        self, split: Split, numbers: Sequence[int], repetition: Repetition | None = None
+    ) -> dict[int, Score]:
+        """Evaluate trials on held-out items; those that cannot be evaluated have no score.
+
+        Args:
+            split: The items.
+            numbers: Of the trials.
+            repetition: What is evaluated at the same time, on workers that would idle.
+        """
         log = self._context.log
         waiting = deque(number for number in numbers if not log.results.score(split, number)[0])
         done = len(numbers) - len(waiting)
@@ -113,14 +127,26 @@ class Measurer:
             self._begin_phase(split, done, len(numbers))
 
         def next_task() -> Task | None:
-            return self.task(log.records[waiting.popleft()], split) if waiting else None
+            if repetition is not None and repetition.waiting:
+                return repetition.next_task()
+            while waiting:
+                number = waiting.popleft()
+                known = self._known_score(split, number, numbers)
+                if known is None:
+                    return self.task(log.records[number], split)
+                record_score(number, known)
+            return None
 
         def finish(outcome: Outcome) -> None:
+            if repetition is not None and repetition.owns(outcome):
+                repetition.finish(outcome)
+                return
+            measured = outcome.measurement
+            record_score(int(outcome.task), None if measured is None else score_of(measured))
+
+        def record_score(number: int, score: Score | None) -> None:
             nonlocal done
             done += 1
-            number = int(outcome.task)
-            measured = outcome.measurement
-            score = None if measured is None else score_of(measured)
             log.results.set_score(split, number, score)
             event = Event("score", split, log.records[number], done, len(numbers), score)
             self._context.notify(event)
@@ -129,25 +155,24 @@ class Measurer:
         scores = {number: log.results.score(split, number)[1] for number in numbers}
         return {number: score for number, score in scores.items() if score is not None}
 
-    def repeat(self, winner: int, times: int) -> None:
-        """Evaluate the winner on the search items again: differences are noise of the machine."""
+    def _known_score(self, split: Split, number: int, others: Sequence[int]) -> Score | None:
+        """The score of another trial of the same merge, if the record says that it is the same."""
         log = self._context.log
-        record = log.records[winner]
-        wanted = times if record.state == "complete" else 0
-        waiting = deque(range(len(log.get_attr("repeats") or []), wanted))
-        if waiting:
-            self._begin_phase("repeating the winner", 0, len(waiting))
+        measured = measured_trial(log.records[number])
+        for other in others:
+            if other != number and measured_trial(log.records[other]) == measured:
+                score = log.results.score(split, other)[1]
+                if score is not None:
+                    return score
+        return None
 
-        def next_task() -> Task | None:
-            if not waiting:
-                return None
-            return replace(self.task(record), id=f"repeat {waiting.popleft()}")
-
-        def finish(outcome: Outcome) -> None:
-            values = None if outcome.measurement is None else dict(outcome.measurement.values)
-            log.set_attr("repeats", [*(log.get_attr("repeats") or []), values])
-
-        self._context.pump.run(next_task, finish)
+    def repetition(self, winner: int, times: int) -> Repetition:
+        """Other evaluations of the winner on the search items, those that have no result yet."""
+        log = self._context.log
+        repetition = Repetition(log, self.task(log.records[winner]), times)
+        if repetition.waiting:
+            self._begin_phase("repeating the winner", 0, len(repetition.waiting))
+        return repetition
 
     def _begin_phase(self, name: str, done: int, total: int) -> None:
         self._context.notify(Event("phase", name, done=done, total=total))

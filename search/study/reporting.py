@@ -27,11 +27,13 @@ class TrialReporter:
         self._notify(Event("trial", record.kind, record, done, total))
 
     def count(self, record: TrialRecord) -> None:
-        """Count failures in a row.
+        """Count failures in a row, of trials that were measured.
 
         Raises:
             StudyFailedError: If there are too many.
         """
+        if record.same_as is not None:
+            return  # says nothing about what works now
         failure = record.failure
         self._consecutive_failures = self._consecutive_failures + 1 if _is_broken(record) else 0
         if failure is not None and self._consecutive_failures >= self._max_consecutive_failures:

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from mergesearch.search.fidelity.rules import Estimates
+from mergesearch.search.fidelity.rules import EarlyStopRule, Estimates
 from mergesearch.search.record.study_attributes import SEARCHED
 from mergesearch.search.record.trial_record import TrialRecord, standing_failures
-from mergesearch.search.strategies.base import Point, Strategy
-from mergesearch.search.study.asking import ask_again, ask_suggested, gradient_items_of
+from mergesearch.search.strategies.base import Point, Strategy, Suggestion
+from mergesearch.search.study.asking import (
+    ask_again,
+    ask_suggested,
+    gradient_items_of,
+    item_count_of,
+)
 from mergesearch.search.study.attempts import suggested, tells_of, trials_of_search
 from mergesearch.search.study.budget import BudgetTracker
 from mergesearch.search.study.context import StudyContext
 from mergesearch.search.study.early_stopping import EarlyStopping
 from mergesearch.search.study.events import Event
+from mergesearch.search.study.known_merges import answer
 from mergesearch.search.study.measuring import Measurer
 from mergesearch.search.study.problem import result_of_others, trial_result
 from mergesearch.search.workers.gradient_steps import GradientSteps
@@ -95,8 +102,19 @@ class SearchPhase:
                     ask_again(context.plan, context.log, failed)
 
     def _next_task(self) -> Task | None:
+        """The next trial that is to be measured; those that the record answers end at once."""
+        while (record := self._next_record()) is not None:
+            task = self._task(record)
+            outcome = answer(record, self._context.log.records, task.early_stop_rule)
+            if outcome is None:
+                return task
+            self._finish(outcome)
+        return None
+
+    def _next_record(self) -> TrialRecord | None:
+        """The next trial: one that runs since an earlier session, or a new suggestion."""
         if self._waiting:
-            return self._task(self._waiting.popleft())
+            return self._waiting.popleft()
         asking = not self._over and self._budget.allows()
         suggestions = self._strategy.ask(1) if asking else []
         if not suggestions:
@@ -108,27 +126,57 @@ class SearchPhase:
             return None
         if suggestion.items is not None:
             self._total = 0  # how many trials will fit depends on their sizes
+        return self._ask(suggestion)
+
+    def _ask(self, suggestion: Suggestion) -> TrialRecord:
+        """Record a suggestion, with the trial that has measured its merge."""
+        context = self._context
         items = self._early_stopping.items
-        record = ask_suggested(plan, self._context.log, suggestion, self._tells, items)
+        recipe = context.plan.space.decode(suggestion.point)
+        same_as = None
+        if suggestion.gradient_steps is None:
+            count = item_count_of(suggestion, items)
+            number = len(context.log.records)
+            rule = partial(self._rule, suggestion.id, suggestion.point, count, number)
+            same_as = context.known.find(recipe, count, rule)
+        record = ask_suggested(
+            context.plan, context.log, suggestion, recipe, self._tells, items, same_as
+        )
+        context.known.add(record)
         if suggestion.gradient_steps is not None:
             self._gradient_steps[record.number] = suggestion.gradient_steps
-        return self._task(record)
+        return record
 
     def _task(self, record: TrialRecord) -> Task:
         """The task of a trial, with the rule that may stop it by what is known now."""
         steps = self._gradient_steps.get(record.number)
-        records = self._context.log.records
-        rule = None
-        suggestion = record.suggestion  # None: another attempt, which no rule stops
-        on_all_items = record.item_count is None and not _stopped_before(record, records)
-        if suggestion is not None and on_all_items:
-            rule = self._early_stopping.rule(suggestion, records)
+        rule = self._rule(record.suggestion, record.point, record.item_count, record.number)
         return replace(
             self._measurer.task(record),
             point=None if steps is None else record.point,
             gradient_steps=steps,
             early_stop_rule=rule,
         )
+
+    def _rule(
+        self, suggestion: int | None, point: Point | None, item_count: int | None, number: int
+    ) -> EarlyStopRule | None:
+        """The rule that may stop a trial by what is known now.
+
+        Args:
+            suggestion: Its suggestion; None for another attempt, which no rule stops.
+            point: Its position.
+            item_count: Items that it is evaluated on; no rule stops one on some of them.
+            number: Its number.
+        """
+        records = self._context.log.records
+        if suggestion is None or item_count is not None:
+            return None
+        rule = self._early_stopping.rule(suggestion, records)
+        # A look at all earlier trials, which studies without a rule are spared.
+        if rule is None or _stopped_before(point, records[:number]):
+            return None
+        return rule
 
     def _finish(self, outcome: Outcome) -> None:
         context = self._context
@@ -168,14 +216,14 @@ class SearchPhase:
         )
 
 
-def _stopped_before(record: TrialRecord, records: Sequence[TrialRecord]) -> bool:
+def _stopped_before(point: Point | None, earlier: Sequence[TrialRecord]) -> bool:
     """Whether a rule stopped an earlier trial at the same point.
 
     A strategy that asks for it again wants to know its loss on all items: the same rule would only
     repeat what is known.
     """
     return any(
-        other.stopped is not None and np.array_equal(other.point, record.point)
-        for other in records[: record.number]
-        if other.point is not None and record.point is not None
+        other.stopped is not None and np.array_equal(other.point, point)
+        for other in earlier
+        if other.point is not None and point is not None
     )

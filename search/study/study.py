@@ -28,6 +28,7 @@ from mergesearch.search.study.estimated_front import estimated_front, estimated_
 from mergesearch.search.study.events import Event
 from mergesearch.search.study.graceful_stop import GracefulStop
 from mergesearch.search.study.horizon import Horizon
+from mergesearch.search.study.known_merges import KnownMerges
 from mergesearch.search.study.measuring import Measurer
 from mergesearch.search.study.posterior import posterior_losses
 from mergesearch.search.study.problem import study_normaliser, study_problem
@@ -82,6 +83,7 @@ class Study:
             pump=TaskPump(backend, log, graceful_stop or GracefulStop()),
             reporter=TrialReporter(announce, plan.spec.max_consecutive_failures),
             notify=announce,
+            known=KnownMerges(plan.evaluator, log.records),
         )
         self._measurer = Measurer(self._context)
         self._budget = BudgetTracker(
@@ -196,7 +198,7 @@ class Study:
         if due and (not begun or self._budget.has_room(None)):
             known = {record.point.tobytes() for record in records if record.point is not None}
             running += [
-                ask_recommended(self._plan, self._log, point)
+                ask_recommended(self._plan, self._log, point, self._context.known)
                 for point in strategy.best()[:1]
                 if point.tobytes() not in known
             ]
@@ -243,9 +245,9 @@ class Study:
                 "no leader could be evaluated on the validation items; see `mergesearch show "
                 "--failed`"
             )
-        self._measurer.repeat(winner, section.repeats)
         self._measurer.measure_references("test")
-        test = self._measurer.evaluate("test", sorted({*anchors, winner}))
+        repetition = self._measurer.repetition(winner, section.repeats)
+        test = self._measurer.evaluate("test", sorted({*anchors, winner}), repetition)
         verdict = Verdict(
             winner=winner,
             front=front_numbers(records, plan.objectives),

@@ -140,6 +140,7 @@ class WorkerSpec:
         objects: Name -> function or class that a program gave, which no worker could import.
         plugins: The plug-ins that the study uses; a worker needs them in the same versions.
         lend: Share of the validation items that the search uses instead; None: none of them.
+        hidden_states: Bytes for hidden states of lower blocks that trials share; 0: none are kept.
     """
 
     template: Recipe
@@ -154,3 +155,4 @@ class WorkerSpec:
     objects: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[UsedPlugin, ...] = ()
     lend: float | None = None
+    hidden_states: int = 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergesearch.evaluators.compute_settings import fix_compute_settings
 from mergesearch.merging import InputError
+from mergesearch.merging.extensions.heavy_imports import fast_imports
 from mergesearch.merging.tensors.accelerator import device_here
 from mergesearch.merging.tensors.progress import listening
 from mergesearch.search.workers.card_copy import CardCopy
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from mergesearch.merging.resident.merged_model import MergedModel
     from mergesearch.merging.resident.recalibration import Recalibration
     from mergesearch.merging.tensors.place import Place
+
+
+def import_libraries(device: str) -> None:
+    """Import what every worker with a model needs, before its parts do so one by one."""
+    with fast_imports():
+        import torch  # noqa: F401
+
+        if device == "cpu":
+            from mergesearch.merging.kernels import source_numba, spans_numba  # noqa: F401
 
 
 def recalibration_of(spec: WorkerSpec) -> Recalibration | None:

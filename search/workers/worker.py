@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +24,19 @@ from mergesearch.search.fidelity.rules import NeverStop, StagedMeasurement, meas
 from mergesearch.search.redact import redact
 from mergesearch.search.workers.card_copy import CardCopy
 from mergesearch.search.workers.devices import current_device
+from mergesearch.search.workers.from_sources import write_from_sources
 from mergesearch.search.workers.gradient_steps import (
     GradientResult,
     GradientSteps,
     take_gradient_steps,
 )
 from mergesearch.search.workers.loading import LoadingReporter
+from mergesearch.search.workers.lower_blocks import lower_blocks
 from mergesearch.search.workers.messages import NODE_CACHE, Failure, Outcome, Task, WorkerSpec
 from mergesearch.search.workers.node_cache import node_cache
 from mergesearch.search.workers.other_shapes import OtherShapes
 from mergesearch.search.workers.resident_model import (
+    import_libraries,
     mixture_writer,
     own_heads,
     recalibration_of,
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from mergesearch.merging.mixture.resident import MixtureWriter
     from mergesearch.merging.resident.merged_model import MergedModel
     from mergesearch.merging.resident.recalibration import Recalibration
+    from mergesearch.search.workers.lower_blocks import LowerBlocks
 
 
 #: What helps where even one item at a time is too much.
@@ -85,7 +90,11 @@ class Worker:
         loading: LoadingReporter | None = None,
         copy: CardCopy | None = None,
     ) -> None:
-        from mergesearch.evaluators.spec.evaluators import build_evaluator, parse_evaluators
+        from mergesearch.evaluators.spec.evaluators import (
+            build_evaluator,
+            hands_weights_out,
+            parse_evaluators,
+        )
 
         if spec.arenas == NODE_CACHE:
             spec = replace(spec, arenas=str(node_cache()))
@@ -94,11 +103,15 @@ class Worker:
         if is_reference(spec.template.operator):
             find(spec.template.operator, "operator.name")
         self._spec = spec
-        self._evaluator = build_evaluator(parse_evaluators(spec.evaluators), Path(), spec.lend)
+        sections = parse_evaluators(spec.evaluators)
+        self._evaluator = build_evaluator(sections, Path(), spec.lend)
+        self._hands_weights_out = hands_weights_out(sections)
         self._batch_size: int | None = None  # where memory made it smaller than the study says
         self._broken: Failure | None = None  # why the device can be used no more
         loading = loading or LoadingReporter()
         loading.begin("reading the items")
+        if self._evaluator.model_class is not None:
+            import_libraries(spec.device)
         self._evaluator.open()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._names = [objective.name for objective in self._evaluator.objectives]
@@ -106,6 +119,7 @@ class Worker:
         self._recalibration: Recalibration | None = None
         self._mixture: MixtureWriter | None = None
         self._other: OtherShapes | None = None
+        self._lower: LowerBlocks | None = None
         if self._evaluator.model_class is not None:
             self._mixture = mixture_writer(spec, loading)  # before the model takes its memory
             heads = self._evaluator.use_heads(own_heads(spec))
@@ -116,6 +130,8 @@ class Worker:
                 self._mixture.attach(self._merged)
         if spec.space is not None and self._merged is not None:
             self._merged.enable_gradient()
+        if self._merged is not None and self._recalibration is None:
+            self._lower = lower_blocks(spec, self._evaluator, self._merged)
         resident = None if self._merged is None else self._merged.model
         self._device = current_device(resident)  # without a model, nothing is computed here
 
@@ -208,9 +224,10 @@ class Worker:
             rule = task.early_stop_rule
             if rule is None or task.items is not None:
                 rule = NeverStop(())
-            return measure_in_stages(
-                lambda items: evaluate(task.items if items is None else items), rule
-            )
+            with nullcontext() if self._lower is None else self._lower.used(task):
+                return measure_in_stages(
+                    lambda items: evaluate(task.items if items is None else items), rule
+                )
         finally:
             seconds["evaluate"] = time.perf_counter() - before
 
@@ -289,10 +306,7 @@ class Worker:
         An anchor of another operator has no arenas and is merged from its sources, and so is what
         must be exact where the arenas are not.
         """
-        from mergesearch.merging.family.family import open_family
-        from mergesearch.merging.in_memory import merge_stream
         from mergesearch.merging.resident.encodings.table import rows_are_exact
-        from mergesearch.merging.tensors.memo import Memo
 
         if self._mixture is not None:
             self._mixture.write(merged, recipe)
@@ -301,16 +315,11 @@ class Worker:
             self._other is not None and self._other.holds(recipe)
         )
         if resident and (not exact or rows_are_exact(self._spec.rows)):
+            if self._hands_weights_out:
+                merged.forget()
             merged.write(recipe.field, recipe.bits)
             return
-        family = open_family(recipe, Memo(Path(self._spec.arenas) / "shared"))
-        base = family.base
-        experts = family.experts
-        layout = family.layout
-        tensors = merge_stream(
-            base, experts, recipe.operator, recipe.options, recipe.field, layout, family.special
-        )
-        merged.write_tensors(tensors, recipe.bits)
+        write_from_sources(merged, recipe, self._spec.arenas)
 
     def _check_finite(self, measurement: Measurement, whole: bool) -> None:
         """Refuse values that are not finite.

@@ -412,6 +412,19 @@ class TestEvaluatorContract:
             assert_same(evaluator.evaluate(candidate, split), first)
             assert_same(another.evaluate(candidate, split), first)
 
+    def test_only_what_is_known_to_repeat_itself_says_so(
+        self, evaluator: Evaluator, case: str
+    ) -> None:
+        """Code of others, people, and answers that a task may draw promise nothing."""
+        silent = {
+            "a function",
+            "a program",
+            "people",
+            "task masks",
+            "tasks",
+        }
+        assert getattr(evaluator, "deterministic", False) == (case not in silent)
+
     def test_item_scores_explain_the_values(self, evaluator: Evaluator, model: Any) -> None:
         measured = evaluator.evaluate(candidates(evaluator, model)[0], "search")
         if "items" in evaluator.provides:

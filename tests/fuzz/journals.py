@@ -32,7 +32,15 @@ def damage_attribute(data: bytes, draw: Random) -> bytes:
 
 def forget_member(data: bytes, draw: Random) -> bytes:
     """Drop a member of an attribute in all lines, as an older version wrote them."""
-    known = ("number", "retry_of", "item_count", "gradient_items", "suggestion", "values")
+    known = (
+        "number",
+        "retry_of",
+        "same_as",
+        "item_count",
+        "gradient_items",
+        "suggestion",
+        "values",
+    )
     gone = draw.choice(known)
 
     def change(logs: list[Log]) -> None:

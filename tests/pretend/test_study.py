@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mergesearch.merging import StudyFailedError
+from mergesearch.merging.models.hidden_states.store import HiddenStore
 from mergesearch.search.runs.driver import run_study
 from mergesearch.search.runs.opened import Run
 from mergesearch.search.workers.backends.ray_pool import RayPool
@@ -115,3 +116,24 @@ def cards_of(run: Run) -> set[str | None]:
     names = {device.name for device in run.folder.devices().values()}
     assert all(name is not None and name.startswith("pretend card ") for name in names)
     return names
+
+
+@pytest.mark.slow
+def test_lower_blocks_of_a_model_on_a_card_need_not_run_again(
+    cards: Cards, study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[HiddenStore] = []
+    make = HiddenStore.__init__
+
+    def remember(store: HiddenStore, limit: int) -> None:
+        make(store, limit)
+        stores.append(store)
+
+    monkeypatch.setattr(HiddenStore, "__init__", remember)
+    refining = study | {"strategy": "block_coordinate", "budget": {"trials": 40}}
+    whole = run(refining, tmp_path / "host" / "run", ON_HOST | {"hidden_states_gb": 0})
+    assert not stores
+    found = run(refining, tmp_path / "card" / "run", ON_CARD)
+    assert cards_of(found) == {"pretend card 0"}
+    assert sum(store.found for store in stores) > 0
+    assert fingerprint(found) == fingerprint(whole)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from html import escape
 
 from mergesearch.search.grammar import counted
-from mergesearch.search.report.costs import Forecast, busy_share, forecast, timings
+from mergesearch.search.report.costs import (
+    Forecast,
+    busy_share,
+    forecast,
+    measured_trials,
+    timings,
+)
 from mergesearch.search.report.data import ReportData
 from mergesearch.search.report.page.elements import cells, table
 from mergesearch.search.report.tables import MISSING
@@ -31,6 +37,9 @@ def _trials(data: ReportData) -> str:
     trials = counted(len(data.records), "trial")
     facts = [f"{trials}: {listed}" if listed else trials]
     facts.append(", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
+    known = sum(record.same_as is not None for record in data.records)
+    merges = f"{counted(known, 'trial')} of a merge that was measured before, at no cost"
+    facts.append(merges if known else "")
     facts.append(f"wall time {duration(data.wall_seconds)}")
     share = busy_share(data)
     if share is not None:
@@ -42,7 +51,7 @@ def _trials(data: ReportData) -> str:
 
 def _times(data: ReportData) -> str:
     """What phases cost, beside what was expected of them."""
-    finished = max(sum(record.state != "running" for record in data.records), 1)
+    finished = max(len(measured_trials(data)), 1)
     told = forecast(data)
     rows = []
     for phase, seconds in data.predicted_seconds.items():

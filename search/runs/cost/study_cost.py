@@ -46,6 +46,15 @@ class StudyCost:
         return HOUR * self.at_a_time / self.trial.trial
 
     @property
+    def merging_ahead(self) -> float:
+        """The largest share of a trial that merging the next model during evaluations would save.
+
+        It needs a second copy of the merged weights, and saves all of it only where the two compete
+        for nothing: neither cores nor memory bandwidth.
+        """
+        return min(self.trial.merge, self.trial.evaluate) / self.trial.trial
+
+    @property
     def bill(self) -> float | None:
         """Price of the whole study, in the unit of ``price``."""
         if self.price is None:
@@ -60,6 +69,7 @@ class StudyCost:
             "bytes_written": self.written,
             "at_a_time": self.at_a_time,
             "trials_per_hour": self.per_hour,
+            "merging_ahead": self.merging_ahead,
             "trials": self.trials,
             "seconds": self.seconds,
             "rented": self.rented,

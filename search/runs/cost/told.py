@@ -42,7 +42,9 @@ def cost_lines(plan: Plan, cost: StudyCost | str | None) -> list[str]:
     workers = "" if cost.at_a_time == 1 else f", {cost.at_a_time} at a time"
     each = f"{merge}evaluate {trial.evaluate:.3g} s{timed}"
     trials = f"{counted(cost.trials, 'trial')} with preparation and held-out items"
+    ahead = f"merging ahead during evaluations could save {cost.merging_ahead:.1%} at most"
     return [
         f"cost        {each}: {cost.per_hour:,.0f} trials an hour{workers}",
         f"            {trials} take about {duration(cost.seconds)}{bill}",
+        *([f"            {ahead}; trials do not overlap"] if read else []),
     ]

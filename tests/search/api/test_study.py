@@ -321,7 +321,13 @@ def test_an_unknown_style_of_progress_is_refused(tmp_path: Path) -> None:
 def test_coordinates_that_are_called_as_objectives_have_columns_of_their_own() -> None:
     point = np.array([0.25, 0.75])
     record: Any = SimpleNamespace(
-        number=0, kind="search", name="", state="complete", point=point, failure=None
+        number=0,
+        kind="search",
+        name="",
+        state="complete",
+        point=point,
+        failure=None,
+        same_as=None,
     )
     record.values = {"left": 1.0}
     record.errors = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,14 @@ def test_main_memory_is_named_where_cards_hold_the_weights_alone(demand: MakeDem
     assert not plan(demand(LLAMA_70B, 3), "a100-40", 2, gpus=2).fits
     followed = demand(LLAMA_70B, 3, gradients=True, kind="language_model", max_length=...)
     assert not plan(followed, "h100-80", 8, gpus=8).fits
+
+
+def test_hidden_states_are_main_memory_of_every_worker(demand: MakeDemand) -> None:
+    without = demand(QWEN_HALF_B, 2)
+    keeping = replace(without, hidden_states=10**9)
+    before, after = (plan(each, "h100-80", 2, per_gpu=2).node for each in (without, keeping))
+    assert after.host - before.host == 4 * 10**9
+    assert after.disk == before.disk
 
 
 def test_half_a_billion_and_twelve_experts_serve_four_workers_of_a_card(

@@ -84,12 +84,20 @@ def test_check_says_what_a_study_costs(pico_models: Path, pico_items: Path, tmp_
     assert timed.exit_code == 0, timed.output
     assert "trials an hour" in timed.output
     assert "for 1 worker at 7 an hour each" in timed.output
+    assert "merging ahead during evaluations could save" in timed.output
     assert [each.name for each in tmp_path.iterdir()] == ["study.yaml"]
     told = CliRunner().invoke(app, ["check", str(study), "--cost", "--json"]).stdout
     cost = json.loads(told)["cost"]
     assert cost["trials"] == 40
     assert cost["bill"] == pytest.approx(7.0 * cost["seconds"] / 3600)
     assert cost["trial"]["timed"] == cost["trial"]["items"] > 0
+
+
+def test_merging_ahead_saves_the_shorter_of_merge_and_evaluation_at_most(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"trials": 50})
+    assert cost_of_study(plan, TRIAL).merging_ahead == pytest.approx(0.25)
+    short = replace(TRIAL, merge=3.0, evaluate=1.0 - OVERHEAD)
+    assert cost_of_study(plan, short).merging_ahead == pytest.approx((1 - OVERHEAD) / 4)
 
 
 def test_fewer_items_cost_less() -> None:

@@ -30,6 +30,9 @@ DEFERRED = {
     "scipy.optimize": frozenset({"linear_sum_assignment"}),
 }
 
+#: Modules from which on an import is large.
+MANY = 100
+
 _lock = threading.Lock()
 _inside = 0
 _real_import = builtins.__import__
@@ -64,6 +67,7 @@ class Deferred:
 def fast_imports() -> Iterator[None]:
     """A context for imports of large libraries, and for what imports on demand."""
     collecting = gc.isenabled()
+    modules = len(sys.modules)
     _enter()
     gc.disable()
     try:
@@ -71,8 +75,10 @@ def fast_imports() -> Iterator[None]:
     finally:
         _leave()
         if collecting:
-            # What was made counts as old: the next collection of the young would see all of it.
-            if not gc.get_freeze_count():
+            if len(sys.modules) - modules > MANY and not gc.get_freeze_count():
+                # What was made counts as old: the next collection of the young would see all of
+                # it. Where little was imported, what is young may be garbage, which would wait for
+                # the rare collection of the old: models among it hold gigabytes.
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from mergesearch.merging.extensions.heavy_imports import Deferred, fast_imports
 # `find_spec`, by which transformers asks whether a package is there, imports parents alone.
 LOADED = """
 import sys
+import weakref
 from mergesearch.merging.models.loading import load_model
 load_model(sys.argv[1], "AutoModelForImageClassification")
 unwanted = {"hqq.core.quantize", "scipy.optimize", "sklearn", "datasets", "pandas", "optuna"}
@@ -87,3 +89,15 @@ def test_collection_goes_on_after_the_outermost_of_several_contexts() -> None:
         assert not gc.isenabled()  # as it was
     finally:
         gc.enable()
+
+
+def test_garbage_does_not_grow_old_where_little_is_imported() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gone = weakref.ref(Model())
+    with fast_imports():
+        pass
+    gc.collect(0)  # the young alone
+    assert gone() is None

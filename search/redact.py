@@ -38,7 +38,12 @@ def redacted(value: Any) -> Any:
 def _redact(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    return _HUB_TOKEN.sub(HIDDEN, _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+    # What both patterns must contain is looked for first: every text of every event comes here.
+    if "://" in text:
+        text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    if "hf_" in text:
+        text = _HUB_TOKEN.sub(HIDDEN, text)
+    return text
 
 
 def _redacted(value: Any, secrets: Sequence[str]) -> Any:

@@ -2,7 +2,7 @@
 
 A memo is a folder of safetensors files, each named by what it was made from. Files appear under
 their name only when they are whole, and carry a checksum that is compared when they are read; a
-damaged one is made again.
+damaged one is made again, and so is one for which the disk had no room.
 """
 
 from __future__ import annotations
@@ -88,17 +88,22 @@ def _load(path: Path) -> Tensors | None:
 
 
 def _save(tensors: Tensors, path: Path) -> None:
+    """Keep tensors where that is possible; a full disk costs time later, but no trial."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(3).hex()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), str(part), metadata={"checksum": _checksum(tensors)})
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, SafetensorError):
+        pass  # the tensors are at hand
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _checksum(tensors: Tensors) -> str:

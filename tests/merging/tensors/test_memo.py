@@ -15,6 +15,7 @@ from mergesearch.merging.checkpoints.opening import open_checkpoint
 from mergesearch.merging.operators import get_operator
 from mergesearch.merging.tensors.memo import Memo
 from mergesearch.merging.tensors.source import remembered
+from tests.faults.scenario import fill, small_disk
 
 
 class Counter:
@@ -67,6 +68,23 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         Memo(tmp_path).get(["key"], fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_given_where_the_disk_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as small:
+        if not small:
+            pytest.skip("needs the right to mount a file system")
+        fill(tmp_path / "disk")
+        compute = Counter()
+        memo = Memo(tmp_path / "disk")
+        assert all(same(memo.get(["key"], compute), Counter()()) for _ in range(2))
+        assert compute.calls == 2
+        assert [file.name for file in (tmp_path / "disk").iterdir()] == ["filler"]
+
+
+def test_results_are_given_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert same(Memo(tmp_path / "file" / "memo").get(["key"], Counter()), Counter()())
 
 
 @pytest.fixture

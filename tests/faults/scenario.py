@@ -220,7 +220,8 @@ def tell(folder: Path) -> Story:
 
 def _of_another(name: str) -> bool:
     """Whether a shared-memory file names a living process, which is then not of the cluster."""
-    return any(psutil.pid_exists(int(number)) for number in re.findall(r"\d+", name))
+    numbers = (int(number) for number in re.findall(r"\d+", name))
+    return any(number < 1 << 31 and psutil.pid_exists(number) for number in numbers)
 
 
 def _all_faults(sweep: Sweep, small: bool) -> None:

@@ -38,7 +38,9 @@ DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
 SBATCH = DOCKER / "slurm" / "mergesearch.sbatch"
 FILES = [
-    path for path in sorted(DOCKER.rglob("*")) if path.is_file() and path.parent.name != "secrets"
+    path
+    for path in sorted(DOCKER.rglob("*"))
+    if path.is_file() and path.parent.name not in ("secrets", "__pycache__")
 ]
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 MANIFESTS = sorted(DOCKER.glob("kuberay/*.yaml"))

@@ -28,7 +28,7 @@ _BITS = types.Array(types.uint16, 1, "C")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _float_of(_typing_context: Any, _bits: Any) -> Any:
+def float_of(_typing_context: Any, _bits: Any) -> Any:
     """The fp32 number of these 32 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -38,7 +38,7 @@ def _float_of(_typing_context: Any, _bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _bits_of(_typing_context: Any, _number: Any) -> Any:
+def bits_of(_typing_context: Any, _number: Any) -> Any:
     """The 32 bits of an fp32 number."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -66,13 +66,13 @@ def _copy(out: Any, source: Any) -> None:
 @compiled(types.void(_ROW, _BITS))
 def _widen(out: Any, source: Any) -> None:
     for i in range(out.size):
-        out[i] = _float_of(np.uint32(source[i]) << np.uint32(16))
+        out[i] = float_of(np.uint32(source[i]) << np.uint32(16))
 
 
 @compiled(types.void(_BITS, _ROW))
 def _narrow(out: Any, source: Any) -> None:
     for i in range(out.size):
-        bits = _bits_of(source[i])
+        bits = bits_of(source[i])
         rounded = (
             bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         ) >> np.uint32(16)

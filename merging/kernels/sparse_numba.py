@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba import types
 
 from mergesearch.merging.kernels.numba_kernel import _pointer, compiled
-from mergesearch.merging.kernels.source_numba import _bits_of, _load
+from mergesearch.merging.kernels.source_numba import _load, bits_of
 
 Floats = npt.NDArray[np.float32]
 RULES = ("mean", "sum", "max")
@@ -70,7 +70,7 @@ _KEYS_AT_ONCE = 1024
 @compiled(types.void(_KEYS_HELD, _ROW, _ROW))
 def _magnitude_bits(keys: Any, row: Any, base: Any) -> None:
     for i in range(keys.size):
-        keys[i] = _bits_of(row[i] - base[i]) & np.uint32(0x7FFFFFFF)
+        keys[i] = bits_of(row[i] - base[i]) & np.uint32(0x7FFFFFFF)
 
 
 @compiled(types.void(_KEYS_HELD, _SIDES_HELD))

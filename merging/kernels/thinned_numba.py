@@ -22,7 +22,7 @@ from mergesearch.merging.kernels.chunks.draws import key_words
 from mergesearch.merging.kernels.chunks.narrow import LANES
 from mergesearch.merging.kernels.chunks.patches import PATCHES, note_patches, ones
 from mergesearch.merging.kernels.chunks.philox import COUNTERS
-from mergesearch.merging.kernels.chunks.ranges import _copy_bytes
+from mergesearch.merging.kernels.chunks.ranges import copy_bytes
 from mergesearch.merging.kernels.chunks.stamp import stamped
 from mergesearch.merging.kernels.chunks.terms import (
     ADDRESS,
@@ -45,7 +45,7 @@ from mergesearch.merging.kernels.chunks.terms import (
 from mergesearch.merging.kernels.chunks.thinning import thin_chunk
 from mergesearch.merging.kernels.forms import KEEP_ALL, Patches, Thinning
 from mergesearch.merging.kernels.numba_kernel import compiled
-from mergesearch.merging.kernels.source_numba import _bits_of
+from mergesearch.merging.kernels.source_numba import bits_of
 
 #: Rules by number: no election, then those of :mod:`.sparse_numba`.
 RULES = ("", "mean", "sum", "max")
@@ -107,7 +107,7 @@ def _is_odd(room: Any) -> Any:
     """Whether some change was not finite."""
     odd = 0
     for lane in range(LANES):
-        odd += _bits_of(room[ODD_AT + lane]) >= np.uint32(_INFINITY)
+        odd += bits_of(room[ODD_AT + lane]) >= np.uint32(_INFINITY)
     return odd > 0
 
 
@@ -121,7 +121,7 @@ def _pad_terms(terms: Any, start: int, low: int, high: int, padded: Any, pad: An
         padded[t] = terms[t]
         size = 4 if terms[t, KIND] == 0 else 2
         origin = terms[t, ADDRESS] + (start + low) * size
-        _copy_bytes(at + low * size, origin, (high - low) * size)
+        copy_bytes(at + low * size, origin, (high - low) * size)
         padded[t, ADDRESS] = at
         at += 4 * CHUNK
 
@@ -153,7 +153,7 @@ def _merge_chunks(
     out, kind = target
     count = terms.shape[0] - 1
     votes = np.zeros(VOTES, np.int64)
-    sign = np.int64(_bits_of(majority))
+    sign = np.int64(bits_of(majority))
     for chunk in range(first, last):
         thin_chunk(
             terms.ctypes.data,
@@ -240,7 +240,7 @@ def _merge(
             _merge_chunks(padded, here, part, rule, majority, copy, room, patches, found, sums)
             if out != 0:
                 origin = result.ctypes.data + low * size
-                _copy_bytes(out + start * size, origin, (high - low) * size)
+                copy_bytes(out + start * size, origin, (high - low) * size)
             start = chunk * CHUNK + high
     return not _is_odd(room)
 

@@ -45,7 +45,7 @@ def _any_holds_exponent(bits: Any, ranges: Any, exponent: Any) -> bool:
     return False
 
 
-def all_finite(numbers: torch.Tensor, ranges: Ranges, threads: int = 1) -> bool:
+def finite_in(numbers: torch.Tensor, ranges: Ranges, threads: int = 1) -> bool:
     """Whether all numbers in some ranges of an array in main memory are finite.
 
     Args:

@@ -343,6 +343,6 @@ def _is_finite(shard: Shard, changes: Changes, threads: int) -> bool:
     """Whether what was merged of a shard is surely finite, in one pass over it."""
     if changes.ranges is None:
         return bool(torch.isfinite(shard.merged.sum()))
-    from mergesearch.merging.resident.finite import all_finite
+    from mergesearch.merging.resident.finite import finite_in
 
-    return all_finite(shard.merged, changes.ranges, threads)
+    return finite_in(shard.merged, changes.ranges, threads)

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from mergesearch.merging.kernels.chunks.columns import CHUNK
 from mergesearch.merging.kernels.chunks.terms import LARGEST, SUM, TERMS_AT
 from mergesearch.merging.kernels.numba_kernel import compiled
-from mergesearch.merging.kernels.source_numba import _bits_of, _float_of
+from mergesearch.merging.kernels.source_numba import bits_of, float_of
 
 _AT = types.int64
 _ROOM = types.Array(types.float32, 1, "C")
@@ -73,7 +73,7 @@ def _merged_at(room: Any, count: int, lane: int, rule: int, sign: Any, weights: 
 @compiled(types.uint32(types.float32, _AT))
 def _stored_bits(number: Any, kind: int) -> Any:
     """The bits that a number is stored as."""
-    bits = _bits_of(number)
+    bits = bits_of(number)
     if kind == 0:
         return bits
     if number != number:
@@ -86,7 +86,7 @@ def _stored_bits(number: Any, kind: int) -> Any:
 def _add_squares(room: Any, lane: int, merged: float, by: float, kind: int, sums: Any) -> None:
     """Add the squares of a position's rounding and change, times ``by``."""
     if kind != 0:
-        stored = _float_of(np.uint32(_stored_bits(merged, kind) << np.uint32(16)))
+        stored = float_of(np.uint32(_stored_bits(merged, kind) << np.uint32(16)))
         sums[2] += by * np.float64(stored - merged) ** 2
         sums[3] += by * np.float64(merged - room[lane]) ** 2
 

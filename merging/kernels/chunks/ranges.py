@@ -41,7 +41,8 @@ _ROOM = types.Tuple([_TERMS, _LIST, _BYTES1, types.Array(types.float32, 1, "C")]
 
 
 @compiled(types.void(_AT, _AT, _AT))
-def _copy_bytes(to: int, source: int, count: int) -> None:
+def copy_bytes(to: int, source: int, count: int) -> None:
+    """Copy ``count`` bytes from one address to another."""
     target = numba.carray(_byte_pointer(to), count)
     origin = numba.carray(_byte_pointer(source), count)
     for i in range(count):
@@ -52,13 +53,13 @@ def _copy_bytes(to: int, source: int, count: int) -> None:
 def _spread_part(term: Any, chunk: int, low: int, high: int, size: int, to: int) -> None:
     """Put packed numbers of elements ``low:high`` of a chunk where those of all elements are."""
     start = np.zeros(1, np.int32)
-    _copy_bytes(start.ctypes.data, term[4] + 4 * chunk, 4)
+    copy_bytes(start.ctypes.data, term[4] + 4 * chunk, 4)
     source = term[1] + start[0] * size
     bits = numba.carray(_byte_pointer(term[2] + chunk * (CHUNK // 8)), CHUNK // 8)
     for i in range(high):
         if bits[i // 8] >> (i % 8) & 1:
             if i >= low:
-                _copy_bytes(to + i * size, source, size)
+                copy_bytes(to + i * size, source, size)
             source += size
 
 
@@ -95,21 +96,21 @@ def pad_terms(
         if packed:
             _spread_part(terms[t], chunk, low, high, size, at)
         elif terms[t, 0] >= 0:
-            _copy_bytes(at + low * size, terms[t, 1] + offset + low * size, (high - low) * size)
+            copy_bytes(at + low * size, terms[t, 1] + offset + low * size, (high - low) * size)
         padded[t] = terms[t]
         padded[t, 0] -= PACKED if packed else 0
         padded[t, 1] = at - offset
         at += _PAD
         if terms[t, 2] != 0 and terms[t, 0] >= 0:
             offset = chunk * _MASK_PAD
-            _copy_bytes(at + first_byte, terms[t, 2] + offset + first_byte, last_byte - first_byte)
+            copy_bytes(at + first_byte, terms[t, 2] + offset + first_byte, last_byte - first_byte)
             padded[t, 2] = at - offset
         at += _MASK_PAD
     for k in range(masks.size):
         padded_masks[k] = 0
         if masks[k] != 0:
             offset = chunk * _MASK_PAD
-            _copy_bytes(at + first_byte, masks[k] + offset + first_byte, last_byte - first_byte)
+            copy_bytes(at + first_byte, masks[k] + offset + first_byte, last_byte - first_byte)
             padded_masks[k] = at - offset
         at += _MASK_PAD
 
@@ -170,7 +171,7 @@ def sum_range(
         pad_terms(terms, count, masks, chunk, at, end, padded, few, pad)
         there = result.ctypes.data - chunk * CHUNK * size
         sum_chunks(padded, scalars, count, few, chunk, chunk + 1, there, kind, rule, scratch)
-        _copy_bytes(out + low * size, result.ctypes.data + at * size, (end - at) * size)
+        copy_bytes(out + low * size, result.ctypes.data + at * size, (end - at) * size)
         low = chunk * CHUNK + end
 
 

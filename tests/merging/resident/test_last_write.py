@@ -19,7 +19,7 @@ from mergesearch.merging.models.layer_bits import Bits
 from mergesearch.merging.models.loading import load_model
 from mergesearch.merging.resident import last_write, merged_model
 from mergesearch.merging.resident.arena import Arenas, open_arenas
-from mergesearch.merging.resident.finite import all_finite
+from mergesearch.merging.resident.finite import finite_in
 from mergesearch.merging.resident.merged_model import MergedModel
 from mergesearch.merging.resident.ranges import covered, differing, joined, touched
 from tests.merging.resident.test_encodings import CASES, IDS, SHAPES, family, recipe_of
@@ -475,12 +475,12 @@ class TestRanges:
         numbers[1::2] *= -1
         inside = np.array([[0, 700], [770, 778], [900, len(numbers)]])
         around = np.array([[0, 777], [778, len(numbers)]])
-        assert all_finite(numbers, inside, threads)
+        assert finite_in(numbers, inside, threads)
         for odd in (np.inf, -np.inf, np.nan):
             numbers[777] = odd
-            assert not all_finite(numbers, inside, threads)
-            assert all_finite(numbers, around, threads)
-        assert all_finite(numbers, np.empty((0, 2), np.int64), threads)
+            assert not finite_in(numbers, inside, threads)
+            assert finite_in(numbers, around, threads)
+        assert finite_in(numbers, np.empty((0, 2), np.int64), threads)
 
 
 def marked(ranges: Any, size: int) -> Any:
